@@ -1,0 +1,141 @@
+"""Models by name: the papers' size tables, aliases, and `build`."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax.models import vit
+
+# width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
+# g and G of Scaling ViT (2106.04560), So400m (2305.13035); M lies between S and B.
+SIZES = {
+  'Ti': (192, 12, 768, 3),
+  'S': (384, 12, 1536, 6),
+  'M': (512, 12, 2048, 8),
+  'B': (768, 12, 3072, 12),
+  'L': (1024, 24, 4096, 16),
+  'So400m': (1152, 27, 4304, 16),
+  'H': (1280, 32, 5120, 16),
+  'g': (1408, 40, 6144, 16),
+  'G': (1664, 48, 8192, 16),
+}
+PATCHES = (8, 14, 16, 32)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+  f'ViT-{size}/{patch}': dict(
+    patch=(patch, patch), width=width, depth=depth, mlp_dim=mlp_dim, heads=heads
+  )
+  for size, (width, depth, mlp_dim, heads) in SIZES.items()
+  for patch in PATCHES
+}
+
+TIMM_SIZES = {
+  'tiny': 'Ti',
+  'small': 'S',
+  'medium': 'M',
+  'base': 'B',
+  'large': 'L',
+  'so400m': 'So400m',
+  'huge': 'H',
+  'giant': 'g',
+  'gigantic': 'G',
+}
+
+
+def build(name: str, *, num_classes: int = 1000, **fields: Any) -> vit.ViT:
+  """The model of that name, a flax module, with any of its fields replaced by keyword.
+
+  `model.init(key, images)` gives its parameters, `model.apply({'params': params}, images)` the
+  logits and intermediates.
+
+  Args:
+    name: one of `vit_jax.models.VARIANTS` ('ViT-B/16'), in Google's spelling ('ViT-B_16', 'B_16',
+      'b16') or timm's ('vit_base_patch16_224').
+    num_classes: outputs of the head; 0 for none.
+    **fields: of `vit_jax.models.vit.ViT`; None leaves the variant's value, and one number for
+      `patch` means a square.
+
+  Raises:
+    ValueError: for an unknown name or field, or a value that the field does not take.
+  """
+  chosen: dict[str, Any] = dict(VARIANTS[canonical(name)], num_classes=num_classes)
+  known = field_names(vit.ViT)
+  for field, value in fields.items():
+    if field not in known:
+      raise ValueError(f'unknown field {field!r} of {name}{nearest(field, known)}')
+    if value is not None:
+      chosen[field] = value
+  model = vit.ViT(**{field: as_field(field, value) for field, value in chosen.items()})
+  check(model)
+  return model
+
+
+def canonical(name: str) -> str:
+  """The name in VARIANTS that a Google or timm spelling stands for."""
+  if name in VARIANTS:
+    return name
+  google = re.fullmatch(r'(?:vit[-_])?([a-z]+?(?:400m)?)[-_/]?(\d+)', name, re.IGNORECASE)
+  timm = re.fullmatch(r'vit_([a-z0-9]+)_patch(\d+)(?:_\d+)?(?:\.\w+)?', name)
+  size, patch = '', ''
+  if timm:
+    size, patch = TIMM_SIZES.get(timm[1], ''), timm[2]
+  elif google:
+    size, patch = google_size(google[1]), google[2]
+  if f'ViT-{size}/{patch}' in VARIANTS:
+    return f'ViT-{size}/{patch}'
+  raise ValueError(f'unknown model {name!r}{nearest(name, list(VARIANTS))}')
+
+
+def google_size(text: str) -> str:
+  """'b' or 'B' -> 'B'; 'g' and 'G' are different sizes and keep their case."""
+  return text if text in SIZES else {size.lower(): size for size in SIZES}.get(text.lower(), '')
+
+
+def nearest(name: str, known: list[str]) -> str:
+  """'; did you mean ...?' with the closest known names, or all of them where none is close."""
+  folded = {candidate.lower(): candidate for candidate in known}
+  close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
+  if close:
+    return f'; did you mean {" or ".join(folded[match] for match in close)}?'
+  return f'; known: {", ".join(known)}'
+
+
+def field_names(module: type[nn.Module]) -> list[str]:
+  return [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]
+
+
+def as_field(field: str, value: Any) -> Any:
+  """A field's value in the form that the module takes: pairs as tuples."""
+  if field != 'patch':
+    return value
+  return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def check(model: vit.ViT) -> None:
+  """Raises one ValueError that names every field with a value it cannot have."""
+  choices = dict(
+    pool=vit.POOLS, positions=vit.POSITIONS, activation=tuple(vit.ACTIVATIONS), remat=tuple(vit.REMAT)
+  )
+  choices['dtype'] = ('float32', 'bfloat16', 'float16')
+  wrong = [
+    f'{field} is {getattr(model, field)!r}, known: {", ".join(known)}'
+    for field, known in choices.items()
+    if getattr(model, field) not in known
+  ]
+  if model.width % model.heads:
+    wrong.append(f'width {model.width} does not divide into {model.heads} heads')
+  if model.positions == 'sincos2d' and model.width % 4:
+    wrong.append(f'sincos2d positions need a width that 4 divides, got {model.width}')
+  for field in ('dropout', 'attention_dropout', 'drop_path'):
+    if not 0 <= getattr(model, field) < 1:
+      wrong.append(f'{field} is {getattr(model, field)}, must lie in [0, 1)')
+  if wrong:
+    raise ValueError('; '.join(wrong))
+
+
+def fields(model: vit.ViT) -> dict[str, Any]:
+  """Every field of a model, as `build` and JSON take them: what a bundle stores."""
+  return {field: getattr(model, field) for field in field_names(type(model))}
