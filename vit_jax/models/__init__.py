@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from vit_jax.models import vit
 
@@ -136,6 +138,23 @@ def check(model: vit.ViT) -> None:
     raise ValueError('; '.join(wrong))
 
 
+def check_size(model: vit.ViT, image_size: tuple[int, int]) -> None:
+  """Raises ValueError if (height, width) does not divide into the model's patches."""
+  if any(side < 1 or side % patch for side, patch in zip(image_size, model.patch)):
+    raise ValueError(
+      f'image_size {image_size[0]}x{image_size[1]} does not divide into patches of '
+      f'{model.patch[0]}x{model.patch[1]} pixels'
+    )
+
+
 def fields(model: vit.ViT) -> dict[str, Any]:
   """Every field of a model, as `build` and JSON take them: what a bundle stores."""
   return {field: getattr(model, field) for field in field_names(type(model))}
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+  """`function(name, leaf)` for every leaf of a tree; names are joined by '/'."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator='/'), leaf),
+    tree,
+  )

@@ -1,0 +1,103 @@
+"""Every field once, with what it means. A recipe starts from this and changes a few lines.
+
+Not a recipe to run as it is: ViT-S/16 on ImageNet for 90 epochs, not yet run.
+
+A duration is a number of steps (1000 or '1000 steps'), of epochs ('2.5 epochs') or a share of the run
+('5%'). A field that is None takes the model variant's own value.
+"""
+
+from ml_collections.config_dict import ConfigDict, placeholder
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict(type_safe=False)  # vit_jax.config checks types, and says what it wanted
+
+  config.seed = 0  # of initialisation, order, augmentation and dropout
+  config.duration = '90 epochs'
+  config.batch_size = 1024  # images per update, over all devices
+  config.accumulate = 1  # micro-batches that an update's gradient is taken in
+  config.ema = 0.0  # decay per step of averaged parameters, which then are the model; 0: none
+  config.image_size = (224, 224)  # (height, width) in pixels, or one number
+
+  config.model = ConfigDict(type_safe=False)
+  config.model.name = 'ViT-S/16'  # `vit models` lists them
+  config.model.patch = placeholder(tuple)  # (height, width) in pixels, or one number
+  config.model.width = placeholder(int)
+  config.model.depth = placeholder(int)  # layers
+  config.model.heads = placeholder(int)
+  config.model.mlp_dim = placeholder(int)
+  config.model.pool = placeholder(str)  # 'token', 'gap', 'map' or 'none'
+  config.model.positions = placeholder(str)  # 'learned', 'sincos2d' or 'none'
+  config.model.cls_position = placeholder(bool)  # the class token has a learned position
+  config.model.representation = placeholder(int)  # width of a tanh layer before the head
+  config.model.registers = placeholder(int)  # extra tokens that no output reads
+  config.model.layer_scale = placeholder(float)  # initial scale of each branch's output
+  config.model.drop_path = placeholder(float)  # rate in the last layer, rising from 0 in the first
+  config.model.dropout = placeholder(float)  # everywhere but after the q, k, v projections
+  config.model.attention_dropout = placeholder(float)  # on the attention weights
+  config.model.qk_norm = placeholder(bool)  # LayerNorm of queries and keys
+  config.model.swiglu = placeholder(bool)  # gated MLP
+  config.model.pre_norm = placeholder(bool)  # LayerNorm before the first block
+  config.model.activation = placeholder(str)  # 'gelu_tanh', 'gelu_erf' or 'quick_gelu'
+  config.model.norm_eps = placeholder(float)
+  config.model.head_bias = placeholder(float)  # initial; -10 with the sigmoid loss
+  config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
+  config.model.unroll = placeholder(int)  # layers per loop iteration; None: all, up to 24
+  config.model.remat = placeholder(str)  # recompute in the backward pass: 'none', 'dots', 'full'
+
+  config.data = ConfigDict(type_safe=False)
+  config.data.source = 'imagenet2012'
+  config.data.train = 'train'  # splits of the source
+  config.data.validation = 'validation'  # evaluated during training; '': none
+  config.data.test = ''  # evaluated once, with the final model; '': none
+  config.data.augment = 'inception_crop | flip'  # training transforms, see data/transforms.py
+  config.data.preprocess = 'resize_small(256) | central_crop'  # evaluation, prediction
+  config.data.mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]; with std 0.5 the model sees [-1, 1]
+  config.data.std = (0.5, 0.5, 0.5)
+
+  config.objective = ConfigDict(type_safe=False)
+  config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes
+  config.objective.smoothing = 0.0  # label smoothing
+
+  config.optimizer = ConfigDict(type_safe=False)
+  config.optimizer.name = 'adamw'  # 'sgd', 'adam', 'adafactor', 'lion', 'lamb', 'muon'
+  config.optimizer.weight_decay = 0.1  # decoupled, times the learning rate; kernels only
+  config.optimizer.clip = 1.0  # largest global norm of the gradient; 0: no limit
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.momentum = 0.9  # of sgd, adafactor and muon
+  config.optimizer.nesterov = False
+  config.optimizer.momentum_dtype = 'float32'  # of the stored first moment; 'bfloat16' halves it
+
+  config.schedule = ConfigDict(type_safe=False)
+  config.schedule.name = 'cosine'  # 'linear', 'constant', 'rsqrt', 'step'
+  config.schedule.learning_rate = 1e-3  # the highest, after warm-up
+  config.schedule.warmup = '10000 steps'  # linear, from 0
+  config.schedule.cooldown = '0 steps'  # linear, to 0
+  config.schedule.end = 0.0  # where cosine and linear end
+  config.schedule.timescale = '10000 steps'  # of rsqrt
+  config.schedule.boundaries = ()  # durations at which 'step' multiplies the rate ...
+  config.schedule.factor = 0.1  # ... by this
+
+  config.evaluation = ConfigDict(type_safe=False)
+  config.evaluation.every = '1 epoch'
+  config.evaluation.metric = 'accuracy'  # on validation; what "best" means: or 'loss', 'ema_accuracy'
+  config.evaluation.patience = '0 steps'  # stop when not better for so long, and take the best; 0: off
+
+  config.checkpoint = ConfigDict(type_safe=False)
+  config.checkpoint.every = '1 epoch'  # and at each evaluation, at the end and when interrupted
+  config.checkpoint.keep_latest = 1
+  config.checkpoint.keep_best = 1
+
+  # How a run is carried out, not what it computes: may differ when it is resumed.
+  config.system = ConfigDict(type_safe=False)
+  config.system.data = -1  # devices that split the batch; -1: all that the others leave
+  config.system.fsdp = 1  # devices that split batch, parameters and optimiser state
+  config.system.tensor = 1  # devices that split heads, MLP channels and classes
+  config.system.threads = 2  # that read and transform images, per worker
+  config.system.workers = 0  # processes that do so beside the main one, per host
+  config.system.prefetch = 2  # batches on their way to the device
+  config.system.log_every = '50 steps'
+
+  return config

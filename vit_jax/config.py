@@ -1,0 +1,191 @@
+"""Configs: found by path or name, overridden by `--config.FIELD=VALUE`, checked field by field."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import traceback
+from typing import Any
+
+from ml_collections.config_dict import ConfigDict, FrozenConfigDict
+
+from vit_jax import optim
+
+SHIPPED = pathlib.Path(__file__).parent / 'configs'
+INF = float('inf')
+RANGES = {
+  'batch_size': (1, INF),
+  'accumulate': (1, INF),
+  'ema': (0, 1),
+  'objective.smoothing': (0, 1),
+  'optimizer.clip': (0, INF),
+  'checkpoint.keep_latest': (1, INF),
+  'checkpoint.keep_best': (1, INF),
+  'system.threads': (1, INF),
+  'system.workers': (0, INF),
+  'system.prefetch': (0, INF),
+}
+
+
+def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> FrozenConfigDict:
+  """The checked config that a command line asks for.
+
+  Args:
+    spec: 'PATH.py', 'PATH.py:ARG', or the name of a shipped config, 'digits' or 'digits:ARG'; ARG
+      is handed to its `get_config`.
+    overrides: 'FIELD=VALUE' each, 'model.width=192'; values are Python literals or plain text.
+
+  Raises:
+    ValueError: one line with everything that is wrong.
+    FileNotFoundError: if there is no such config.
+  """
+  config = ConfigDict(evaluated(*find(spec)).to_dict(), type_safe=False)
+  for override in overrides:
+    assign(config, override)
+  return checked(config)
+
+
+def find(spec: str) -> tuple[pathlib.Path, str]:
+  """The file that a spec names, and its argument: a path first, then a shipped config."""
+  name, _, argument = spec.partition(':')
+  path = pathlib.Path(name)
+  if path.is_file():
+    return path, argument
+  shipped = SHIPPED / (name.removesuffix('.py').removeprefix('configs/') + '.py')
+  if shipped.is_file():
+    return shipped, argument
+  known = sorted(file.stem for file in SHIPPED.glob('[!_]*.py'))
+  raise FileNotFoundError(f'no config {name!r}; shipped: {", ".join(known)}')
+
+
+def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
+  """What the file's `get_config` returns; a mistake in it is an error with its line."""
+  spec = importlib.util.spec_from_file_location('config', path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    takes_argument = bool(inspect.signature(module.get_config).parameters)
+    if argument and not takes_argument:
+      raise ValueError(f'takes no argument, got {argument!r}')
+    config = module.get_config(argument) if takes_argument else module.get_config()
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    where = f'{path}:{lines[-1]}' if lines else str(path)
+    text = ' '.join(str(error).split())
+    raise ValueError(f'{where}: {type(error).__name__}: {text}') from error
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
+  return config
+
+
+def assign(config: ConfigDict, override: str) -> None:
+  """Carries out one 'FIELD=VALUE'."""
+  field, separator, text = override.partition('=')
+  if not separator:
+    raise ValueError(f'{override!r} is not FIELD=VALUE')
+  if field not in (fields := flat(default())):
+    raise ValueError(unknown(field, list(fields)))
+  put(config, field, literal(text))
+
+
+def literal(text: str) -> Any:
+  """'3' -> 3, '1e-3' -> 0.001, '(8, 8)' or '8,8' -> (8, 8), 'true' -> True, other text as it is."""
+  if text.lower() in ('true', 'false', 'none'):
+    return ast.literal_eval(text.capitalize())
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def checked(config: ConfigDict) -> FrozenConfigDict:
+  """The config with its values in their fields' types, immutable.
+
+  Raises:
+    ValueError: one line that names every unknown, missing or mistyped field.
+  """
+  schema, given = flat(default()), flat(config)
+  wrong = [unknown(field, list(schema)) for field in given if field not in schema]
+  wrong += [f'field {field!r} is missing' for field in schema if field not in given]
+  clean = ConfigDict(type_safe=False)
+  for field, (standard, kind) in schema.items():
+    if field in given:
+      try:
+        put(clean, field, coerced(given[field][0], standard, kind))
+      except ValueError as error:
+        wrong.append(f'{field} {error}')
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  for field, (low, high) in RANGES.items():
+    value = flat(clean)[field][0]
+    if not low <= value < high:
+      wrong.append(f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF))
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  return FrozenConfigDict(clean)
+
+
+def default() -> ConfigDict:
+  return evaluated(SHIPPED / 'default.py', '')
+
+
+def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
+  """{'model.width': (value, type)} of every field."""
+  fields: dict[str, tuple[Any, type]] = {}
+  for name in config.keys():
+    value = config[name]
+    if isinstance(value, ConfigDict):
+      fields |= flat(value, f'{prefix}{name}.')
+    else:
+      fields[prefix + name] = (value, config.get_type(name))
+  return fields
+
+
+def coerced(value: Any, standard: Any, kind: type) -> Any:
+  """A value in the type of its field, which the default config shows by example.
+
+  Raises:
+    ValueError: with the value that came and what was wanted.
+  """
+  is_int = isinstance(value, int) and not isinstance(value, bool)
+  if value is None and standard is None:
+    return None
+  if kind is str and is_duration(standard):
+    optim.steps(value, epoch=1, total=1)  # raises where it is none
+    return value
+  if kind is tuple and is_int and (standard is None or len(standard) == 2):
+    return (value, value)  # one number for a pair of sides
+  if kind is tuple and isinstance(value, (list, tuple)):
+    if not standard or len(value) == len(standard):
+      return tuple(value)
+  elif kind is float and is_int:
+    return float(value)
+  elif type(value) is kind:
+    return value
+  wanted = kind.__name__ + (f' of {len(standard)}' if kind is tuple and standard else '')
+  raise ValueError(f'is {value!r}, not {wanted}{" or None" * (standard is None)}')
+
+
+def is_duration(value: Any) -> bool:
+  return isinstance(value, str) and optim.DURATION.fullmatch(value) is not None
+
+
+def put(config: ConfigDict, field: str, value: Any) -> None:
+  *parents, leaf = field.split('.')
+  for parent in parents:
+    if parent not in config:
+      config[parent] = ConfigDict(type_safe=False)
+    config = config[parent]
+  config[leaf] = value
+
+
+def unknown(field: str, known: list[str]) -> str:
+  """'unknown field ...' with the nearest known one, by its whole name or the last part of it."""
+  if any(name.startswith(field + '.') for name in known):
+    return f'{field!r} is a section: set its fields, {field}.NAME'
+  spelt = {name.rpartition('.')[2]: name for name in known} | {name: name for name in known}
+  close = difflib.get_close_matches(field, list(spelt), n=1, cutoff=0.0)
+  return f'unknown field {field!r}' + (f'; did you mean {spelt[close[0]]!r}?' if close else '')

@@ -1,0 +1,75 @@
+"""Where images come from: a source is a sequence of {'image': uint8 (H, W, 3), 'label': int}."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vit_jax import models
+
+Record = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One split of a data set, read by index.
+
+  Fields:
+    records: any sequence of records.
+    classes: the name of each label.
+  """
+
+  records: Sequence[Record]
+  classes: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> Record:
+    return self.records[index]
+
+
+def open_source(name: str, split: str) -> Source:
+  """The split of the data set of that name.
+
+  Args:
+    name: 'digits', the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships.
+    split: of that data set; digits has 'train' (70 %), 'validation' (10 %) and 'test' (20 %).
+
+  Raises:
+    ValueError: for an unknown data set or split.
+  """
+  if name not in DATASETS:
+    raise ValueError(f'unknown dataset {name!r}{models.nearest(name, list(DATASETS))}')
+  return DATASETS[name](split)
+
+
+def open_digits(split: str) -> Source:
+  """Alpaydin & Kaynak's digits (UCI, 1998), split once and for all by a fixed seed.
+
+  The order does not depend on a run's seed, so that test images stay test images.
+  """
+  images, labels = digits()
+  shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
+  test, validation = len(labels) // 5, len(labels) // 10
+  ends = {'test': (0, test), 'validation': (test, test + validation)}
+  ends['train'] = (test + validation, len(labels))
+  if split not in ends:
+    raise ValueError(f'digits has no split {split!r}{models.nearest(split, list(ends))}')
+  chosen = shuffled[slice(*ends[split])]
+  records = [{'image': images[i], 'label': labels[i]} for i in chosen]
+  return Source(records, tuple('0123456789'))
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+  """(1797, 8, 8, 3) uint8 and (1797,) int32; the 17 grey levels are spread over 0..255."""
+  from sklearn import datasets
+
+  data = datasets.load_digits()
+  grey = np.round(data.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+  return np.repeat(grey[..., None], 3, axis=-1), data.target.astype(np.int32)
+
+
+DATASETS: dict[str, Callable[[str], Source]] = {'digits': open_digits}

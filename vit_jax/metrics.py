@@ -1,0 +1,250 @@
+"""What a run tells: JSON lines, TensorBoard, a progress bar, rates, and a summary of the model."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+# bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
+PEAK_FLOPS = {
+  'H100': 989e12,
+  'H200': 989e12,
+  'A100': 312e12,
+  'TPU v3': 123e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5p': 459e12,
+}
+
+
+def peak_flops() -> float | None:
+  """bfloat16 FLOP/s of one of this machine's devices; None where it is not in the table."""
+  kind = jax.devices()[0].device_kind
+  return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+
+
+class Log:
+  """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
+
+  A resumed run goes on from its checkpoint: what was written after that step is taken out first.
+
+  Args:
+    folder: the run's.
+    start: the step that the run goes on from.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], *, start: int = 0):
+    from tensorboardX import SummaryWriter
+
+    self.path = pathlib.Path(folder) / 'metrics.jsonl'
+    kept = [line for line in read_lines(self.path) if json.loads(line)['step'] <= start]
+    partial = self.path.with_suffix('.partial')
+    partial.write_text(''.join(line + '\n' for line in kept))
+    os.replace(partial, self.path)
+    self.events = SummaryWriter(str(folder), purge_step=start + 1)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Adds {'train/loss': ...} at a step."""
+    with self.path.open('a') as lines:
+      lines.write(json.dumps({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
+    for name, value in values.items():
+      self.events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self.events.close()
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """The whole lines of a JSON-lines file; a last one that was cut off is left out."""
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines() if line.endswith('}')]
+
+
+def plain(value: Any) -> float | None:
+  """A number as JSON can hold it, to seven digits; what is not finite becomes null."""
+  number = float(value)
+  return float(f'{number:.7g}') if math.isfinite(number) else None
+
+
+class Meter:
+  """Sums what steps measured since the last reading, and how the time went."""
+
+  def __init__(self) -> None:
+    self.clear()
+
+  def clear(self) -> None:
+    self.sums: dict[str, float] = {}
+    self.latest: dict[str, float] = {}
+    self.waited, self.began = 0.0, time.perf_counter()
+
+  def waiting(self, fetch: Callable[[], Any]) -> Any:
+    """`fetch()`, its time counted as waiting for data."""
+    began = time.perf_counter()
+    result = fetch()
+    self.waited += time.perf_counter() - began
+    return result
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """The time inside counts towards no rate."""
+    began = time.perf_counter()
+    yield
+    self.began += time.perf_counter() - began
+
+  def add(self, sums: dict[str, float], latest: dict[str, float]) -> None:
+    """One step's sums ('loss', 'correct', 'count') and values of which the last one counts."""
+    for name, value in sums.items():
+      self.sums[name] = self.sums.get(name, 0.0) + float(value)
+    self.latest = latest
+
+  def read(self) -> dict[str, float]:
+    """Means per image, rates and last values since the last reading."""
+    seconds = max(time.perf_counter() - self.began, 1e-9)
+    values = means(self.sums) | {
+      'images_per_second': self.sums.get('count', 0.0) / seconds,
+      'data_wait': self.waited / seconds,
+    }
+    values |= {name: float(value) for name, value in self.latest.items()}
+    self.clear()
+    return values
+
+
+def means(sums: dict[str, Any]) -> dict[str, float]:
+  """{'loss', 'correct', 'count'} sums to 'loss' and 'accuracy' over exactly `count` images."""
+  count = max(float(sums.get('count', 0)), 1.0)
+  return {'loss': float(sums.get('loss', 0)) / count, 'accuracy': float(sums.get('correct', 0)) / count}
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+  return {f'{prefix}/{name}': value for name, value in values.items()}
+
+
+class Display:
+  """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first.
+
+  Args:
+    total: steps of the run.
+    start: steps already taken.
+  """
+
+  def __init__(self, total: int, *, start: int = 0, console: Console | None = None):
+    self.console = console or Console(quiet=jax.process_index() > 0)
+    self.total = total
+    self.bar = Progress(
+      SpinnerColumn(),
+      TextColumn('{task.description}'),
+      BarColumn(bar_width=20),
+      MofNCompleteColumn(),
+      TextColumn('{task.fields[shown]}'),
+      TimeRemainingColumn(compact=True),
+      console=self.console,
+      disable=not self.console.is_terminal,
+    )
+    self.task = self.bar.add_task('', total=total, completed=start, shown='')
+
+  def __enter__(self) -> 'Display':
+    self.bar.start()
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.bar.stop()
+
+  def say(self, line: str) -> None:
+    """A line that stays, above the bar."""
+    self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+  def compiled(self, what: str, function: Any, *args: Any) -> Callable[..., Any]:
+    """A jitted function compiled for such arguments; shows that, then says how long it took."""
+    before = self.bar.tasks[self.task].description
+    self.bar.update(self.task, description=f'compiling the {what}')
+    if not self.console.is_terminal:
+      self.say(f'compiling the {what} ...')
+    began = time.perf_counter()
+    result = function.lower(*args).compile()
+    self.bar.update(self.task, description=before)
+    self.say(f'compiled the {what} in {time.perf_counter() - began:.1f} s')
+    return result
+
+  def compiled_once(self, what: str, function: Any) -> Callable[..., Any]:
+    """The same at its first call."""
+    ready: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+      if not ready:
+        ready.append(self.compiled(what, function, *args))
+      return ready[0](*args)
+
+    return call
+
+  def step(self, step: int) -> None:
+    self.bar.update(self.task, completed=step)
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    """The latest numbers: beside the bar, or on a line of their own with the time left."""
+    shown = (
+      f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.1%}  '
+      f'{values["images_per_second"]:,.0f} images/s  data wait {values["data_wait"]:.1%}'
+    )
+    if 'mfu' in values:
+      shown += f'  MFU {values["mfu"]:.1%}'
+    self.bar.update(self.task, completed=step, shown=shown, description='training')
+    if not self.console.is_terminal:
+      left = self.bar.tasks[self.task].time_remaining
+      eta = f'  ETA {left:.0f} s' if left is not None else ''
+      self.say(f'step {step}/{self.total}  {shown}{eta}')
+
+
+def print_summary(
+  console: Console, model: Any, params: Any, image_shape: tuple[int, int, int], batch_size: int
+) -> None:
+  """A table of the parameters by part, and the FLOPs of a step.
+
+  Args:
+    console: to print to.
+    model: with `flops(height, width, channels)`.
+    params: the tree, of arrays or shapes.
+    image_shape: (height, width, channels).
+    batch_size: images per update.
+  """
+  table = Table(box=None, pad_edge=False, header_style='bold')
+  table.add_column('part')
+  table.add_column('arrays', justify='right')
+  table.add_column('parameters', justify='right')
+  parts = dict(params)
+  parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
+  for name, part in parts.items():
+    table.add_row(name, str(len(jax.tree.leaves(part))), f'{parameters(part):,}')
+  table.add_row('total', str(len(jax.tree.leaves(params))), f'{parameters(params):,}', style='bold')
+  console.print(table)
+  forward = model.flops(*image_shape)
+  console.print(
+    f'FLOPs: {si(forward)} an image forward, {si(3 * forward * batch_size)} an update of '
+    f'{batch_size} images',
+    highlight=False,
+  )
+
+
+def parameters(tree: Any) -> int:
+  """How many numbers a tree of arrays or shapes holds."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def si(number: float) -> str:
+  """1234567890 -> '1.23 G'."""
+  for prefix in ('', 'k', 'M', 'G', 'T', 'P'):
+    if number < 1000:
+      break
+    number /= 1000
+  return f'{number:.3g} {prefix}'.rstrip()

@@ -1,0 +1,221 @@
+"""Durations, learning-rate schedules and optimisers, each made from plain arguments.
+
+An optimiser reads as its recipe: clip, then the method's own scaling, then decoupled weight decay
+on the kernels, then the learning rate.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import models
+
+Schedule = Callable[[Any], jax.Array]
+
+UNITS = r'steps?|epochs?|%'
+DURATION = re.compile(rf'([0-9][0-9_]*\.?[0-9]*)\s*({UNITS})?')
+
+
+def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:
+  """A duration in steps, rounded to the nearest.
+
+  Args:
+    duration: 500, '500 steps', '2.5 epochs' or '5%' (of the whole run).
+    epoch: steps in an epoch, a fraction too.
+    total: steps of the whole run; None where a percentage makes no sense.
+
+  Raises:
+    ValueError: if it is none of these.
+  """
+  match = DURATION.fullmatch(str(duration).strip())
+  if match is None or (match[2] == '%' and total is None):
+    units = "'100 steps', '2 epochs'" + ('' if total is None else " or '5%'")
+    raise ValueError(f'{duration!r} is not a duration such as {units}')
+  count, unit = float(match[1]), (match[2] or 'steps').rstrip('s')
+  if unit == '%':
+    assert total is not None
+    return round(count / 100 * total)
+  return round(count * epoch) if unit == 'epoch' else round(count)
+
+
+def make_schedule(
+  name: str,
+  *,
+  learning_rate: float,
+  total: int,
+  warmup: int = 0,
+  cooldown: int = 0,
+  end: float = 0.0,
+  timescale: int = 10_000,
+  boundaries: tuple[int, ...] = (),
+  factor: float = 0.1,
+) -> Schedule:
+  """The learning rate of the update from step s to s + 1, for s = 0 .. total - 1.
+
+  A linear warm-up multiplies the schedule by s / warmup, so that the first update has rate 0; a
+  linear cool-down multiplies it by (total - s) / cooldown.
+
+  Args:
+    name: 'constant'; 'cosine' and 'linear' fall from `learning_rate` after warm-up to `end` at `total`;
+      'rsqrt' is learning_rate * sqrt(timescale / (s - warmup + timescale)) after warm-up (Zhai et al.,
+      arXiv 2106.04560); 'step' is multiplied by `factor` at each of `boundaries`.
+    learning_rate: the highest.
+    total, warmup, cooldown, timescale, boundaries: in steps.
+    end: the rate that cosine and linear end at.
+    factor: of 'step'.
+
+  Raises:
+    ValueError: for an unknown name, or a warm-up and cool-down longer than the run.
+  """
+  if warmup + cooldown > total:
+    raise ValueError(
+      f'warm-up of {warmup} and cool-down of {cooldown} steps exceed the run of {total}'
+    )
+
+  def progress(step: jax.Array) -> jax.Array:
+    return jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+
+  shapes: dict[str, Schedule] = {
+    'constant': lambda s: jnp.asarray(learning_rate),
+    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress(s))),
+    'linear': lambda s: end + (learning_rate - end) * (1 - progress(s)),
+    'rsqrt': lambda s: learning_rate * jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale)),
+    'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
+  }
+  if name not in shapes:
+    raise ValueError(f'unknown schedule {name!r}; known: {", ".join(shapes)}')
+
+  def schedule(step: Any) -> jax.Array:
+    s = jnp.asarray(step, jnp.float32)
+    rate = shapes[name](s)
+    if warmup:
+      rate = rate * jnp.minimum(1.0, s / warmup)
+    if cooldown:
+      rate = rate * jnp.minimum(1.0, (total - s) / cooldown)
+    return rate
+
+  return schedule
+
+
+def make_optimizer(
+  name: str,
+  schedule: Schedule,
+  *,
+  weight_decay: float = 0.0,
+  clip: float | None = None,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  momentum_dtype: str | None = None,
+) -> optax.GradientTransformation:
+  """The optimiser of that name.
+
+  Args:
+    name: 'sgd' (momentum), 'adam' or 'adamw' (one and the same here: the ViT paper's Adam with
+      weight decay 0.1 is what was later called AdamW), 'adafactor' (as in arXiv 2106.04560: with
+      momentum and without scaling by the parameters' size), 'lion', 'lamb', or 'muon' (kernels of
+      the encoder; Adam for the rest).
+    schedule: learning rate by step.
+    weight_decay: decoupled, times the learning rate, on kernels only; not on biases, norms,
+      positions or tokens.
+    clip: largest global norm of the gradient; None for no limit.
+    b1, b2, eps: of Adam, LAMB, Muon's Adam; b1 and b2 also of Lion.
+    momentum, nesterov: of SGD, Adafactor and Muon.
+    momentum_dtype: of the first moment or momentum kept between steps; None keeps float32. SGD
+      updates with the float32 sum before it is stored.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  dtype = momentum_dtype
+  methods: dict[str, Callable[[], optax.GradientTransformation]] = {
+    'sgd': lambda: optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype),
+    'adam': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
+    'adamw': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
+    'adafactor': lambda: per_layer(scale_by_adafactor(momentum, dtype)),
+    'lion': lambda: optax.scale_by_lion(b1, b2, mu_dtype=dtype),
+    'lamb': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
+    'muon': lambda: scale_by_muon(b1, b2, eps, momentum, nesterov, dtype),
+  }
+  if name not in methods:
+    raise ValueError(f'unknown optimiser {name!r}; known: {", ".join(methods)}')
+  return optax.chain(
+    *([optax.clip_by_global_norm(clip)] if clip else []),
+    methods[name](),
+    *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
+    *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def scale_by_adafactor(momentum: float, dtype: str | None) -> optax.GradientTransformation:
+  """Factored second moments, update clipping, momentum: Adafactor as Scaling ViT used it."""
+  return optax.chain(
+    optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate=0.8),
+    optax.clip_by_block_rms(1.0),
+    *([optax.ema(momentum, debias=False, accumulator_dtype=dtype)] if momentum else []),
+  )
+
+
+def scale_by_muon(
+  b1: float, b2: float, eps: float, momentum: float, nesterov: bool, dtype: str | None
+) -> optax.GradientTransformation:
+  """Orthogonalised momentum for the encoder's kernels (Jordan et al. 2024), Adam elsewhere.
+
+  Updates are scaled to Adam's size, 0.2 * sqrt(max(fan in, fan out)) (arXiv 2502.16982), so that
+  one learning rate and weight decay serve both.
+  """
+  from optax import contrib
+
+  def axes(path: str, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+    if not (is_stacked(path) and path.endswith('kernel')):
+      return None  # Adam
+    if '/attention/out/' in path:
+      return contrib.MuonDimensionNumbers((1, 2), (3,))  # (L, A, D/A, D)
+    return contrib.MuonDimensionNumbers((1,), tuple(range(2, leaf.ndim)))  # (L, D, M or A, D/A)
+
+  muon = contrib.muon(
+    learning_rate=1.0,
+    beta=momentum,
+    eps=eps,
+    mu_dtype=dtype,
+    nesterov=nesterov,
+    adam_b1=b1,
+    adam_b2=b2,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=lambda params: models.map_named(axes, params),
+  )
+  return optax.chain(muon, optax.scale(-1.0))  # it descends; the chain's own rate does that
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx` applied to every layer by itself, where it looks at a whole array.
+
+  The encoder's parameters are stacked on a leading axis; a norm over such an array, or a factoring
+  along it, would mix the layers.
+  """
+  stacked = optax.GradientTransformation(
+    lambda params: jax.vmap(tx.init)(params),
+    lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params),
+  )
+
+  def group(path: str, _: Any) -> str:
+    return 'stacked' if is_stacked(path) else 'single'
+
+  return optax.partition({'stacked': stacked, 'single': tx}, lambda tree: models.map_named(group, tree))
+
+
+def is_kernel(params: Any) -> Any:
+  """A tree of booleans: the leaves that weight decay applies to."""
+  return models.map_named(lambda path, _: path.endswith('kernel'), params)
+
+
+def is_stacked(path: str) -> bool:
+  """Whether the parameter of that name carries the layers on its first axis."""
+  return '/blocks/' in path

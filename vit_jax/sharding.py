@@ -1,0 +1,121 @@
+"""One mesh (data, fsdp, tensor), a table of rules for parameters, and placing trees and batches."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import models
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = P(('data', 'fsdp'))
+
+# The first pattern found in a parameter's name says how its axes are split; 'tensor' splits heads,
+# MLP channels and classes (arXiv 1909.08053), 'fsdp' the width. Others are whole on every device.
+RULES: tuple[tuple[str, P], ...] = (
+  (r'blocks/attention/(query|key|value)/kernel$', P(None, 'fsdp', 'tensor', None)),  # L, D, A, D/A
+  (r'blocks/attention/(query|key|value)/bias$', P(None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', P(None, 'tensor', None, 'fsdp')),  # L, A, D/A, D
+  (r'blocks/mlp/(up|gate)/kernel$', P(None, 'fsdp', 'tensor')),  # L, D, M
+  (r'blocks/mlp/(up|gate)/bias$', P(None, 'tensor')),
+  (r'blocks/mlp/down/kernel$', P(None, 'tensor', 'fsdp')),  # L, M, D
+  (r'embed/kernel$', P(None, None, None, 'fsdp')),  # P, P, C, D
+  (r'pre_logits/kernel$', P('fsdp', None)),
+  (r'head/kernel$', P('fsdp', 'tensor')),  # D, K
+  (r'head/bias$', P('tensor')),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """All devices in a grid of (data, fsdp, tensor); one -1 takes what the others leave.
+
+  Raises:
+    ValueError: if the devices do not divide so.
+  """
+  shape, count = [data, fsdp, tensor], jax.device_count()
+  known = int(np.prod([size for size in shape if size != -1]))
+  if shape.count(-1) == 1 and known > 0 and count % known == 0:
+    shape[shape.index(-1)] = count // known
+  if min(shape) < 1 or int(np.prod(shape)) != count:
+    asked = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
+    raise ValueError(f'mesh ({asked}) does not fit {count} device{"s" * (count != 1)}')
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+  """A NamedSharding for every leaf of a tree of arrays or shapes, by RULES.
+
+  An optimiser's moments carry their parameter's name at the end of their own and follow it. An axis
+  that does not divide, or an array of another rank (a factored moment), stays whole.
+  """
+
+  def leaf_sharding(name: str, leaf: Any) -> NamedSharding:
+    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
+    return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+
+  return models.map_named(leaf_sharding, tree)
+
+
+def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """The spec without the axes that do not divide the shape."""
+  if len(spec) != len(shape):
+    return P()
+  return P(
+    *(
+      axis if axis is None or size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(spec, shape)
+    )
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+  """A tree of host arrays on the mesh, by RULES."""
+  return jax.device_put(tree, tree_sharding(tree, mesh))
+
+
+def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
+  """Which of how many equal runs of rows of a global batch this process feeds: (index, count).
+
+  Processes whose devices split only parameters between them feed the same rows.
+
+  Raises:
+    ValueError: if the batch does not divide by the mesh's data and fsdp axes.
+  """
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size % parts:
+    raise ValueError(
+      f'a batch of {batch_size} does not divide by the {parts} devices that share it '
+      f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]})'
+    )
+  rows = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+  starts = sorted({index[0].indices(batch_size)[:2] for index in rows if index is not None})
+  first, size = starts[0][0], starts[-1][1] - starts[0][0]
+  return first // size, batch_size // size
+
+
+def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's rows, as its share of one global batch split over data and fsdp."""
+  sharding = NamedSharding(mesh, BATCH)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+  }
+
+
+def prefetch(
+  batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, depth: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+  """Batches on the mesh, `depth` of them on their way while the device works."""
+  ahead: list[dict[str, jax.Array]] = []
+  for batch in batches:
+    ahead.append(put(batch, mesh))
+    if len(ahead) > depth:
+      yield ahead.pop(0)
+  yield from ahead
