@@ -2,8 +2,8 @@
 
 Not a recipe to run as it is: ViT-S/16 on ImageNet for 90 epochs, not yet run.
 
-A duration is a number of steps (1000 or '1000 steps'), of epochs ('2.5 epochs') or a share of the run
-('5%'). A field that is None takes the model variant's own value.
+A duration is a number of steps (1000 or '1000 steps'), of epochs ('2.5 epochs') or a share of the
+run ('5%'). A field that is None takes the model variant's own value.
 """
 
 from ml_collections.config_dict import ConfigDict, placeholder
@@ -82,8 +82,8 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict(type_safe=False)
   config.evaluation.every = '1 epoch'
-  config.evaluation.metric = 'accuracy'  # on validation; what "best" means: or 'loss', 'ema_accuracy'
-  config.evaluation.patience = '0 steps'  # stop when not better for so long, and take the best; 0: off
+  config.evaluation.metric = 'accuracy'  # that ranks evaluations; or 'loss', 'ema_accuracy'
+  config.evaluation.patience = '0 steps'  # without a better one, then stop; takes the best; 0: off
 
   config.checkpoint = ConfigDict(type_safe=False)
   config.checkpoint.every = '1 epoch'  # and at each evaluation, at the end and when interrupted

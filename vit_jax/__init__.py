@@ -1,1 +1,16 @@
+"""Vision Transformers in JAX: train, fine-tune, evaluate and use them.
+
+model = vit_jax.build('ViT-B/16', num_classes=10)           # a flax.linen module
+params = vit_jax.load_params('runs/flowers', model)         # of a trained run or bundle
+logits, out = model.apply({'params': params}, images)       # images float [-1, 1], NHWC
+run = vit_jax.load('runs/flowers')                          # .model .params .classes .preprocess
+run.predict('rose.jpg', top=3)                              # [{'label': 'rose', 'score': 0.98}, …]
+run.features(paths)                                         # (N, F) float32
+"""
+
+from vit_jax.bundle import load_params
 from vit_jax.models import build
+from vit_jax.predict import load
+from vit_jax.version import __version__
+
+__all__ = ['__version__', 'build', 'load', 'load_params']

@@ -1,4 +1,4 @@
-"""A model on disk: `model.safetensors` with the parameters, `config.json` with all else it needs."""
+"""A model on disk: `model.safetensors` with the parameters, `config.json` with all else."""
 
 import dataclasses
 import json
@@ -137,10 +137,9 @@ def load_params(
 def find(path: str | os.PathLike[str]) -> pathlib.Path:
   """The bundle's folder for that of a run or of the bundle, or for one of its files."""
   path = pathlib.Path(path)
-  for folder in (path / 'model', path, path.parent):
+  for folder in [path.parent] if path.is_file() else [path / 'model', path]:
     if (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file():
-      if folder != path.parent or path.is_file():
-        return folder
+      return folder
   if (path / DESCRIPTION).is_file():
     raise FileNotFoundError(f'{path} is a run without a model yet: let its training finish')
   missing = 'there is no such file or folder' if not path.exists() else 'no run or bundle there'

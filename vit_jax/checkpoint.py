@@ -1,7 +1,7 @@
 """A run's checkpoints: Orbax writes them in the background, checksums guard them.
 
-Orbax restores damaged arrays without an error. So each committed step gets a seal, the size and CRC-32
-of each of its files, and a step is trusted only while it matches; the newest that does is restored.
+Orbax restores damaged arrays without an error. So each committed step gets a seal, the size and
+CRC-32 of each of its files; a step is trusted only while it matches.
 """
 
 import json

@@ -122,7 +122,9 @@ def checked(config: ConfigDict) -> FrozenConfigDict:
   for field, (low, high) in RANGES.items():
     value = flat(clean)[field][0]
     if not low <= value < high:
-      wrong.append(f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF))
+      wrong.append(
+        f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF)
+      )
   if wrong:
     raise ValueError('; '.join(wrong))
   return FrozenConfigDict(clean)
@@ -135,7 +137,7 @@ def default() -> ConfigDict:
 def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
   """{'model.width': (value, type)} of every field."""
   fields: dict[str, tuple[Any, type]] = {}
-  for name in config.keys():
+  for name in list(config):
     value = config[name]
     if isinstance(value, ConfigDict):
       fields |= flat(value, f'{prefix}{name}.')

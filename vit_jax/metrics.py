@@ -11,10 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeRemainingColumn
-from rich.table import Table
 
 # bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -124,7 +120,8 @@ class Meter:
 def means(sums: dict[str, Any]) -> dict[str, float]:
   """{'loss', 'correct', 'count'} sums to 'loss' and 'accuracy' over exactly `count` images."""
   count = max(float(sums.get('count', 0)), 1.0)
-  return {'loss': float(sums.get('loss', 0)) / count, 'accuracy': float(sums.get('correct', 0)) / count}
+  loss, correct = float(sums.get('loss', 0)), float(sums.get('correct', 0))
+  return {'loss': loss / count, 'accuracy': correct / count}
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
@@ -139,16 +136,19 @@ class Display:
     start: steps already taken.
   """
 
-  def __init__(self, total: int, *, start: int = 0, console: Console | None = None):
-    self.console = console or Console(quiet=jax.process_index() > 0)
+  def __init__(self, total: int, *, start: int = 0):
+    from rich import progress
+    from rich.console import Console
+
+    self.console = Console(quiet=jax.process_index() > 0)
     self.total = total
-    self.bar = Progress(
-      SpinnerColumn(),
-      TextColumn('{task.description}'),
-      BarColumn(bar_width=20),
-      MofNCompleteColumn(),
-      TextColumn('{task.fields[shown]}'),
-      TimeRemainingColumn(compact=True),
+    self.bar = progress.Progress(
+      progress.SpinnerColumn(),
+      progress.TextColumn('{task.description}'),
+      progress.BarColumn(bar_width=20),
+      progress.MofNCompleteColumn(),
+      progress.TextColumn('{task.fields[shown]}'),
+      progress.TimeRemainingColumn(compact=True),
       console=self.console,
       disable=not self.console.is_terminal,
     )
@@ -206,34 +206,28 @@ class Display:
       self.say(f'step {step}/{self.total}  {shown}{eta}')
 
 
-def print_summary(
-  console: Console, model: Any, params: Any, image_shape: tuple[int, int, int], batch_size: int
-) -> None:
-  """A table of the parameters by part, and the FLOPs of a step.
+def summary(
+  model: Any, params: Any, image_shape: tuple[int, int, int], batch_size: int
+) -> list[str]:
+  """Lines of a table: the parameters by part, and the FLOPs of an image and of an update.
 
   Args:
-    console: to print to.
     model: with `flops(height, width, channels)`.
     params: the tree, of arrays or shapes.
     image_shape: (height, width, channels).
     batch_size: images per update.
   """
-  table = Table(box=None, pad_edge=False, header_style='bold')
-  table.add_column('part')
-  table.add_column('arrays', justify='right')
-  table.add_column('parameters', justify='right')
   parts = dict(params)
   parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
-  for name, part in parts.items():
-    table.add_row(name, str(len(jax.tree.leaves(part))), f'{parameters(part):,}')
-  table.add_row('total', str(len(jax.tree.leaves(params))), f'{parameters(params):,}', style='bold')
-  console.print(table)
+  rows = [(name, len(jax.tree.leaves(part)), parameters(part)) for name, part in parts.items()]
+  rows.append(('total', len(jax.tree.leaves(params)), parameters(params)))
   forward = model.flops(*image_shape)
-  console.print(
+  return [
+    f'{"part":16}{"arrays":>8}{"parameters":>16}',
+    *(f'{name:16}{arrays:8}{numbers:16,}' for name, arrays, numbers in rows),
     f'FLOPs: {si(forward)} an image forward, {si(3 * forward * batch_size)} an update of '
     f'{batch_size} images',
-    highlight=False,
-  )
+  ]
 
 
 def parameters(tree: Any) -> int:
@@ -243,8 +237,8 @@ def parameters(tree: Any) -> int:
 
 def si(number: float) -> str:
   """1234567890 -> '1.23 G'."""
-  for prefix in ('', 'k', 'M', 'G', 'T', 'P'):
+  for unit in ('', ' k', ' M', ' G', ' T'):
     if number < 1000:
-      break
+      return f'{number:.3g}{unit}'
     number /= 1000
-  return f'{number:.3g} {prefix}'.rstrip()
+  return f'{number:.3g} P'

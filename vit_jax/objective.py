@@ -1,7 +1,7 @@
 """From a uint8 batch to a scalar: normalise, make targets, and the losses.
 
-N images, H x W pixels, C channels, K classes. A batch is a dict of 'image' (N, H, W, C) uint8, 'label'
-(N,) int or (N, K) float, and 'mask' (N,), 1 for an image that counts and 0 for padding.
+N images, H x W pixels, C channels, K classes. A batch is a dict of 'image' (N, H, W, C) uint8,
+'label' (N,) int or (N, K) float, and 'mask' (N,), 1 for an image that counts and 0 for padding.
 """
 
 from collections.abc import Callable, Sequence

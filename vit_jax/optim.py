@@ -60,9 +60,9 @@ def make_schedule(
   linear cool-down multiplies it by (total - s) / cooldown.
 
   Args:
-    name: 'constant'; 'cosine' and 'linear' fall from `learning_rate` after warm-up to `end` at `total`;
-      'rsqrt' is learning_rate * sqrt(timescale / (s - warmup + timescale)) after warm-up (Zhai et al.,
-      arXiv 2106.04560); 'step' is multiplied by `factor` at each of `boundaries`.
+    name: 'constant'; 'cosine' and 'linear' fall from `learning_rate` after warm-up to `end` at
+      `total`; 'rsqrt' is learning_rate * sqrt(timescale / (s - warmup + timescale)) after warm-up
+      (Zhai et al., arXiv 2106.04560); 'step' is multiplied by `factor` at each of `boundaries`.
     learning_rate: the highest.
     total, warmup, cooldown, timescale, boundaries: in steps.
     end: the rate that cosine and linear end at.
@@ -76,14 +76,18 @@ def make_schedule(
       f'warm-up of {warmup} and cool-down of {cooldown} steps exceed the run of {total}'
     )
 
-  def progress(step: jax.Array) -> jax.Array:
-    return jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+  def left(s: jax.Array) -> jax.Array:
+    """1 until warm-up ends, then falling to 0."""
+    return 1 - jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
+
+  def decay(s: jax.Array) -> jax.Array:
+    return jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale))
 
   shapes: dict[str, Schedule] = {
     'constant': lambda s: jnp.asarray(learning_rate),
-    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress(s))),
-    'linear': lambda s: end + (learning_rate - end) * (1 - progress(s)),
-    'rsqrt': lambda s: learning_rate * jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale)),
+    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 - jnp.cos(jnp.pi * left(s))),
+    'linear': lambda s: end + (learning_rate - end) * left(s),
+    'rsqrt': lambda s: learning_rate * decay(s),
     'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
   }
   if name not in shapes:
@@ -208,7 +212,9 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   def group(path: str, _: Any) -> str:
     return 'stacked' if is_stacked(path) else 'single'
 
-  return optax.partition({'stacked': stacked, 'single': tx}, lambda tree: models.map_named(group, tree))
+  return optax.partition(
+    {'stacked': stacked, 'single': tx}, lambda tree: models.map_named(group, tree)
+  )
 
 
 def is_kernel(params: Any) -> Any:

@@ -60,7 +60,7 @@ def make_step(
 ) -> Callable[[State, objective.Batch], tuple[State, dict[str, Any]]]:
   """One update as a pure function: step(state, batch) -> state, measured.
 
-  An update whose loss or gradient is not finite is left out: parameters, optimiser and average stay.
+  An update whose loss or gradient is not finite is left out: only the step counts on.
 
   Args:
     loss: of `objective.make_objective`.
@@ -322,7 +322,7 @@ def loop(
   log: metrics.Log,
   display: metrics.Display,
 ) -> tuple[int, State]:
-  """Updates until the end, until patience runs out or the user stops it: the last step and state."""
+  """Updates until the end, or until patience or the user ends it: the last step and state."""
   with (
     interruption(display.say) as interrupted,
     plan.training_batches(step) as batches,
@@ -529,9 +529,8 @@ def introduce(plan: Plan, start: int, display: metrics.Display) -> None:
   """Says what is about to be trained, on what and with what."""
   config, mesh = plan.config, plan.mesh
   shape = (*config.image_size, 3)
-  metrics.print_summary(
-    display.console, plan.model, plan.shapes().params, shape, config.batch_size
-  )
+  for line in metrics.summary(plan.model, plan.shapes().params, shape, config.batch_size):
+    display.say(line)
   device = jax.devices()[0]
   grid = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   display.say(

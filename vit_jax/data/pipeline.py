@@ -86,7 +86,7 @@ def evaluation_batches(
 
   def example(position: int) -> Record:
     record = transformed(source[min(position, len(source) - 1)], transform, rng)
-    return record | {'mask': np.float32(position < len(source))}
+    return record | {'mask': np.asarray(position < len(source), np.float32)}
 
   dataset = grain.MapDataset.range(batches * batch_size).map(example)
   dataset = dataset.batch(batch_size // count, drop_remainder=True)[index::count]
@@ -97,7 +97,7 @@ def evaluation_batches(
 def transformed(record: Record, transform: transforms.Step, rng: np.random.Generator) -> Record:
   """The record with its image transformed, its label, and mask 1."""
   image = np.ascontiguousarray(transform(record['image'], rng))
-  return {'image': image, 'label': record['label'], 'mask': np.float32(1)}
+  return {'image': image, 'label': record['label'], 'mask': np.ones((), np.float32)}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,11 @@
 """Where images come from: a source is a sequence of {'image': uint8 (H, W, 3), 'label': int}."""
 
+import argparse
 import dataclasses
 import functools
+import os
+import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -73,3 +77,34 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 DATASETS: dict[str, Callable[[str], Source]] = {'digits': open_digits}
+
+
+def save_images(source: Source, folder: str | os.PathLike[str], *, count: int | None = None) -> int:
+  """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.png: how many."""
+  from PIL import Image
+
+  indices = range(len(source))[:count]
+  for index in indices:
+    record = source[index]
+    file = pathlib.Path(folder) / source.classes[int(record['label'])] / f'{index:06d}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(record['image']).save(file)
+  return len(indices)
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit data save SOURCE FOLDER`: 0, or 2 for bad input."""
+  flags = argparse.ArgumentParser(prog='vit data', description='Looks at data sets.')
+  save = flags.add_subparsers(dest='command', required=True).add_parser('save', help='as PNG files')
+  save.add_argument('source', help=f'one of: {", ".join(DATASETS)}')
+  save.add_argument('folder', help='gets a folder for each class')
+  save.add_argument('--split', default='test')
+  save.add_argument('--count', type=int, help='the first ones; default: all')
+  given = flags.parse_args(argv)
+  try:
+    written = save_images(open_source(given.source, given.split), given.folder, count=given.count)
+  except (ValueError, OSError) as error:
+    print(f'vit data: {error}', file=sys.stderr)
+    return 2
+  print(f'{written} images of {given.source}, split {given.split}, are in {given.folder}')
+  return 0

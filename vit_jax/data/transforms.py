@@ -1,7 +1,7 @@
 """Images in, images out: decoding, and the steps that a config names in a line.
 
-H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image; a
-line of steps, 'inception_crop(224) | flip', becomes one function by `compose`. Steps that draw
+H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image;
+a line of steps, 'inception_crop(224) | flip', becomes one function by `compose`. Steps that draw
 nothing from the generator serve evaluation.
 """
 

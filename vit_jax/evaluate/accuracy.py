@@ -1,11 +1,15 @@
 """Loss and accuracy over a split: every image once, sums crossing the batches."""
 
+import argparse
+import json
+import pathlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
-from vit_jax import metrics, objective
+from vit_jax import bundle, metrics, objective, sharding
 
 
 def make_step(
@@ -40,3 +44,66 @@ def over(
   for sums in running:
     add(sums)
   return metrics.means(total) | {'count': total['count']}
+
+
+def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, Any]:
+  """Loss and accuracy of a finished run's model, and the 'source', 'split' and 'count' behind.
+
+  Args:
+    path: the run's folder.
+    split: of the run's data source; '' means its test split, or without one its validation split.
+    batch_size: images at a time on each device.
+
+  Raises:
+    FileNotFoundError, ValueError: if there is no such run or split.
+  """
+  from vit_jax.data import pipeline, sources, transforms
+
+  found = bundle.read(path)
+  file = pathlib.Path(path) / 'config.json'
+  config = json.loads(file.read_text())
+  if 'data' not in config:
+    raise ValueError(f'{path} is a bundle, not the folder of a run: it names no data')
+  data = config['data']
+  split = split or data['test'] or data['validation']
+  source = sources.open_source(data['source'], split)
+  if source.classes != found.classes:
+    raise ValueError(f'{data["source"]} has other classes than the model of {path}')
+  mesh = sharding.make_mesh()
+  batch_size *= mesh.size
+  step = make_step(
+    found.model.apply,
+    mean=found.preprocess.mean,
+    std=found.preprocess.std,
+    loss=config['objective']['loss'],
+  )
+  with pipeline.evaluation_batches(
+    source,
+    transforms.compose(found.preprocess.steps, found.preprocess.size),
+    batch_size=batch_size,
+    reading=pipeline.Reading(share=sharding.batch_share(batch_size, mesh)),
+  ) as batches:
+    params = sharding.place(found.params, mesh)
+    values = over(jax.jit(step), params, sharding.prefetch(batches, mesh))
+  return {'source': data['source'], 'split': split, **values}
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit evaluate`: 0, or 2 for bad input."""
+  flags = argparse.ArgumentParser(prog='vit evaluate', description='Measures a trained model.')
+  flags.add_argument('run', help="a run's folder")
+  flags.add_argument('--split', default='', help="default: the run's test split")
+  flags.add_argument('--batch-size', type=int, default=256, help='images per device')
+  flags.add_argument('--format', choices=('table', 'json'), default='table')
+  given = flags.parse_args(argv)
+  try:
+    found = of_run(given.run, split=given.split, batch_size=given.batch_size)
+  except (ValueError, FileNotFoundError) as error:
+    print(f'vit evaluate: {error}', file=sys.stderr)
+    return 2
+  if given.format == 'json':
+    print(json.dumps(found))
+  else:
+    print(f'{found["source"]}, split {found["split"]}, {found["count"]:.0f} images')
+    print(f'accuracy {found["accuracy"]:.2%}  loss {found["loss"]:.4f}')
+  return 0

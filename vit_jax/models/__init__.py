@@ -1,13 +1,17 @@
 """Models by name: the papers' size tables, aliases, and `build`."""
 
+import argparse
 import dataclasses
 import difflib
+import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vit_jax.models import vit
 
@@ -118,16 +122,24 @@ def as_field(field: str, value: Any) -> Any:
 
 def check(model: vit.ViT) -> None:
   """Raises one ValueError that names every field with a value it cannot have."""
-  choices = dict(
-    pool=vit.POOLS, positions=vit.POSITIONS, activation=tuple(vit.ACTIVATIONS), remat=tuple(vit.REMAT)
-  )
-  choices['dtype'] = ('float32', 'bfloat16', 'float16')
+  choices: dict[str, tuple[str, ...]] = {
+    'pool': vit.POOLS,
+    'positions': vit.POSITIONS,
+    'activation': tuple(vit.ACTIVATIONS),
+    'remat': tuple(vit.REMAT),
+    'dtype': ('float32', 'bfloat16', 'float16'),
+  }
   wrong = [
     f'{field} is {getattr(model, field)!r}, known: {", ".join(known)}'
     for field, known in choices.items()
     if getattr(model, field) not in known
   ]
-  if model.width % model.heads:
+  for field in ('width', 'depth', 'heads', 'mlp_dim'):
+    if getattr(model, field) < 1:
+      wrong.append(f'{field} is {getattr(model, field)}, must be at least 1')
+  if len(model.patch) != 2 or min(model.patch) < 1:
+    wrong.append(f'patch is {model.patch}, must be a height and a width in pixels')
+  if model.heads > 0 and model.width % model.heads:
     wrong.append(f'width {model.width} does not divide into {model.heads} heads')
   if model.positions == 'sincos2d' and model.width % 4:
     wrong.append(f'sincos2d positions need a width that 4 divides, got {model.width}')
@@ -147,7 +159,7 @@ def check_size(model: vit.ViT, image_size: tuple[int, int]) -> None:
     )
 
 
-def fields(model: vit.ViT) -> dict[str, Any]:
+def fields(model: nn.Module) -> dict[str, Any]:
   """Every field of a model, as `build` and JSON take them: what a bundle stores."""
   return {field: getattr(model, field) for field in field_names(type(model))}
 
@@ -158,3 +170,35 @@ def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
     lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator='/'), leaf),
     tree,
   )
+
+
+def count(model: nn.Module, height: int = 224, width: int = 224, channels: int = 3) -> int:
+  """How many parameters a model has for images of that size; nothing is computed."""
+  images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit models`: a table of all variants; 2 for a name that is none."""
+  flags = argparse.ArgumentParser(prog='vit models', description='Lists the models.')
+  flags.add_argument('name', nargs='*', help='only these')
+  flags.add_argument('--image-size', type=int, default=224, help='pixels a side')
+  given = flags.parse_args(argv)
+  size = given.image_size
+  try:
+    names = [canonical(name) for name in given.name] or list(VARIANTS)
+    for name in given.name:
+      check_size(build(name), (size, size))
+  except ValueError as error:
+    print(f'vit models: {error}', file=sys.stderr)
+    return 2
+  print(f'{"model":14}{"width":>7}{"depth":>7}{"heads":>7}{"MLP":>7}{"parameters":>16}{"GFLOP":>9}')
+  for name in names:
+    model = build(name)
+    fits = size - size % model.patch[0]
+    parameters, gflop = count(model, fits, fits), model.flops(fits, fits) / 1e9
+    sizes = f'{model.width:7}{model.depth:7}{model.heads:7}{model.mlp_dim:7}'
+    print(f'{name:14}{sizes}{parameters:16,}{gflop:9.2f}')
+  print(f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches')
+  return 0

@@ -5,6 +5,7 @@ K classes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import numpy as np
 
 Array = jax.Array
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),  # Google
   'gelu_erf': functools.partial(nn.gelu, approximate=False),  # timm, Hugging Face, torchvision
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
@@ -310,7 +311,9 @@ class ViT(nn.Module):
     out['pre_logits'] = x
     if self.num_classes:
       bias = nn.initializers.constant(self.head_bias)
-      head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
+      head = nn.Dense(
+        self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias, name='head'
+      )
       x = head(x.astype(jnp.float32))
     return x.astype(jnp.float32), out
 
@@ -336,7 +339,7 @@ class ViT(nn.Module):
       table = jnp.asarray(sincos2d(*grid, self.width))[None]
     if table is not None:
       x = x + table[:, int(cls_row) :].astype(x.dtype)
-    if cls is not None and cls_row:
+    if cls is not None and table is not None and cls_row:
       cls = cls + table[:, :1]
     prefix = [] if cls is None else [cls]
     if self.registers:

@@ -1,0 +1,46 @@
+"""`vit COMMAND`: a dispatch table. Each command's module is imported when it is called."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+  'train': ('vit_jax.main', 'train a model, or go on with a run'),
+  'predict': ('vit_jax.predict', 'name what images show'),
+  'evaluate': ('vit_jax.evaluate.accuracy', "measure a run's model on a split"),
+  'models': ('vit_jax.models', 'list the models'),
+  'data': ('vit_jax.data.sources', 'save images of a data set'),
+  'bench': ('vit_jax.benchmark', 'measure speed and memory'),
+  'doctor': ('vit_jax.doctor', 'say what this machine has, and what is wrong with it'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; 2 where there is none of that name."""
+  words = list(sys.argv[1:] if argv is None else argv)
+  if not words or words[0] in ('-h', '--help', 'help'):
+    print('vit COMMAND [--help]\n')
+    for name, (_, what) in COMMANDS.items():
+      print(f'  {name:9} {what}')
+    return 0 if words else 2
+  command, *rest = words
+  if command == '--version':
+    from vit_jax import __version__
+
+    print(f'vit_jax {__version__}')
+    return 0
+  if command not in COMMANDS:
+    from vit_jax.models import nearest
+
+    print(f'vit: unknown command {command!r}{nearest(command, list(COMMANDS))}', file=sys.stderr)
+    return 2
+  try:
+    return importlib.import_module(COMMANDS[command][0]).main(rest)
+  except BrokenPipeError:  # the reader, such as `head`, has had enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,79 @@
+"""`vit doctor`: what this machine has, and what is wrong with it."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+
+PACKAGES = (
+  'vit_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'tensorflow-datasets',
+  'ml_collections',
+  'numpy',
+  'safetensors',
+  'Pillow',
+  'opencv-python-headless',
+  'simplejpeg',
+  'rich',
+  'tensorboardX',
+  'scikit-learn',
+)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints versions, devices and warnings; 1 if something will slow or stop a run, else 0."""
+  argparse.ArgumentParser(prog='vit doctor', description=__doc__).parse_args(argv)
+  print(f'Python {platform.python_version()}, {platform.platform()}')
+  print(f'{os.cpu_count()} CPU cores')
+  missing = []
+  for package in PACKAGES:
+    version = installed(package)
+    print(f'  {package:24} {version or "MISSING"}')
+    missing += [] if version else [package]
+  faults = [f'missing: {", ".join(missing)}; pip install vit_jax brings them'] if missing else []
+  faults += devices()
+  for fault in faults:
+    print(f'!! {fault}', file=sys.stderr)
+  print('all is well' if not faults else f'{len(faults)} to mend, see above')
+  return 1 if faults else 0
+
+
+def installed(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def devices() -> list[str]:
+  """Prints JAX's devices; returns what is wrong with them."""
+  try:
+    import jax
+
+    found = jax.devices()
+  except Exception as error:  # whatever a broken driver or plugin raises is what we are here for
+    return [f'JAX does not start: {" ".join(str(error).split())}']
+  print(f'{len(found)} {jax.default_backend()} device{"s" * (len(found) > 1)}:')
+  for device in found:
+    stats = device.memory_stats() or {}
+    memory = f', {stats["bytes_limit"] / 2**30:.0f} GiB' if 'bytes_limit' in stats else ''
+    print(f'  {device.device_kind}{memory}')
+  if jax.default_backend() == 'cpu' and (gpu := nvidia_gpu()):
+    return [f'this machine has {gpu}, but JAX RUNS ON THE CPU: pip install -U "jax[cuda13]"']
+  return []
+
+
+def nvidia_gpu() -> str | None:
+  """A sign of an NVIDIA GPU on this machine that asks nothing of JAX."""
+  if os.path.exists('/proc/driver/nvidia/version') or os.path.exists('/dev/nvidia0'):
+    return 'an NVIDIA GPU'
+  return 'an NVIDIA driver (nvidia-smi)' if shutil.which('nvidia-smi') else None

@@ -1,0 +1,209 @@
+"""Using a trained model: `load` it, then `predict`, `features`; and `vit predict`.
+
+N images, K classes, F pre-logits.
+"""
+
+import argparse
+import csv
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import bundle, objective
+from vit_jax.data import transforms
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+Source = str | os.PathLike[str] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(bundle.Bundle):
+  """A trained model, ready to use: see `bundle.Bundle` for its fields.
+
+  Images are given as a path, an array (H, W, 3) uint8, or a list of these.
+  """
+
+  def predict(self, images: Source | Sequence[Source], *, top: int = 5) -> list[Any]:
+    """The most likely classes.
+
+    Args:
+      images: one image, or a list of them.
+      top: how many classes.
+
+    Returns:
+      [{'label': 'rose', 'score': 0.98}, ...] for one image, best first, and a list of such lists
+      for several. Scores are softmax probabilities.
+
+    Raises:
+      FileNotFoundError, ValueError: for a file that is not there, or no image.
+    """
+    if isinstance(images, (str, os.PathLike, np.ndarray)):
+      return self.predict([images], top=top)[0]
+    scores = self.forward([self.prepared(image) for image in images])['scores']
+    return [self.ranked(row, top) for row in scores]
+
+  def features(self, images: Source | Sequence[Source]) -> np.ndarray:
+    """What the head reads, float32: (F,) for one image, (N, F) for a list."""
+    if isinstance(images, (str, os.PathLike, np.ndarray)):
+      return self.features([images])[0]
+    return self.forward([self.prepared(image) for image in images])['pre_logits']
+
+  def ranked(self, scores: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The `top` classes of (K,) scores, best first."""
+    best = np.argsort(-scores, kind='stable')[:top]
+    return [{'label': self.classes[k], 'score': float(scores[k])} for k in best]
+
+  def prepared(self, image: Source) -> np.ndarray:
+    """An image as the model takes it: uint8, the size of `preprocess`."""
+    if not isinstance(image, np.ndarray):
+      image = read_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise ValueError(f'an image is uint8 (H, W, 3), not {image.dtype} {image.shape}')
+    return np.ascontiguousarray(self.transform(image, np.random.default_rng(0)))
+
+  def forward(
+    self, prepared: Sequence[np.ndarray], *, batch_size: int = 32
+  ) -> dict[str, np.ndarray]:
+    """'scores' (N, K) and 'pre_logits' (N, F) of prepared images, in batches of one shape."""
+    results: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(prepared), batch_size):
+      rows = np.stack(prepared[start : start + batch_size])
+      size = min(batch_size, 1 << (len(rows) - 1).bit_length())  # few shapes, so few compilations
+      padding = np.zeros((size - len(rows), *rows.shape[1:]), np.uint8)
+      found = jax.device_get(self.apply(self.params, np.concatenate([rows, padding])))
+      results.append({name: values[: len(rows)] for name, values in found.items()})
+    if not results:
+      raise ValueError('no images')
+    return {name: np.concatenate([found[name] for found in results]) for name in results[0]}
+
+  @functools.cached_property
+  def transform(self) -> transforms.Step:
+    return transforms.compose(self.preprocess.steps, self.preprocess.size)
+
+  @functools.cached_property
+  def apply(self) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """(params, uint8 images) -> 'scores' and 'pre_logits', jitted."""
+
+    def apply(params: Any, images: Any) -> dict[str, jax.Array]:
+      normalized = objective.normalize(images, self.preprocess.mean, self.preprocess.std)
+      logits, out = self.model.apply({'params': params}, normalized)
+      return {'scores': jax.nn.softmax(logits), 'pre_logits': out['pre_logits'].astype('float32')}
+
+    return jax.jit(apply)
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+  """A trained model from its run's folder, or from a bundle.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if it is damaged.
+  """
+  found = bundle.read(path)
+  params = jax.device_put(found.params)
+  return Run(found.model, params, found.classes, found.preprocess, found.name)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+  """An image file as (H, W, 3) uint8; its errors name the file."""
+  try:
+    return transforms.decode(pathlib.Path(path).read_bytes())
+  except ValueError as error:
+    raise ValueError(f'{os.fspath(path)}: {error}') from None
+  except FileNotFoundError:
+    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file') from None
+  except OSError as error:
+    raise ValueError(f'{os.fspath(path)}: {error.strerror}') from None
+
+
+def image_files(paths: Iterable[str]) -> list[str]:
+  """The paths, with each folder replaced by the images below it, in order of their names.
+
+  Raises:
+    ValueError: if a folder holds no image.
+  """
+  found: list[str] = []
+  for path in paths:
+    if not os.path.isdir(path):
+      found.append(path)
+      continue
+    below = sorted(str(f) for f in pathlib.Path(path).rglob('*') if f.suffix.lower() in SUFFIXES)
+    if not below:
+      raise ValueError(f'{path}: no images in this folder')
+    found += below
+  return found
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit predict`: 0 if all went well, 2 for bad input, 3 if some files could not be read."""
+  flags = parser().parse_args(argv)
+  try:
+    if flags.top < 1:
+      raise ValueError(f'--top must be at least 1, got {flags.top}')
+    run = load(flags.run)
+    files = image_files(flags.files)
+  except (ValueError, FileNotFoundError) as error:
+    print(f'vit predict: {error}', file=sys.stderr)
+    return 2
+  failed: list[str] = []
+  write(flags.format, predictions(run, files, flags.top, failed), sys.stdout)
+  for line in failed:
+    print(f'vit predict: {line}', file=sys.stderr)
+  return 3 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(prog='vit predict', description='Names what images show.')
+  flags.add_argument('run', help="a run's folder, or a bundle")
+  flags.add_argument('files', nargs='+', help='images, and folders of images')
+  flags.add_argument('--top', type=int, default=3, help='classes per image')
+  flags.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
+  return flags
+
+
+def predictions(
+  run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = 32
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+  """(file, ranked classes) of every file that can be read; a line in `failed` for the others."""
+
+  def prepared(file: str) -> np.ndarray | str:
+    try:
+      return run.prepared(file)
+    except (ValueError, FileNotFoundError) as error:
+      return str(error)
+
+  with ThreadPoolExecutor() as threads:
+    for start in range(0, len(files), batch_size):
+      chunk = files[start : start + batch_size]
+      read = list(zip(chunk, threads.map(prepared, chunk)))
+      failed += [image for _, image in read if isinstance(image, str)]
+      good = [(file, image) for file, image in read if not isinstance(image, str)]
+      if good:
+        scores = run.forward([image for _, image in good], batch_size=batch_size)['scores']
+        yield from ((file, run.ranked(row, top)) for (file, _), row in zip(good, scores))
+
+
+def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: Any) -> None:
+  """Predictions as a table, as CSV (a line per class) or as one JSON list."""
+  if form == 'json':
+    found = [{'file': file, 'predictions': ranked} for file, ranked in rows]
+    print(json.dumps(found, indent=1), file=out)
+  elif form == 'csv':
+    table = csv.writer(out)
+    table.writerow(['file', 'rank', 'label', 'score'])
+    for file, ranked in rows:
+      for rank, guess in enumerate(ranked, 1):
+        table.writerow([file, rank, guess['label'], f'{guess["score"]:.6f}'])
+  else:
+    for file, ranked in rows:
+      guesses = '  '.join(f'{guess["label"]} {guess["score"]:.1%}' for guess in ranked)
+      print(f'{file}  {guesses}', file=out)
