@@ -10,22 +10,36 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Trains, or goes on with a run; 0 when it finished or was stopped and saved, 2 for bad input."""
+  """Trains, or goes on with a run.
+
+  Returns:
+    0 when it finished, or was stopped and saved; 1 when it failed; 2 for bad input.
+  """
   argv = list(sys.argv[1:] if argv is None else argv)
   overrides = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
   flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
-  try:
-    start_processes(flags)
-    from vit_jax import config, train
+  start_processes(flags)
+  from vit_jax import config, train
 
-    train.train(config.load(flags.config, overrides), flags.workdir)
-  except (ValueError, FileNotFoundError) as error:
-    print(f'vit train: {error}', file=sys.stderr)
-    return 2
+  try:
+    asked = config.load(flags.config, overrides)
+    plan = train.make_plan(asked)
+    train.claim(flags.workdir, asked)
+  except (ValueError, OSError) as error:
+    return failure(error, 2)
+  try:
+    train.train(plan, flags.workdir)
   except (FloatingPointError, OSError) as error:
-    print(f'vit train: {error}', file=sys.stderr)
-    return 1
+    return failure(error, 1)
+  except KeyboardInterrupt:
+    return failure('interrupted; the same command goes on from the last checkpoint', 130)
   return 0
+
+
+def failure(error: object, code: int) -> int:
+  """Says what went wrong on one line."""
+  print(f'vit train: {" ".join(str(error).split())}', file=sys.stderr)
+  return code
 
 
 def parser() -> argparse.ArgumentParser:

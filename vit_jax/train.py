@@ -18,6 +18,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -228,6 +229,7 @@ def make_plan(config: Any) -> Plan:
   classes = splits['train'].classes
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
+  check_metric(config)
   if total < 1:
     raise ValueError(f'duration {config.duration!r} is less than a step')
 
@@ -249,16 +251,19 @@ def make_plan(config: Any) -> Plan:
   schedule = optim.make_schedule(**settings)
   tx = optim.make_optimizer(schedule=schedule, **config.optimizer)
   loss = objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective)
+  ready = {
+    'train': transforms.compose(data.augment, config.image_size),
+    'evaluation': transforms.compose(data.preprocess, config.image_size),
+  }
+  for use, transform in ready.items():
+    check_transform(use, transform, splits['train'][0]['image'], config.image_size)
   return Plan(
     config=config,
     mesh=mesh,
     model=model,
     classes=classes,
     splits=splits,
-    transforms={
-      'train': transforms.compose(data.augment, config.image_size),
-      'evaluation': transforms.compose(data.preprocess, config.image_size),
-    },
+    transforms=ready,
     total=total,
     evaluate_every=steps(config.evaluation.every) if data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
@@ -272,23 +277,42 @@ def make_plan(config: Any) -> Plan:
   )
 
 
-def train(config: Any, workdir: str | os.PathLike[str]) -> bool:
+def check_metric(config: Any) -> None:
+  """Raises ValueError if what ranks the evaluations is not among what they measure."""
+  known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
+  metric = config.evaluation.metric
+  if metric not in known:
+    raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
+  if not config.data.validation and optim.steps(config.evaluation.patience, epoch=1e9, total=10**9):
+    raise ValueError('evaluation.patience needs a split to look at: data.validation is empty')
+
+
+def check_transform(use: str, transform: Any, image: Any, size: tuple[int, int]) -> None:
+  """Raises ValueError if the transforms do not give images of the size that the model takes."""
+  rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+  if (rows, columns) != tuple(size):
+    raise ValueError(
+      f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
+      f'{size[0]}x{size[1]}'
+    )
+
+
+def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   """Carries out a run, or goes on with it where it was; writes the model at its end.
 
   Args:
-    config: of `vit_jax.config.load`.
-    workdir: the run's folder; made if absent.
+    plan: of `make_plan`.
+    workdir: the run's folder, which `claim` has made this plan's.
 
   Returns:
     Whether the run is finished: False if it was interrupted, and saved.
 
   Raises:
-    ValueError: for a config that cannot be carried out, or a folder with another run.
     FloatingPointError: when a loss or gradient is not finite; names the step and the tensor.
+    OSError: when a checkpoint cannot be written.
   """
-  plan, folder = make_plan(config), pathlib.Path(workdir)
+  config, folder = plan.config, pathlib.Path(workdir)
   display = metrics.Display(plan.total)
-  claim(folder, config)
   if (folder / 'model' / bundle.DESCRIPTION).exists():
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
@@ -338,9 +362,9 @@ def loop(
       state, measured = update(state, batch)
       step += 1
       watch.add(step, state, batch, measured)
-      evaluation = due(step, plan.evaluate_every, plan.total)
       stop = interrupted() or saved.interrupted(step)
-      if evaluation or stop or due(step, plan.checkpoint_every, plan.total):
+      evaluation = due(step, plan.evaluate_every, plan.total)
+      if evaluation or stop or step == plan.total or due(step, plan.checkpoint_every, plan.total):
         with watch.settled(state):
           saved.save(step, state, evaluate(step, state) if evaluation else None)
           stale = is_stale(plan, step, saved)
@@ -491,12 +515,14 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     restore()
 
 
-def claim(folder: pathlib.Path, config: Any) -> None:
+def claim(workdir: str | os.PathLike[str], config: Any) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
   Raises:
     ValueError: if it holds a run with another config; names the fields.
+    OSError: if it cannot be written.
   """
+  folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
   file = folder / 'config.json'
   if file.exists():
