@@ -46,6 +46,7 @@ class Checkpoints:
     self.sign = -1 if metric.endswith('loss') else 1
     self.metric, self.say = metric, say
     self.sealing: threading.Thread | None = None
+    self.failure = ''
     best = keep.BestN(get_metric_fn=self.rank, n=keep_best, keep_checkpoints_without_metrics=False)
     policy = keep.AnyPreservationPolicy([keep.LatestN(keep_latest), best])
     options = ocp.CheckpointManagerOptions(
@@ -79,19 +80,24 @@ class Checkpoints:
       self.sealing.start()
 
   def seal_when_written(self, step: int) -> None:
-    self.manager.wait_until_finished()
-    if (self.folder / str(step)).is_dir():
+    try:
+      self.manager.wait_until_finished()
       seal(self.folder / str(step))
+    except Exception as error:  # of the writing thread: told at the next `wait`
+      self.failure = f'checkpoint {self.folder / str(step)} could not be written: {error}'
 
   def wait(self) -> None:
     """Returns when all that was saved is written and sealed.
 
     Raises:
-      OSError, ValueError: what went wrong in the background, such as a full disk.
+      OSError: if it could not be written, to a full disk for one; the steps before it are intact.
     """
     if self.sealing is not None:
       self.sealing.join()
       self.sealing = None
+    if self.failure:
+      failure, self.failure = self.failure, ''
+      raise OSError(failure)
     self.manager.wait_until_finished()
 
   def steps(self) -> list[int]:
@@ -124,10 +130,11 @@ class Checkpoints:
     return None
 
   def set_aside(self, step: int) -> None:
+    sync(f'all found step {step} damaged')
     if jax.process_index() == 0:
       folder = self.folder / str(step)
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
-    sync('set_aside')
+    sync(f'step {step} is set aside')
     self.manager.reload()
 
   def interrupted(self, step: int) -> bool:

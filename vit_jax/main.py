@@ -4,6 +4,7 @@ python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FI
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   overrides = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
   flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
   start_processes(flags)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of what is meant
   from vit_jax import config, train
 
   try:

@@ -347,6 +347,9 @@ def loop(
   display: metrics.Display,
 ) -> tuple[int, State]:
   """Updates until the end, or until patience or the user ends it: the last step and state."""
+  stale = is_stale(plan, step, saved)
+  if stale or step == plan.total:
+    return step, state
   with (
     interruption(display.say) as interrupted,
     plan.training_batches(step) as batches,
@@ -356,7 +359,6 @@ def loop(
     update = display.compiled('training step', jax.jit(plan.step, donate_argnums=0), state, first)
     batches = itertools.chain([first], batches)
     watch = Watch(plan, log, display)
-    stale = is_stale(plan, step, saved)
     while step < plan.total and not stale:
       batch = watch.waiting(lambda: next(batches))
       state, measured = update(state, batch)

@@ -74,9 +74,15 @@ class Attention(nn.Module):
 
 def fused_attention(q: Array, k: Array, v: Array) -> Array:
   """cuDNN flash attention where the device and the type allow it, XLA elsewhere."""
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
-  cudnn = half and jax.default_backend() == 'gpu' and q.shape[-1] % 8 == 0
+  fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+  cudnn = fits and q.shape[1] == k.shape[1] and has_flash_attention()
   return jax.nn.dot_product_attention(q, k, v, implementation='cudnn' if cudnn else 'xla')
+
+
+def has_flash_attention() -> bool:
+  """Whether the device is an NVIDIA GPU that cuDNN's flash attention runs on (Ampere or later)."""
+  capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+  return jax.default_backend() == 'gpu' and capability[:1].isdigit() and float(capability) >= 8
 
 
 class Mlp(nn.Module):
