@@ -21,16 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
   start_processes(flags)
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of what is meant
-  from vit_jax import config, train
+  from vit_jax import config, plan, train
 
   try:
     asked = config.load(flags.config, overrides)
-    plan = train.make_plan(asked)
-    train.claim(flags.workdir, asked)
+    ready = plan.make_plan(asked)
+    plan.claim(flags.workdir, asked)
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:
-    train.train(plan, flags.workdir)
+    train.train(ready, flags.workdir)
   except (FloatingPointError, OSError) as error:
     return failure(error, 1)
   except KeyboardInterrupt:

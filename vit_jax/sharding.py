@@ -1,7 +1,7 @@
 """One mesh (data, fsdp, tensor), a table of rules for parameters, and placing trees and batches."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,20 +30,22 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """All devices in a grid of (data, fsdp, tensor); one -1 takes what the others leave.
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Devices, or all there are, as (data, fsdp, tensor); one -1 takes what the others leave.
 
   Raises:
     ValueError: if the devices do not divide so.
   """
-  shape, count = [data, fsdp, tensor], jax.device_count()
+  shape, count = [data, fsdp, tensor], len(devices or jax.devices())
   known = int(np.prod([size for size in shape if size != -1]))
   if shape.count(-1) == 1 and known > 0 and count % known == 0:
     shape[shape.index(-1)] = count // known
   if min(shape) < 1 or int(np.prod(shape)) != count:
     asked = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
     raise ValueError(f'mesh ({asked}) does not fit {count} device{"s" * (count != 1)}')
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def tree_sharding(tree: Any, mesh: Mesh) -> Any:

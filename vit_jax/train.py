@@ -4,9 +4,7 @@ B batch, K classes.
 """
 
 import contextlib
-import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import signal
@@ -14,16 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from vit_jax import bundle, checkpoint, metrics, models, objective, optim, sharding
+from vit_jax import bundle, checkpoint, metrics, objective, optim, sharding
 from vit_jax.evaluate import accuracy
+from vit_jax.plan import Plan
 
 Array = jax.Array
 
@@ -119,182 +115,28 @@ def gradient(
   return sums, jax.tree.map(lambda g: g / count, grads)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """All that follows from a config before anything is computed; its making checks every name.
-
-  Fields named as in the config are the config's; durations are in steps.
-  """
-
-  config: Any
-  mesh: Mesh
-  model: nn.Module
-  classes: tuple[str, ...]
-  splits: dict[str, Any]
-  transforms: dict[str, Any]
-  total: int
-  evaluate_every: int
-  checkpoint_every: int
-  patience: int
-  log_every: int
-  step: Callable[[State, objective.Batch], tuple[State, dict[str, Any]]]
-  loss: Callable[..., Any]
-  tx: optax.GradientTransformation
-
-  @property
-  def preprocess(self) -> bundle.Preprocess:
-    data = self.config.data
-    return bundle.Preprocess(data.preprocess, self.config.image_size, data.mean, data.std)
-
-  @property
-  def averaged(self) -> bool:
-    return self.config.ema > 0
-
-  def init(self) -> State:
-    """A new state, made in place on the mesh; the same for every mesh."""
-    return jax.jit(self.new_state, out_shardings=self.shardings())()
-
-  def new_state(self) -> State:
-    images = jnp.zeros((1, *self.config.image_size, 3))
-    params = self.model.init(jax.random.key(self.config.seed), images)['params']
-    average = jax.tree.map(jnp.copy, params) if self.averaged else None
-    return State(jnp.zeros((), jnp.int32), params, self.tx.init(params), average)
-
-  def shapes(self) -> State:
-    """The state's shapes, types and shardings, without its arrays."""
-    shapes = jax.eval_shape(self.new_state)
-    return jax.tree.map(
-      lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-      shapes,
-      sharding.tree_sharding(shapes, self.mesh),
-    )
-
-  def shardings(self) -> State:
-    return jax.tree.map(lambda leaf: leaf.sharding, self.shapes())
-
-  def reading(self) -> Any:
-    from vit_jax.data import pipeline
-
-    system = self.config.system
-    share = sharding.batch_share(self.config.batch_size, self.mesh)
-    return pipeline.Reading(share=share, threads=system.threads, workers=system.workers)
-
-  @contextlib.contextmanager
-  def training_batches(self, start: int) -> Iterator[Iterator[objective.Batch]]:
-    """Global batches on the mesh from step `start` on."""
-    from vit_jax.data import pipeline
-
-    config = self.config
-    with pipeline.training_batches(
-      self.splits['train'],
-      self.transforms['train'],
-      batch_size=config.batch_size,
-      seed=config.seed,
-      start=start,
-      reading=self.reading(),
-    ) as batches:
-      yield sharding.prefetch(batches, self.mesh, depth=config.system.prefetch)
-
-  def evaluate(self, step: Callable[..., Any], params: Any, split: str) -> dict[str, float]:
-    """Loss and accuracy of parameters on a split."""
-    from vit_jax.data import pipeline
-
-    with pipeline.evaluation_batches(
-      self.splits[split],
-      self.transforms['evaluation'],
-      batch_size=self.config.batch_size,
-      reading=dataclasses.replace(self.reading(), workers=0),
-    ) as batches:
-      return accuracy.over(step, params, sharding.prefetch(batches, self.mesh))
+def new_state(plan: Plan) -> State:
+  """A state before its first step."""
+  images = jnp.zeros((1, *plan.config.image_size, 3))
+  params = plan.model.init(jax.random.key(plan.config.seed), images)['params']
+  average = jax.tree.map(jnp.copy, params) if plan.config.ema else None
+  return State(jnp.zeros((), jnp.int32), params, plan.tx.init(params), average)
 
 
-def make_plan(config: Any) -> Plan:
-  """Reads the config once and checks what it names.
-
-  Raises:
-    ValueError: for a name, size or combination that cannot be.
-  """
-  from vit_jax.data import sources, transforms
-
-  data, system = config.data, config.system
-  mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
-  sharding.batch_share(config.batch_size, mesh)
-  if config.batch_size % (config.accumulate * mesh.shape['data'] * mesh.shape['fsdp']):
-    raise ValueError(
-      f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
-      f'micro-batches on {mesh.shape["data"] * mesh.shape["fsdp"]} devices'
-    )
-  named = {'train': data.train, 'validation': data.validation, 'test': data.test}
-  splits = {use: sources.open_source(data.source, name) for use, name in named.items() if name}
-  classes = splits['train'].classes
-  epoch = len(splits['train']) / config.batch_size
-  total = optim.steps(config.duration, epoch=epoch)
-  check_metric(config)
-  if total < 1:
-    raise ValueError(f'duration {config.duration!r} is less than a step')
-
-  def steps(duration: int | str) -> int:
-    return optim.steps(duration, epoch=epoch, total=total)
-
-  fields = dict(config.model)
-  accelerated = jax.default_backend() != 'cpu'
-  fields['dtype'] = fields['dtype'] or ('bfloat16' if accelerated else 'float32')
-  model = models.build(fields.pop('name'), num_classes=len(classes), **fields)
-  models.check_size(model, config.image_size)
-  settings = dict(config.schedule) | {
-    'total': total,
-    'warmup': steps(config.schedule.warmup),
-    'cooldown': steps(config.schedule.cooldown),
-    'timescale': steps(config.schedule.timescale),
-    'boundaries': tuple(steps(duration) for duration in config.schedule.boundaries),
-  }
-  schedule = optim.make_schedule(**settings)
-  tx = optim.make_optimizer(schedule=schedule, **config.optimizer)
-  loss = objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective)
-  ready = {
-    'train': transforms.compose(data.augment, config.image_size),
-    'evaluation': transforms.compose(data.preprocess, config.image_size),
-  }
-  for use, transform in ready.items():
-    check_transform(use, transform, splits['train'][0]['image'], config.image_size)
-  return Plan(
-    config=config,
-    mesh=mesh,
-    model=model,
-    classes=classes,
-    splits=splits,
-    transforms=ready,
-    total=total,
-    evaluate_every=steps(config.evaluation.every) if data.validation else 0,
-    checkpoint_every=steps(config.checkpoint.every),
-    patience=steps(config.evaluation.patience),
-    log_every=steps(system.log_every),
-    step=make_step(
-      loss, tx, schedule, seed=config.seed, accumulate=config.accumulate, ema=config.ema
-    ),
-    loss=loss,
-    tx=tx,
+def abstract_state(plan: Plan) -> State:
+  """Shapes, types and shardings of the state, without its arrays."""
+  shapes = jax.eval_shape(lambda: new_state(plan))
+  return jax.tree.map(
+    lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+    shapes,
+    sharding.tree_sharding(shapes, plan.mesh),
   )
 
 
-def check_metric(config: Any) -> None:
-  """Raises ValueError if what ranks the evaluations is not among what they measure."""
-  known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
-  metric = config.evaluation.metric
-  if metric not in known:
-    raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
-  if not config.data.validation and optim.steps(config.evaluation.patience, epoch=1e9, total=10**9):
-    raise ValueError('evaluation.patience needs a split to look at: data.validation is empty')
-
-
-def check_transform(use: str, transform: Any, image: Any, size: tuple[int, int]) -> None:
-  """Raises ValueError if the transforms do not give images of the size that the model takes."""
-  rows, columns, _ = transform(image, np.random.default_rng(0)).shape
-  if (rows, columns) != tuple(size):
-    raise ValueError(
-      f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
-      f'{size[0]}x{size[1]}'
-    )
+def placed_state(plan: Plan) -> State:
+  """A new state, made in place on the mesh; the same for every mesh."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
+  return jax.jit(lambda: new_state(plan), out_shardings=shardings)()
 
 
 def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
@@ -323,7 +165,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
     metric=config.evaluation.metric,
     say=display.say,
   )
-  start, state = saved.restore(plan.shapes()) or (0, plan.init())
+  start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   introduce(plan, start, display)
   log = metrics.Log(folder, start=start)
   with contextlib.closing(saved), contextlib.closing(log), display:
@@ -356,7 +198,7 @@ def loop(
     jax.transfer_guard('disallow'),
   ):
     first = next(batches)
-    update = display.compiled('training step', jax.jit(plan.step, donate_argnums=0), state, first)
+    update = display.compiled('training step', updater(plan), state, first)
     batches = itertools.chain([first], batches)
     watch = Watch(plan, log, display)
     while step < plan.total and not stale:
@@ -374,6 +216,20 @@ def loop(
         break
     watch.settle(state)
   return step, state
+
+
+def updater(plan: Plan) -> Any:
+  """The jitted training step; the state that goes in is gone, its memory is the new one's."""
+  config = plan.config
+  step = make_step(
+    plan.loss,
+    plan.tx,
+    plan.schedule,
+    seed=config.seed,
+    accumulate=config.accumulate,
+    ema=config.ema,
+  )
+  return jax.jit(step, donate_argnums=0)
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -400,16 +256,20 @@ class Evaluator:
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average as 'ema_loss' and 'ema_accuracy'."""
-    values = self.plan.evaluate(self.step, state.params, 'validation')
+    values = self.over('validation', state.params)
     if state.ema is not None:
-      averaged = self.plan.evaluate(self.step, state.ema, 'validation')
+      averaged = self.over('validation', state.ema)
       values |= {f'ema_{name}': averaged[name] for name in ('loss', 'accuracy')}
     self.tell(step, 'validation', values)
     return values
 
   def test(self, step: int, state: State) -> None:
     """The test split, with the parameters that become the model."""
-    self.tell(step, 'test', self.plan.evaluate(self.step, state.model_params, 'test'))
+    self.tell(step, 'test', self.over('test', state.model_params))
+
+  def over(self, use: str, params: Any) -> dict[str, float]:
+    with self.plan.evaluation_batches(use) as batches:
+      return accuracy.over(self.step, params, batches)
 
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
     self.log.write(step, metrics.prefixed(split, values))
@@ -517,47 +377,11 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     restore()
 
 
-def claim(workdir: str | os.PathLike[str], config: Any) -> None:
-  """Makes the folder this run's, or makes sure that it is.
-
-  Raises:
-    ValueError: if it holds a run with another config; names the fields.
-    OSError: if it cannot be written.
-  """
-  folder = pathlib.Path(workdir)
-  ours = json.loads(json.dumps(config.to_dict()))
-  file = folder / 'config.json'
-  if file.exists():
-    theirs = json.loads(file.read_text())
-    differing = [
-      f'{name} is {old!r} there and {new!r} here'
-      for name, old, new in differences(theirs, ours)
-      if not name.startswith('system.')
-    ]
-    if differing:
-      raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix('.partial')
-    partial.write_text(json.dumps(ours, indent=1))
-    os.replace(partial, file)
-
-
-def differences(old: Any, new: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
-  """(name, old value, new value) of every field in which two nested dicts differ."""
-  for name in [*old, *(name for name in new if name not in old)]:
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      yield from differences(a, b, f'{prefix}{name}.')
-    elif a != b:
-      yield prefix + name, a, b
-
-
 def introduce(plan: Plan, start: int, display: metrics.Display) -> None:
   """Says what is about to be trained, on what and with what."""
   config, mesh = plan.config, plan.mesh
   shape = (*config.image_size, 3)
-  for line in metrics.summary(plan.model, plan.shapes().params, shape, config.batch_size):
+  for line in metrics.summary(plan.model, abstract_state(plan).params, shape, config.batch_size):
     display.say(line)
   device = jax.devices()[0]
   grid = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
@@ -583,7 +407,7 @@ def finish(
   best = saved.best_step() if plan.patience else None
   if best is not None and best != step:
     saved.wait()
-    restored = saved.restore(plan.shapes(), best)
+    restored = saved.restore(abstract_state(plan), best)
     if restored is not None:
       state = restored[1]
       display.say(f'takes the parameters of step {best}, the best on validation')

@@ -1,0 +1,204 @@
+"""From a config to all that a run needs, checked before anything is computed or written."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vit_jax import bundle, models, objective, optim, sharding
+from vit_jax.data import pipeline, sources, transforms
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What follows from a config.
+
+  Fields:
+    config: of `vit_jax.config.load`.
+    mesh: of all devices.
+    model, loss, tx, schedule: what a training step is made of.
+    splits: sources by use: 'train', 'validation', 'test'; the last two may be absent.
+    transforms: by use: 'train' and 'evaluation'.
+    total, evaluate_every, checkpoint_every, patience, log_every: durations in steps; 0 is never.
+  """
+
+  config: Any
+  mesh: Mesh
+  model: nn.Module
+  loss: Callable[..., Any]
+  tx: optax.GradientTransformation
+  schedule: optim.Schedule
+  splits: dict[str, sources.Source]
+  transforms: dict[str, transforms.Step]
+  total: int
+  evaluate_every: int
+  checkpoint_every: int
+  patience: int
+  log_every: int
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return self.splits['train'].classes
+
+  @property
+  def preprocess(self) -> bundle.Preprocess:
+    data = self.config.data
+    return bundle.Preprocess(data.preprocess, self.config.image_size, data.mean, data.std)
+
+  @contextlib.contextmanager
+  def training_batches(self, start: int) -> Iterator[Iterator[objective.Batch]]:
+    """Global batches on the mesh from step `start` on."""
+    config = self.config
+    with pipeline.training_batches(
+      self.splits['train'],
+      self.transforms['train'],
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start=start,
+      reading=self.reading(config.batch_size, config.system.workers),
+    ) as batches:
+      yield sharding.prefetch(batches, self.mesh, depth=config.system.prefetch)
+
+  @contextlib.contextmanager
+  def evaluation_batches(self, use: str) -> Iterator[Iterator[objective.Batch]]:
+    """Every image of a split once, on the mesh, in batches of the size of a micro-batch."""
+    batch_size = self.config.batch_size // self.config.accumulate
+    with pipeline.evaluation_batches(
+      self.splits[use],
+      self.transforms['evaluation'],
+      batch_size=batch_size,
+      reading=self.reading(batch_size, workers=0),
+    ) as batches:
+      yield sharding.prefetch(batches, self.mesh, depth=self.config.system.prefetch)
+
+  def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
+    share = sharding.batch_share(batch_size, self.mesh)
+    return pipeline.Reading(share, self.config.system.threads, workers)
+
+
+def make_plan(config: Any) -> Plan:
+  """Reads the config once and checks what it names.
+
+  Raises:
+    ValueError: for a name, size or combination that cannot be.
+  """
+  data, system = config.data, config.system
+  mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
+  sharding.batch_share(config.batch_size, mesh)
+  if config.batch_size % (config.accumulate * mesh.shape['data'] * mesh.shape['fsdp']):
+    raise ValueError(
+      f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
+      f'micro-batches on {mesh.shape["data"] * mesh.shape["fsdp"]} devices'
+    )
+  named = {'train': data.train, 'validation': data.validation, 'test': data.test}
+  splits = {use: sources.open_source(data.source, name) for use, name in named.items() if name}
+  epoch = len(splits['train']) / config.batch_size
+  total = optim.steps(config.duration, epoch=epoch)
+  check_metric(config)
+  if total < 1:
+    raise ValueError(f'duration {config.duration!r} is less than a step')
+
+  def steps(duration: int | str) -> int:
+    return optim.steps(duration, epoch=epoch, total=total)
+
+  fields = dict(config.model)
+  accelerated = jax.default_backend() != 'cpu'
+  fields['dtype'] = fields['dtype'] or ('bfloat16' if accelerated else 'float32')
+  model = models.build(fields.pop('name'), num_classes=len(splits['train'].classes), **fields)
+  models.check_size(model, config.image_size)
+  settings = dict(config.schedule) | {
+    'total': total,
+    'warmup': steps(config.schedule.warmup),
+    'cooldown': steps(config.schedule.cooldown),
+    'timescale': steps(config.schedule.timescale),
+    'boundaries': tuple(steps(duration) for duration in config.schedule.boundaries),
+  }
+  schedule = optim.make_schedule(**settings)
+  tx = optim.make_optimizer(schedule=schedule, **config.optimizer)
+  loss = objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective)
+  ready = {
+    'train': transforms.compose(data.augment, config.image_size),
+    'evaluation': transforms.compose(data.preprocess, config.image_size),
+  }
+  for use, transform in ready.items():
+    check_transform(use, transform, splits['train'][0]['image'], config.image_size)
+  return Plan(
+    config=config,
+    mesh=mesh,
+    model=model,
+    loss=loss,
+    tx=tx,
+    schedule=schedule,
+    splits=splits,
+    transforms=ready,
+    total=total,
+    evaluate_every=steps(config.evaluation.every) if data.validation else 0,
+    checkpoint_every=steps(config.checkpoint.every),
+    patience=steps(config.evaluation.patience),
+    log_every=steps(system.log_every),
+  )
+
+
+def check_metric(config: Any) -> None:
+  """Raises ValueError if what ranks the evaluations is not among what they measure."""
+  known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
+  metric = config.evaluation.metric
+  if metric not in known:
+    raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
+  if not config.data.validation and optim.steps(config.evaluation.patience, epoch=1e9, total=10**9):
+    raise ValueError('evaluation.patience needs a split to look at: data.validation is empty')
+
+
+def check_transform(use: str, transform: Any, image: Any, size: tuple[int, int]) -> None:
+  """Raises ValueError if the transforms do not give images of the size that the model takes."""
+  rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+  if (rows, columns) != tuple(size):
+    raise ValueError(
+      f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
+      f'{size[0]}x{size[1]}'
+    )
+
+
+def claim(workdir: str | os.PathLike[str], config: Any) -> None:
+  """Makes the folder this run's, or makes sure that it is.
+
+  Raises:
+    ValueError: if it holds a run with another config; names the fields.
+    OSError: if it cannot be written.
+  """
+  folder = pathlib.Path(workdir)
+  ours = json.loads(json.dumps(config.to_dict()))
+  file = folder / 'config.json'
+  if file.exists():
+    theirs = json.loads(file.read_text())
+    differing = [
+      f'{name} is {old!r} there and {new!r} here'
+      for name, old, new in differences(theirs, ours)
+      if not name.startswith('system.')
+    ]
+    if differing:
+      raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix('.partial')
+    partial.write_text(json.dumps(ours, indent=1))
+    os.replace(partial, file)
+
+
+def differences(old: Any, new: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
+  """(name, old value, new value) of every field in which two nested dicts differ."""
+  for name in [*old, *(name for name in new if name not in old)]:
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      yield from differences(a, b, f'{prefix}{name}.')
+    elif a != b:
+      yield prefix + name, a, b
