@@ -4,6 +4,7 @@ B batch, K classes.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -139,6 +140,17 @@ def placed_state(plan: Plan) -> State:
   return jax.jit(lambda: new_state(plan), out_shardings=shardings)()
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run writes to, for the functions that carry it out."""
+
+  plan: Plan
+  folder: pathlib.Path
+  saved: checkpoint.Checkpoints
+  log: metrics.Log
+  display: metrics.Display
+
+
 def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   """Carries out a run, or goes on with it where it was; writes the model at its end.
 
@@ -166,41 +178,35 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
     say=display.say,
   )
   start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
-  introduce(plan, start, display)
   log = metrics.Log(folder, start=start)
+  run = Run(plan, folder, saved, log, display)
+  introduce(run, start)
   with contextlib.closing(saved), contextlib.closing(log), display:
-    evaluate = Evaluator(plan, log, display)
-    step, state = loop(plan, state, start, evaluate, saved, log, display)
-    finished = step == plan.total or is_stale(plan, step, saved)
+    evaluate = Evaluator(run)
+    step, state = loop(run, state, start, evaluate)
+    finished = step == plan.total or is_stale(run, step)
     if finished:
-      finish(plan, state, step, evaluate, saved, folder, display)
+      finish(run, state, step, evaluate)
     else:
       display.say(f'stopped at step {step}, saved: the same command goes on from there')
   return finished
 
 
-def loop(
-  plan: Plan,
-  state: State,
-  step: int,
-  evaluate: 'Evaluator',
-  saved: checkpoint.Checkpoints,
-  log: metrics.Log,
-  display: metrics.Display,
-) -> tuple[int, State]:
+def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
   """Updates until the end, or until patience or the user ends it: the last step and state."""
-  stale = is_stale(plan, step, saved)
+  plan, saved = run.plan, run.saved
+  stale = is_stale(run, step)
   if stale or step == plan.total:
     return step, state
   with (
-    interruption(display.say) as interrupted,
+    interruption(run.display.say) as interrupted,
     plan.training_batches(step) as batches,
     jax.transfer_guard('disallow'),
   ):
     first = next(batches)
-    update = display.compiled('training step', updater(plan), state, first)
+    update = run.display.compiled('training step', updater(plan), state, first)
     batches = itertools.chain([first], batches)
-    watch = Watch(plan, log, display)
+    watch = Watch(run)
     while step < plan.total and not stale:
       batch = watch.waiting(lambda: next(batches))
       state, measured = update(state, batch)
@@ -211,7 +217,7 @@ def loop(
       if evaluation or stop or step == plan.total or due(step, plan.checkpoint_every, plan.total):
         with watch.settled(state):
           saved.save(step, state, evaluate(step, state) if evaluation else None)
-          stale = is_stale(plan, step, saved)
+          stale = is_stale(run, step)
       if stop:
         break
     watch.settle(state)
@@ -237,22 +243,25 @@ def due(step: int, every: int, total: int) -> bool:
   return bool(every) and (step % every == 0 or step == total)
 
 
-def is_stale(plan: Plan, step: int, saved: checkpoint.Checkpoints) -> bool:
+def is_stale(run: Run, step: int) -> bool:
   """Whether no evaluation has been better than the best for as long as patience lasts."""
-  best = saved.best_step() if plan.patience else None
-  return best is not None and step - best >= plan.patience
+  best = run.saved.best_step() if run.plan.patience else None
+  return best is not None and step - best >= run.plan.patience
 
 
 class Evaluator:
   """Measures a state, and tells the result."""
 
-  def __init__(self, plan: Plan, log: metrics.Log, display: metrics.Display):
-    data = plan.config.data
-    self.plan, self.log, self.display = plan, log, display
+  def __init__(self, run: Run):
+    self.run = run
+    config = run.plan.config
     step = accuracy.make_step(
-      plan.model.apply, mean=data.mean, std=data.std, loss=plan.config.objective.loss
+      run.plan.model.apply,
+      mean=config.data.mean,
+      std=config.data.std,
+      loss=config.objective.loss,
     )
-    self.step: Callable[..., Any] = display.compiled_once('evaluation step', jax.jit(step))
+    self.step: Callable[..., Any] = run.display.compiled_once('evaluation step', jax.jit(step))
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average as 'ema_loss' and 'ema_accuracy'."""
@@ -268,20 +277,22 @@ class Evaluator:
     self.tell(step, 'test', self.over('test', state.model_params))
 
   def over(self, use: str, params: Any) -> dict[str, float]:
-    with self.plan.evaluation_batches(use) as batches:
+    with self.run.plan.evaluation_batches(use) as batches:
       return accuracy.over(self.step, params, batches)
 
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
-    self.log.write(step, metrics.prefixed(split, values))
+    self.run.log.write(step, metrics.prefixed(split, values))
     shown = [f'{name} {value:.4f}' for name, value in values.items() if name != 'count']
-    self.display.say(f'step {step}  {split}  {"  ".join(shown)}  ({values["count"]:.0f} images)')
+    self.run.display.say(
+      f'step {step}  {split}  {"  ".join(shown)}  ({values["count"]:.0f} images)'
+    )
 
 
 class Watch:
   """Reads each step's numbers one step later, so that the device never waits for them."""
 
-  def __init__(self, plan: Plan, log: metrics.Log, display: metrics.Display):
-    self.plan, self.log, self.display = plan, log, display
+  def __init__(self, run: Run):
+    self.run = run
     self.meter = metrics.Meter()
     self.waiting = self.meter.waiting
     self.pending: tuple[int, objective.Batch, dict[str, Any]] | None = None
@@ -300,17 +311,18 @@ class Watch:
     measured = jax.device_get(measured)
     if not measured['finite']:
       with jax.transfer_guard('allow'):
-        tensor = first_nonfinite(self.plan, step, state.params, batch)
+        tensor = first_nonfinite(self.run.plan, step, state.params, batch)
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
-    self.display.step(step)
-    if due(step, self.plan.log_every, self.plan.total):
+    plan, display = self.run.plan, self.run.display
+    display.step(step)
+    if due(step, plan.log_every, plan.total):
       values = self.meter.read()
       if peak := metrics.peak_flops():
-        used = 3 * self.plan.model.flops(*self.plan.config.image_size)
+        used = 3 * plan.model.flops(*plan.config.image_size)
         values['mfu'] = used * values['images_per_second'] / (peak * jax.device_count())
-      self.log.write(step, metrics.prefixed('train', values))
-      self.display.show(step, values)
+      self.run.log.write(step, metrics.prefixed('train', values))
+      display.show(step, values)
 
   @contextlib.contextmanager
   def settled(self, state: State) -> Iterator[None]:
@@ -377,8 +389,9 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     restore()
 
 
-def introduce(plan: Plan, start: int, display: metrics.Display) -> None:
+def introduce(run: Run, start: int) -> None:
   """Says what is about to be trained, on what and with what."""
+  plan, display = run.plan, run.display
   config, mesh = plan.config, plan.mesh
   shape = (*config.image_size, 3)
   for line in metrics.summary(plan.model, abstract_state(plan).params, shape, config.batch_size):
@@ -394,16 +407,9 @@ def introduce(plan: Plan, start: int, display: metrics.Display) -> None:
     display.say(f'goes on from step {start}')
 
 
-def finish(
-  plan: Plan,
-  state: State,
-  step: int,
-  evaluate: Evaluator,
-  saved: checkpoint.Checkpoints,
-  folder: pathlib.Path,
-  display: metrics.Display,
-) -> None:
+def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
   """Takes the best state if patience asks for it, tests it, and writes the model."""
+  plan, saved, display = run.plan, run.saved, run.display
   best = saved.best_step() if plan.patience else None
   if best is not None and best != step:
     saved.wait()
@@ -417,9 +423,9 @@ def finish(
     plan.model, gathered(state.model_params), plan.classes, plan.preprocess, plan.config.model.name
   )
   if jax.process_index() == 0:
-    bundle.write(folder / 'model', model)
+    bundle.write(run.folder / 'model', model)
   checkpoint.sync('bundle')
-  display.say(f'the model is in {folder / "model"}; try: vit predict {folder} IMAGE...')
+  display.say(f'the model is in {run.folder / "model"}; try: vit predict {run.folder} IMAGE...')
 
 
 def gathered(tree: Any) -> Any:
