@@ -36,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'vit: unknown command {command!r}{nearest(command, list(COMMANDS))}', file=sys.stderr)
     return 2
   try:
-    return importlib.import_module(COMMANDS[command][0]).main(rest)
+    code = importlib.import_module(COMMANDS[command][0]).main(rest)
+    sys.stdout.flush()
+    return code
+  except KeyboardInterrupt:
+    print(f'vit {command}: interrupted', file=sys.stderr)
+    return 130
   except BrokenPipeError:  # the reader, such as `head`, has had enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

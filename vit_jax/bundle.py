@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
+from vit_jax.data import transforms
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
@@ -90,10 +91,25 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     model = models.build(name, **fields)
     preprocess = Preprocess(**{k: tupled(v) for k, v in description['preprocess'].items()})
     classes = tuple(description['classes'])
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{folder / DESCRIPTION} does not describe a model ({error})') from None
+    check(model, preprocess, classes)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
   params = load_params(folder, model, image_size=preprocess.size)
   return Bundle(model, params, classes, preprocess, name)
+
+
+def check(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+  """Raises ValueError for the first part of a bundle that does not fit the others."""
+  if len(classes) != model.num_classes:
+    raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
+  sides = preprocess.size
+  if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    raise ValueError(f'preprocess size is {sides}, not a height and a width')
+  models.check_size(model, sides)
+  for name in ('mean', 'std'):
+    if len(getattr(preprocess, name)) != 3:
+      raise ValueError(f'preprocess {name} is {getattr(preprocess, name)}, not three numbers')
+  transforms.compose(preprocess.steps, sides)
 
 
 def load_params(
@@ -134,11 +150,16 @@ def load_params(
   return models.map_named(lambda name, _: arrays[name].astype(np.float32), shapes)
 
 
+def exists(folder: pathlib.Path) -> bool:
+  """Whether the folder is a bundle's."""
+  return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file()
+
+
 def find(path: str | os.PathLike[str]) -> pathlib.Path:
   """The bundle's folder for that of a run or of the bundle, or for one of its files."""
   path = pathlib.Path(path)
   for folder in [path.parent] if path.is_file() else [path / 'model', path]:
-    if (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file():
+    if exists(folder):
       return folder
   if (path / DESCRIPTION).is_file():
     raise FileNotFoundError(f'{path} is a run without a model yet: let its training finish')

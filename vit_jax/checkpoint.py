@@ -1,14 +1,13 @@
 """A run's checkpoints: Orbax writes them in the background, checksums guard them.
 
-Orbax restores damaged arrays without an error. So each committed step gets a seal, the size and
-CRC-32 of each of its files; a step is trusted only while it matches.
+Orbax restores damaged arrays without an error. So each step carries a seal, the size and CRC-32 of
+each of its files, written before the step gets its name; it is trusted only while they match.
 """
 
 import json
 import logging
 import os
 import pathlib
-import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +43,14 @@ class Checkpoints:
 
     self.folder = pathlib.Path(folder).absolute()
     self.sign = -1 if metric.endswith('loss') else 1
-    self.metric, self.say = metric, say
-    self.sealing: threading.Thread | None = None
-    self.failure = ''
+    self.metric, self.say, self.saving = metric, say, -1
     best = keep.BestN(get_metric_fn=self.rank, n=keep_best, keep_checkpoints_without_metrics=False)
     policy = keep.AnyPreservationPolicy([keep.LatestN(keep_latest), best])
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy,
       best_fn=self.rank,  # without it Orbax drops the metrics
       cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self.seal_saved),
     )
     self.manager = ocp.CheckpointManager(self.folder, item_names=('state',), options=options)
 
@@ -68,37 +66,34 @@ class Checkpoints:
       step: of the state.
       state: a tree of arrays, of all processes together.
       metrics: of the evaluation at this step, if there was one.
+
+    Raises:
+      OSError: if the step before could not be written.
     """
     import orbax.checkpoint as ocp
 
     self.wait()
+    self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state))
     self.manager.save(step, args=items, metrics=ranked, force=True)
-    if jax.process_index() == 0:
-      self.sealing = threading.Thread(target=self.seal_when_written, args=(step,))
-      self.sealing.start()
 
-  def seal_when_written(self, step: int) -> None:
-    try:
-      self.manager.wait_until_finished()
-      seal(self.folder / str(step))
-    except Exception as error:  # of the writing thread: told at the next `wait`
-      self.failure = f'checkpoint {self.folder / str(step)} could not be written: {error}'
+  def seal_saved(self) -> None:
+    """Seals the step that is being saved; Orbax calls it before it gives the step its name."""
+    unnamed = self.folder.glob(f'{self.saving}.orbax-checkpoint-tmp*')
+    seal(next(unnamed, self.folder / str(self.saving)))
 
   def wait(self) -> None:
-    """Returns when all that was saved is written and sealed.
+    """Returns when all that was saved is written.
 
     Raises:
       OSError: if it could not be written, to a full disk for one; the steps before it are intact.
     """
-    if self.sealing is not None:
-      self.sealing.join()
-      self.sealing = None
-    if self.failure:
-      failure, self.failure = self.failure, ''
-      raise OSError(failure)
-    self.manager.wait_until_finished()
+    try:
+      self.manager.wait_until_finished()
+    except Exception as error:  # whatever the storage raised in the background
+      step = self.folder / str(self.saving)
+      raise OSError(f'checkpoint {step} could not be written: {error}') from error
 
   def steps(self) -> list[int]:
     """The steps there are, oldest first, damaged ones too."""
@@ -109,85 +104,93 @@ class Checkpoints:
     found = [(metrics, step) for step in self.steps() if (metrics := self.manager.metrics(step))]
     return max(found, key=lambda pair: self.rank(pair[0]))[1] if found else None
 
-  def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
-    """The state of the newest intact step, or of `step`; None where there is none.
+  def restore(self, like: Any) -> tuple[int, Any] | None:
+    """The newest intact step and its state; None where there is none.
 
-    Damaged steps, and those whose writing was cut off, are named, and set aside under another name.
+    Damaged steps are named, and set aside under another name.
 
     Args:
       like: a tree of `jax.ShapeDtypeStruct` with shardings, which may differ from the saved ones.
-      step: which; None means the newest.
     """
-    import orbax.checkpoint as ocp
-
-    for candidate in reversed(self.steps()) if step is None else [step]:
-      fault = damage(self.folder / str(candidate))
-      if fault is None:
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return candidate, self.manager.restore(candidate, args=items)['state']
-      self.say(f'checkpoint {self.folder / str(candidate)} is damaged ({fault}): not used')
-      self.set_aside(candidate)
+    steps = self.steps()
+    for step in reversed(steps):
+      if (state := self.restore_step(step, like)) is not None:
+        return step, state
+    if steps:
+      self.say(f'{self.folder} holds no intact checkpoint: the run starts anew')
     return None
 
-  def set_aside(self, step: int) -> None:
+  def restore_best(self, like: Any) -> tuple[int, Any] | None:
+    """The best intact evaluated step and its state."""
+    while (step := self.best_step()) is not None:
+      if (state := self.restore_step(step, like)) is not None:
+        return step, state
+    return None
+
+  def restore_step(self, step: int, like: Any) -> Any | None:
+    """The state of a step, or None and the step is set aside, if it is damaged."""
+    import orbax.checkpoint as ocp
+
+    self.wait()
+    folder = self.folder / str(step)
+    if (fault := damage(folder)) is None:
+      items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+      return self.manager.restore(step, args=items)['state']
+    self.say(f'checkpoint {folder} is damaged ({fault}): not used')
     sync(f'all found step {step} damaged')
     if jax.process_index() == 0:
-      folder = self.folder / str(step)
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
     sync(f'step {step} is set aside')
     self.manager.reload()
+    return None
 
   def interrupted(self, step: int) -> bool:
     """Whether a scheduler has announced to any of several processes that it will end the run."""
     return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
   def close(self) -> None:
+    """Waits, then frees what Orbax holds; raises like `wait`."""
     self.wait()
     self.manager.close()
 
 
-def seal(folder: pathlib.Path) -> None:
-  """Writes the size and CRC-32 of every file below `folder` into it, all at once."""
-  table = {str(file.relative_to(folder)): checksum(file) for file in files(folder)}
-  partial = folder / (SEAL + '.partial')
-  partial.write_text(json.dumps(table, indent=0))
-  os.replace(partial, folder / SEAL)
+def seal(step: pathlib.Path) -> None:
+  """Writes the size and CRC-32 of every file of a step's items into its folder."""
+  table = {str(file.relative_to(step)): checksum(file) for file in sorted(step.glob('*/**/*'))}
+  (step / SEAL).write_text(json.dumps(table, indent=0))
 
 
-def damage(folder: pathlib.Path) -> str | None:
-  """What is wrong with a sealed folder, in a few words; None if every file is as it was sealed."""
+def damage(step: pathlib.Path) -> str | None:
+  """What is wrong with a sealed step, in a few words; None if every file is as it was sealed."""
   try:
-    table = json.loads((folder / SEAL).read_text())
+    table = json.loads((step / SEAL).read_text())
+    if not isinstance(table, dict) or not table:
+      raise ValueError(f'{SEAL} lists nothing')
   except FileNotFoundError:
-    return 'its writing was cut off'
+    return f'{SEAL} is missing'
   except (OSError, ValueError):
     return f'{SEAL} cannot be read'
   for name, sealed in table.items():
-    file = folder / name
-    if not file.is_file():
+    if not (step / name).exists():
       return f'{name} is missing'
-    if checksum(file) != sealed:
+    if checksum(step / name) != sealed:
       return f'{name} has changed'
   return None
 
 
-def files(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(f for f in folder.rglob('*') if f.is_file() and not f.name.startswith(SEAL))
-
-
 def checksum(file: pathlib.Path) -> list[int]:
-  """[size, CRC-32] of a file."""
-  crc = 0
-  with file.open('rb') as opened:
-    while chunk := opened.read(1 << 22):
-      crc = zlib.crc32(chunk, crc)
-  return [file.stat().st_size, crc]
+  """[size, CRC-32] of a file; a folder counts as empty."""
+  crc, size = 0, 0
+  if file.is_file():
+    with file.open('rb') as opened:
+      while chunk := opened.read(1 << 22):
+        crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+  return [size, crc]
 
 
 def unused(path: pathlib.Path) -> pathlib.Path:
   """The path itself, or with the first number that makes it new."""
-  number = 1
-  candidate = path
+  candidate, number = path, 1
   while candidate.exists():
     number += 1
     candidate = path.with_name(f'{path.name}{number}')

@@ -14,12 +14,21 @@ from vit_jax import optim
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
 INF = float('inf')
-RANGES = {
+RANGES = {  # at least, below
+  'seed': (0, 2**32),
   'batch_size': (1, INF),
   'accumulate': (1, INF),
   'ema': (0, 1),
   'objective.smoothing': (0, 1),
+  'optimizer.weight_decay': (0, INF),
   'optimizer.clip': (0, INF),
+  'optimizer.b1': (0, 1),
+  'optimizer.b2': (0, 1),
+  'optimizer.eps': (0, INF),
+  'optimizer.momentum': (0, 1),
+  'schedule.learning_rate': (0, INF),
+  'schedule.end': (0, INF),
+  'schedule.factor': (0, INF),
   'checkpoint.keep_latest': (1, INF),
   'checkpoint.keep_best': (1, INF),
   'system.threads': (1, INF),
@@ -70,7 +79,7 @@ def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
     if argument and not takes_argument:
       raise ValueError(f'takes no argument, got {argument!r}')
     config = module.get_config(argument) if takes_argument else module.get_config()
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f'{path}:{lines[-1]}' if lines else str(path)
@@ -92,9 +101,9 @@ def assign(config: ConfigDict, override: str) -> None:
 
 
 def literal(text: str) -> Any:
-  """'3' -> 3, '1e-3' -> 0.001, '(8, 8)' or '8,8' -> (8, 8), 'true' -> True, other text as it is."""
-  if text.lower() in ('true', 'false', 'none'):
-    return ast.literal_eval(text.capitalize())
+  """'3' -> 3, '1e-3' -> 0.001, '8,8' -> (8, 8), 'true' -> True, None -> None; text as it is."""
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError):
@@ -161,8 +170,9 @@ def coerced(value: Any, standard: Any, kind: type) -> Any:
   if kind is tuple and is_int and (standard is None or len(standard) == 2):
     return (value, value)  # one number for a pair of sides
   if kind is tuple and isinstance(value, (list, tuple)):
+    item = type(standard[0]) if standard else None
     if not standard or len(value) == len(standard):
-      return tuple(value)
+      return tuple(coerced(part, item(), item) if item else part for part in value)
   elif kind is float and is_int:
     return float(value)
   elif type(value) is kind:

@@ -19,11 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   overrides = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
   flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
-  start_processes(flags)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of what is meant
-  from vit_jax import config, plan, train
-
+  # What Orbax logs is either meant, or raised as well.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
+    start_processes(flags)
+    from vit_jax import config, plan, train
+
     asked = config.load(flags.config, overrides)
     ready = plan.make_plan(asked)
     plan.claim(flags.workdir, asked)
@@ -62,20 +63,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def start_processes(flags: argparse.Namespace) -> None:
-  """Joins the other processes of a run on several hosts, where flags or environment name them."""
+  """Joins the other processes of a run on several hosts, where flags or environment name them.
+
+  Raises:
+    ValueError: if they are named by halves.
+  """
+  address = flags.coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
+  count = flags.num_processes or os.environ.get('JAX_NUM_PROCESSES')
+  index = os.environ.get('JAX_PROCESS_ID') if flags.process_id is None else flags.process_id
+  if flags.distributed and not address:
+    initialize(None, None, None)
+  elif address and count is not None and index is not None:
+    if not 0 <= int(index) < int(count):
+      raise ValueError(f'process_id is {index}, must lie in 0..{int(count) - 1}')
+    initialize(address, int(count), int(index))
+  elif address or flags.num_processes is not None or flags.process_id is not None:
+    raise ValueError('several hosts need coordinator_address, num_processes and process_id')
+
+
+def initialize(address: str | None, count: int | None, index: int | None) -> None:
   import jax
 
-  environment = 'JAX_COORDINATOR_ADDRESS' in os.environ
-  if flags.distributed or flags.coordinator_address or environment:
-
-    def number(flag: int | None, variable: str) -> int | None:
-      return int(os.environ[variable]) if flag is None and variable in os.environ else flag
-
-    jax.distributed.initialize(
-      flags.coordinator_address,
-      number(flags.num_processes, 'JAX_NUM_PROCESSES'),
-      number(flags.process_id, 'JAX_PROCESS_ID'),
-    )
+  try:
+    jax.distributed.initialize(address, count, index)
+  except RuntimeError as error:
+    raise ValueError(f'cannot join the other processes: {error}') from error
 
 
 if __name__ == '__main__':

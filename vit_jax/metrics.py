@@ -44,21 +44,29 @@ class Log:
     from tensorboardX import SummaryWriter
 
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
-    kept = [line for line in read_lines(self.path) if json.loads(line)['step'] <= start]
+    self.writes = jax.process_index() == 0
+    if not self.writes:
+      return
+    # A test at the end of a run that was cut off there will be taken again.
+    rows = [(json.loads(line), line) for line in read_lines(self.path)]
+    kept = [line for row, line in rows if row['step'] <= start and 'test/loss' not in row]
     partial = self.path.with_suffix('.partial')
     partial.write_text(''.join(line + '\n' for line in kept))
     os.replace(partial, self.path)
     self.events = SummaryWriter(str(folder), purge_step=start + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds {'train/loss': ...} at a step."""
+    """Adds {'train/loss': ...} at a step; the first process alone writes."""
+    if not self.writes:
+      return
     with self.path.open('a') as lines:
       lines.write(json.dumps({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
     for name, value in values.items():
       self.events.add_scalar(name, value, step)
 
   def close(self) -> None:
-    self.events.close()
+    if self.writes:
+      self.events.close()
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

@@ -21,7 +21,7 @@ DURATION = re.compile(rf'([0-9][0-9_]*\.?[0-9]*)\s*({UNITS})?')
 
 
 def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:
-  """A duration in steps, rounded to the nearest.
+  """A duration in steps, rounded to the nearest; at least one, but for 0.
 
   Args:
     duration: 500, '500 steps', '2.5 epochs' or '5%' (of the whole run).
@@ -36,10 +36,10 @@ def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int
     units = "'100 steps', '2 epochs'" + ('' if total is None else " or '5%'")
     raise ValueError(f'{duration!r} is not a duration such as {units}')
   count, unit = float(match[1]), (match[2] or 'steps').rstrip('s')
-  if unit == '%':
-    assert total is not None
-    return round(count / 100 * total)
-  return round(count * epoch) if unit == 'epoch' else round(count)
+  if unit == 'step' and count % 1:
+    raise ValueError(f'{duration!r} is not a whole number of steps')
+  unit_steps = {'step': 1.0, 'epoch': epoch, '%': (total or 0) / 100}
+  return max(round(count * unit_steps[unit]), 1) if count else 0
 
 
 def make_schedule(
@@ -148,7 +148,9 @@ def make_optimizer(
     'muon': lambda: scale_by_muon(b1, b2, eps, momentum, nesterov, dtype),
   }
   if name not in methods:
-    raise ValueError(f'unknown optimiser {name!r}; known: {", ".join(methods)}')
+    raise ValueError(f'unknown optimizer {name!r}; known: {", ".join(methods)}')
+  if dtype not in (None, 'float32', 'bfloat16'):
+    raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
   return optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
     methods[name](),

@@ -92,6 +92,12 @@ def make_plan(config: Any) -> Plan:
     ValueError: for a name, size or combination that cannot be.
   """
   data, system = config.data, config.system
+  if not data.train:
+    raise ValueError('data.train is empty, must name a split')
+  if min(data.std) <= 0:
+    raise ValueError(f'data.std is {data.std}, must be positive')
+  if config.model.pool == 'none':
+    raise ValueError("model.pool is 'none', which classifies patches, not images")
   mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
   sharding.batch_share(config.batch_size, mesh)
   if config.batch_size % (config.accumulate * mesh.shape['data'] * mesh.shape['fsdp']):
@@ -154,8 +160,9 @@ def check_metric(config: Any) -> None:
   metric = config.evaluation.metric
   if metric not in known:
     raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
-  if not config.data.validation and optim.steps(config.evaluation.patience, epoch=1e9, total=10**9):
-    raise ValueError('evaluation.patience needs a split to look at: data.validation is empty')
+  looks = config.data.validation and optim.steps(config.evaluation.every, epoch=1, total=1)
+  if optim.steps(config.evaluation.patience, epoch=1, total=1) and not looks:
+    raise ValueError('evaluation.patience needs data.validation and evaluation.every')
 
 
 def check_transform(use: str, transform: Any, image: Any, size: tuple[int, int]) -> None:
@@ -178,8 +185,13 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
   folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
   file = folder / 'config.json'
+  if not str(workdir):
+    raise ValueError('--workdir is empty, must name a folder')
   if file.exists():
-    theirs = json.loads(file.read_text())
+    try:
+      theirs = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+      raise ValueError(f'{file} is damaged: not a config in JSON') from None
     differing = [
       f'{name} is {old!r} there and {new!r} here'
       for name, old, new in differences(theirs, ours)

@@ -46,6 +46,8 @@ class Run(bundle.Bundle):
     Raises:
       FileNotFoundError, ValueError: for a file that is not there, or no image.
     """
+    if top < 1:
+      raise ValueError(f'top must be at least 1, got {top}')
     if isinstance(images, (str, os.PathLike, np.ndarray)):
       return self.predict([images], top=top)[0]
     scores = self.forward([self.prepared(image) for image in images])['scores']
@@ -66,7 +68,7 @@ class Run(bundle.Bundle):
     """An image as the model takes it: uint8, the size of `preprocess`."""
     if not isinstance(image, np.ndarray):
       image = read_image(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise ValueError(f'an image is uint8 (H, W, 3), not {image.dtype} {image.shape}')
     return np.ascontiguousarray(self.transform(image, np.random.default_rng(0)))
 
@@ -115,12 +117,15 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
   """An image file as (H, W, 3) uint8; its errors name the file."""
+  file = pathlib.Path(path)
+  if not file.exists():
+    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file')
   try:
-    return transforms.decode(pathlib.Path(path).read_bytes())
+    if not file.is_file():  # a pipe would be waited for
+      raise ValueError('not a regular file')
+    return transforms.decode(file.read_bytes())
   except ValueError as error:
     raise ValueError(f'{os.fspath(path)}: {error}') from None
-  except FileNotFoundError:
-    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file') from None
   except OSError as error:
     raise ValueError(f'{os.fspath(path)}: {error.strerror}') from None
 

@@ -106,9 +106,10 @@ def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's rows, as its share of one global batch split over data and fsdp."""
   sharding = NamedSharding(mesh, BATCH)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-  }
+  with jax.transfer_guard_host_to_device('allow'):  # the transfer that is meant
+    return {
+      name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
 
 
 def prefetch(

@@ -58,7 +58,7 @@ def make_step(
 ) -> Callable[[State, objective.Batch], tuple[State, dict[str, Any]]]:
   """One update as a pure function: step(state, batch) -> state, measured.
 
-  An update whose loss or gradient is not finite is left out: only the step counts on.
+  An update that is not finite, or has such a loss or gradient, is left out: only the step counts.
 
   Args:
     loss: of `objective.make_objective`.
@@ -72,13 +72,13 @@ def make_step(
   def step(state: State, batch: objective.Batch) -> tuple[State, dict[str, Any]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     sums, grads = gradient(loss, state.params, batch, key, accumulate=accumulate)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None
     if state.ema is not None:
       average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params)
-    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
+    finite = jnp.isfinite(jnp.stack([sums['loss'], norm, optax.tree.norm(updates)])).all()
     new, old = (params, opt_state, average), (state.params, state.opt_state, state.ema)
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
@@ -167,7 +167,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   """
   config, folder = plan.config, pathlib.Path(workdir)
   display = metrics.Display(plan.total)
-  if (folder / 'model' / bundle.DESCRIPTION).exists():
+  if bundle.exists(folder / 'model'):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   saved = checkpoint.Checkpoints(
@@ -235,7 +235,8 @@ def updater(plan: Plan) -> Any:
     accumulate=config.accumulate,
     ema=config.ema,
   )
-  return jax.jit(step, donate_argnums=0)
+  same = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
+  return jax.jit(step, donate_argnums=0, out_shardings=(same, None))
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -244,9 +245,9 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 def is_stale(run: Run, step: int) -> bool:
-  """Whether no evaluation has been better than the best for as long as patience lasts."""
+  """Whether the evaluations up to a step have not bettered the best for as long as patience."""
   best = run.saved.best_step() if run.plan.patience else None
-  return best is not None and step - best >= run.plan.patience
+  return best is not None and step - step % run.plan.evaluate_every - best >= run.plan.patience
 
 
 class Evaluator:
@@ -335,28 +336,25 @@ class Watch:
 def first_nonfinite(plan: Plan, step: int, params: Any, batch: objective.Batch) -> str:
   """The first tensor of an update to `step` that is not finite, in the order of computation."""
   data = plan.config.data
+  names: list[str] = []
 
-  def flags(params: Any, batch: objective.Batch) -> dict[str, Array]:
+  def flags(params: Any, batch: objective.Batch) -> list[Array]:
     key = jax.random.fold_in(jax.random.key(plan.config.seed), step - 1)
     images = objective.normalize(batch['image'], data.mean, data.std)
     logits, out = plan.model.apply(
       {'params': params}, images, train=True, rngs={'dropout': jax.random.fold_in(key, 0)}
     )
-    named = {f'parameter {k}': v for k, v in bundle.flat(params).items()}
-    named |= {'images': images, 'embedded': out['embedded']}
-    named |= {f'blocks[{i}]': block for i, block in enumerate(out['blocks'])}
-    named |= {'pre_logits': out['pre_logits'], 'logits': logits}
-    if jnp.issubdtype(batch['label'].dtype, jnp.floating):
-      named['labels'] = batch['label']
     sums, grads = gradient(plan.loss, params, batch, key, accumulate=plan.config.accumulate)
-    named |= {'loss': sums['loss']}
-    named |= {f'gradient of {k}': v for k, v in bundle.flat(grads).items()}
-    return {name: jnp.isfinite(value).all() for name, value in named.items()}
+    tensors = [(f'parameter {name}', leaf) for name, leaf in bundle.flat(params).items()]
+    tensors += [('images', images), ('labels', batch['label']), ('embedded', out['embedded'])]
+    tensors += [(f'blocks[{layer}]', block) for layer, block in enumerate(out['blocks'])]
+    tensors += [('pre_logits', out['pre_logits']), ('logits', logits), ('loss', sums['loss'])]
+    tensors += [(f'gradient of {name}', leaf) for name, leaf in bundle.flat(grads).items()]
+    names.extend(name for name, _ in tensors)
+    return [jnp.isfinite(tensor).all() for _, tensor in tensors]
 
   found = jax.device_get(jax.jit(flags)(params, batch))
-  # jit sorts the keys of a dict; the order of computation is that of `flags`.
-  order = jax.eval_shape(flags, params, batch)
-  return next((name for name in order if not found[name]), 'the gradient norm')
+  return next((name for name, finite in zip(names, found) if not finite), 'the update')
 
 
 @contextlib.contextmanager
@@ -409,14 +407,10 @@ def introduce(run: Run, start: int) -> None:
 
 def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
   """Takes the best state if patience asks for it, tests it, and writes the model."""
-  plan, saved, display = run.plan, run.saved, run.display
-  best = saved.best_step() if plan.patience else None
-  if best is not None and best != step:
-    saved.wait()
-    restored = saved.restore(abstract_state(plan), best)
-    if restored is not None:
-      state = restored[1]
-      display.say(f'takes the parameters of step {best}, the best on validation')
+  plan, display = run.plan, run.display
+  if plan.patience and (best := run.saved.restore_best(abstract_state(plan))):
+    step, state = best
+    display.say(f'takes the parameters of step {step}, the best on validation')
   if 'test' in plan.splits:
     evaluate.test(step, state)
   model = bundle.Bundle(

@@ -6,6 +6,9 @@ alone, so that any number of hosts, workers or threads, and a run resumed at any
 
 import contextlib
 import dataclasses
+import itertools
+import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -113,9 +116,27 @@ def opened(dataset, reading: Reading) -> Iterator[Iterator[HostBatch]]:
     iterable = iterable.mp_prefetch(workers)
   iterator = iter(iterable)
   try:
-    yield map(owned, iterator) if reading.workers else iterator
+    if reading.workers:
+      with sigint_ignored():  # workers inherit it: Ctrl-C is for the main process to handle
+        first = next(iterator)
+      yield map(owned, itertools.chain([first], iterator))
+    else:
+      yield iterator
   finally:
     iterator.close()
+
+
+@contextlib.contextmanager
+def sigint_ignored() -> Iterator[None]:
+  """Processes started inside ignore Ctrl-C; this one does for that while."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def owned(batch: HostBatch) -> HostBatch:

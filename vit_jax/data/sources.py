@@ -102,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
   save.add_argument('--count', type=int, help='the first ones; default: all')
   given = flags.parse_args(argv)
   try:
+    if given.count is not None and given.count < 1:
+      raise ValueError(f'--count must be at least 1, got {given.count}')
     written = save_images(open_source(given.source, given.split), given.folder, count=given.count)
   except (ValueError, OSError) as error:
     print(f'vit data: {error}', file=sys.stderr)

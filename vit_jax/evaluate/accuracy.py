@@ -59,9 +59,11 @@ def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, An
   """
   from vit_jax.data import pipeline, sources, transforms
 
+  if batch_size < 1:
+    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
   found = bundle.read(path)
   file = pathlib.Path(path) / 'config.json'
-  config = json.loads(file.read_text())
+  config = json.loads(file.read_text()) if file.is_file() else {}
   if 'data' not in config:
     raise ValueError(f'{path} is a bundle, not the folder of a run: it names no data')
   data = config['data']

@@ -134,12 +134,19 @@ def check(model: vit.ViT) -> None:
     for field, known in choices.items()
     if getattr(model, field) not in known
   ]
-  for field in ('width', 'depth', 'heads', 'mlp_dim'):
-    if getattr(model, field) < 1:
-      wrong.append(f'{field} is {getattr(model, field)}, must be at least 1')
-  if len(model.patch) != 2 or min(model.patch) < 1:
+  for field in ('width', 'depth', 'heads', 'mlp_dim', 'representation', 'unroll'):
+    value = getattr(model, field)
+    if value is not None and not (isinstance(value, int) and value >= 1):
+      wrong.append(f'{field} is {value!r}, must be a whole number of at least 1')
+  for field in ('registers', 'num_classes'):
+    value = getattr(model, field)
+    if not (isinstance(value, int) and value >= 0):
+      wrong.append(f'{field} is {value!r}, must be a whole number, 0 for none')
+  if len(model.patch) != 2 or not all(isinstance(p, int) and p >= 1 for p in model.patch):
     wrong.append(f'patch is {model.patch}, must be a height and a width in pixels')
-  if model.heads > 0 and model.width % model.heads:
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  if model.width % model.heads:
     wrong.append(f'width {model.width} does not divide into {model.heads} heads')
   if model.positions == 'sincos2d' and model.width % 4:
     wrong.append(f'sincos2d positions need a width that 4 divides, got {model.width}')
@@ -150,7 +157,7 @@ def check(model: vit.ViT) -> None:
     raise ValueError('; '.join(wrong))
 
 
-def check_size(model: vit.ViT, image_size: tuple[int, int]) -> None:
+def check_size(model: Any, image_size: tuple[int, int]) -> None:
   """Raises ValueError if (height, width) does not divide into the model's patches."""
   if any(side < 1 or side % patch for side, patch in zip(image_size, model.patch)):
     raise ValueError(
@@ -187,6 +194,8 @@ def main(argv: Sequence[str]) -> int:
   given = flags.parse_args(argv)
   size = given.image_size
   try:
+    if size < max(PATCHES):
+      raise ValueError(f'--image-size must be at least {max(PATCHES)}, got {size}')
     names = [canonical(name) for name in given.name] or list(VARIANTS)
     for name in given.name:
       check_size(build(name), (size, size))

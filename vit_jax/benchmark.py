@@ -1,0 +1,530 @@
+"""`vit bench`: speed, compile time and memory of training and inference, on synthetic images.
+
+A configuration is measured in a worker, a process of its own on one device, so that it compiles
+cold and its peak of memory is its own. Workers that are compared take turns, A B A B, so that
+whatever else the machine does falls on all of them alike.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import metrics, models, objective, optim, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODES = ('train', 'infer')
+CLASSES = 1000
+HALF = (0.5, 0.5, 0.5)
+BATCHES = 4  # sets of random images that the steps rotate among
+PACKAGES = ('jax', 'jaxlib', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy', 'torch', 'timm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What is measured.
+
+  Fields:
+    model: a name that `vit_jax.build` takes; it gets 1,000 classes.
+    mode: 'train' (a whole update: normalise, forward, backward, clip, AdamW) or 'infer'
+      (normalise, forward; with parameters stored in the type of the computation).
+    batch: images of a step.
+    image_size: pixels of a side.
+    dtype: of the computation; None is bfloat16, on a CPU float32.
+    unroll, depth: of the model; None leaves its own.
+  """
+
+  model: str = 'ViT-S/16'
+  mode: str = 'train'
+  batch: int = 8
+  image_size: int = 224
+  dtype: str | None = None
+  unroll: int | None = None
+  depth: int | None = None
+
+  def build(self) -> Any:
+    """The model.
+
+    Raises:
+      ValueError: for a name, a size or a type that cannot be.
+    """
+    dtype = self.dtype or 'float32'
+    model = models.build(
+      self.model, num_classes=CLASSES, dtype=dtype, unroll=self.unroll, depth=self.depth
+    )
+    models.check_size(model, (self.image_size, self.image_size))
+    return model
+
+  def flops(self) -> int:
+    """Of one image: a training step is three forward passes."""
+    return self.build().flops(self.image_size, self.image_size) * (3 if self.mode == 'train' else 1)
+
+  def arguments(self) -> list[str]:
+    """The words after `vit bench` that stand for it."""
+    given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+    model = given.pop('model')
+    return [model, *(f'--{name.replace("_", "-")}={value}' for name, value in given.items())]
+
+  def command(self, *options: str) -> list[str]:
+    """Starts a worker for it; the options are further ones of `vit bench`."""
+    return [sys.executable, '-m', 'vit_jax.benchmark', '--serve', *self.arguments(), *options]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled step and what is known of it.
+
+  Fields:
+    facts: for the report.
+    steps: every `next` starts a step; what it gives is ready when the step is done.
+  """
+
+  facts: dict[str, Any]
+  steps: Iterator[Any]
+
+  def seconds(self, count: int) -> float:
+    """The time that so many steps take."""
+    # XLA's CPU client would run independent steps side by side.
+    one_by_one = jax.default_backend() == 'cpu'
+    began = time.perf_counter()
+    for _ in range(count):
+      done = next(self.steps)
+      if one_by_one:
+        jax.block_until_ready(done)
+    jax.block_until_ready(done)
+    return time.perf_counter() - began
+
+
+def training(case: Case) -> Program:
+  """`train.make_step` with AdamW and clipping; its state is donated."""
+  model, batches = case.build(), itertools.cycle(synthetic(case))
+  schedule = optim.make_schedule('constant', learning_rate=1e-4, total=1)
+  tx = optim.make_optimizer('adamw', schedule, weight_decay=0.05, clip=1.0)
+  loss = objective.make_objective(model.apply, mean=HALF, std=HALF)
+  params = drawn(model, case)
+  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(params), None)
+  step = jax.jit(train.make_step(loss, tx, schedule), donate_argnums=0)
+  compiled, facts = compile_timed(step, state, next(batches))
+  facts |= {
+    'state_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+    'argument_copies': argument_copies(compiled.as_text()),
+  }
+
+  def updates(state: train.State) -> Iterator[Any]:
+    while True:
+      state, measured = compiled(state, next(batches))
+      yield measured
+
+  return started(case, facts, updates(state))
+
+
+def inference(case: Case) -> Program:
+  """Logits of uint8 images."""
+  model, batches = case.build(), itertools.cycle(synthetic(case))
+  params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), drawn(model, case))
+
+  def logits(params: Any, images: jax.Array) -> jax.Array:
+    return model.apply({'params': params}, objective.normalize(images, HALF, HALF))[0]
+
+  compiled, facts = compile_timed(jax.jit(logits), params, next(batches)['image'])
+  return started(case, facts, (compiled(params, next(batches)['image']) for _ in itertools.count()))
+
+
+PROGRAMS = {'train': training, 'infer': inference}
+
+
+def drawn(model: nn.Module, case: Case) -> Any:
+  """Random parameters, all of them in use; drawn by name, as jitting `init` takes seconds."""
+  images = jax.ShapeDtypeStruct((1, case.image_size, case.image_size, 3), jnp.float32)
+  rng = np.random.default_rng(0)
+
+  def draw(name: str, leaf: Any) -> jax.Array:
+    values = np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
+    return jnp.asarray(values + np.float32(name.endswith('scale')))
+
+  return models.map_named(draw, jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+
+
+def synthetic(case: Case) -> list[objective.Batch]:
+  """Batches of random images and labels, on the device."""
+  rng = np.random.default_rng(1)
+  shape = (case.batch, case.image_size, case.image_size, 3)
+  return [
+    {
+      'image': jnp.asarray(rng.integers(256, size=shape, dtype=np.uint8)),
+      'label': jnp.asarray(rng.integers(CLASSES, size=case.batch, dtype=np.int32)),
+      'mask': jnp.ones(case.batch, jnp.float32),
+    }
+    for _ in range(BATCHES)
+  ]
+
+
+def compile_timed(step: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+  """A jitted function compiled for such arguments, the times that took, and what it will need."""
+  times = [time.perf_counter()]
+  lowered = step.lower(*arguments)
+  times.append(time.perf_counter())
+  compiled = lowered.compile()
+  times.append(time.perf_counter())
+  memory = compiled.memory_analysis()
+  facts: dict[str, Any] = {
+    'lowering_seconds': times[1] - times[0],
+    'compile_seconds': times[2] - times[1],
+    'attention': 'cudnn' if '__cudnn$fmha' in compiled.as_text() else 'xla',
+    'program_bytes': {
+      'arguments': memory.argument_size_in_bytes,
+      'outputs': memory.output_size_in_bytes,
+      'aliased': memory.alias_size_in_bytes,
+      'temporary': memory.temp_size_in_bytes,
+    },
+  }
+  return compiled, facts
+
+
+def argument_copies(program: str) -> int:
+  """How many of its array arguments an optimised program (HLO text) copies.
+
+  None, where every donated array is updated in place.
+  """
+  entry = program[program.index('\nENTRY ') :]
+  arrays = set(re.findall(r'%(\S+) = \w+\[\d[^\]]*\]\S* parameter\(', entry))
+  return sum(name in arrays for name in re.findall(r' copy\(%([^\s)]+)\)', entry))
+
+
+def started(case: Case, facts: dict[str, Any], steps: Iterator[Any]) -> Program:
+  """The program after its first step, with the facts that belong to every report."""
+  began = time.perf_counter()
+  jax.block_until_ready(next(steps))
+  first = facts['lowering_seconds'] + facts['compile_seconds'] + time.perf_counter() - began
+  device = jax.devices()[0]
+  facts = {
+    **dataclasses.asdict(case),
+    'dtype': case.build().dtype,
+    'first_step_seconds': first,
+    **facts,
+    'device': {'kind': device.device_kind, 'count': jax.device_count()},
+    'peak_flops': metrics.peak_flops(),
+  }
+  return Program(facts, steps)
+
+
+def serve(prepare: Callable[[], Program], *, turn: float, steps: int | None = None) -> int:
+  """Makes this process a worker: JSON lines on standard output, a turn for a line of input.
+
+  First the program's facts; then {'steps', 'seconds'} for every line read; at the end of the
+  input, the peak of memory.
+
+  Args:
+    prepare: gives the program.
+    turn: seconds that a turn should take.
+    steps: of a turn, instead.
+  """
+  out = os.fdopen(os.dup(1), 'w', buffering=1)
+  os.dup2(2, 1)  # what libraries print does not belong among the lines
+  program = prepare()
+  program.seconds(1)  # may compile
+  count = steps or max(1, round(turn * 2 / program.seconds(2)))
+  print(json.dumps(program.facts), file=out)
+  for _ in sys.stdin:
+    print(json.dumps({'steps': count, 'seconds': program.seconds(count)}), file=out)
+  print(json.dumps({'peak_bytes': peak_bytes()}), file=out)
+  return 0
+
+
+def peak_bytes() -> dict[str, int | None]:
+  """The most memory that this process has held: of the device, and resident in the host's."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return {'device': stats.get('peak_bytes_in_use'), 'host': peak_resident()}
+
+
+def peak_resident() -> int | None:
+  """From Linux's VmHWM: getrusage's maximum would begin with the parent's. None elsewhere."""
+  status = pathlib.Path('/proc/self/status')
+  found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+  return int(found[1]) * 1024 if found else None
+
+
+class Worker:
+  """A process that has compiled one configuration, and takes a turn at it when asked.
+
+  Args:
+    command: starts it; it speaks as `serve` does.
+    limit: seconds after which it is ended, wherever it is.
+
+  Raises:
+    RuntimeError: with its last words, if it ends early; so do its methods.
+  """
+
+  def __init__(self, command: Sequence[str], *, limit: float):
+    self.limit, self.deadline = limit, time.monotonic() + limit
+    self.errors = tempfile.TemporaryFile('w+')  # noqa: SIM115  (closed in `end`)
+    self.child = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self.errors,
+      text=True,
+      env=worker_environment(),
+    )
+    self.timer = threading.Timer(limit, self.child.kill)
+    self.timer.daemon = True
+    self.timer.start()
+    try:
+      self.facts = self.read()
+    except BaseException:
+      self.end()
+      raise
+
+  def __enter__(self) -> 'Worker':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.end()
+
+  def turn(self) -> float:
+    """Seconds of a step, the mean over a turn."""
+    assert self.child.stdin
+    with contextlib.suppress(BrokenPipeError):  # then there is nothing to read either
+      print('turn', file=self.child.stdin, flush=True)
+    answer = self.read()
+    return answer['seconds'] / answer['steps']
+
+  def finish(self) -> dict[str, Any]:
+    """Its facts with its peak of memory; it takes no more turns."""
+    assert self.child.stdin
+    self.child.stdin.close()
+    self.facts |= self.read()
+    return self.facts
+
+  def read(self) -> dict[str, Any]:
+    assert self.child.stdout
+    line = self.child.stdout.readline()
+    if line:
+      return json.loads(line)
+    code = self.child.wait()
+    if time.monotonic() >= self.deadline:
+      raise RuntimeError(f'ran past its {self.limit:.0f} s')
+    self.errors.seek(0)
+    words = [line.strip() for line in self.errors if line.strip()]
+    raise RuntimeError(' '.join(words[-1:])[:500] or f'the worker ended with code {code}')
+
+  def end(self) -> None:
+    """Ends the process, if it has not ended by itself, and lets go of everything."""
+    self.timer.cancel()
+    self.child.kill()
+    self.child.wait()
+    for stream in (self.child.stdin, self.child.stdout, self.errors):
+      with contextlib.suppress(BrokenPipeError):
+        stream.close()  # type: ignore[union-attr]
+
+
+def worker_environment() -> dict[str, str]:
+  """Finds this package, compiles cold, and leaves room on a GPU for the other worker."""
+  paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+  changed = {'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+  changed['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
+  changed['JAX_TRACEBACK_FILTERING'] = 'off'  # an error then ends with its own words
+  inherited = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
+  return inherited | changed
+
+
+def take_turns(
+  workers: Mapping[str, Worker], turns: int, *, until: float = float('inf')
+) -> dict[str, list[float]]:
+  """Seconds of a step, for every worker and turn; ends early at a time of `time.monotonic`."""
+  seconds: dict[str, list[float]] = {name: [] for name in workers}
+  for taken in range(turns):
+    if taken and time.monotonic() > until:
+      break
+    for name, worker in workers.items():
+      seconds[name].append(worker.turn())
+  return seconds
+
+
+def report(facts: dict[str, Any], case: Case, seconds: Sequence[float]) -> dict[str, Any]:
+  """A worker's facts with its rates: 'mfu' is the share of the data sheet's bfloat16 FLOP/s.
+
+  Args:
+    facts: with 'peak_flops', or None in its place where the device's is not known.
+    case: gives the images and FLOPs of a step.
+    seconds: of a step, for every turn.
+  """
+  rates = [case.batch / s for s in seconds]
+  achieved, peak = statistics.median(rates) * case.flops(), facts.get('peak_flops')
+  return {
+    **facts,
+    'flops_per_image': case.flops(),
+    'images_per_second': spread(rates),
+    'turns': len(rates),
+    'tflops': achieved / 1e12,
+    'mfu': achieved / peak if peak else None,
+  }
+
+
+def ratio(seconds: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+  """How many times as fast as another a worker is: of the medians, and over the turns."""
+  medians = statistics.median(others) / statistics.median(seconds)
+  return {'of_medians': medians, **spread([b / a for a, b in zip(seconds, others)])}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  return {'min': min(values), 'median': statistics.median(values), 'max': max(values)}
+
+
+def measure(
+  case: Case, *, turns: int = 5, turn: float = 1.0, steps: int | None = None, limit: float = 1800.0
+) -> dict[str, Any]:
+  """The report of one case, in a worker of its own."""
+  options = [f'--turn={turn}', *([f'--steps={steps}'] if steps else [])]
+  with Worker(case.command(*options), limit=limit) as worker:
+    return compare(case, {case.mode: worker}, turns)[case.mode]
+
+
+def compare(
+  case: Case, workers: Mapping[str, Worker], turns: int, *, until: float = float('inf')
+) -> dict[str, Any]:
+  """Reports by name of workers that take turns at a case, and their 'ratios' by 'a / b'."""
+  seconds = take_turns(workers, turns, until=until)
+  pairs = itertools.combinations(workers, 2)
+  ratios = {f'{a} / {b}': ratio(seconds[a], seconds[b]) for a, b in pairs}
+  facts = {name: worker.finish() for name, worker in workers.items()}
+  peak = next((known['peak_flops'] for known in facts.values() if known.get('peak_flops')), None)
+  reports = {
+    name: report({**known, 'peak_flops': peak}, case, seconds[name])
+    for name, known in facts.items()
+  }
+  return reports | {'ratios': ratios}
+
+
+def provenance() -> dict[str, Any]:
+  """Where numbers come from: the code, the packages, the machine, the command, the time."""
+  commit = git('rev-parse', 'HEAD')
+  return {
+    'commit': commit,
+    'uncommitted_changes': bool(git('status', '--porcelain')) if commit else None,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'python': platform.python_version(),
+    'versions': {name: version for name in PACKAGES if (version := installed(name))},
+    'cpu': {'model': cpu_model(), 'cores': usable_cores()},
+    'load_average': os.getloadavg()[0],
+  }
+
+
+def git(*words: str) -> str | None:
+  """What git says of the checkout that this package is in; None outside one."""
+  if not (ROOT / '.git').exists():
+    return None
+  with contextlib.suppress(FileNotFoundError):
+    found = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
+  return None
+
+
+def installed(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def cpu_model() -> str:
+  """Linux's name for the processor, elsewhere its architecture."""
+  info = pathlib.Path('/proc/cpuinfo')
+  found = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+  return found[1] if found else platform.machine()
+
+
+def usable_cores() -> int | None:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def written(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
+  """Writes results as JSON, whole or not at all."""
+  target = pathlib.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_suffix('.partial')
+  partial.write_text(json.dumps(rounded(results), indent=1) + '\n')
+  os.replace(partial, target)
+
+
+def rounded(tree: Any) -> Any:
+  """Every float of a tree to five digits, as no measurement has more."""
+  if isinstance(tree, dict):
+    return {name: rounded(value) for name, value in tree.items()}
+  if isinstance(tree, list):
+    return [rounded(value) for value in tree]
+  return float(f'{tree:.5g}') if isinstance(tree, float) else tree
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit bench`: prints JSON; 0 if all was measured, 1 if a worker failed, 2 for bad input."""
+  flags = parser().parse_args(argv)
+  modes = MODES if flags.mode == 'both' else (flags.mode,)
+  fields = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Case)}
+  cases = [Case(**(fields | {'mode': mode})) for mode in modes]
+  origin = None if flags.serve else provenance()
+  try:
+    cases[0].build()
+    if flags.serve:
+      return serve(lambda: prepared(cases[0]), turn=flags.turn, steps=flags.steps)
+    measured = [measure(c, turns=flags.turns, turn=flags.turn, steps=flags.steps) for c in cases]
+  except (ValueError, RuntimeError) as error:
+    print(f'vit bench: {error}', file=sys.stderr)
+    return 2 if isinstance(error, ValueError) else 1
+  print(json.dumps(rounded({'provenance': origin, 'results': measured}), indent=1))
+  return 0
+
+
+def prepared(case: Case) -> Program:
+  """The case's program, in the type that suits the device where none is named."""
+  dtype = case.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  return PROGRAMS[case.mode](dataclasses.replace(case, dtype=dtype))
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(
+    prog='vit bench', description='Measures speed, compile time and memory on synthetic images.'
+  )
+  flags.add_argument('model', nargs='?', default=Case.model, help='default: %(default)s')
+  flags.add_argument('--mode', choices=(*MODES, 'both'), default='both')
+  flags.add_argument('--batch', type=positive, default=Case.batch, help='images of a step')
+  flags.add_argument('--image-size', type=positive, default=Case.image_size, help='pixels')
+  flags.add_argument('--dtype', help='default: bfloat16, on a CPU float32')
+  flags.add_argument('--unroll', type=positive, help='layers per iteration of the compiled loop')
+  flags.add_argument('--depth', type=positive, help="layers, if not the model's own")
+  flags.add_argument('--turns', type=positive, default=5, help='measurements')
+  flags.add_argument('--turn', type=float, default=1.0, help='seconds of each')
+  flags.add_argument('--steps', type=positive, help='steps of each, instead')
+  flags.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
+  return flags
+
+
+def positive(text: str) -> int:
+  if (value := int(text)) < 1:
+    raise ValueError
+  return value
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
