@@ -158,13 +158,19 @@ def exists(folder: pathlib.Path) -> bool:
 def find(path: str | os.PathLike[str]) -> pathlib.Path:
   """The bundle's folder for that of a run or of the bundle, or for one of its files."""
   path = pathlib.Path(path)
-  for folder in [path.parent] if path.is_file() else [path / 'model', path]:
+  folders = [path.parent] if path.is_file() else [path / 'model', path]
+  for folder in folders:
     if exists(folder):
       return folder
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: there is no such file or folder')
+  for folder in folders:
+    for here, gone in ((DESCRIPTION, WEIGHTS), (WEIGHTS, DESCRIPTION)):
+      if (folder / here).is_file() and (folder != path or (path / here).name == WEIGHTS):
+        raise FileNotFoundError(f'{folder / gone} is missing')
   if (path / DESCRIPTION).is_file():
-    raise FileNotFoundError(f'{path} is a run without a model yet: let its training finish')
-  missing = 'there is no such file or folder' if not path.exists() else 'no run or bundle there'
-  raise FileNotFoundError(f'{path}: {missing}')
+    raise FileNotFoundError(f'{path} has no {WEIGHTS}: if it is a run, let its training finish')
+  raise FileNotFoundError(f'{path}: no run or bundle there')
 
 
 def flat(tree: Any) -> dict[str, Any]:

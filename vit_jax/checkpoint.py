@@ -156,7 +156,8 @@ class Checkpoints:
 
 def seal(step: pathlib.Path) -> None:
   """Writes the size and CRC-32 of every file of a step's items into its folder."""
-  table = {str(file.relative_to(step)): checksum(file) for file in sorted(step.glob('*/**/*'))}
+  items = (file for folder in step.iterdir() if folder.is_dir() for file in folder.rglob('*'))
+  table = {str(file.relative_to(step)): checksum(file) for file in items if file.is_file()}
   (step / SEAL).write_text(json.dumps(table, indent=0))
 
 
@@ -171,7 +172,7 @@ def damage(step: pathlib.Path) -> str | None:
   except (OSError, ValueError):
     return f'{SEAL} cannot be read'
   for name, sealed in table.items():
-    if not (step / name).exists():
+    if not (step / name).is_file():
       return f'{name} is missing'
     if checksum(step / name) != sealed:
       return f'{name} has changed'
@@ -179,12 +180,11 @@ def damage(step: pathlib.Path) -> str | None:
 
 
 def checksum(file: pathlib.Path) -> list[int]:
-  """[size, CRC-32] of a file; a folder counts as empty."""
+  """[size, CRC-32] of a file."""
   crc, size = 0, 0
-  if file.is_file():
-    with file.open('rb') as opened:
-      while chunk := opened.read(1 << 22):
-        crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+  with file.open('rb') as opened:
+    while chunk := opened.read(1 << 22):
+      crc, size = zlib.crc32(chunk, crc), size + len(chunk)
   return [size, crc]
 
 

@@ -50,8 +50,8 @@ def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> FrozenConfig
     FileNotFoundError: if there is no such config.
   """
   config = ConfigDict(evaluated(*find(spec)).to_dict(), type_safe=False)
-  for override in overrides:
-    assign(config, override)
+  if wrong := [fault for override in overrides if (fault := assign(config, override))]:
+    raise ValueError('; '.join(wrong))
   return checked(config)
 
 
@@ -59,7 +59,7 @@ def find(spec: str) -> tuple[pathlib.Path, str]:
   """The file that a spec names, and its argument: a path first, then a shipped config."""
   name, _, argument = spec.partition(':')
   path = pathlib.Path(name)
-  if path.is_file():
+  if path.suffix == '.py' and path.is_file():
     return path, argument
   shipped = SHIPPED / (name.removesuffix('.py').removeprefix('configs/') + '.py')
   if shipped.is_file():
@@ -70,7 +70,7 @@ def find(spec: str) -> tuple[pathlib.Path, str]:
 
 def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
   """What the file's `get_config` returns; a mistake in it is an error with its line."""
-  spec = importlib.util.spec_from_file_location('config', path)
+  spec = importlib.util.spec_from_file_location('config', path.resolve())
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
   try:
@@ -81,7 +81,7 @@ def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
     config = module.get_config(argument) if takes_argument else module.get_config()
   except (Exception, SystemExit) as error:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
     where = f'{path}:{lines[-1]}' if lines else str(path)
     text = ' '.join(str(error).split())
     raise ValueError(f'{where}: {type(error).__name__}: {text}') from error
@@ -90,14 +90,18 @@ def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
   return config
 
 
-def assign(config: ConfigDict, override: str) -> None:
-  """Carries out one 'FIELD=VALUE'."""
+def assign(config: ConfigDict, override: str) -> str:
+  """Carries out one 'FIELD=VALUE', or says what is wrong with it."""
   field, separator, text = override.partition('=')
   if not separator:
-    raise ValueError(f'{override!r} is not FIELD=VALUE')
+    return f'{override!r} is not FIELD=VALUE'
   if field not in (fields := flat(default())):
-    raise ValueError(unknown(field, list(fields)))
-  put(config, field, literal(text))
+    return unknown(field, list(fields))
+  try:
+    put(config, field, coerced(literal(text), *fields[field]))
+  except ValueError as error:
+    return f'{field} {error}'
+  return ''
 
 
 def literal(text: str) -> Any:

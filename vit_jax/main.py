@@ -68,17 +68,25 @@ def start_processes(flags: argparse.Namespace) -> None:
   Raises:
     ValueError: if they are named by halves.
   """
-  address = flags.coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
-  count = flags.num_processes or os.environ.get('JAX_NUM_PROCESSES')
-  index = os.environ.get('JAX_PROCESS_ID') if flags.process_id is None else flags.process_id
-  if flags.distributed and not address:
+  named = {
+    name: os.environ.get(f'JAX_{name.upper()}') if flag is None else flag
+    for name, flag in vars(flags).items()
+    if name in ('coordinator_address', 'num_processes', 'process_id')
+  }
+  given = {name: value for name, value in named.items() if value is not None}
+  if flags.distributed and not given:
     initialize(None, None, None)
-  elif address and count is not None and index is not None:
-    if not 0 <= int(index) < int(count):
-      raise ValueError(f'process_id is {index}, must lie in 0..{int(count) - 1}')
-    initialize(address, int(count), int(index))
-  elif address or flags.num_processes is not None or flags.process_id is not None:
-    raise ValueError('several hosts need coordinator_address, num_processes and process_id')
+  elif given:
+    if len(given) < 3:
+      missing = ', '.join(name for name in named if name not in given)
+      raise ValueError(f'several hosts need {missing} too; there is {given}')
+    try:
+      count, index = int(given['num_processes']), int(given['process_id'])
+    except ValueError:
+      raise ValueError(f'num_processes and process_id are whole numbers, got {given}') from None
+    if not 0 <= index < count:
+      raise ValueError(f'process_id is {index}, must lie in 0..{count - 1}')
+    initialize(given['coordinator_address'], count, index)
 
 
 def initialize(address: str | None, count: int | None, index: int | None) -> None:

@@ -17,7 +17,7 @@ Sums = dict[str, Array]
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
   """uint8 images to float32 (x / 255 - mean) / std; mean = std = 0.5 gives [-1, 1]."""
-  mean_255, std_255 = 255 * jnp.asarray(mean), 255 * jnp.asarray(std)
+  mean_255, std_255 = (255 * jnp.asarray(x).reshape(1, 1, 1, -1) for x in (mean, std))
   return (images.astype(jnp.float32) - mean_255) / std_255
 
 
@@ -39,6 +39,15 @@ def sigmoid_cross_entropy(logits: Array, y: Array) -> Array:
 
 
 LOSSES = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
+
+
+def blanked(batch: Batch) -> Batch:
+  """The batch with zeros for its padding, which then spoils no gradient, whatever it held."""
+
+  def blank(rows: Array) -> Array:
+    return jnp.where(batch['mask'].reshape(-1, *(1,) * (rows.ndim - 1)) > 0, rows, 0)
+
+  return batch | {'image': blank(batch['image']), 'label': blank(batch['label'])}
 
 
 def measure(logits: Array, batch: Batch, *, loss: str = 'softmax', smoothing: float = 0.0) -> Sums:
@@ -75,6 +84,7 @@ def make_objective(
     raise ValueError(f'unknown loss {loss!r}; known: {", ".join(LOSSES)}')
 
   def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Sums]:
+    batch = blanked(batch)
     images = normalize(batch['image'], mean, std)
     logits, _ = apply({'params': params}, images, train=True, rngs={'dropout': key})
     sums = measure(logits, batch, loss=loss, smoothing=smoothing)

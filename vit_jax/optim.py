@@ -17,7 +17,7 @@ from vit_jax import models
 Schedule = Callable[[Any], jax.Array]
 
 UNITS = r'steps?|epochs?|%'
-DURATION = re.compile(rf'([0-9][0-9_]*\.?[0-9]*)\s*({UNITS})?')
+DURATION = re.compile(rf'([0-9]{{1,3}}(?:_?[0-9]{{1,3}}){{0,3}}(?:\.[0-9]+)?)\s*({UNITS})?')
 
 
 def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:
@@ -71,6 +71,8 @@ def make_schedule(
   Raises:
     ValueError: for an unknown name, or a warm-up and cool-down longer than the run.
   """
+  if timescale < 1:
+    raise ValueError(f'timescale is {timescale} steps, must be at least 1')
   if warmup + cooldown > total:
     raise ValueError(
       f'warm-up of {warmup} and cool-down of {cooldown} steps exceed the run of {total}'

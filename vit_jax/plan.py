@@ -189,9 +189,11 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
     raise ValueError('--workdir is empty, must name a folder')
   if file.exists():
     try:
-      theirs = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError):
-      raise ValueError(f'{file} is damaged: not a config in JSON') from None
+      theirs = json.loads(file.read_text())
+    except ValueError:
+      theirs = None
+    if not isinstance(theirs, dict):
+      raise ValueError(f'{file} is damaged: not a config in JSON')
     differing = [
       f'{name} is {old!r} there and {new!r} here'
       for name, old, new in differences(theirs, ours)

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,15 +118,14 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
   """An image file as (H, W, 3) uint8; its errors name the file."""
-  file = pathlib.Path(path)
-  if not file.exists():
-    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file')
   try:
-    if not file.is_file():  # a pipe would be waited for
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
       raise ValueError('not a regular file')
-    return transforms.decode(file.read_bytes())
+    return transforms.decode(pathlib.Path(path).read_bytes())
   except ValueError as error:
     raise ValueError(f'{os.fspath(path)}: {error}') from None
+  except FileNotFoundError:
+    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file') from None
   except OSError as error:
     raise ValueError(f'{os.fspath(path)}: {error.strerror}') from None
 

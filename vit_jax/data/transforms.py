@@ -9,6 +9,7 @@ import ast
 import inspect
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from vit_jax import models
 Image = np.ndarray
 Step = Callable[[Image, np.random.Generator], Image]
 
-MAX_PIXELS = 100_000_000  # a file may promise more pixels than memory holds
+MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
 
 
 def decode(data: bytes) -> Image:
@@ -34,7 +35,10 @@ def decode(data: bytes) -> Image:
   if not data:
     raise ValueError('the file is empty')
   try:
-    with pil.open(io.BytesIO(data)) as opened:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', pil.DecompressionBombWarning)  # the limit here is our own
+      opened = pil.open(io.BytesIO(data))
+    with opened:
       width, height = opened.size
       if width * height > MAX_PIXELS:
         raise ValueError(f'{width}x{height} pixels exceed the limit of {MAX_PIXELS:,}')
@@ -69,11 +73,13 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 def resize(height: int, width: int) -> Step:
   """Squashes to (height, width)."""
+  check_sides(height, width)
   return lambda image, rng: resized(image, height, width)
 
 
 def resize_small(side: int) -> Step:
   """Resizes so that the smaller side has `side` pixels; keeps the aspect."""
+  check_sides(side)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
@@ -85,6 +91,7 @@ def resize_small(side: int) -> Step:
 
 def central_crop(height: int, width: int) -> Step:
   """Cuts (height, width) from the middle of an image that is at least as large."""
+  check_sides(height, width)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     top, left = spare(image, height, width)
@@ -95,6 +102,7 @@ def central_crop(height: int, width: int) -> Step:
 
 def random_crop(height: int, width: int) -> Step:
   """Cuts (height, width) anywhere from an image that is at least as large."""
+  check_sides(height, width)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     top, left = (int(rng.integers(room + 1)) for room in spare(image, height, width))
@@ -122,6 +130,8 @@ def inception_crop(
   ratio_max: float = 4 / 3,
 ) -> Step:
   """A crop of random area (a share of the image's) and aspect, resized (arXiv 1409.4842)."""
+  check_sides(height, width)
+  check_numbers(area_min, area_max, ratio_min, ratio_max)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     rows, columns = image.shape[:2]
@@ -151,6 +161,7 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
     zoom: largest relative change of size.
     shear: largest slant, in degrees.
   """
+  check_numbers(degrees, shift, zoom, shear)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     import cv2
@@ -166,6 +177,20 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
   return step
+
+
+def check_sides(*sides: Any) -> None:
+  """Raises ValueError for a side that is no whole number of pixels."""
+  for side in sides:
+    if type(side) is not int or side < 1:
+      raise ValueError(f'{side!r} is not a number of pixels')
+
+
+def check_numbers(*values: Any) -> None:
+  """Raises ValueError for what is no number."""
+  for value in values:
+    if type(value) not in (int, float):
+      raise ValueError(f'{value!r} is not a number')
 
 
 STEPS: dict[str, Callable[..., Step]] = {
@@ -205,8 +230,10 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
   make = STEPS[name]
   try:
     call: Any = ast.parse(text if match and match[2] else text + '()', mode='eval').body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+      raise ValueError('is not a call of one step')
     positional = [ast.literal_eval(argument) for argument in call.args]
-    keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    keywords = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     if list(inspect.signature(make).parameters)[:2] == list(SIZED):
       if not positional and not keywords.keys() & set(SIZED):
         positional = list(size)

@@ -120,41 +120,53 @@ def as_field(field: str, value: Any) -> Any:
   return (value, value) if isinstance(value, int) else tuple(value)
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+  'pool': vit.POOLS,
+  'positions': vit.POSITIONS,
+  'activation': tuple(vit.ACTIVATIONS),
+  'remat': tuple(vit.REMAT),
+  'dtype': ('float32', 'bfloat16', 'float16'),
+}
+LEAST = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1
+RATES = ('dropout', 'attention_dropout', 'drop_path')
+
+
 def check(model: vit.ViT) -> None:
   """Raises one ValueError that names every field with a value it cannot have."""
-  choices: dict[str, tuple[str, ...]] = {
-    'pool': vit.POOLS,
-    'positions': vit.POSITIONS,
-    'activation': tuple(vit.ACTIVATIONS),
-    'remat': tuple(vit.REMAT),
-    'dtype': ('float32', 'bfloat16', 'float16'),
-  }
-  wrong = [
-    f'{field} is {getattr(model, field)!r}, known: {", ".join(known)}'
-    for field, known in choices.items()
-    if getattr(model, field) not in known
-  ]
-  for field in ('width', 'depth', 'heads', 'mlp_dim', 'representation', 'unroll'):
-    value = getattr(model, field)
-    if value is not None and not (isinstance(value, int) and value >= 1):
-      wrong.append(f'{field} is {value!r}, must be a whole number of at least 1')
-  for field in ('registers', 'num_classes'):
-    value = getattr(model, field)
-    if not (isinstance(value, int) and value >= 0):
-      wrong.append(f'{field} is {value!r}, must be a whole number, 0 for none')
-  if len(model.patch) != 2 or not all(isinstance(p, int) and p >= 1 for p in model.patch):
-    wrong.append(f'patch is {model.patch}, must be a height and a width in pixels')
-  if wrong:
-    raise ValueError('; '.join(wrong))
-  if model.width % model.heads:
+  wrong = []
+  for field in dataclasses.fields(model):
+    if field.name in field_names(type(model)):
+      fault = misfit(field.name, field.type, getattr(model, field.name))
+      wrong += [f'{field.name} is {getattr(model, field.name)!r}, {fault}'] if fault else []
+  if not wrong and model.width % model.heads:
     wrong.append(f'width {model.width} does not divide into {model.heads} heads')
-  if model.positions == 'sincos2d' and model.width % 4:
+  if not wrong and model.positions == 'sincos2d' and model.width % 4:
     wrong.append(f'sincos2d positions need a width that 4 divides, got {model.width}')
-  for field in ('dropout', 'attention_dropout', 'drop_path'):
-    if not 0 <= getattr(model, field) < 1:
-      wrong.append(f'{field} is {getattr(model, field)}, must lie in [0, 1)')
   if wrong:
     raise ValueError('; '.join(wrong))
+
+
+def misfit(name: str, kind: Any, value: Any) -> str:
+  """What a value of a field must be, if it is not; '' if it is."""
+  if value is None and kind in (int | None, float | None):
+    return ''
+  if kind == tuple[int, int]:
+    sides = len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
+    return '' if sides else 'must be a height and a width in pixels'
+  if name in CHOICES:
+    return '' if value in CHOICES[name] else f'known: {", ".join(CHOICES[name])}'
+  if kind is bool:
+    return '' if isinstance(value, bool) else 'must be True or False'
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    return 'must be a number'
+  if name in RATES:
+    return '' if 0 <= value < 1 else 'must lie in [0, 1)'
+  if name == 'norm_eps':
+    return '' if value > 0 else 'must be positive'
+  if kind in (int, int | None):
+    least = LEAST.get(name, 1)
+    return '' if value >= least and value == int(value) else f'must be at least {least}, whole'
+  return ''
 
 
 def check_size(model: Any, image_size: tuple[int, int]) -> None:

@@ -160,7 +160,7 @@ class Block(nn.Module):
     """A residual branch's output: layer scale (arXiv 2103.17239), then stochastic depth."""
     if self.layer_scale is not None:
       init = nn.initializers.constant(self.layer_scale)
-      y = y * self.param(name, init, y.shape[-1:]).astype(y.dtype)
+      y = y * self.param(name, init, y.shape[-1:]).astype(y.dtype)[None, None]
     if self.train and self.drop_path:
       kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_rate, (y.shape[0], 1, 1))
       y = jnp.where(kept, y / (1 - drop_rate).astype(y.dtype), 0)
@@ -227,7 +227,7 @@ class ViT(nn.Module):
       'none'.
     cls_position: the class token has a row of its own in the learned table.
     representation: width of a tanh layer before the head; None leaves it out.
-    registers: extra tokens that no output reads (Darcet et al., arXiv 2309.16588).
+    registers: extra tokens that only attention reads (Darcet et al., arXiv 2309.16588).
     layer_scale: initial value of the per-channel scale of every branch; None leaves it out.
     drop_path: stochastic-depth rate of the last layer; the first has 0, linear between.
     dropout: after the positions and every dense layer but the q, k and v projections.
@@ -431,7 +431,7 @@ class PatchEmbed(nn.Module):
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (p, q, channels, self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     x = jnp.einsum('nrpsqc,pqcd->nrsd', patches, kernel.astype(self.dtype))
-    return x + bias.astype(self.dtype)
+    return x + bias.astype(self.dtype)[None, None, None]
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -443,7 +443,7 @@ def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0)
   if width % 4:
     raise ValueError(f'sincos2d positions need a width that 4 divides, got {width}')
   y, x = np.mgrid[:rows, :columns]
-  omega = temperature ** -(np.arange(width // 4) / (width // 4 - 1))
+  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
   y, x = np.outer(y.ravel(), omega), np.outer(x.ravel(), omega)
   table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   return table.astype(np.float32)

@@ -1,0 +1,90 @@
+"""ViT-Ti/16 and S/16 on this machine's processor: speed, compile time and memory, as JSON.
+
+python benchmarks/cpu.py [OUT] [--torch-python PATH] [--quick]
+
+Batches of 8 images of 224 x 224 in float32. The loop of layers compiled as a loop (unroll=1), in
+full (unroll=depth), and timm under torch.compile, where torch and timm are installed, take turns.
+Takes about 6 minutes on 2 cores.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from typing import Any
+
+import peers
+
+from vit_jax import benchmark
+from vit_jax.benchmark import Case, Worker
+
+CASES = [
+  Case(model, mode, 8, 224, 'float32')
+  for model in ('ViT-Ti/16', 'ViT-S/16')
+  for mode in benchmark.MODES
+]
+QUICK = [Case('ViT-Ti/16', mode, 2, 32, 'float32', depth=2) for mode in benchmark.MODES]
+LIMIT = 600.0  # seconds of one case
+
+
+def compared(case: Case, flags: argparse.Namespace) -> dict[str, Any]:
+  """The reports of one case and their ratios."""
+  turn = f'--turn={flags.turn}'
+  depth = case.build().depth
+  with contextlib.ExitStack() as stack:
+    workers = {
+      f'unroll={unroll}': stack.enter_context(
+        Worker(dataclasses.replace(case, unroll=unroll).command(turn), limit=LIMIT)
+      )
+      for unroll in (depth, 1)
+    }
+    note = None
+    try:
+      command = [*peers.command(case, python=flags.torch_python), turn]
+      workers['timm'] = stack.enter_context(Worker(command, limit=LIMIT))
+    except (OSError, RuntimeError) as error:
+      note = str(error)
+      print(f'timm: {note}', file=sys.stderr)
+    found = benchmark.compare(case, workers, flags.turns)
+  return found if note is None else {**found, 'timm': None, 'timm_note': note}
+
+
+def show(case: Case, found: dict[str, Any]) -> None:
+  """A line for each worker, and for each ratio."""
+  print(f'{case.model} {case.mode}, {case.batch} images of {case.image_size} x {case.image_size}')
+  for name, report in found.items():
+    if isinstance(report, dict) and 'images_per_second' in report:
+      rate, host = report['images_per_second'], (report['peak_bytes']['host'] or 0) / 2**20
+      print(
+        f'  {name:10} {rate["median"]:8.2f} images/s ({rate["min"]:.2f} to {rate["max"]:.2f})'
+        f'  first step {report["first_step_seconds"]:6.2f} s  peak {host:,.0f} MiB'
+      )
+  for name, ratio in found['ratios'].items():
+    print(f'  {name}: {ratio["of_medians"]:.3f} ({ratio["min"]:.3f} to {ratio["max"]:.3f})')
+
+
+def main() -> int:
+  flags = parser().parse_args()
+  if flags.quick:
+    flags.turns, flags.turn = 2, 0.1
+  results: dict[str, Any] = {'provenance': benchmark.provenance(), 'results': []}
+  for case in QUICK if flags.quick else CASES:
+    found = compared(case, flags)
+    results['results'].append(dataclasses.asdict(case) | found)
+    benchmark.written(flags.out, results)
+    show(case, found)
+  return 0
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(description='Measures Ti/16 and S/16 on the processor.')
+  flags.add_argument('out', nargs='?', default='benchmarks/results/cpu.json', help='%(default)s')
+  flags.add_argument('--torch-python', default=sys.executable, help='an interpreter with timm')
+  flags.add_argument('--turns', type=int, default=7, help='measurements of each')
+  flags.add_argument('--turn', type=float, default=1.5, help='seconds of a measurement')
+  flags.add_argument('--quick', action='store_true', help='a tiny model, to try this script')
+  return flags
+
+
+if __name__ == '__main__':
+  sys.exit(main())

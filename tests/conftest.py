@@ -1,0 +1,66 @@
+"""Eight CPU devices, full precision, and models so small that compiling is the whole cost.
+
+VIT_JAX_TEST_DEVICE=gpu leaves the devices as they are, for the tests marked gpu.
+"""
+
+import functools
+import os
+import zlib
+
+if os.environ.get('VIT_JAX_TEST_DEVICE') != 'gpu':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  # Compiling takes nearly all of the time: LLVM at level 0 takes two thirds of it.
+  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vit_jax
+from vit_jax import models
+
+jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 on a GPU
+
+TINY = dict(patch=4, width=16, depth=3, heads=2, mlp_dim=24, num_classes=5, unroll=1)
+SIZE = (8, 12)  # 2 x 3 patches
+
+
+def tiny(**fields):
+  """A model that compiles in a moment; `fields` replace its own."""
+  return vit_jax.build('ViT-Ti/16', **(TINY | fields))
+
+
+def shapes(model, size=SIZE):
+  """The model's parameters as shapes."""
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), images)['params']
+
+
+def flat(tree):
+  """{'encoder/norm/scale': leaf} of a tree."""
+  named = {}
+  models.map_named(named.__setitem__, tree)
+  return named
+
+
+def drawn(tree, scale=0.3):
+  """A tree of that shape with every leaf drawn by its name, so that no part of a model is idle."""
+
+  def draw(name, leaf):
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(leaf.shape)
+    return np.float32(scale * values + name.endswith('scale'))
+
+  return models.map_named(draw, tree)
+
+
+def pictures(count=3, size=SIZE, seed=0):
+  """(count, *size, 3) float32 in [-1, 1]."""
+  return np.random.default_rng(seed).uniform(-1, 1, (count, *size, 3)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'train', 'attention'))
+def forward(model, params, images, key=None, *, train=False, attention=False):
+  """`model.apply`, compiled once for each model and shape."""
+  rngs = None if key is None else {'dropout': key}
+  return model.apply({'params': params}, images, train=train, attention=attention, rngs=rngs)

@@ -1,0 +1,321 @@
+"""Damaged checkpoints are noticed, named and passed over; what failed to be written is told."""
+
+import contextlib
+import errno
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.test_run import (
+  assert_same_bits,
+  cache,
+  contents,
+  environment,
+  names_by_step,
+  pytestmark,
+  python,
+  rows_of,
+  state_of,
+  stopped_at,
+  vit_train,
+  whole,
+)
+from vit_jax import checkpoint
+
+__all__ = ['cache', 'pytestmark', 'whole']
+
+
+def data_file(step):
+  """The largest file of a checkpoint: arrays."""
+  return max(step.rglob('d/*'), key=lambda file: file.stat().st_size)
+
+
+def flip_a_byte(step):
+  file = data_file(step)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+
+
+def zero(step):
+  file = data_file(step)
+  data = bytearray(file.read_bytes())
+  middle = len(data) // 2
+  data[middle : middle + 64] = bytes(64)
+  file.write_bytes(data)
+
+
+def truncate(step):
+  file = data_file(step)
+  file.write_bytes(file.read_bytes()[:-1])
+
+
+def delete_a_file(step):
+  data_file(step).unlink()
+
+
+def delete_the_manifest(step):
+  (step / 'state/manifest.ocdbt').unlink()
+
+
+def empty_the_folder(step):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+def take_the_seal(step):
+  (step / 'seal.json').unlink()
+
+
+def truncate_the_seal(step):
+  seal = step / 'seal.json'
+  seal.write_text(seal.read_text()[:-20])
+
+
+def empty_the_seal(step):
+  (step / 'seal.json').write_text('{}')
+
+
+def reshape_the_seal(step):
+  (step / 'seal.json').write_text('[1, 2]')
+
+
+FAULTS = {
+  fault.__name__: fault
+  for fault in (
+    flip_a_byte,
+    zero,
+    truncate,
+    delete_a_file,
+    delete_the_manifest,
+    empty_the_folder,
+    take_the_seal,
+    truncate_the_seal,
+    empty_the_seal,
+    reshape_the_seal,
+  )
+}
+
+
+@pytest.fixture
+def unfinished(whole, tmp_path):
+  """A run with the checkpoints 6, 7 and 8, and no model yet."""
+  run = tmp_path / 'run'
+  shutil.copytree(whole, run, ignore=shutil.ignore_patterns('model', '[1-5]'))
+  return run
+
+
+def lines_on_damage(out):
+  return [line for line in out.splitlines() if 'is damaged' in line]
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_the_same(
+  fault, unfinished, whole, capsys
+):
+  FAULTS[fault](unfinished / 'checkpoints/8')
+  assert vit_train(unfinished) == 0
+  told = capsys.readouterr()
+  [line] = lines_on_damage(told.out)
+  assert re.search(r'checkpoints/8 is damaged \(.+\): not used', line)
+  assert 'goes on from step 7' in told.out and told.err == ''
+  assert_same_bits(state_of(unfinished), state_of(whole))
+  assert contents(unfinished / 'model') == contents(whole / 'model')
+  assert rows_of(unfinished) == rows_of(whole)
+
+
+def test_several_damaged_checkpoints_are_all_named(unfinished, whole, capsys):
+  flip_a_byte(unfinished / 'checkpoints/8')
+  truncate(unfinished / 'checkpoints/7')
+  assert vit_train(unfinished) == 0
+  out = capsys.readouterr().out
+  assert len(lines_on_damage(out)) == 2 and 'goes on from step 6' in out
+  assert_same_bits(state_of(unfinished), state_of(whole))
+
+
+def test_with_all_checkpoints_damaged_a_run_says_so_and_starts_anew(unfinished, whole, capsys):
+  for step in (6, 7, 8):
+    flip_a_byte(unfinished / f'checkpoints/{step}')
+  assert vit_train(unfinished) == 0
+  out = capsys.readouterr().out
+  assert len(lines_on_damage(out)) == 3
+  assert re.search('from the (beginning|start)|from step 0|starts (anew|again|over)', out)
+  assert_same_bits(state_of(unfinished), state_of(whole))
+  assert names_by_step(unfinished) == names_by_step(whole)
+
+
+def test_what_was_damaged_is_set_aside_and_not_deleted(unfinished):
+  flip_a_byte(unfinished / 'checkpoints/8')
+  vit_train(unfinished)
+  assert (unfinished / 'checkpoints/8.damaged/seal.json').exists()
+  assert (unfinished / 'checkpoints/8/seal.json').exists()
+
+
+def test_what_a_kill_leaves_in_the_folder_is_passed_over(unfinished, whole, capsys):
+  folder = unfinished / 'checkpoints'
+  (folder / '9.orbax-checkpoint-tmp').mkdir()
+  (folder / '8.orbax-checkpoint-tmp-123').mkdir()
+  (folder / 'notes.txt').write_text('mine')
+  shutil.rmtree(folder / '8')
+  assert vit_train(unfinished) == 0
+  assert lines_on_damage(capsys.readouterr().out) == []
+  assert_same_bits(state_of(unfinished), state_of(whole))
+
+
+def test_a_step_that_cannot_be_sealed_gets_no_name_and_costs_no_older_one(
+  tmp_path, monkeypatch, capsys
+):
+  fields = {'checkpoint.keep_latest': 1, 'evaluation.every': '8 steps'}
+  with stopped_at(3, monkeypatch):
+    vit_train(tmp_path, fields)
+  written = checkpoint.seal
+
+  def broken(folder):
+    if folder.name.startswith('5'):
+      raise OSError('no seal')
+    written(folder)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, 'seal', broken)
+    assert vit_train(tmp_path, fields) == 1
+  assert 'no seal' in capsys.readouterr().err
+  assert vit_train(tmp_path, fields) == 0
+  assert 'goes on from step 4' in capsys.readouterr().out
+
+
+# The class by itself, on a state of two arrays
+
+
+def small(step):
+  return {'step': jnp.asarray(step), 'w': jnp.arange(6, dtype=jnp.float32) * step}
+
+
+LIKE = {
+  'w': jax.ShapeDtypeStruct((6,), jnp.float32),
+  'step': jax.ShapeDtypeStruct((), jnp.int32),
+}
+
+
+def like():
+  whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), LIKE)
+
+
+def saving(folder, **options):
+  return contextlib.closing(checkpoint.Checkpoints(folder, **options))
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+  with saving(tmp_path, keep_latest=3) as saved:
+    assert saved.restore(like()) is None
+    for step in (1, 2):
+      saved.save(step, small(step))
+    saved.wait()
+    for step in (1, 2):
+      assert_same_bits(saved.restore_step(step, like()), small(step))
+    assert saved.restore(like())[0] == 2
+
+
+@pytest.mark.parametrize('metric, best', [('accuracy', 2), ('loss', 3)])
+@pytest.mark.parametrize('reopened', [False, True])
+def test_the_best_is_kept_and_known_after_reopening(metric, best, reopened, tmp_path):
+  curve = {1: (0.1, 3.0), 2: (0.9, 2.0), 3: (0.9, 1.0), 4: (0.2, 1.0), 5: (float('nan'),) * 2}
+  options = dict(keep_latest=1, keep_best=1, metric=metric)
+  runs = [[1, 2, 3], [4, 5]] if reopened else [[1, 2, 3, 4, 5]]
+  for steps in runs:
+    with saving(tmp_path, **options) as saved:
+      for step in steps:
+        accuracy, loss = curve[step]
+        saved.save(step, small(step), {'accuracy': accuracy, 'loss': loss})
+  with saving(tmp_path, **options) as saved:
+    assert saved.best_step() == best
+    assert saved.steps() == [best, 5]
+
+
+def test_without_an_evaluation_there_is_no_best(tmp_path):
+  with saving(tmp_path) as saved:
+    saved.save(1, small(1))
+    saved.wait()
+    assert saved.best_step() is None
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_every_fault_is_found_and_described(fault, tmp_path):
+  with saving(tmp_path) as saved:
+    saved.save(1, small(1))
+  assert checkpoint.damage(tmp_path / '1') is None
+  FAULTS[fault](tmp_path / '1')
+  found = checkpoint.damage(tmp_path / '1')
+  assert found and '\n' not in found
+
+
+def test_a_seal_holds_every_file_of_its_step(tmp_path):
+  with saving(tmp_path) as saved:
+    saved.save(1, small(1))
+  sealed = json.loads((tmp_path / '1/seal.json').read_text())
+  items = [name for name in contents(tmp_path / '1') if '/' in name]
+  assert sorted(sealed) == sorted(items) and len(items) > 4
+
+
+# Disks that are full
+
+
+# In a process of its own, the kernel lets no file grow beyond 20 kB, as on a full disk.
+LIMITED = """
+import pathlib, resource, sys
+import jax, jax.numpy as jnp, numpy as np
+from tests import test_checkpoint
+if __name__ == '__main__':
+  noise = jnp.asarray(np.random.default_rng(0).standard_normal(50_000), jnp.float32)
+  with test_checkpoint.saving(pathlib.Path(sys.argv[1]), keep_latest=2) as saved:
+    saved.save(1, test_checkpoint.small(1))
+    saved.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    saved.save(2, {'w': noise, 'step': jnp.asarray(2)})
+    try:
+      saved.wait()
+    except OSError as error:
+      print(error)
+    print('then', saved.restore(test_checkpoint.like())[0])
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_spares_the_others(tmp_path, cache):
+  (tmp_path / 'limited.py').write_text(LIMITED)
+  code, out, err = python([tmp_path / 'limited.py', tmp_path / 'saved'], environment(cache))
+  assert code == 0, err
+  first, *_, last = out.splitlines()
+  assert re.search(r'checkpoint .+/saved/2 could not be written', first)
+  assert last == 'then 1'
+
+
+def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_from_the_step_before(
+  whole, tmp_path, monkeypatch, capsys
+):
+  sealed = checkpoint.seal
+
+  def full(folder):
+    if folder.name.startswith('3'):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    sealed(folder)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, 'seal', full)
+    assert vit_train(tmp_path) == 1
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'checkpoints/3 could not be written' in line and 'No space left' in line
+  assert vit_train(tmp_path) == 0
+  assert 'goes on from step 2' in capsys.readouterr().out
+  assert_same_bits(state_of(tmp_path), state_of(whole))
+  assert names_by_step(tmp_path) == names_by_step(whole)
+
+
+def test_a_file_where_the_checkpoints_should_be_is_one_line(tmp_path, capsys):
+  (tmp_path / 'checkpoints').write_text('mine')
+  assert vit_train(tmp_path) in (1, 2)
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'checkpoints' in line

@@ -1,0 +1,526 @@
+"""What a model is fed: the same order everywhere, every image once, and no file that stops it."""
+
+import functools
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import pipeline, sources, transforms
+
+# The pipeline
+
+
+def numbered(count=20):
+  """Images of one grey pixel each, whose label is their index."""
+  records = [{'image': np.full((1, 1, 3), i, np.uint8), 'label': np.int32(i)} for i in range(count)]
+  return sources.Source(records, tuple(map(str, range(count))))
+
+
+def noisy(image, rng):
+  """Puts a random number where the picture was: augmentation, without a picture."""
+  return np.asarray(rng.integers(0, 256, (1, 4, 3)), np.uint8)
+
+
+def unchanged(image, rng):
+  return image
+
+
+def taken(steps, *, start=0, seed=0, batch_size=4, count=20, **reading):
+  """{'image', 'label', 'mask'} of some steps' batches, one after another: (steps, rows, ...)."""
+  with pipeline.training_batches(
+    numbered(count),
+    noisy,
+    batch_size=batch_size,
+    seed=seed,
+    start=start,
+    reading=pipeline.Reading(**reading),
+  ) as batches:
+    return stacked([next(batches) for _ in range(steps)])
+
+
+def stacked(batches):
+  return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def same(a, b):
+  assert a.keys() == b.keys() == {'image', 'label', 'mask'}
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+STEPS = 13  # 2.6 epochs
+
+
+@pytest.fixture(scope='module')
+def once():
+  """The batches of one process that starts at the beginning."""
+  return taken(STEPS)
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_shares_of_any_number_of_processes_make_up_the_same_batches(once, count):
+  shares = [taken(STEPS, share=(index, count)) for index in range(count)]
+  whole = {name: np.concatenate([share[name] for share in shares], 1) for name in once}
+  same(whole, once)
+
+
+@pytest.mark.parametrize('start', [1, 5, 7])
+def test_a_run_that_starts_later_sees_what_it_would_have_seen(once, start):
+  same(taken(STEPS - start, start=start), {name: rows[start:] for name, rows in once.items()})
+
+
+def test_a_share_that_starts_later_sees_what_it_would_have_seen(once):
+  found = taken(4, start=6, share=(1, 2))
+  same(found, {name: rows[6:10, 2:] for name, rows in once.items()})
+
+
+@pytest.mark.parametrize('threads', [1, 8])
+def test_threads_change_neither_order_nor_augmentation(once, threads):
+  same(taken(STEPS, threads=threads), once)
+
+
+def test_a_worker_changes_neither_order_nor_augmentation(once):
+  same(taken(3, start=4, workers=1, threads=1), {name: rows[4:7] for name, rows in once.items()})
+
+
+def test_each_epoch_is_a_permutation_of_its_own(once):
+  epochs = once['label'].ravel()[:40].reshape(2, 20)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(20))
+    assert list(epoch) != list(range(20))
+  assert list(epochs[0]) != list(epochs[1])
+
+
+def test_augmentation_differs_between_epochs_and_examples(once):
+  images = once['image'].reshape(-1, 12)
+  assert len(np.unique(images, axis=0)) == len(images)
+
+
+def test_another_seed_gives_another_order_and_other_augmentation(once):
+  other = taken(STEPS, seed=1)
+  assert not np.array_equal(other['label'], once['label'])
+  assert not np.array_equal(other['image'], once['image'])
+
+
+def test_batches_hold_rows_of_the_declared_types_and_count_them_all(once):
+  assert {name: rows.dtype.name for name, rows in once.items()} == {
+    'image': 'uint8',
+    'label': 'int32',
+    'mask': 'float32',
+  }
+  assert once['image'].shape == (STEPS, 4, 1, 4, 3)
+  assert once['mask'].all()
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+  labels = taken(2, batch_size=50)['label']
+  assert labels.shape == (2, 50)
+  assert np.bincount(labels.ravel()).tolist() == [5] * 20
+
+
+def evaluated(batch_size, share, count):
+  with pipeline.evaluation_batches(
+    numbered(count), unchanged, batch_size=batch_size, reading=pipeline.Reading(share=share)
+  ) as batches:
+    return stacked(list(batches))
+
+
+@pytest.mark.parametrize('shares', [1, 2, 4])
+@pytest.mark.parametrize('batch_size, count', [(4, 20), (8, 20), (8, 1), (32, 20), (4, 21)])
+def test_evaluation_counts_every_image_once_in_order_for_any_number_of_processes(
+  batch_size, count, shares
+):
+  found = [evaluated(batch_size, (index, shares), count) for index in range(shares)]
+  steps = -(-count // batch_size)
+  assert {rows['label'].shape for rows in found} == {(steps, batch_size // shares)}
+  label, mask, image = (
+    np.concatenate([rows[name] for rows in found], 1).ravel() for name in ('label', 'mask', 'image')
+  )
+  assert label[mask > 0].tolist() == list(range(count))
+  assert image.reshape(-1, 3)[mask > 0][:, 0].tolist() == list(range(count))
+  assert mask.tolist() == [1] * count + [0] * (len(mask) - count)
+
+
+# Sources
+
+
+DIGITS = {'train': 1259, 'validation': 179, 'test': 359}
+
+
+@pytest.fixture(scope='module')
+def splits():
+  return {split: sources.open_source('digits', split) for split in DIGITS}
+
+
+def test_digits_are_split_into_parts_that_make_up_the_whole(splits):
+  assert {split: len(source) for split, source in splits.items()} == DIGITS
+  images, labels = sources.digits()
+  parts = [(r['label'], r['image'].tobytes()) for s in splits.values() for r in s.records]
+  whole = [(label, image.tobytes()) for label, image in zip(labels, images)]
+  assert sorted(parts) == sorted(whole)
+  assert len(set(whole)) == len(whole)  # so that equal lists mean disjoint parts
+
+
+def test_digits_are_split_the_same_for_ever(splits):
+  digest = hashlib.sha256()
+  for source in splits.values():
+    for record in source.records:
+      digest.update(bytes([int(record['label'])]) + record['image'].tobytes())
+  assert digest.hexdigest()[:16] == 'a304323d952b80d3'
+
+
+def test_digits_are_uint8_images_of_every_class_that_use_the_whole_range(splits):
+  for source in splits.values():
+    records = [source[i] for i in range(len(source))]
+    assert {(r['image'].shape, r['image'].dtype.name) for r in records} == {((8, 8, 3), 'uint8')}
+    assert {int(r['label']) for r in records} == set(range(10))
+    assert (min(r['image'].min() for r in records), max(r['image'].max() for r in records)) == (
+      0,
+      255,
+    )
+  assert splits['train'].classes == tuple('0123456789')
+
+
+def test_an_unknown_source_or_split_is_an_error_that_lists_the_nearest():
+  with pytest.raises(ValueError, match="unknown dataset 'digit'; did you mean digits"):
+    sources.open_source('digit', 'train')
+  with pytest.raises(ValueError, match="no split 'tests'; did you mean test"):
+    sources.open_source('digits', 'tests')
+
+
+# Transforms
+
+
+RNG = np.random.default_rng(0)
+PHOTO = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def apply(line, image=PHOTO, size=(4, 6), seed=0):
+  return transforms.compose(line, size)(image, np.random.default_rng(seed))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'line, shape',
+  [
+    ('', (12, 20)),
+    ('resize', (4, 6)),
+    ('resize(5)', (5, 5)),
+    ('resize(5, 7)', (5, 7)),
+    ('resize(height=5, width=7)', (5, 7)),
+    ('resize_small(6)', (6, 10)),
+    ('resize_small(24)', (24, 40)),
+    ('resize_small(6) | central_crop', (4, 6)),
+    ('central_crop(3)', (3, 3)),
+    ('random_crop(12, 20)', (12, 20)),
+    ('inception_crop', (4, 6)),
+    ('inception_crop(8, area_min=0.3)', (8, 8)),
+    ('inception_crop(area_min=0.3) | flip', (4, 6)),
+    ('flip | resize', (4, 6)),
+    ('affine(degrees=10)|flip()', (12, 20)),
+    (' resize ( 5 ) ', (5, 5)),
+  ],
+)
+def test_a_line_of_transforms_gives_images_of_the_size_it_says(line, shape):
+  found = apply(line)
+  assert (found.shape, found.dtype) == ((*shape, 3), np.uint8)
+
+
+BAD_LINES = [
+  'rezise', 'resize_small', 'resize(1, 2, 3)', 'resize(x)', 'resize(8', 'resize(8))', 'flip(1)',
+  'resize(sid=3)', 'resize(8, height=9)', 'resize(*[1])', 'flip | nope', 'os.system("ls")',
+  'resize(__import__("os"))', 'resize[8]', 'flip flip', 'random_crop(depth=3)',
+]  # fmt: skip
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('line', BAD_LINES)
+def test_a_line_that_is_no_transforms_is_one_error_on_one_line(line):
+  with pytest.raises(ValueError) as error:
+    transforms.compose(line, (4, 6))
+  assert '\n' not in str(error.value)
+  assert 'transform' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'line', ['resize(2) + flip(3)', 'resize(8)(8)', 'resize(8).x(3)', 'resize(2) if 1 else (3)']
+)
+def test_a_line_that_is_more_than_calls_is_an_error(line):
+  with pytest.raises(ValueError, match='transform'):
+    transforms.compose(line, (4, 6))
+
+
+@pytest.mark.parametrize(
+  'line', ['resize("a")', 'resize(0)', 'resize_small(-3)', 'central_crop(2.5)', 'affine("x")']
+)
+def test_a_value_that_a_transform_does_not_take_is_an_error_before_any_image(line):
+  with pytest.raises(ValueError, match='transform'):
+    transforms.compose(line, (4, 6))
+
+
+def test_a_misspelt_transform_lists_the_nearest():
+  with pytest.raises(ValueError, match="unknown transform 'random_corp'; did you mean random_crop"):
+    transforms.compose('flip | random_corp(4)', (4, 6))
+
+
+@pytest.mark.quick
+def test_resize_takes_half_pixel_centres_without_antialiasing():
+  ramp = np.repeat((16 * np.arange(16, dtype=np.uint8)).reshape(4, 4, 1), 3, -1)
+  assert apply('resize(2)', ramp)[..., 0].tolist() == [[40, 72], [168, 200]]
+  stripes = np.zeros((8, 8, 3), np.uint8)
+  stripes[:, [0, 4]] = 255
+  assert not apply('resize(2)', stripes).any()
+
+
+@pytest.mark.quick
+def test_central_crop_is_the_middle():
+  np.testing.assert_array_equal(apply('central_crop(4, 6)'), PHOTO[4:8, 7:13])
+  np.testing.assert_array_equal(apply('central_crop(12, 20)'), PHOTO)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('step', ['central_crop', 'random_crop'])
+def test_a_crop_larger_than_the_image_is_an_error(step):
+  with pytest.raises(ValueError, match='13x4 exceeds the image of 12x20'):
+    apply(f'{step}(13, 4)')
+
+
+def coordinates(rows=12, columns=20):
+  """An image whose pixels say where they are."""
+  y, x = np.mgrid[:rows, :columns]
+  return np.stack([y, x, 0 * x], -1).astype(np.uint8)
+
+
+def test_random_crops_are_pieces_of_the_image_and_reach_all_of_it():
+  corners = set()
+  for seed in range(300):
+    found = apply('random_crop(10, 17)', coordinates(), seed=seed)
+    top, left = (int(value) for value in found[0, 0, :2])
+    np.testing.assert_array_equal(found, coordinates()[top : top + 10, left : left + 17])
+    corners.add((top, left))
+  assert corners == {(top, left) for top in range(3) for left in range(4)}
+
+
+def test_inception_crops_keep_within_their_bounds_of_area_and_aspect(monkeypatch):
+  crops = []
+  monkeypatch.setattr(
+    transforms, 'resized', lambda image, height, width: crops.append(image.shape) or image
+  )
+  step = transforms.inception_crop(4, 4, area_min=0.25, area_max=0.5)
+  image = np.zeros((100, 150, 3), np.uint8)
+  for seed in range(300):
+    step(image, np.random.default_rng(seed))
+  height, width = np.array([shape[:2] for shape in crops]).T
+  share, ratio = height * width / 15_000, width / height
+  assert 0.24 < share.min() < 0.27  # sides are rounded to pixels, so bounds by 1 %
+  assert 0.48 < share.max() < 0.51
+  assert 0.73 < ratio.min() < 0.8
+  assert 1.25 < ratio.max() < 1.36
+
+
+def test_inception_crop_squashes_the_whole_image_where_no_crop_fits():
+  line = np.arange(60, dtype=np.uint8).reshape(1, 20, 3)
+  np.testing.assert_array_equal(
+    apply('inception_crop(4, 6, area_min=1.0)', line), apply('resize(4, 6)', line)
+  )
+
+
+@pytest.mark.quick
+def test_flip_mirrors_half_of_the_images_left_and_right():
+  found = [apply('flip', seed=seed) for seed in range(400)]
+  mirrored = [np.array_equal(image, PHOTO[:, ::-1]) for image in found]
+  assert all(flipped or np.array_equal(image, PHOTO) for flipped, image in zip(mirrored, found))
+  assert 160 < sum(mirrored) < 240  # four standard deviations
+
+
+@pytest.mark.quick
+def test_affine_without_arguments_changes_nothing():
+  np.testing.assert_array_equal(apply('affine'), PHOTO)
+  np.testing.assert_array_equal(apply('affine()', seed=5), PHOTO)
+
+
+@pytest.mark.parametrize('name', ['degrees=30', 'shift=0.2', 'zoom=0.3', 'shear=20'])
+def test_each_argument_of_affine_moves_pixels_but_not_the_centre_of_a_flat_image(name):
+  assert not np.array_equal(apply(f'affine({name})', seed=1), PHOTO)
+  white = np.full((11, 11, 3), 255, np.uint8)
+  found = apply(f'affine({name})', white, seed=1)
+  assert found[5, 5].tolist() == [255] * 3
+
+
+def test_transforms_draw_from_their_generator_alone():
+  line = 'inception_crop(8) | affine(degrees=9, shift=0.1, zoom=0.1, shear=5) | flip'
+  np.random.seed(0)
+  first = apply(line, seed=3)
+  np.random.seed(1)
+  np.testing.assert_array_equal(apply(line, seed=3), first)
+  assert not np.array_equal(apply(line, seed=4), first)
+
+
+@pytest.mark.parametrize('name', ['resize', 'resize_small(5)', 'central_crop(3)'])
+def test_evaluation_steps_draw_nothing(name):
+  transforms.compose(name, (4, 6))(PHOTO, None)
+
+
+# Decoding
+
+
+def encoded(image, form, **how):
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image)
+  data = io.BytesIO()
+  image.save(data, form, **how)
+  return data.getvalue()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('form', ['PNG', 'BMP', 'TIFF', 'GIF', 'JPEG', 'WEBP'])
+def test_files_of_every_form_become_uint8_rgb(form):
+  image = coordinates() * np.uint8(10)
+  found = transforms.decode(encoded(image, form))
+  assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
+  # lossy forms and palettes: pixels are off by a few levels, not by channels or places
+  worst = 0 if form in ('PNG', 'BMP', 'TIFF') else 40
+  assert np.abs(found.astype(int) - image).max() <= worst
+
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+DEEP = GREY.astype(np.uint16) * 257
+RED = np.full((3, 4, 3), (255, 0, 0), np.uint8)
+
+
+def grey_rgb(grey):
+  return np.repeat(grey[..., None], 3, -1)
+
+
+def cases():
+  half = np.concatenate([RED, np.full((3, 4, 1), 128, np.uint8)], -1)
+  clear = np.concatenate([RED, np.zeros((3, 4, 1), np.uint8)], -1)
+  grey_alpha = Image.fromarray(GREY).convert('LA')
+  grey_alpha.putalpha(0)
+  palette = Image.fromarray(RED).quantize(4)
+  pink = np.full((3, 4, 3), (255, 127, 127), np.uint8)
+  white = np.full((3, 4, 3), 255, np.uint8)
+  bits = np.array([[0, 255, 0, 255]] * 3, np.uint8)
+  animated = dict(save_all=True, append_images=[Image.fromarray(0 * RED)], duration=9)
+  return {
+    'grey': (encoded(GREY, 'PNG'), grey_rgb(GREY)),
+    'one bit': (encoded(Image.fromarray(bits).convert('1'), 'PNG'), grey_rgb(bits)),
+    '16 bits': (encoded(DEEP, 'PNG'), grey_rgb(GREY)),
+    '16 bits TIFF': (encoded(DEEP, 'TIFF'), grey_rgb(GREY)),
+    'half transparent': (encoded(half, 'PNG'), pink),
+    'transparent': (encoded(clear, 'PNG'), white),
+    'grey and transparent': (encoded(grey_alpha, 'PNG'), white),
+    'palette': (encoded(palette, 'PNG'), RED),
+    'palette with transparent colour': (encoded(palette, 'PNG', transparency=0), white),
+    'CMYK': (encoded(Image.fromarray(RED).convert('CMYK'), 'JPEG', quality=100), RED),
+    'animated': (encoded(Image.fromarray(RED), 'GIF', **animated), RED),
+  }
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('case', cases())
+def test_images_of_every_mode_become_rgb_over_white(case):
+  data, expected = cases()[case]
+  found = transforms.decode(data)
+  assert (found.shape, found.dtype) == (expected.shape, np.uint8)
+  # JPEG rounds, and 128 / 255 is not quite a half
+  assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+TURNS = {
+  1: lambda x: x,
+  2: lambda x: x[:, ::-1],
+  3: lambda x: x[::-1, ::-1],
+  4: lambda x: x[::-1],
+  5: lambda x: x.swapaxes(0, 1),
+  6: lambda x: np.rot90(x, -1),
+  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+  8: np.rot90,
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('form', ['PNG', 'TIFF'])
+@pytest.mark.parametrize('orientation', TURNS)
+def test_images_stand_upright_by_their_exif(orientation, form):
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  found = transforms.decode(encoded(coordinates(3, 5), form, exif=exif))
+  np.testing.assert_array_equal(found, TURNS[orientation](coordinates(3, 5)))
+
+
+def promising(width, height):
+  """A PNG that claims to be that large."""
+
+  def chunk(kind, body):
+    checksum = struct.pack('>I', zlib.crc32(kind + body))
+    return struct.pack('>I', len(body)) + kind + body + checksum
+
+  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+  parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(b'\0')), chunk(b'IEND', b'')
+  return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+def refused(data, match=None):
+  with pytest.raises(ValueError, match=match) as error:
+    transforms.decode(data)
+  assert '\n' not in str(error.value)
+  assert len(str(error.value)) < 200
+
+
+@pytest.mark.quick
+def test_what_is_no_image_is_refused_in_one_line():
+  refused(b'', 'the file is empty')
+  refused(b'GIF89a')
+  refused(b'<html>not found</html>', 'not an image')
+  refused(bytes(1000), 'not an image')
+  refused(b'%PDF-1.7 \n', 'not an image')
+
+
+@pytest.mark.quick
+def test_an_image_that_promises_more_than_memory_holds_is_refused_in_one_line():
+  refused(promising(60_000, 60_000), 'damaged|exceed')
+
+
+@pytest.mark.parametrize('side', [9_900, 11_000])
+def test_no_warning_comes_with_a_large_image(side):
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    refused(promising(side, side))
+
+
+FORMS = ['PNG', 'JPEG', 'GIF', 'BMP', 'WEBP', 'TIFF']
+
+
+@functools.cache
+def whole(form):
+  return encoded(np.random.default_rng(1).integers(0, 256, (16, 20, 3), dtype=np.uint8), form)
+
+
+@pytest.mark.filterwarnings('ignore')  # Pillow's own, of damaged metadata
+@pytest.mark.parametrize('form', FORMS)
+def test_a_file_cut_short_is_refused_in_one_line(form):
+  data = whole(form)
+  for length in range(1, len(data) * 9 // 10, 1 + len(data) // 60):
+    refused(data[:length])
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('form', FORMS)
+def test_a_damaged_file_is_an_image_or_refused_in_one_line(form, capfd):
+  rng = np.random.default_rng(0)
+  for _ in range(150):
+    data = bytearray(whole(form))
+    for place in rng.integers(0, min(len(data), 300), 3):
+      data[place] = rng.integers(256)
+    try:
+      found = transforms.decode(bytes(data))
+      assert (found.ndim, found.shape[2], found.dtype) == (3, 3, np.uint8)
+    except ValueError as error:
+      assert '\n' not in str(error)

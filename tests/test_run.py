@@ -1,0 +1,621 @@
+"""Laws of a run: resumed = never stopped, patience, non-finite numbers, and what it shows."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import vit_jax
+from vit_jax import bundle, checkpoint, config, main, metrics, train
+from vit_jax import plan as plans
+
+# A compiled program read while another pytest process writes it is compiled anew, with a warning.
+pytestmark = pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 8
+# A constant rate, so that runs of any length are one program, compiled once and then cached.
+TINY = {
+  'model.patch': (4, 4),
+  'model.width': 16,
+  'model.depth': 2,
+  'model.heads': 2,
+  'model.mlp_dim': 32,
+  'model.unroll': 1,
+  'model.dropout': 0.1,
+  'model.attention_dropout': 0.1,
+  'batch_size': 32,
+  'accumulate': 2,
+  'ema': 0.5,
+  'duration': f'{STEPS} steps',
+  'schedule.name': 'constant',
+  'schedule.learning_rate': 1e-2,
+  'schedule.warmup': '2 steps',
+  'evaluation.every': '4 steps',
+  'checkpoint.every': '1 steps',
+  'checkpoint.keep_latest': STEPS + 1,
+  'system.log_every': '1 steps',
+}
+RATES = ('train/images_per_second', 'train/data_wait', 'train/mfu')
+
+
+def flags(fields=()):
+  """The tiny recipe as command-line flags, with some fields replaced."""
+  return [f'--config.{name}={value}' for name, value in (TINY | dict(fields)).items()]
+
+
+def vit_train(workdir, fields=()):
+  """`vit train` in this process."""
+  return main.main(['--config=digits', f'--workdir={workdir}', *flags(fields)])
+
+
+def plan_of(fields=()):
+  words = [word.removeprefix('--config.') for word in flags(fields)]
+  return plans.make_plan(config.load('digits', words))
+
+
+def state_of(workdir, step=None):
+  """{'step': 8, 'params/head/bias': array, ...} of the newest checkpoint, or of `step`."""
+  with contextlib.closing(checkpoint.Checkpoints(workdir / 'checkpoints')) as saved:
+    state = saved.restore_step(step or saved.steps()[-1], train.abstract_state(plan_of()))
+  assert state is not None, f'a damaged checkpoint in {workdir}'
+  return bundle.flat(jax.device_get(state))
+
+
+def assert_same_bits(a, b):
+  assert list(a) == list(b)
+  different = [name for name in a if np.asarray(a[name]).tobytes() != np.asarray(b[name]).tobytes()]
+  assert not different
+
+
+def rows_of(workdir):
+  """The lines of metrics.jsonl, without what depends on the clock."""
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{name: v for name, v in line.items() if name not in RATES} for line in lines]
+
+
+def names_by_step(workdir):
+  """[(step, 'train'), (4, 'validation'), ...] of every row, in order."""
+  return [(row['step'], list(row)[1].split('/')[0]) for row in rows_of(workdir)]
+
+
+def contents(folder):
+  return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+
+
+def shared_root(tmp_path_factory):
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+def shared(tmp_path_factory, name, make):
+  """A folder that `make` fills once for all of pytest's processes."""
+  folder = shared_root(tmp_path_factory) / name
+  with open(folder.with_suffix('.lock'), 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / 'made').exists():
+      shutil.rmtree(folder, ignore_errors=True)
+      folder.mkdir()
+      make(folder)
+      (folder / 'made').touch()
+  return folder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+  """The folder of compiled programs, which this process and those it starts share."""
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = shared_root(tmp_path_factory) / 'programs'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    compilation_cache.reset_cache()
+  return jax.config.jax_compilation_cache_dir
+
+
+def environment(cache, *, devices=1, **more):
+  """All of the environment of a process on so many CPU devices."""
+  kept = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
+  xla = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  return kept | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': xla,
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    'PYTHONPATH': str(ROOT),
+    'LANG': 'C.UTF-8',
+    **more,
+  }
+
+
+def started(words, env, **options):
+  """A Python process in a group of its own."""
+  return subprocess.Popen(
+    [sys.executable, *map(str, words)],
+    env=env,
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+    **options,
+  )
+
+
+def ended(process, timeout=300):
+  """(exit code, stdout, stderr) of a process, which is killed with its group if it lasts longer."""
+  try:
+    out, err = process.communicate(timeout=timeout)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  return process.returncode, out, err
+
+
+def python(words, env):
+  return ended(started(words, env))
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory, cache):
+  """The folder of a run that was never stopped, with all its checkpoints."""
+  return shared(tmp_path_factory, 'whole', lambda f: vit_train(f / 'run')) / 'run'
+
+
+@contextlib.contextmanager
+def stopped_at(step, monkeypatch):
+  """Asks the loop to stop after that step of this start, as a signal does."""
+
+  @contextlib.contextmanager
+  def interruption(say):
+    left = iter(range(step - 1, -1, -1))
+    yield lambda: next(left) == 0
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'interruption', interruption)
+    yield
+
+
+# Resume
+
+
+@pytest.mark.parametrize('stops', [(1,), (3, 1, 3)])
+def test_resume_equals_never_having_stopped(whole, stops, tmp_path, monkeypatch, capsys):
+  for steps in stops:
+    with stopped_at(steps, monkeypatch):
+      assert vit_train(tmp_path) == 0
+  assert f'stopped at step {sum(stops)}, saved' in capsys.readouterr().out
+  assert not (tmp_path / 'model').exists()
+  assert vit_train(tmp_path) == 0
+  assert f'goes on from step {sum(stops)}' in capsys.readouterr().out
+  assert_same_bits(state_of(tmp_path), state_of(whole))
+  assert rows_of(tmp_path) == rows_of(whole)
+  assert contents(tmp_path / 'model') == contents(whole / 'model')
+
+
+def test_every_logged_step_is_in_the_metrics_once(whole):
+  found = names_by_step(whole)
+  assert [step for step, what in found if what == 'train'] == list(range(1, STEPS + 1))
+  assert [step for step, what in found if what == 'validation'] == [4, 8]
+  assert [step for step, what in found if what == 'test'] == [8]
+
+
+def test_a_run_killed_between_its_test_and_its_model_logs_the_test_once(
+  whole, tmp_path, monkeypatch
+):
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns('model', '[1-6]'))
+  with monkeypatch.context() as patch:
+    patch.setattr(bundle, 'write', killed)
+    assert vit_train(tmp_path / 'run') == 130
+  assert vit_train(tmp_path / 'run') == 0
+  assert names_by_step(tmp_path / 'run') == names_by_step(whole)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, capsys):
+  before = contents(whole)
+  assert vit_train(whole) == 0
+  assert 'is finished: its model is in' in capsys.readouterr().out
+  assert contents(whole) == before
+
+
+def test_how_a_run_is_carried_out_may_change_when_it_is_resumed(
+  whole, tmp_path, monkeypatch, capsys
+):
+  with stopped_at(2, monkeypatch):
+    vit_train(tmp_path)
+  assert vit_train(tmp_path, {'system.threads': 1, 'system.prefetch': 0}) == 0
+  assert capsys.readouterr().err == ''
+  assert_same_bits(state_of(tmp_path), state_of(whole))
+
+
+def test_another_config_is_refused_by_the_names_of_its_fields(whole, capsys):
+  before = contents(whole)
+  other = {'seed': 1, 'schedule.learning_rate': 0.5, 'system.threads': 1}
+  assert vit_train(whole, other) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'seed is 0 there and 1 here' in line
+  assert 'schedule.learning_rate is 0.01 there and 0.5 here' in line
+  assert 'threads' not in line
+  assert contents(whole) == before
+
+
+# Signals, killing, workers and devices, in processes of their own
+
+LONG = {'duration': '120 steps', 'checkpoint.every': '50 steps', 'evaluation.every': '120 steps'}
+LONG |= {'checkpoint.keep_latest': 2}
+
+# Goes on with every run in turn, on the devices of this process, and writes the exit codes.
+RESUME = """
+import json, pathlib, sys
+from tests import test_run
+if __name__ == '__main__':
+  folder = pathlib.Path(sys.argv[1])
+  codes = {name: test_run.vit_train(folder / name, test_run.LONG) for name in sys.argv[2:]}
+  (folder / 'codes.json').write_text(json.dumps(codes))
+"""
+
+
+def interrupted_run(folder, env, send, fields=()):
+  """A long run; `send(process)` happens a few steps past its first checkpoint."""
+  words = [
+    '-m',
+    'vit_jax.main',
+    '--config=digits',
+    f'--workdir={folder}',
+    *flags(LONG | dict(fields)),
+  ]
+  process = started(words, env)
+  lines, end = folder / 'metrics.jsonl', time.monotonic() + 240
+  saved = folder / 'checkpoints/50'
+  while not saved.exists() or lines.read_text().count('\n') < 55:
+    if process.poll() is not None or time.monotonic() > end:
+      raise AssertionError(f'ended too early: {ended(process)}')
+    time.sleep(0.005)
+  send(process)
+  code, out, err = ended(process)
+  record = {'code': code, 'out': out, 'err': err}
+  folder.with_suffix('.json').write_text(json.dumps(record))
+  shutil.copy(lines, folder.with_suffix('.jsonl'))
+
+
+@pytest.fixture(scope='session')
+def interrupted(tmp_path_factory, cache):
+  """Runs on one device, interrupted in each way and then gone on with, and one that never was."""
+
+  def make(folder):
+    env = environment(cache)
+    (folder / 'resume.py').write_text(RESUME)
+    assert python([folder / 'resume.py', folder, 'never'], env)[0] == 0
+    interrupted_run(folder / 'sigterm', env, lambda p: p.send_signal(signal.SIGTERM))
+    interrupted_run(folder / 'sigkill', env, lambda p: p.kill())
+    # Ctrl-C in a terminal goes to all of a process group, workers too.
+    ctrl_c = {'system.workers': 1}
+    interrupted_run(folder / 'ctrl_c', env, lambda p: os.killpg(p.pid, signal.SIGINT), ctrl_c)
+    code, out, err = python([folder / 'resume.py', folder, 'sigterm', 'sigkill', 'ctrl_c'], env)
+    assert code == 0, err
+    (folder / 'resumed.json').write_text(json.dumps({'out': out, 'err': err}))
+
+  return shared(tmp_path_factory, 'interrupted', make)
+
+
+def record_of(interrupted, how):
+  return json.loads((interrupted / f'{how}.json').read_text())
+
+
+def test_a_run_says_nothing_on_stderr(interrupted):
+  assert record_of(interrupted, 'resumed')['err'] == ''
+
+
+@pytest.mark.parametrize('how, name', [('sigterm', 'SIGTERM'), ('ctrl_c', 'SIGINT')])
+def test_a_signalled_run_saves_says_so_and_exits_zero(interrupted, how, name):
+  record = record_of(interrupted, how)
+  assert record['code'] == 0, record['err']
+  assert f'{name}: saving after this step; once more ends at once' in record['out']
+  assert re.search(
+    r'stopped at step \d+, saved: the same command goes on from there', record['out']
+  )
+
+
+@pytest.mark.parametrize('how', ['sigterm', 'ctrl_c'])
+def test_a_signalled_run_says_nothing_on_stderr(interrupted, how):
+  assert record_of(interrupted, how)['err'] == ''
+
+
+@pytest.mark.parametrize('how', ['sigterm', 'sigkill', 'ctrl_c'])
+def test_an_interrupted_run_resumes_to_the_same_bits(interrupted, how):
+  assert json.loads((interrupted / 'codes.json').read_text())[how] == 0
+  assert_same_bits(state_of(interrupted / how), state_of(interrupted / 'never'))
+  assert contents(interrupted / how / 'model') == contents(interrupted / 'never' / 'model')
+
+
+def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once(interrupted):
+  assert re.search('goes on from step (50|100)', record_of(interrupted, 'resumed')['out'])
+  assert (interrupted / 'sigkill.jsonl').read_text().count('\n') >= 55
+  assert rows_of(interrupted / 'sigkill') == rows_of(interrupted / 'never')
+
+
+def test_a_second_signal_ends_at_once():
+  said = []
+  with train.interruption(said.append) as asked:
+    assert not asked()
+    signal.raise_signal(signal.SIGINT)
+    assert asked() and len(said) == 1
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_outside_the_loop_is_one_line_and_130(tmp_path, monkeypatch, capsys):
+  def ctrl_c(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train, 'introduce', ctrl_c)
+  assert vit_train(tmp_path) == 130
+  assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# Stops a run after three steps, goes on with it, and compares it with one that was not stopped.
+MESHED = """
+import pathlib, sys
+import jax, numpy as np, pytest
+from tests import test_run
+if __name__ == '__main__':
+  folder, fields = pathlib.Path(sys.argv[1]), {'system.fsdp': 2, 'system.tensor': 2}
+  assert jax.device_count() == 8
+  with test_run.stopped_at(3, pytest.MonkeyPatch()):
+    assert test_run.vit_train(folder / 'resumed', fields) == 0
+  for name in ('resumed', 'never'):
+    assert test_run.vit_train(folder / name, fields) == 0
+    np.savez(folder / (name + '.npz'), **test_run.state_of(folder / name))
+"""
+
+
+@pytest.fixture(scope='session')
+def meshed(tmp_path_factory, cache):
+  """Runs on eight devices, 2 x 2 x 2: one resumed, one never stopped."""
+
+  def make(folder):
+    (folder / 'meshed.py').write_text(MESHED)
+    code, _, err = python([folder / 'meshed.py', folder], environment(cache, devices=8))
+    assert code == 0, err
+
+  return shared(tmp_path_factory, 'meshed', make)
+
+
+def test_resume_equals_never_having_stopped_on_eight_devices(meshed):
+  assert_same_bits(np.load(meshed / 'resumed.npz'), np.load(meshed / 'never.npz'))
+  assert rows_of(meshed / 'resumed') == rows_of(meshed / 'never')
+
+
+def test_eight_devices_split_three_ways_compute_what_any_mesh_computes(meshed, whole):
+  ours, theirs = [
+    [row['train/loss'] for row in rows_of(run) if 'train/loss' in row]
+    for run in (meshed / 'never', whole)
+  ]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_restores_to_the_same_bits_on_others(meshed):
+  assert_same_bits(state_of(meshed / 'never'), np.load(meshed / 'never.npz'))
+
+
+# Patience and the best
+
+
+def scripted(values, monkeypatch):
+  """Evaluations give these accuracies by step; parameters and steps stay real."""
+  told, at = train.Evaluator.__call__, []
+
+  def call(self, step, state):
+    at[:] = [step]
+    return told(self, step, state)
+
+  def over(self, use, params):
+    value = values.get(at[0], 0.0) if use == 'validation' else 0.0
+    return {'loss': 1 - value, 'accuracy': value, 'count': 1.0}
+
+  monkeypatch.setattr(train.Evaluator, '__call__', call)
+  monkeypatch.setattr(train.Evaluator, 'over', over)
+
+
+PATIENT = {'evaluation.every': '1 steps', 'evaluation.patience': '3 steps'}
+PATIENT |= {'checkpoint.keep_latest': 1}
+CURVE = {1: 0.1, 2: 0.5, 3: 0.3, 4: 0.5, 5: 0.4, 6: 0.9}  # best at 2; given up at 5
+
+
+def steps_kept(workdir):
+  return sorted(int(f.name) for f in (workdir / 'checkpoints').iterdir() if f.name.isdigit())
+
+
+def assert_model_is(workdir, state, *, part='ema'):
+  params = bundle.flat(vit_jax.load(workdir).params)
+  expected = {n.removeprefix(f'{part}/'): v for n, v in state.items() if n.startswith(f'{part}/')}
+  assert_same_bits(params, expected)
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
+def test_patience_ends_a_run_with_the_model_of_its_best_step(
+  whole, metric, tmp_path, monkeypatch, capsys
+):
+  scripted(CURVE, monkeypatch)
+  assert vit_train(tmp_path, PATIENT | {'evaluation.metric': metric}) == 0
+  assert 'takes the parameters of step 2, the best on validation' in capsys.readouterr().out
+  assert max(step for step, _ in names_by_step(tmp_path)) == 5
+  assert_model_is(tmp_path, state_of(whole, 2))
+
+
+@pytest.mark.parametrize('stop', [2, 4])
+def test_a_resumed_run_does_not_forget_its_best_step(whole, stop, tmp_path, monkeypatch):
+  scripted(CURVE, monkeypatch)
+  with stopped_at(stop, monkeypatch):
+    vit_train(tmp_path, PATIENT)
+  assert vit_train(tmp_path, PATIENT) == 0
+  assert max(step for step, _ in names_by_step(tmp_path)) == 5
+  assert_model_is(tmp_path, state_of(whole, 2))
+
+
+def test_an_interruption_is_not_taken_for_the_end_of_patience(tmp_path, monkeypatch):
+  # Patience lasts from step 2 to 5, and the evaluation at 6 is better: not stopped, it goes on.
+  scripted({2: 0.5, 4: 0.4, 6: 0.9, 8: 0.3}, monkeypatch)
+  fields = {'evaluation.every': '2 steps', 'evaluation.patience': '3 steps'}
+  fields |= {'checkpoint.every': '100 steps'}
+  assert vit_train(tmp_path / 'never', fields) == 0
+  with stopped_at(5, monkeypatch):
+    vit_train(tmp_path / 'stopped', fields)
+  vit_train(tmp_path / 'stopped', fields)
+  assert names_by_step(tmp_path / 'stopped') == names_by_step(tmp_path / 'never')
+
+
+def test_the_best_step_damaged_is_not_silently_replaced_by_the_last(tmp_path, monkeypatch, capsys):
+  scripted(CURVE, monkeypatch)
+  fields = PATIENT | {'checkpoint.keep_best': 2}
+  with stopped_at(4, monkeypatch):
+    vit_train(tmp_path, fields)
+  (tmp_path / 'checkpoints/2/seal.json').write_text('')
+  vit_train(tmp_path, fields)
+  # 4 is as good as 2 was, and later: the best of those that are left.
+  assert 'takes the parameters of step 4, the best on validation' in capsys.readouterr().out
+
+
+def test_the_newest_and_the_best_steps_are_kept_and_no_others(tmp_path, monkeypatch):
+  scripted({1: 0.1, 2: 0.9, 3: 0.3, 4: 0.8, 5: 0.4, 6: 0.2, 7: 0.1, 8: 0.0}, monkeypatch)
+  fields = {'evaluation.every': '1 steps', 'checkpoint.keep_best': 2, 'checkpoint.keep_latest': 2}
+  with stopped_at(5, monkeypatch):
+    vit_train(tmp_path, fields)
+  assert steps_kept(tmp_path) == [2, 4, 5]
+  assert vit_train(tmp_path, fields) == 0
+  assert steps_kept(tmp_path) == [2, 4, 7, 8]
+
+
+def test_the_average_is_evaluated_and_becomes_the_model(whole):
+  state = state_of(whole)
+  assert_model_is(whole, state)
+  params = np.asarray(state['params/embed/kernel'])
+  assert not np.array_equal(params, state['ema/embed/kernel'])
+  evaluated = [row for row in rows_of(whole) if 'validation/accuracy' in row]
+  assert all(row['validation/ema_loss'] != row['validation/loss'] for row in evaluated)
+
+
+# Non-finite numbers
+
+
+def quadratic(params, batch, key):
+  loss = jnp.sum(batch['image'] * params['w'] ** 2)
+  sums = {'loss': loss, 'correct': jnp.zeros(()), 'count': jnp.asarray(2.0)}
+  return loss, sums
+
+
+def updated(learning_rate, pixels):
+  """The state before and after one guarded update of a two-number model, and what was measured."""
+  tx = optax.adam(learning_rate)
+  params = {'w': jnp.asarray([1.0, 2.0])}
+  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(params), params)
+  step = jax.jit(train.make_step(quadratic, tx, lambda s: jnp.asarray(learning_rate), ema=0.5))
+  return state, *step(state, {'image': jnp.asarray(pixels)})
+
+
+def test_a_finite_update_changes_parameters_moments_and_average():
+  before, after, measured = updated(0.1, [1.0, 1.0])
+  assert measured['finite'] and after.step == 1
+  for part in ('params', 'opt_state', 'ema'):
+    same = jax.tree.map(np.array_equal, getattr(before, part), getattr(after, part))
+    assert not all(jax.tree.leaves(same)), part
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_an_update_with_a_non_finite_loss_changes_only_the_step(bad):
+  before, after, measured = updated(0.1, [1.0, bad])
+  assert not measured['finite'] and after.step == 1
+  for part in ('params', 'opt_state', 'ema'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
+
+
+@pytest.mark.parametrize('rate', [np.inf, np.nan])
+def test_an_update_that_is_itself_not_finite_is_left_out(rate):
+  _, after, measured = updated(rate, [1.0, 1.0])
+  assert not measured['finite']
+  assert np.isfinite(after.params['w']).all()
+
+
+def test_a_run_that_overflows_ends_with_one_line_and_its_last_checkpoint_finite(tmp_path, capsys):
+  fields = {'schedule.learning_rate': 1e37, 'schedule.warmup': '1 steps'}
+  assert vit_train(tmp_path, fields) == 1
+  [line] = capsys.readouterr().err.splitlines()
+  assert re.search(r'vit train: step \d+: .+ is not finite; nothing of it was saved', line)
+  state = state_of(tmp_path)
+  assert all(np.isfinite(value).all() for value in state.values())
+  assert steps_kept(tmp_path)[-1] < int(re.search(r'step (\d+)', line)[1])
+
+
+def test_the_first_tensor_in_the_order_of_computation_is_named():
+  plan = plan_of({'data.std': (1e-45,) * 3, 'accumulate': 1})  # 0 in float32
+  batch = {
+    'image': jnp.zeros((8, 8, 8, 3), jnp.uint8),
+    'label': jnp.zeros(8, jnp.int32),
+    'mask': jnp.ones(8),
+  }
+  assert train.first_nonfinite(plan, 1, train.placed_state(plan).params, batch) == 'images'
+
+
+# What it shows
+
+
+def test_without_a_terminal_it_shows_plain_lines(interrupted):
+  out = record_of(interrupted, 'sigterm')['out']
+  assert 'compiling the training step ...' in out.splitlines()
+  assert re.search(r'^compiled the training step in \d+\.\d s$', out, re.MULTILINE)
+  number = r'[\d,]+'
+  step = rf'^step \d+/120  loss \d+\.\d+  accuracy \d+\.\d%  {number} images/s  data wait \d+\.\d%'
+  assert re.search(step + r'  ETA \d+ s$', out, re.MULTILINE)
+  assert '\x1b' not in out
+
+
+def test_on_a_terminal_it_shows_a_bar(tmp_path, interrupted, cache):
+  words = ['-m', 'vit_jax.main', '--config=digits', f'--workdir={tmp_path}', *flags()]
+  ours, theirs = pty.openpty()
+  env = environment(cache, TERM='xterm', COLUMNS='120')
+  process = subprocess.Popen(
+    [sys.executable, *words], env=env, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs
+  )
+  os.close(theirs)
+  shown = b''
+  with contextlib.suppress(OSError):  # a pseudo-terminal ends with an error
+    while piece := os.read(ours, 65536):
+      shown += piece
+  os.close(ours)
+  assert process.wait(timeout=300) == 0
+  text = shown.decode()
+  assert '\x1b[' in text
+  assert f'{STEPS}/{STEPS}' in text and 'training' in text and '━' in text
+  assert 'compiling the training step' in text
+  assert not re.search(rf'step \d+/{STEPS}  loss', text)  # those are for files
+
+
+def test_the_tables_total_is_the_number_of_parameters():
+  plan = plan_of()
+  params = train.abstract_state(plan).params
+  lines = metrics.summary(plan.model, params, (8, 8, 3), 32)
+  [total] = [line.split() for line in lines if line.startswith('total')]
+  counted = sum(leaf.size for leaf in jax.tree.leaves(train.placed_state(plan).params))
+  assert total == ['total', str(len(jax.tree.leaves(params))), f'{counted:,}']
+  parts = [line.split() for line in lines[1:] if not line.startswith(('total', 'FLOPs'))]
+  assert sum(int(part[2].replace(',', '')) for part in parts) == counted

@@ -1,0 +1,250 @@
+"""A mesh of any shape computes what one device does, with arrays that really are in parts."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import drawn, flat, shapes, tiny
+from vit_jax import optim, sharding, train
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
+FIELDS = {
+  'model.patch': 4,
+  'model.width': 32,
+  'model.depth': 2,
+  'model.heads': 8,
+  'model.mlp_dim': 32,
+  'model.dropout': 0.1,
+  'model.attention_dropout': 0.1,
+  'model.unroll': 1,
+  'model.pool': 'token',
+  'batch_size': 16,
+  'accumulate': 2,
+  'ema': 0.9,
+  'duration': 6,
+  'optimizer.name': 'adamw',
+  'schedule.name': 'cosine',
+  'schedule.learning_rate': 2e-3,
+  'schedule.warmup': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def plan():
+  """A tiny recipe on digits, with dropout and AdamW."""
+  from vit_jax import config
+  from vit_jax import plan as plans
+
+  return plans.make_plan(config.load('digits', [f'{k}={v}' for k, v in FIELDS.items()]))
+
+
+def on(plan, shape):
+  devices = jax.devices()[: int(np.prod(shape))]
+  return dataclasses.replace(plan, mesh=sharding.make_mesh(*shape, devices=devices))
+
+
+@pytest.fixture(scope='module')
+def trained(plan):
+  """trained(mesh shape) -> the compiled step, the abstract and first states, losses, parameters."""
+
+  @functools.cache
+  def run(shape):
+    placed = on(plan, shape)
+    abstract, state = train.abstract_state(placed), train.placed_state(placed)
+    first, losses = jax.device_get(state), []
+    with placed.training_batches(0) as batches:
+      batches = [next(batches) for _ in range(6)]
+    step = train.updater(placed).lower(abstract, batches[0]).compile()
+    for batch in batches:
+      state, measured = step(state, batch)
+      losses.append(float(measured['sums']['loss'] / measured['sums']['count']))
+    return step, abstract, first, losses, jax.device_get(state.params)
+
+  return run
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_eight_devices_learn_what_one_does(trained, shape):
+  *_, losses, params = trained(shape)
+  *_, expected, expected_params = trained((1, 1, 1))
+  assert np.ptp(expected) > 1e-3
+  np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+  # Adam divides by the root of a second moment near 0, which amplifies the order of a sum
+  close = functools.partial(np.testing.assert_allclose, atol=1e-4)
+  jax.tree.map(close, params, expected_params)
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_a_new_state_is_the_same_on_every_mesh(trained, shape):
+  jax.tree.map(np.testing.assert_array_equal, trained(shape)[2], trained((1, 1, 1))[2])
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_parameters_moments_and_average_lie_in_parts_on_their_devices(plan, shape):
+  placed = on(plan, shape)
+  state = train.placed_state(placed)
+  _, fsdp, tensor = shape
+  # the axis of each kernel that fsdp splits, and the axis that tensor splits
+  split = {
+    'query/kernel': (1, 2),
+    'out/kernel': (3, 1),
+    'up/kernel': (1, 2),
+    'down/kernel': (2, 1),
+  }
+  seen = 0
+  for name, leaf in flat(state).items():
+    for kernel, axes in split.items():
+      if name.endswith(kernel):
+        expected = list(leaf.shape)
+        for axis, parts in zip(axes, (fsdp, tensor)):
+          expected[axis] //= parts
+        assert leaf.addressable_shards[0].data.shape == tuple(expected), name
+        assert leaf.addressable_shards[0].data.size < leaf.size
+        seen += 1
+  assert seen == 4 * len(split)  # parameters, two moments, average
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_a_step_leaves_the_state_where_it_was(trained, shape):
+  step, state, *_ = trained(shape)
+  moved = [
+    name
+    for (name, was), will in zip(flat(state).items(), jax.tree.leaves(step.output_shardings[0]))
+    if not was.sharding.is_equivalent_to(will, was.ndim)
+  ]
+  assert moved == []
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), *MESHES])
+def test_a_step_writes_the_new_state_into_the_memory_of_the_old(trained, shape):
+  step, state, *_ = trained(shape)
+  held = sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(state)
+  )
+  assert step.memory_analysis().alias_size_in_bytes >= held
+
+
+def test_what_does_not_divide_stays_whole():
+  mesh = sharding.make_mesh(1, 4, 2)
+  tree = tiny(width=18, heads=3, mlp_dim=25, num_classes=7)
+  for name, leaf in flat(sharding.tree_sharding(shapes(tree), mesh)).items():
+    assert leaf.spec == jax.sharding.PartitionSpec(*[None] * len(leaf.spec)), name
+
+
+def test_what_divides_by_one_axis_alone_is_split_by_that_one():
+  mesh = sharding.make_mesh(1, 4, 2)
+  found = flat(sharding.tree_sharding(shapes(tiny(heads=1)), mesh))
+  split = found['encoder/blocks/attention/query/kernel'].spec
+  assert tuple(split) == (None, 'fsdp', None, None)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw', 'adafactor', 'lion', 'lamb', 'muon'])
+def test_every_optimisers_state_can_be_placed_and_its_moments_follow_their_parameters(name):
+  mesh = sharding.make_mesh(2, 2, 2)
+  tx = optim.make_optimizer(name, lambda step: jnp.float32(0.1), weight_decay=0.1, clip=1.0)
+  params = shapes(tiny(width=32))
+  state = jax.eval_shape(tx.init, params)
+  specs = flat(sharding.tree_sharding(params, mesh))
+  followers = 0
+  for path, sharded in flat(sharding.tree_sharding(state, mesh)).items():
+    leaf = flat(state)[path]
+    sharded.shard_shape(leaf.shape)  # raises where the shape does not divide
+    owner = next((p for p in specs if path.endswith('/' + p)), None)
+    if owner and flat(params)[owner].shape == leaf.shape:
+      assert sharded.spec == specs[owner].spec, path
+      followers += any(sharded.spec)
+  assert followers > 0
+
+
+def test_placing_a_tree_changes_no_value():
+  params = drawn(shapes(tiny(width=32)))
+  placed = sharding.place(params, sharding.make_mesh(2, 2, 2))
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), params)
+  assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
+
+
+def test_a_batch_is_split_over_data_and_fsdp_and_copied_over_tensor():
+  mesh = sharding.make_mesh(2, 2, 2)
+  rows = np.arange(8 * 3).reshape(8, 3)
+  placed = sharding.put({'image': rows}, mesh)['image']
+  np.testing.assert_array_equal(placed, rows)
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+
+
+def test_prefetch_keeps_the_order_and_yields_every_batch():
+  mesh = sharding.make_mesh()
+  batches = [{'x': np.full(8, i)} for i in range(5)]
+  for depth in (0, 1, 2, 9):
+    found = list(sharding.prefetch(batches, mesh, depth=depth))
+    assert [int(batch['x'][0]) for batch in found] == list(range(5))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('shape', MESHES)
+def test_one_process_feeds_the_whole_batch(shape):
+  assert sharding.batch_share(16, sharding.make_mesh(*shape)) == (0, 1)
+
+
+class Rows:
+  """Stands for a sharding of which this process holds some devices."""
+
+  def __init__(self, held):
+    self.held = held
+
+  def addressable_devices_indices_map(self, shape):
+    return {i: (slice(start, stop),) for i, (start, stop) in enumerate(self.held)}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'held, share',
+  [
+    ([(0, 4), (4, 8)], (0, 2)),
+    ([(8, 12), (12, 16)], (1, 2)),
+    ([(12, 16), (8, 12)], (1, 2)),  # in whatever order the devices come
+    ([(4, 8), (4, 8)], (1, 4)),  # devices that split only parameters
+    ([(None, None)], (0, 1)),
+  ],
+)
+def test_a_process_feeds_the_rows_that_its_devices_hold(monkeypatch, held, share):
+  monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: Rows(held))
+  assert sharding.batch_share(16, sharding.make_mesh()) == share
+
+
+@pytest.mark.quick
+def test_a_batch_that_does_not_divide_is_an_error_that_names_the_axes():
+  with pytest.raises(ValueError, match=r'12 .* 8 devices .*data=4 x fsdp=2'):
+    sharding.batch_share(12, sharding.make_mesh(4, 2, 1))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'shape', [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (-1, 0, 1), (-2, 2, 2), (16, 1, 1)]
+)
+def test_a_mesh_that_does_not_fit_is_an_error_that_shows_it(shape):
+  with pytest.raises(ValueError, match=rf'data={shape[0]}, fsdp={shape[1]}.* 8 devices'):
+    sharding.make_mesh(*shape)
+
+
+@pytest.mark.quick
+def test_minus_one_takes_the_devices_that_the_others_leave():
+  assert dict(sharding.make_mesh(-1, 2, 2).shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert dict(sharding.make_mesh(1, -1, 1).shape) == {'data': 1, 'fsdp': 8, 'tensor': 1}
+  one = sharding.make_mesh(devices=jax.devices()[:1])
+  assert dict(one.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+
+@pytest.mark.quick
+def test_every_rule_is_for_a_parameter_that_a_model_has():
+  model = tiny(swiglu=True, representation=8)
+  names = flat(shapes(model))
+  for pattern, spec in sharding.RULES:
+    matched = [name for name in names if re.search(pattern, name)]
+    assert matched, pattern
+    assert {len(names[name].shape) for name in matched} == {len(spec)}, pattern

@@ -1,0 +1,577 @@
+"""Laws of using a trained model: predict, features, evaluate, and a bundle on disk."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import vit_jax
+from tests.test_run import assert_same_bits, cache, contents, pytestmark, rows_of, vit_train, whole
+from vit_jax import __main__ as vit
+from vit_jax import bundle, doctor, models
+from vit_jax.data import sources
+
+__all__ = ['cache', 'pytestmark', 'whole']
+
+
+@pytest.fixture(scope='module')
+def run(whole):
+  return vit_jax.load(whole)
+
+
+@pytest.fixture(scope='module')
+def images():
+  """Eight test images of the digits, (8, 8, 3) uint8."""
+  test = sources.open_source('digits', 'test')
+  return [test[i]['image'] for i in range(8)]
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+  """A folder with five of them as PNG files."""
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  for i in range(5):
+    Image.fromarray(images[i]).save(folder / f'{i}.png')
+  return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+  """A finished run without its checkpoints, to be spoilt."""
+  run = tmp_path / 'copied'
+  shutil.copytree(whole, run, ignore=shutil.ignore_patterns('checkpoints', 'events*'))
+  return run
+
+
+def files(folder):
+  return [str(f) for f in sorted(folder.iterdir())]
+
+
+# Predictions in Python
+
+
+def test_scores_fall_and_sum_to_one_over_all_classes(run, images):
+  ranked = run.predict(images[0], top=10)
+  scores = [guess['score'] for guess in ranked]
+  assert scores == sorted(scores, reverse=True)
+  assert sum(scores) == pytest.approx(1, abs=1e-5)
+  assert sorted(guess['label'] for guess in ranked) == list('0123456789')
+
+
+def test_one_image_is_predicted_as_in_a_list(run, images):
+  listed = run.predict(images)
+  assert len(listed) == 8 and [len(ranked) for ranked in listed] == [5] * 8
+  alone = run.predict(images[3])
+  assert [g['label'] for g in alone] == [g['label'] for g in listed[3]]
+  assert [g['score'] for g in alone] == pytest.approx([g['score'] for g in listed[3]], abs=1e-6)
+
+
+def test_other_images_in_the_batch_do_not_change_scores(run, images):
+  forward = run.forward
+  alone = [forward([run.prepared(image)])['scores'][0] for image in images]
+  for order in (images, images[::-1], images[:3]):
+    together = forward([run.prepared(image) for image in order], batch_size=3)['scores']
+    expected = alone[::-1] if order[0] is images[-1] else alone[: len(order)]
+    np.testing.assert_allclose(together, expected, atol=1e-6)
+
+
+def test_a_path_and_an_array_are_the_same_image(run, images, folder):
+  by_path = run.predict(str(folder / '2.png'))
+  assert by_path == run.predict(folder / '2.png') == run.predict(images[2])
+
+
+def test_more_classes_than_there_are_gives_all(run, images):
+  assert len(run.predict(images[0], top=99)) == 10
+
+
+@pytest.mark.parametrize('top', [0, -1])
+def test_fewer_than_one_class_is_refused(run, images, top):
+  with pytest.raises(ValueError, match=f'top.*{top}'):
+    run.predict(images[0], top=top)
+
+
+def test_features_are_what_the_head_reads(run, images):
+  features = run.features(images)
+  assert features.shape == (8, run.model.width) and features.dtype == np.float32
+  np.testing.assert_allclose(run.features(images[0]), features[0], atol=1e-6)
+  head = jax.device_get(run.params['head'])
+  logits = features @ head['kernel'] + head['bias']
+  labels = [ranked[0]['label'] for ranked in run.predict(images)]
+  assert labels == [run.classes[k] for k in logits.argmax(1)]
+
+
+@pytest.mark.parametrize(
+  'image',
+  [
+    np.zeros((8, 8), np.uint8),
+    np.zeros((8, 8, 3), np.float32),
+    np.zeros((8, 8, 4), np.uint8),
+    np.zeros((2, 8, 8, 3), np.uint8),
+  ],
+)
+def test_an_array_that_is_no_image_is_refused_with_its_shape(run, image):
+  with pytest.raises(ValueError, match=re.escape(f'not {image.dtype} {image.shape}')):
+    run.predict(image)
+
+
+def test_an_image_without_pixels_is_refused(run):
+  with pytest.raises(ValueError, match=r'\(0, 8, 3\)'):
+    run.predict(np.zeros((0, 8, 3), np.uint8))
+
+
+def test_no_images_are_refused(run):
+  with pytest.raises(ValueError, match='no images'):
+    run.predict([])
+
+
+def test_a_missing_file_is_named(run, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'rose\.jpg'):
+    run.predict(tmp_path / 'rose.jpg')
+
+
+# vit predict
+
+
+def test_table_csv_and_json_say_what_python_says(run, whole, folder, capsys):
+  expected = dict(zip(files(folder), run.predict(files(folder), top=3)))
+  command = ['predict', str(whole), str(folder), '--top', '3']
+
+  assert vit.main(command) == 0
+  lines = capsys.readouterr().out.splitlines()
+  for line, (file, ranked) in zip(lines, expected.items(), strict=True):
+    guesses = '  '.join(f'{g["label"]} {g["score"]:.1%}' for g in ranked)
+    assert line == f'{file}  {guesses}'
+
+  assert vit.main([*command, '--format', 'csv']) == 0
+  rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+  assert list(rows[0]) == ['file', 'rank', 'label', 'score'] and len(rows) == 15
+  wanted = [(f, str(i), g['label']) for f, r in expected.items() for i, g in enumerate(r, 1)]
+  assert [(row['file'], row['rank'], row['label']) for row in rows] == wanted
+  scores = [g['score'] for ranked in expected.values() for g in ranked]
+  assert [float(row['score']) for row in rows] == pytest.approx(scores, abs=2e-6)
+
+  assert vit.main([*command, '--format', 'json']) == 0
+  told = capsys.readouterr()
+  found = json.loads(told.out)
+  assert [entry['file'] for entry in found] == list(expected) and told.err == ''
+  for entry in found:
+    ranked = entry['predictions']
+    assert [g['label'] for g in ranked] == [g['label'] for g in expected[entry['file']]]
+    assert ranked == sorted(ranked, key=lambda g: -g['score'])
+    assert sum(g['score'] for g in ranked) <= 1 + 1e-6
+
+
+def spoilt(folder):
+  """Files that are no images, by name, with what is to be said of each."""
+  good = (folder / '0.png').read_bytes()
+  (folder / 'cut.png').write_bytes(good[: len(good) // 2])
+  (folder / 'empty.jpg').write_bytes(b'')
+  (folder / 'text.gif').write_text('rose')
+  (folder / 'lost.png').symlink_to(folder / 'nowhere.png')
+  (folder / 'ring.png').symlink_to(folder / 'ring.png')
+  return {
+    'cut.png': 'damaged image',
+    'empty.jpg': 'empty',
+    'text.gif': 'not an image',
+    'lost.png': 'no such file',
+    'ring.png': 'symbolic links',
+  }
+
+
+def test_bad_files_are_named_and_the_others_predicted(whole, folder, capsys):
+  good, bad = files(folder), spoilt(folder)
+  (folder / 'folder.png').mkdir()
+  assert vit.main(['predict', str(whole), str(folder), '--format', 'json']) == 3
+  told = capsys.readouterr()
+  assert [entry['file'] for entry in json.loads(told.out)] == good
+  lines = told.err.splitlines()
+  for name, fault in bad.items():
+    [line] = [line for line in lines if name in line]
+    assert line.startswith('vit predict: ') and fault in line
+  assert len(lines) - len(bad) <= 1  # a folder that is named like an image may be told
+
+
+def test_a_bad_file_named_alone_is_exit_3_and_still_valid_json(whole, tmp_path, capsys):
+  missing = str(tmp_path / 'rose.jpg')
+  assert vit.main(['predict', str(whole), missing, '--format', 'json']) == 3
+  told = capsys.readouterr()
+  assert json.loads(told.out) == []
+  assert told.err == f'vit predict: {missing}: there is no such file\n'
+
+
+def test_a_file_that_cannot_be_read_is_named(whole, folder, capsys):
+  # Root may read any file; this one fails when it is read.
+  assert vit.main(['predict', str(whole), '/proc/self/mem', str(folder / '0.png')]) == 3
+  told = capsys.readouterr()
+  assert '/proc/self/mem' in told.err and told.err.count('\n') == 1
+  assert '0.png' in told.out
+
+
+def test_a_file_name_that_is_not_unicode_is_predicted(whole, images, tmp_path):
+  import subprocess
+
+  from tests.test_run import ROOT, environment
+
+  name = os.fsencode(tmp_path) + b'/\xff.png'
+  Image.fromarray(images[0]).save(tmp_path / 'a.png')
+  os.rename(tmp_path / 'a.png', name)
+  for form in ('table', 'csv', 'json'):
+    words = [sys.executable, '-m', 'vit_jax', 'predict', whole, tmp_path, '--format', form]
+    env = environment(jax.config.jax_compilation_cache_dir)
+    ended = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, b'')
+    assert b'.png' in ended.stdout
+
+
+def test_an_image_of_any_mode_size_and_case_is_predicted(whole, tmp_path, capsys):
+  for mode in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16', 'I', 'F', 'CMYK'):
+    suffix = '.tiff' if mode in ('F', 'CMYK', 'I') else '.PNG'
+    Image.new(mode, (300, 2)).save(tmp_path / f'{mode.replace(";", "")}{suffix}')
+  assert vit.main(['predict', str(whole), str(tmp_path), '--format', 'json']) == 0
+  told = capsys.readouterr()
+  assert len(json.loads(told.out)) == 10 and told.err == ''
+
+
+def test_a_folder_without_images_is_refused(whole, tmp_path, capsys):
+  (tmp_path / 'notes.txt').write_text('mine')
+  assert vit.main(['predict', str(whole), str(tmp_path)]) == 2
+  assert capsys.readouterr().err == f'vit predict: {tmp_path}: no images in this folder\n'
+
+
+def test_top_below_one_is_refused(whole, folder, capsys):
+  assert vit.main(['predict', str(whole), str(folder), '--top', '0']) == 2
+  assert '--top' in capsys.readouterr().err
+
+
+# Runs and bundles that cannot be used
+
+
+def refused(path, capsys):
+  """What `vit predict` says of a run, which is one line, with exit code 2."""
+  assert vit.main(['predict', str(path), 'rose.jpg']) == 2
+  told = capsys.readouterr()
+  assert told.out == '' and told.err.count('\n') == 1
+  return told.err
+
+
+def test_a_run_that_is_none_is_refused(tmp_path, capsys):
+  assert 'no such file or folder' in refused(tmp_path / 'nowhere', capsys)
+  assert 'no run or bundle' in refused(tmp_path, capsys)
+  (tmp_path / 'rose.jpg').write_bytes(b'')
+  assert 'rose.jpg' in refused(tmp_path / 'rose.jpg', capsys)
+
+
+def test_an_unfinished_run_is_refused_with_what_to_do(copied, capsys):
+  shutil.rmtree(copied / 'model')
+  assert 'let its training finish' in refused(copied, capsys)
+
+
+def test_truncated_weights_are_refused(copied, capsys):
+  file = copied / 'model/model.safetensors'
+  file.write_bytes(file.read_bytes()[:-10])
+  assert str(file) in refused(copied, capsys)
+
+
+def test_missing_weights_are_refused_by_their_name(copied, capsys):
+  (copied / 'model/model.safetensors').unlink()
+  assert 'model.safetensors' in refused(copied, capsys)
+
+
+def test_all_wrong_arrays_are_named_at_once(copied, capsys):
+  file = copied / 'model/model.safetensors'
+  arrays = load_file(file)
+  del arrays['head/bias']
+  arrays['head/kernel'] = arrays['head/kernel'].T.copy()
+  arrays['tail/kernel'] = np.zeros(3, np.float32)
+  save_file(arrays, file)
+  line = refused(copied, capsys)
+  assert 'head/bias is missing' in line and 'tail/kernel is unexpected' in line
+  assert 'head/kernel has shape (10, 16), not (16, 10)' in line
+
+
+def described(copied, **changes):
+  """Changes fields of a bundle's description: 'model.width' as model__width."""
+  file = copied / 'model/config.json'
+  description = json.loads(file.read_text())
+  for name, value in changes.items():
+    *parents, leaf = name.split('__')
+    section = description
+    for parent in parents:
+      section = section[parent]
+    section[leaf] = value
+  file.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize('text', ['', '{"model": ', '[]', 'null', '{}'])
+def test_a_description_that_is_none_is_refused(text, copied, capsys):
+  file = copied / 'model/config.json'
+  file.write_text(text)
+  assert str(file) in refused(copied, capsys)
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'model__name': 'ViT-Q/16'}, 'ViT-Q/16'),
+    ({'model__widht': 3}, 'widht'),
+    ({'model__width': 'wide'}, 'width'),
+    ({'model__patch': 'p'}, 'patch'),
+    ({'model__width': 18}, 'shape'),
+    ({'model__depth': 3}, 'shape'),
+    ({'preprocess__steps': 'rezise'}, 'rezise'),
+    ({'preprocess__size': [8]}, 'size'),
+    ({'preprocess__size': [9, 9]}, '9x9'),
+    ({'preprocess__mean': [0.5, 0.5]}, 'mean'),
+    ({'preprocess__speed': 1}, 'speed'),
+    ({'classes': ['0', '1']}, 'classes'),
+  ],
+)
+def test_a_description_that_does_not_fit_is_refused(changes, said, copied, folder, capsys):
+  described(copied, **changes)
+  assert vit.main(['predict', str(copied), str(folder)]) == 2
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and said in told.err
+
+
+# Bundles
+
+
+def test_a_bundle_goes_to_disk_and_back_with_every_bit(run, tmp_path):
+  bundle.write(tmp_path / 'model', run)
+  back = bundle.read(tmp_path / 'model')
+  assert_same_bits(bundle.flat(back.params), bundle.flat(run.params))
+  assert (back.model, back.classes, back.name) == (run.model, run.classes, run.name)
+  assert back.preprocess == run.preprocess
+  assert sorted(contents(tmp_path)) == ['model/config.json', 'model/model.safetensors']
+
+
+def test_a_run_loads_by_its_folder_its_bundle_and_a_file_of_it(run, whole):
+  for path in (whole, whole / 'model', whole / 'model/model.safetensors', str(whole)):
+    assert_same_bits(bundle.flat(vit_jax.load(path).params), bundle.flat(run.params))
+
+
+def test_load_params_of_a_run_are_its_params(run, whole):
+  params = vit_jax.load_params(whole, run.model, image_size=8)
+  assert_same_bits(bundle.flat(params), bundle.flat(run.params))
+
+
+def test_load_params_refuses_another_model_with_all_that_differs(run, whole):
+  wider = run.model.clone(width=32)
+  with pytest.raises(ValueError, match=r'embed/kernel has shape.*head/kernel has shape'):
+    vit_jax.load_params(whole, wider, image_size=8)
+
+
+OTHER = dict(
+  num_classes=3,
+  patch=(2, 4),
+  width=8,
+  depth=1,
+  heads=2,
+  mlp_dim=12,
+  pool='token',
+  positions='sincos2d',
+  cls_position=False,
+  representation=5,
+  registers=2,
+  layer_scale=0.5,
+  drop_path=0.1,
+  dropout=0.2,
+  attention_dropout=0.3,
+  qk_norm=True,
+  swiglu=True,
+  pre_norm=True,
+  activation='quick_gelu',
+  norm_eps=1e-3,
+  head_bias=-2.0,
+)
+
+
+def test_every_field_of_a_model_survives_a_bundle(tmp_path):
+  standard = models.fields(vit_jax.build('ViT-Ti/16'))
+  how = {field for field in standard if field in bundle.HOW}
+  assert set(OTHER) | how == set(standard)  # a new field belongs into OTHER
+  assert [f for f in OTHER if OTHER[f] == standard[f]] == [
+    'pool'
+  ]  # map and gap have no class token
+  model = vit_jax.build('ViT-Ti/16', **OTHER)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  size = bundle.Preprocess('resize', (8, 8), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+  bundle.write(tmp_path, bundle.Bundle(model, params, ('a', 'b', 'ç'), size, 'ViT-Ti/16'))
+  back = bundle.read(tmp_path)
+  assert back.model == model and back.preprocess == size and back.classes == ('a', 'b', 'ç')
+  assert_same_bits(bundle.flat(back.params), bundle.flat(params))
+
+
+def test_a_bundle_cut_off_in_the_writing_leaves_the_old_one(run, tmp_path, monkeypatch):
+  bundle.write(tmp_path / 'model', run)
+  before = contents(tmp_path)
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(json, 'dumps', killed)
+    bundle.write(tmp_path / 'model', run)
+  assert {
+    name: data for name, data in contents(tmp_path).items() if 'partial' not in name
+  } == before
+  bundle.write(tmp_path / 'model', run)
+  assert contents(tmp_path) == before
+
+
+# vit evaluate
+
+
+def evaluated(words, capsys):
+  assert vit.main(['evaluate', *map(str, words), '--format', 'json']) == 0
+  told = capsys.readouterr()
+  assert told.err == ''
+  return json.loads(told.out)
+
+
+def test_evaluate_gives_the_test_accuracy_that_training_logged(whole, capsys):
+  [logged] = [row for row in rows_of(whole) if 'test/accuracy' in row]
+  for more in ([], ['--batch-size', '7'], ['--split', 'test']):
+    found = evaluated([whole, *more], capsys)
+    assert (found['source'], found['split'], found['count']) == ('digits', 'test', 359)
+    assert found['accuracy'] == pytest.approx(logged['test/accuracy'], abs=1e-7)
+    assert found['loss'] == pytest.approx(logged['test/loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize('split, count', [('train', 1259), ('validation', 179)])
+def test_evaluate_counts_every_image_of_a_split_once(split, count, whole, run, capsys):
+  found = evaluated([whole, '--split', split], capsys)
+  assert found['count'] == count and found['split'] == split
+  if split == 'validation':
+    source = sources.open_source('digits', split)
+    guesses = run.predict([source[i]['image'] for i in range(count)], top=1)
+    right = sum(g[0]['label'] == str(source[i]['label']) for i, g in enumerate(guesses))
+    assert found['accuracy'] == pytest.approx(right / count, abs=1e-6)
+
+
+def test_evaluates_table_says_the_same(whole, capsys):
+  found = evaluated([whole], capsys)
+  assert vit.main(['evaluate', str(whole)]) == 0
+  out = capsys.readouterr().out
+  assert '359 images' in out and f'accuracy {found["accuracy"]:.2%}' in out
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['RUN', '--split', 'tset'], 'did you mean test'),
+    (['RUN/model'], 'names no data'),
+    (['RUN/model/model.safetensors'], 'model.safetensors'),
+    (['nowhere'], 'nowhere'),
+    (['RUN', '--batch-size', '0'], '0'),
+    (['RUN', '--batch-size', '-4'], '-4'),
+  ],
+)
+def test_what_cannot_be_evaluated_is_refused(words, said, whole, capsys):
+  assert vit.main(['evaluate', *(word.replace('RUN', str(whole)) for word in words)]) == 2
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and said in told.err
+
+
+# vit models, data, doctor
+
+
+def test_models_lists_every_model_with_its_parameters(capsys):
+  assert vit.main(['models', 'ViT-B/16', 'b32']) == 0
+  out = capsys.readouterr().out
+  assert '86,567,656' in out and '88,224,232' in out  # as timm counts them
+  assert vit.main(['models', 'ViT-Q/16']) == 2
+  assert 'did you mean' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('size', ['0', '-16', '10'])
+def test_models_refuses_an_image_size_that_holds_no_patch(size, capsys):
+  assert vit.main(['models', '--image-size', size]) == 2
+  assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_data_saves_images_that_are_those_of_the_source(tmp_path, capsys):
+  words = ['data', 'save', 'digits', str(tmp_path / 'out'), '--split', 'test', '--count', '4']
+  assert vit.main(words) == 0
+  assert '4 images of digits' in capsys.readouterr().out
+  source = sources.open_source('digits', 'test')
+  saved = sorted((tmp_path / 'out').rglob('*.png'), key=lambda file: file.name)
+  assert len(saved) == 4
+  for i, file in enumerate(saved):
+    assert file.parent.name == str(source[i]['label'])
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), source[i]['image'])
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['digit', 'OUT'], 'did you mean digits'),
+    (['digits', 'OUT', '--split', 'tset'], 'did you mean test'),
+    (['digits', '/dev/null/x'], '/dev/null'),
+    (['digits', 'OUT', '--count', '-5'], '-5'),
+  ],
+)
+def test_data_that_cannot_be_saved_is_refused(words, said, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert vit.main(['data', 'save', *(word.replace('OUT', str(out)) for word in words)]) == 2
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and said in told.err
+  assert not out.exists()
+
+
+def test_doctor_finds_nothing_wrong_here(monkeypatch, capsys):
+  monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: None)
+  assert vit.main(['doctor']) == 0
+  told = capsys.readouterr()
+  assert 'all is well' in told.out and told.err == ''
+  assert f'{jax.device_count()} cpu device' in told.out and jax.__version__ in told.out
+
+
+def test_doctor_warns_of_a_gpu_that_jax_does_not_use(monkeypatch, capsys):
+  monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: 'an NVIDIA GPU')
+  assert vit.main(['doctor']) == 1
+  told = capsys.readouterr()
+  assert 'this machine has an NVIDIA GPU, but JAX RUNS ON THE CPU' in told.err
+
+
+def test_doctor_names_packages_that_are_missing(monkeypatch, capsys):
+  found = doctor.installed
+  monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: None)
+  monkeypatch.setattr(doctor, 'installed', lambda name: None if name == 'grain' else found(name))
+  assert vit.main(['doctor']) == 1
+  assert 'missing: grain' in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough_is_no_error(whole, folder, monkeypatch):
+  import subprocess
+
+  from tests.test_run import ROOT, environment
+
+  reading, writing = os.pipe()
+  os.close(reading)
+  words = [sys.executable, '-m', 'vit_jax', 'models']
+  env = environment(jax.config.jax_compilation_cache_dir)
+  ended = subprocess.run(
+    words, env=env, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=300
+  )
+  os.close(writing)
+  assert (ended.returncode, ended.stderr) == (0, b'')
+
+
+def test_a_finished_run_whose_model_was_lost_makes_it_again(whole, tmp_path, capsys):
+  run = tmp_path / 'run'
+  shutil.copytree(whole, run, ignore=shutil.ignore_patterns('[1-7]'))
+  (run / 'model/model.safetensors').unlink()
+  assert vit_train(run) == 0
+  assert contents(run / 'model') == contents(whole / 'model')
