@@ -1,6 +1,9 @@
 """A small ViT on scikit-learn's 1,797 handwritten digits: the demo.
 
 python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
+
+80 s on 2 cores of an AMD EPYC. Test accuracy 98.80 % (seeds 0, 1, 2: 98.89, 98.89, 98.61),
+measured at commit 099c4f5. Choices were made on the validation split.
 """
 
 from vit_jax.configs import default
@@ -27,7 +30,7 @@ def get_config():
   config.data.preprocess = 'resize'
 
   config.objective.smoothing = 0.1
-  config.optimizer.name = 'muon'  # 98 % on validation; AdamW reaches 95 % in the same time
+  config.optimizer.name = 'muon'  # the encoder's kernels, Adam for the rest
   config.optimizer.weight_decay = 0.05
   config.schedule.learning_rate = 5e-3
   config.schedule.warmup = '10%'
