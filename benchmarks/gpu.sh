@@ -3,7 +3,8 @@
 #
 #   bash benchmarks/gpu.sh [OUT] [--tiny] [--commit HASH]
 #
-# OUT is benchmarks/results/gpu.json; --tiny tries everything on a CPU in about a minute. Needs jax,
+# Not yet run on a GPU; tried on a CPU by --tiny, in about two minutes. OUT is
+# benchmarks/results/gpu.json. Needs jax,
 # flax, optax, numpy and pytest; torch and timm for the comparison. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
   config.model.norm_eps = placeholder(float)
   config.model.head_bias = placeholder(float)  # initial; -10 with the sigmoid loss
   config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
-  config.model.unroll = placeholder(int)  # layers per loop iteration; None: all, up to 24
+  config.model.unroll = placeholder(int)  # layers per loop iteration
   config.model.remat = placeholder(str)  # recompute in the backward pass: 'none', 'dots', 'full'
 
   config.data = ConfigDict(type_safe=False)

@@ -91,61 +91,31 @@ def make_plan(config: Any) -> Plan:
   Raises:
     ValueError: for a name, size or combination that cannot be.
   """
+  check_values(config)
   data, system = config.data, config.system
-  if not data.train:
-    raise ValueError('data.train is empty, must name a split')
-  if min(data.std) <= 0:
-    raise ValueError(f'data.std is {data.std}, must be positive')
-  if config.model.pool == 'none':
-    raise ValueError("model.pool is 'none', which classifies patches, not images")
   mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
-  sharding.batch_share(config.batch_size, mesh)
-  if config.batch_size % (config.accumulate * mesh.shape['data'] * mesh.shape['fsdp']):
-    raise ValueError(
-      f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
-      f'micro-batches on {mesh.shape["data"] * mesh.shape["fsdp"]} devices'
-    )
+  check_division(config, mesh)
   named = {'train': data.train, 'validation': data.validation, 'test': data.test}
   splits = {use: sources.open_source(data.source, name) for use, name in named.items() if name}
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
-  check_metric(config)
   if total < 1:
     raise ValueError(f'duration {config.duration!r} is less than a step')
 
   def steps(duration: int | str) -> int:
     return optim.steps(duration, epoch=epoch, total=total)
 
-  fields = dict(config.model)
-  accelerated = jax.default_backend() != 'cpu'
-  fields['dtype'] = fields['dtype'] or ('bfloat16' if accelerated else 'float32')
-  model = models.build(fields.pop('name'), num_classes=len(splits['train'].classes), **fields)
-  models.check_size(model, config.image_size)
-  settings = dict(config.schedule) | {
-    'total': total,
-    'warmup': steps(config.schedule.warmup),
-    'cooldown': steps(config.schedule.cooldown),
-    'timescale': steps(config.schedule.timescale),
-    'boundaries': tuple(steps(duration) for duration in config.schedule.boundaries),
-  }
-  schedule = optim.make_schedule(**settings)
-  tx = optim.make_optimizer(schedule=schedule, **config.optimizer)
-  loss = objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective)
-  ready = {
-    'train': transforms.compose(data.augment, config.image_size),
-    'evaluation': transforms.compose(data.preprocess, config.image_size),
-  }
-  for use, transform in ready.items():
-    check_transform(use, transform, splits['train'][0]['image'], config.image_size)
+  model = make_model(config, num_classes=len(splits['train'].classes))
+  schedule = make_schedule(config.schedule, steps, total)
   return Plan(
     config=config,
     mesh=mesh,
     model=model,
-    loss=loss,
-    tx=tx,
+    loss=objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective),
+    tx=optim.make_optimizer(schedule=schedule, **config.optimizer),
     schedule=schedule,
     splits=splits,
-    transforms=ready,
+    transforms=make_transforms(data, config.image_size, splits['train'][0]['image']),
     total=total,
     evaluate_every=steps(config.evaluation.every) if data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
@@ -154,8 +124,46 @@ def make_plan(config: Any) -> Plan:
   )
 
 
-def check_metric(config: Any) -> None:
-  """Raises ValueError if what ranks the evaluations is not among what they measure."""
+def make_model(config: Any, num_classes: int) -> nn.Module:
+  """The config's model; without a type of its own it computes in the device's."""
+  fields = dict(config.model)
+  accelerated = jax.default_backend() != 'cpu'
+  fields['dtype'] = fields['dtype'] or ('bfloat16' if accelerated else 'float32')
+  model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
+  models.check_size(model, config.image_size)
+  return model
+
+
+def make_schedule(section: Any, steps: Callable[[int | str], int], total: int) -> optim.Schedule:
+  """The config's learning rate, its durations turned into steps."""
+  durations = {name: steps(section[name]) for name in ('warmup', 'cooldown', 'timescale')}
+  boundaries = tuple(steps(duration) for duration in section.boundaries)
+  given = dict(section) | durations | {'boundaries': boundaries}
+  return optim.make_schedule(**given, total=total)
+
+
+def make_transforms(data: Any, size: tuple[int, int], image: Any) -> dict[str, transforms.Step]:
+  """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
+  lines = {'train': data.augment, 'evaluation': data.preprocess}
+  ready = {use: transforms.compose(line, size) for use, line in lines.items()}
+  for use, transform in ready.items():
+    rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+    if (rows, columns) != tuple(size):
+      raise ValueError(
+        f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
+        f'{size[0]}x{size[1]}'
+      )
+  return ready
+
+
+def check_values(config: Any) -> None:
+  """Raises ValueError for fields whose values do not go together, or are not for training."""
+  if not config.data.train:
+    raise ValueError('data.train is empty, must name a split')
+  if min(config.data.std) <= 0:
+    raise ValueError(f'data.std is {config.data.std}, must be positive')
+  if config.model.pool == 'none':
+    raise ValueError("model.pool is 'none', which classifies patches, not images")
   known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
   metric = config.evaluation.metric
   if metric not in known:
@@ -165,13 +173,14 @@ def check_metric(config: Any) -> None:
     raise ValueError('evaluation.patience needs data.validation and evaluation.every')
 
 
-def check_transform(use: str, transform: Any, image: Any, size: tuple[int, int]) -> None:
-  """Raises ValueError if the transforms do not give images of the size that the model takes."""
-  rows, columns, _ = transform(image, np.random.default_rng(0)).shape
-  if (rows, columns) != tuple(size):
+def check_division(config: Any, mesh: Mesh) -> None:
+  """Raises ValueError if the batch does not divide by the devices, and that by `accumulate`."""
+  sharding.batch_share(config.batch_size, mesh)
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if config.batch_size % (config.accumulate * parts):
     raise ValueError(
-      f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
-      f'{size[0]}x{size[1]}'
+      f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
+      f'micro-batches on {parts} device{"s" * (parts != 1)}'
     )
 
 
