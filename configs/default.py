@@ -43,7 +43,9 @@ def get_config() -> ConfigDict:
   config.model.head_bias = placeholder(float)  # initial; -10 with the sigmoid loss
   config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
   config.model.unroll = placeholder(int)  # layers per loop iteration
-  config.model.remat = placeholder(str)  # recompute in the backward pass: 'none', 'dots', 'full'
+  config.model.remat = placeholder(
+    str
+  )  # recomputed in the backward pass: 'none', 'dots' (all but matmuls), 'full'
 
   config.data = ConfigDict(type_safe=False)
   config.data.source = 'imagenet2012'
@@ -82,7 +84,7 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict(type_safe=False)
   config.evaluation.every = '1 epoch'
-  config.evaluation.metric = 'accuracy'  # that ranks evaluations; or 'loss', 'ema_accuracy'
+  config.evaluation.metric = 'accuracy'  # or 'loss': ranks evaluations, the average's with ema
   config.evaluation.patience = '0 steps'  # without a better one, then stop; takes the best; 0: off
 
   config.checkpoint = ConfigDict(type_safe=False)

@@ -336,3 +336,19 @@ def test_the_recipe_these_tests_spoil_is_itself_good():
   words = [word.removeprefix('--config.') for word in flags()]
   assert plans.make_plan(config.load('digits', words)).total == STEPS
   assert jax.device_count() == 8  # the messages above count them
+
+
+def test_a_run_from_before_a_field_was_there_can_be_gone_on_with(tmp_path):
+  asked = config.load('digits')
+  plans.claim(tmp_path, asked)
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  del stored['evaluation']['patience'], stored['system'], stored['ema']
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  plans.claim(tmp_path, asked)
+
+
+def test_a_workdir_that_is_a_url_is_refused(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert vit_train('gs://bucket/run') == 2
+  assert 'gs://bucket/run' in one_line(capsys)
+  assert contents(tmp_path) == {}

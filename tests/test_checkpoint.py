@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.test_run import (
@@ -319,3 +320,12 @@ def test_a_file_where_the_checkpoints_should_be_is_one_line(tmp_path, capsys):
   assert vit_train(tmp_path) in (1, 2)
   [line] = capsys.readouterr().err.splitlines()
   assert 'checkpoints' in line
+
+
+def test_the_best_step_is_known_as_soon_as_it_is_saved(tmp_path):
+  # Large enough that its writing outlasts a look at what is there.
+  state = {'w': jnp.asarray(np.random.default_rng(0).standard_normal(2_000_000, np.float32))}
+  with saving(tmp_path) as saved:
+    for step, accuracy in ((1, 0.5), (2, 0.9)):
+      saved.save(step, state, {'accuracy': accuracy})
+      assert saved.best_step() == step

@@ -290,7 +290,7 @@ def test_a_path_comes_before_a_shipped_config(tmp_path, monkeypatch):
   written(tmp_path / 'configs/digits.py', 'config.batch_size = 7')
   assert load(spec='configs/digits.py').batch_size == 7
   assert load(spec='digits').batch_size == 64
-  with pytest.raises(FileNotFoundError, match=r"no config 'digitz'; shipped: default, digits"):
+  with pytest.raises(FileNotFoundError, match=r"no config 'digitz'; shipped: digits"):
     load(spec='digitz')
 
 

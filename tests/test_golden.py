@@ -66,5 +66,7 @@ def test_twenty_training_steps_equal_the_reference_implementation():
   for _ in range(20):
     state, measured = step(state, batch)
     losses.append(measured['sums']['loss'] / measured['sums']['count'])
-  # the momentum is rounded to 8 bits at each step, so 1e-7 more or less may round to 0.4 %
-  np.testing.assert_allclose(losses, GOLDEN['train_cosine_accum1'], rtol=2e-4)
+  # The momentum is rounded to 8 bits at each step, where 1e-7 more or less may become 0.4 %: the
+  # same sums as the reference's on a CPU do not, a GPU's may. A float32 momentum is 2e-3 off.
+  rtol = 1e-5 if jax.default_backend() == 'cpu' else 2e-4
+  np.testing.assert_allclose(losses, GOLDEN['train_cosine_accum1'], rtol=rtol)

@@ -502,3 +502,14 @@ def test_the_tree_of_a_model_is_stacked_where_its_layers_are():
   assert {name for name in found if optim.is_stacked(name)} == {
     name for name in found if name.startswith('encoder/blocks/')
   }
+
+
+def test_adafactors_second_moment_never_freezes():
+  # After 10,000 steps 1 - t ** -0.8 alone would be 0.99937; a cap of 0.999 keeps 1 in 1,000.
+  tx = optim.scale_by_adafactor(0.0, None)
+  params = {'w': jnp.ones(())}
+  state = jax.tree.map(
+    lambda leaf: jnp.asarray(10_000) if leaf.dtype == jnp.int32 else leaf, tx.init(params)
+  )
+  _, state = tx.update({'w': jnp.asarray(2.0)}, state, params)
+  assert any(np.allclose(leaf, 0.001 * 4, rtol=1e-3) for leaf in jax.tree.leaves(state))

@@ -550,10 +550,9 @@ def test_an_update_with_a_non_finite_loss_changes_only_the_step(bad):
 
 
 @pytest.mark.parametrize('rate', [np.inf, np.nan])
-def test_an_update_that_is_itself_not_finite_is_left_out(rate):
-  _, after, measured = updated(rate, [1.0, 1.0])
-  assert not measured['finite']
-  assert np.isfinite(after.params['w']).all()
+def test_an_update_that_is_itself_not_finite_is_told(rate):
+  _, _, measured = updated(rate, [1.0, 1.0])
+  assert not measured['finite']  # and the run ends before it is saved
 
 
 def test_a_run_that_overflows_ends_with_one_line_and_its_last_checkpoint_finite(tmp_path, capsys):

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.conftest import drawn, flat, shapes, tiny
 from vit_jax import optim, sharding, train
@@ -192,29 +194,48 @@ def test_one_process_feeds_the_whole_batch(shape):
 
 
 class Rows:
-  """Stands for a sharding of which this process holds some devices."""
+  """A sharding of 16 rows in runs of two; `held` is the runs of each process, this one's first."""
 
   def __init__(self, held):
     self.held = held
 
-  def addressable_devices_indices_map(self, shape):
-    return {i: (slice(start, stop),) for i, (start, stop) in enumerate(self.held)}
+  def devices_indices_map(self, shape):
+    assert shape == (16,)
+    return {
+      Device(process, run): (slice(2 * run, 2 * run + 2),)
+      for process, runs in enumerate(self.held)
+      for run in runs
+    }
+
+
+class Device(typing.NamedTuple):
+  process_index: int
+  run: int
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
   'held, share',
   [
-    ([(0, 4), (4, 8)], (0, 2)),
-    ([(8, 12), (12, 16)], (1, 2)),
-    ([(12, 16), (8, 12)], (1, 2)),  # in whatever order the devices come
-    ([(4, 8), (4, 8)], (1, 4)),  # devices that split only parameters
-    ([(None, None)], (0, 1)),
+    ([[0, 1, 2, 3], [4, 5, 6, 7]], (0, 2)),
+    ([[4, 5, 6, 7], [0, 1, 2, 3]], (1, 2)),
+    ([[7, 5, 4, 6], [0, 1, 2, 3]], (1, 2)),  # in whatever order the devices come
+    ([[1, 3, 5, 7], [0, 2, 4, 6]], (1, 2)),  # a torus may deal the rows out in turns
+    ([[2, 3], [0, 1], [4, 5], [6, 7], [2, 3]], (1, 4)),  # some split only parameters
+    ([list(range(8))], (0, 1)),
   ],
 )
 def test_a_process_feeds_the_rows_that_its_devices_hold(monkeypatch, held, share):
   monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: Rows(held))
   assert sharding.batch_share(16, sharding.make_mesh()) == share
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('held', [[[0, 1, 2, 3, 4], [4, 5, 6, 7]], [[0, 1], [2, 3, 4, 5, 6, 7]]])
+def test_rows_that_processes_share_unevenly_are_an_error(monkeypatch, held):
+  monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: Rows(held))
+  with pytest.raises(ValueError, match='evenly'):
+    sharding.batch_share(16, sharding.make_mesh())
 
 
 @pytest.mark.quick
@@ -242,9 +263,23 @@ def test_minus_one_takes_the_devices_that_the_others_leave():
 
 @pytest.mark.quick
 def test_every_rule_is_for_a_parameter_that_a_model_has():
-  model = tiny(swiglu=True, representation=8)
-  names = flat(shapes(model))
+  names = flat(shapes(tiny(swiglu=True, representation=8, pool='map')))
   for pattern, spec in sharding.RULES:
     matched = [name for name in names if re.search(pattern, name)]
     assert matched, pattern
     assert {len(names[name].shape) for name in matched} == {len(spec)}, pattern
+
+
+def test_a_head_that_pools_by_attention_is_split_too_and_what_is_not_is_named():
+  mesh = sharding.make_mesh(1, 2, 4)
+  fields = dict(heads=4, pool='map', qk_norm=True, swiglu=True)
+  params = shapes(tiny(**fields))
+  split = flat(sharding.tree_sharding(params, mesh))
+  assert split['pool/attention/query/kernel'].spec == P('fsdp', 'tensor', None)
+  assert split['pool/mlp/down/kernel'].spec == P('tensor', 'fsdp')
+  named = sharding.unsplit(params, mesh)
+  assert 'head/kernel' in named  # 5 classes
+  assert 'encoder/blocks/attention/query/kernel' not in named
+  assert 'encoder/blocks/attention/query/kernel' in sharding.unsplit(
+    shapes(tiny()), mesh
+  )  # 2 heads

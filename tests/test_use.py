@@ -243,10 +243,14 @@ def test_an_image_of_any_mode_size_and_case_is_predicted(whole, tmp_path, capsys
   assert len(json.loads(told.out)) == 10 and told.err == ''
 
 
-def test_a_folder_without_images_is_refused(whole, tmp_path, capsys):
-  (tmp_path / 'notes.txt').write_text('mine')
-  assert vit.main(['predict', str(whole), str(tmp_path)]) == 2
-  assert capsys.readouterr().err == f'vit predict: {tmp_path}: no images in this folder\n'
+def test_a_folder_without_images_is_named_and_the_others_predicted(whole, folder, tmp_path, capsys):
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  (empty / 'notes.txt').write_text('mine')
+  assert vit.main(['predict', str(whole), str(empty), str(folder)]) == 3
+  told = capsys.readouterr()
+  assert told.err == f'vit predict: {empty}: no images in this folder\n'
+  assert len(told.out.splitlines()) == len(files(folder))
 
 
 def test_top_below_one_is_refused(whole, folder, capsys):

@@ -1,4 +1,4 @@
-"""Vision Transformers in JAX: train, fine-tune, evaluate and use them.
+"""Vision Transformers in JAX: train, evaluate and use them.
 
 model = vit_jax.build('ViT-B/16', num_classes=10)           # a flax.linen module
 params = vit_jax.load_params('runs/flowers', model)         # of a trained run or bundle

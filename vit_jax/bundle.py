@@ -88,7 +88,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     description = json.loads((folder / DESCRIPTION).read_text())
     fields = dict(description['model'])
     name = fields.pop('name')
-    model = models.build(name, **fields)
+    model = models.build(name, dtype=models.device_dtype(), **fields)
     preprocess = Preprocess(**{k: tupled(v) for k, v in description['preprocess'].items()})
     classes = tuple(description['classes'])
     check(model, preprocess, classes)

@@ -1,7 +1,7 @@
 """A run's checkpoints: Orbax writes them in the background, checksums guard them.
 
 Orbax restores damaged arrays without an error. So each step carries a seal, the size and CRC-32 of
-each of its files, written before the step gets its name; it is trusted only while they match.
+each file of its items, written before the step gets its name; it is trusted only while they match.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 SEAL = 'seal.json'
 DAMAGED = '.damaged'
@@ -76,7 +77,8 @@ class Checkpoints:
     self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    self.manager.save(step, args=items, metrics=ranked, force=True)
+    with jax.transfer_guard_device_to_host('allow'):  # the copy that is meant
+      self.manager.save(step, args=items, metrics=ranked, force=True)
 
   def seal_saved(self) -> None:
     """Seals the step that is being saved; Orbax calls it before it gives the step its name."""
@@ -101,6 +103,7 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The evaluated step with the best metric; None before the first."""
+    self.wait()  # Orbax reads a step's metrics under its name
     found = [(metrics, step) for step in self.steps() if (metrics := self.manager.metrics(step))]
     return max(found, key=lambda pair: self.rank(pair[0]))[1] if found else None
 
@@ -133,11 +136,10 @@ class Checkpoints:
 
     self.wait()
     folder = self.folder / str(step)
-    if (fault := damage(folder)) is None:
+    if not agreed(fault := damage(folder) if jax.process_index() == 0 else None):
       items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
       return self.manager.restore(step, args=items)['state']
     self.say(f'checkpoint {folder} is damaged ({fault}): not used')
-    sync(f'all found step {step} damaged')
     if jax.process_index() == 0:
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
     sync(f'step {step} is set aside')
@@ -195,6 +197,15 @@ def unused(path: pathlib.Path) -> pathlib.Path:
     number += 1
     candidate = path.with_name(f'{path.name}{number}')
   return candidate
+
+
+def agreed(value: object) -> bool:
+  """Whether the first process's value is true, for all processes alike."""
+  if jax.process_count() == 1:
+    return bool(value)
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(bool(value))))
 
 
 def sync(name: str) -> None:

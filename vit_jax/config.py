@@ -64,7 +64,7 @@ def find(spec: str) -> tuple[pathlib.Path, str]:
   shipped = SHIPPED / (name.removesuffix('.py').removeprefix('configs/') + '.py')
   if shipped.is_file():
     return shipped, argument
-  known = sorted(file.stem for file in SHIPPED.glob('[!_]*.py'))
+  known = sorted(file.stem for file in SHIPPED.glob('[!_]*.py') if file.stem != 'default')
   raise FileNotFoundError(f'no config {name!r}; shipped: {", ".join(known)}')
 
 

@@ -13,14 +13,16 @@ import jax
 import numpy as np
 
 # bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
-PEAK_FLOPS = {
+PEAK_FLOPS = {  # the first name found in a device's kind counts
+  'H100 PCIe': 756e12,
+  'H100 NVL': 835e12,
   'H100': 989e12,
   'H200': 989e12,
   'A100': 312e12,
-  'TPU v3': 123e12,
+  'TPU v3': 61.5e12,  # a device is one of a chip's two cores
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
-  'TPU v5p': 459e12,
+  'TPU v5': 459e12,  # v5p
 }
 
 
@@ -48,8 +50,8 @@ class Log:
     if not self.writes:
       return
     # A test at the end of a run that was cut off there will be taken again.
-    rows = [(json.loads(line), line) for line in read_lines(self.path)]
-    kept = [line for row, line in rows if row['step'] <= start and 'test/loss' not in row]
+    rows = read_rows(self.path)
+    kept = [json.dumps(row) for row in rows if row['step'] <= start and 'test/loss' not in row]
     partial = self.path.with_suffix('.partial')
     partial.write_text(''.join(line + '\n' for line in kept))
     os.replace(partial, self.path)
@@ -69,11 +71,13 @@ class Log:
       self.events.close()
 
 
-def read_lines(path: pathlib.Path) -> list[str]:
-  """The whole lines of a JSON-lines file; a last one that was cut off is left out."""
-  if not path.exists():
-    return []
-  return [line for line in path.read_text().splitlines() if line.endswith('}')]
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a metrics file; lines that were cut off or damaged are left out."""
+  rows = []
+  for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
+      rows.append(json.loads(line))
+  return [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
 
 
 def plain(value: Any) -> float | None:
@@ -141,10 +145,9 @@ class Display:
 
   Args:
     total: steps of the run.
-    start: steps already taken.
   """
 
-  def __init__(self, total: int, *, start: int = 0):
+  def __init__(self, total: int):
     from rich import progress
     from rich.console import Console
 
@@ -160,7 +163,7 @@ class Display:
       console=self.console,
       disable=not self.console.is_terminal,
     )
-    self.task = self.bar.add_task('', total=total, completed=start, shown='')
+    self.task = self.bar.add_task('', total=total, shown='')
 
   def __enter__(self) -> 'Display':
     self.bar.start()

@@ -132,7 +132,8 @@ def make_optimizer(
       positions or tokens.
     clip: largest global norm of the gradient; None for no limit.
     b1, b2, eps: of Adam, LAMB, Muon's Adam; b1 and b2 also of Lion.
-    momentum, nesterov: of SGD, Adafactor and Muon.
+    momentum: of SGD, Adafactor and Muon.
+    nesterov: of SGD and of both parts of Muon.
     momentum_dtype: of the first moment or momentum kept between steps; None keeps float32. SGD
       updates with the float32 sum before it is stored.
 
@@ -165,7 +166,10 @@ def make_optimizer(
 def scale_by_adafactor(momentum: float, dtype: str | None) -> optax.GradientTransformation:
   """Factored second moments, update clipping, momentum: Adafactor as Scaling ViT used it."""
   return optax.chain(
-    optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate=0.8),
+    optax.scale_by_factored_rms(
+      min_dim_size_to_factor=32,
+      decay_rate_fn=lambda step, _: jnp.minimum(1 - (step + 1.0) ** -0.8, 0.999),
+    ),
     optax.clip_by_block_rms(1.0),
     *([optax.ema(momentum, debias=False, accumulator_dtype=dtype)] if momentum else []),
   )

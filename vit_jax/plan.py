@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from vit_jax import bundle, models, objective, optim, sharding
+from vit_jax.config import default
 from vit_jax.data import pipeline, sources, transforms
 
 
@@ -58,27 +60,38 @@ class Plan:
   def training_batches(self, start: int) -> Iterator[Iterator[objective.Batch]]:
     """Global batches on the mesh from step `start` on."""
     config = self.config
+    reading = self.reading(config.batch_size, config.system.workers)
     with pipeline.training_batches(
       self.splits['train'],
       self.transforms['train'],
       batch_size=config.batch_size,
       seed=config.seed,
       start=start,
-      reading=self.reading(config.batch_size, config.system.workers),
+      reading=reading,
     ) as batches:
-      yield sharding.prefetch(batches, self.mesh, depth=config.system.prefetch)
+      yield self.placed(batches, reading)
 
   @contextlib.contextmanager
   def evaluation_batches(self, use: str) -> Iterator[Iterator[objective.Batch]]:
     """Every image of a split once, on the mesh, in batches of the size of a micro-batch."""
     batch_size = self.config.batch_size // self.config.accumulate
+    reading = self.reading(batch_size, workers=0)
     with pipeline.evaluation_batches(
-      self.splits[use],
-      self.transforms['evaluation'],
-      batch_size=batch_size,
-      reading=self.reading(batch_size, workers=0),
+      self.splits[use], self.transforms['evaluation'], batch_size=batch_size, reading=reading
     ) as batches:
-      yield sharding.prefetch(batches, self.mesh, depth=self.config.system.prefetch)
+      yield self.placed(batches, reading)
+
+  def placed(
+    self, batches: Iterator[pipeline.HostBatch], reading: pipeline.Reading
+  ) -> Iterator[objective.Batch]:
+    depth = self.config.system.prefetch
+    return sharding.prefetch(batches, self.mesh, depth=depth, shares=reading.share[1])
+
+  @property
+  def metric(self) -> str:
+    """What ranks the evaluations: that of the average, where it becomes the model."""
+    name = self.config.evaluation.metric
+    return f'ema_{name}' if self.config.ema and not name.startswith('ema_') else name
 
   def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
     share = sharding.batch_share(batch_size, self.mesh)
@@ -127,8 +140,7 @@ def make_plan(config: Any) -> Plan:
 def make_model(config: Any, num_classes: int) -> nn.Module:
   """The config's model; without a type of its own it computes in the device's."""
   fields = dict(config.model)
-  accelerated = jax.default_backend() != 'cpu'
-  fields['dtype'] = fields['dtype'] or ('bfloat16' if accelerated else 'float32')
+  fields['dtype'] = fields['dtype'] or models.device_dtype()
   model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
   models.check_size(model, config.image_size)
   return model
@@ -194,8 +206,10 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
   folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
   file = folder / 'config.json'
-  if not str(workdir):
-    raise ValueError('--workdir is empty, must name a folder')
+  if not str(workdir) or '://' in str(workdir):
+    raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
+  if jax.process_count() > 1:
+    check_same(ours)
   if file.exists():
     try:
       theirs = json.loads(file.read_text())
@@ -203,6 +217,7 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
       theirs = None
     if not isinstance(theirs, dict):
       raise ValueError(f'{file} is damaged: not a config in JSON')
+    theirs = filled(theirs, json.loads(json.dumps(default().to_dict())))
     differing = [
       f'{name} is {old!r} there and {new!r} here'
       for name, old, new in differences(theirs, ours)
@@ -215,6 +230,25 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
     partial = file.with_suffix('.partial')
     partial.write_text(json.dumps(ours, indent=1))
     os.replace(partial, file)
+
+
+def check_same(config: dict[str, Any]) -> None:
+  """Raises ValueError if the processes were started with different configs."""
+  from jax.experimental import multihost_utils
+
+  shared = {name: value for name, value in config.items() if name != 'system'}
+  mine = np.asarray(zlib.crc32(json.dumps(shared, sort_keys=True).encode()), np.uint32)
+  if len(set(multihost_utils.process_allgather(mine).ravel().tolist())) > 1:
+    raise ValueError('the processes were started with different configs')
+
+
+def filled(config: dict[str, Any], standard: dict[str, Any]) -> dict[str, Any]:
+  """A stored config with the default of every field that there was not yet when it was stored."""
+  known = {
+    name: filled(config.get(name, {}), value) if isinstance(value, dict) else value
+    for name, value in standard.items()
+  }
+  return known | {name: value for name, value in config.items() if not isinstance(value, dict)}
 
 
 def differences(old: Any, new: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:

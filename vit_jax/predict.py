@@ -119,6 +119,8 @@ def load(path: str | os.PathLike[str]) -> Run:
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
   """An image file as (H, W, 3) uint8; its errors name the file."""
   try:
+    if os.path.isdir(path):
+      raise ValueError('no images in this folder')
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
       raise ValueError('not a regular file')
     return transforms.decode(pathlib.Path(path).read_bytes())
@@ -133,8 +135,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_files(paths: Iterable[str]) -> list[str]:
   """The paths, with each folder replaced by the images below it, in order of their names.
 
-  Raises:
-    ValueError: if a folder holds no image.
+  A folder without images stays, to be told as one that is no image.
   """
   found: list[str] = []
   for path in paths:
@@ -142,9 +143,7 @@ def image_files(paths: Iterable[str]) -> list[str]:
       found.append(path)
       continue
     below = sorted(str(f) for f in pathlib.Path(path).rglob('*') if f.suffix.lower() in SUFFIXES)
-    if not below:
-      raise ValueError(f'{path}: no images in this folder')
-    found += below
+    found += below or [path]
   return found
 
 

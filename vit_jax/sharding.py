@@ -23,6 +23,10 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'blocks/mlp/(up|gate)/kernel$', P(None, 'fsdp', 'tensor')),  # L, D, M
   (r'blocks/mlp/(up|gate)/bias$', P(None, 'tensor')),
   (r'blocks/mlp/down/kernel$', P(None, 'tensor', 'fsdp')),  # L, M, D
+  (r'pool/attention/(query|key|value)/kernel$', P('fsdp', 'tensor', None)),  # D, A, D/A
+  (r'pool/attention/out/kernel$', P('tensor', None, 'fsdp')),  # A, D/A, D
+  (r'pool/mlp/up/kernel$', P('fsdp', 'tensor')),  # D, M
+  (r'pool/mlp/down/kernel$', P('tensor', 'fsdp')),  # M, D
   (r'embed/kernel$', P(None, None, None, 'fsdp')),  # P, P, C, D
   (r'pre_logits/kernel$', P('fsdp', None)),
   (r'head/kernel$', P('fsdp', 'tensor')),  # D, K
@@ -74,6 +78,22 @@ def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   )
 
 
+def unsplit(tree: Any, mesh: Mesh) -> list[str]:
+  """The parameters that RULES would split further, had their axes divided by the mesh's."""
+  found: list[str] = []
+
+  def look(name: str, leaf: Any) -> None:
+    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
+    wanted = sum(axis is not None and mesh.shape[axis] > 1 for axis in spec)
+    if (
+      sum(axis and mesh.shape[axis] > 1 for axis in fitted(spec, leaf.shape, mesh) if axis) < wanted
+    ):
+      found.append(name)
+
+  models.map_named(look, tree)
+  return found
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
@@ -97,28 +117,35 @@ def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
       f'a batch of {batch_size} does not divide by the {parts} devices that share it '
       f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]})'
     )
-  rows = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-  starts = sorted({index[0].indices(batch_size)[:2] for index in rows if index is not None})
-  first, size = starts[0][0], starts[-1][1] - starts[0][0]
-  return first // size, batch_size // size
+  held: dict[int, set[tuple[int, int]]] = {}
+  split: Any = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))
+  for device, (rows,) in split.items():
+    held.setdefault(device.process_index, set()).add(rows.indices(batch_size)[:2])
+  shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+  if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) != 1:
+    raise ValueError(f'the hosts do not share the rows of a batch evenly: {shares}')
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
-def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's rows, as its share of one global batch split over data and fsdp."""
+def put(batch: dict[str, np.ndarray], mesh: Mesh, *, shares: int = 1) -> dict[str, jax.Array]:
+  """This process's rows, one of `shares` of a global batch that is split over data and fsdp."""
   sharding = NamedSharding(mesh, BATCH)
   with jax.transfer_guard_host_to_device('allow'):  # the transfer that is meant
     return {
-      name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+      name: jax.make_array_from_process_local_data(
+        sharding, rows, (rows.shape[0] * shares, *rows.shape[1:])
+      )
+      for name, rows in batch.items()
     }
 
 
 def prefetch(
-  batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, depth: int = 2
+  batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, depth: int = 2, shares: int = 1
 ) -> Iterator[dict[str, jax.Array]]:
   """Batches on the mesh, `depth` of them on their way while the device works."""
   ahead: list[dict[str, jax.Array]] = []
   for batch in batches:
-    ahead.append(put(batch, mesh))
+    ahead.append(put(batch, mesh, shares=shares))
     if len(ahead) > depth:
       yield ahead.pop(0)
   yield from ahead

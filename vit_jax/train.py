@@ -58,7 +58,8 @@ def make_step(
 ) -> Callable[[State, objective.Batch], tuple[State, dict[str, Any]]]:
   """One update as a pure function: step(state, batch) -> state, measured.
 
-  An update that is not finite, or has such a loss or gradient, is left out: only the step counts.
+  With a loss or gradient that is not finite nothing is updated but the step; 'finite' says whether
+  these and the update were.
 
   Args:
     loss: of `objective.make_objective`.
@@ -69,20 +70,28 @@ def make_step(
     ema: decay of the averaged parameters.
   """
 
-  def step(state: State, batch: objective.Batch) -> tuple[State, dict[str, Any]]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    sums, grads = gradient(loss, state.params, batch, key, accumulate=accumulate)
-    norm = optax.tree.norm(grads)
+  def update(state: State, grads: Any) -> tuple[State, Array]:
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None
     if state.ema is not None:
       average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params)
-    finite = jnp.isfinite(jnp.stack([sums['loss'], norm, optax.tree.norm(updates)])).all()
-    new, old = (params, opt_state, average), (state.params, state.opt_state, state.ema)
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    new = State(state.step + 1, params, opt_state, average)
+    return new, jnp.isfinite(optax.tree.norm(updates))
+
+  def leave(state: State, grads: Any) -> tuple[State, Array]:
+    skipped = State(state.step + 1, state.params, state.opt_state, state.ema)
+    return skipped, jnp.asarray(False)
+
+  def step(state: State, batch: objective.Batch) -> tuple[State, dict[str, Any]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    sums, grads = gradient(loss, state.params, batch, key, accumulate=accumulate)
+    norm = optax.tree.norm(grads)
+    usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
+    # A branch, as a choice between old and new would hold both in memory.
+    new, finite = jax.lax.cond(usable, update, leave, state, grads)
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
-    return State(state.step + 1, *kept), {'sums': sums, 'latest': latest, 'finite': finite}
+    return new, {'sums': sums, 'latest': latest, 'finite': finite}
 
   return step
 
@@ -167,28 +176,29 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   """
   config, folder = plan.config, pathlib.Path(workdir)
   display = metrics.Display(plan.total)
-  if bundle.exists(folder / 'model'):
+  if checkpoint.agreed(bundle.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   saved = checkpoint.Checkpoints(
     folder / 'checkpoints',
     keep_latest=config.checkpoint.keep_latest,
     keep_best=config.checkpoint.keep_best,
-    metric=config.evaluation.metric,
+    metric=plan.metric,
     say=display.say,
   )
-  start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
-  log = metrics.Log(folder, start=start)
-  run = Run(plan, folder, saved, log, display)
-  introduce(run, start)
-  with contextlib.closing(saved), contextlib.closing(log), display:
-    evaluate = Evaluator(run)
-    step, state = loop(run, state, start, evaluate)
-    finished = step == plan.total or is_stale(run, step)
-    if finished:
-      finish(run, state, step, evaluate)
-    else:
-      display.say(f'stopped at step {step}, saved: the same command goes on from there')
+  with contextlib.closing(saved):
+    start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
+    log = metrics.Log(folder, start=start)
+    run = Run(plan, folder, saved, log, display)
+    introduce(run, start)
+    with contextlib.closing(log), display:
+      evaluate = Evaluator(run)
+      step, state = loop(run, state, start, evaluate)
+      finished = step == plan.total or is_stale(run, step)
+      if finished:
+        finish(run, state, step, evaluate)
+      else:
+        display.say(f'stopped at step {step}, saved: the same command goes on from there')
   return finished
 
 
@@ -312,14 +322,17 @@ class Watch:
     measured = jax.device_get(measured)
     if not measured['finite']:
       with jax.transfer_guard('allow'):
-        tensor = first_nonfinite(self.run.plan, step, state.params, batch)
+        try:
+          tensor = first_nonfinite(self.run.plan, step, state.params, batch)
+        except jax.errors.JaxRuntimeError:  # there may be no memory for a whole batch at once
+          tensor = 'the loss or the gradient'
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
     plan, display = self.run.plan, self.run.display
     display.step(step)
     if due(step, plan.log_every, plan.total):
       values = self.meter.read()
-      if peak := metrics.peak_flops():
+      if plan.model.dtype == 'bfloat16' and (peak := metrics.peak_flops()):
         used = 3 * plan.model.flops(*plan.config.image_size)
         values['mfu'] = used * values['images_per_second'] / (peak * jax.device_count())
       self.run.log.write(step, metrics.prefixed('train', values))
@@ -334,7 +347,10 @@ class Watch:
 
 
 def first_nonfinite(plan: Plan, step: int, params: Any, batch: objective.Batch) -> str:
-  """The first tensor of an update to `step` that is not finite, in the order of computation."""
+  """The first tensor of an update to `step` that is not finite, in the order of computation.
+
+  It is computed again, in one batch, with parameters that may be an update later.
+  """
   data = plan.config.data
   names: list[str] = []
 
@@ -401,6 +417,8 @@ def introduce(run: Run, start: int) -> None:
     f'{len(plan.splits["train"]):,} training images of {config.data.source}, '
     f'{len(plan.classes)} classes, {plan.total:,} steps'
   )
+  if whole := sharding.unsplit(abstract_state(plan).params, mesh):
+    display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
   if start:
     display.say(f'goes on from step {start}')
 

@@ -20,6 +20,7 @@ from vit_jax import models
 Image = np.ndarray
 Step = Callable[[Image, np.random.Generator], Image]
 
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
 
 
@@ -37,16 +38,22 @@ def decode(data: bytes) -> Image:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', pil.DecompressionBombWarning)  # the limit here is our own
-      opened = pil.open(io.BytesIO(data))
-    with opened:
-      width, height = opened.size
-      if width * height > MAX_PIXELS:
-        raise ValueError(f'{width}x{height} pixels exceed the limit of {MAX_PIXELS:,}')
-      return np.asarray(as_rgb(ImageOps.exif_transpose(opened)))
+      opened = pil.open(io.BytesIO(data), formats=FORMATS)
   except pil.UnidentifiedImageError:
     raise ValueError('not an image') from None
-  except (OSError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
-    raise ValueError(f'damaged image ({error})') from None
+  except Exception as error:  # of whatever kind a decoder raises over hostile bytes
+    raise damaged(error) from None
+  if (pixels := opened.width * opened.height) > MAX_PIXELS:
+    raise ValueError(f'{pixels:,} pixels exceed the limit of {MAX_PIXELS:,}')
+  try:
+    with opened:
+      return np.asarray(as_rgb(ImageOps.exif_transpose(opened)))
+  except Exception as error:
+    raise damaged(error) from None
+
+
+def damaged(error: Exception) -> ValueError:
+  return ValueError(f'damaged image ({" ".join(str(error).split())})')
 
 
 def as_rgb(image: Any) -> Any:

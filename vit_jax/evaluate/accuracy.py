@@ -68,6 +68,8 @@ def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, An
     raise ValueError(f'{path} is a bundle, not the folder of a run: it names no data')
   data = config['data']
   split = split or data['test'] or data['validation']
+  if not split:
+    raise ValueError(f'{path} names no test or validation split: give one by --split')
   source = sources.open_source(data['source'], split)
   if source.classes != found.classes:
     raise ValueError(f'{data["source"]} has other classes than the model of {path}')
@@ -83,7 +85,6 @@ def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, An
     source,
     transforms.compose(found.preprocess.steps, found.preprocess.size),
     batch_size=batch_size,
-    reading=pipeline.Reading(share=sharding.batch_share(batch_size, mesh)),
   ) as batches:
     params = sharding.place(found.params, mesh)
     values = over(jax.jit(step), params, sharding.prefetch(batches, mesh))

@@ -169,6 +169,11 @@ def misfit(name: str, kind: Any, value: Any) -> str:
   return ''
 
 
+def device_dtype() -> str:
+  """The type to compute in where none is asked for: 'bfloat16' on accelerators, else 'float32'."""
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
 def check_size(model: Any, image_size: tuple[int, int]) -> None:
   """Raises ValueError if (height, width) does not divide into the model's patches."""
   if any(side < 1 or side % patch for side, patch in zip(image_size, model.patch)):

@@ -65,9 +65,8 @@ class Attention(nn.Module):
 
   def explicit(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """Attention with its weights in memory: softmax in float32, dropout on the weights."""
-    q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum('nsad,ntad->nast', q, k, preferred_element_type=jnp.float32)
-    weights = nn.softmax(scores)  # (N, A, S, T)
+    weights = nn.softmax(scores * q.shape[-1] ** -0.5)  # (N, A, S, T)
     dropped = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
     return jnp.einsum('nast,ntad->nsad', dropped.astype(v.dtype), v), weights
 
@@ -163,7 +162,7 @@ class Block(nn.Module):
       y = y * self.param(name, init, y.shape[-1:]).astype(y.dtype)[None, None]
     if self.train and self.drop_path:
       kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_rate, (y.shape[0], 1, 1))
-      y = jnp.where(kept, y / (1 - drop_rate).astype(y.dtype), 0)
+      y = jnp.where(kept, y.astype(jnp.float32) / (1 - drop_rate), 0).astype(y.dtype)
     return y
 
 
@@ -236,10 +235,10 @@ class ViT(nn.Module):
     registers: extra tokens that only attention reads (Darcet et al., arXiv 2309.16588).
     layer_scale: initial value of the per-channel scale of every branch; None leaves it out.
     drop_path: stochastic-depth rate of the last layer; the first has 0, linear between.
-    dropout: after the positions and every dense layer but the q, k and v projections.
-    attention_dropout: on the attention weights.
-    qk_norm: LayerNorm of queries and keys per head.
-    swiglu: gated MLP of hidden width `mlp_dim`.
+    dropout: after the positions and the blocks' dense layers, but not on q, k and v.
+    attention_dropout: on the blocks' attention weights.
+    qk_norm: LayerNorm of queries and keys per head, in the blocks.
+    swiglu: gated MLP of hidden width `mlp_dim`, in the blocks.
     pre_norm: LayerNorm before the first block.
     activation: 'gelu_tanh', 'gelu_erf' or 'quick_gelu'.
     norm_eps: epsilon of every LayerNorm.
