@@ -3,9 +3,9 @@
 #
 #   bash benchmarks/gpu.sh [OUT] [--tiny] [--commit HASH]
 #
-# Not yet run on a GPU; tried on a CPU by --tiny, in about two minutes. OUT is
-# benchmarks/results/gpu.json. Needs jax,
-# flax, optax, numpy and pytest; torch and timm for the comparison. PYTHON names the interpreter.
+# Not yet run on a GPU; --tiny tries everything on a CPU, in about two minutes.
+# OUT is benchmarks/results/gpu.json. Needs jax, flax, optax, numpy and pytest; torch and timm for
+# the comparison. PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
