@@ -366,7 +366,7 @@ def test_a_run_loads_by_its_folder_its_bundle_and_a_file_of_it(run, whole):
 
 
 def test_load_params_of_a_run_are_its_params(run, whole):
-  params = vit_jax.load_params(whole, run.model, image_size=8)
+  params = vit_jax.load_params(whole, run.model)
   assert_same_bits(bundle.flat(params), bundle.flat(run.params))
 
 

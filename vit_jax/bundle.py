@@ -113,14 +113,18 @@ def check(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) ->
 
 
 def load_params(
-  path: str | os.PathLike[str], model: nn.Module, *, image_size: int | tuple[int, int] = 224
+  path: str | os.PathLike[str],
+  model: nn.Module,
+  *,
+  image_size: int | tuple[int, int] | None = None,
 ) -> Any:
   """The parameters of a model from a bundle or a run, as a tree of float32 arrays.
 
   Args:
     path: of the bundle or the run.
     model: which they are for.
-    image_size: (height, width) in pixels that it will take, or one number for both.
+    image_size: (height, width) in pixels that it will take, or one number for both; None is the
+      size that the bundle names.
 
   Raises:
     FileNotFoundError: if there are none.
@@ -129,12 +133,15 @@ def load_params(
   from safetensors import SafetensorError
   from safetensors.numpy import load_file
 
-  file = find(path) / WEIGHTS
+  folder = find(path)
+  file = folder / WEIGHTS
+  if image_size is None:
+    image_size = tuple(json.loads((folder / DESCRIPTION).read_text())['preprocess']['size'])
   try:
     arrays = load_file(str(file))
   except (SafetensorError, OSError) as error:
     raise ValueError(f'{file} cannot be read ({error})') from None
-  size = (image_size, image_size) if isinstance(image_size, int) else image_size
+  size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   wanted = flat(shapes)
