@@ -26,7 +26,7 @@ tests=none
 mapfile -t files < <(grep -l 'mark\.gpu' tests/test_*.py || true)
 if ((${#files[@]})); then
   code=0
-  timeout 120 "$python" -m pytest -q -m gpu "${files[@]}" || code=$?
+  timeout 200 "$python" -m pytest -q -m gpu "${files[@]}" || code=$?
   case $code in
     0) tests=passed ;;
     124) tests='out of time' ;;
