@@ -347,6 +347,22 @@ def test_a_run_from_before_a_field_was_there_can_be_gone_on_with(tmp_path):
   plans.claim(tmp_path, asked)
 
 
+@pytest.mark.parametrize('stored', [{'model': 3}, {'model': {'name': 'ViT-S/16', 'of': {'a': 1}}}])
+def test_a_stored_config_with_other_sections_is_another_run(stored, tmp_path, capsys):
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  assert vit_train(tmp_path) == 2
+  assert 'holds another run' in one_line(capsys)
+
+
+def test_a_field_that_was_stored_and_is_unknown_now_is_named(tmp_path):
+  asked = config.load('digits')
+  plans.claim(tmp_path, asked)
+  stored = json.loads((tmp_path / 'config.json').read_text()) | {'of': {'later': 1}}
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  with pytest.raises(ValueError, match='another run: of is'):
+    plans.claim(tmp_path, asked)
+
+
 def test_a_workdir_that_is_a_url_is_refused(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert vit_train('gs://bucket/run') == 2

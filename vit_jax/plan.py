@@ -244,11 +244,11 @@ def check_same(config: dict[str, Any]) -> None:
 
 def filled(config: dict[str, Any], standard: dict[str, Any]) -> dict[str, Any]:
   """A stored config with the default of every field that there was not yet when it was stored."""
-  known = {
-    name: filled(config.get(name, {}), value) if isinstance(value, dict) else value
-    for name, value in standard.items()
-  }
-  return known | {name: value for name, value in config.items() if not isinstance(value, dict)}
+  whole = standard | config
+  for name, section in standard.items():
+    if isinstance(section, dict) and isinstance(whole[name], dict):
+      whole[name] = filled(whole[name], section)
+  return whole
 
 
 def differences(old: Any, new: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
