@@ -60,10 +60,14 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
   """
 
   def leaf_sharding(name: str, leaf: Any) -> NamedSharding:
-    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
-    return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+    return NamedSharding(mesh, fitted(rule(name), leaf.shape, mesh))
 
   return models.map_named(leaf_sharding, tree)
+
+
+def rule(name: str) -> P:
+  """The split that RULES ask for a parameter of that name."""
+  return next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
 
 
 def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -78,24 +82,18 @@ def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   )
 
 
-def unsplit(tree: Any, mesh: Mesh) -> list[str]:
-  """The parameters that RULES would split further, had their axes divided by the mesh's."""
+def unsplit(params: Any, mesh: Mesh) -> list[str]:
+  """The parameters with an axis that RULES would split and that does not divide."""
   found: list[str] = []
 
   def look(name: str, leaf: Any) -> None:
-    spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), P())
-    wanted = sum(axis is not None and mesh.shape[axis] > 1 for axis in spec)
-    if (
-      sum(axis and mesh.shape[axis] > 1 for axis in fitted(spec, leaf.shape, mesh) if axis) < wanted
-    ):
+    asked = rule(name)
+    kept = fitted(asked, leaf.shape, mesh)
+    if any(axis and mesh.shape[axis] > 1 and part is None for axis, part in zip(asked, kept)):
       found.append(name)
 
-  models.map_named(look, tree)
+  models.map_named(look, params)
   return found
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P())
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
