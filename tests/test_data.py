@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.convert import resample
 from vit_jax.data import pipeline, sources, transforms
 
 # The pipeline
@@ -216,6 +217,9 @@ def apply(line, image=PHOTO, size=(4, 6), seed=0):
     ('resize(height=5, width=7)', (5, 7)),
     ('resize_small(6)', (6, 10)),
     ('resize_small(24)', (24, 40)),
+    ("resize(method='bicubic')", (4, 6)),
+    ("resize(5, method='bicubic')", (5, 5)),
+    ("resize_small(6, method='bicubic_antialias') | central_crop(5)", (5, 5)),
     ('resize_small(6) | central_crop', (4, 6)),
     ('central_crop(3)', (3, 3)),
     ('random_crop(12, 20)', (12, 20)),
@@ -276,6 +280,36 @@ def test_resize_takes_half_pixel_centres_without_antialiasing():
   stripes = np.zeros((8, 8, 3), np.uint8)
   stripes[:, [0, 4]] = 255
   assert not apply('resize(2)', stripes).any()
+
+
+RESIZED = [(5, 30), (24, 7), (12, 20), (6, 10)]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('size', RESIZED)
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic'])
+def test_antialiased_resizes_equal_pillow(name, size):
+  expected = Image.fromarray(PHOTO).resize(size[::-1], Image.Resampling[name.upper()])
+  np.testing.assert_array_equal(apply(f"resize(method='{name}_antialias')", size=size), expected)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('size', RESIZED)
+@pytest.mark.parametrize('method', transforms.METHODS)
+def test_methods_are_the_rules_that_resample_weights_by_the_same_name(method, size):
+  down, across = (resample.matrix(method, *sides) for sides in zip(PHOTO.shape, size))
+  expected = np.einsum('yr,xc,rcd->yxd', down, across, PHOTO).clip(0, 255)
+  found = apply(f"resize(method='{method}')", size=size)
+  # one level: rounded after rows and after columns
+  np.testing.assert_allclose(found, expected, atol=1, rtol=0)
+
+
+@pytest.mark.quick
+def test_an_unknown_method_is_an_error_that_lists_the_known():
+  known = 'bilinear, bicubic, bilinear_antialias, bicubic_antialias'
+  for step in ('resize(8', 'resize_small(8'):
+    with pytest.raises(ValueError, match=f"transform .* unknown method 'area'; known: {known}"):
+      transforms.compose(f"{step}, method='area')", (4, 6))
 
 
 @pytest.mark.quick

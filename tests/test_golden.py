@@ -22,6 +22,8 @@ MODELS = {
     dict(pool='gap', positions='sincos2d', representation=384),
   ),
   'bv_s16_map': ('ViT-S/16', dict(pool='map')),
+  'r_ti16_224': ('R+ViT-Ti/16', dict()),
+  'mixer_b16_224': ('Mixer-B/16', dict()),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import vit_jax
 from tests.conftest import drawn, flat, shapes, tiny
 from vit_jax import optim, sharding, train
 
@@ -263,7 +264,14 @@ def test_minus_one_takes_the_devices_that_the_others_leave():
 
 @pytest.mark.quick
 def test_every_rule_is_for_a_parameter_that_a_model_has():
-  names = flat(shapes(tiny(swiglu=True, representation=8, pool='map')))
+  hybrid = dict(patch=4, stem=(1,), stem_width=32, distillation='head')
+  mixer = vit_jax.build('Mixer-S/32', patch=4, width=16)
+  names = flat(
+    {
+      'vit': shapes(tiny(swiglu=True, representation=8, pool='map', **hybrid)),
+      'mixer': shapes(mixer),
+    }
+  )
   for pattern, spec in sharding.RULES:
     matched = [name for name in names if re.search(pattern, name)]
     assert matched, pattern

@@ -43,7 +43,7 @@ def test_gap_has_no_class_token_and_no_position_for_it():
   assert models.count(vit_jax.build('ViT-S/16', pool='gap')) == 22_049_896
 
 
-@pytest.mark.parametrize('name', models.VARIANTS)
+@pytest.mark.parametrize('name', models.VITS)
 def test_every_variant_builds_with_the_parameters_that_its_sizes_imply(name):
   model = vit_jax.build(name)
   d, m, p, k = model.width, model.mlp_dim, model.patch[0], 1000
@@ -55,7 +55,7 @@ def test_every_variant_builds_with_the_parameters_that_its_sizes_imply(name):
 
 def test_there_are_36_variants():
   sizes, patches = ('Ti', 'S', 'M', 'B', 'L', 'So400m', 'H', 'g', 'G'), (8, 14, 16, 32)
-  assert set(models.VARIANTS) == {f'ViT-{size}/{patch}' for size in sizes for patch in patches}
+  assert set(models.VITS) == {f'ViT-{size}/{patch}' for size in sizes for patch in patches}
 
 
 @pytest.mark.quick

@@ -68,10 +68,9 @@ class Case:
     Raises:
       ValueError: for a name, a size or a type that cannot be.
     """
-    dtype = self.dtype or 'float32'
-    model = models.build(
-      self.model, num_classes=CLASSES, dtype=dtype, unroll=self.unroll, depth=self.depth
-    )
+    asked = {'dtype': self.dtype or 'float32', 'unroll': self.unroll, 'depth': self.depth}
+    fields = {field: value for field, value in asked.items() if value is not None}
+    model = models.build(self.model, num_classes=CLASSES, **fields)
     models.check_size(model, (self.image_size, self.image_size))
     return model
 

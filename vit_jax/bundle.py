@@ -5,19 +5,26 @@ import json
 import os
 import pathlib
 import shutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
+from vit_jax import convert, models
+from vit_jax.convert import adapt, files
 from vit_jax.data import transforms
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
+
+
+def tell(text: str) -> None:
+  """Prints a report to standard error."""
+  print(text, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +64,11 @@ class Bundle:
 
 def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
   """Writes a bundle, whole or not at all: it appears under its name when it is complete."""
-  from safetensors.numpy import save_file
-
   folder = pathlib.Path(folder)
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  save_file(flat(jax.device_get(bundle.params)), str(partial / WEIGHTS))
+  files.write_safetensors(partial / WEIGHTS, flat(jax.device_get(bundle.params)))
   fields = {k: v for k, v in models.fields(bundle.model).items() if k not in HOW}
   description = {
     'format': FORMAT,
@@ -77,25 +82,63 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
-  """The bundle in a folder, or in the `model` folder of a run.
+  """The bundle in a folder, in the `model` folder of a run, or made of a published checkpoint.
 
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: if it is damaged, or not one of ours.
+    ValueError: if it is damaged, or of no dialect that `vit_jax.convert` knows.
   """
-  folder = find(path)
+  source = opened(path)
+  own = source.dialect == 'vit_jax' and source.preprocess
+  told_by = pathlib.Path(source.path).with_name(DESCRIPTION) if own else source.path
+  try:
+    model = models.build(source.name, dtype=models.device_dtype(), **source.fields)
+    preprocess = Preprocess(**({'steps': 'resize', 'size': source.size} | source.preprocess))
+    check(model, preprocess, source.classes)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f'{told_by} does not describe a model: {error}') from None
+  params, _ = adapt.params(source, model, image_size=preprocess.size)
+  return Bundle(model, params, source.classes, preprocess, source.name)
+
+
+def opened(path: str | os.PathLike[str], *, heads: int | None = None) -> convert.Checkpoint:
+  """The checkpoint at a path: a bundle's, a run's, or any that `convert.read` knows."""
+  folder = own_folder(pathlib.Path(path))
+  if folder is None:
+    try:
+      return convert.read(path, heads=heads)
+    except FileNotFoundError:
+      find(path)  # says what a run or bundle lacks
+      raise
   try:
     description = json.loads((folder / DESCRIPTION).read_text())
-    fields = dict(description['model'])
-    name = fields.pop('name')
-    model = models.build(name, dtype=models.device_dtype(), **fields)
-    preprocess = Preprocess(**{k: tupled(v) for k, v in description['preprocess'].items()})
-    classes = tuple(description['classes'])
-    check(model, preprocess, classes)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    fields = {field: tupled(value) for field, value in description['model'].items()}
+    preprocess = {field: tupled(value) for field, value in description['preprocess'].items()}
+    return convert.Checkpoint(
+      path=str(folder / WEIGHTS),
+      dialect='vit_jax',
+      name=fields.pop('name'),
+      fields=fields,
+      arrays={name: np.array(a, np.float32) for name, a in files.read(folder / WEIGHTS).items()},
+      size=preprocess['size'],
+      classes=tuple(description['classes']),
+      preprocess=preprocess,
+    )
+  except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
     raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
-  params = load_params(folder, model, image_size=preprocess.size)
-  return Bundle(model, params, classes, preprocess, name)
+
+
+def own_folder(path: pathlib.Path) -> pathlib.Path | None:
+  """The folder of our own bundle that a path means; None where something else is there."""
+  for folder in [path.parent] if path.is_file() else [path / 'model', path]:
+    if exists(folder) and (not path.is_file() or path.name in (DESCRIPTION, WEIGHTS)):
+      try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+      except ValueError:
+        return folder  # where it is read again, and told
+      if not isinstance(description, dict) or 'format' in description:
+        return folder
+  return None
 
 
 def check(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
@@ -114,47 +157,51 @@ def check(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) ->
 
 def load_params(
   path: str | os.PathLike[str],
-  model: nn.Module,
+  model: models.Model,
   *,
   image_size: int | tuple[int, int] | None = None,
+  channels: int = 3,
+  resample: str | None = None,
+  new_head: bool = False,
+  report: Callable[[str], object] | None = tell,
 ) -> Any:
-  """The parameters of a model from a bundle or a run, as a tree of float32 arrays.
+  """The parameters of a model from any checkpoint, as a tree of float32 arrays.
+
+  Takes Google's and big_vision's .npz, timm's, torchvision's and Hugging Face's files, and our own
+  runs and bundles (docs/checkpoints.md lists them). Positions are resampled to the image size,
+  the patch kernel to the model's patch and channels; class token, its position, the last norm and
+  the head become the model's. A head for another number of classes starts at zero.
 
   Args:
-    path: of the bundle or the run.
+    path: of the file or folder.
     model: which they are for.
     image_size: (height, width) in pixels that it will take, or one number for both; None is the
-      size that the bundle names.
+      size that the checkpoint is for.
+    channels: of the images.
+    resample: 'bilinear_align_corners' (Google), 'bicubic_antialias' (timm), 'bicubic' (Hugging
+      Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
+      that of the checkpoint's own kind.
+    new_head: start with a head of zeros even if the checkpoint's fits.
+    report: takes the text that says what was loaded, renamed, resampled, reset and dropped; by
+      default it goes to standard error if the checkpoint is not of ours, or was changed.
 
   Raises:
     FileNotFoundError: if there are none.
     ValueError: one that names every missing, unexpected and misshapen array.
   """
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
-  folder = find(path)
-  file = folder / WEIGHTS
-  if image_size is None:
-    image_size = tuple(json.loads((folder / DESCRIPTION).read_text())['preprocess']['size'])
-  try:
-    arrays = load_file(str(file))
-  except (SafetensorError, OSError) as error:
-    raise ValueError(f'{file} cannot be read ({error})') from None
-  size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  wanted = flat(shapes)
-  wrong = [f'{name} is missing' for name in wanted if name not in arrays]
-  wrong += [f'{name} is unexpected' for name in arrays if name not in wanted]
-  wrong += [
-    f'{name} has shape {arrays[name].shape}, not {leaf.shape}'
-    for name, leaf in wanted.items()
-    if name in arrays and arrays[name].shape != leaf.shape
-  ]
-  if wrong:
-    raise ValueError(f'{file} does not fit the model: {"; ".join(wrong)}')
-  return models.map_named(lambda name, _: arrays[name].astype(np.float32), shapes)
+  source = opened(path, heads=getattr(model, 'heads', None))
+  height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size or source.size
+  params, done = adapt.params(
+    source,
+    model,
+    image_size=(height, width),
+    channels=channels,
+    rule=resample,
+    new_head=new_head,
+  )
+  if report is not None and (source.dialect != 'vit_jax' or done.changed or report is not tell):
+    report(str(done))
+  return params
 
 
 def exists(folder: pathlib.Path) -> bool:

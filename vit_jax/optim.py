@@ -212,9 +212,14 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   The encoder's parameters are stacked on a leading axis; a norm over such an array, or a factoring
   along it, would mix the layers.
   """
+
+  def over_layers(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    # A model without such an encoder has nothing to map over.
+    return (jax.vmap(function) if jax.tree.leaves(tree) else function)(tree, *others)
+
   stacked = optax.GradientTransformation(
-    lambda params: jax.vmap(tx.init)(params),
-    lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params),
+    lambda params: over_layers(tx.init, params),
+    lambda updates, state, params=None: over_layers(tx.update, updates, state, params),
   )
 
   def group(path: str, _: Any) -> str:

@@ -139,8 +139,8 @@ def make_plan(config: Any) -> Plan:
 
 def make_model(config: Any, num_classes: int) -> nn.Module:
   """The config's model; without a type of its own it computes in the device's."""
-  fields = dict(config.model)
-  fields['dtype'] = fields['dtype'] or models.device_dtype()
+  given = {field: value for field, value in config.model.items() if value is not None}
+  fields = {'dtype': models.device_dtype()} | given
   model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
   models.check_size(model, config.image_size)
   return model

@@ -20,17 +20,20 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'blocks/attention/(query|key|value)/kernel$', P(None, 'fsdp', 'tensor', None)),  # L, D, A, D/A
   (r'blocks/attention/(query|key|value)/bias$', P(None, 'tensor', None)),
   (r'blocks/attention/out/kernel$', P(None, 'tensor', None, 'fsdp')),  # L, A, D/A, D
-  (r'blocks/mlp/(up|gate)/kernel$', P(None, 'fsdp', 'tensor')),  # L, D, M
-  (r'blocks/mlp/(up|gate)/bias$', P(None, 'tensor')),
-  (r'blocks/mlp/down/kernel$', P(None, 'tensor', 'fsdp')),  # L, M, D
+  (r'blocks/(mlp|channels)/(up|gate)/kernel$', P(None, 'fsdp', 'tensor')),  # L, D, M
+  (r'blocks/(mlp|channels|tokens)/(up|gate)/bias$', P(None, 'tensor')),
+  (r'blocks/(mlp|channels)/down/kernel$', P(None, 'tensor', 'fsdp')),  # L, M, D
+  (r'blocks/tokens/up/kernel$', P(None, None, 'tensor')),  # L, T, S
+  (r'blocks/tokens/down/kernel$', P(None, 'tensor', None)),  # L, S, T
   (r'pool/attention/(query|key|value)/kernel$', P('fsdp', 'tensor', None)),  # D, A, D/A
   (r'pool/attention/out/kernel$', P('tensor', None, 'fsdp')),  # A, D/A, D
   (r'pool/mlp/up/kernel$', P('fsdp', 'tensor')),  # D, M
   (r'pool/mlp/down/kernel$', P('tensor', 'fsdp')),  # M, D
   (r'embed/kernel$', P(None, None, None, 'fsdp')),  # P, P, C, D
+  (r'/conv(\d|_proj)?/kernel$', P(None, None, None, 'fsdp')),  # rows, columns, C, features
   (r'pre_logits/kernel$', P('fsdp', None)),
-  (r'head/kernel$', P('fsdp', 'tensor')),  # D, K
-  (r'head/bias$', P('tensor')),
+  (r'head(_dist)?/kernel$', P('fsdp', 'tensor')),  # D, K
+  (r'head(_dist)?/bias$', P('tensor')),
 )
 
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.struct
@@ -362,15 +362,23 @@ def first_nonfinite(plan: Plan, step: int, params: Any, batch: objective.Batch) 
     )
     sums, grads = gradient(plan.loss, params, batch, key, accumulate=plan.config.accumulate)
     tensors = [(f'parameter {name}', leaf) for name, leaf in bundle.flat(params).items()]
-    tensors += [('images', images), ('labels', batch['label']), ('embedded', out['embedded'])]
-    tensors += [(f'blocks[{layer}]', block) for layer, block in enumerate(out['blocks'])]
-    tensors += [('pre_logits', out['pre_logits']), ('logits', logits), ('loss', sums['loss'])]
+    tensors += [('images', images), ('labels', batch['label']), *intermediates(out)]
+    tensors += [('logits', logits), ('loss', sums['loss'])]
     tensors += [(f'gradient of {name}', leaf) for name, leaf in bundle.flat(grads).items()]
     names.extend(name for name, _ in tensors)
     return [jnp.isfinite(tensor).all() for _, tensor in tensors]
 
   found = jax.device_get(jax.jit(flags)(params, batch))
   return next((name for name, finite in zip(names, found) if not finite), 'the update')
+
+
+def intermediates(out: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+  """What a model returns beside its logits by name, in order; of stacks, every layer."""
+  for name, tensor in out.items():
+    if name in ('blocks', 'stages'):
+      yield from ((f'{name}[{layer}]', output) for layer, output in enumerate(tensor))
+    else:
+      yield name, tensor
 
 
 @contextlib.contextmanager

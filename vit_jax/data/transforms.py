@@ -6,6 +6,7 @@ nothing from the generator serve evaluation.
 """
 
 import ast
+import functools
 import inspect
 import io
 import re
@@ -69,35 +70,64 @@ def as_rgb(image: Any) -> Any:
   return image.convert('RGB')
 
 
-def resized(image: Image, height: int, width: int) -> Image:
-  """Bilinear with half-pixel centres and no antialiasing, as `tf.image.resize` does."""
-  import cv2
-
+def resized(image: Image, height: int, width: int, method: str = 'bilinear') -> Image:
+  """The image at (height, width) by one of METHODS."""
   if image.shape[:2] == (height, width):
     return image
-  return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+  return METHODS[method](image, (width, height))
 
 
-def resize(height: int, width: int) -> Step:
-  """Squashes to (height, width)."""
+def opencv(image: Image, size: tuple[int, int], name: str) -> Image:
+  """Half-pixel centres and no antialiasing; `size` is (width, height)."""
+  import cv2
+
+  return cv2.resize(image, size, interpolation=getattr(cv2, name))
+
+
+def pillow(image: Image, size: tuple[int, int], name: str) -> Image:
+  """Half-pixel centres and antialiasing, always; `size` is (width, height)."""
+  from PIL import Image as pil
+
+  return np.asarray(pil.fromarray(image).resize(size, pil.Resampling[name]))
+
+
+METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
+  'bilinear': functools.partial(opencv, name='INTER_LINEAR'),  # tf.image.resize: Google
+  'bicubic': functools.partial(opencv, name='INTER_CUBIC'),
+  'bilinear_antialias': functools.partial(pillow, name='BILINEAR'),  # torchvision, Hugging Face
+  'bicubic_antialias': functools.partial(pillow, name='BICUBIC'),  # timm, DeiT
+}
+
+
+def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
+  """Squashes to (height, width) by one of METHODS."""
   check_sides(height, width)
-  return lambda image, rng: resized(image, height, width)
+  check_method(method)
+  return lambda image, rng: resized(image, height, width, method)
 
 
-def resize_small(side: int) -> Step:
-  """Resizes so that the smaller side has `side` pixels; keeps the aspect."""
+def resize_small(side: int, *, method: str = 'bilinear') -> Step:
+  """Resizes so that the smaller side has `side` pixels, by one of METHODS; keeps the aspect.
+
+  The longer side is rounded, as big_vision does; torchvision, timm and Hugging Face cut it, so that
+  half of their images are a pixel shorter there.
+  """
   check_sides(side)
+  check_method(method)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
     scale = side / min(height, width)
-    return resized(image, round(height * scale), round(width * scale))
+    return resized(image, round(height * scale), round(width * scale), method)
 
   return step
 
 
 def central_crop(height: int, width: int) -> Step:
-  """Cuts (height, width) from the middle of an image that is at least as large."""
+  """Cuts (height, width) from the middle of an image that is at least as large.
+
+  Where 3, 7, 11, ... pixels are spare, torchvision and timm start one later.
+  """
   check_sides(height, width)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
@@ -191,6 +221,12 @@ def check_sides(*sides: Any) -> None:
   for side in sides:
     if type(side) is not int or side < 1:
       raise ValueError(f'{side!r} is not a number of pixels')
+
+
+def check_method(method: Any) -> None:
+  """Raises ValueError for a method that is none of METHODS."""
+  if method not in METHODS:
+    raise ValueError(f'unknown method {method!r}; known: {", ".join(METHODS)}')
 
 
 def check_numbers(*values: Any) -> None:

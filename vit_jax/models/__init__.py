@@ -6,6 +6,8 @@ import difflib
 import math
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import vit
+from vit_jax.models import mixer, resnet, vit
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
 # g and G of Scaling ViT (2106.04560), So400m (2305.13035); M lies between S and B.
@@ -30,13 +32,50 @@ SIZES = {
 }
 PATCHES = (8, 14, 16, 32)
 
-VARIANTS: dict[str, dict[str, Any]] = {
-  f'ViT-{size}/{patch}': dict(
-    patch=(patch, patch), width=width, depth=depth, mlp_dim=mlp_dim, heads=heads
-  )
-  for size, (width, depth, mlp_dim, heads) in SIZES.items()
-  for patch in PATCHES
+
+def vit_fields(size: str, patch: int) -> dict[str, Any]:
+  """A row of SIZES as the fields of a ViT."""
+  width, depth, mlp_dim, heads = SIZES[size]
+  return dict(patch=(patch, patch), width=width, depth=depth, mlp_dim=mlp_dim, heads=heads)
+
+
+VITS = {f'ViT-{size}/{patch}': vit_fields(size, patch) for size in SIZES for patch in PATCHES}
+
+# A ResNet's blocks before the patches: ViT's section 4.1, and How to train your ViT (2106.10270).
+# R+ViT-Ti/16 cuts the cells of its root, 4 pixels wide, into 8x8: its patch is 32, its name is 16.
+HYBRIDS = {
+  'R+ViT-Ti/16': dict(vit_fields('Ti', 32), stem=()),
+  'R26+ViT-S/32': dict(vit_fields('S', 32), stem=(2, 2, 2, 2)),
+  'R26+ViT-B/32': dict(vit_fields('B', 32), stem=(2, 2, 2, 2)),
+  'R50+ViT-B/16': dict(vit_fields('B', 16), stem=(3, 4, 9)),
+  'R50+ViT-L/32': dict(vit_fields('L', 32), stem=(3, 4, 6, 3)),
 }
+
+# width, depth, tokens_dim, mlp_dim: table 1 of MLP-Mixer (2105.01601).
+MIXER_SIZES = {
+  'S': (512, 8, 256, 2048),
+  'B': (768, 12, 384, 3072),
+  'L': (1024, 24, 512, 4096),
+}
+MIXERS = {
+  f'Mixer-{size}/{patch}': dict(
+    patch=(patch, patch), width=width, depth=depth, tokens_dim=tokens_dim, mlp_dim=mlp_dim
+  )
+  for size, (width, depth, tokens_dim, mlp_dim) in MIXER_SIZES.items()
+  for patch in (8, 16, 32)
+}
+
+# Big Transfer's (1912.11370); its largest is four times as wide.
+RESNET_BLOCKS = {'R50': (3, 4, 6, 3), 'R101': (3, 4, 23, 3), 'R152': (3, 8, 36, 3)}
+RESNETS = {
+  f'BiT-{depth}x{factor}': dict(blocks=blocks, width_factor=factor)
+  for depth, blocks in RESNET_BLOCKS.items()
+  for factor in ((1, 2, 3, 4) if depth == 'R152' else (1, 2, 3))
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {**VITS, **HYBRIDS, **MIXERS, **RESNETS}
+
+Model = vit.ViT | mixer.Mixer | resnet.ResNet
 
 TIMM_SIZES = {
   'tiny': 'Ti',
@@ -50,8 +89,25 @@ TIMM_SIZES = {
   'gigantic': 'G',
 }
 
+# Other spellings of a name, without timm's '.tag', and the name in VARIANTS made of their parts.
+SPELLINGS = tuple(
+  (re.compile(pattern, re.IGNORECASE), name)
+  for pattern, name in (
+    (r'(?:vit[-_])?(?P<size>[a-z]+?(?:400m)?)[-_/]?(?P<patch>\d+)', 'ViT-{size}/{patch}'),
+    (r'(?:vit|deit(?=_tiny_|_small_|_base_))_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)(?:_\d+)?',
+     'ViT-{size}/{patch}'),
+    (r'(?P<stem>r\d*)[+_-](?:vit[-_])?(?P<size>[a-z]+)[-_/]?(?P<patch>\d+)',
+     '{stem}+ViT-{size}/{patch}'),
+    (r'vit_(?P<size>[a-z]+)_(?P<stem>r\d*)_s(?P<patch>\d+)(?:_p\d+)?(?:_\d+)?',
+     '{stem}+ViT-{size}/{patch}'),
+    (r'mixer[-_]?(?P<size>[a-z])[-_/]?(?P<patch>\d+)(?:_\d+)?', 'Mixer-{size}/{patch}'),
+    (r'bit-(?:[sm]-)?r(?P<depth>\d+)x(?P<factor>\d)', 'BiT-R{depth}x{factor}'),
+    (r'resnetv2_(?P<depth>\d+)x(?P<factor>\d)_bit', 'BiT-R{depth}x{factor}'),
+  )
+)  # fmt: skip
 
-def build(name: str, *, num_classes: int = 1000, **fields: Any) -> vit.ViT:
+
+def build(name: str, *, num_classes: int = 1000, **fields: Any) -> Model:
   """The model of that name, a flax module, with any of its fields replaced by keyword.
 
   `model.init(key, images)` gives its parameters, `model.apply({'params': params}, images)` the
@@ -61,43 +117,52 @@ def build(name: str, *, num_classes: int = 1000, **fields: Any) -> vit.ViT:
     name: one of `vit_jax.models.VARIANTS` ('ViT-B/16'), in Google's spelling ('ViT-B_16', 'B_16',
       'b16') or timm's ('vit_base_patch16_224').
     num_classes: outputs of the head; 0 for none.
-    **fields: of `vit_jax.models.vit.ViT`; None leaves the variant's value, and one number for
+    **fields: of the model's class, `vit_jax.models.vit.ViT`, `mixer.Mixer` or `resnet.ResNet`;
+      None leaves the variant's value where the field has no None of its own, and one number for
       `patch` means a square.
 
   Raises:
     ValueError: for an unknown name or field, or a value that the field does not take.
   """
-  chosen: dict[str, Any] = dict(VARIANTS[canonical(name)], num_classes=num_classes)
-  known = field_names(vit.ViT)
+  variant = canonical(name)
+  module = family(variant)
+  kinds = field_types(module)
+  chosen: dict[str, Any] = dict(VARIANTS[variant], num_classes=num_classes)
   for field, value in fields.items():
-    if field not in known:
-      raise ValueError(f'unknown field {field!r} of {name}{nearest(field, known)}')
-    if value is not None:
+    if field not in kinds:
+      raise ValueError(f'unknown field {field!r} of {name}{nearest(field, list(kinds))}')
+    if value is not None or is_optional(kinds[field]):
       chosen[field] = value
-  model = vit.ViT(**{field: as_field(field, value) for field, value in chosen.items()})
+  model = module(**{field: as_field(field, value) for field, value in chosen.items()})
   check(model)
   return model
 
 
+def family(variant: str) -> type[Model]:
+  """The class of a name in VARIANTS."""
+  return resnet.ResNet if variant in RESNETS else mixer.Mixer if variant in MIXERS else vit.ViT
+
+
 def canonical(name: str) -> str:
   """The name in VARIANTS that a Google or timm spelling stands for."""
-  if name in VARIANTS:
-    return name
-  google = re.fullmatch(r'(?:vit[-_])?([a-z]+?(?:400m)?)[-_/]?(\d+)', name, re.IGNORECASE)
-  timm = re.fullmatch(r'vit_([a-z0-9]+)_patch(\d+)(?:_\d+)?(?:\.\w+)?', name)
-  size, patch = '', ''
-  if timm:
-    size, patch = TIMM_SIZES.get(timm[1], ''), timm[2]
-  elif google:
-    size, patch = google_size(google[1]), google[2]
-  if f'ViT-{size}/{patch}' in VARIANTS:
-    return f'ViT-{size}/{patch}'
+  bare = re.sub(r'\.\w+$', '', name)
+  found = [name]
+  for pattern, spelt in SPELLINGS:
+    if match := pattern.fullmatch(bare):
+      parts = match.groupdict()
+      parts |= {'size': as_size(parts.get('size', '')), 'stem': parts.get('stem', '').upper()}
+      found.append(spelt.format(**parts))
+  for variant in found:
+    if variant in VARIANTS:
+      return variant
   raise ValueError(f'unknown model {name!r}{nearest(name, list(VARIANTS))}')
 
 
-def google_size(text: str) -> str:
-  """'b' or 'B' -> 'B'; 'g' and 'G' are different sizes and keep their case."""
-  return text if text in SIZES else {size.lower(): size for size in SIZES}.get(text.lower(), '')
+def as_size(text: str) -> str:
+  """'b', 'B' or 'base' -> 'B'; 'g' and 'G' are different sizes and keep their case."""
+  if text in SIZES:
+    return text
+  return ({size.lower(): size for size in SIZES} | TIMM_SIZES).get(text.lower(), '')
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -110,63 +175,103 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def field_names(module: type[nn.Module]) -> list[str]:
-  return [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]
+  return list(field_types(module))
+
+
+def field_types(module: type[nn.Module]) -> dict[str, Any]:
+  """The type of every field that `build` takes."""
+  return {f.name: f.type for f in dataclasses.fields(module) if f.name not in ('parent', 'name')}
+
+
+def is_optional(kind: Any) -> bool:
+  return isinstance(kind, types.UnionType)  # `X | None` is the only union there is
 
 
 def as_field(field: str, value: Any) -> Any:
-  """A field's value in the form that the module takes: pairs as tuples."""
-  if field != 'patch':
-    return value
-  return (value, value) if isinstance(value, int) else tuple(value)
+  """A field's value in the form that the module takes: lists, as JSON has them, as tuples."""
+  if field == 'patch' and isinstance(value, int):
+    return (value, value)
+  return tuple(value) if isinstance(value, list) else value
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
   'pool': vit.POOLS,
   'positions': vit.POSITIONS,
+  'distillation': vit.DISTILLATION,
+  'final_norm': vit.FINAL_NORMS,
+  'qkv_bias': vit.QKV_BIASES,
   'activation': tuple(vit.ACTIVATIONS),
   'remat': tuple(vit.REMAT),
+  'stem_numerics': tuple(resnet.NUMERICS),
+  'numerics': tuple(resnet.NUMERICS),
   'dtype': ('float32', 'bfloat16', 'float16'),
 }
 LEAST = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1
 RATES = ('dropout', 'attention_dropout', 'drop_path')
+POSITIVE = ('norm_eps', 'rope_theta')
 
 
-def check(model: vit.ViT) -> None:
+def check(model: Model) -> None:
   """Raises one ValueError that names every field with a value it cannot have."""
   wrong = []
-  for field in dataclasses.fields(model):
-    if field.name in field_names(type(model)):
-      fault = misfit(field.name, field.type, getattr(model, field.name))
-      wrong += [f'{field.name} is {getattr(model, field.name)!r}, {fault}'] if fault else []
-  if not wrong and model.width % model.heads:
-    wrong.append(f'width {model.width} does not divide into {model.heads} heads')
-  if not wrong and model.positions == 'sincos2d' and model.width % 4:
-    wrong.append(f'sincos2d positions need a width that 4 divides, got {model.width}')
+  for field, kind in field_types(type(model)).items():
+    if fault := misfit(field, kind, getattr(model, field)):
+      wrong.append(f'{field} is {getattr(model, field)!r}, {fault}')
+  if not wrong and isinstance(model, vit.ViT):
+    wrong = conflicts(model)
   if wrong:
     raise ValueError('; '.join(wrong))
 
 
 def misfit(name: str, kind: Any, value: Any) -> str:
   """What a value of a field must be, if it is not; '' if it is."""
-  if value is None and kind in (int | None, float | None):
-    return ''
-  if kind == tuple[int, int]:
-    sides = len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
-    return '' if sides else 'must be a height and a width in pixels'
+  if is_optional(kind):
+    if value is None:
+      return ''
+    kind = typing.get_args(kind)[0]
   if name in CHOICES:
     return '' if value in CHOICES[name] else f'known: {", ".join(CHOICES[name])}'
   if kind is bool:
     return '' if isinstance(value, bool) else 'must be True or False'
+  if typing.get_origin(kind) is tuple:
+    pair = ... not in typing.get_args(kind)
+    whole = isinstance(value, tuple) and all(type(size) is int and size >= 1 for size in value)
+    if whole and (len(value) == 2 or not pair):
+      return ''
+    return f'must be {"a height and a width in pixels" if pair else "the units of each stage"}'
   if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
     return 'must be a number'
   if name in RATES:
     return '' if 0 <= value < 1 else 'must lie in [0, 1)'
-  if name == 'norm_eps':
+  if name in POSITIVE:
     return '' if value > 0 else 'must be positive'
-  if kind in (int, int | None):
+  if kind is int:
     least = LEAST.get(name, 1)
-    return '' if value >= least and value == int(value) else f'must be at least {least}, whole'
+    return '' if value >= least and value % 1 == 0 else f'must be at least {least}, whole'
   return ''
+
+
+def conflicts(model: vit.ViT) -> list[str]:
+  """What does not go together in fields that are right one by one."""
+  wrong, width = [], model.width
+  if width % model.heads:
+    wrong.append(f'width {width} does not divide into {model.heads} heads')
+  elif model.positions == 'rope' and width // model.heads % 4:
+    wrong.append(f'rope positions need heads that 4 divides, got {width // model.heads} wide ones')
+  if model.positions == 'sincos2d' and width % 4:
+    wrong.append(f'sincos2d positions need a width that 4 divides, got {width}')
+  if model.pool in ('token', 'token_gap') and model.class_token is False:
+    wrong.append(f'pool {model.pool!r} needs the class token, class_token is False')
+  if model.pool == 'none' and model.distillation == 'head':
+    wrong.append("distillation 'head' needs a pool, pool is 'none'")
+  if model.stem is not None:
+    stride = resnet.stride(model.stem)
+    if model.stem_width % resnet.GROUPS:
+      wrong.append(f'stem_width is {model.stem_width}, must be a multiple of {resnet.GROUPS}')
+    if any(side % stride for side in model.patch):
+      p, q = model.patch
+      wrong.append(f'patches of {p}x{q} pixels do not divide into cells of the stem, {stride} wide')
+  return wrong
 
 
 def device_dtype() -> str:
@@ -219,12 +324,14 @@ def main(argv: Sequence[str]) -> int:
   except ValueError as error:
     print(f'vit models: {error}', file=sys.stderr)
     return 2
-  print(f'{"model":14}{"width":>7}{"depth":>7}{"heads":>7}{"MLP":>7}{"parameters":>16}{"GFLOP":>9}')
+  columns = {'width': 'width', 'depth': 'depth', 'heads': 'heads', 'mlp_dim': 'MLP'}
+  titles = ''.join(f'{title:>7}' for title in columns.values())
+  print(f'{"model":14}{titles}{"parameters":>16}{"GFLOP":>9}')
   for name in names:
     model = build(name)
     fits = size - size % model.patch[0]
     parameters, gflop = count(model, fits, fits), model.flops(fits, fits) / 1e9
-    sizes = f'{model.width:7}{model.depth:7}{model.heads:7}{model.mlp_dim:7}'
+    sizes = ''.join(f'{getattr(model, field, "-"):>7}' for field in columns)
     print(f'{name:14}{sizes}{parameters:16,}{gflop:9.2f}')
   print(f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches')
   return 0

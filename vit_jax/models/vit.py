@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models import resnet
+
 Array = jax.Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -20,8 +22,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_erf': functools.partial(nn.gelu, approximate=False),  # timm, Hugging Face, torchvision
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
 }
-POOLS = ('token', 'gap', 'map', 'none')
-POSITIONS = ('learned', 'sincos2d', 'none')
+POOLS = ('token', 'gap', 'map', 'token_gap', 'none')
+POSITIONS = ('learned', 'sincos2d', 'rope', 'none')
+FINAL_NORMS = ('tokens', 'pooled', 'none')
+QKV_BIASES = ('qkv', 'qv', 'none')
+DISTILLATION = ('none', 'token', 'head')
 REMAT = {
   'none': None,
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -37,6 +42,7 @@ class Attention(nn.Module):
 
   heads: int
   dropout: float
+  qkv_bias: str
   qk_norm: bool
   norm_eps: float
   dtype: Any
@@ -44,18 +50,25 @@ class Attention(nn.Module):
   return_weights: bool
 
   @nn.compact
-  def __call__(self, queries: Array, tokens: Array) -> tuple[Array, Array | None]:
-    """(N, S, D), (N, T, D) -> (N, S, D) and the weights (N, A, S, T), or None."""
+  def __call__(
+    self, queries: Array, tokens: Array, rope: Array | None = None
+  ) -> tuple[Array, Array | None]:
+    """(N, S, D), (N, T, D) -> (N, S, D) and the weights (N, A, S, T), or None.
+
+    `rope` (2, P, D/A), from `rope2d`, turns the queries and keys of the last P tokens.
+    """
     width = tokens.shape[-1]
     project = functools.partial(
       nn.DenseGeneral, (self.heads, width // self.heads), kernel_init=xavier, dtype=self.dtype
     )
-    q = project(name='query')(queries)  # (N, S, A, D/A)
-    k = project(name='key')(tokens)  # (N, T, A, D/A)
-    v = project(name='value')(tokens)
+    q = project(name='query', use_bias='q' in self.qkv_bias)(queries)  # (N, S, A, D/A)
+    k = project(name='key', use_bias='k' in self.qkv_bias)(tokens)  # (N, T, A, D/A)
+    v = project(name='value', use_bias='v' in self.qkv_bias)(tokens)
     if self.qk_norm:
       norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
       q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
+    if rope is not None:
+      q, k = rotated(q, rope), rotated(k, rope)
     if self.return_weights or (self.train and self.dropout):
       x, weights = self.explicit(q, k, v)
     else:
@@ -82,6 +95,16 @@ def has_flash_attention() -> bool:
   """Whether the device is an NVIDIA GPU that cuDNN's flash attention runs on (Ampere or later)."""
   capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
   return jax.default_backend() == 'gpu' and capability[:1].isdigit() and float(capability) >= 8
+
+
+def rotated(x: Array, rope: Array) -> Array:
+  """Heads (N, T, A, D/A) with the last P tokens turned by `rope` (2, P, D/A)."""
+  sin, cos = rope[:, None, :, None]  # (1, P, 1, D/A)
+  prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[1]], axis=1)
+  first, second = jnp.split(patches.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first, second], axis=-1) * cos
+  turned += jnp.concatenate([-second, first], axis=-1) * sin
+  return jnp.concatenate([prefix, turned.astype(x.dtype)], axis=1)
 
 
 class Mlp(nn.Module):
@@ -115,6 +138,7 @@ class Block(nn.Module):
   mlp_dim: int
   activation: str
   swiglu: bool
+  qkv_bias: str
   qk_norm: bool
   layer_scale: float | None
   norm_eps: float
@@ -126,20 +150,23 @@ class Block(nn.Module):
   return_weights: bool
 
   @nn.compact
-  def __call__(self, x: Array, drop_rate: Array) -> tuple[Array, dict[str, Array]]:
-    """(N, T, D), () -> (N, T, D) and what this layer leaves for analysis."""
+  def __call__(
+    self, x: Array, drop_rate: Array, rope: Array | None
+  ) -> tuple[Array, dict[str, Array]]:
+    """(N, T, D), (), (2, P, D/A) -> (N, T, D) and what this layer leaves for analysis."""
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     y = norm(name='norm1')(x)
     y, weights = Attention(
       heads=self.heads,
       dropout=self.attention_dropout,
+      qkv_bias=self.qkv_bias,
       qk_norm=self.qk_norm,
       norm_eps=self.norm_eps,
       dtype=self.dtype,
       train=self.train,
       return_weights=self.return_weights,
       name='attention',
-    )(y, y)
+    )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
     x = x + self.branch(y, drop_rate, 'scale1')
     y = Mlp(
@@ -173,10 +200,11 @@ class Encoder(nn.Module):
   drop_path: float
   unroll: int | None
   remat: str
+  final_norm: bool
   block: dict[str, Any]
 
   @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
+  def __call__(self, x: Array, rope: Array | None) -> tuple[Array, dict[str, Array]]:
     unroll = self.unroll or default_unroll(self.depth, train=self.block['train'])
     layer = Block
     if self.remat != 'none':
@@ -187,11 +215,14 @@ class Encoder(nn.Module):
       layer,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
       length=self.depth,
       unroll=unroll,
     )
     rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
-    x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates)
+    x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, rope)
+    if not self.final_norm:
+      return x, out
     norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
     return norm(x), out
 
@@ -224,25 +255,38 @@ class ViT(nn.Module):
 
   Fields:
     num_classes: outputs of the head; 0 builds no head, and the logits are the pre-logits.
-    patch: pixels (height, width) of a patch.
+    patch: pixels (height, width) of a patch, the stem's stride included.
     width, depth, heads, mlp_dim: D, L, A, M.
-    pool: 'token' (a class token), 'gap' (mean of the patch tokens), 'map' (attention pooling) or
-      'none' (logits for every patch: (N, T, K)).
-    positions: 'learned', 'sincos2d' (fixed sine and cosine; Beyer et al., arXiv 2205.01580) or
-      'none'.
-    cls_position: the class token has a row of its own in the learned table.
+    pool: 'token' (the class token), 'gap' (mean of the patch tokens), 'map' (attention pooling),
+      'token_gap' (class token and mean, side by side) or 'none' (logits for every patch:
+      (N, T, K)).
+    class_token: whether there is one; None is as `pool` needs it.
+    positions: 'learned', 'sincos2d' (fixed sine and cosine; Beyer et al., arXiv 2205.01580),
+      'rope' (axial rotation of queries and keys, as DINOv3, arXiv 2508.10104) or 'none'.
+    cls_position: class and distillation token have rows of their own in the learned table.
+    rope_theta: base of the rotation's frequencies.
     representation: width of a tanh layer before the head; None leaves it out.
     registers: extra tokens that only attention reads (Darcet et al., arXiv 2309.16588).
+    distillation: DeiT's token (arXiv 2012.12877) is absent ('none'), there ('token'), or there
+      with a head of its own ('head'): the logits are then the mean of both heads'.
+    stem: blocks per stage of a ResNet before the patches, for hybrids; () is its root alone.
+    stem_width: channels of the ResNet's root.
+    stem_numerics: constants of the ResNet's norms, a row of `resnet.NUMERICS`.
     layer_scale: initial value of the per-channel scale of every branch; None leaves it out.
     drop_path: stochastic-depth rate of the last layer; the first has 0, linear between.
     dropout: after the positions and the blocks' dense layers, but not on q, k and v.
     attention_dropout: on the blocks' attention weights.
+    embed_bias: the patch embedding has a bias.
+    qkv_bias: which of queries, keys and values have one: 'qkv', 'qv' or 'none'.
     qk_norm: LayerNorm of queries and keys per head, in the blocks.
     swiglu: gated MLP of hidden width `mlp_dim`, in the blocks.
     pre_norm: LayerNorm before the first block.
+    final_norm: LayerNorm of all 'tokens' after the last block, of what is 'pooled' from them, or
+      'none'.
     activation: 'gelu_tanh', 'gelu_erf' or 'quick_gelu'.
     norm_eps: epsilon of every LayerNorm.
-    head_bias: initial bias of the head; -10 suits a sigmoid loss over many classes.
+    head_bias: initial bias of the head, -10 suits a sigmoid loss over many classes; None leaves
+      it out.
     dtype: of the computation; parameters, softmax, norm statistics and logits stay float32.
     unroll: layers per iteration of the compiled loop; None: all of them up to 24 layers, but one
       in inference on a CPU.
@@ -256,20 +300,29 @@ class ViT(nn.Module):
   heads: int
   mlp_dim: int
   pool: str = 'token'
+  class_token: bool | None = None
   positions: str = 'learned'
   cls_position: bool = True
+  rope_theta: float = 100.0
   representation: int | None = None
   registers: int = 0
+  distillation: str = 'none'
+  stem: tuple[int, ...] | None = None
+  stem_width: int = 64
+  stem_numerics: str = 'google'
   layer_scale: float | None = None
   drop_path: float = 0.0
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  embed_bias: bool = True
+  qkv_bias: str = 'qkv'
   qk_norm: bool = False
   swiglu: bool = False
   pre_norm: bool = False
+  final_norm: str = 'tokens'
   activation: str = 'gelu_tanh'
   norm_eps: float = 1e-6
-  head_bias: float = 0.0
+  head_bias: float | None = 0.0
   dtype: str = 'float32'
   unroll: int | None = None
   remat: str = 'none'
@@ -290,9 +343,9 @@ class ViT(nn.Module):
       float32 logits (N, K), and the intermediates, free under jit where unused:
       'patches' (N, height/P, width/P, D) embedded, before positions; 'embedded' (N, T, D), what
       the first block reads; 'blocks' (L, N, T, D), every block's output; 'encoded' (N, T, D),
-      after the last norm; 'pre_logits' (N, D); with `attention`, 'attention' (L, N, A, T, T), and
-      'pool_attention' (N, A, 1, T) where pool is 'map'. Tokens are ordered class, registers,
-      patches row by row.
+      after the last norm; 'pre_logits' (N, D); with two heads 'head' and 'head_dist' (N, K); with
+      `attention`, 'attention' (L, N, A, T, T), and 'pool_attention' (N, A, 1, T) where pool is
+      'map'. Tokens are ordered class, distillation, registers, patches row by row.
 
     Raises:
       ValueError: if a side is not a multiple of the patch.
@@ -310,54 +363,106 @@ class ViT(nn.Module):
       drop_path=self.drop_path,
       unroll=self.unroll,
       remat=self.remat,
+      final_norm=self.final_norm == 'tokens',
       block=self.block(train=train, attention=attention),
       name='encoder',
-    )(x)
+    )(x, self.rope(rows, columns))
     out |= left
-    out['encoded'] = x
+    out['encoded'] = tokens = x
     x, weights = self.pooled(x, rows * columns, train=train, attention=attention)
     if weights is not None:
       out['pool_attention'] = weights
+    if self.final_norm == 'pooled':
+      x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='fc_norm')(x)
     if self.representation:
       x = nn.tanh(nn.Dense(self.representation, dtype=self.dtype, name='pre_logits')(x))
     out['pre_logits'] = x
     if self.num_classes:
-      bias = nn.initializers.constant(self.head_bias)
-      head = nn.Dense(
-        self.num_classes, kernel_init=nn.initializers.zeros, bias_init=bias, name='head'
-      )
-      x = head(x.astype(jnp.float32))
+      x = self.classify('head', x)
+      if self.distillation == 'head':
+        out['head'], out['head_dist'] = x, self.classify('head_dist', tokens[:, 1])
+        x = (out['head'] + out['head_dist']) / 2
     return x.astype(jnp.float32), out
+
+  @property
+  def has_class_token(self) -> bool:
+    """Whether token 0 is a class token."""
+    needed = self.pool in ('token', 'token_gap')
+    return needed if self.class_token is None else self.class_token
+
+  @property
+  def prefix(self) -> int:
+    """How many tokens stand before the patches."""
+    return self.has_class_token + (self.distillation != 'none') + self.registers
+
+  @property
+  def position_rows(self) -> int:
+    """How many rows of the learned table stand before the patches'."""
+    return self.prefix - self.registers if self.cls_position else 0
+
+  @property
+  def kernel_size(self) -> tuple[int, int]:
+    """(height, width) of the patch embedding's kernel, in pixels or cells of the stem."""
+    stride = 1 if self.stem is None else resnet.stride(self.stem)
+    return self.patch[0] // stride, self.patch[1] // stride
+
+  def classify(self, name: str, x: Array) -> Array:
+    """(N, D) -> (N, K) float32."""
+    head = nn.Dense(
+      self.num_classes,
+      use_bias=self.head_bias is not None,
+      kernel_init=nn.initializers.zeros,
+      bias_init=nn.initializers.constant(self.head_bias or 0.0),
+      name=name,
+    )
+    return head(x.astype(jnp.float32))
 
   def embed(self, images: Array) -> Array:
     """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
-    n, height, width, channels = images.shape
-    p, q = self.patch
-    if height % p or width % q:
-      raise ValueError(f'images of {height}x{width} pixels do not divide into {p}x{q} patches')
-    patches = images.astype(self.dtype).reshape(n, height // p, p, width // q, q, channels)
-    return PatchEmbed(self.width, self.dtype, name='embed')(patches)
+    n, height, width, _ = images.shape
+    if height % self.patch[0] or width % self.patch[1]:
+      raise ValueError(
+        f'images of {height}x{width} pixels do not divide into '
+        f'{self.patch[0]}x{self.patch[1]} patches'
+      )
+    x = images.astype(self.dtype)
+    if self.stem is not None:
+      x = resnet.Stem(
+        blocks=self.stem,
+        width=self.stem_width,
+        numerics=self.stem_numerics,
+        dtype=self.dtype,
+        name='stem',
+      )(x)
+    p, q = self.kernel_size
+    patches = x.reshape(n, height // self.patch[0], p, width // self.patch[1], q, x.shape[-1])
+    return PatchEmbed(self.width, self.embed_bias, self.dtype, name='embed')(patches)
 
   def place(self, x: Array, grid: tuple[int, int]) -> Array:
-    """Adds positions, the class token and registers: (N, rows * columns, D) -> (N, T, D)."""
-    has_cls = self.pool == 'token'
-    normal = nn.initializers.normal(0.02)
-    cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width)) if has_cls else None
-    cls_row = has_cls and self.cls_position and self.positions == 'learned'
-    table = None
+    """Adds positions and the tokens before the patches: (N, rows * columns, D) -> (N, T, D)."""
+    normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+    prefix = []
+    if self.has_class_token:
+      prefix.append(self.param('cls', zeros, (1, 1, self.width)))
+    if self.distillation != 'none':
+      prefix.append(self.param('dist', normal, (1, 1, self.width)))
     if self.positions == 'learned':
-      table = self.param('positions', normal, (1, x.shape[1] + cls_row, self.width))
+      rows = self.position_rows
+      table = self.param('positions', normal, (1, rows + x.shape[1], self.width))
+      x = x + table[:, rows:].astype(x.dtype)
+      prefix = [token + table[:, i : i + 1] if rows else token for i, token in enumerate(prefix)]
     elif self.positions == 'sincos2d':
-      table = jnp.asarray(sincos2d(*grid, self.width))[None]
-    if table is not None:
-      x = x + table[:, int(cls_row) :].astype(x.dtype)
-    if cls is not None and table is not None and cls_row:
-      cls = cls + table[:, :1]
-    prefix = [] if cls is None else [cls]
+      x = x + jnp.asarray(sincos2d(*grid, self.width), x.dtype)[None]
     if self.registers:
       prefix.append(self.param('registers', normal, (1, self.registers, self.width)))
     tiled = [jnp.tile(token.astype(x.dtype), (x.shape[0], 1, 1)) for token in prefix]
     return jnp.concatenate([*tiled, x], axis=1)
+
+  def rope(self, rows: int, columns: int) -> Array | None:
+    """Sines and cosines (2, rows * columns, D/A) where positions are a rotation."""
+    if self.positions != 'rope':
+      return None
+    return jnp.asarray(rope2d(rows, columns, self.width // self.heads, self.rope_theta))
 
   def block(self, *, train: bool, attention: bool) -> dict[str, Any]:
     """The fields of a `Block`, but for its stochastic depth."""
@@ -366,6 +471,7 @@ class ViT(nn.Module):
       mlp_dim=self.mlp_dim,
       activation=self.activation,
       swiglu=self.swiglu,
+      qkv_bias=self.qkv_bias,
       qk_norm=self.qk_norm,
       layer_scale=self.layer_scale,
       norm_eps=self.norm_eps,
@@ -382,6 +488,8 @@ class ViT(nn.Module):
     """(N, T, D) -> (N, D), or (N, patches, D) where pool is 'none'; and the map head's weights."""
     if self.pool == 'token':
       return x[:, 0], None
+    if self.pool == 'token_gap':
+      return jnp.concatenate([x[:, 0], x[:, -patches:].mean(axis=1)], axis=-1), None  # (N, 2D)
     if self.pool == 'gap':
       return x[:, -patches:].mean(axis=1), None
     if self.pool == 'none':
@@ -390,6 +498,7 @@ class ViT(nn.Module):
       attention=dict(
         heads=self.heads,
         dropout=0.0,
+        qkv_bias='qkv',
         qk_norm=False,
         norm_eps=self.norm_eps,
         dtype=self.dtype,
@@ -414,20 +523,27 @@ class ViT(nn.Module):
     Norms, softmax and activations are not counted, and a training step is three times this.
     """
     patches = (height // self.patch[0]) * (width // self.patch[1])
-    t, d, m = patches + (self.pool == 'token') + self.registers, self.width, self.mlp_dim
+    t, d, m = patches + self.prefix, self.width, self.mlp_dim
     mlp = 2 * (3 if self.swiglu else 2) * d * m
-    embed = 2 * patches * self.patch[0] * self.patch[1] * channels * d
+    stem = 0
+    if self.stem is not None:
+      stem = resnet.flops(self.stem, self.stem_width, height, width, channels)
+      channels = resnet.channels(self.stem, self.stem_width)
+    embed = 2 * patches * self.kernel_size[0] * self.kernel_size[1] * channels * d
     blocks = self.depth * (t * (8 * d * d + mlp) + 4 * t * t * d)
     pool = 4 * d * d + t * (4 * d * d + 4 * d) + 4 * d * m if self.pool == 'map' else 0
-    tail = 2 * d * (self.representation or 0)
-    tail += 2 * (self.representation or d) * self.num_classes
-    return embed + blocks + pool + tail * (patches if self.pool == 'none' else 1)
+    pooled = 2 * d if self.pool == 'token_gap' else d
+    tail = 2 * pooled * (self.representation or 0)
+    tail += 2 * (self.representation or pooled) * self.num_classes
+    tail += 2 * d * self.num_classes * (self.distillation == 'head')
+    return stem + embed + blocks + pool + tail * (patches if self.pool == 'none' else 1)
 
 
 class PatchEmbed(nn.Module):
   """The patch convolution's kernel (P, P, C, D), applied to images already cut into patches."""
 
   width: int
+  use_bias: bool
   dtype: Any
 
   @nn.compact
@@ -435,8 +551,10 @@ class PatchEmbed(nn.Module):
     """(N, rows, P, columns, P, C) -> (N, rows, columns, D)."""
     _, _, p, _, q, channels = patches.shape
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (p, q, channels, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
     x = jnp.einsum('nrpsqc,pqcd->nrsd', patches, kernel.astype(self.dtype))
+    if not self.use_bias:
+      return x
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
     return x + bias.astype(self.dtype)[None, None, None]
 
 
@@ -453,3 +571,18 @@ def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0)
   y, x = np.outer(y.ravel(), omega), np.outer(x.ravel(), omega)
   table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   return table.astype(np.float32)
+
+
+def rope2d(rows: int, columns: int, width: int, theta: float) -> np.ndarray:
+  """Sines and cosines (2, rows * columns, width) of DINOv3's axial rotation (arXiv 2508.10104).
+
+  A patch's centre lies in [-1, 1] along each axis; the first quarter of the angles belongs to its
+  row, the second to its column, and both are repeated for the other half of the rotated pairs.
+  """
+  y = (np.arange(rows) + 0.5) / rows * 2 - 1
+  x = (np.arange(columns) + 0.5) / columns * 2 - 1
+  centres = np.stack(np.meshgrid(y, x, indexing='ij'), axis=-1).reshape(rows * columns, 2)
+  frequencies = theta ** -(np.arange(width // 4) / (width // 4))
+  angles = 2 * np.pi * (centres[:, :, None] * frequencies).reshape(rows * columns, -1)
+  angles = np.tile(angles, (1, 2))  # (rows * columns, width)
+  return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)

@@ -1,0 +1,164 @@
+"""From one peer to another through us: the second computes what the first did."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.numpy
+
+import vit_jax
+from tests.interop import ours, peers
+
+TO_TIMM = (
+  'hf vit eps 1e-6',
+  'hf vit eps 1e-6 tanh no qkv bias',
+  'hf deit distilled eps 1e-6',
+  'hf dinov2',
+  'hf dinov2 swiglu',
+  'hf dinov2 registers',
+  'hf dinov3',
+  'hf dinov3 gated',
+  'hf clip',
+  'hf clip projection',
+  'hf siglip',
+  'hf siglip classes',
+  'torchvision',
+)
+TO_HF = (
+  'vit token',
+  'vit no head',
+  'deit',
+  'deit distilled',
+  'dinov2',
+  'dinov2 registers',
+  'dinov2 swiglu registers',
+  'dinov3 token no head',
+  'clip no head',
+  'siglip map tanh no head',
+  'torchvision',
+)
+TO_TORCHVISION = ('vit token', 'deit', 'hf vit eps 1e-6')
+TO_NPZ = (
+  ('vit token', 'npz'),
+  ('vit token', 'bigvision'),
+  ('siglip map', 'npz'),
+  ('siglip map', 'bigvision'),
+  ('siglip gap', 'bigvision'),
+  ('hybrid stem', 'npz'),
+  ('hybrid r26', 'npz'),
+  ('bit', 'npz'),
+)
+REFUSED = (
+  ('hf dinov2 classes', 'timm'),  # no head of timm reads class token and mean
+  ('hf vit pooler', 'timm'),  # nor has it a tanh layer before the head
+  ('dinov3 token', 'hf'),  # transformers has no DINOv3 with classes
+  ('mixer', 'hf'),
+  ('bit', 'torchvision'),
+  ('siglip map', 'torchvision'),
+  ('vit registers', 'torchvision'),
+  ('vit qk_norm', 'torchvision'),
+  ('vit qk_norm', 'npz'),
+  ('vit layer scale', 'npz'),
+  ('dinov3 token', 'npz'),
+  ('deit distilled', 'torchvision'),
+)
+
+
+def check(built, call, module, tolerance=ours.TOLERANCE):
+  images = ours.pictures(built.size)
+  first = peers.run(built.call, built.module, images)['logits'].numpy()
+  second = peers.run(call, module, images)['logits'].numpy()
+  assert ours.difference(second, first) <= tolerance
+
+
+@pytest.mark.parametrize('name', TO_TIMM)
+def test_timm_computes_what_another_peer_does(name, peer, tmp_path):
+  out = ours.convert(peer(name).path, tmp_path / 'model', 'timm')
+  check(peer(name), peers.logits_of, peers.open_timm(out))
+
+
+def test_timms_epsilon_moves_a_model_of_hugging_face_little(peer, tmp_path):
+  # transformers' ViT says 1e-12 and timm's 1e-6, which no file can change. A norm of variance v
+  # shrinks by 1 - 5e-7 / v; v is at least 0.3 here, in 7 norms one after another: 2e-5.
+  out = ours.convert(peer('hf vit').path, tmp_path / 'model', 'timm')
+  check(peer('hf vit'), peers.logits_of, peers.open_timm(out), 2e-5)
+
+
+@pytest.mark.parametrize('name', TO_HF)
+def test_transformers_computes_what_another_peer_does(name, peer, tmp_path):
+  out = ours.convert(peer(name).path, tmp_path / 'model', 'hf')
+  check(peer(name), peers.whichever, peers.open_named(out))
+
+
+@pytest.mark.parametrize('name', TO_TORCHVISION)
+def test_torchvision_computes_what_another_peer_does(name, peer, tmp_path):
+  run = vit_jax.load(peer(name).path)
+  out = ours.convert(run, tmp_path / 'model.safetensors', 'torchvision')
+  module = peers.torchvision.models.VisionTransformer(
+    image_size=64,
+    patch_size=16,
+    num_layers=run.model.depth,
+    num_heads=run.model.heads,
+    hidden_dim=run.model.width,
+    mlp_dim=run.model.mlp_dim,
+    num_classes=7,
+  )
+  module.load_state_dict(peers.safetensors.torch.load_file(out))
+  check(peer(name), peers.logits_of, module)
+
+
+@pytest.mark.parametrize('name, to', TO_NPZ)
+def test_timm_opens_our_npz(name, to, peer, tmp_path):
+  out = ours.convert(peer(name).path, tmp_path / 'model.npz', to)
+  described = json.loads((peer(name).path / 'config.json').read_text())
+  module = peers.timm.create_model(described['architecture'], **described['model_args'])
+  peers.seeded(module)
+  with peers.torch.no_grad():
+    for parameter in module.parameters():
+      parameter.add_(1)  # what the file does not fill shows
+  module.load_pretrained(str(out))
+  check(peer(name), peers.logits_of, module)
+
+
+@pytest.mark.parametrize('name', ['clip quickgelu', 'clip erf'])
+def test_transformers_computes_what_a_clip_file_of_its_authors_does(name, peer, tmp_path):
+  built = peer(name)
+  file = tmp_path / 'clip.safetensors'
+  safetensors.numpy.save_file(peers.openai_clip(dict(built.source)), file)
+  run = vit_jax.load(built.path)
+  model = run.model.clone(head_bias=None)
+  params = vit_jax.load_params(file, model, image_size=built.size)
+  out = ours.convert(ours.replaced(run, model, params), tmp_path / 'model', 'hf')
+  images = ours.pictures(built.size)
+  module = peers.open_named(out)
+  assert type(module).__name__ == 'CLIPVisionModelWithProjection'
+  theirs = peers.run(built.call, built.module, images)['logits'] - built.module.head.bias
+  found = peers.run(peers.whichever, module, images)['logits']
+  assert ours.difference(found.numpy(), theirs.detach().numpy()) <= ours.TOLERANCE
+
+
+@pytest.mark.parametrize('name, to', REFUSED)
+def test_a_dialect_that_cannot_say_a_model_is_refused(name, to, peer, tmp_path):
+  with pytest.raises(ValueError):
+    ours.convert(peer(name).path, tmp_path / 'model', to)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['vit token', 'hf vit', 'torchvision'])
+def test_a_bundle_keeps_every_bit(name, peer, tmp_path):
+  run = vit_jax.load(peer(name).path)
+  again = vit_jax.load(ours.convert(run, tmp_path / 'bundle', 'bundle'))
+  assert again.model == run.model
+  ours.same_params(again.params, run.params)
+  assert again.preprocess == run.preprocess
+
+
+def test_the_command_line_converts_and_checks(peer, tmp_path):
+  out = tmp_path / 'model'
+  command = [sys.executable, '-m', 'vit_jax', 'convert', str(peer('hf vit eps 1e-6').path)]
+  done = subprocess.run(
+    [*command, str(out), '--to', 'timm', '--check'], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  check(peer('hf vit eps 1e-6'), peers.logits_of, peers.open_timm(out))

@@ -1,0 +1,195 @@
+"""Hugging Face's folders beyond the usual: other configurations, files and towers."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import vit_jax
+from tests.interop import ours, peers
+
+ViT = functools.partial(peers.hf_family, 'ViTForImageClassification', 'ViTConfig', 'vit.layers')
+DINO3 = functools.partial(peers.hf_family, 'DINOv3ViTModel', 'DINOv3ViTConfig', 'model.layer')
+SMALL = peers.HF_TINY | {'num_hidden_layers': 1}
+
+UNUSUAL = {
+  'relu': ViT(peers.logits, **SMALL | {'hidden_act': 'relu'}),
+  'quick_gelu': ViT(peers.logits, **SMALL | {'hidden_act': 'quick_gelu'}),
+  'gelu_new': ViT(peers.logits, **SMALL | {'hidden_act': 'gelu_new'}),
+  'gelu_fast': ViT(peers.logits, **SMALL | {'hidden_act': 'gelu_fast'}),
+  'epsilon': ViT(peers.logits, **SMALL | {'layer_norm_eps': 1e-2}),
+  'non-square image': ViT(peers.logits, **SMALL | {'image_size': (64, 96)}),
+  'non-square patch': ViT(peers.logits, **SMALL | {'patch_size': (16, 8)}),
+  'pooler of another width': peers.hf_family(
+    'ViTModel', 'ViTConfig', 'layers', peers.pooled, **SMALL, pooler_output_size=24
+  ),
+  'pooler with another activation': peers.hf_family(
+    'ViTModel', 'ViTConfig', 'layers', peers.pooled, **SMALL, pooler_act='relu'
+  ),
+  'DINOv3 with key bias': DINO3(peers.pooled, key_bias=True, **SMALL),
+  'DINOv3 without projection bias': DINO3(peers.pooled, proj_bias=False, **SMALL),
+  'DINOv3 without MLP bias': DINO3(peers.pooled, mlp_bias=False, **SMALL),
+  'DINOv3 with another theta': DINO3(peers.pooled, rope_theta=30.0, **SMALL),
+  'DINOv3 gated with GELU': DINO3(peers.pooled, use_gated_mlp=True, **SMALL),
+  'DINOv2 without qkv bias': peers.hf_family(
+    'Dinov2Model',
+    'Dinov2Config',
+    'encoder.layer',
+    peers.pooled,
+    **peers.DINO_TINY | {'num_hidden_layers': 1, 'qkv_bias': False},
+  ),
+  'CLIP with GELU': peers.hf_family(
+    'CLIPVisionModel',
+    'CLIPVisionConfig',
+    'encoder.layers',
+    peers.pooled,
+    **SMALL,
+    hidden_act='gelu',
+  ),
+  'CLIP with another epsilon': peers.hf_family(
+    'CLIPVisionModel',
+    'CLIPVisionConfig',
+    'encoder.layers',
+    peers.pooled,
+    **SMALL,
+    layer_norm_eps=1e-2,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', list(UNUSUAL))
+def test_a_configuration_is_refused_or_right(name, tmp_path):
+  built = UNUSUAL[name](tmp_path)
+  images = ours.pictures(built.size)
+  theirs = built.trace(images)
+  try:
+    run = vit_jax.load(tmp_path)
+  except ValueError:
+    return
+  ours.check_bisected(ours.trace(run, images), theirs)
+
+
+# These must not be refused: published checkpoints are so.
+@pytest.mark.parametrize('name', ['quick_gelu', 'epsilon', 'CLIP with GELU', 'non-square image'])
+def test_a_configuration_is_read(name, tmp_path):
+  UNUSUAL[name](tmp_path)
+  vit_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'model, config',
+  [
+    ('BeitModel', 'BeitConfig'),
+    ('ViTMSNModel', 'ViTMSNConfig'),
+    ('IJepaModel', 'IJepaConfig'),
+    ('ViTMAEModel', 'ViTMAEConfig'),
+  ],
+)
+def test_an_architecture_of_similar_names_is_refused_or_right(model, config, tmp_path):
+  described = getattr(transformers, config)(**SMALL)
+  described.mask_ratio = 0.0  # of ViTMAE
+  module = peers.seeded(getattr(transformers, model)(described))
+  module.save_pretrained(tmp_path)
+  try:
+    run = vit_jax.load(tmp_path)
+  except ValueError:
+    return
+  images = ours.pictures((64, 64))
+
+  def call(module, images):  # the mean, as ViTMAE shuffles the tokens
+    return {'mean': module(images).last_hidden_state.mean(dim=1)}
+
+  theirs = peers.run(call, module, images)['mean'].numpy()
+  assert ours.difference(ours.trace(run, images)['encoded'].mean(axis=1), theirs) <= ours.TOLERANCE
+
+
+def towers(kind, text, vision, **fields):
+  """A model of an image and a text tower."""
+  text = (
+    dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32) | text
+  )
+  config = getattr(transformers, f'{kind}Config')(text_config=text, vision_config=vision, **fields)
+  return peers.seeded(getattr(transformers, f'{kind}Model')(config))
+
+
+@pytest.mark.parametrize('kind', ['CLIP', 'Siglip'])
+def test_the_image_tower_of_a_pair_is_read_alone(kind, tmp_path):
+  fields = {'projection_dim': 48} if kind == 'CLIP' else {}
+  text = {'vocab_size': 50, 'max_position_embeddings': 8}
+  module = towers(kind, text, peers.HF_TINY, **fields)
+  module.save_pretrained(tmp_path)
+  images = ours.pictures((64, 64))
+
+  def call(module, images):
+    features = module.get_image_features(images)
+    return {'logits': getattr(features, 'pooler_output', features)}
+
+  theirs = peers.run(call, module, images)['logits'].numpy()
+  run = vit_jax.load(tmp_path)
+  ours.check_bisected(ours.trace(run, images), {'logits': theirs})
+
+
+def test_shards_and_pickles_of_a_folder_are_read(peer, tmp_path):
+  built = peer('hf vit')
+  whole = vit_jax.load(built.path)
+  built.module.save_pretrained(tmp_path / 'shards', max_shard_size='50KB')
+  assert len(list((tmp_path / 'shards').glob('*.safetensors'))) > 1
+  (tmp_path / 'pickle').mkdir()
+  (tmp_path / 'pickle' / 'config.json').write_bytes((built.path / 'config.json').read_bytes())
+  torch.save(built.module.state_dict(), tmp_path / 'pickle' / 'pytorch_model.bin')
+  for folder in ('shards', 'pickle'):
+    run = vit_jax.load(tmp_path / folder)
+    assert run.model == whole.model
+    ours.same_params(run.params, whole.params)
+
+
+def test_bfloat16_is_read_as_the_same_numbers_in_float32(tmp_path):
+  built = ViT(peers.logits, **SMALL)(tmp_path / 'float32')
+  built.module.to(torch.bfloat16).save_pretrained(tmp_path / 'bfloat16')
+  again = type(built.module).from_pretrained(tmp_path / 'bfloat16', dtype=torch.float32)
+  theirs = peers.run(lambda m, x: peers.logits(m(x)), again, ours.pictures((64, 64)))
+  run = vit_jax.load(tmp_path / 'bfloat16')
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(run.params))
+  found = ours.trace(run, ours.pictures((64, 64)))
+  ours.check_bisected(found, {'logits': theirs['logits'].numpy()})
+
+
+PROCESSOR = dict(
+  size={'height': 64, 'width': 64},
+  image_mean=[0.4, 0.5, 0.6],
+  image_std=[0.2, 0.3, 0.4],
+  resample=3,
+)
+
+
+def test_preprocessing_goes_in_and_out(peer, tmp_path):
+  for file in peer('hf vit').path.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  kind = 'ViTImageProcessor'
+  text = json.dumps(PROCESSOR | {'image_processor_type': kind, 'do_resize': True})
+  (tmp_path / 'preprocessor_config.json').write_text(text)
+  run = vit_jax.load(tmp_path)
+  assert run.preprocess.size == (64, 64)
+  np.testing.assert_allclose(run.preprocess.mean, PROCESSOR['image_mean'])
+  np.testing.assert_allclose(run.preprocess.std, PROCESSOR['image_std'])
+  out = ours.convert(run, tmp_path / 'out', 'hf')
+  written = json.loads((out / 'preprocessor_config.json').read_text())
+  for field in ('size', 'image_mean', 'image_std', 'resample'):
+    assert written[field] == PROCESSOR[field], field
+
+
+def test_timms_preprocessing_goes_in_and_out(peer, tmp_path):
+  built = peer('siglip map')
+  first = json.loads((built.path / 'config.json').read_text())['pretrained_cfg']
+  run = vit_jax.load(built.path)
+  np.testing.assert_allclose(run.preprocess.mean, first['mean'])
+  np.testing.assert_allclose(run.preprocess.std, first['std'])
+  out = ours.convert(run, tmp_path / 'model', 'timm')
+  again = json.loads((out / 'config.json').read_text())['pretrained_cfg']
+  for field in ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std'):
+    if field in first:
+      assert again[field] == first[field], field

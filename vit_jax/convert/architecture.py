@@ -1,0 +1,187 @@
+"""The model that arrays belong to, read from their names and shapes.
+
+D width, A heads, T tokens, R registers.
+"""
+
+import math
+import re
+from typing import Any
+
+from vit_jax import models
+from vit_jax.convert.engine import Arrays
+from vit_jax.models import resnet
+
+# Heads by (width, depth), where a file does not tell them and they are not 64 channels wide.
+HEADS = {
+  (width, depth): heads for width, depth, _, heads in models.SIZES.values() if width != 64 * heads
+}
+GATED_HEADS = {(1280, 32): 20}  # DINOv3's ViT-H+, as wide and deep as ViT-H
+
+
+def infer(
+  family: str, arrays: Arrays, details: dict[str, Any], size: tuple[int, int] | None
+) -> dict[str, Any]:
+  """Fields of the model, as `vit_jax.build` takes them, without those that keep their default.
+
+  Args:
+    family: 'ViT', 'Mixer' or 'BiT'.
+    arrays: in our names.
+    details: fields known otherwise, which take precedence.
+    size: (height, width) in pixels of the images, where it is known.
+
+  Raises:
+    ValueError: if an array that tells the architecture is missing or misshapen.
+  """
+  try:
+    fields = INFER[family](arrays) | details
+    if 'positions' in arrays:
+      fields['cls_position'] = has_cls_position(fields, arrays, size)
+    return fields
+  except KeyError as error:
+    raise ValueError(f'{error.args[0]} is missing: the architecture cannot be told') from None
+  except (IndexError, ValueError, ZeroDivisionError) as error:
+    raise ValueError(f'the architecture cannot be told ({error})') from None
+
+
+def infer_vit(arrays: Arrays) -> dict[str, Any]:
+  blocks = 'encoder/blocks'
+  kernel, query = arrays['embed/kernel'], arrays[f'{blocks}/attention/query/kernel']
+  stages = counted(arrays, r'stem/stage(\d+)/unit(\d+)/.*')
+  stem = tuple(stages) if 'stem/root/conv/kernel' in arrays else None
+  stride = 1 if stem is None else resnet.stride(stem)
+  fields: dict[str, Any] = {
+    'patch': (kernel.shape[0] * stride, kernel.shape[1] * stride),
+    'width': kernel.shape[3],
+    'depth': query.shape[0],
+    'heads': query.shape[2],
+    'mlp_dim': arrays[f'{blocks}/mlp/up/kernel'].shape[2],
+    'class_token': 'cls' in arrays,
+    'pool': 'map' if 'pool/probe' in arrays else 'token' if 'cls' in arrays else 'gap',
+    'positions': 'learned' if 'positions' in arrays else 'none',
+    'distillation': 'head' if 'head_dist/kernel' in arrays else 'none',
+    'final_norm': 'tokens' if 'encoder/norm/scale' in arrays else 'none',
+    'embed_bias': 'embed/bias' in arrays,
+    'qkv_bias': ''.join(
+      part[0] for part in ('query', 'key', 'value') if f'{blocks}/attention/{part}/bias' in arrays
+    ) or 'none',
+    'qk_norm': f'{blocks}/attention/query_norm/scale' in arrays,
+    'swiglu': f'{blocks}/mlp/gate/kernel' in arrays,
+    'pre_norm': 'pre_norm/scale' in arrays,
+    **head(arrays),
+  }  # fmt: skip
+  if 'dist' in arrays and fields['distillation'] == 'none':
+    fields['distillation'] = 'token'
+  if 'fc_norm/scale' in arrays:
+    fields['final_norm'] = 'pooled'
+  if stem is not None:
+    fields |= {'stem': stem, 'stem_width': arrays['stem/root/conv/kernel'].shape[3]}
+  if 'registers' in arrays:
+    fields['registers'] = arrays['registers'].shape[1]
+  if f'{blocks}/scale1' in arrays:
+    fields['layer_scale'] = 1e-5
+  if 'pre_logits/kernel' in arrays:
+    fields['representation'] = arrays['pre_logits/kernel'].shape[1]
+  return fields
+
+
+def infer_mixer(arrays: Arrays) -> dict[str, Any]:
+  kernel, blocks = arrays['embed/kernel'], 'encoder/blocks'
+  up = arrays[f'{blocks}/tokens/up/kernel']
+  return {
+    'patch': kernel.shape[:2],
+    'width': kernel.shape[3],
+    'depth': up.shape[0],
+    'tokens_dim': up.shape[2],
+    'mlp_dim': arrays[f'{blocks}/channels/up/kernel'].shape[2],
+    **head(arrays),
+  }
+
+
+def infer_resnet(arrays: Arrays) -> dict[str, Any]:
+  return {
+    'blocks': tuple(counted(arrays, r'stage(\d+)/unit(\d+)/.*')),
+    'width_factor': arrays['root/conv/kernel'].shape[3] // 64,
+    **head(arrays),
+  }
+
+
+INFER = {'ViT': infer_vit, 'Mixer': infer_mixer, 'BiT': infer_resnet}
+
+
+def head(arrays: Arrays) -> dict[str, Any]:
+  if 'head/kernel' not in arrays:
+    return {'num_classes': 0}
+  bias = 0.0 if 'head/bias' in arrays else None
+  return {'num_classes': arrays['head/kernel'].shape[1], 'head_bias': bias}
+
+
+def counted(arrays: Arrays, pattern: str) -> list[int]:
+  """The number of units of each stage."""
+  found = {tuple(map(int, m.groups())) for name in arrays if (m := re.fullmatch(pattern, name))}
+  stages = range(1, max((stage for stage, _ in found), default=0) + 1)
+  return [sum(stage == s for stage, _ in found) for s in stages]
+
+
+def heads(width: int, depth: int, *, gated: bool = False) -> int:
+  """The heads of published models of that size: files in torch's names do not tell them."""
+  if gated and (width, depth) in GATED_HEADS:
+    return GATED_HEADS[width, depth]
+  return HEADS.get((width, depth), max(width // 64, 1))
+
+
+def is_square(number: int) -> bool:
+  return math.isqrt(number) ** 2 == number
+
+
+def has_cls_position(fields: dict[str, Any], arrays: Arrays, size: tuple[int, int] | None) -> bool:
+  """Whether the table of positions has rows for the tokens before the registers."""
+  rows = arrays['positions'].shape[1]
+  if not any(name in arrays for name in ('cls', 'dist')):
+    return False
+  if size and all(side % patch == 0 for side, patch in zip(size, fields['patch'])):
+    cells = math.prod(side // patch for side, patch in zip(size, fields['patch']))
+    if 0 <= rows - cells <= 2:
+      return rows != cells
+  return not is_square(rows)
+
+
+def image_size(
+  fields: dict[str, Any], arrays: Arrays, size: tuple[int, int] | None
+) -> tuple[int, int]:
+  """(height, width) in pixels of the images that an array of positions is for; 224 if it has none.
+
+  Args:
+    fields: of the model.
+    arrays: in our names.
+    size: what the file says otherwise, which need not be square.
+
+  Raises:
+    ValueError: if the table has no square number of rows.
+  """
+  patch = fields.get('patch', (32, 32))
+  if 'encoder/blocks/tokens/up/kernel' in arrays:
+    cells = arrays['encoder/blocks/tokens/up/kernel'].shape[1]
+  elif 'positions' in arrays:
+    rows = sum(name in arrays for name in ('cls', 'dist')) if fields['cls_position'] else 0
+    cells = arrays['positions'].shape[1] - rows
+  else:
+    return size or (
+      patch[0] * max(1, round(224 / patch[0])),
+      patch[1] * max(1, round(224 / patch[1])),
+    )
+  if size and cells * math.prod(patch) == math.prod(size):
+    return size
+  if not is_square(cells):
+    raise ValueError(f'positions of {cells} patches are no square grid: give image_size')
+  return (math.isqrt(cells) * patch[0], math.isqrt(cells) * patch[1])
+
+
+def variant(family: str, fields: dict[str, Any]) -> str:
+  """The name in VARIANTS that most of the fields agree with."""
+  names = {'ViT': [*models.VITS, *models.HYBRIDS], 'Mixer': models.MIXERS, 'BiT': models.RESNETS}
+
+  def agreement(name: str) -> int:
+    values = models.VARIANTS[name]
+    return sum(values.get(field) == fields.get(field) for field in values | {'stem': None})
+
+  return max(names[family], key=agreement)

@@ -1,0 +1,135 @@
+"""Published weights for other inputs: position tables, patch kernels and their channels, resized.
+
+P, Q rows and columns of a patch; R, C rows and columns of a grid of patches; D width.
+Each rule treats rows and columns alike and apart: it is its interpolation `matrix` for one side.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class Rule(NamedTuple):
+  """One way to interpolate.
+
+  Args:
+    kernel: the weight of a value at a distance, in steps of the old grid.
+    align_corners: whether the first and last values stay where they are; otherwise the outer edges
+      of their cells do (half-pixel centres).
+    antialias: whether the kernel widens as the grid shrinks, and what of it lies beyond the edge is
+      left out; otherwise the values at the edge go on for ever.
+  """
+
+  kernel: Callable[[Array], Array]
+  align_corners: bool = False
+  antialias: bool = False
+
+
+def triangle(distance: Array) -> Array:
+  return np.maximum(1 - np.abs(distance), 0)
+
+
+def cubic(distance: Array, a: float) -> Array:
+  """Keys' kernel (1981), with slope `a` at distance 1."""
+  d = np.abs(distance)
+  near = ((a + 2) * d - (a + 3)) * d * d + 1
+  far = a * (((d - 5) * d + 8) * d - 4)
+  return np.select([d <= 1, d < 2], [near, far])
+
+
+TORCH = functools.partial(cubic, a=-0.75)  # and OpenCV; only without antialiasing
+KEYS = functools.partial(cubic, a=-0.5)  # PIL, JAX, and torch with antialiasing
+
+RULES = {
+  'bilinear_align_corners': Rule(triangle, align_corners=True),  # Google: scipy.ndimage.zoom
+  'bilinear': Rule(triangle),  # tf.image.resize; timm for Google's files
+  'bilinear_antialias': Rule(triangle, antialias=True),  # jax.image.resize; SigLIP 2
+  'bicubic_antialias': Rule(KEYS, antialias=True),  # timm; jax.image.resize; DINOv2 with registers
+  'bicubic': Rule(TORCH),  # Hugging Face, but for DINOv2 with registers
+  'bicubic_align_corners': Rule(TORCH, align_corners=True),  # torchvision
+}
+
+
+def matrix(rule: str, old: int, new: int) -> Array:
+  """(new, old) float64 that takes values at `old` places of one side to `new`; rows sum to 1.
+
+  With align_corners, one new place is the first old one.
+
+  Raises:
+    ValueError: for an unknown rule, or a side without a place.
+  """
+  if rule not in RULES:
+    raise ValueError(f'unknown rule {rule!r}; known: {", ".join(RULES)}')
+  if min(old, new) < 1:
+    raise ValueError(f'cannot resize a side from {old} to {new}')
+  kernel, align_corners, antialias = RULES[rule]
+  if align_corners:
+    places = np.arange(new) * (old - 1) / max(new - 1, 1)
+  else:
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+  if antialias:
+    weights = kernel((places[:, None] - np.arange(old)) / max(old / new, 1))
+    return weights / weights.sum(axis=1, keepdims=True)
+  reached = np.arange(-2, old + 2)  # a cubic reaches two places beyond the edge
+  edge = np.eye(old)[reached.clip(0, old - 1)]  # (old + 4, old)
+  return kernel(places[:, None] - reached) @ edge
+
+
+def positions(table: Array, grid: tuple[int, int], new_grid: tuple[int, int], rule: str) -> Array:
+  """Position embeddings (R C, D) of one grid for another: (R' C', D) float32.
+
+  The table holds patches alone: embeddings of class, distillation and register tokens are the
+  caller's to set aside.
+
+  Raises:
+    ValueError: for an unknown rule, or a table that does not fill `grid`.
+  """
+  rows, columns = grid
+  if len(table) != rows * columns:
+    raise ValueError(f'{len(table)} position embeddings do not make a grid of {rows}x{columns}')
+  down, across = matrix(rule, rows, new_grid[0]), matrix(rule, columns, new_grid[1])
+  field = np.reshape(table, (rows, columns, -1))  # (R, C, D)
+  field = np.einsum('yr,xc,rcd->yxd', down, across, field, optimize=True)  # (R', C', D)
+  return field.reshape(-1, field.shape[-1]).astype(np.float32)  # (R' C', D)
+
+
+def patch_kernel(kernel: Array, new: tuple[int, int], rule: str = 'bilinear') -> Array:
+  """A patch embedding's kernel (P, Q, C, D) for patches of another size: (P', Q', C, D) float32.
+
+  FlexiViT's pseudo-inverse resize (arXiv 2212.08013, eq. 3). Where `rule` resizes a patch x by the
+  matrix B, the new kernel is pinv(B^T) w. Of all kernels it makes <Bx, w'> nearest to <x, w> over
+  white noise x, and equal for every x where the patch grows.
+
+  Args:
+    kernel: (P, Q, C, D).
+    new: P', Q'.
+    rule: how images are resized: big_vision's 'bilinear', timm's 'bicubic_antialias'.
+
+  Raises:
+    ValueError: for an unknown rule.
+  """
+  rows, columns = (np.linalg.pinv(matrix(rule, *sides).T) for sides in zip(kernel.shape, new))
+  return np.einsum('yp,xq,pqcd->yxcd', rows, columns, kernel, optimize=True).astype(np.float32)
+
+
+def channels(kernel: Array, count: int) -> Array:
+  """A patch embedding's kernel (P, Q, C, D) for images of `count` channels, as timm adapts it.
+
+  One channel takes the sum of three; more take them in turn, times C / count. A picture whose
+  channels are all equal then gives what it gave, where `count` is 1 or a multiple of C.
+
+  Raises:
+    ValueError: for a kernel of neither 1, 3 nor `count` channels.
+  """
+  have = kernel.shape[2]
+  if have == count:
+    return kernel
+  if have not in (1, 3) or count < 1:
+    raise ValueError(f'cannot make a patch kernel for {count} channels of one for {have}')
+  if count == 1:
+    return kernel.sum(axis=2, keepdims=True)
+  return kernel[:, :, np.arange(count) % have] * (have / count)

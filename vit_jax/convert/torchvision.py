@@ -1,0 +1,51 @@
+"""torchvision's names of its `vit_*` models."""
+
+from typing import Any
+
+from vit_jax.convert.engine import Arrays, Family, rows
+from vit_jax.convert.timm import BLOCKS, conv, dense, merged, norm, projected
+
+THEIRS = 'encoder.layers.encoder_layer_{i}'
+VIT = rows(
+  [('cls', 'class_token'), ('positions', 'encoder.pos_embedding')],
+  conv('embed', 'conv_proj'),
+  norm(f'{BLOCKS}/norm1', f'{THEIRS}.ln_1'),
+  [
+    (ours, theirs.replace('in_proj.', 'in_proj_'), rule)
+    for ours, theirs, rule in projected(
+      f'{BLOCKS}/attention/{{query,key,value}}', f'{THEIRS}.self_attention.in_proj'
+    )
+  ],
+  merged(f'{BLOCKS}/attention/out', f'{THEIRS}.self_attention.out_proj'),
+  norm(f'{BLOCKS}/norm2', f'{THEIRS}.ln_2'),
+  dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.0'),
+  dense(f'{BLOCKS}/mlp/down', f'{THEIRS}.mlp.3'),
+  norm('encoder/norm', 'encoder.ln'),
+  dense('pre_logits', 'heads.pre_logits'),
+  dense('head', 'heads.head'),
+)
+
+
+def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  return {'activation': 'gelu_erf', 'norm_eps': 1e-6}
+
+
+def preprocess(config: dict[str, Any]) -> dict[str, Any]:
+  """That of the files named V1: the shorter side to 8/7 of the size, then its centre."""
+  squeeze = {'share': 7 / 8, 'method': 'bilinear_antialias'}
+  return squeeze | {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FAMILIES = (
+  Family(
+    dialect='torchvision',
+    model='ViT',
+    signs=(r'conv_proj\.weight', r'encoder\.layers\.encoder_layer_0\.ln_1\.weight'),
+    table=VIT,
+    renames=((r'\.mlp\.linear_1\.', '.mlp.0.'), (r'\.mlp\.linear_2\.', '.mlp.3.')),
+    details=details,
+    preprocess=preprocess,
+    resample='bicubic_align_corners',
+  ),
+)

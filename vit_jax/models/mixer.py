@@ -1,0 +1,209 @@
+"""MLP-Mixer (Tolstikhin et al., arXiv 2105.01601): two MLPs per block, one over tokens.
+
+N images, C channels, P pixels of a patch side, T tokens, D width, S width of the MLP over tokens,
+M width of the MLP over channels, L depth, K classes.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.models import vit
+
+Array = jax.Array
+
+
+class Mlp(nn.Module):
+  """Two dense layers over the last axis, with an activation between."""
+
+  hidden: int
+  activation: str
+  dropout: float
+  dtype: Any
+  train: bool
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    drop = nn.Dropout(self.dropout, deterministic=not self.train)
+    h = nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
+    h = drop(vit.ACTIVATIONS[self.activation](h))
+    return drop(nn.Dense(x.shape[-1], dtype=self.dtype, name='down')(h))
+
+
+class Block(nn.Module):
+  """x + tokens(norm(x)), an MLP over each channel's tokens; then x + channels(norm(x))."""
+
+  tokens_dim: int
+  mlp_dim: int
+  activation: str
+  norm_eps: float
+  dropout: float
+  drop_path: bool
+  dtype: Any
+  train: bool
+
+  @nn.compact
+  def __call__(self, x: Array, drop_rate: Array) -> tuple[Array, Array]:
+    """(N, T, D), () -> (N, T, D), twice: for the next block and for analysis."""
+    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    mlp = functools.partial(
+      Mlp, activation=self.activation, dropout=self.dropout, dtype=self.dtype, train=self.train
+    )
+    y = norm(name='norm1')(x).swapaxes(1, 2)  # (N, D, T)
+    y = mlp(self.tokens_dim, name='tokens')(y).swapaxes(1, 2)  # (N, T, D)
+    x = x + self.branch(y, drop_rate)
+    y = mlp(self.mlp_dim, name='channels')(norm(name='norm2')(x))
+    x = x + self.branch(y, drop_rate)
+    return x, x
+
+  def branch(self, y: Array, drop_rate: Array) -> Array:
+    """A residual branch's output, with stochastic depth."""
+    if self.train and self.drop_path:
+      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_rate, (y.shape[0], 1, 1))
+      y = jnp.where(kept, y.astype(jnp.float32) / (1 - drop_rate), 0).astype(y.dtype)
+    return y
+
+
+class Encoder(nn.Module):
+  """`depth` blocks stacked on a leading parameter axis, and a final norm."""
+
+  depth: int
+  drop_path: float
+  unroll: int | None
+  remat: str
+  block: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, Array]:
+    """(N, T, D) -> (N, T, D) and every block's output (L, N, T, D)."""
+    unroll = self.unroll or vit.default_unroll(self.depth, train=self.block['train'])
+    layer = Block
+    if self.remat != 'none':
+      # Without a loop, common-subexpression elimination would undo the rematerialisation.
+      straight = unroll >= self.depth
+      layer = nn.remat(Block, policy=vit.REMAT[self.remat], prevent_cse=straight)
+    blocks = nn.scan(
+      layer,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      length=self.depth,
+      unroll=unroll,
+    )
+    rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
+    x, outputs = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates)
+    norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
+    return norm(x), outputs
+
+
+class Mixer(nn.Module):
+  """MLP-Mixer classifier; its parameters fit images of one size only.
+
+  Fields:
+    num_classes: outputs of the head; 0 builds no head, and the logits are the pre-logits.
+    patch: pixels (height, width) of a patch.
+    width, depth, tokens_dim, mlp_dim: D, L, S, M.
+    activation: 'gelu_tanh', 'gelu_erf' or 'quick_gelu'.
+    norm_eps: epsilon of every LayerNorm.
+    drop_path: stochastic-depth rate of the last layer; the first has 0, linear between.
+    dropout: after the blocks' dense layers.
+    head_bias: initial bias of the head; None leaves it out.
+    dtype: of the computation; parameters, norm statistics and logits stay float32.
+    unroll, remat: as of `vit.ViT`.
+  """
+
+  num_classes: int
+  patch: tuple[int, int]
+  width: int
+  depth: int
+  tokens_dim: int
+  mlp_dim: int
+  activation: str = 'gelu_tanh'
+  norm_eps: float = 1e-6
+  drop_path: float = 0.0
+  dropout: float = 0.0
+  head_bias: float | None = 0.0
+  dtype: str = 'float32'
+  unroll: int | None = None
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(
+    self, images: Array, *, train: bool = False, attention: bool = False
+  ) -> tuple[Array, dict[str, Array]]:
+    """Classifies images.
+
+    Args:
+      images: (N, height, width, C) floats, [-1, 1] for Google's weights; of the size that the
+        parameters were made for.
+      train: applies dropout and stochastic depth, from the rng stream 'dropout'.
+      attention: must be False.
+
+    Returns:
+      float32 logits (N, K), and the intermediates, free under jit where unused: 'patches'
+      (N, height/P, width/P, D) embedded; 'blocks' (L, N, T, D), every block's output; 'encoded'
+      (N, T, D), after the last norm; 'pre_logits' (N, D).
+
+    Raises:
+      ValueError: if a side is not a multiple of the patch, or asked for attention weights.
+    """
+    if attention:
+      raise ValueError('a Mixer has no attention')
+    patches = self.embed(images)
+    n, rows, columns, _ = patches.shape
+    x, blocks = Encoder(
+      depth=self.depth,
+      drop_path=self.drop_path,
+      unroll=self.unroll,
+      remat=self.remat,
+      block=self.block(train=train),
+      name='encoder',
+    )(patches.reshape(n, rows * columns, self.width))
+    out = {'patches': patches, 'blocks': blocks, 'encoded': x}
+    x = out['pre_logits'] = x.mean(axis=1)  # (N, D)
+    if self.num_classes:
+      head = nn.Dense(
+        self.num_classes,
+        use_bias=self.head_bias is not None,
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(self.head_bias or 0.0),
+        name='head',
+      )
+      x = head(x.astype(jnp.float32))
+    return x.astype(jnp.float32), out
+
+  def embed(self, images: Array) -> Array:
+    """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
+    n, height, width, channels = images.shape
+    p, q = self.patch
+    if height % p or width % q:
+      raise ValueError(f'images of {height}x{width} pixels do not divide into {p}x{q} patches')
+    patches = images.astype(self.dtype).reshape(n, height // p, p, width // q, q, channels)
+    embed = vit.PatchEmbed(width=self.width, use_bias=True, dtype=self.dtype, name='embed')
+    return embed(patches)
+
+  def block(self, *, train: bool) -> dict[str, Any]:
+    """The fields of a `Block`, but for its stochastic depth."""
+    return dict(
+      tokens_dim=self.tokens_dim,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      norm_eps=self.norm_eps,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      train=train,
+    )
+
+  def flops(self, height: int, width: int, channels: int = 3) -> int:
+    """Floating-point operations of one image's forward pass: 2 per multiply-add of a matmul.
+
+    Norms and activations are not counted, and a training step is three times this.
+    """
+    p, q = self.patch
+    t, d = (height // p) * (width // q), self.width
+    embed = 2 * t * p * q * channels * d
+    blocks = self.depth * 4 * t * d * (self.tokens_dim + self.mlp_dim)
+    return embed + blocks + 2 * d * self.num_classes
