@@ -15,7 +15,7 @@ import vit_jax
 from tests.conftest import drawn, flat, forward, shapes
 from vit_jax import config, models, objective, optim
 from vit_jax import plan as plans
-from vit_jax.models import vit
+from vit_jax.models import mixer, resnet, vit
 
 SHIPPED = [path.stem for path in config.SHIPPED.glob('[!_]*.py')]
 DEFAULTS = {field: value for field, (value, _) in config.flat(config.default()).items()}
@@ -38,8 +38,13 @@ def refused(*overrides, spec='digits'):
 # Fields
 
 
+FAMILIES = (vit.ViT, mixer.Mixer, resnet.ResNet)
 PASSED_ON = {
-  'model': {*models.field_names(vit.ViT), 'name'} - {'num_classes'},
+  'model': {
+    'name',
+    *(field for family in FAMILIES for field in models.field_names(family)),
+  }
+  - {'num_classes'},
   'schedule': {*inspect.signature(optim.make_schedule).parameters} - {'total'},
   'optimizer': {*inspect.signature(optim.make_optimizer).parameters} - {'schedule'},
   'objective': {*inspect.signature(objective.make_objective).parameters} - {'apply', 'mean', 'std'},
@@ -98,6 +103,8 @@ def test_the_duration_of_the_run_is_read_in_any_unit():
     ('image_size=[16, 24]', 'image_size', (16, 24)),
     ('model.patch=(2, 4)', 'model.patch', (2, 4)),
     ('model.patch=4', 'model.patch', (4, 4)),
+    ('model.stem=()', 'model.stem', ()),
+    ('model.blocks=3,4,6,3', 'model.blocks', (3, 4, 6, 3)),
     ('optimizer.nesterov=true', 'optimizer.nesterov', True),
     ('duration=100', 'duration', 100),
     ('duration=2.5 epochs', 'duration', '2.5 epochs'),
@@ -200,6 +207,30 @@ def test_a_section_or_a_word_without_a_value_is_an_error():
 def test_a_value_that_no_run_can_use_is_refused_before_anything_is_computed(override):
   with pytest.raises(ValueError, match=override.partition('=')[0].rpartition('.')[2]):
     plans.make_plan(load(override))
+
+
+HYBRID = ('model.name=R+ViT-Ti/16', 'model.patch=8', 'model.depth=1', 'model.mlp_dim=8')
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'overrides, fields',
+  [
+    ((*HYBRID, 'model.stem_width=32'), dict(stem=(), stem_width=32)),
+    ((*HYBRID, 'model.stem=(1,)', 'model.patch=16'), dict(stem=(1,), patch=(16, 16))),
+    (('model.name=Mixer-S/16', 'model.patch=4', 'model.tokens_dim=5'), dict(tokens_dim=5)),
+    (
+      ('model.name=BiT-R50x1', 'model.blocks=1,2', 'model.width_factor=2', 'model.patch=None'),
+      dict(blocks=(1, 2), width_factor=2, numerics='bit'),
+    ),
+  ],
+  ids=str,
+)
+def test_a_model_of_every_family_is_within_reach_of_a_config(overrides, fields):
+  plain = [f'model.{field}=None' for field in ('width', 'depth', 'heads', 'mlp_dim', 'pool')]
+  unset = [f'model.{f}=None' for f in ('patch', 'dropout', 'drop_path', 'positions')]
+  model = plans.make_plan(load(*plain, *unset, 'image_size=64', 'data.augment=resize', *overrides)).model
+  assert {field: getattr(model, field) for field in fields} == fields
 
 
 @pytest.mark.parametrize('field', ['evaluation.every', 'checkpoint.every'])

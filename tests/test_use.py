@@ -296,12 +296,25 @@ def test_all_wrong_arrays_are_named_at_once(copied, capsys):
   file = copied / 'model/model.safetensors'
   arrays = load_file(file)
   del arrays['head/bias']
-  arrays['head/kernel'] = arrays['head/kernel'].T.copy()
+  arrays['encoder/norm/scale'] = arrays['encoder/norm/scale'][1:].copy()
   arrays['tail/kernel'] = np.zeros(3, np.float32)
   save_file(arrays, file)
   line = refused(copied, capsys)
   assert 'head/bias is missing' in line and 'tail/kernel is unexpected' in line
-  assert 'head/kernel has shape (10, 16), not (16, 10)' in line
+  assert 'encoder/norm/scale has shape (15,), not (16,)' in line
+
+
+@pytest.mark.parametrize('spoil', ['transposed', 'missing'])
+def test_a_bundle_whose_head_does_not_fit_its_classes_is_not_given_a_new_one(
+  spoil, copied, capsys
+):
+  file = copied / 'model/model.safetensors'
+  arrays = load_file(file)
+  kernel = arrays.pop('head/kernel')
+  if spoil == 'transposed':
+    arrays['head/kernel'] = kernel.T.copy()
+  save_file(arrays, file)
+  assert 'head/kernel' in refused(copied, capsys)
 
 
 def described(copied, **changes):
@@ -378,23 +391,32 @@ def test_load_params_refuses_another_model_with_all_that_differs(run, whole):
 
 OTHER = dict(
   num_classes=3,
-  patch=(2, 4),
+  patch=(4, 8),
   width=8,
   depth=1,
   heads=2,
   mlp_dim=12,
-  pool='token',
-  positions='sincos2d',
+  pool='map',
+  class_token=True,
+  positions='rope',
   cls_position=False,
+  rope_theta=50.0,
   representation=5,
   registers=2,
+  distillation='token',
+  stem=(),
+  stem_width=32,
+  stem_numerics='timm',
   layer_scale=0.5,
   drop_path=0.1,
   dropout=0.2,
   attention_dropout=0.3,
+  embed_bias=False,
+  qkv_bias='qv',
   qk_norm=True,
   swiglu=True,
   pre_norm=True,
+  final_norm='pooled',
   activation='quick_gelu',
   norm_eps=1e-3,
   head_bias=-2.0,
@@ -405,9 +427,7 @@ def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   standard = models.fields(vit_jax.build('ViT-Ti/16'))
   how = {field for field in standard if field in bundle.HOW}
   assert set(OTHER) | how == set(standard)  # a new field belongs into OTHER
-  assert [f for f in OTHER if OTHER[f] == standard[f]] == [
-    'pool'
-  ]  # map and gap have no class token
+  assert [f for f in OTHER if OTHER[f] == standard[f]] == []
   model = vit_jax.build('ViT-Ti/16', **OTHER)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
   size = bundle.Preprocess('resize', (8, 8), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -206,7 +206,7 @@ def test_remat_recomputes_the_forward_pass(plain):
 def test_scanned_layers_equal_a_loop_over_slices_of_their_parameters(plain):
   model, params, _, _, out = plain
   block = vit.Block(**model.block(train=False, attention=False), drop_path=False)
-  layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0)[0])
+  layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0, None)[0])
   x = out['embedded']
   for i in range(model.depth):
     x = layer(sliced(params, i), x)
@@ -287,14 +287,14 @@ def test_logits_follow_from_the_encoded_tokens_as_the_pool_says(pool, registers)
   model = tiny(pool=pool, registers=registers)
   params, images = drawn(shapes(model)), pictures()
   logits, out = forward(model, params, images, attention=True)
-  tokens, n = (pool == 'token') + registers + 6, len(images)
+  tokens, n = pool.startswith('token') + registers + 6, len(images)
   expected = {
     'patches': (n, 2, 3, 16),
     'embedded': (n, tokens, 16),
     'blocks': (3, n, tokens, 16),
     'encoded': (n, tokens, 16),
     'attention': (3, n, 2, tokens, tokens),
-    'pre_logits': (n, 6, 16) if pool == 'none' else (n, 16),
+    'pre_logits': {'none': (n, 6, 16), 'token_gap': (n, 32)}.get(pool, (n, 16)),
   }
   if pool == 'map':
     expected['pool_attention'] = (n, 2, 1, tokens)
@@ -305,6 +305,7 @@ def test_logits_follow_from_the_encoded_tokens_as_the_pool_says(pool, registers)
   read = {
     'token': lambda: encoded[:, 0],
     'gap': lambda: encoded[:, -6:].mean(1),
+    'token_gap': lambda: np.hstack([encoded[:, 0], encoded[:, -6:].mean(1)]),
     'none': lambda: encoded[:, -6:],
     'map': lambda: mapped(model, params['pool'], encoded),
   }
@@ -433,6 +434,118 @@ BLOCKS = 'encoder/blocks/'
 )
 def test_a_field_changes_the_parameters_as_documented(fields, added, removed):
   assert added_and_removed(fields) == (added, removed)
+
+
+@pytest.mark.gpu
+def test_a_class_token_that_no_pool_reads_is_still_attended_to(plain):
+  _, params, images, _, out = plain
+  model = tiny(pool='gap', class_token=True)
+  assert flat(shapes(model)).keys() == flat(params).keys()
+  _, found = forward(model, params, images)
+  close(found['pre_logits'], out['encoded'][:, 1:].mean(1))
+
+
+@pytest.mark.gpu
+def test_the_logits_of_a_distilled_model_are_the_mean_of_its_two_heads(plain):
+  _, params, images, _, _ = plain
+  model = tiny(distillation='head', registers=1)
+  params = params | drawn(shapes(model))
+  logits, out = forward(model, params, images)
+  for head, token in (('head', 0), ('head_dist', 1)):
+    bias = params[head]['bias'].reshape(1, -1)
+    close(out[head], out['encoded'][:, token] @ params[head]['kernel'] + bias)
+  close(logits, (out['head'] + out['head_dist']) / 2)
+
+
+@pytest.mark.gpu
+def test_a_distillation_token_without_a_head_is_a_register_with_a_position(plain):
+  _, params, images, logits, _ = plain
+  model = tiny(distillation='token', cls_position=False)
+  expected = tiny(registers=1, cls_position=False)
+  params = drawn(shapes(expected))
+  token = {name: leaf for name, leaf in params.items() if name != 'registers'}
+  token |= {'dist': params['registers']}
+  close(forward(model, token, images)[0], forward(expected, params, images)[0])
+
+
+@pytest.mark.gpu
+def test_the_final_norm_of_what_is_pooled_is_that_of_all_tokens_where_one_is_pooled(plain):
+  _, params, images, logits, out = plain
+  last = {'encoder': {'blocks': params['encoder']['blocks']}}
+  bare = params | last
+  pooled, found = forward(
+    tiny(final_norm='pooled'), bare | {'fc_norm': params['encoder']['norm']}, images
+  )
+  close(pooled, logits)
+  close(found['encoded'], out['blocks'][-1])
+  close(forward(tiny(final_norm='none'), bare, images)[1]['pre_logits'], out['blocks'][-1][:, 0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+  'fields, absent',
+  [
+    (dict(embed_bias=False), r'embed/bias'),
+    (dict(qkv_bias='qv'), r'encoder/blocks/attention/key/bias'),
+    (dict(qkv_bias='none'), r'encoder/blocks/attention/(query|key|value)/bias'),
+    (dict(head_bias=None), r'head/bias'),
+  ],
+  ids=str,
+)
+def test_a_bias_that_is_left_out_is_one_of_zero(plain, fields, absent):
+  _, params, images, _, _ = plain
+  model = tiny(**fields)
+  zeroed = models.map_named(
+    lambda name, leaf: 0 * leaf if re.fullmatch(absent, name) else leaf, params
+  )
+  kept = models.map_named(lambda name, _: flat(params)[name], shapes(model))
+  assert {n for n in flat(params) if n not in flat(kept)} == {
+    n for n in flat(params) if re.fullmatch(absent, n)
+  }
+  close(forward(model, kept, images)[0], forward(tiny(), zeroed, images)[0])
+
+
+# Rotary positions
+
+
+def turned(x, grid, theta=100.0):
+  """Vectors (T, A, D/A) as queries or keys of a grid of patches."""
+  return np.asarray(vit.rotated(x[None], jnp.asarray(vit.rope2d(*grid, x.shape[-1], theta)))[0])
+
+
+@pytest.mark.quick
+def test_rotation_keeps_norms_and_leaves_the_tokens_before_the_patches():
+  x = np.random.default_rng(0).standard_normal((3 + 6, 2, 8)).astype(np.float32)
+  y = turned(x, (2, 3))
+  np.testing.assert_array_equal(y[:3], x[:3])
+  close(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1))
+  assert (np.abs(y[3:] - x[3:]).max((1, 2)) > 0.01).all()
+
+
+@pytest.mark.quick
+def test_a_score_under_rotation_depends_on_the_difference_of_two_places_alone():
+  q, k = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+  rows, columns = 3, 4
+  queries, keys = (
+    turned(np.tile(x, (rows * columns, 1, 1)), (rows, columns))[:, 0] for x in (q, k)
+  )
+  scores = (queries @ keys.T).reshape(rows, columns, rows, columns)
+  close(scores[:-1, :, :-1], scores[1:, :, 1:])
+  close(scores[:, :-1, :, :-1], scores[:, 1:, :, 1:])
+  assert np.ptp(scores[0, 0]) > 0.1
+
+
+@pytest.mark.gpu
+def test_rotary_positions_have_no_parameters_but_make_the_order_matter():
+  fields, images = dict(pool='gap', registers=1), pictures()
+  params = drawn(shapes(tiny(positions='none', **fields)))
+  rope = tiny(positions='rope', **fields)
+  assert flat(shapes(rope)).keys() == flat(params).keys()
+  swapped = images.reshape(3, 2, 4, 12, 3)[:, ::-1].reshape(images.shape)
+  logits = [np.asarray(forward(rope, params, x)[0]) for x in (images, swapped)]
+  assert np.abs(logits[0] - logits[1]).max() > 1e-3
+  other = forward(tiny(positions='rope', rope_theta=2.0, **fields), params, images)[0]
+  assert np.abs(logits[0] - other).max() > 1e-4
 
 
 @pytest.mark.gpu
@@ -608,7 +721,7 @@ def test_drop_path_rates_rise_linearly_from_zero_and_kept_branches_are_scaled():
   block = vit.Block(**model.block(train=False, attention=False), drop_path=False)
   x, all_dropped = out['embedded'], np.full(n, True)
   for i, rate in enumerate((0.0, 0.25, 0.5)):
-    branch = block.apply({'params': sliced(params, i)}, x, 0.0)[0] - x
+    branch = block.apply({'params': sliced(params, i)}, x, 0.0, None)[0] - x
     added = out['blocks'][i] - x
     dropped = np.abs(added).max((1, 2)) == 0
     # four standard deviations of a share of n

@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ import numpy as np
 
 from vit_jax.convert import architecture, engine, files, google, huggingface, timm, torchvision
 from vit_jax.convert.engine import Arrays, Family
+from vit_jax.convert.preprocess import cropped
 
 FAMILIES: tuple[Family, ...] = (
   *google.FAMILIES,
@@ -102,6 +102,7 @@ def recognised(path: str, arrays: Arrays, config: dict[str, Any], heads: int | N
     raise ValueError(f'{len(arrays)} arrays ({names}, ...) with the names of no known ViT')
   family, theirs, outside = found
   dropped = [name for name in theirs if matches(name, family.drops)]
+  dropped += [name for name, array in theirs.items() if not array.size]
   tidied = family.tidy({name: array for name, array in theirs.items() if name not in dropped})
   tidied = engine.renamed(tidied, family.renames)
   ours, faults = engine.into(family.table, tidied, heads or told_heads(family, tidied, config))
@@ -136,12 +137,6 @@ def own(path: str, model: str, arrays: Arrays) -> Checkpoint:
   classes = class_names({}, fields['num_classes'])
   name = architecture.variant(model, fields)
   return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
-
-
-def cropped(size: tuple[int, int], share: float, method: str) -> str:
-  """Steps that resize an image's shorter side to `size / share` and cut the centre."""
-  side = math.floor(min(size) / share)
-  return f"resize_small({side}, method='{method}') | central_crop"
 
 
 def unwrapped(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
@@ -220,3 +215,23 @@ def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
   if len(named) == count and all(isinstance(name, str) for name in named):
     return tuple(named)
   return tuple(map(str, range(count)))
+
+
+def write(path: str | os.PathLike[str], source: Any, *, to: str) -> list[str]:
+  """Writes a model in another's names: a file by its suffix, or a folder with its configuration.
+
+  Args:
+    path: new; a .npz for 'npz' and 'bigvision', a folder for 'hf', a folder, .safetensors or .pth
+      for 'timm', .safetensors or .pth for 'torchvision'.
+    source: a run or bundle, as `vit_jax.load` gives it.
+    to: 'npz', 'bigvision', 'timm', 'hf' or 'torchvision'.
+
+  Returns:
+    What their readers compute otherwise than the model does, a line each: usually nothing.
+
+  Raises:
+    ValueError: if the path exists or has another suffix, or the dialect cannot say the model.
+  """
+  from vit_jax.convert import translate  # which knows all dialects, and this module
+
+  return translate.write(path, source, to)

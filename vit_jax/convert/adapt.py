@@ -58,6 +58,7 @@ def params(
   channels: int = 3,
   rule: str | None = None,
   new_head: bool = False,
+  zero_biases: bool = False,
 ) -> tuple[Any, Report]:
   """The parameters of `model` from a checkpoint, and what was done to them.
 
@@ -68,6 +69,7 @@ def params(
     channels: of its images.
     rule: of `resample.RULES` for positions; None takes the dialect's own.
     new_head: start with a head of zeros even if the checkpoint's fits.
+    zero_biases: where the checkpoint lacks a bias, take zeros.
 
   Raises:
     ValueError: one that names every missing, unexpected and misshapen array.
@@ -89,9 +91,12 @@ def params(
   arrays = dict(source.arrays)
   if isinstance(model, vit.ViT):
     fit_tokens(arrays, source, model, image_size, rule or source.resample, report)
-    fit_norm(arrays, wanted)
+    fit_norm(arrays, wanted, model, report)
   fit_kernels(arrays, wanted, rule or source.resample, report)
   fit_head(arrays, wanted, model, new_head, report)
+  if zero_biases:
+    lacking = [name for name in wanted if name.endswith('/bias') and name not in arrays]
+    arrays |= {name: np.zeros(wanted[name].shape, np.float32) for name in lacking}
   check(source, arrays, wanted)
   for field in MEANING:
     theirs, ours = source.fields.get(field), getattr(model, field, None)
@@ -150,8 +155,13 @@ def cells(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
   return (size[0] // patch[0], size[1] // patch[1])
 
 
-def fit_norm(arrays: Arrays, wanted: dict[str, Any]) -> None:
-  """The last norm under the name of its place, before the pooling or after."""
+def fit_norm(arrays: Arrays, wanted: dict[str, Any], model: vit.ViT, report: Report) -> None:
+  """The last norm under the name of its place, before the pooling or after; or dropped."""
+  if model.final_norm == 'none':
+    unread = [name for name in arrays if name.startswith(('encoder/norm/', 'fc_norm/'))]
+    report.dropped.extend(unread)
+    for name in unread:
+      del arrays[name]
   for here, there in (('encoder/norm', 'fc_norm'), ('fc_norm', 'encoder/norm')):
     for leaf in ('scale', 'bias'):
       lacks = f'{here}/{leaf}' in wanted and f'{here}/{leaf}' not in arrays
@@ -206,9 +216,8 @@ def fit_head(
 
 def check(source: Checkpoint, arrays: Arrays, wanted: dict[str, Any]) -> None:
   """Raises ValueError that names all that does not fit."""
-  named = {part for fault in (source.faults.missing, source.faults.misshapen) for part in fault}
   wrong = [f'{name} is missing' for name in source.faults.missing]
-  if not named:
+  if not (source.faults.missing or source.faults.misshapen):
     wrong += [f'{name} is missing' for name in wanted if name not in arrays]
   wrong += [f'{name} is unexpected' for name in source.faults.unexpected]
   wrong += [f'{name} is unexpected' for name in arrays if name not in wanted]

@@ -116,6 +116,27 @@ class Family:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spoken:
+  """How a dialect says one model.
+
+  Fields:
+    table: its names.
+    fields: of the model, and the values that the dialect has a way to say; others are refused.
+    becomes: fields that change without changing what is computed.
+    assumed: fields that its readers take for granted; another value is told.
+    finish: last changes to its arrays.
+    configs: JSON files beside the weights, by name.
+  """
+
+  table: tuple[Row, ...]
+  fields: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  becomes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  assumed: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  finish: Callable[[Arrays], Arrays] = unchanged
+  configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Faults:
   """All that is wrong with a file's arrays, to be told at once."""
 

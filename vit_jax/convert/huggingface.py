@@ -1,10 +1,13 @@
 """Hugging Face's names: what transformers 4 wrote and 5 writes on disk, and 5 has in memory."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.engine import TABLE, TOKEN, Arrays, Family, rows
+from vit_jax.convert.engine import TABLE, TOKEN, Arrays, Family, Row, Spoken, renamed, rows
+from vit_jax.convert.preprocess import look
 from vit_jax.convert.timm import BLOCKS, conv, dense, merged, norm, projected
 
 
@@ -110,6 +113,12 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   config = config.get('vision_config', config)
   known = DEFAULTS[kind(theirs)]
   act = config.get('hidden_act', known['hidden_act'])
+  if 'encoder/blocks/mlp/gate/kernel' in ours:
+    if 'use_gated_mlp' in config and act not in ('silu', 'swish'):
+      raise ValueError(f'hidden_act {act!r} of a gated MLP is not silu')
+    act = known['hidden_act']  # of no consequence: DINOv2's gate takes SiLU whatever it says
+  if config.get('pooler_act', 'tanh') != 'tanh' and 'pre_logits/kernel' in ours:
+    raise ValueError(f'pooler_act {config["pooler_act"]!r} is not tanh')
   if act not in ACTIVATIONS:
     raise ValueError(f'hidden_act {act!r} is none of {", ".join(ACTIVATIONS)}')
   fields = {
@@ -178,7 +187,8 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
   """From preprocessor_config.json: squashed, or the shorter side resized; then the centre."""
   given = config.get('preprocessor')
   if not given:
-    return {}
+    size = config.get('vision_config', config).get('image_size')
+    return {'steps': "resize(method='bilinear_antialias')", 'size': sides(size)} if size else {}
   resample = given.get('resample', 2)
   if resample not in METHODS:
     raise ValueError(f'preprocessor_config.json: resample {resample} is none of 2 and 3')
@@ -230,7 +240,7 @@ MEMORY = (  # names in the memory of transformers 5
   (r'^(encoder\.layer\.\d+\.attention)\.o_proj\.', r'\1.output.dense.'),
 )
 DROPS = (
-  r'embeddings\.mask_token',
+  r'(.*\.)?embeddings\.mask_token',
   r'.*position_ids',
   r'text_model\..*',
   r'text_projection\.weight',
@@ -296,3 +306,322 @@ FAMILIES = (
     **COMMON,
   ),
 )
+
+
+def spoken(source: Any) -> Spoken:
+  """transformers' names of version 4, and the JSON files that its `from_pretrained` reads."""
+  if type(source.model).__name__ != 'ViT':
+    return Spoken((), fields={'num_classes': ()})
+  form = FORMS[form_of(source.model)](source)
+  configs = {
+    'config.json': {**form.config, **labels(source)},
+    'preprocessor_config.json': preprocessor(source),
+  }
+  fields = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (source.model.rope_theta,)}
+  becomes = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0} | form.becomes
+  return Spoken(form.table, fields | form.fields, becomes, finish=form.finish, configs=configs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """One of transformers' classes: see `Spoken` for the fields that it shares."""
+
+  table: tuple[Row, ...]
+  config: dict[str, Any]
+  fields: dict[str, Any]
+  becomes: dict[str, Any]
+  finish: Callable[[Arrays], Arrays]
+
+
+def form_of(model: Any) -> str:
+  """The kind, as of `kind`, that has the model's parts."""
+  if model.positions == 'rope':
+    return 'dinov3'
+  if model.pre_norm:
+    return 'clip'
+  if model.swiglu or model.layer_scale is not None or model.pool == 'token_gap':
+    return 'dinov2'
+  return 'vit' if model.has_class_token else 'siglip'
+
+
+def prefixed(prefix: str, outside: str = 'classifier') -> Callable[[Arrays], Arrays]:
+  """Puts a prefix before all names but the head's."""
+
+  def finish(theirs: Arrays) -> Arrays:
+    return {n if n.startswith(outside) else prefix + n: a for n, a in theirs.items()}
+
+  return finish
+
+
+def sizes(source: Any) -> dict[str, Any]:
+  """The keys of config.json that every kind has."""
+  model, size = source.model, source.preprocess.size
+  return {
+    'hidden_size': model.width,
+    'num_hidden_layers': model.depth,
+    'num_attention_heads': model.heads,
+    'hidden_act': ACTS[model.activation],
+    'layer_norm_eps': model.norm_eps,
+    'image_size': size[0] if size[0] == size[1] else list(size),
+    'patch_size': model.patch[0] if model.patch[0] == model.patch[1] else list(model.patch),
+    'num_channels': 3,
+    'dtype': 'float32',
+  }
+
+
+def vit_form(source: Any) -> Form:
+  model = source.model
+  distilled = model.distillation != 'none'
+  name, prefix = ('DeiT', 'deit.') if distilled else ('ViT', 'vit.')
+  if not model.num_classes:
+    architecture, prefix = f'{name}Model', ''
+  else:
+    architecture = f'{name}ForImageClassification'
+    architecture += 'WithTeacher' if model.distillation == 'head' else ''
+  rename = prefixed(prefix, 'classifier')
+
+  def finish(theirs: Arrays) -> Arrays:
+    if model.distillation != 'head':
+      return rename(theirs)
+    outside = renamed(theirs, ((r'^classifier\.', 'cls_classifier.'),))
+    heads = ('cls_classifier', 'distillation_classifier')
+    return {n if n.startswith(heads) else prefix + n: a for n, a in outside.items()}
+
+  return Form(
+    VIT,
+    {
+      'architectures': [architecture],
+      'model_type': name.lower(),
+      **sizes(source),
+      'intermediate_size': model.mlp_dim,
+      'qkv_bias': model.qkv_bias != 'none',
+      'pooler_act': 'tanh',
+      'pooler_output_size': model.representation or model.width,
+      'attention_probs_dropout_prob': 0.0,
+      'hidden_dropout_prob': 0.0,
+      'encoder_stride': model.patch[0],
+    },
+    {
+      'pool': ('token',),
+      'final_norm': ('tokens',),
+      'registers': (0,),
+      'representation': (None,) if model.num_classes else (None, model.width),
+    },
+    {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'},
+    finish,
+  )
+
+
+def dinov2_form(source: Any) -> Form:
+  model = source.model
+  name = 'Dinov2WithRegisters' if model.registers else 'Dinov2'
+  kind = 'dinov2_with_registers' if model.registers else 'dinov2'
+  classes = bool(model.num_classes)
+  found = hidden_ratio(model)
+  return Form(
+    DINOV2,
+    {
+      'architectures': [f'{name}ForImageClassification' if classes else f'{name}Model'],
+      'model_type': kind,
+      **sizes(source),
+      'mlp_ratio': found,
+      'use_swiglu_ffn': model.swiglu,
+      'qkv_bias': model.qkv_bias != 'none',
+      'num_register_tokens': model.registers,
+      'layerscale_value': model.layer_scale,
+      'use_mask_token': False,
+      'attention_probs_dropout_prob': 0.0,
+      'hidden_dropout_prob': 0.0,
+      'drop_path_rate': 0.0,
+    },
+    {
+      'pool': ('token_gap',) if classes else ('token', 'gap', 'token_gap'),
+      'class_token': (True, None),
+      'final_norm': ('tokens',),
+      'distillation': ('none',),
+      'representation': (None,),
+      'mlp_dim': (model.mlp_dim,) if found else (),
+      'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
+      'activation': ('gelu_erf', 'gelu_tanh', 'quick_gelu'),
+    },
+    {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'},
+    prefixed(f'{kind}.' if classes else ''),
+  )
+
+
+def hidden_ratio(model: Any) -> int | float | None:
+  """The mlp_ratio from which transformers' DINOv2 computes this hidden width."""
+  for ratio in (4, model.mlp_dim / model.width, 1.5 * model.mlp_dim / model.width):
+    hidden = int(model.width * ratio)
+    if model.swiglu:
+      hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    if hidden == model.mlp_dim:
+      return ratio
+  return None
+
+
+def dinov3_form(source: Any) -> Form:
+  model = source.model
+
+  def finish(theirs: Arrays) -> Arrays:
+    """Adds the mask token, which only pre-training reads, and a table of no registers."""
+    more = {'embeddings.mask_token': np.zeros((1, 1, model.width), np.float32)}
+    if not model.registers:
+      more['embeddings.register_tokens'] = np.zeros((1, 0, model.width), np.float32)
+    return theirs | more
+
+  return Form(
+    DINOV3,
+    {
+      'architectures': ['DINOv3ViTModel'],
+      'model_type': 'dinov3_vit',
+      **sizes(source),
+      'hidden_act': 'silu' if model.swiglu else ACTS[model.activation],
+      'intermediate_size': model.mlp_dim,
+      'num_register_tokens': model.registers,
+      'rope_theta': model.rope_theta,
+      'use_gated_mlp': model.swiglu,
+      'layerscale_value': model.layer_scale,
+      'query_bias': 'q' in model.qkv_bias,
+      'key_bias': 'k' in model.qkv_bias,
+      'value_bias': 'v' in model.qkv_bias,
+      'proj_bias': True,
+      'mlp_bias': True,
+    },
+    {
+      'num_classes': (0,),
+      'pool': ('token', 'gap'),
+      'class_token': (True, None),
+      'final_norm': ('tokens',),
+      'distillation': ('none',),
+      'representation': (None,),
+      'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
+    },
+    {'embed_bias': True, 'positions': 'rope'},
+    finish,
+  )
+
+
+def clip_form(source: Any) -> Form:
+  model = source.model
+  tower = {'model_type': 'clip_vision_model', **sizes(source), 'intermediate_size': model.mlp_dim}
+  classes = model.pool == 'gap'
+  config: dict[str, Any] = {'architectures': ['CLIPVisionModel'], **tower}
+  rename = prefixed('vision_model.')
+  if classes:
+    config = {
+      'architectures': ['CLIPForImageClassification'],
+      'model_type': 'clip',
+      'vision_config': tower,
+    }
+  elif model.num_classes:
+    config |= {
+      'architectures': ['CLIPVisionModelWithProjection'],
+      'projection_dim': model.num_classes,
+    }
+
+  def finish(theirs: Arrays) -> Arrays:
+    if not classes:
+      return renamed(rename(theirs), ((r'^classifier\.', 'visual_projection.'),))
+    unread = {
+      'post_layernorm.weight': np.ones(model.width, np.float32),
+      'post_layernorm.bias': np.zeros(model.width, np.float32),
+    }
+    return rename(theirs | unread)
+
+  return Form(
+    CLIP,
+    config,
+    {
+      'pool': ('token', 'gap'),
+      'class_token': (True,) if classes else (True, None),
+      'final_norm': ('none',) if classes else ('tokens',),
+      'num_classes': (model.num_classes,) if model.num_classes or not classes else (),
+      'head_bias': (model.head_bias,) if classes or not model.num_classes else (None,),
+      'embed_bias': (False,),
+      'qkv_bias': ('qkv',),
+      'representation': (None,),
+      'distillation': ('none',),
+    },
+    {'head_bias': 0.0 if classes else None},
+    finish,
+  )
+
+
+def siglip_form(source: Any) -> Form:
+  model = source.model
+  tower = {
+    'model_type': 'siglip_vision_model',
+    **sizes(source),
+    'intermediate_size': model.mlp_dim,
+    'vision_use_head': model.pool == 'map',
+  }
+  config: dict[str, Any] = {'architectures': ['SiglipVisionModel'], **tower}
+  if model.num_classes:
+    config = {
+      'architectures': ['SiglipForImageClassification'],
+      'model_type': 'siglip',
+      'vision_config': tower,
+    }
+  return Form(
+    SIGLIP,
+    config,
+    {
+      'pool': ('gap',) if model.num_classes else ('map', 'gap'),
+      'final_norm': ('tokens',),
+      'registers': (0,),
+      'representation': (None,),
+      'distillation': ('none',),
+    },
+    {'cls_position': model.cls_position, 'embed_bias': True, 'qkv_bias': 'qkv'},
+    prefixed('vision_model.'),
+  )
+
+
+FORMS: dict[str, Callable[[Any], Form]] = {
+  'vit': vit_form,
+  'dinov2': dinov2_form,
+  'dinov3': dinov3_form,
+  'clip': clip_form,
+  'siglip': siglip_form,
+}
+ACTS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'quick_gelu'}
+
+
+def labels(source: Any) -> dict[str, Any]:
+  """The names of the classes, as config.json has them."""
+  if not source.classes or source.model.head_bias is None:
+    return {}
+  names = [f'LABEL_{i}' if name == str(i) else name for i, name in enumerate(source.classes)]
+  return {
+    'id2label': {str(i): name for i, name in enumerate(names)},
+    'label2id': {name: i for i, name in enumerate(names)},
+  }
+
+
+def preprocessor(source: Any) -> dict[str, Any]:
+  """preprocessor_config.json."""
+  prepared = source.preprocess
+  seen = look(prepared.steps, prepared.size)
+  height, width = prepared.size
+  numbers = {method: number for number, method in METHODS.items()} | {'bicubic': 3}
+  config: dict[str, Any] = {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_resize': True,
+    'size': {'height': height, 'width': width},
+    'resample': numbers.get(seen.method, 2) if seen else 2,
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': list(prepared.mean),
+    'image_std': list(prepared.std),
+  }
+  if seen and not seen.squash:
+    config |= {
+      'image_processor_type': 'CLIPImageProcessor',
+      'size': {'shortest_edge': seen.side},
+      'do_center_crop': True,
+      'crop_size': {'height': height, 'width': width},
+      'do_convert_rgb': True,
+    }
+  return config

@@ -18,9 +18,11 @@ from vit_jax.convert.engine import (
   POINT,
   Arrays,
   Family,
+  Spoken,
   renamed,
   rows,
 )
+from vit_jax.convert.preprocess import look
 
 Lines = list[tuple[Any, ...]]
 
@@ -211,6 +213,8 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   """A VisionTransformer's fields, from timm's config.json where there is one."""
   args = config.get('model_args', {})
   name = str(config.get('architecture', ''))
+  if re.search(OTHER, name):
+    raise ValueError(f'timm computes {name} otherwise than a ViT of these names')
   fields: dict[str, Any] = {
     'activation': 'quick_gelu' if 'quickgelu' in name else 'gelu_erf',
     'norm_eps': 1e-5 if 'pre_norm/scale' in ours else 1e-6,
@@ -247,6 +251,8 @@ def bit_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[st
   return {'numerics': 'timm'}
 
 
+# Architectures with the names of a ViT, but other positions or blocks.
+OTHER = r'_rpn_|_rope|_pe_|beit|eva|swin'
 # The architectures whose code in timm takes the tanh form of GELU.
 TANH = r'base_patch32_siglip|(so400m|giantopt)_patch16_siglip|large_patch16_siglip(_gap)?_512'
 ACTIVATIONS = {
@@ -367,3 +373,202 @@ FAMILIES = (
     preprocess=preprocess,
   ),
 )
+
+
+def spoken(source: Any) -> Spoken:
+  """timm's names, and a config.json that its `local-dir:` opens."""
+  kind = type(source.model).__name__
+  if kind == 'Mixer':
+    return Spoken(
+      MIXER,
+      becomes={'head_bias': 0.0},
+      assumed={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
+      configs={'config.json': described(source, *mixer_args(source))},
+    )
+  if kind == 'ResNet':
+    return Spoken(
+      BIT,
+      becomes={'head_bias': 0.0},
+      assumed={'numerics': ('timm',)},
+      configs={'config.json': described(source, *bit_args(source.model))},
+    )
+  model = source.model
+  rope = model.positions == 'rope'
+  biases = ('qv', 'none') if rope else ('qkv', 'qv', 'none')
+  becomes: dict[str, Any] = {'head_bias': 0.0}
+  if not rope:
+    becomes['qkv_bias'] = 'none' if model.qkv_bias == 'none' else 'qkv'
+    becomes['embed_bias'] = model.embed_bias or not model.pre_norm
+    becomes['cls_position'] = model.cls_position and not model.registers
+    becomes['positions'] = 'none' if model.positions == 'none' else 'learned'
+  stems = (None, *HYBRIDS)
+  return Spoken(
+    EVA if rope else VIT,
+    fields={
+      'pool': tuple(GLOBAL_POOLS),
+      'distillation': ('none', 'head'),
+      'stem': (None,) if rope else stems,
+      'stem_width': (64,),
+      'qkv_bias': biases,
+      'embed_bias': (True,) if model.pre_norm is rope else (True, False),
+      'representation': (None,),
+      'rope_theta': (100.0,),
+      **({'distillation': ('none',), 'pre_norm': (False,), 'qk_norm': (False,)} if rope else {}),
+    },
+    becomes=becomes,
+    assumed={
+      'norm_eps': (1e-5,) if rope else (1e-5, 1e-6),
+      'stem_numerics': ('timm',),
+      **({'activation': ('gelu_erf',)} if rope else {}),
+    },
+    finish=finish,
+    configs={'config.json': described(source, *(eva_args if rope else vit_args)(source))},
+  )
+
+
+def finish(theirs: Arrays) -> Arrays:
+  """The names on disk: a joint MLP is `fc1`, a root without stages the backbone itself."""
+  renames = [(r'\.mlp\.w12\.', '.mlp.fc1.')]
+  if not any('.stages.' in name for name in theirs):
+    renames.append((r'^(patch_embed\.backbone)\.stem\.', r'\1.'))
+  if any('.fc1_g.' in name for name in theirs):
+    renames.append((r'\.mlp\.fc1\.', '.mlp.fc1_x.'))
+  return renamed(theirs, renames)
+
+
+HYBRIDS = {
+  (): 'vit_tiny_r_s16_p8_224',
+  (2, 2, 2, 2): 'vit_small_r26_s32_224',
+  (3, 4, 9): 'vit_base_r50_s16_224',
+  (3, 4, 6, 3): 'vit_large_r50_s32_224',
+}
+GLOBAL_POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map', 'none': ''}
+ACT_LAYERS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_tanh', 'quick_gelu': 'quick_gelu'}
+
+
+def vit_args(source: Any) -> tuple[str, dict[str, Any]]:
+  """An architecture of timm, and the arguments that make it this VisionTransformer."""
+  model = source.model
+  args: dict[str, Any] = {
+    'img_size': list(source.preprocess.size),
+    **shape_args(model),
+    'mlp_ratio': ratio(model.width, model.mlp_dim * (2 if model.swiglu else 1)),
+    'qkv_bias': model.qkv_bias != 'none',
+    'global_pool': GLOBAL_POOLS.get(model.pool),
+  }
+  if model.distillation == 'head':
+    architecture = 'deit_base_distilled_patch16_224'
+  elif model.stem is not None:
+    architecture = HYBRIDS.get(model.stem, '')
+    args['patch_size'] = model.kernel_size[0]
+  elif model.swiglu:
+    architecture = 'vit_giant_patch14_dinov2'
+  elif model.norm_eps == 1e-5 or model.pre_norm:
+    architecture = 'vit_base_patch16_clip_224'
+  else:
+    architecture = 'vit_base_patch16_224'
+  more = {
+    'class_token': model.has_class_token,
+    'no_embed_class': bool(model.registers) or not model.cls_position,
+    'reg_tokens': model.registers,
+    'fc_norm': model.final_norm == 'pooled',
+    'final_norm': model.final_norm != 'none',
+    'pre_norm': model.pre_norm,
+    'init_values': model.layer_scale,
+    'qk_norm': model.qk_norm,
+    'pos_embed': 'none' if model.positions == 'none' else 'learn',
+    'act_layer': ACT_LAYERS[model.activation],
+  }
+  usual = {
+    'class_token': True,
+    'no_embed_class': False,
+    'reg_tokens': 0,
+    'fc_norm': False,
+    'final_norm': True,
+    'pre_norm': architecture == 'vit_base_patch16_clip_224',
+    'init_values': 1e-5 if model.swiglu else None,
+    'qk_norm': False,
+    'pos_embed': 'learn',
+    'act_layer': 'gelu',
+  }
+  if model.swiglu:
+    more['act_layer'] = usual['act_layer']
+  return architecture, args | {k: v for k, v in more.items() if v != usual[k] or k == 'fc_norm'}
+
+
+def eva_args(source: Any) -> tuple[str, dict[str, Any]]:
+  """The same of DINOv3's Eva."""
+  model = source.model
+  return 'vit_small_plus_patch16_dinov3_qkvb', {
+    'img_size': list(source.preprocess.size),
+    **shape_args(model),
+    'mlp_ratio': ratio(model.width, model.mlp_dim),
+    'qkv_bias': model.qkv_bias != 'none',
+    'swiglu_mlp': model.swiglu,
+    'swiglu_align_to': 1 if model.mlp_dim % 8 else 8,
+    'num_reg_tokens': model.registers,
+    'init_values': model.layer_scale,
+    'class_token': model.has_class_token,
+    'global_pool': GLOBAL_POOLS.get(model.pool),
+    'use_fc_norm': model.final_norm == 'pooled',
+  }
+
+
+def shape_args(model: Any) -> dict[str, Any]:
+  patch = model.patch
+  return {
+    'patch_size': patch[0] if patch[0] == patch[1] else list(patch),
+    'embed_dim': model.width,
+    'depth': model.depth,
+    'num_heads': model.heads,
+  }
+
+
+def ratio(width: int, hidden: int) -> float:
+  """A ratio that timm's int(width * ratio) brings back to `hidden`."""
+  exact = hidden / width
+  return exact if int(width * exact) == hidden else math.nextafter(exact, math.inf)
+
+
+def mixer_args(source: Any) -> tuple[str, dict[str, Any]]:
+  model = source.model
+  name = {
+    (512, 8, 16): 'mixer_s16_224',
+    (512, 8, 32): 'mixer_s32_224',
+    (768, 12, 16): 'mixer_b16_224',
+    (768, 12, 32): 'mixer_b32_224',
+    (1024, 24, 16): 'mixer_l16_224',
+    (1024, 24, 32): 'mixer_l32_224',
+  }.get((model.width, model.depth, model.patch[0]), 'mixer_b16_224')
+  return name, {'img_size': list(source.preprocess.size)}
+
+
+def bit_args(model: Any) -> tuple[str, dict[str, Any]]:
+  depth = sum(model.blocks) * 3 + 2
+  return f'resnetv2_{depth}x{model.width_factor}_bit', {}
+
+
+def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
+  """config.json as timm writes it."""
+  model, prepared = source.model, source.preprocess
+  seen = look(prepared.steps, prepared.size)
+  data: dict[str, Any] = {
+    'input_size': [3, *prepared.size],
+    'interpolation': seen.method.split('_')[0] if seen else 'bicubic',
+    'crop_pct': min(prepared.size) / seen.side if seen else 1.0,
+    'crop_mode': 'squash' if seen and seen.squash else 'center',
+    'mean': list(prepared.mean),
+    'std': list(prepared.std),
+    'num_classes': model.num_classes,
+  }
+  config: dict[str, Any] = {
+    'architecture': architecture,
+    'num_classes': model.num_classes,
+    'model_args': args,
+    'pretrained_cfg': data,
+  }
+  if 'global_pool' in args:
+    config['global_pool'] = args['global_pool']
+  if source.classes != tuple(map(str, range(len(source.classes)))):
+    config['label_names'] = list(source.classes)
+  return config

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_jax.convert.engine import Arrays, Family, rows
+from vit_jax.convert.engine import Arrays, Family, Spoken, rows
 from vit_jax.convert.timm import BLOCKS, conv, dense, merged, norm, projected
 
 THEIRS = 'encoder.layers.encoder_layer_{i}'
@@ -49,3 +49,22 @@ FAMILIES = (
     resample='bicubic_align_corners',
   ),
 )
+
+
+def spoken(source: Any) -> Spoken:
+  return Spoken(
+    VIT,
+    fields={
+      'pool': ('token',),
+      'positions': ('learned', 'sincos2d'),
+      'final_norm': ('tokens',),
+    },
+    becomes={
+      'cls_position': True,
+      'positions': 'learned',
+      'embed_bias': True,
+      'qkv_bias': 'qkv',
+      'head_bias': 0.0,
+    },
+    assumed={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
+  )
