@@ -1,21 +1,35 @@
-# make demo   makes .venv, installs, trains on scikit-learn's digits, predicts
-# make test   the tests
-# make lint   style and types
+# make demo          makes .venv, installs, trains on scikit-learn's digits, predicts
+# make test          the tests
+# make test-interop  makes .venv-interop with torch, timm and transformers, compares with them
+# make lint          style and types
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
   && echo $$p && break; done)
 VENV ?= .venv
+INTEROP ?= .venv-interop
 RUN ?= runs/digits
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-interop lint clean
 .DELETE_ON_ERROR:
 
+define make_venv
+@test -n "$(PYTHON)" || { echo "vit_jax needs Python 3.11, 3.12 or 3.13: make PYTHON=..."; exit 2; }
+$(PYTHON) -m venv $(@D)
+endef
+
 $(VENV)/installed: pyproject.toml setup.py
-	@test -n "$(PYTHON)" || { echo "vit_jax needs Python 3.11, 3.12 or 3.13: make PYTHON=..."; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(make_venv)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build
+$(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
+	$(make_venv)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	  -r tests/interop/requirements.txt
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	touch $@
 
 demo: $(VENV)/installed
@@ -29,10 +43,13 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(PY) -m pytest -n 2 $(TESTS)
 
+test-interop: $(INTEROP)/installed
+	$(INTEROP)/bin/python -m pytest -n 2 tests/interop $(TESTS)
+
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) build dist *.egg-info

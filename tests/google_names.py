@@ -83,3 +83,29 @@ def half_normal_logits(model, size):
   images = np.random.RandomState(0).uniform(-1, 1, (2, size, size, 3))
   params = drawn_params(model, size, draw=half_normal)
   return jax.jit(model.apply)({'params': params}, np.float32(images))[0]
+
+
+OLD = {  # the parts of a block in the numbers of the paper's files
+  'LayerNorm_1': 'LayerNorm_2',
+  'MultiHeadDotProductAttention_0': 'MultiHeadDotProductAttention_1',
+  'MlpBlock_0': 'MlpBlock_3',
+}
+
+
+def google_arrays(params, *, old=True, big_vision=False, names=LEAVES):
+  """{their name: array} of our tree, a layer at a time; big_vision numbers them in the new way."""
+  arrays = {}
+
+  def add(path, leaf):
+    theirs = google_name('/'.join(key.key for key in path), names)
+    for i in range(leaf.shape[0] if '{i}' in theirs else 1):
+      name = theirs.format(i=i)
+      if big_vision:
+        name = name.replace('Transformer/posembed_input/', '')
+      elif old and name.startswith('Transformer/encoderblock'):
+        for new, number in OLD.items():
+          name = name.replace(new, number)
+      arrays[name] = np.asarray(leaf[i] if '{i}' in theirs else leaf)
+
+  jax.tree_util.tree_map_with_path(add, params)
+  return arrays

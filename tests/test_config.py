@@ -229,7 +229,9 @@ HYBRID = ('model.name=R+ViT-Ti/16', 'model.patch=8', 'model.depth=1', 'model.mlp
 def test_a_model_of_every_family_is_within_reach_of_a_config(overrides, fields):
   plain = [f'model.{field}=None' for field in ('width', 'depth', 'heads', 'mlp_dim', 'pool')]
   unset = [f'model.{f}=None' for f in ('patch', 'dropout', 'drop_path', 'positions')]
-  model = plans.make_plan(load(*plain, *unset, 'image_size=64', 'data.augment=resize', *overrides)).model
+  model = plans.make_plan(
+    load(*plain, *unset, 'image_size=64', 'data.augment=resize', *overrides)
+  ).model
   assert {field: getattr(model, field) for field in fields} == fields
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import vit_jax
 from tests.golden import weights
-from tests.google_names import drawn_params
+from tests.google_names import LEAVES, MIXER_LEAVES, drawn_params, google_arrays
 from vit_jax import objective, optim, train
+from vit_jax.models import mixer
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden/golden.npz')
 
@@ -27,16 +28,42 @@ MODELS = {
 }
 
 
+def written(path, model, params, *, big_vision=False):
+  """The golden weights as an .npz of Google's, as it is published."""
+  names = MIXER_LEAVES if isinstance(model, mixer.Mixer) else LEAVES
+  np.savez(path, **google_arrays(params, big_vision=big_vision, names=names))
+  return path
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('key', MODELS)
-def test_logits_equal_the_reference_implementation(key):
+def test_logits_of_a_published_file_equal_the_reference_implementation(key, tmp_path):
   name, fields = MODELS[key]
-  model = vit_jax.build(name, unroll=1, **fields)
-  params = drawn_params(model, 224, big_vision=key.startswith('bv'))
+  wanted, big_vision = vit_jax.build(name, **fields), key.startswith('bv')
+  params = drawn_params(wanted, 224, big_vision=big_vision)
+  run = vit_jax.load(written(tmp_path / 'a.npz', wanted, params, big_vision=big_vision))
+  model = run.model.clone(dtype='float32', unroll=1)
   with jax.default_matmul_precision('highest'):
-    logits, _ = jax.jit(model.apply)({'params': params}, weights.images(2, 224))
+    logits, _ = jax.jit(model.apply)({'params': run.params}, weights.images(2, 224))
   # 1e-5 of the logits' scale: float32 sums of up to 1,536 terms, reordered, over 12 layers
   np.testing.assert_allclose(logits, GOLDEN[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_positions_for_larger_images_equal_the_reference_implementation(tmp_path):
+  published = vit_jax.build('ViT-Ti/16', num_classes=21_843)
+  path = written(tmp_path / 'a.npz', published, drawn_params(published, 224))
+  model = vit_jax.build('ViT-Ti/16', num_classes=10, unroll=1)
+  params = vit_jax.load_params(path, model, image_size=384, report=None)
+  np.testing.assert_allclose(
+    params['positions'][0, ::37, ::17], GOLDEN['interp_384'], rtol=1e-5, atol=1e-6
+  )
+  assert not params['head']['kernel'].any()
+  with jax.default_matmul_precision('highest'):
+    features = jax.jit(lambda p, x: model.apply({'params': p}, x)[1]['pre_logits'])(
+      params, weights.images(2, 384)
+    )
+  np.testing.assert_allclose(features, GOLDEN['interp_384_feat'], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.quick

@@ -305,9 +305,7 @@ def test_all_wrong_arrays_are_named_at_once(copied, capsys):
 
 
 @pytest.mark.parametrize('spoil', ['transposed', 'missing'])
-def test_a_bundle_whose_head_does_not_fit_its_classes_is_not_given_a_new_one(
-  spoil, copied, capsys
-):
+def test_a_bundle_whose_head_does_not_fit_its_classes_is_not_given_a_new_one(spoil, copied, capsys):
   file = copied / 'model/model.safetensors'
   arrays = load_file(file)
   kernel = arrays.pop('head/kernel')

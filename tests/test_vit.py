@@ -459,7 +459,7 @@ def test_the_logits_of_a_distilled_model_are_the_mean_of_its_two_heads(plain):
 
 @pytest.mark.gpu
 def test_a_distillation_token_without_a_head_is_a_register_with_a_position(plain):
-  _, params, images, logits, _ = plain
+  _, params, images, _, _ = plain
   model = tiny(distillation='token', cls_position=False)
   expected = tiny(registers=1, cls_position=False)
   params = drawn(shapes(expected))
@@ -631,7 +631,7 @@ def test_norm_eps_and_dtype_reach_every_layer_norm(field, value):
 
 @pytest.mark.gpu
 def test_bfloat16_computes_in_bfloat16_but_keeps_parameters_and_logits_in_float32(plain):
-  _, params, images, logits, _ = plain
+  _, params, images, _, _ = plain
   model = tiny(dtype='bfloat16')
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype('float32')}
   found, out = forward(model, params, images, attention=True)

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from vit_jax import convert, models
 from vit_jax.convert import adapt, files
+from vit_jax.convert import preprocess as lines
 from vit_jax.data import transforms
 
 FORMAT = 1
@@ -55,7 +55,7 @@ class Bundle:
     name: the variant that `vit_jax.build` made it from.
   """
 
-  model: nn.Module
+  model: models.Model
   params: Any
   classes: tuple[str, ...]
   preprocess: Preprocess
@@ -81,8 +81,13 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
   os.replace(partial, folder)
 
 
-def read(path: str | os.PathLike[str]) -> Bundle:
+def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
   """The bundle in a folder, in the `model` folder of a run, or made of a published checkpoint.
+
+  Args:
+    path: of the folder or file.
+    native: for images of the size that the table of positions is for, where the file's
+      preprocessing names another, so that no array is resampled.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -94,6 +99,9 @@ def read(path: str | os.PathLike[str]) -> Bundle:
   try:
     model = models.build(source.name, dtype=models.device_dtype(), **source.fields)
     preprocess = Preprocess(**({'steps': 'resize', 'size': source.size} | source.preprocess))
+    if native and preprocess.size != source.size:
+      steps = lines.scaled(preprocess.steps, preprocess.size, source.size)
+      preprocess = dataclasses.replace(preprocess, steps=steps, size=source.size)
     check(model, preprocess, source.classes)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{told_by} does not describe a model: {error}') from None
@@ -141,7 +149,7 @@ def own_folder(path: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
-def check(model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
   """Raises ValueError for the first part of a bundle that does not fit the others."""
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     if pathlib.Path(flags.destination).exists():
       raise ValueError(f'{flags.destination} exists already')
-    source = bundle.read(flags.source)
+    source = bundle.read(flags.source, native=True)
     if flags.to == 'bundle':
       bundle.write(flags.destination, source)
       told = []
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
 
 def checked(flags: argparse.Namespace, source: bundle.Bundle) -> int:
   """Prints the largest difference between what was read and what was written."""
-  from vit_jax.convert import peers
+  from vit_jax import parity  # imports other libraries, where there are any
 
   try:
-    line, fine = peers.compare(flags.source, flags.destination, flags.to, source)
+    line, fine = parity.compare(flags.source, flags.destination, flags.to, source)
   except (ValueError, OSError) as error:
     print(f'vit convert: --check: {error}', file=sys.stderr)
     return 3

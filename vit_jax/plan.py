@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -35,7 +34,7 @@ class Plan:
 
   config: Any
   mesh: Mesh
-  model: nn.Module
+  model: models.Model
   loss: Callable[..., Any]
   tx: optax.GradientTransformation
   schedule: optim.Schedule
@@ -137,7 +136,7 @@ def make_plan(config: Any) -> Plan:
   )
 
 
-def make_model(config: Any, num_classes: int) -> nn.Module:
+def make_model(config: Any, num_classes: int) -> models.Model:
   """The config's model; without a type of its own it computes in the device's."""
   given = {field: value for field, value in config.model.items() if value is not None}
   fields = {'dtype': models.device_dtype()} | given

@@ -14,6 +14,7 @@ import numpy as np
 import vit_jax
 import vit_jax.convert
 from tests import conftest
+from vit_jax import bundle
 
 # Logits and activations are near 1; float32 there resolves 1.2e-7, and matmuls of a few hundred
 # terms, which the two sides add up in different orders, leave some tens of these.
@@ -100,7 +101,10 @@ def same_params(a: Any, b: Any) -> None:
 def convert(source: pathlib.Path | Any, target: pathlib.Path, to: str) -> pathlib.Path:
   """A loaded run, or a file, in another dialect; gives the path to read it from."""
   run = vit_jax.load(source) if isinstance(source, pathlib.Path) else source
-  vit_jax.convert.write(target, run, to=to)
+  if to == 'bundle':
+    bundle.write(target, run)
+  else:
+    vit_jax.convert.write(target, run, to=to)
   return target
 
 

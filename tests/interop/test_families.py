@@ -37,7 +37,10 @@ def test_what_we_load_computes_what_the_peer_does(name, peer, loaded):
 @FAMILIES
 def test_what_we_write_back_is_what_was_read(name, peer, loaded, tmp_path):
   out = ours.convert(loaded(name), tmp_path / target(peer(name)), peer(name).to)
-  written = peers.arrays(out)
+  # transformers 4 wrote a bare tower with this prefix, 5 writes none and reads both
+  bare = not any(key.startswith('vision_model.') for key in peer(name).source)
+  prefix = 'vision_model.' if bare else ''
+  written = {key.removeprefix(prefix): array for key, array in peers.arrays(out).items()}
   kept = peer(name).kept
   ours.check_equal({key: written[key] for key in written if key not in unread(peer(name))}, kept)
 

@@ -79,7 +79,7 @@ def params(
   models.check_size(model, image_size)
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
   try:
-    tree = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+    tree = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
   except ValueError as error:
     raise ValueError(
       f'the model takes no {image_size[0]}x{image_size[1]} images: {error}'

@@ -247,6 +247,11 @@ DROPS = (
   r'logit_(scale|bias)',
   r'decoder\..*',
 )
+DINOV2_NAMES = (
+  (r'^dinov2(_with_registers)?\.', ''),
+  *MEMORY,
+  (r'\.mlp\.(weights_out|down_proj)\.', '.mlp.fc2.'),
+)
 COMMON: dict[str, Any] = dict(
   dialect='huggingface', model='ViT', details=details, preprocess=preprocess, drops=DROPS
 )
@@ -269,17 +274,23 @@ FAMILIES = (
   ),
   Family(
     signs=(
-      r'(dinov2(_with_registers)?\.)?embeddings\.patch_embeddings\.projection\.weight',
-      r'(dinov2(_with_registers)?\.)?encoder\.layer\.0\.norm1\.weight',
+      r'(dinov2_with_registers\.)?embeddings\.register_tokens',
+      r'(dinov2_with_registers\.)?encoder\.layer\.0\.norm1\.weight',
+    ),
+    table=DINOV2,
+    tidy=joined,
+    renames=DINOV2_NAMES,
+    **COMMON,
+  ),
+  Family(
+    signs=(
+      r'(dinov2\.)?embeddings\.patch_embeddings\.projection\.weight',
+      r'(dinov2\.)?encoder\.layer\.0\.norm1\.weight',
     ),
     table=DINOV2,
     resample='bicubic',
     tidy=joined,
-    renames=(
-      (r'^dinov2(_with_registers)?\.', ''),
-      *MEMORY,
-      (r'\.mlp\.(weights_out|down_proj)\.', '.mlp.fc2.'),
-    ),
+    renames=DINOV2_NAMES,
     **COMMON,
   ),
   Family(
@@ -311,7 +322,7 @@ FAMILIES = (
 def spoken(source: Any) -> Spoken:
   """transformers' names of version 4, and the JSON files that its `from_pretrained` reads."""
   if type(source.model).__name__ != 'ViT':
-    return Spoken((), fields={'num_classes': ()})
+    raise ValueError(f'transformers has no {source.name}')
   form = FORMS[form_of(source.model)](source)
   configs = {
     'config.json': {**form.config, **labels(source)},
@@ -418,6 +429,15 @@ def dinov2_form(source: Any) -> Form:
   kind = 'dinov2_with_registers' if model.registers else 'dinov2'
   classes = bool(model.num_classes)
   found = hidden_ratio(model)
+  rename = prefixed(f'{kind}.' if classes else '')
+
+  def finish(theirs: Arrays) -> Arrays:
+    """With registers transformers always has a mask token, which only pre-training reads."""
+    if model.swiglu:
+      theirs = renamed(theirs, ((r'\.mlp\.fc2\.', '.mlp.weights_out.'),))
+    mask = {'embeddings.mask_token': np.zeros((1, model.width), np.float32)}
+    return rename(theirs | mask if model.registers else theirs)
+
   return Form(
     DINOV2,
     {
@@ -445,7 +465,7 @@ def dinov2_form(source: Any) -> Form:
       'activation': ('gelu_erf', 'gelu_tanh', 'quick_gelu'),
     },
     {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'},
-    prefixed(f'{kind}.' if classes else ''),
+    finish,
   )
 
 

@@ -33,3 +33,11 @@ def cropped(size: tuple[int, int], share: float, method: str) -> str:
   """Steps that resize an image's shorter side to `size / share` and cut the centre."""
   side = math.floor(min(size) / share)
   return f"resize_small({side}, method='{method}') | central_crop"
+
+
+def scaled(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
+  """The line for images of another size, which shows the same part of them."""
+  seen = look(steps, size)
+  if seen is None or seen.squash:
+    return f"resize(method='{seen.method}')" if seen else 'resize'
+  return cropped(new, min(size) / seen.side, seen.method)

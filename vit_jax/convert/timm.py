@@ -252,7 +252,7 @@ def bit_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[st
 
 
 # Architectures with the names of a ViT, but other positions or blocks.
-OTHER = r'_rpn_|_rope|_pe_|beit|eva|swin'
+OTHER = r'_rpn_|_rope|_pe_|beit3|eva02'
 # The architectures whose code in timm takes the tanh form of GELU.
 TANH = r'base_patch32_siglip|(so400m|giantopt)_patch16_siglip|large_patch16_siglip(_gap)?_512'
 ACTIVATIONS = {
@@ -548,6 +548,12 @@ def bit_args(model: Any) -> tuple[str, dict[str, Any]]:
   return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
+def crop_share(side: int, resized: int) -> float:
+  """The roundest share of which timm's floor(side / share) is `resized`."""
+  shares = [round(side / resized, digits) for digits in (1, 2, 3, 4)]
+  return next((share for share in shares if math.floor(side / share) == resized), side / resized)
+
+
 def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
   """config.json as timm writes it."""
   model, prepared = source.model, source.preprocess
@@ -555,7 +561,7 @@ def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str,
   data: dict[str, Any] = {
     'input_size': [3, *prepared.size],
     'interpolation': seen.method.split('_')[0] if seen else 'bicubic',
-    'crop_pct': min(prepared.size) / seen.side if seen else 1.0,
+    'crop_pct': crop_share(min(prepared.size), seen.side) if seen else 1.0,
     'crop_mode': 'squash' if seen and seen.squash else 'center',
     'mean': list(prepared.mean),
     'std': list(prepared.std),

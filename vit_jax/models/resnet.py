@@ -122,7 +122,10 @@ def layers(padding: str, numerics: str, dtype: Any) -> tuple[Any, Any]:
   """Makers of a convolution (features, kernel, stride) and of a norm with float32 statistics."""
   conv = functools.partial(StdConv, padding=padding, numerics=numerics, dtype=dtype)
   eps = NUMERICS[numerics].norm_eps
-  return conv, functools.partial(nn.GroupNorm, num_groups=GROUPS, epsilon=eps, dtype=dtype)
+  norm = functools.partial(  # E[x^2] - E[x]^2 would double the error, measured on BiT-R50x1
+    nn.GroupNorm, num_groups=GROUPS, epsilon=eps, use_fast_variance=False, dtype=dtype
+  )
+  return conv, norm
 
 
 class Stage(nn.Module):

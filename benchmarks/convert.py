@@ -1,0 +1,108 @@
+"""Time and memory of `vit convert` from .npz to a bundle, against numpy.load and one copy.
+
+  python benchmarks/convert.py [--model ViT-B/16] [--rounds 7] [--out benchmarks/results/convert.json]
+
+Every turn is a process of its own and the two take turns; the figures are medians, the ratio is of
+each round. Weights are random. Memory is the process's peak, its imports included, which are told.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+COPY = """
+arrays = np.load(sys.argv[1])
+copies = {name: arrays[name].copy() for name in arrays.files}
+"""
+CONVERT = """
+bundle.write(sys.argv[2], bundle.read(sys.argv[1], native=True))
+"""
+TURN = """
+import resource, sys, time
+import numpy as np
+import jax
+from vit_jax import bundle, models
+models.device_dtype()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+{work}
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, before * 1024, peak * 1024)
+"""
+
+
+def turn(work: str, file: pathlib.Path, folder: pathlib.Path) -> list[float]:
+  """[seconds, bytes before, peak bytes] of one process."""
+  command = [sys.executable, '-c', TURN.format(work=work), str(file), str(folder)]
+  done = subprocess.run(command, check=True, capture_output=True, text=True)
+  return [float(word) for word in done.stdout.split()]
+
+
+def write_weights(name: str, file: pathlib.Path) -> None:
+  """Random weights of a model in Google's names, made in a process that then ends."""
+  code = """
+import sys, jax, numpy as np
+from vit_jax import models, convert
+from vit_jax.convert import engine, files, google
+model = models.build(sys.argv[1])
+side = 224
+images = jax.ShapeDtypeStruct((1, side, side, 3), 'float32')
+shapes = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+rng = np.random.default_rng(0)
+ours = {}
+draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)
+models.map_named(lambda name, leaf: ours.setdefault(name, draw(leaf)), shapes)
+files.write_npz(sys.argv[2], engine.back(google.GOOGLE, ours)[0])
+"""
+  subprocess.run([sys.executable, '-c', code, name, str(file)], check=True)
+
+
+def main() -> None:
+  flags = argparse.ArgumentParser(description=__doc__)
+  flags.add_argument('--model', default='ViT-B/16')
+  flags.add_argument('--rounds', type=int, default=7)
+  flags.add_argument('--out')
+  given = flags.parse_args()
+  with tempfile.TemporaryDirectory() as scratch:
+    file = pathlib.Path(scratch) / 'weights.npz'
+    write_weights(given.model, file)
+    size = file.stat().st_size
+    turns: dict[str, list[list[float]]] = {'copy': [], 'convert': []}
+    for round_ in range(given.rounds):
+      turns['copy'].append(turn(COPY, file, file))
+      turns['convert'].append(turn(CONVERT, file, pathlib.Path(scratch) / f'bundle{round_}'))
+      subprocess.run(['rm', '-r', f'{scratch}/bundle{round_}'], check=True)
+  ratios = [b[0] / a[0] for a, b in zip(turns['copy'], turns['convert'])]
+  result = {
+    'model': given.model,
+    'rounds': given.rounds,
+    'commit': subprocess.run(
+      ['git', 'describe', '--always', '--dirty'], capture_output=True, text=True
+    ).stdout.strip(),
+    'processor': processor(),
+    'file_bytes': size,
+    'copy_seconds': statistics.median(t[0] for t in turns['copy']),
+    'convert_seconds': statistics.median(t[0] for t in turns['convert']),
+    'ratio': {'median': statistics.median(ratios), 'least': min(ratios), 'most': max(ratios)},
+    'peak_bytes': max(t[2] for t in turns['convert']),
+    'peak_over_file': max(t[2] for t in turns['convert']) / size,
+    'imports_bytes': max(t[1] for t in turns['convert']),
+  }
+  text = json.dumps(result, indent=1)
+  print(text)
+  if given.out:
+    pathlib.Path(given.out).write_text(text + '\n')
+
+
+def processor() -> str:
+  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), '')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,754 @@
+"""Laws of reading checkpoints: every spelling of a name, every adaptation, every mistake told."""
+
+import functools
+import json
+import re
+import time
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import vit_jax
+from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
+from tests.google_names import google_arrays
+from vit_jax import bundle, convert, models
+from vit_jax.convert import engine, files, huggingface, resample, timm, torchvision
+
+SQUARE = (16, 16)  # 4 x 4 patches: a file's positions are for a square unless it says otherwise
+TABLES = {
+  'timm': timm.FAMILIES[2].table,
+  'huggingface': huggingface.FAMILIES[0].table,
+  'torchvision': torchvision.FAMILIES[0].table,
+}
+
+
+def small(**fields):
+  return tiny(**dict(depth=2) | fields)
+
+
+def params_of(model, size=SQUARE):
+  return drawn(shapes(model, size))
+
+
+def npz(path, arrays):
+  np.savez(path, **arrays)
+  return path
+
+
+def saved(path, model=None, size=SQUARE, **how):
+  """A file of Google's with drawn parameters, and these."""
+  params = params_of(model or small(), size)
+  return npz(path / 'some.npz', google_arrays(params, **how)), params
+
+
+def loaded(path, model=None, **how):
+  """The parameters that a file gives a model, and the lines that say so."""
+  said = []
+  params = vit_jax.load_params(path, model or small(), report=said.append, **how)
+  [text] = said
+  return params, text
+
+
+def assert_equal(found, expected):
+  found, expected = flat(found), flat(expected)
+  assert found.keys() == expected.keys()
+  for name, leaf in expected.items():
+    assert found[name].dtype == np.float32
+    np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def refused(call, *arguments, **options):
+  """The one line that a mistake gives."""
+  with pytest.raises((ValueError, FileNotFoundError)) as error:
+    call(*arguments, **options)
+  assert str(error.value).strip() and len(str(error.value).splitlines()) == 1
+  return str(error.value)
+
+
+# Google's spellings
+
+
+def prefixed(arrays, prefix, **beside):
+  return {prefix + name: array for name, array in arrays.items()} | beside
+
+
+def stacked(arrays):
+  layers, rest = {}, {}
+  for name, array in arrays.items():
+    if found := re.fullmatch(r'(Transformer/encoderblock)_(\d+)(/.*)', name):
+      layers.setdefault(found[1] + found[3], {})[int(found[2])] = array
+    else:
+      rest[name] = array
+  return rest | {n: np.stack([a[i] for i in sorted(a)]) for n, a in layers.items()}
+
+
+BESIDE = {
+  'optimizer': {'opt/state/step': np.int32(7), 'opt/state/param_states/cls/m': np.ones((1, 1, 16))},
+  'tower': {'params/txt/head/kernel': np.ones((3, 3)), 'params/t': np.ones(1)},
+}
+SPELLINGS = {
+  'in the numbers of the paper': lambda a: a,
+  'in a train state': lambda a: prefixed(a, 'opt/target/', **BESIDE['optimizer']),
+  'in params': lambda a: prefixed(a, 'params/'),
+  'as an image tower': lambda a: prefixed(a, 'params/img/', **BESIDE['tower']),
+  'with layers stacked': stacked,
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('old', [True, False], ids=['MlpBlock_3', 'MlpBlock_0'])
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_every_spelling_of_googles_names_gives_the_same_parameters(spelling, old, tmp_path):
+  params = params_of(small())
+  arrays = SPELLINGS[spelling](google_arrays(params, old=old))
+  found, text = loaded(npz(tmp_path / 'a.npz', arrays))
+  assert_equal(found, params)
+  others = [name for group in BESIDE.values() for name in group if name in arrays]
+  assert all(name in text for name in others) and ('dropped' in text) == bool(others)
+
+
+def test_arrays_of_bfloat16_which_numpy_stores_as_bytes_are_read(tmp_path):
+  exact = models.map_named(
+    lambda _, leaf: np.float32(leaf.astype(ml_dtypes.bfloat16)), params_of(small())
+  )
+  arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in google_arrays(exact).items()}
+  path = npz(tmp_path / 'a.npz', arrays)
+  assert np.load(path)['cls'].dtype.kind == 'V'
+  assert_equal(loaded(path)[0], exact)
+
+
+@pytest.mark.parametrize('form', [(-1,), (1, 1, 1, -1)])
+def test_the_group_norms_of_a_hybrid_are_read_in_either_shape(form, tmp_path):
+  model = small(patch=8, stem=(1, 1), stem_width=32)
+  params = params_of(model)
+  arrays = {
+    name: array.reshape(form) if '/gn' in name or name.startswith('gn_') else array
+    for name, array in google_arrays(params).items()
+  }
+  assert {a.ndim for n, a in arrays.items() if 'gn' in n} == {len(form)}
+  found, text = loaded(npz(tmp_path / 'a.npz', arrays), model)
+  assert_equal(found, params)
+  assert 'differs' not in text
+  run = convert.read(tmp_path / 'a.npz')
+  assert run.fields['stem'] == (1, 1) and run.fields['stem_width'] == 32
+  assert run.fields['patch'] == (8, 8)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(pool='gap'),
+    dict(pool='gap', positions='sincos2d', representation=16),
+    dict(pool='map'),
+    dict(pool='token', positions='learned', cls_position=False),
+  ],
+  ids=str,
+)
+def test_a_file_of_big_vision_tells_its_model(fields, tmp_path):
+  model = small(**fields)
+  path, params = saved(tmp_path, model, big_vision=True)
+  run = vit_jax.load(path)
+  assert_equal(jax.device_get(run.params), params)
+  assert_equal(loaded(path, model)[0], params)
+  given = models.fields(run.model)
+  wanted = models.fields(model) | {'unroll': None, 'class_token': fields.get('pool') == 'token'}
+  differing = {field for field in wanted if given[field] != wanted[field]}
+  assert differing <= {'cls_position'} and (given['cls_position'] is False or not differing)
+
+
+def test_an_inlined_probe_is_that_of_the_map_head(tmp_path):
+  model = small(pool='map')
+  params = params_of(model)
+  arrays = google_arrays(params, big_vision=True)
+  arrays['probe'] = arrays.pop('MAPHead_0/probe')
+  assert_equal(loaded(npz(tmp_path / 'a.npz', arrays), model)[0], params)
+
+
+def test_a_position_of_the_class_token_is_folded_into_it_where_the_model_has_none(tmp_path):
+  path, params = saved(tmp_path)
+  model = small(cls_position=False)
+  found, text = loaded(path, model)
+  assert 'position of cls' in text and found['positions'].shape == (1, 16, 16)
+  images = pictures(size=SQUARE)
+  expected = forward(small(), params, images)[0]
+  np.testing.assert_allclose(forward(model, found, images)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+# Other dialects
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('dialect', TABLES)
+def test_a_table_read_after_it_is_written_gives_every_bit_back(dialect, tmp_path):
+  params = params_of(small())
+  theirs, left = engine.back(TABLES[dialect], flat(params))
+  assert left == []
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
+  found, text = loaded(tmp_path / 'a.safetensors')
+  assert_equal(found, params)
+  assert text.splitlines()[0].startswith(f'{tmp_path}/a.safetensors: {dialect} names')
+
+
+def test_a_folder_of_hugging_face_tells_heads_classes_and_preprocessing(tmp_path):
+  folder = huggingface_folder(tmp_path, hidden_act='gelu_pytorch_tanh', layer_norm_eps=1e-6)
+  run = vit_jax.load(folder)
+  assert run.model.heads == 2 and run.classes == tuple('abcde')
+  assert (run.model.activation, run.model.norm_eps) == ('gelu_tanh', 1e-6)
+  assert run.preprocess.size == SQUARE and 'bilinear' in run.preprocess.steps
+  images = pictures(size=SQUARE)
+  expected = forward(small(), params_of(small()), images)[0]
+  found = run.model.apply({'params': run.params}, images)[0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+HUGGING_FACE = {
+  'model_type': 'vit',
+  'hidden_size': 16,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 2,
+  'intermediate_size': 24,
+  'hidden_act': 'gelu',
+  'layer_norm_eps': 1e-12,
+  'image_size': 16,
+  'patch_size': 4,
+  'num_channels': 3,
+  'id2label': {str(i): name for i, name in enumerate('abcde')},
+}
+PREPROCESSOR = {
+  'do_resize': True,
+  'size': {'height': 16, 'width': 16},
+  'resample': 2,
+  'do_normalize': True,
+  'image_mean': [0.5, 0.5, 0.5],
+  'image_std': [0.5, 0.5, 0.5],
+}
+
+
+def huggingface_folder(path, **changes):
+  theirs, _ = engine.back(TABLES['huggingface'], flat(params_of(small())))
+  theirs = {n if n.startswith('classifier') else f'vit.{n}': a for n, a in theirs.items()}
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / 'model.safetensors')
+  (path / 'config.json').write_text(json.dumps(HUGGING_FACE | changes))
+  (path / 'preprocessor_config.json').write_text(json.dumps(PREPROCESSOR))
+  return path
+
+
+# Adapting
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('rule', [None, *resample.RULES])
+@pytest.mark.parametrize('size', [(16, 24), (24, 8)])
+def test_positions_are_resampled_to_any_size_by_the_rule_asked_for(rule, size, tmp_path):
+  path, params = saved(tmp_path)
+  found, text = loaded(path, image_size=size, resample=rule)
+  rule = rule or 'bilinear_align_corners'  # of Google's code
+  new = (size[0] // 4, size[1] // 4)
+  table = params['positions'][0]
+  expected = resample.positions(table[1:], (4, 4), new, rule)
+  np.testing.assert_array_equal(found['positions'][0, :1], table[:1])
+  np.testing.assert_allclose(found['positions'][0, 1:], expected, rtol=1e-6, atol=1e-6)
+  assert f'positions 4x4 -> {new[0]}x{new[1]} ({rule})' in text
+  rest = {name: leaf for name, leaf in params.items() if name != 'positions'}
+  assert_equal({n: leaf for n, leaf in found.items() if n != 'positions'}, rest)
+
+
+def test_one_number_is_a_square_and_none_is_the_size_of_the_file(tmp_path):
+  path, params = saved(tmp_path)
+  assert_equal(loaded(path, image_size=16)[0], params)
+  assert_equal(loaded(path, image_size=32)[0], loaded(path, image_size=(32, 32))[0])
+
+
+def test_a_class_token_that_the_model_lacks_is_dropped_and_told(tmp_path):
+  path, params = saved(tmp_path)
+  found, text = loaded(path, small(pool='gap'))
+  assert 'cls' not in found
+  np.testing.assert_array_equal(found['positions'], params['positions'][:, 1:])
+  assert re.search(r'dropped +cls', text) and 'reset' not in text
+
+
+@pytest.mark.parametrize('cls_position', [True, False])
+def test_a_class_token_that_the_file_lacks_starts_at_zero_and_is_told(cls_position, tmp_path):
+  path, params = saved(tmp_path, small(pool='gap'), big_vision=True)
+  found, text = loaded(path, small(cls_position=cls_position))
+  assert not found['cls'].any() and re.search(r'reset +cls', text)
+  np.testing.assert_array_equal(found['positions'][:, cls_position:], params['positions'])
+  assert not found['positions'][:, :cls_position].any()
+
+
+@pytest.mark.parametrize('old, new', [(4, 8), (8, 4), (4, (8, 4))])
+def test_a_patch_kernel_is_resized_and_keeps_the_grid_of_positions(old, new, tmp_path):
+  path, params = saved(tmp_path, small(patch=old), (4 * old, 4 * old))
+  model = small(patch=new)
+  size = tuple(4 * side for side in model.patch)
+  found, text = loaded(path, model, image_size=size)
+  expected = resample.patch_kernel(params['embed']['kernel'], model.patch, 'bilinear')
+  np.testing.assert_allclose(found['embed']['kernel'], expected, rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(found['positions'], params['positions'])
+  assert f'embed/kernel {old}x{old} -> {model.patch[0]}x{model.patch[1]}' in text
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_a_kernel_for_other_channels_sums_to_the_same_over_equal_ones(channels, tmp_path):
+  path, params = saved(tmp_path)
+  found, text = loaded(path, channels=channels)
+  kernel = found['embed']['kernel']
+  assert kernel.shape == (4, 4, channels, 16) and f'from 3 channels to {channels}' in text
+  old = params['embed']['kernel']
+  expected = resample.channels(old, channels)
+  np.testing.assert_allclose(kernel, expected, rtol=1e-6, atol=1e-6)
+  if channels == 1:
+    np.testing.assert_allclose(kernel.sum(2), old.sum(2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'classes, bias, new_head, kept',
+  [(5, 0.0, False, True), (5, 0.0, True, False), (3, -4.0, False, False), (3, None, False, False)],
+)
+def test_a_head_is_kept_where_it_fits_unless_a_new_one_is_asked_for(
+  classes, bias, new_head, kept, tmp_path
+):
+  path, params = saved(tmp_path)
+  model = small(num_classes=classes, head_bias=bias)
+  found, text = loaded(path, model, new_head=new_head)
+  assert ('reset' in text) != kept
+  assert_equal({**found, 'head': 0}['encoder'], params['encoder'])
+  if kept:
+    assert_equal(found['head'], params['head'])
+  else:
+    assert found['head']['kernel'].shape == (16, classes) and not found['head']['kernel'].any()
+    assert ('bias' in found['head']) == (bias is not None)
+    assert bias is None or (found['head']['bias'] == bias).all()
+
+
+def test_a_file_without_a_head_gives_a_new_one_and_a_model_without_drops_it(tmp_path):
+  path, params = saved(tmp_path)
+  found, text = loaded(path, small(num_classes=0))
+  assert_equal(found, {name: leaf for name, leaf in params.items() if name != 'head'})
+  assert re.search(r'dropped +head/kernel; head/bias', text)
+  path, _ = saved(tmp_path, small(num_classes=0))
+  found, text = loaded(path)
+  assert not found['head']['kernel'].any() and re.search(r'reset +head', text)
+
+
+def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp_path):
+  path, params = saved(tmp_path, small(representation=16))
+  found, text = loaded(path)
+  assert not found['head']['kernel'].any() and re.search(r'reset +head', text)
+  assert re.search(r'dropped +pre_logits/kernel; pre_logits/bias', text)
+  assert_equal(found['encoder'], params['encoder'])
+
+
+@pytest.mark.parametrize(
+  'how, said',
+  [
+    (dict(resample='bicubik'), r"'bicubik'.*did you mean bicubic"),
+    (dict(image_size=(16, 18)), '16x18 does not divide into patches of 4x4'),
+    (dict(image_size=0), '0x0'),
+    (dict(image_size=-16), '-16x-16'),
+    (dict(channels=0), 'channels'),
+    (dict(channels=-1), 'channels'),
+  ],
+  ids=str,
+)
+def test_an_argument_that_cannot_be_met_is_named(how, said, tmp_path):
+  path, _ = saved(tmp_path)
+  assert re.search(said, refused(vit_jax.load_params, path, small(), **how))
+
+
+# Reports
+
+
+def test_a_report_says_in_a_dozen_lines_what_became_of_the_arrays(tmp_path):
+  params = params_of(small(representation=16))
+  beside = {f'opt/state/{i}': np.zeros(2) for i in range(300)}
+  arrays = prefixed(google_arrays(params), 'opt/target/', **beside)
+  model = small(patch=8, num_classes=3, activation='quick_gelu', norm_eps=1e-3, cls_position=False)
+  path = npz(tmp_path / 'a.npz', arrays)
+  found, text = loaded(path, model, image_size=24, channels=1)
+  lines = text.splitlines()
+  assert lines[0].startswith(f'{path}: google names') and len(lines) <= 12
+  assert max(map(len, lines)) < 1000
+  sections = {line.split()[0]: line for line in lines[1:]}
+  count = sum(leaf.size for leaf in flat(found).values())
+  assert f'{len(flat(found))} arrays, {count:,} parameters' in sections['loaded']
+  assert f"{len(arrays)} of the file's arrays" in sections['renamed']
+  assert '4x4 -> 3x3' in sections['resampled'] and '4x4 -> 8x8' in sections['resampled']
+  assert '3 channels to 1' in sections['adapted'] and 'cls' in sections['adapted']
+  assert 'head (5 classes there, 3 here)' in sections['reset']
+  assert 'more' in sections['dropped']
+  assert 'activation is gelu_tanh there, quick_gelu in the model' in sections['differs']
+  assert 'norm_eps is 1e-06 there, 0.001 in the model' in sections['differs']
+
+
+def test_a_report_goes_to_standard_error_unless_it_is_asked_elsewhere(tmp_path, capsys):
+  path, _ = saved(tmp_path)
+  vit_jax.load_params(path, small())
+  told = capsys.readouterr()
+  assert told.out == '' and told.err.startswith(f'{path}: google names')
+  vit_jax.load_params(path, small(), report=None)
+  assert capsys.readouterr() == ('', '')
+
+
+def test_a_report_names_nothing_that_the_model_does_not_have(tmp_path):
+  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small())))
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
+  _, text = loaded(tmp_path / 'a.safetensors', small(activation='gelu_erf'))
+  assert 'stem' not in text and 'differs' not in text
+
+
+# Mistakes
+
+
+def test_one_error_names_all_that_is_missing_unexpected_and_misshapen(tmp_path):
+  arrays = google_arrays(params_of(small()))
+  block = 'Transformer/encoderblock_1'
+  del arrays[f'{block}/LayerNorm_2/bias'], arrays[f'{block}/MlpBlock_3/Dense_0/kernel']
+  arrays['Transformer/tail/kernel'] = np.zeros(3)
+  arrays[f'{block}/LayerNorm_0/scale'] = np.zeros(15)
+  arrays['Transformer/encoder_norm/scale'] = np.zeros((16, 1))
+  line = refused(vit_jax.load_params, npz(tmp_path / 'a.npz', arrays), small())
+  assert str(tmp_path / 'a.npz') in line
+  # The first layer tells how many there are of a kind; where the last is gone, so is its number
+  assert re.search(rf'{block}/LayerNorm_2/bias is missing|norm2/bias', line)
+  assert re.search(rf'{block}/MlpBlock_3/Dense_0/kernel is missing|mlp/up/kernel', line)
+  assert 'Transformer/tail/kernel is unexpected' in line
+  assert f'{block}/LayerNorm_0/scale has shape (15,)' in line
+  assert re.search(r'encoder_?/?norm/scale has shape \(16, 1\)', line)
+
+
+@pytest.mark.parametrize('layer', [0, 1])
+def test_an_array_that_a_layer_lacks_is_named_as_in_the_file(layer, tmp_path):
+  arrays = google_arrays(params_of(small(depth=3)))
+  name = f'Transformer/encoderblock_{layer}/MlpBlock_3/Dense_1/bias'
+  del arrays[name]
+  line = refused(vit_jax.load_params, npz(tmp_path / 'a.npz', arrays), small(depth=3))
+  assert line.endswith(f'does not fit the model: {name} is missing')
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_every_shape(tmp_path):
+  path, _ = saved(tmp_path)
+  line = refused(vit_jax.load_params, path, small(width=32, heads=4))
+  for name in ('embed/kernel', 'encoder/blocks/norm1/scale', 'encoder/blocks/mlp/up/kernel'):
+    assert re.search(rf'{name} has shape \(.*?\), not \(', line)
+  assert 'not (2, ' in refused(vit_jax.load_params, path, small(mlp_dim=25))
+  assert '(2, 16), not (3, 16)' in refused(vit_jax.load_params, path, small(depth=3))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('name', ['conv1.weight', 'head/kernel', 'embedding/kernel', ''])
+def test_an_archive_of_unknown_names_is_told_in_a_line_with_some_of_them(name, tmp_path):
+  arrays = {f'mine/{i}': np.zeros(2) for i in range(50)} | {name or 'x': np.zeros(3)}
+  path = npz(tmp_path / 'a.npz', arrays)
+  line = refused(vit_jax.load, path)
+  assert str(path) in line and '51 arrays' in line and 'no known ViT' in line and len(line) < 500
+  assert refused(vit_jax.load_params, path, small()) == line
+
+
+@pytest.mark.parametrize('kind', ['npz', 'safetensors'])
+def test_an_archive_without_arrays_is_told_in_a_line(kind, tmp_path):
+  path = tmp_path / f'a.{kind}'
+  if kind == 'npz':
+    np.savez(path)
+  else:
+    save_file({}, path)
+  assert str(path) in refused(vit_jax.load, path)
+
+
+def test_a_path_to_nothing_is_a_missing_file(tmp_path):
+  for use in (vit_jax.load, lambda path: vit_jax.load_params(path, small())):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+      use(tmp_path / 'nowhere.npz')
+
+
+# Mutations
+
+
+@functools.cache
+def sound():
+  """Sound arrays of a small model under each dialect's names."""
+  params = params_of(small())
+  kinds = {kind: engine.back(table, flat(params))[0] for kind, table in TABLES.items()}
+  return kinds | {'google': google_arrays(params), 'own': flat(params)}
+
+
+def renamed(rng, name):
+  return rng.choice(
+    [
+      name + 'x',
+      name[1:],
+      re.sub(r'\d+', '99999', name, count=1),
+      re.sub(r'\d+', '9999', name, count=1),
+      re.sub(r'\d+', '-1', name, count=1),
+      re.sub(r'\d+', '', name, count=1),
+      re.sub(r'weight|kernel', 'bias', name),
+      f'model.{name}',
+      f'params/{name}',
+      '',
+    ]
+  )
+
+
+def reshaped(rng, array):
+  forms = [
+    array.T,
+    array.reshape(-1),
+    array.reshape(1, *array.shape),
+    np.asarray(array)[..., None],
+    array[:0] if array.ndim else array,
+    array[1:] if array.ndim else array,
+    np.zeros((), np.float32),
+    np.zeros((0, 0), np.float32),
+    np.concatenate([array, array]) if array.ndim else array,
+    np.repeat(array, 2, -1) if array.ndim else array,
+  ]
+  return forms[rng.integers(len(forms))]
+
+
+def retyped(rng, array):
+  kinds = [np.int64, np.bool_, np.float16, np.float64, ml_dtypes.bfloat16, np.uint8]
+  return array.astype(kinds[rng.integers(len(kinds))])
+
+
+def mutated(rng, arrays):
+  """A copy with one to three of its arrays renamed, removed, added or changed."""
+  arrays = dict(arrays)
+  for _ in range(rng.integers(1, 4)):
+    if not arrays:
+      break
+    name = str(rng.choice(sorted(arrays)))
+    what = rng.choice(['rename', 'remove', 'add', 'swap', 'reshape', 'reshape', 'type', 'many'])
+    if what == 'rename':
+      arrays[renamed(rng, name)] = arrays.pop(name)
+    elif what == 'remove':
+      del arrays[name]
+    elif what == 'add':
+      arrays[renamed(rng, name)] = reshaped(rng, arrays[name])
+    elif what == 'swap':
+      other = str(rng.choice(sorted(arrays)))
+      arrays[name], arrays[other] = arrays[other], arrays[name]
+    elif what == 'reshape':
+      arrays[name] = reshaped(rng, arrays[name])
+    elif what == 'type':
+      arrays[name] = retyped(rng, arrays[name])
+    else:  # all of a kind, in every layer
+      kind = re.sub(r'\d+', '#', name)
+      for other in [n for n in arrays if re.sub(r'\d+', '#', n) == kind]:
+        if rng.random() < 0.5:
+          del arrays[other]
+        else:
+          arrays[other] = reshaped(rng, arrays[other])
+  return arrays
+
+
+ABSURD = [0, -1, 'x', '', 1e9, 10**9, 2.5, float('nan'), float('inf'), True, None, [], {}, [[1]]]
+ABSURD += [{'a': {'b': 1}}, [3, 'x'], 'gelu', -0.0, '2', [16, 16], {'height': 4}, 3, 1]
+
+
+def absurd(rng, config):
+  """A copy of a description with one or two values replaced, at any depth."""
+  config = json.loads(json.dumps(config))
+  for _ in range(rng.integers(1, 3)):
+    section = config
+    while True:
+      key = str(rng.choice(sorted(section)))
+      if not isinstance(section[key], dict) or not section[key] or rng.random() < 0.5:
+        break
+      section = section[key]
+    if rng.random() < 0.2:
+      del section[key]
+    else:
+      section[key] = ABSURD[rng.integers(len(ABSURD))]
+    if not config:
+      break
+  return config
+
+
+@pytest.fixture
+def shape_once(monkeypatch):
+  """Shapes of a model's parameters, which cost fifty times the rest of loading, remembered."""
+  real, known = jax.eval_shape, {}
+
+  def eval_shape(function, *arguments):
+    module = getattr(function, '__self__', None)
+    if not isinstance(module, models.Model):
+      return real(function, *arguments)
+    key = (module, arguments[1].shape)
+    if key not in known:
+      known[key] = real(function, *arguments)
+    return known[key]
+
+  monkeypatch.setattr(jax, 'eval_shape', eval_shape)
+
+
+def used(use):
+  """'' if it loads, else the line that refuses it; anything else is an error of the test."""
+  start = time.perf_counter()
+  try:
+    use()
+    line = ''
+  except (ValueError, FileNotFoundError) as error:
+    assert len(str(error).splitlines()) == 1, str(error)
+    line = str(error)
+  assert time.perf_counter() - start < 10
+  return line
+
+
+CONFIGS = {
+  'huggingface': HUGGING_FACE | {'preprocessor': PREPROCESSOR},
+  'timm': {
+    'architecture': 'vit_tiny_patch16_224',
+    'num_classes': 5,
+    'global_pool': 'token',
+    'label_names': list('abcde'),
+    'model_args': {'num_heads': 2, 'act_layer': 'gelu'},
+    'pretrained_cfg': {
+      'input_size': [3, 16, 16],
+      'interpolation': 'bicubic',
+      'crop_pct': 0.9,
+      'crop_mode': 'center',
+      'mean': [0.5, 0.5, 0.5],
+      'std': [0.5, 0.5, 0.5],
+    },
+  },
+}
+
+
+@pytest.mark.parametrize('kind', ['google', 'timm', 'huggingface', 'torchvision', 'own'])
+def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once, monkeypatch):
+  faults, refusals = {}, 0
+  for seed in range(500):
+    rng = np.random.default_rng([seed, len(kind)])
+    arrays, config = sound()[kind], CONFIGS.get(kind, {}) if seed % 4 else {}
+    if not config or seed % 3:
+      arrays = mutated(rng, arrays)
+    if config:
+      config = absurd(rng, config) if seed % 2 else config
+    monkeypatch.setattr(files, 'read', lambda _, arrays=arrays: arrays)
+    monkeypatch.setattr(convert, 'configuration', lambda _, config=config: config)
+    for use in (
+      lambda: bundle.read('mutated'),
+      lambda: vit_jax.load_params('mutated', small(), report=str),
+    ):
+      try:
+        refusals += bool(used(use))
+      except Exception as error:
+        faults.setdefault(f'{type(error).__name__}: {str(error)[:200]}', []).append(seed)
+  assert faults == {}
+  assert refusals > 100
+
+
+@pytest.mark.parametrize(
+  'dialect, section, key, value',
+  [
+    ('huggingface', 'preprocessor', 'size', None),
+    ('huggingface', 'preprocessor', 'size', {'height': 16}),
+    ('huggingface', 'preprocessor', 'resample', 'x'),
+    ('huggingface', 'preprocessor', 'image_mean', [0.5]),
+    ('huggingface', 'preprocessor', 'crop_size', [8, 8, 8]),
+    ('timm', 'pretrained_cfg', 'input_size', 16),
+    ('timm', 'pretrained_cfg', 'crop_pct', 0),
+    ('timm', 'pretrained_cfg', 'interpolation', 'random'),
+    ('timm', 'model_args', 'num_heads', 3),
+    ('timm', 'model_args', 'act_layer', 'relu'),
+  ],
+)
+def test_a_configuration_that_no_model_has_is_no_other_error_than_a_line(
+  dialect, section, key, value, shape_once, monkeypatch
+):
+  config = json.loads(json.dumps(CONFIGS[dialect]))
+  if value is None:
+    del config[section][key]
+  else:
+    config[section][key] = value
+  monkeypatch.setattr(files, 'read', lambda _: sound()[dialect])
+  monkeypatch.setattr(convert, 'configuration', lambda _: config)
+  used(lambda: bundle.read('mutated'))
+  used(lambda: vit_jax.load_params('mutated', small(), report=str))
+
+
+@pytest.fixture(scope='module')
+def description(tmp_path_factory):
+  """What our own bundle of the small model says, and its files."""
+  folder = tmp_path_factory.mktemp('own') / 'model'
+  size = bundle.Preprocess('resize', SQUARE)
+  made = bundle.Bundle(small(), params_of(small()), tuple('abcde'), size, 'ViT-Ti/16')
+  bundle.write(folder, made)
+  return folder, json.loads((folder / 'config.json').read_text())
+
+
+@pytest.mark.parametrize(
+  'section, key, value',
+  [
+    ('preprocess', 'size', 16),
+    ('preprocess', 'size', 2.5),
+    ('model', 'patch', None),
+    ('model', 'patch', {'a': 1}),
+    ('model', 'depth', 2.0),
+    ('model', 'representation', 1e9),
+  ],
+)
+def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
+  section, key, value, description, shape_once, tmp_path
+):
+  folder, told = description
+  save_file(sound()['own'], tmp_path / 'model.safetensors')
+  told = told | {section: told[section] | {key: value}}
+  (tmp_path / 'config.json').write_text(json.dumps(told))
+  assert str(tmp_path) in refused(bundle.read, tmp_path)
+  used(lambda: vit_jax.load_params(tmp_path, small(), report=str))
+
+
+def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
+  description, shape_once, monkeypatch
+):
+  folder, told = description
+  faults = {}
+  monkeypatch.setattr(files, 'read', lambda _: sound()['own'])
+  try:
+    for seed in range(500):
+      rng = np.random.default_rng(seed)
+      (folder / 'config.json').write_text(json.dumps(absurd(rng, told)))
+      for use in (
+        lambda: bundle.read(folder),
+        lambda: vit_jax.load_params(folder, small(), report=str),
+      ):
+        try:
+          used(use)
+        except Exception as error:
+          faults.setdefault(f'{type(error).__name__}: {str(error)[:200]}', []).append(seed)
+  finally:
+    (folder / 'config.json').write_text(json.dumps(told))
+  assert faults == {}
+
+
+@pytest.mark.parametrize('kind', ['google', 'timm', 'huggingface', 'own'])
+def test_mutated_files_on_disk_load_or_are_refused_in_a_line(
+  kind, shape_once, description, tmp_path
+):
+  faults = {}
+  for seed in range(15):
+    rng = np.random.default_rng([seed, 99])
+    arrays = {n: np.ascontiguousarray(a) for n, a in mutated(rng, sound()[kind]).items()}
+    path = tmp_path
+    if kind == 'google':
+      path = npz(tmp_path / 'a.npz', arrays)
+    else:
+      save_file(arrays, tmp_path / 'model.safetensors')
+      text = json.dumps(description[1] if kind == 'own' else absurd(rng, CONFIGS[kind]))
+      broken = [text, text[: len(text) // 2], '[]', 'null', '', '[' * 10**5, '\x00']
+      (tmp_path / 'config.json').write_text(broken[max(seed - 8, 0)])
+    for use in (
+      lambda path=path: vit_jax.load(path),
+      lambda path=path: vit_jax.load_params(path, small(), report=str),
+    ):
+      try:
+        line = used(use)
+        assert not line or str(tmp_path) in line
+      except Exception as error:
+        faults.setdefault(f'{type(error).__name__}: {str(error)[:200]}', []).append(seed)
+  assert faults == {}
