@@ -1,6 +1,6 @@
 """Time and memory of `vit convert` from .npz to a bundle, against numpy.load and one copy.
 
-  python benchmarks/convert.py [--model ViT-B/16] [--rounds 7] [--out benchmarks/results/convert.json]
+  python benchmarks/convert.py [--model ViT-B/16] [--rounds 7] [--out FILE.json]
 
 Every turn is a process of its own and the two take turns; the figures are medians, the ratio is of
 each round. Weights are random. Memory is the process's peak, its imports included, which are told.

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
-from tests.google_names import google_arrays
+from tests.google_names import MIXER_LEAVES, google_arrays
 from vit_jax import bundle, convert, models
 from vit_jax.convert import engine, files, huggingface, resample, timm, torchvision
 
@@ -360,6 +360,34 @@ def test_an_argument_that_cannot_be_met_is_named(how, said, tmp_path):
   assert re.search(said, refused(vit_jax.load_params, path, small(), **how))
 
 
+def test_what_distillation_added_is_dropped_and_told(tmp_path):
+  model = small(distillation='head')
+  params = params_of(model)
+  theirs, left = engine.back(TABLES['timm'], flat(params))
+  assert left == []
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
+  assert_equal(loaded(tmp_path / 'a.safetensors', model)[0], params)
+  found, text = loaded(tmp_path / 'a.safetensors')
+  np.testing.assert_array_equal(found['positions'], np.delete(params['positions'], 1, axis=1))
+  assert_equal(found['head'], params['head'])
+  assert re.search(r'dropped +dist; head_dist/kernel; head_dist/bias', text)
+  found, text = loaded(tmp_path / 'a.safetensors', model, new_head=True)
+  assert not found['head']['kernel'].any() and not found['head_dist']['kernel'].any()
+  assert re.search(r'reset +head .*; head_dist', text)
+
+
+def test_a_mixer_is_read_for_the_size_that_its_tokens_imply_and_no_other(tmp_path):
+  fields = dict(patch=4, width=16, depth=2, tokens_dim=6, mlp_dim=24, num_classes=5)
+  model = vit_jax.build('Mixer-B/16', **fields)
+  params = params_of(model)
+  path = npz(tmp_path / 'a.npz', google_arrays(params, names=MIXER_LEAVES))
+  assert_equal(loaded(path, model)[0], params)
+  run = vit_jax.load(path)
+  assert run.preprocess.size == SQUARE and run.model.tokens_dim == 6
+  line = refused(vit_jax.load_params, path, model, image_size=24)
+  assert 'encoder/blocks/tokens/up/kernel has shape (2, 16, 6), not (2, 36, 6)' in line
+
+
 # Reports
 
 
@@ -421,13 +449,44 @@ def test_one_error_names_all_that_is_missing_unexpected_and_misshapen(tmp_path):
   assert re.search(r'encoder_?/?norm/scale has shape \(16, 1\)', line)
 
 
-@pytest.mark.parametrize('layer', [0, 1])
+@pytest.mark.parametrize('layer', [0, 1, 2])
 def test_an_array_that_a_layer_lacks_is_named_as_in_the_file(layer, tmp_path):
   arrays = google_arrays(params_of(small(depth=3)))
   name = f'Transformer/encoderblock_{layer}/MlpBlock_3/Dense_1/bias'
   del arrays[name]
   line = refused(vit_jax.load_params, npz(tmp_path / 'a.npz', arrays), small(depth=3))
   assert line.endswith(f'does not fit the model: {name} is missing')
+
+
+HALVES = {
+  'google': ('Transformer/encoder_norm/scale', 'Transformer/encoder_norm/bias', 'head/kernel'),
+  'timm': ('norm.weight', 'norm.bias', 'head.weight', 'blocks.0.norm1.bias'),
+  'huggingface': ('layernorm.weight', 'layernorm.bias', 'classifier.weight'),
+  'torchvision': ('encoder.ln.weight', 'encoder.ln.bias', 'heads.head.weight'),
+}
+
+
+@pytest.mark.parametrize(
+  'dialect, name', [(dialect, name) for dialect, names in HALVES.items() for name in names]
+)
+def test_a_file_with_half_of_a_layer_is_refused(dialect, name, monkeypatch, shape_once):
+  monkeypatch.setattr(
+    files, 'read', lambda _: {n: a for n, a in sound()[dialect].items() if n != name}
+  )
+  refused(bundle.read, 'half')
+
+
+def test_positions_that_a_file_of_the_paper_lacks_are_not_made_up_in_silence(
+  monkeypatch, shape_once
+):
+  arrays = {n: a for n, a in sound()['google'].items() if 'pos_embedding' not in n}
+  monkeypatch.setattr(files, 'read', lambda _: arrays)
+  said = []
+  try:
+    vit_jax.load_params('a.npz', small(), report=said.append)
+  except ValueError as error:
+    said.append(str(error))
+  assert re.search(r'positions|pos_embedding', said[0])
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_every_shape(tmp_path):
@@ -620,7 +679,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize('kind', ['google', 'timm', 'huggingface', 'torchvision', 'own'])
 def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once, monkeypatch):
-  faults, refusals = {}, 0
+  faults, refusals, model = {}, 0, small()
   for seed in range(500):
     rng = np.random.default_rng([seed, len(kind)])
     arrays, config = sound()[kind], CONFIGS.get(kind, {}) if seed % 4 else {}
@@ -632,7 +691,7 @@ def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once,
     monkeypatch.setattr(convert, 'configuration', lambda _, config=config: config)
     for use in (
       lambda: bundle.read('mutated'),
-      lambda: vit_jax.load_params('mutated', small(), report=str),
+      lambda: vit_jax.load_params('mutated', model, report=str),
     ):
       try:
         refusals += bool(used(use))
@@ -695,7 +754,7 @@ def description(tmp_path_factory):
 def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
   section, key, value, description, shape_once, tmp_path
 ):
-  folder, told = description
+  _, told = description
   save_file(sound()['own'], tmp_path / 'model.safetensors')
   told = told | {section: told[section] | {key: value}}
   (tmp_path / 'config.json').write_text(json.dumps(told))

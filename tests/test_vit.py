@@ -631,7 +631,7 @@ def test_norm_eps_and_dtype_reach_every_layer_norm(field, value):
 
 @pytest.mark.gpu
 def test_bfloat16_computes_in_bfloat16_but_keeps_parameters_and_logits_in_float32(plain):
-  _, params, images, _, _ = plain
+  _, params, images, logits, _ = plain
   model = tiny(dtype='bfloat16')
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype('float32')}
   found, out = forward(model, params, images, attention=True)

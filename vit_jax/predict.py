@@ -45,14 +45,21 @@ class Run(bundle.Bundle):
       for several. Scores are softmax probabilities.
 
     Raises:
-      FileNotFoundError, ValueError: for a file that is not there, or no image.
+      FileNotFoundError, ValueError: for a file that is not there, no image, or a model without
+        classes.
     """
     if top < 1:
       raise ValueError(f'top must be at least 1, got {top}')
+    self.check_classes()
     if isinstance(images, (str, os.PathLike, np.ndarray)):
       return self.predict([images], top=top)[0]
     scores = self.forward([self.prepared(image) for image in images])['scores']
     return [self.ranked(row, top) for row in scores]
+
+  def check_classes(self) -> None:
+    """Raises ValueError for a model without a head, whose logits are no classes'."""
+    if not self.classes:
+      raise ValueError(f'{self.name} has no head here: it gives features, but names no classes')
 
   def features(self, images: Source | Sequence[Source]) -> np.ndarray:
     """What the head reads, float32: (F,) for one image, (N, F) for a list."""
@@ -105,11 +112,11 @@ class Run(bundle.Bundle):
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-  """A trained model from its run's folder, or from a bundle.
+  """A model from a run's folder, a bundle, or any published checkpoint.
 
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: if it is damaged.
+    ValueError: if it is damaged, or of no kind that `docs/checkpoints.md` lists.
   """
   found = bundle.read(path)
   params = jax.device_put(found.params)
@@ -154,6 +161,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.top < 1:
       raise ValueError(f'--top must be at least 1, got {flags.top}')
     run = load(flags.run)
+    run.check_classes()
     files = image_files(flags.files)
   except (ValueError, FileNotFoundError) as error:
     print(f'vit predict: {error}', file=sys.stderr)
@@ -167,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
   flags = argparse.ArgumentParser(prog='vit predict', description='Names what images show.')
-  flags.add_argument('run', help="a run's folder, or a bundle")
+  flags.add_argument('run', help="a run's folder, a bundle, or a published checkpoint")
   flags.add_argument('files', nargs='+', help='images, and folders of images')
   flags.add_argument('--top', type=int, default=3, help='classes per image')
   flags.add_argument('--format', choices=('table', 'csv', 'json'), default='table')

@@ -26,7 +26,6 @@ TO_TIMM = (
 )
 TO_HF = (
   'vit token',
-  'vit no head',
   'deit',
   'deit distilled',
   'dinov2',
@@ -87,6 +86,16 @@ def test_timms_epsilon_moves_a_model_of_hugging_face_little(peer, tmp_path):
 def test_transformers_computes_what_another_peer_does(name, peer, tmp_path):
   out = ours.convert(peer(name).path, tmp_path / 'model', 'hf')
   check(peer(name), peers.whichever, peers.open_named(out))
+
+
+def test_a_model_without_a_head_is_transformers_model_without_a_pooler(peer, tmp_path):
+  built, images = peer('vit no head'), ours.pictures(peer('vit no head').size)
+  module = peers.open_named(ours.convert(built.path, tmp_path / 'model', 'hf'))
+  assert type(module).__name__ == 'ViTModel'
+  call = lambda module, images: {'logits': module(images).last_hidden_state[:, 0]}  # noqa: E731
+  found = peers.run(call, module, images)['logits']
+  wanted = peers.run(built.call, built.module, images)['logits']
+  assert ours.difference(found.numpy(), wanted.numpy()) <= ours.TOLERANCE
 
 
 @pytest.mark.parametrize('name', TO_TORCHVISION)

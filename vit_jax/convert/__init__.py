@@ -213,7 +213,8 @@ def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
   if isinstance(named, Mapping):
     named = [named.get(str(k), named.get(k)) for k in range(count)] if len(named) == count else []
   if len(named) == count and all(isinstance(name, str) for name in named):
-    return tuple(named)
+    if list(named) != [f'LABEL_{k}' for k in range(count)]:  # transformers' word for no name
+      return tuple(named)
   return tuple(map(str, range(count)))
 
 

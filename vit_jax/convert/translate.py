@@ -89,6 +89,7 @@ def notes(model: Any, spoken: Spoken) -> list[str]:
     f'{field} is {getattr(model, field)}, but its readers take {" or ".join(map(str, values))}'
     for field, values in spoken.assumed.items()
     if getattr(model, field, values[0]) not in values
+    and (field != 'stem_numerics' or model.stem is not None)
   ]
 
 
