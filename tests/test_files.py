@@ -277,13 +277,13 @@ def test_shards_are_read_as_one(tmp_path):
     files.read(index)
 
 
-def test_a_folder_must_hold_one_set_of_weights(tmp_path):
+def test_of_several_sets_of_weights_in_a_folder_the_safetensors_are_taken(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no weights'):
     files.read(tmp_path)
   files.write_torch(tmp_path / 'pytorch_model.bin', {'a': GRID})
   assert_same(files.read(tmp_path), {'a': GRID})
-  files.write_safetensors(tmp_path / 'model.safetensors', {'a': GRID})
-  assert r'name one of model.safetensors, pytorch_model.bin' in refusal(tmp_path)
+  files.write_safetensors(tmp_path / 'model.safetensors', {'b': GRID})
+  assert_same(files.read(tmp_path), {'b': GRID})
 
 
 def test_a_file_is_known_by_its_content(tmp_path):

@@ -105,7 +105,7 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
     check(model, preprocess, source.classes)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{told_by} does not describe a model: {error}') from None
-  params, _ = adapt.params(source, model, image_size=preprocess.size)
+  params, _ = adapt.params(source, model, image_size=preprocess.size, new_head=None)
   return Bundle(model, params, source.classes, preprocess, source.name)
 
 
@@ -118,22 +118,31 @@ def opened(path: str | os.PathLike[str], *, heads: int | None = None) -> convert
     except FileNotFoundError:
       find(path)  # says what a run or bundle lacks
       raise
+  description, arrays = files.read_object(folder / DESCRIPTION), files.read(folder / WEIGHTS)
   try:
-    description = json.loads((folder / DESCRIPTION).read_text())
     fields = {field: tupled(value) for field, value in description['model'].items()}
     preprocess = {field: tupled(value) for field, value in description['preprocess'].items()}
+    name = fields.pop('name')
+    told = models.fields(models.build(name, **fields))
     return convert.Checkpoint(
       path=str(folder / WEIGHTS),
       dialect='vit_jax',
-      name=fields.pop('name'),
-      fields=fields,
-      arrays={name: np.array(a, np.float32) for name, a in files.read(folder / WEIGHTS).items()},
-      size=preprocess['size'],
+      name=name,
+      fields={field: value for field, value in told.items() if field not in HOW},
+      arrays={name: np.array(array, np.float32) for name, array in arrays.items()},
+      size=pair(preprocess['size']),
       classes=tuple(description['classes']),
       preprocess=preprocess,
     )
-  except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
+
+
+def pair(size: Any) -> tuple[int, int]:
+  """Raises ValueError if it is no height and width."""
+  if not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
+    raise ValueError(f'preprocess size is {size}, not a height and a width')
+  return size
 
 
 def own_folder(path: pathlib.Path) -> pathlib.Path | None:
@@ -141,10 +150,10 @@ def own_folder(path: pathlib.Path) -> pathlib.Path | None:
   for folder in [path.parent] if path.is_file() else [path / 'model', path]:
     if exists(folder) and (not path.is_file() or path.name in (DESCRIPTION, WEIGHTS)):
       try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        foreign = 'format' not in files.read_object(folder / DESCRIPTION)
       except ValueError:
-        return folder  # where it is read again, and told
-      if not isinstance(description, dict) or 'format' in description:
+        foreign = False  # it is read again, and told
+      if not foreign or folder == path / 'model':
         return folder
   return None
 
@@ -153,14 +162,11 @@ def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...])
   """Raises ValueError for the first part of a bundle that does not fit the others."""
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
-  sides = preprocess.size
-  if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-    raise ValueError(f'preprocess size is {sides}, not a height and a width')
-  models.check_size(model, sides)
+  models.check_size(model, pair(preprocess.size))
   for name in ('mean', 'std'):
     if len(getattr(preprocess, name)) != 3:
       raise ValueError(f'preprocess {name} is {getattr(preprocess, name)}, not three numbers')
-  transforms.compose(preprocess.steps, sides)
+  transforms.compose(preprocess.steps, preprocess.size)
 
 
 def load_params(
@@ -232,7 +238,7 @@ def find(path: str | os.PathLike[str]) -> pathlib.Path:
         raise FileNotFoundError(f'{folder / gone} is missing')
   if (path / DESCRIPTION).is_file():
     raise FileNotFoundError(f'{path} has no {WEIGHTS}: if it is a run, let its training finish')
-  raise FileNotFoundError(f'{path}: no run or bundle there')
+  raise FileNotFoundError(f'{path}: no run, bundle or other checkpoint there')
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 N images, T tokens, D width, L layers, K classes.
 """
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -59,12 +60,21 @@ def compare(source: str, destination: str, to: str, ours: bundle.Bundle) -> tupl
     fine &= found[place] <= ENOUGH
   if lines:
     return '\n'.join(lines), fine
-  again = bundle.read(destination)
+  again = read_again(destination, to, ours)
   found = distances(here, our_trace(again, images))
   place = max(found, key=lambda name: found[name])
   told = f'{destination}, read again by us: largest difference {found[place]:.1e} of the largest '
   told += f'value, at {place} (its library, and that of {source}, cannot be imported here)'
   return told, found[place] <= ENOUGH
+
+
+def read_again(path: str, to: str, ours: bundle.Bundle) -> bundle.Bundle:
+  """What was written, as a model; by the source's fields where `create_model` is told them."""
+  if to != 'timm' or pathlib.Path(path).is_dir():
+    return bundle.read(path)
+  size = ours.preprocess.size
+  params = bundle.load_params(path, ours.model, image_size=size, report=None)
+  return dataclasses.replace(ours, params=params)
 
 
 def usable(library: str) -> bool:

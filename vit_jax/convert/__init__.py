@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -110,7 +109,10 @@ def recognised(path: str, arrays: Arrays, config: dict[str, Any], heads: int | N
   if heads:
     details['heads'] = heads
   preprocess = family.preprocess(config)
-  fields = architecture.infer(family.model, ours, details, preprocess.get('size'))
+  try:
+    fields = architecture.infer(family.model, ours, details, preprocess.get('size'))
+  except ValueError as error:
+    raise ValueError(f'{error}; {faults}' if faults else f'{error}') from None
   size = architecture.image_size(fields, ours, preprocess.get('size'))
   if 'share' in preprocess:
     preprocess['steps'] = cropped(size, preprocess.pop('share'), preprocess.pop('method'))
@@ -179,7 +181,7 @@ def told_heads(family: Family, theirs: Arrays, config: dict[str, Any]) -> int:
   if kernel is None or not kernel.ndim:
     return 1
   norms = engine.counted(names['encoder/blocks/norm1/scale'], theirs)
-  depth = max((len(layers) for layers in norms.values()), default=0)
+  depth = max(norms.values(), default=0)
   gated = any(re.search(r'mlp\.(fc1_g|gate_proj)\.', name) for name in theirs)
   return architecture.heads(kernel.shape[0], depth, gated=gated)
 
@@ -197,12 +199,7 @@ def configuration(path: pathlib.Path) -> dict[str, Any]:
   for name, key in CONFIGS.items():
     if not (folder / name).is_file():
       continue
-    try:
-      found = json.loads((folder / name).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-      raise ValueError(f'{folder / name} cannot be read ({" ".join(str(error).split())})') from None
-    if not isinstance(found, dict):
-      raise ValueError(f'{folder / name} holds no object')
+    found = files.read_object(folder / name)
     config |= {key: found} if key else found
   return config
 
@@ -212,9 +209,9 @@ def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
   named = config.get('id2label') or config.get('label_names') or {}
   if isinstance(named, Mapping):
     named = [named.get(str(k), named.get(k)) for k in range(count)] if len(named) == count else []
-  if len(named) == count and all(isinstance(name, str) for name in named):
-    if list(named) != [f'LABEL_{k}' for k in range(count)]:  # transformers' word for no name
-      return tuple(named)
+  told = len(named) == count and all(isinstance(name, str) for name in named)
+  if told and list(named) != [f'LABEL_{k}' for k in range(count)]:  # transformers' word for no name
+    return tuple(named)
   return tuple(map(str, range(count)))
 
 
@@ -228,7 +225,8 @@ def write(path: str | os.PathLike[str], source: Any, *, to: str) -> list[str]:
     to: 'npz', 'bigvision', 'timm', 'hf' or 'torchvision'.
 
   Returns:
-    What their readers compute otherwise than the model does, a line each: usually nothing.
+    What their readers compute otherwise than the model does, a line each: usually nothing. How
+    to open a lone file of timm's.
 
   Raises:
     ValueError: if the path exists or has another suffix, or the dialect cannot say the model.

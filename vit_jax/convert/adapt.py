@@ -57,7 +57,7 @@ def params(
   image_size: tuple[int, int],
   channels: int = 3,
   rule: str | None = None,
-  new_head: bool = False,
+  new_head: bool | None = False,
   zero_biases: bool = False,
 ) -> tuple[Any, Report]:
   """The parameters of `model` from a checkpoint, and what was done to them.
@@ -68,7 +68,8 @@ def params(
     image_size: (height, width) in pixels that it will take.
     channels: of its images.
     rule: of `resample.RULES` for positions; None takes the dialect's own.
-    new_head: start with a head of zeros even if the checkpoint's fits.
+    new_head: start with a head of zeros: always, where the checkpoint's does not fit, or with None
+      never.
     zero_biases: where the checkpoint lacks a bias, take zeros.
 
   Raises:
@@ -77,6 +78,8 @@ def params(
   if rule is not None and rule not in resample.RULES:
     raise ValueError(f'unknown rule {rule!r}{models.nearest(rule, list(resample.RULES))}')
   models.check_size(model, image_size)
+  if channels < 1:
+    raise ValueError(f'channels must be at least 1, got {channels}')
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
   try:
     tree = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
@@ -98,13 +101,23 @@ def params(
     lacking = [name for name in wanted if name.endswith('/bias') and name not in arrays]
     arrays |= {name: np.zeros(wanted[name].shape, np.float32) for name in lacking}
   check(source, arrays, wanted)
-  for field in MEANING:
-    theirs, ours = source.fields.get(field), getattr(model, field, None)
-    if theirs is not None and ours is not None and theirs != ours:
-      report.differs.append(f'{field} is {theirs} there, {ours} in the model')
+  report.differs = differing(source, model)
   report.loaded = len(wanted)
   report.parameters = sum(math.prod(leaf.shape) for leaf in wanted.values())
   return models.map_named(lambda name, _: arrays[name], tree), report
+
+
+def differing(source: Checkpoint, model: models.Model) -> list[str]:
+  """Fields that no array shows, by which the same arrays would compute something else."""
+  read = dict.fromkeys(MEANING, True)
+  read['stem_numerics'] = getattr(model, 'stem', None) is not None
+  read['rope_theta'] = getattr(model, 'positions', None) == 'rope'
+  pairs = {f: (source.fields.get(f), getattr(model, f, None)) for f in MEANING if read[f]}
+  return [
+    f'{field} is {theirs} there, {ours} in the model'
+    for field, (theirs, ours) in pairs.items()
+    if theirs is not None and ours is not None and theirs != ours
+  ]
 
 
 def fit_tokens(
@@ -123,6 +136,8 @@ def fit_tokens(
   rows: Arrays = {}
   if table is None and source.fields.get('positions') == 'sincos2d':
     table = vit.sincos2d(*grid, model.width)[None]
+    if model.positions == 'learned':
+      report.adapted.append('positions (sines and cosines: the checkpoint has no table)')
   elif table is not None and source.fields.get('cls_position'):
     if table.ndim != 3 or table.shape[1] != math.prod(grid) + len(there):
       arrays['positions'] = table
@@ -190,7 +205,7 @@ def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Repor
 
 
 def fit_head(
-  arrays: Arrays, wanted: dict[str, Any], model: models.Model, new_head: bool, report: Report
+  arrays: Arrays, wanted: dict[str, Any], model: models.Model, new_head: bool | None, report: Report
 ) -> None:
   """What lies between the pooling and the logits: kept, dropped, or new zeros."""
   unread = [name for part in ('pool/', 'pre_logits/') for name in arrays if name.startswith(part)]
@@ -206,6 +221,8 @@ def fit_head(
       report.dropped.extend(gone)
       continue
     here = wanted[kernel].shape[-1]
+    if new_head is None:
+      continue
     if new_head or there != here or any(name.startswith('pre_logits/') for name in unread):
       arrays[kernel] = np.zeros(wanted[kernel].shape, np.float32)
       arrays.pop(bias, None)

@@ -59,7 +59,7 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
     'pool': 'map' if 'pool/probe' in arrays else 'token' if 'cls' in arrays else 'gap',
     'positions': 'learned' if 'positions' in arrays else 'none',
     'distillation': 'head' if 'head_dist/kernel' in arrays else 'none',
-    'final_norm': 'tokens' if 'encoder/norm/scale' in arrays else 'none',
+    'final_norm': 'tokens' if has(arrays, 'encoder/norm/') else 'none',
     'embed_bias': 'embed/bias' in arrays,
     'qkv_bias': ''.join(
       part[0] for part in ('query', 'key', 'value') if f'{blocks}/attention/{part}/bias' in arrays
@@ -71,7 +71,7 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
   }  # fmt: skip
   if 'dist' in arrays and fields['distillation'] == 'none':
     fields['distillation'] = 'token'
-  if 'fc_norm/scale' in arrays:
+  if has(arrays, 'fc_norm/'):
     fields['final_norm'] = 'pooled'
   if stem is not None:
     fields |= {'stem': stem, 'stem_width': arrays['stem/root/conv/kernel'].shape[3]}
@@ -108,8 +108,13 @@ def infer_resnet(arrays: Arrays) -> dict[str, Any]:
 INFER = {'ViT': infer_vit, 'Mixer': infer_mixer, 'BiT': infer_resnet}
 
 
+def has(arrays: Arrays, layer: str) -> bool:
+  """Whether any array of a layer is there: half of it counts, so that the rest is missed."""
+  return any(name.startswith(layer) for name in arrays)
+
+
 def head(arrays: Arrays) -> dict[str, Any]:
-  if 'head/kernel' not in arrays:
+  if not has(arrays, 'head/'):
     return {'num_classes': 0}
   bias = 0.0 if 'head/bias' in arrays else None
   return {'num_classes': arrays['head/kernel'].shape[1], 'head_bias': bias}

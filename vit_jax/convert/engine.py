@@ -3,6 +3,7 @@
 L layers, D width, A heads, M MLP width, P pixels of a patch side, C channels, K classes.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -158,37 +159,48 @@ def into(
 ) -> tuple[Arrays, Faults]:
   """Their arrays in our names and forms, layers stacked, float32.
 
-  Rows of which a file has nothing are left out: what a model needs is compared later. Of a row
-  that a file has in part, the rest is missing; an array that no row takes is unexpected.
+  Rows of which a file has nothing are left out: what a model needs is compared later. There
+  are as many layers as most rows have: of a row with fewer, the rest is missing; an array that no
+  row takes, or of a layer beyond, is unexpected.
   """
   ours: Arrays = {}
   faults = Faults()
   taken: set[str] = set()
-  for row in table:
-    found = counted(row, arrays)
-    taken.update(name for names in found.values() for name in names)
-    for key, names in found.items():
+  found = [(row, counted(row, arrays)) for row in table]
+  depth = usual(
+    layers for row, counts in found if '{i}' in row.theirs for layers in counts.values()
+  )
+  for row, counts in found:
+    for key in counts:
+      names = [
+        spelled(row.theirs, *key, layer=i) for i in range(depth if '{i}' in row.theirs else 1)
+      ]
       absent = [name for name in names if name not in arrays]
+      if len(absent) == len(names):
+        continue
+      taken.update(names)
       faults.missing.extend(absent)
-      if not absent:
-        fill(ours, row, key, names, arrays, heads, faults)
+      fill(ours, row, key, names, arrays, heads, faults)
   faults.unexpected.extend(name for name in arrays if name not in taken)
   return ours, faults
 
 
-def counted(row: Row, names: Iterable[str]) -> dict[tuple[int, int], list[str]]:
-  """Their names of a row by (stage, unit), each a list over all layers up to the last one found."""
+def counted(row: Row, names: Iterable[str]) -> dict[tuple[int, int], int]:
+  """How many layers of a row there are, up to the last one found, by (stage, unit)."""
   found: dict[tuple[int, int], int] = {}
   for name in names:
     if match := row.pattern.fullmatch(name):
       at = {counter: int(number) for counter, number in match.groupdict().items()}
       stage = at.get('s', at.get('s0', -1) + 1)
       unit = at.get('u', at.get('u0', -1) + 1)
-      found[stage, unit] = max(found.get((stage, unit), 0), at.get('i', 0))
-  return {
-    key: [spelled(row.theirs, *key, layer=i) for i in range(last + 1)]
-    for key, last in found.items()
-  }
+      found[stage, unit] = max(found.get((stage, unit), 0), at.get('i', 0) + 1)
+  return found
+
+
+def usual(counts: Iterable[int]) -> int:
+  """The number of layers that most rows have, of two equally usual ones the larger; 0 of none."""
+  often = collections.Counter(counts)
+  return max(often, key=lambda count: (often[count], count), default=0)
 
 
 def spelled(pattern: str, stage: int, unit: int, *, layer: int = 0) -> str:
@@ -204,9 +216,14 @@ def fill(
   heads: int,
   faults: Faults,
 ) -> None:
-  """Writes the arrays of one row, one unit, all layers, into ours; says which do not fit."""
+  """Writes the arrays of one row, one unit, all layers, into ours; says which do not fit.
+
+  One that is missing leaves its place undefined, so that shapes still tell the architecture.
+  """
   stacked = '{i}' in row.theirs
   for layer, name in enumerate(names):
+    if name not in arrays:
+      continue
     theirs = arrays[name]
     try:
       pieces = np.split(theirs, len(row.parts)) if len(row.parts) > 1 else [theirs]

@@ -91,8 +91,8 @@ def read(path: Path) -> Arrays:
 
   Args:
     path: a .npz, .safetensors or PyTorch file; the index of a sharded .safetensors, or the name of
-      the file that it stands for; an Orbax item, or the step that has it; or a folder with exactly
-      one of these under its usual name.
+      the file that it stands for; an Orbax item, or the step that has it; or a folder with one
+      of these under its usual name, of several the first of FILES.
 
   Returns:
     Read-only arrays. Those of an Orbax item are named with '/' and are its `params` if it has
@@ -115,9 +115,6 @@ def find(path: pathlib.Path) -> pathlib.Path:
   if path.is_dir():
     found = [path / name for name in FILES if (path / name).is_file()]
     found += [path / item for item in ITEMS if (path / item / '_METADATA').is_file()]
-    if len(found) > 1:
-      names = ', '.join(str(one.relative_to(path)) for one in found)
-      raise ValueError(f'{path} holds several sets of weights: name one of {names}')
     if not found:
       wanted = ', '.join(FILES)
       raise FileNotFoundError(f'{path} holds no weights: neither {wanted} nor an Orbax item')
@@ -339,6 +336,18 @@ def split_safetensors(data: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
   if data.size < 8 or size > min(data.size - 8, JSON_HEADER):
     raise ValueError(f'its header claims {size} bytes of {data.size}')
   return read_json(data[8 : 8 + size].tobytes()), data[8 + size :]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: one line, if there is none.
+  """
+  try:
+    return read_json(pathlib.Path(path).read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f'{path} cannot be read ({" ".join(str(error).split())})') from None
 
 
 def read_json(text: bytes) -> dict[str, Any]:

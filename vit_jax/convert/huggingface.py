@@ -194,17 +194,19 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f'preprocessor_config.json: resample {resample} is none of 2 and 3')
   method, steps = METHODS[resample], []
   crop = given.get('do_center_crop') and sides(given.get('crop_size'))
+  found: dict[str, Any] = {'size': crop} if crop else {}
   size = given.get('size')
   if given.get('do_resize', True) and size:
     if isinstance(size, dict) and 'shortest_edge' in size:
       steps.append(f"resize_small({size['shortest_edge']}, method='{method}')")
-      model = crop or (size['shortest_edge'],) * 2
+      found.setdefault('size', (size['shortest_edge'],) * 2)
     else:
-      model = sides(size)
-      steps.append(f"resize({model[0]}, {model[1]}, method='{method}')")
+      height, width = sides(size)
+      steps.append(f"resize({height}, {width}, method='{method}')")
+      found.setdefault('size', (height, width))
   if crop:
     steps.append(f'central_crop({crop[0]}, {crop[1]})')
-  found: dict[str, Any] = {'steps': ' | '.join(steps), 'size': crop or model}
+  found['steps'] = ' | '.join(steps)
   if given.get('do_normalize', True):
     found |= {'mean': tuple(given['image_mean']), 'std': tuple(given['image_std'])}
   return found

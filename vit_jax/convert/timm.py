@@ -578,3 +578,10 @@ def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str,
   if source.classes != tuple(map(str, range(len(source.classes)))):
     config['label_names'] = list(source.classes)
   return config
+
+
+def call(path: Any, config: dict[str, Any]) -> str:
+  """The line of Python that opens a lone file, which has no config.json beside it."""
+  told = {'num_classes': config['num_classes'], **config['model_args']}
+  args = ', '.join(f'{name}={value!r}' for name, value in told.items())
+  return f"timm.create_model('{config['architecture']}', checkpoint_path='{path}', {args})"

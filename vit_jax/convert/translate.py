@@ -73,7 +73,9 @@ def changed(source: Source, arrays: Arrays, becomes: Mapping[str, Any]) -> Array
     return arrays
   size = source.preprocess.size
   held = Checkpoint('', 'vit_jax', source.name, known, arrays, size)
-  params, _ = adapt.params(held, model.clone(**becomes), image_size=size, zero_biases=True)
+  params, _ = adapt.params(
+    held, model.clone(**becomes), image_size=size, new_head=None, zero_biases=True
+  )
   return flat(params)
 
 
@@ -147,4 +149,7 @@ def write(path: str | os.PathLike[str], source: Source, to: str) -> list[str]:
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     WRITERS[path.suffix](path, arrays)
-  return notes(source.model, spoken)
+  told = notes(source.model, spoken)
+  if to == 'timm' and path.suffix in TORCH:
+    told.append(f'open it with {timm.call(path, spoken.configs["config.json"])}')
+  return told

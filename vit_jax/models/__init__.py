@@ -247,7 +247,7 @@ def misfit(name: str, kind: Any, value: Any) -> str:
     return '' if value > 0 else 'must be positive'
   if kind is int:
     least = LEAST.get(name, 1)
-    return '' if value >= least and value % 1 == 0 else f'must be at least {least}, whole'
+    return '' if value >= least and isinstance(value, int) else f'must be at least {least}, whole'
   return ''
 
 
