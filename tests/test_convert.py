@@ -9,7 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
@@ -236,6 +236,220 @@ def huggingface_folder(path, **changes):
   return path
 
 
+def edited(folder, change, file='config.json'):
+  """The folder with a JSON file changed, or with other arrays."""
+  path = folder / file
+  if file.endswith('.safetensors'):
+    save_file(change(load_file(path)), path)
+  else:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  return folder
+
+
+LACKS = {
+  'layer.1': ['vit.encoder.layer.1.layernorm_before.weight', 'vit.encoder.layer.1.output'],
+  'position_embeddings': ['vit.embeddings.position_embeddings'],
+  'cls_token': ['vit.embeddings.cls_token'],
+  'vit.layernorm': ['vit.layernorm.weight', 'vit.layernorm.bias'],
+  'projection.bias': ['vit.embeddings.patch_embeddings.projection.bias'],
+  'classifier.bias': ['classifier.bias'],
+  'classifier': ['classifier.weight', 'classifier.bias'],
+  'query.bias': ['vit.encoder.layer.0.attention.attention.query.bias'],
+}
+
+
+@pytest.mark.parametrize('part', LACKS)
+def test_arrays_that_a_configuration_promises_are_named_where_they_lack(part, tmp_path):
+  folder = huggingface_folder(tmp_path, architectures=['ViTForImageClassification'])
+  edited(folder, lambda a: {n: v for n, v in a.items() if part not in n}, 'model.safetensors')
+  for use in (vit_jax.load, lambda path: vit_jax.load_params(path, small())):
+    line = refused(use, folder)
+    assert all(f'{name}' in line for name in LACKS[part]) and 'is missing' in line
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    (dict(num_hidden_layers=1), 'num_hidden_layers is 1, but the arrays have 2'),
+    (dict(hidden_size=32), 'hidden_size is 32, but the arrays have 16'),
+    (dict(num_attention_heads=3), 'num_attention_heads is 3, which does not divide the width 16'),
+    (dict(id2label={'0': 'a'}), 'id2label has 1 names for 5 classes'),
+    (dict(id2label={k: k for k in 'abcde'}), 'id2label names no label 0'),
+    (dict(id2label='hello'), 'id2label is "hello", not an object with a text'),
+    (dict(id2label={str(k): k for k in range(5)}), 'id2label is .*, not an object with a text'),
+    (dict(image_size='64'), 'image_size is "64", not one or two numbers'),
+    (dict(image_size=64.0), 'image_size is 64.0, not one or two numbers'),
+    (dict(image_size=0), 'image_size is 0, not'),
+    (dict(image_size=10**9), 'image_size is 1000000000, not .* up to 8,192'),
+    (dict(vision_config='x'), 'vision_config is "x", not an object'),
+    (dict(layer_norm_eps='1e-6'), 'layer_norm_eps is "1e-6", not a number from 0 to 1'),
+    (dict(num_hidden_layers=10**9), 'num_hidden_layers is 1000000000, not a whole number'),
+  ],
+  ids=str,
+)
+def test_a_configuration_that_the_arrays_belie_or_that_is_none_is_named(changes, said, tmp_path):
+  folder = huggingface_folder(tmp_path, **changes)
+  assert re.search(f'config.json: {said}', refused(vit_jax.load, folder))
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    (dict(size={'longest_edge': 64}), 'size is'),
+    (dict(image_mean='abc'), 'image_mean is "abc", not three numbers'),
+    (dict(image_std=[0, 0, 0]), 'image_std is .* above 0'),
+    (dict(size=10**7), 'size is 10000000, not a number of pixels up to 8,192'),
+    (dict(size={'shortest_edge': '64) | flip('}), 'size is'),
+    (dict(resample=1), 'resample 1 is none of 2 and 3'),
+    (dict(image_processor_type='OwlImageProcessor'), 'image_processor_type OwlImageProcessor'),
+  ],
+  ids=str,
+)
+def test_preprocessing_that_is_none_is_named(changes, said, tmp_path):
+  folder = huggingface_folder(tmp_path)
+  edited(folder, lambda told: told | changes, 'preprocessor_config.json')
+  assert re.search(f'preprocessor_config.json: {said}', refused(vit_jax.load, folder))
+
+
+def test_null_says_nothing(tmp_path):
+  folder = huggingface_folder(tmp_path, id2label=None, layer_norm_eps=None)
+  edited(folder, lambda told: told | {'crop_size': None}, 'preprocessor_config.json')
+  run = vit_jax.load(folder)
+  assert run.classes == tuple('01234') and run.model.norm_eps == 1e-12
+
+
+def test_labels_are_numbers_where_a_configuration_names_none(tmp_path):
+  folder = huggingface_folder(tmp_path)
+  edited(folder, lambda told: {k: v for k, v in told.items() if k != 'id2label'})
+  assert vit_jax.load(folder).classes == tuple('01234')
+
+
+@pytest.mark.parametrize(
+  'args, top, said',
+  [
+    (dict(depth=3), {}, 'blocks.2.norm1.weight is missing'),
+    (dict(depth=1), {}, 'depth is 1, but the arrays have 2'),
+    (dict(embed_dim=32), {}, 'embed_dim is 32, but the arrays have 16'),
+    ({}, dict(num_classes=7), 'num_classes is 7, but the head has 5'),
+  ],
+  ids=str,
+)
+def test_timms_configuration_is_held_to_its_arrays(args, top, said, tmp_path):
+  config = CONFIGS['timm']
+  folder = timm_folder(tmp_path, config | top | {'model_args': config['model_args'] | args})
+  assert said in refused(vit_jax.load, folder)
+
+
+def timm_folder(path, config, file='model.safetensors', **fields):
+  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small(**fields))))
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / file)
+  (path / 'config.json').write_text(json.dumps(config))
+  return path
+
+
+@pytest.mark.parametrize(
+  'share, steps',
+  [
+    (1.0, "resize(16, 16, method='bicubic_antialias')"),
+    (0.8, "resize(20, 20, method='bicubic_antialias') | central_crop"),
+  ],
+)
+def test_timm_squashes_what_it_says_it_squashes(share, steps, tmp_path):
+  cfg = CONFIGS['timm']['pretrained_cfg'] | {'crop_mode': 'squash', 'crop_pct': share}
+  folder = timm_folder(tmp_path, CONFIGS['timm'] | {'pretrained_cfg': cfg})
+  assert vit_jax.load(folder).preprocess.steps == steps
+
+
+def test_json_is_read_beside_a_weight_file_of_any_name(tmp_path):
+  timm_folder(tmp_path, CONFIGS['timm'], 'mine.safetensors')
+  run = vit_jax.load(tmp_path / 'mine.safetensors')
+  assert run.model.heads == 2 and run.classes == tuple('abcde')
+
+
+def test_json_of_another_weight_file_is_ignored_and_told(tmp_path):
+  timm_folder(tmp_path, CONFIGS['timm'] | {'model_args': {'depth': 9}}, 'mine.safetensors')
+  np.savez(tmp_path / 'other.npz', a=np.ones(1))
+  found, text = loaded(tmp_path / 'mine.safetensors')
+  assert 'JSON beside it is ignored' in text and 'blocks.2.norm1.weight is missing' in text
+  assert_equal(found, params_of(small()))
+
+
+def test_heads_that_json_tells_are_not_those_of_the_model(tmp_path):
+  timm_folder(tmp_path, CONFIGS['timm'])
+  line = refused(vit_jax.load_params, tmp_path, small(heads=4))
+  assert 'attention/query/kernel has shape (2, 16, 2, 8), not (2, 16, 4, 4)' in line
+
+
+OPEN_CLIP = {
+  'model_cfg': {
+    'embed_dim': 5,
+    'vision_cfg': {'image_size': 16, 'layers': 2, 'width': 16, 'patch_size': 4, 'head_width': 8},
+  },
+  'preprocess_cfg': {
+    'mean': [0.1, 0.2, 0.3],
+    'std': [0.4, 0.5, 0.6],
+    'interpolation': 'bilinear',
+    'resize_mode': 'squash',
+  },
+}
+OPEN_CLIP_NAMES = (
+  (r'^cls_token$', 'class_embedding'),
+  (r'^pos_embed$', 'positional_embedding'),
+  (r'^patch_embed.proj\.', 'conv1.'),
+  (r'^norm_pre\.', 'ln_pre.'),
+  (r'^norm\.', 'ln_post.'),
+  (r'^blocks\.', 'transformer.resblocks.'),
+  (r'\.norm([12])\.', r'.ln_\1.'),
+  (r'\.attn\.qkv\.', '.attn.in_proj_'),
+  (r'\.attn\.proj\.', '.attn.out_proj.'),
+  (r'\.fc1\.', '.c_fc.'),
+  (r'\.fc2\.', '.c_proj.'),
+  (r'^head\.weight$', 'proj'),
+)
+
+
+def open_clip_folder(path, config):
+  params = params_of(small(pre_norm=True, embed_bias=False, head_bias=None))
+  theirs = engine.renamed(engine.back(TABLES['timm'], flat(params))[0], OPEN_CLIP_NAMES)
+  theirs['class_embedding'] = theirs['class_embedding'].reshape(-1)
+  theirs['positional_embedding'] = theirs['positional_embedding'][0]
+  theirs['proj'] = theirs['proj'].T
+  arrays = {f'visual.{n}': np.ascontiguousarray(a) for n, a in theirs.items()}
+  save_file(arrays | {'logit_scale': np.ones(1)}, path / 'open_clip_model.safetensors')
+  (path / 'open_clip_config.json').write_text(json.dumps(config))
+  return params
+
+
+@pytest.mark.parametrize('file', ['', 'open_clip_model.safetensors'])
+@pytest.mark.parametrize('quick', [True, False])
+def test_a_folder_of_open_clip_tells_heads_activation_and_preprocessing(file, quick, tmp_path):
+  model = OPEN_CLIP['model_cfg'] | ({'quick_gelu': True} if quick else {})
+  params = open_clip_folder(tmp_path, OPEN_CLIP | {'model_cfg': model})
+  run = vit_jax.load(tmp_path / file)
+  assert run.model.heads == 2
+  assert run.model.activation == ('quick_gelu' if quick else 'gelu_erf')
+  assert run.preprocess == bundle.Preprocess(
+    "resize(method='bilinear_antialias')", SQUARE, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+  )
+  assert_equal(jax.device_get(run.params), params)
+  (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': OPEN_CLIP['model_cfg']}))
+  assert 'resize_small(16' in vit_jax.load(tmp_path / file).preprocess.steps
+
+
+def test_a_lone_file_for_images_of_no_square_is_read_by_their_size(tmp_path):
+  size = (8, 24)  # 2 x 6 patches
+  params = params_of(small(), size)
+  theirs, _ = engine.back(TABLES['timm'], flat(params))
+  path = tmp_path / 'a.safetensors'
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path)
+  assert 'give image_size' in refused(convert.read, path)
+  found = convert.read(path, image_size=size)
+  assert found.size == size and found.fields['cls_position']
+  np.testing.assert_array_equal(found.arrays['positions'], params['positions'])
+  square, _ = saved(tmp_path)  # 4 x 4 patches, though 2 x 8 are as many
+  assert convert.read(square, image_size=(8, 32)).size == SQUARE
+
+
 # Adapting
 
 
@@ -333,6 +547,7 @@ def test_a_file_without_a_head_gives_a_new_one_and_a_model_without_drops_it(tmp_
   path, _ = saved(tmp_path, small(num_classes=0))
   found, text = loaded(path)
   assert not found['head']['kernel'].any() and re.search(r'reset +head', text)
+  assert re.search(rf'loaded +{len(flat(found)) - 2} arrays', text)
 
 
 def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp_path):
@@ -348,8 +563,8 @@ def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp
   [
     (dict(resample='bicubik'), r"'bicubik'.*did you mean bicubic"),
     (dict(image_size=(16, 18)), '16x18 does not divide into patches of 4x4'),
-    (dict(image_size=0), '0x0'),
-    (dict(image_size=-16), '-16x-16'),
+    (dict(image_size=0), 'image_size is 0'),
+    (dict(image_size=-16), 'image_size is -16'),
     (dict(channels=0), 'channels'),
     (dict(channels=-1), 'channels'),
   ],
@@ -402,9 +617,10 @@ def test_a_report_says_in_a_dozen_lines_what_became_of_the_arrays(tmp_path):
   assert lines[0].startswith(f'{path}: google names') and len(lines) <= 12
   assert max(map(len, lines)) < 1000
   sections = {line.split()[0]: line for line in lines[1:]}
-  count = sum(leaf.size for leaf in flat(found).values())
-  assert f'{len(flat(found))} arrays, {count:,} parameters' in sections['loaded']
-  assert f"{len(arrays)} of the file's arrays" in sections['renamed']
+  theirs = {name: leaf for name, leaf in flat(found).items() if not name.startswith('head/')}
+  count = sum(leaf.size for leaf in theirs.values())
+  assert f'{len(theirs)} arrays, {count:,} parameters' in sections['loaded']
+  assert f"{len(arrays) - len(beside)} of the file's arrays" in sections['renamed']
   assert '4x4 -> 3x3' in sections['resampled'] and '4x4 -> 8x8' in sections['resampled']
   assert '3 channels to 1' in sections['adapted'] and 'cls' in sections['adapted']
   assert 'head (5 classes there, 3 here)' in sections['reset']

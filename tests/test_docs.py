@@ -10,7 +10,7 @@ import pytest
 
 import vit_jax
 from tests.interop import ours
-from vit_jax import __main__, convert, export
+from vit_jax import __main__, conversion, convert
 from vit_jax.convert import engine, files, resample
 from vit_jax.models import vit
 
@@ -129,12 +129,12 @@ def test_the_limits_told_are_those_that_hold():
 
 
 def test_the_dialects_told_are_those_that_are_written(tmp_path):
-  assert [coded(row[0])[0] for row in table('`--to`')] == list(export.FORMS)
-  assert {name for row in FAMILIES for name in coded(row[6])} == set(export.FORMS) - {'bundle'}
+  assert [coded(row[0])[0] for row in table('`--to`')] == list(conversion.FORMS)
+  assert {name for row in FAMILIES for name in coded(row[6])} == set(conversion.FORMS) - {'bundle'}
   with pytest.raises(ValueError, match='unknown dialect') as error:
     convert.write(tmp_path / 'model', None, to='?')
   known = str(error.value).split('known: ')[1].split(', ')
-  assert set(export.FORMS) - {'bundle'} == set(known) - {'bundle'}
+  assert set(conversion.FORMS) - {'bundle'} == set(known) - {'bundle'}
 
 
 def test_the_agreement_told_is_what_the_interop_tests_demand():

@@ -236,7 +236,6 @@ def test_safetensors_are_what_the_library_says(tmp_path):
   numbers = {k: v for k, v in arrays.items() if v.dtype != BFLOAT16}
   save_file(numbers, str(tmp_path / 'theirs.safetensors'), metadata={'format': 'pt'})
   assert_same(files.read(tmp_path / 'theirs.safetensors'), numbers)
-  assert files.read_metadata(tmp_path / 'theirs.safetensors') == {'format': 'pt'}
   files.write_safetensors(tmp_path / 'ours.safetensors', numbers, {'format': 'pt'})
   found = load_file(str(tmp_path / 'ours.safetensors'))
   assert set(found) == set(numbers)
@@ -251,12 +250,40 @@ def test_safetensors_of_one_dtype_are_byte_for_byte_the_library_s(tmp_path):
   assert (tmp_path / 'ours').read_bytes() == (tmp_path / 'theirs').read_bytes()
 
 
-def test_metadata_are_kept_and_may_be_absent(tmp_path):
-  path = tmp_path / 'model.safetensors'
-  files.write_safetensors(path, {'a': GRID}, {'one': 'thing', 'é': '"'})
-  assert files.read_metadata(tmp_path) == {'one': 'thing', 'é': '"'}
-  files.write_safetensors(path, {'a': GRID})
-  assert files.read_metadata(path) == {}
+def test_shards_of_pytorch_are_read_as_one(tmp_path):
+  parts = {'a': GRID}, {'b': GRID[0].copy()}
+  places = {}
+  for i, arrays in enumerate(parts, 1):
+    name = f'pytorch_model-0000{i}-of-00002.bin'
+    files.write_torch(tmp_path / name, arrays)
+    places |= dict.fromkeys(arrays, name)
+  index = tmp_path / 'pytorch_model.bin.index.json'
+  index.write_text(json.dumps({'weight_map': places}))
+  assert_same(files.read(tmp_path), parts[0] | parts[1])
+  with pytest.raises(ValueError, match=f'give {index.name}'):
+    files.read(tmp_path / places['b'])
+
+
+def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(tmp_path):
+  text = b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n'
+  for name in ('x.safetensors', 'x.npz', 'x.bin'):
+    assert 'git lfs pull' in refused(tmp_path, name, text)
+
+
+def test_a_folder_of_other_files_lists_them(tmp_path):
+  files.write_npz(tmp_path / 'mine.npz', {'a': GRID})
+  with pytest.raises(FileNotFoundError, match=r'name one of its files: mine\.npz'):
+    files.read(tmp_path)
+
+
+def test_a_name_with_a_line_break_makes_no_second_line(tmp_path):
+  path = tmp_path / 'a\nb.npz'
+  for content in (None, b'x'):
+    if content:
+      path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+      files.read(path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_shards_are_read_as_one(tmp_path):
@@ -583,7 +610,8 @@ def test_a_directory_of_a_zip_is_not_believed(tmp_path):
     'deflated': (with_field(one, 10, 8, '<H'), 'cannot be read'),
     'not an array': (zipped([('readme.txt', b'x')]), 'not an array'),
     'a text': (zipped([('a.npy', b'hello')]), 'version'),
-    'only a head': (b'PK\3\4', 'not a zip'),
+    'only a head': (b'PK\3\4', 'cut short'),
+    'the first half': (one[: len(one) // 2], 'cut short'),
   }
   for name, (data, word) in cases.items():
     line = refused(tmp_path, 'x.npz', data)
@@ -650,11 +678,6 @@ def test_a_header_of_safetensors_is_not_believed(tmp_path, header, word):
 def test_a_header_must_fit_its_file(tmp_path):
   for data in (b'', b'1234567', bytes(8), b'\xff' * 20, (9).to_bytes(8, 'little') + b'{}'):
     assert refused(tmp_path, 'x.safetensors', data)
-
-
-def test_metadata_must_be_text(tmp_path):
-  data = safetensors({'__metadata__': {'a': 1}, 'a': entry()})
-  assert 'text' in refused(tmp_path, 'x.safetensors', data, files.read_metadata)
 
 
 # ---- mutants ----

@@ -271,7 +271,7 @@ def refused(path, capsys):
 
 def test_a_run_that_is_none_is_refused(tmp_path, capsys):
   assert 'no such file or folder' in refused(tmp_path / 'nowhere', capsys)
-  assert 'no run, bundle or other checkpoint' in refused(tmp_path, capsys)
+  assert 'holds no weights' in refused(tmp_path, capsys)
   (tmp_path / 'rose.jpg').write_bytes(b'')
   assert 'rose.jpg' in refused(tmp_path / 'rose.jpg', capsys)
 

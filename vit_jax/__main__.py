@@ -9,7 +9,7 @@ COMMANDS = {
   'train': ('vit_jax.main', 'train a model, or go on with a run'),
   'predict': ('vit_jax.predict', 'name what images show'),
   'evaluate': ('vit_jax.evaluate.accuracy', "measure a run's model on a split"),
-  'convert': ('vit_jax.export', "write a checkpoint in another library's names"),
+  'convert': ('vit_jax.conversion', "write a checkpoint in another library's names"),
   'models': ('vit_jax.models', 'list the models'),
   'data': ('vit_jax.data.sources', 'save images of a data set'),
   'bench': ('vit_jax.benchmark', 'measure speed and memory'),

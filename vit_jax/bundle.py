@@ -1,10 +1,11 @@
 """A model on disk: `model.safetensors` with the parameters, `config.json` with all else."""
 
 import dataclasses
-import json
+import math
+import numbers
 import os
 import pathlib
-import shutil
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,13 @@ import jax
 import numpy as np
 
 from vit_jax import convert, models
-from vit_jax.convert import adapt, files
+from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
 from vit_jax.data import transforms
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
+LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
 
 
@@ -64,11 +66,6 @@ class Bundle:
 
 def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
   """Writes a bundle, whole or not at all: it appears under its name when it is complete."""
-  folder = pathlib.Path(folder)
-  partial = folder.with_name(folder.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  files.write_safetensors(partial / WEIGHTS, flat(jax.device_get(bundle.params)))
   fields = {k: v for k, v in models.fields(bundle.model).items() if k not in HOW}
   description = {
     'format': FORMAT,
@@ -76,9 +73,8 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'preprocess': dataclasses.asdict(bundle.preprocess),
     'classes': list(bundle.classes),
   }
-  (partial / DESCRIPTION).write_text(json.dumps(description, indent=1))
-  shutil.rmtree(folder, ignore_errors=True)
-  os.replace(partial, folder)
+  arrays = models.flat(jax.device_get(bundle.params))
+  translate.write_folder(folder, arrays, {DESCRIPTION: description})
 
 
 def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
@@ -94,6 +90,13 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
     ValueError: if it is damaged, or of no dialect that `vit_jax.convert` knows.
   """
   source = opened(path)
+  for note in source.notes:
+    tell(f'{source.path}: {note}')
+  return built(source, native=native)
+
+
+def built(source: convert.Checkpoint, *, native: bool = False) -> Bundle:
+  """The bundle that a checkpoint is; see `read`."""
   own = source.dialect == 'vit_jax' and source.preprocess
   told_by = pathlib.Path(source.path).with_name(DESCRIPTION) if own else source.path
   try:
@@ -109,19 +112,40 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
   return Bundle(model, params, source.classes, preprocess, source.name)
 
 
-def opened(path: str | os.PathLike[str], *, heads: int | None = None) -> convert.Checkpoint:
-  """The checkpoint at a path: a bundle's, a run's, or any that `convert.read` knows."""
-  folder = own_folder(pathlib.Path(path))
-  if folder is None:
-    try:
-      return convert.read(path, heads=heads)
-    except FileNotFoundError:
-      find(path)  # says what a run or bundle lacks
-      raise
+def opened(
+  path: str | os.PathLike[str],
+  *,
+  heads: int | None = None,
+  image_size: tuple[int, int] | None = None,
+) -> convert.Checkpoint:
+  """The checkpoint at a path: a bundle's, a run's, or any that `convert.read` knows.
+
+  Args:
+    path: of the file or folder.
+    heads, image_size: as `convert.read` takes them, where nothing in the file tells.
+
+  Raises:
+    FileNotFoundError: one that says what is missing.
+    ValueError: one line, if it cannot be read.
+  """
+  path = pathlib.Path(path)
+  try:
+    folder = own_folder(path)
+    if folder is not None:
+      return described(folder)
+    return convert.read(path, heads=heads, image_size=image_size)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(files.one_line(missing(path) or error)) from None
+  except OSError as error:
+    raise ValueError(files.one_line(f'{path}: {error.strerror}')) from None
+
+
+def described(folder: pathlib.Path) -> convert.Checkpoint:
+  """What the two files of a bundle's folder hold."""
   description, arrays = files.read_object(folder / DESCRIPTION), files.read(folder / WEIGHTS)
   try:
-    fields = {field: tupled(value) for field, value in description['model'].items()}
-    preprocess = {field: tupled(value) for field, value in description['preprocess'].items()}
+    fields = {field: models.tupled(value) for field, value in description['model'].items()}
+    preprocess = {f: models.tupled(value) for f, value in description['preprocess'].items()}
     name = fields.pop('name')
     told = models.fields(models.build(name, **fields))
     return convert.Checkpoint(
@@ -145,9 +169,19 @@ def pair(size: Any) -> tuple[int, int]:
   return size
 
 
+def exists(folder: pathlib.Path) -> bool:
+  """Whether the folder is a bundle's."""
+  return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file()
+
+
+def folders(path: pathlib.Path) -> list[pathlib.Path]:
+  """Where a path's bundle may be: beside the file, or in the folder of a run or of the bundle."""
+  return [path.parent] if path.is_file() else [path / 'model', path]
+
+
 def own_folder(path: pathlib.Path) -> pathlib.Path | None:
   """The folder of our own bundle that a path means; None where something else is there."""
-  for folder in [path.parent] if path.is_file() else [path / 'model', path]:
+  for folder in folders(path):
     if exists(folder) and (not path.is_file() or path.name in (DESCRIPTION, WEIGHTS)):
       try:
         foreign = 'format' not in files.read_object(folder / DESCRIPTION)
@@ -158,15 +192,40 @@ def own_folder(path: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
+def missing(path: pathlib.Path) -> str:
+  """What a path lacks of a run or bundle; '' if it is neither."""
+  for folder in folders(path):
+    there = [(folder / name).is_file() for name in (DESCRIPTION, WEIGHTS)]
+    if sum(there) == 1 and folder != path:
+      return f'{folder / (DESCRIPTION if there[1] else WEIGHTS)} is missing'
+  if (path / 'checkpoints').is_dir() or (path / 'metrics.jsonl').is_file():
+    return f'{path} is a run without a model: let its training finish'
+  return ''
+
+
 def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
   """Raises ValueError for the first part of a bundle that does not fit the others."""
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
   models.check_size(model, pair(preprocess.size))
-  for name in ('mean', 'std'):
-    if len(getattr(preprocess, name)) != 3:
-      raise ValueError(f'preprocess {name} is {getattr(preprocess, name)}, not three numbers')
+  for name, least in (('mean', -LARGEST), ('std', 1 / LARGEST)):
+    values = getattr(preprocess, name)
+    fine = isinstance(values, tuple) and all(type(value) in (int, float) for value in values)
+    if not fine or len(values) != 3 or not all(least <= value <= LARGEST for value in values):
+      more = ' above 0' if least > 0 else ''
+      raise ValueError(f'preprocess {name} is {values}, not three finite numbers{more}')
+  check_steps(preprocess.steps)
   transforms.compose(preprocess.steps, preprocess.size)
+
+
+def check_steps(steps: Any) -> None:
+  """Raises ValueError for a line whose images would not fit into memory."""
+  if not isinstance(steps, str):
+    raise ValueError(f'preprocess steps are {steps!r}, not a line of text')
+  for step in steps.split('|'):
+    sides = [int(number) for number in re.findall(r'(?<![\w.])\d+(?![\w.])', step)[:2]]
+    if math.prod(sides * 2 if len(sides) == 1 else sides) > transforms.MAX_PIXELS:
+      raise ValueError(f'{step.strip()!r} gives more than {transforms.MAX_PIXELS:,} pixels')
 
 
 def load_params(
@@ -203,12 +262,13 @@ def load_params(
     FileNotFoundError: if there are none.
     ValueError: one that names every missing, unexpected and misshapen array.
   """
-  source = opened(path, heads=getattr(model, 'heads', None))
-  height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size or source.size
+  check_arguments(model, channels, resample)
+  size = None if image_size is None else height_width(image_size)
+  source = opened(path, heads=getattr(model, 'heads', None), image_size=size)
   params, done = adapt.params(
     source,
     model,
-    image_size=(height, width),
+    image_size=size or source.size,
     channels=channels,
     rule=resample,
     new_head=new_head,
@@ -218,35 +278,27 @@ def load_params(
   return params
 
 
-def exists(folder: pathlib.Path) -> bool:
-  """Whether the folder is a bundle's."""
-  return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file()
+def height_width(image_size: Any) -> tuple[int, int]:
+  """(height, width) of one whole number, or two; ValueError for anything else."""
+  sides = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size,) * 2
+  if len(sides) != 2 or not all(is_whole(side) and side > 0 for side in sides):
+    raise ValueError(f'image_size is {image_size!r}, not one or two numbers of pixels')
+  return (int(sides[0]), int(sides[1]))
 
 
-def find(path: str | os.PathLike[str]) -> pathlib.Path:
-  """The bundle's folder for that of a run or of the bundle, or for one of its files."""
-  path = pathlib.Path(path)
-  folders = [path.parent] if path.is_file() else [path / 'model', path]
-  for folder in folders:
-    if exists(folder):
-      return folder
-  if not path.exists():
-    raise FileNotFoundError(f'{path}: there is no such file or folder')
-  for folder in folders:
-    for here, gone in ((DESCRIPTION, WEIGHTS), (WEIGHTS, DESCRIPTION)):
-      if (folder / here).is_file() and (folder != path or (path / here).name == WEIGHTS):
-        raise FileNotFoundError(f'{folder / gone} is missing')
-  if (path / DESCRIPTION).is_file():
-    raise FileNotFoundError(f'{path} has no {WEIGHTS}: if it is a run, let its training finish')
-  raise FileNotFoundError(f'{path}: no run, bundle or other checkpoint there')
+def check_arguments(model: Any, channels: Any, resample: Any) -> None:
+  """Raises ValueError for an argument of `load_params` of a wrong kind."""
+  if not isinstance(model, models.Model):
+    how = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
+    raise ValueError(f'model is {model!r:.80}, not a model{how}')
+  if not is_whole(channels):
+    raise ValueError(f'channels is {channels!r}, not a whole number')
+  if resample is not None and not isinstance(resample, str):
+    raise ValueError(f'resample is {resample!r}, not the name of a rule')
 
 
-def flat(tree: Any) -> dict[str, Any]:
-  """A tree as {'encoder/norm/scale': leaf}."""
-  named: dict[str, Any] = {}
-  models.map_named(named.setdefault, tree)
-  return named
+def is_whole(value: Any) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def tupled(value: Any) -> Any:
-  return tuple(value) if isinstance(value, list) else value
+flat = models.flat  # tests/test_run.py's name for it

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,58 +21,79 @@ TO = {'huggingface': 'hf'}
 ENOUGH = 1e-4  # of the largest value: float32 sums in another order reach about 1e-5
 
 Trace = dict[str, np.ndarray]
+Distances = dict[str, float]
 
 
-def compare(source: str, destination: str, to: str, ours: bundle.Bundle) -> tuple[str, bool]:
+def compare(ours: bundle.Bundle, sides: Mapping[str, tuple[str, str]]) -> tuple[str, bool]:
   """Lines that tell how far a converted model is from its source, and whether it is near enough.
 
-  Each of the two is run by its own library on two random images, if that is installed, and held
-  against ours, block by block. Where neither can be, what was written is read again.
+  Each side is run by its own library on two random images, if that is installed, and held
+  against ours, block by block. What was written is read again where its own cannot run it.
 
   Args:
-    source: path of what was read.
-    destination: path of what was written.
-    to: whose names it has.
     ours: what was read.
+    sides: path and dialect of what was 'read' and of what was 'written'.
 
   Raises:
-    ValueError: if a library does not open its file.
+    ValueError: if a library does not open or run its file, or computes nothing that we do.
   """
-  dialect = bundle.opened(source).dialect
-  sides = {'read': (source, TO.get(dialect, dialect)), 'written': (destination, to)}
   images = random_images(ours.preprocess.size)
   here = our_trace(ours, images)
-  lines, fine = [], True
-  for what, (path, kind) in sides.items():
-    library = LIBRARIES.get(kind)
-    if library is None or not usable(library):
-      continue
-    try:
-      module = OPENERS[kind](pathlib.Path(path), ours).eval()
-    except Exception as error:  # of whatever kind a library raises over a file
-      told = ' '.join(str(error).split())[:300]
-      raise ValueError(f'{library} does not open {path} ({told})') from None
-    found = distances(here, torch_trace(module, images, ours.model))
-    place = max(found, key=lambda name: found[name])
-    lines.append(
-      f'{path}, {what}, by {library}: largest difference {found[place]:.1e} of the largest value, '
-      f'at {place}; ' + ', '.join(f'{name} {value:.1e}' for name, value in found.items())
-    )
-    fine &= found[place] <= ENOUGH
-  if lines:
-    return '\n'.join(lines), fine
-  again = read_again(destination, to, ours)
-  found = distances(here, our_trace(again, images))
-  place = max(found, key=lambda name: found[name])
-  told = f'{destination}, read again by us: largest difference {found[place]:.1e} of the largest '
-  told += f'value, at {place} (its library, and that of {source}, cannot be imported here)'
-  return told, found[place] <= ENOUGH
+  found: dict[str, Distances] = {}
+  for what, (path, dialect) in sides.items():
+    kind = TO.get(dialect, dialect)
+    if kind in LIBRARIES and usable(LIBRARIES[kind]):
+      there = their_trace(kind, path, ours, images)
+      found[f'{path}, {what}, by {LIBRARIES[kind]}'] = distances(here, there)
+    elif what == 'written':
+      again = our_trace(read_again(path, ours), images)
+      found[f'{path}, read again by us, as no library of its own is here'] = distances(here, again)
+  lines = [told(title, places) for title, places in found.items()]
+  return '\n'.join(lines), all(max(places.values()) <= ENOUGH for places in found.values())
 
 
-def read_again(path: str, to: str, ours: bundle.Bundle) -> bundle.Bundle:
-  """What was written, as a model; by the source's fields where `create_model` is told them."""
-  if to != 'timm' or pathlib.Path(path).is_dir():
-    return bundle.read(path)
+def told(title: str, places: Distances) -> str:
+  """A line with the largest difference, where it is, and all others."""
+  place = max(places, key=lambda name: places[name])
+  listed = ', '.join(f'{name} {value:.1e}' for name, value in places.items())
+  return (
+    f'{title}: largest difference {places[place]:.1e} of the largest value, at {place}; {listed}'
+  )
+
+
+def distances(ours: Trace, theirs: Trace) -> Distances:
+  """The largest difference at each place that both know, in units of their largest value there.
+
+  It is infinite where either has a value that is not finite.
+
+  Raises:
+    ValueError: if a place has two shapes, or there is none.
+  """
+  places = [name for name in ours if name in theirs]
+  if not places:
+    raise ValueError(f'nothing to compare: {listed(ours)} here, {listed(theirs)} there')
+  return {name: distance(name, ours[name], theirs[name]) for name in places}
+
+
+def distance(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+  if ours.shape != theirs.shape:
+    raise ValueError(f'{name} has shape {ours.shape} here, {theirs.shape} there')
+  if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+    return float('inf')
+  difference, unit = np.abs(ours - theirs).max(initial=0), np.abs(theirs).max(initial=0)
+  if not difference:
+    return 0.0
+  return float(difference / unit) if unit else float('inf')
+
+
+def listed(trace: Trace) -> str:
+  return ', '.join(trace) or 'nothing'
+
+
+def read_again(path: str, ours: bundle.Bundle) -> bundle.Bundle:
+  """What was written, as a model: a lone file as the source's, whose fields it does not tell."""
+  if pathlib.Path(path).is_dir():
+    return bundle.read(path, native=True)
   size = ours.preprocess.size
   params = bundle.load_params(path, ours.model, image_size=size, report=None)
   return dataclasses.replace(ours, params=params)
@@ -95,15 +117,33 @@ def random_images(size: tuple[int, int]) -> np.ndarray:
 
 
 def our_trace(ours: bundle.Bundle, images: np.ndarray) -> Trace:
+  """Every block's output, all tokens after the last norm, what the head reads, and the logits."""
   model = ours.model.clone(dtype='float32')
   with jax.default_matmul_precision('highest'):
     logits, out = jax.jit(model.apply)({'params': ours.params}, images)
-  trace: Trace = {}
-  for layer, block in enumerate(out.get('blocks', ())):
-    trace[f'block {layer}'] = np.asarray(block)
-  if not ours.model.num_classes and 'blocks' in out:
-    return trace | {'encoded': np.asarray(out['encoded'])}
-  return trace | {'logits': np.asarray(logits)}
+  trace = {f'block {layer}': block for layer, block in enumerate(out.get('blocks', ()))}
+  trace |= {name: out[name] for name in ('encoded', 'pre_logits')}
+  if ours.model.num_classes:
+    trace['logits'] = logits
+  return {name: np.asarray(values) for name, values in trace.items()}
+
+
+# ---- theirs ----
+
+
+def their_trace(kind: str, path: str, ours: bundle.Bundle, images: np.ndarray) -> Trace:
+  """What a library computes at those of our places that it has.
+
+  Raises:
+    ValueError: one line, whatever it raises.
+  """
+  library = LIBRARIES[kind]
+  try:
+    module = OPENERS[kind](pathlib.Path(path), ours).eval().float()
+    return torch_trace(kind, module, images, ours.model)
+  except Exception as error:  # of whatever kind a library raises over a file
+    what = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    raise ValueError(f'{library} does not run {path} ({what})') from None
 
 
 def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Any:
@@ -126,8 +166,8 @@ def open_transformers(path: pathlib.Path, ours: bundle.Bundle) -> Any:
 
   folder = path if path.is_dir() else path.parent
   described = json.loads((folder / 'config.json').read_text())
-  found = getattr(transformers, described['architectures'][0])
-  return found.from_pretrained(folder)
+  names = described.get('architectures') or ['AutoModel']
+  return getattr(transformers, names[0]).from_pretrained(folder)
 
 
 def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
@@ -145,6 +185,8 @@ def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
     num_classes=model.num_classes,
     representation_size=model.representation,
   )
+  if not model.num_classes:
+    del module.heads.head
   arrays = convert.files.read(path)
   module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
   return module
@@ -153,31 +195,25 @@ def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
 OPENERS = {'timm': open_timm, 'hf': open_transformers, 'torchvision': open_torchvision}
 
 
-def torch_trace(module: Any, images: np.ndarray, model: Any) -> Trace:
-  """Every block's output, and the logits or the encoded tokens."""
+def torch_trace(kind: str, module: Any, images: np.ndarray, model: Any) -> Trace:
+  """What a module computes, under the names of `our_trace`."""
   import torch
 
-  trace: Trace = {}
+  trace: dict[str, Any] = {}
 
   def keep(name: str) -> Any:
     def hook(_: Any, __: Any, output: Any) -> None:
-      first = output[0] if isinstance(output, tuple) else output
-      trace[name] = first.numpy()
+      trace[name] = output[0] if isinstance(output, tuple) else output
 
     return hook
 
-  for layer, block in enumerate(layers(module, getattr(model, 'depth', 0))):
+  tower = getattr(module, 'vision_model', module)  # without the text's
+  for layer, block in enumerate(layers(tower, getattr(model, 'depth', 0))):
     block.register_forward_hook(keep(f'block {layer}'))
   with torch.no_grad():
-    output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-  for name in ('logits', 'image_embeds'):
-    if getattr(output, name, None) is not None:
-      trace['logits'] = getattr(output, name).numpy()
-  if hasattr(output, 'last_hidden_state') and not model.pre_norm:
-    trace['encoded'] = output.last_hidden_state.numpy()
-  elif isinstance(output, torch.Tensor):
-    trace['logits'] = output.numpy()
-  return trace
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    trace |= RUNNERS[kind](module, pixels, model)
+  return {name: values.numpy() for name, values in trace.items() if values is not None}
 
 
 def layers(module: Any, depth: int) -> Any:
@@ -191,10 +227,40 @@ def layers(module: Any, depth: int) -> Any:
   return ()
 
 
-def distances(ours: Trace, theirs: Trace) -> dict[str, float]:
-  """The largest difference at each place that both know, in units of its largest value there."""
-  return {
-    name: float(np.abs(ours[name] - theirs[name]).max() / max(1, np.abs(theirs[name]).max()))
-    for name in ours
-    if name in theirs and ours[name].shape == theirs[name].shape
-  }
+def run_timm(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
+  encoded = module.forward_features(pixels)
+  logits = module.forward_head(encoded)
+  found = {'encoded': encoded.permute(0, 2, 3, 1) if encoded.ndim == 4 else encoded}  # (N, h, w, C)
+  if model.num_classes:
+    unpooled = getattr(model, 'pool', '') == 'none'  # every token is classified there
+    return found | {'logits': logits[:, model.prefix :] if unpooled else logits}
+  is_vit = hasattr(model, 'pool')
+  if is_vit and (model.pool == 'none' or model.distillation != 'none'):
+    return found  # it gives all tokens, or the mean of two
+  return found | {'pre_logits': logits}
+
+
+def run_transformers(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
+  whole = hasattr(module, 'text_model')  # CLIP or SigLIP, of which we have the image tower
+  output = (module.vision_model if whole else module)(pixels)
+  pooled = getattr(output, 'pooler_output', None)
+  logits = getattr(output, 'logits', getattr(output, 'image_embeds', None))
+  if whole and hasattr(module, 'visual_projection'):
+    logits = module.visual_projection(pooled)
+  found = {'logits': logits}
+  if not model.pre_norm:  # CLIP gives its tokens before the last norm
+    found['encoded'] = getattr(output, 'last_hidden_state', None)
+  drawn = type(module).__name__ in ('ViTModel', 'DeiTModel') and not model.representation
+  if model.pool in ('token', 'map') and not drawn:  # at random, where the file has no pooler
+    found['pre_logits'] = pooled
+  return found
+
+
+def run_torchvision(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  module.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
+  output = module(pixels)
+  return found | {'logits' if model.num_classes else 'pre_logits': output}
+
+
+RUNNERS = {'timm': run_timm, 'hf': run_transformers, 'torchvision': run_torchvision}

@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
     run = load(flags.run)
     run.check_classes()
     files = image_files(flags.files)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     print(f'vit predict: {error}', file=sys.stderr)
     return 2
   failed: list[str] = []

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import bundle, checkpoint, metrics, objective, optim, sharding
+from vit_jax import bundle, checkpoint, metrics, models, objective, optim, sharding
 from vit_jax.evaluate import accuracy
 from vit_jax.plan import Plan
 
@@ -361,10 +361,10 @@ def first_nonfinite(plan: Plan, step: int, params: Any, batch: objective.Batch) 
       {'params': params}, images, train=True, rngs={'dropout': jax.random.fold_in(key, 0)}
     )
     sums, grads = gradient(plan.loss, params, batch, key, accumulate=plan.config.accumulate)
-    tensors = [(f'parameter {name}', leaf) for name, leaf in bundle.flat(params).items()]
+    tensors = [(f'parameter {name}', leaf) for name, leaf in models.flat(params).items()]
     tensors += [('images', images), ('labels', batch['label']), *intermediates(out)]
     tensors += [('logits', logits), ('loss', sums['loss'])]
-    tensors += [(f'gradient of {name}', leaf) for name, leaf in bundle.flat(grads).items()]
+    tensors += [(f'gradient of {name}', leaf) for name, leaf in models.flat(grads).items()]
     names.extend(name for name, _ in tensors)
     return [jnp.isfinite(tensor).all() for _, tensor in tensors]
 

@@ -1,13 +1,15 @@
 """From one peer to another through us: the second computes what the first did."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
 import vit_jax
 from tests.interop import ours, peers
-from vit_jax import __main__
+from vit_jax import __main__, bundle, parity
 
 TO_TIMM = (
   'hf vit eps 1e-6',
@@ -172,3 +174,64 @@ def test_the_command_line_converts_and_checks(name, to, peer, tmp_path, capsys):
   assert code == 0, told
   assert told.out.count('largest difference') == 2
   assert 'block 0' in told.out
+
+
+def checked(source, out, to):
+  """Whether `vit convert --check` finds what was written near enough, and the line it tells."""
+  run = bundle.read(source, native=True)
+  return parity.compare(run, {'read': (str(source), 'vit_jax'), 'written': (str(out), to)})
+
+
+HEADLESS = [  # and one of the arrays after the blocks, which are the last that are read
+  ('hf siglip', 'hf', r'\.head\.mlp\.fc2\.bias', 'pre_logits'),
+  ('hf siglip', 'hf', r'post_layernorm\.bias', 'encoded'),
+  ('hf siglip', 'timm', r'attn_pool\.mlp\.fc2\.bias', 'pre_logits'),
+  ('hf clip', 'hf', r'post_layernorm\.bias', 'pre_logits'),
+  ('hf clip', 'timm', r'^norm\.bias', 'encoded'),
+  ('hf dinov2', 'hf', r'layernorm\.bias', 'encoded'),
+  ('siglip map tanh no head', 'timm', r'attn_pool\.probe|attn_pool\.latent', 'pre_logits'),
+]
+
+
+@pytest.mark.parametrize('name, to, spoilt, place', HEADLESS)
+def test_what_follows_the_blocks_is_compared_without_a_head(
+  name, to, spoilt, place, peer, tmp_path
+):
+  out = ours.convert(peer(name).path, tmp_path / 'model', to)
+  text, fine = checked(peer(name).path, out, to)
+  assert fine and f'{place} ' in text, text
+  arrays = safetensors.numpy.load_file(out / 'model.safetensors')
+  (array,) = [n for n in arrays if re.search(spoilt, n)]
+  arrays[array] = np.full_like(arrays[array], 7)
+  safetensors.numpy.save_file(arrays, out / 'model.safetensors', {'format': 'pt'})
+  text, fine = checked(peer(name).path, out, to)
+  assert not fine, text
+
+
+@pytest.mark.parametrize('to', ['hf', 'timm'])
+@pytest.mark.parametrize('kind', ['CLIP', 'Siglip'])
+def test_the_image_tower_of_a_model_with_a_text_tower_is_compared(kind, to, tmp_path, capsys):
+  images = dict(peers.HF_TINY)
+  words = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80)
+  words |= dict(vocab_size=9, projection_dim=16) if kind == 'CLIP' else dict(vocab_size=9)
+  images |= dict(projection_dim=16) if kind == 'CLIP' else {}
+  config = getattr(peers.transformers, f'{kind}Config')(vision_config=images, text_config=words)
+  module = peers.seeded(getattr(peers.transformers, f'{kind}Model')(config))
+  module.save_pretrained(tmp_path / 'whole')
+  words = [str(tmp_path / 'whole'), str(tmp_path / 'out'), '--to', to, '--check']
+  assert __main__.main(['convert', *words]) == 0
+  told = capsys.readouterr().out
+  assert told.count('largest difference') == 2 and told.count('block 2') == 2
+  assert told.count('logits ') >= 2
+
+
+def test_a_file_that_no_library_runs_is_read_again_where_its_source_is_run(peer, tmp_path):
+  out = ours.convert(peer('vit token').path, tmp_path / 'model.npz', 'npz')
+  run = bundle.read(peer('vit token').path, native=True)
+  sides = {'read': (str(peer('vit token').path), 'timm'), 'written': (str(out), 'npz')}
+  text, fine = parity.compare(run, sides)
+  assert fine and 'by timm' in text and 'read again by us' in text
+  arrays = dict(np.load(out))
+  np.savez(out, **arrays | {'head/bias': arrays['head/bias'] + 1})
+  text, fine = parity.compare(run, sides)
+  assert not fine, text

@@ -11,6 +11,7 @@ import transformers
 
 import vit_jax
 from tests.interop import ours, peers
+from vit_jax.data import transforms
 
 ViT = functools.partial(peers.hf_family, 'ViTForImageClassification', 'ViTConfig', 'vit.layers')
 DINO3 = functools.partial(peers.hf_family, 'DINOv3ViTModel', 'DINOv3ViTConfig', 'model.layer')
@@ -164,6 +165,53 @@ PROCESSOR = dict(
   image_std=[0.2, 0.3, 0.4],
   resample=3,
 )
+
+
+EDGE = {'size': {'shortest_edge': 64}}
+BARE = {  # preprocessor_config.json that leaves things to the class that it names
+  'CLIP of before 2022': ('CLIP', {'feature_extractor_type': 'CLIPFeatureExtractor', 'size': 64}),
+  'CLIP': ('CLIP', EDGE),
+  'CLIP without normalization': ('CLIP', {**EDGE, 'do_normalize': False}),
+  'ViT': ('ViT', {'size': {'height': 64, 'width': 64}}),
+  'ViT of one number': ('ViT', {'size': 64}),
+  'ViT of bytes': (
+    'ViT',
+    {'size': 64, 'do_rescale': False, 'image_mean': [127.5] * 3, 'image_std': [99.0] * 3},
+  ),
+  'ViT to [-1, 1]': (
+    'ViT',
+    {'size': 64, 'rescale_factor': 1 / 127.5, 'image_mean': [1.0] * 3, 'image_std': [1.0] * 3},
+  ),
+  'ViT without normalization': ('ViT', {'size': 64, 'do_normalize': False}),
+  'DeiT': ('DeiT', {'size': 73}),
+  'Siglip': ('Siglip', {'size': {'height': 64, 'width': 64}}),
+  'Bit': ('Bit', EDGE),
+  'DINOv3ViT': ('DINOv3ViT', {'size': {'height': 64, 'width': 64}}),
+}
+
+
+@pytest.mark.parametrize('nested', [False, True])
+@pytest.mark.parametrize('name', BARE)
+def test_a_processor_takes_what_its_file_leaves_out_from_its_class(name, nested, peer, tmp_path):
+  kind, told = BARE[name]
+  for file in peer('hf vit').path.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  if 'feature_extractor_type' not in told:
+    told = {'image_processor_type': f'{kind}ImageProcessor', **told}
+  if kind in ('CLIP', 'DeiT', 'Bit'):
+    told = {**told, 'crop_size': 64}
+  file = 'processor_config.json' if nested else 'preprocessor_config.json'
+  (tmp_path / file).write_text(json.dumps({'image_processor': told} if nested else told))
+  processor = getattr(transformers, f'{kind}ImageProcessor').from_pretrained(tmp_path)
+  image = ours.pictures((128, 192), 1)[0]
+  image = ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+  wanted = processor(image, return_tensors='pt')['pixel_values'][0].permute(1, 2, 0).numpy()
+  looks = vit_jax.load(tmp_path).preprocess
+  assert looks.size == (64, 64)
+  pixels = transforms.compose(looks.steps, looks.size)(image, np.random.default_rng(0)) / 255
+  found = (pixels - np.array(looks.mean)) / np.array(looks.std)
+  # One of 255 levels, by which PIL and torchvision round a resized image otherwise
+  assert np.abs(found - wanted).max() <= 1.01 / 255 / min(looks.std)
 
 
 def test_preprocessing_goes_in_and_out(peer, tmp_path):

@@ -29,11 +29,18 @@ OWN = {  # a name that every checkpoint of ours has
 }
 DIALECTS = tuple(dict.fromkeys(family.dialect for family in FAMILIES))
 WRAPPERS = (*google.WRAPPERS, *timm.WRAPPERS)
-CONFIGS = {
-  'preprocessor_config.json': 'preprocessor',
+CONFIGS = {  # JSON files beside weights: where `configuration` has what they say
   'config.json': '',
+  'preprocessor_config.json': 'preprocessor',
+  'processor_config.json': '',
   'open_clip_config.json': '',
 }
+OF_OTHER_FILES = {  # and the files of those keys that are not config.json's
+  'preprocessor': 'preprocessor_config.json: ',
+  'model_cfg': 'open_clip_config.json: model_cfg.',
+  'preprocess_cfg': 'open_clip_config.json: preprocess_cfg.',
+}
+Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +55,12 @@ class Checkpoint:
     arrays: flat, float32, layers stacked.
     size: (height, width) in pixels of the images that the positions are for.
     classes: the name of each label; its number where the file names none.
-    preprocess: fields of `transforms.Preprocess` that the file, or its kind, tells.
+    preprocess: fields of `bundle.Preprocess` that the file, or its kind, tells.
     resample: the rule by which the dialect's own code resamples positions.
     renamed: how many of the file's arrays have another name here.
     dropped: the file's names that no model has a use for.
     faults: arrays that are missing, unexpected or misshapen by the dialect's table.
+    notes: what else a user should know, a line each.
   """
 
   path: str
@@ -67,55 +75,65 @@ class Checkpoint:
   renamed: int = 0
   dropped: tuple[str, ...] = ()
   faults: engine.Faults = dataclasses.field(default_factory=engine.Faults)
+  notes: tuple[str, ...] = ()
 
 
-def read(path: str | os.PathLike[str], *, heads: int | None = None) -> Checkpoint:
+def read(
+  path: str | os.PathLike[str], *, heads: int | None = None, image_size: Size | None = None
+) -> Checkpoint:
   """A checkpoint of any dialect, recognised by its names; nothing in it is executed.
 
   Args:
-    path: of a .npz, .safetensors or PyTorch file, an Orbax folder, or a folder as Hugging Face or
-      timm write it, with its configuration.
-    heads: attention heads, where a file in torch's names does not tell them; None takes those of
-      the published model of that size.
+    path: of a .npz, .safetensors or PyTorch file, an Orbax folder, or a folder as Hugging Face,
+      timm or open_clip write it, with its configuration.
+    heads: attention heads, where neither a file in torch's names nor JSON beside it tells them;
+      None takes those of the published model of that size.
+    image_size: (height, width) in pixels that a table of positions is for which is of no square.
 
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: one line, if it cannot be read, or its names are no dialect's.
+    ValueError: one line, if it cannot be read, or its names are no dialect's, or it is not what
+      the JSON beside it says.
   """
   arrays = files.read(path)
   try:
-    return recognised(str(path), arrays, configuration(pathlib.Path(path)), heads)
-  except (AttributeError, TypeError, KeyError, IndexError, ValueError, ArithmeticError) as error:
-    what = f'{error}' if isinstance(error, ValueError) else f'unusable ({error!r})'
-    raise ValueError(f'{path}: {" ".join(what.split())}') from None
+    try:
+      return recognised(str(path), arrays, configuration(pathlib.Path(path)), heads, image_size)
+    except ValueError as error:
+      if not others(pathlib.Path(path)):
+        raise
+      # Beside several weight files, JSON that does not fit this one is of another
+      ignored = f'the JSON beside it is ignored, as it does not fit: {files.one_line(error)}'
+    found = recognised(str(path), arrays, {}, heads, image_size)
+    return dataclasses.replace(found, notes=(ignored,))
+  except ValueError as error:
+    raise ValueError(f'{files.one_line(path)}: {files.one_line(error)}') from None
 
 
-def recognised(path: str, arrays: Arrays, config: dict[str, Any], heads: int | None) -> Checkpoint:
+def recognised(
+  path: str, arrays: Arrays, config: dict[str, Any], heads: int | None, image_size: Size | None
+) -> Checkpoint:
   """The checkpoint that arrays in any dialect's names are."""
   for model, sign in OWN.items():
     if sign in arrays:
-      return own(path, model, {n: np.array(a, np.float32) for n, a in arrays.items()})
-  found = unwrapped(arrays)
-  if found is None:
+      return own(path, model, {n: np.array(a, np.float32) for n, a in arrays.items()}, image_size)
+  if (found := unwrapped(arrays)) is None:
     names = ', '.join(sorted(arrays)[:3])
     raise ValueError(f'{len(arrays)} arrays ({names}, ...) with the names of no known ViT')
   family, theirs, outside = found
-  dropped = [name for name in theirs if matches(name, family.drops)]
-  dropped += [name for name, array in theirs.items() if not array.size]
-  tidied = family.tidy({name: array for name, array in theirs.items() if name not in dropped})
-  tidied = engine.renamed(tidied, family.renames)
-  ours, faults = engine.into(family.table, tidied, heads or told_heads(family, tidied, config))
-  details = family.details(tidied, ours, config)
-  if heads:
-    details['heads'] = heads
-  preprocess = family.preprocess(config)
-  try:
-    fields = architecture.infer(family.model, ours, details, preprocess.get('size'))
-  except ValueError as error:
-    raise ValueError(f'{error}; {faults}' if faults else f'{error}') from None
-  size = architecture.image_size(fields, ours, preprocess.get('size'))
-  if 'share' in preprocess:
-    preprocess['steps'] = cropped(size, preprocess.pop('share'), preprocess.pop('method'))
+  config = checked(family, config)
+  told = family.tells(config)
+  kept, dropped = parted(family, theirs)
+  tidied = engine.renamed(family.tidy(kept), family.renames)
+  heads = divisor(told, tidied, family) or heads or published_heads(family, tidied)
+  ours, faults = engine.into(family.table, tidied, heads)
+  faults = faults.respelled(engine.spelling(tidied, arrays))
+  check_promises(family, tidied, ours, config, arrays, faults)
+  details, preprocess = family.details(tidied, ours, config), family.preprocess(config)
+  sizes = likely_sizes(ours, preprocess.get('size'), told.get('size', ('', None))[1], image_size)
+  fields = shown_fields(family, ours, details, sizes, faults)
+  check_told(told, fields)
+  size = architecture.image_size(fields, ours, sizes)
   return Checkpoint(
     path=path,
     dialect=family.dialect,
@@ -123,20 +141,114 @@ def recognised(path: str, arrays: Arrays, config: dict[str, Any], heads: int | N
     fields=fields,
     arrays=ours,
     size=size,
-    classes=class_names(config, fields['num_classes']),
-    preprocess=preprocess,
+    classes=class_names(config, fields),
+    preprocess=prepared(preprocess, size),
     resample=family.resample,
-    renamed=sum(name not in ours for name in arrays),
+    renamed=sum(name not in ours or name not in arrays for name in kept),
     dropped=(*outside, *dropped),
     faults=faults,
   )
 
 
-def own(path: str, model: str, arrays: Arrays) -> Checkpoint:
+def shown_fields(
+  family: Family, ours: Arrays, details: dict[str, Any], sizes: list[Size], faults: engine.Faults
+) -> dict[str, Any]:
+  """Fields of the model; a ValueError, if arrays that tell them lack, names all faults."""
+  try:
+    return architecture.infer(family.model, ours, details, sizes)
+  except ValueError as error:
+    raise ValueError(f'{error}; {faults}' if faults else f'{error}') from None
+
+
+def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
+  """What the family reads of a configuration; null says nothing, as an absent field.
+
+  Raises:
+    ValueError: one that names every field whose value is none.
+  """
+  told = stated({key: value for key, value in config.items() if key in family.fields})
+  wrong = [
+    line
+    for key in told
+    for line in (
+      engine.unfit(family.fields[key], told[key], OF_OTHER_FILES[key])
+      if key in OF_OTHER_FILES and isinstance(told[key], dict)
+      else engine.unfit({key: family.fields[key]}, told, 'config.json: ')
+    )
+  ]
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  return told
+
+
+def stated(config: Any) -> Any:
+  """JSON without the fields that are null."""
+  if isinstance(config, dict):
+    return {key: stated(value) for key, value in config.items() if value is not None}
+  return config
+
+
+def parted(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
+  """The arrays that the family has a use for, and the names of the others."""
+  dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
+  return {name: a for name, a in theirs.items() if name not in {*dropped}}, dropped
+
+
+def check_promises(
+  family: Family,
+  theirs: Arrays,
+  ours: Arrays,
+  config: dict[str, Any],
+  arrays: Arrays,
+  faults: engine.Faults,
+) -> None:
+  """Raises ValueError with all faults if a file lacks what its kind, or its JSON, says it has."""
+  layers = [len(a) for name, a in ours.items() if name.startswith('encoder/blocks/')]
+  depth = family.tells(config).get('depth', ('', 0))[1]
+  absent = engine.lacking(
+    family.table, theirs, family.promises(theirs, ours, config), max(depth, *layers, 0)
+  )
+  known = engine.spelling(theirs, arrays)
+  named = [engine.in_file(name, known) for name in absent]
+  if new := [name for name in named if name not in faults.missing]:
+    faults.missing.extend(new)
+    raise ValueError(f'{faults}')
+
+
+def check_told(told: Mapping[str, tuple[str, Any]], fields: dict[str, Any]) -> None:
+  """Raises ValueError for all in which the arrays are not what the JSON says."""
+  wrong = [
+    f'{where} is {value}, but the arrays have {fields[field]}'
+    for field, (where, value) in told.items()
+    if field in ('width', 'depth') and value != fields.get(field, value)
+  ]
+  where, count = told.get('num_classes', ('', 0))
+  if count and count != fields['num_classes']:
+    wrong.append(f'{where} is {count}, but the head has {fields["num_classes"] or "no"} classes')
+  if wrong:
+    raise ValueError('; '.join(wrong))
+
+
+def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
+  """Of images that positions may be for; the last is taken only of a table that is of no square."""
+  *told, hint = sizes
+  return [size for size in (*told, None if architecture.may_be_square(ours) else hint) if size]
+
+
+def prepared(told: dict[str, Any], size: Size) -> dict[str, Any]:
+  """Fields of `bundle.Preprocess`: a share of the image and a method become the steps."""
+  if 'share' not in told:
+    return told
+  rest = {field: value for field, value in told.items() if field not in ('share', 'method')}
+  return rest | {'steps': cropped(rest.get('size', size), told['share'], told['method'])}
+
+
+def own(path: str, model: str, arrays: Arrays, image_size: Size | None) -> Checkpoint:
   """The checkpoint that arrays in our own names are; what they do not show has its default."""
-  fields = architecture.infer(model, arrays, {}, None)
-  size = architecture.image_size(fields, arrays, None)
-  classes = class_names({}, fields['num_classes'])
+  sizes = likely_sizes(arrays, image_size)
+  fields = architecture.infer(model, arrays, {}, sizes)
+  size = architecture.image_size(fields, arrays, sizes)
+  classes = class_names({}, fields)
   name = architecture.variant(model, fields)
   return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
 
@@ -170,49 +282,86 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def told_heads(family: Family, theirs: Arrays, config: dict[str, Any]) -> int:
-  """Attention heads that the configuration tells, or those of the published model of that size."""
-  told = config.get('vision_config', config).get('num_attention_heads')
-  told = told or config.get('model_args', {}).get('num_heads')
-  if told:
-    return int(told)
-  names = {row.ours: row for row in family.table}
-  kernel = theirs.get(names['embed/kernel'].theirs) if 'embed/kernel' in names else None
-  if kernel is None or not kernel.ndim:
+def divisor(told: Mapping[str, tuple[str, Any]], theirs: Arrays, family: Family) -> int | None:
+  """The heads that the JSON tells.
+
+  Raises:
+    ValueError: if they do not divide the width.
+  """
+  if 'heads' not in told:
+    return None
+  where, heads = told['heads']
+  width = patch_width(family, theirs)
+  if width and width % heads:
+    raise ValueError(f'{where} is {heads}, which does not divide the width {width}')
+  return int(heads)
+
+
+def published_heads(family: Family, theirs: Arrays) -> int:
+  """Attention heads of the published model of that size."""
+  width = patch_width(family, theirs)
+  if not width or family.model != 'ViT':
     return 1
+  names = {row.ours: row for row in family.table}
   norms = engine.counted(names['encoder/blocks/norm1/scale'], theirs)
   depth = max(norms.values(), default=0)
   gated = any(re.search(r'mlp\.(fc1_g|gate_proj)\.', name) for name in theirs)
-  return architecture.heads(kernel.shape[0], depth, gated=gated)
+  return architecture.heads(width, depth, gated=gated)
+
+
+def patch_width(family: Family, theirs: Arrays) -> int:
+  """Channels of the patch kernel in torch's form; 0 without one."""
+  names = (row.theirs for row in family.table if row.ours == 'embed/kernel')
+  kernel = theirs.get(next(names, ''))
+  return kernel.shape[0] if kernel is not None and kernel.ndim else 0
+
+
+def others(path: pathlib.Path) -> bool:
+  """Whether the JSON beside a weight file may be of another one: several are there."""
+  if path.is_dir() or path.name in files.FILES or not path.parent.is_dir():
+    return False
+  return any(file.suffix in files.WEIGHTS and file != path for file in path.parent.iterdir())
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:
-  """What the JSON files beside a weight file say: config.json's keys, and 'preprocessor'.
+  """What the JSON files in a folder, or beside a weight file, say: see CONFIGS.
 
   Raises:
     ValueError: if one of them holds no JSON object.
   """
   folder = path if path.is_dir() else path.parent
-  if path.is_file() and path.name not in files.FILES:
-    return {}
   config: dict[str, Any] = {}
   for name, key in CONFIGS.items():
-    if not (folder / name).is_file():
-      continue
-    found = files.read_object(folder / name)
-    config |= {key: found} if key else found
+    if (folder / name).is_file():
+      found = files.read_object(folder / name)
+      config |= {key: found} if key else found
+  if isinstance(config.get('image_processor'), dict):  # of processor_config.json
+    config['preprocessor'] = config['image_processor']
   return config
 
 
-def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
-  """Names of the labels, where the configuration has one for each; their numbers otherwise."""
-  named = config.get('id2label') or config.get('label_names') or {}
-  if isinstance(named, Mapping):
-    named = [named.get(str(k), named.get(k)) for k in range(count)] if len(named) == count else []
-  told = len(named) == count and all(isinstance(name, str) for name in named)
-  if told and list(named) != [f'LABEL_{k}' for k in range(count)]:  # transformers' word for no name
-    return tuple(named)
-  return tuple(map(str, range(count)))
+def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
+  """Names of the labels that the configuration has; their numbers without any.
+
+  A head without bias is no classifier, but a projection.
+
+  Raises:
+    ValueError: if there are names of more, fewer or other labels than the head has.
+  """
+  count = fields['num_classes']
+  numbers = tuple(map(str, range(count)))
+  key = 'id2label' if 'id2label' in config else 'label_names'
+  named = config.get(key, {})
+  if not named or not count or fields['head_bias'] is None:
+    return numbers
+  if len(named) != count:
+    raise ValueError(f'config.json: {key} has {len(named)} names for {count} classes')
+  if isinstance(named, dict) and (lacking := [k for k in numbers if k not in named]):
+    raise ValueError(f'config.json: {key} names no label {lacking[0]}')
+  labels = [named[k] for k in numbers] if isinstance(named, dict) else [*named]
+  if labels == [f'LABEL_{k}' for k in numbers]:  # transformers' word for no name
+    return numbers
+  return tuple(labels)
 
 
 def write(path: str | os.PathLike[str], source: Any, *, to: str) -> list[str]:

@@ -22,23 +22,31 @@ MEANING = ('activation', 'norm_eps', 'stem_numerics', 'numerics', 'rope_theta', 
 
 @dataclasses.dataclass
 class Report:
-  """What became of a checkpoint's arrays; `str` gives it in a dozen lines."""
+  """What became of a checkpoint's arrays; `str` gives it in a dozen lines.
+
+  Fields, of which the lists hold words for a user:
+    loaded, parameters: how many arrays of the model, and numbers in them, are the checkpoint's.
+    renamed: how many of the file's arrays have another name here.
+    made: names of the model's arrays that are new.
+  """
 
   title: str
   loaded: int = 0
   parameters: int = 0
   renamed: int = 0
+  made: set[str] = dataclasses.field(default_factory=set)
   resampled: list[str] = dataclasses.field(default_factory=list)
   adapted: list[str] = dataclasses.field(default_factory=list)
   reset: list[str] = dataclasses.field(default_factory=list)
   dropped: list[str] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
   differs: list[str] = dataclasses.field(default_factory=list)
 
   def __str__(self) -> str:
     lines = [self.title, f'  loaded     {self.loaded} arrays, {self.parameters:,} parameters']
     if self.renamed:
       lines.append(f"  renamed    {self.renamed} of the file's arrays, layers stacked")
-    for what in ('resampled', 'adapted', 'reset', 'dropped', 'differs'):
+    for what in ('resampled', 'adapted', 'reset', 'dropped', 'differs', 'notes'):
       if found := getattr(self, what):
         more = f' and {len(found) - SHOWN} more' if len(found) > SHOWN else ''
         lines.append(f'  {what:10} {"; ".join(found[:SHOWN])}{more}')
@@ -90,7 +98,12 @@ def params(
   wanted: dict[str, Any] = {}
   models.map_named(wanted.setdefault, tree)
   variant = f'{source.dialect} names, {source.name}'
-  report = Report(f'{source.path}: {variant}', renamed=source.renamed, dropped=[*source.dropped])
+  report = Report(
+    f'{source.path}: {variant}',
+    renamed=source.renamed,
+    dropped=[*source.dropped],
+    notes=[*source.notes],
+  )
   arrays = dict(source.arrays)
   if isinstance(model, vit.ViT):
     fit_tokens(arrays, source, model, image_size, rule or source.resample, report)
@@ -98,12 +111,12 @@ def params(
   fit_kernels(arrays, wanted, rule or source.resample, report)
   fit_head(arrays, wanted, model, new_head, report)
   if zero_biases:
-    lacking = [name for name in wanted if name.endswith('/bias') and name not in arrays]
-    arrays |= {name: np.zeros(wanted[name].shape, np.float32) for name in lacking}
+    fit_biases(arrays, wanted, report)
   check(source, arrays, wanted)
   report.differs = differing(source, model)
-  report.loaded = len(wanted)
-  report.parameters = sum(math.prod(leaf.shape) for leaf in wanted.values())
+  loaded = [leaf for name, leaf in wanted.items() if name not in report.made]
+  report.loaded = len(loaded)
+  report.parameters = sum(math.prod(leaf.shape) for leaf in loaded)
   return models.map_named(lambda name, _: arrays[name], tree), report
 
 
@@ -129,41 +142,64 @@ def fit_tokens(
   report: Report,
 ) -> None:
   """Class and distillation token as the model has them, and a table of positions on its grid."""
-  kept = {'cls': model.has_class_token, 'dist': model.distillation != 'none'}
-  there = [name for name in kept if name in arrays]
-  table = arrays.pop('positions', None)
+  wanted = {'cls': model.has_class_token, 'dist': model.distillation != 'none'}
   grid = cells(source.size, source.fields.get('patch', model.patch))
-  rows: Arrays = {}
+  told = source.fields.get('cls_position') and 'positions' in arrays
+  there = [name for name in wanted if name in arrays] if told else []
+  table = arrays.get('positions')
+  if table is not None and (table.ndim != 3 or table.shape[1] != math.prod(grid) + len(there)):
+    return  # `check` tells
+  rows, table = split_positions(arrays, there)
   if table is None and source.fields.get('positions') == 'sincos2d':
     table = vit.sincos2d(*grid, model.width)[None]
     if model.positions == 'learned':
       report.adapted.append('positions (sines and cosines: the checkpoint has no table)')
-  elif table is not None and source.fields.get('cls_position'):
-    if table.ndim != 3 or table.shape[1] != math.prod(grid) + len(there):
-      arrays['positions'] = table
-      return
-    rows = {name: table[:, i : i + 1] for i, name in enumerate(there)}
-    table = table[:, len(there) :]
-  zero = np.zeros((1, 1, model.width), np.float32)
-  for name, wanted in kept.items():
-    if wanted and name not in arrays:
-      arrays[name] = zero
-      report.reset.append(f'{name} (zeros: the checkpoint has none)')
-    elif not wanted and name in arrays:
-      del arrays[name]
-      report.dropped.append(name)
-    elif wanted and name in rows and not model.cls_position:
-      arrays[name] = arrays[name] + rows[name]
-      report.adapted.append(f'the position of {name} added to it')
+      report.made.add('positions')
+  add_tokens(arrays, rows, wanted, model, report)
   if table is None or (model.positions != 'learned' and source.fields['positions'] == 'sincos2d'):
     return
-  new = cells(image_size, model.patch)
-  if new != grid and len(table[0]) == math.prod(grid):
-    table = resample.positions(table[0], grid, new, rule)[None]
-    report.resampled.append(f'positions {grid[0]}x{grid[1]} -> {new[0]}x{new[1]} ({rule})')
+  table = regridded(table, grid, cells(image_size, model.patch), rule, report)
   if model.cls_position:
-    table = np.concatenate([*(rows.get(n, zero) for n, has in kept.items() if has), table], axis=1)
+    zero = np.zeros((1, 1, model.width), np.float32)
+    table = np.concatenate([*(rows.get(n, zero) for n, has in wanted.items() if has), table], 1)
   arrays['positions'] = table
+
+
+def regridded(
+  table: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule: str, report: Report
+) -> np.ndarray:
+  """Positions (1, T, D) of the patches on another grid."""
+  if new == old:
+    return table
+  report.resampled.append(f'positions {old[0]}x{old[1]} -> {new[0]}x{new[1]} ({rule})')
+  return np.asarray(resample.positions(table[0], old, new, rule)[None])
+
+
+def split_positions(arrays: Arrays, there: list[str]) -> tuple[Arrays, np.ndarray | None]:
+  """The positions of the tokens, by their names, and of the patches: they leave the arrays."""
+  table = arrays.pop('positions', None)
+  if table is None:
+    return {}, None
+  return {name: table[:, i : i + 1] for i, name in enumerate(there)}, table[:, len(there) :]
+
+
+def add_tokens(
+  arrays: Arrays, rows: Arrays, wanted: dict[str, bool], model: vit.ViT, report: Report
+) -> None:
+  """Drops tokens that the model lacks, starts those at zero that the checkpoint lacks, and adds to
+  the others their position where the model's table has none for them.
+  """
+  for name, needed in wanted.items():
+    if needed and name not in arrays:
+      arrays[name] = np.zeros((1, 1, model.width), np.float32)
+      report.reset.append(f'{name} (zeros: the checkpoint has none)')
+      report.made.add(name)
+    elif not needed and name in arrays:
+      del arrays[name]
+      report.dropped.append(name)
+    elif needed and name in rows and not model.cls_position:
+      arrays[name] = arrays[name] + rows[name]
+      report.adapted.append(f'the position of {name} added to it')
 
 
 def cells(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -186,22 +222,32 @@ def fit_norm(arrays: Arrays, wanted: dict[str, Any], model: vit.ViT, report: Rep
 
 def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Report) -> None:
   """The first kernel for the model's channels, and the patch kernel for its patch."""
-  first = 'embed/kernel'
-  for name in ('stem/root/conv/kernel', 'root/conv/kernel'):
-    first = name if name in arrays else first
-  for name in {first, 'embed/kernel'}:
-    if name not in arrays or name not in wanted or arrays[name].ndim != 4:
-      continue
-    kernel, shape = arrays[name], wanted[name].shape
-    if name == first and kernel.shape[2] != shape[2]:
-      kernel = resample.channels(kernel, shape[2])
-      report.adapted.append(f'{name} from {arrays[name].shape[2]} channels to {shape[2]}')
-    if name == 'embed/kernel' and kernel.shape[:2] != shape[:2]:
-      rule = 'bilinear' if rule.startswith('bilinear') else 'bicubic_antialias'
-      kernel = resample.patch_kernel(kernel, shape[:2], rule)
-      sides = [f'{shape[0]}x{shape[1]}' for shape in (arrays[name].shape, shape)]
-      report.resampled.append(f'{name} {sides[0]} -> {sides[1]} (pseudo-inverse, {rule})')
-    arrays[name] = np.asarray(kernel, np.float32)
+  patch = 'embed/kernel'
+  firsts = [name for name in ('root/conv/kernel', 'stem/root/conv/kernel') if name in arrays]
+  first = [*firsts, patch][0]
+  shapes = {
+    name: wanted[name].shape
+    for name in dict.fromkeys((first, patch))
+    if name in arrays and name in wanted and arrays[name].ndim == 4
+  }
+  if first in shapes and arrays[first].shape[2] != shapes[first][2]:
+    there, here = arrays[first].shape[2], shapes[first][2]
+    arrays[first] = np.asarray(resample.channels(arrays[first], here), np.float32)
+    report.adapted.append(f'{first} from {there} channels to {here}')
+  if patch in shapes and arrays[patch].shape[:2] != shapes[patch][:2]:
+    old, new = arrays[patch].shape[:2], shapes[patch][:2]
+    method = 'bilinear' if rule.startswith('bilinear') else 'bicubic_antialias'
+    arrays[patch] = np.asarray(resample.patch_kernel(arrays[patch], new, method), np.float32)
+    sides = f'{old[0]}x{old[1]} -> {new[0]}x{new[1]}'
+    report.resampled.append(f'{patch} {sides} (pseudo-inverse, {method})')
+
+
+def fit_biases(arrays: Arrays, wanted: dict[str, Any], report: Report) -> None:
+  """Zeros for the biases that the checkpoint lacks."""
+  lacking = [name for name in wanted if name.endswith('/bias') and name not in arrays]
+  arrays |= {name: np.zeros(wanted[name].shape, np.float32) for name in lacking}
+  report.made.update(lacking)
+  report.reset.extend(f'{name} (zeros: the checkpoint has none)' for name in lacking)
 
 
 def fit_head(
@@ -228,6 +274,7 @@ def fit_head(
       arrays.pop(bias, None)
       if bias in wanted:
         arrays[bias] = np.full(wanted[bias].shape, model.head_bias, np.float32)
+      report.made |= {kernel, bias}
       report.reset.append(f'{head} ({there:,} classes there, {here:,} here)')
 
 

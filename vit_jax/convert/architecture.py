@@ -5,29 +5,33 @@ D width, A heads, T tokens, R registers.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from vit_jax import models
 from vit_jax.convert.engine import Arrays
 from vit_jax.models import resnet
 
+Size = tuple[int, int]  # height and width
+
 # Heads by (width, depth), where a file does not tell them and they are not 64 channels wide.
 HEADS = {
   (width, depth): heads for width, depth, _, heads in models.SIZES.values() if width != 64 * heads
 }
+MIXING = 'encoder/blocks/tokens/up/kernel'  # (L, T, S): a Mixer's tokens
 GATED_HEADS = {(1280, 32): 20}  # DINOv3's ViT-H+, as wide and deep as ViT-H
 
 
 def infer(
-  family: str, arrays: Arrays, details: dict[str, Any], size: tuple[int, int] | None
+  family: str, arrays: Arrays, details: dict[str, Any], sizes: Sequence[Size]
 ) -> dict[str, Any]:
-  """Fields of the model, as `vit_jax.build` takes them, without those that keep their default.
+  """Fields of the model, as `vit_jax.build` takes them: all that shapes show, and the details.
 
   Args:
     family: 'ViT', 'Mixer' or 'BiT'.
     arrays: in our names.
     details: fields known otherwise, which take precedence.
-    size: (height, width) in pixels of the images, where it is known.
+    sizes: what the images' may be, the likeliest first; none is needed for square ones.
 
   Raises:
     ValueError: if an array that tells the architecture is missing or misshapen.
@@ -35,7 +39,7 @@ def infer(
   try:
     fields = INFER[family](arrays) | details
     if 'positions' in arrays:
-      fields['cls_position'] = has_cls_position(fields, arrays, size)
+      fields['cls_position'] = has_cls_position(fields, arrays, sizes)
     return fields
   except KeyError as error:
     raise ValueError(f'{error.args[0]} is missing: the architecture cannot be told') from None
@@ -86,7 +90,7 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
 
 def infer_mixer(arrays: Arrays) -> dict[str, Any]:
   kernel, blocks = arrays['embed/kernel'], 'encoder/blocks'
-  up = arrays[f'{blocks}/tokens/up/kernel']
+  up = arrays[MIXING]
   return {
     'patch': kernel.shape[:2],
     'width': kernel.shape[3],
@@ -138,47 +142,65 @@ def is_square(number: int) -> bool:
   return math.isqrt(number) ** 2 == number
 
 
-def has_cls_position(fields: dict[str, Any], arrays: Arrays, size: tuple[int, int] | None) -> bool:
+def tokens(arrays: Arrays) -> int:
+  """How many tokens are there that a table of positions may have rows for."""
+  return sum(name in arrays for name in ('cls', 'dist'))
+
+
+def may_be_square(arrays: Arrays) -> bool:
+  """Whether the table of positions has as many rows as a square of patches, and the tokens."""
+  if (mixing := arrays.get(MIXING)) is not None and mixing.ndim == 3:
+    return is_square(mixing.shape[1])
+  table = arrays.get('positions')
+  if table is None or table.ndim != 3:
+    return True
+  return any(is_square(max(table.shape[1] - n, 0)) for n in {0, tokens(arrays)})
+
+
+def cells(size: Size, patch: Size) -> int:
+  """The number of patches of an image; 0 if it does not divide into them."""
+  if any(side % part for side, part in zip(size, patch)):
+    return 0
+  return math.prod(side // part for side, part in zip(size, patch))
+
+
+def has_cls_position(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Size]) -> bool:
   """Whether the table of positions has rows for the tokens before the registers."""
   rows = arrays['positions'].shape[1]
-  if not any(name in arrays for name in ('cls', 'dist')):
+  if not tokens(arrays):
     return False
-  if size and all(side % patch == 0 for side, patch in zip(size, fields['patch'])):
-    cells = math.prod(side // patch for side, patch in zip(size, fields['patch']))
-    if 0 <= rows - cells <= 2:
-      return rows != cells
+  for size in sizes:
+    spare = rows - cells(size, fields['patch'])
+    if spare in (0, tokens(arrays)):
+      return spare > 0
   return not is_square(rows)
 
 
-def image_size(
-  fields: dict[str, Any], arrays: Arrays, size: tuple[int, int] | None
-) -> tuple[int, int]:
+def image_size(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Size]) -> Size:
   """(height, width) in pixels of the images that an array of positions is for; 224 if it has none.
 
   Args:
     fields: of the model.
     arrays: in our names.
-    size: what the file says otherwise, which need not be square.
+    sizes: what it may be, the likeliest first; none is needed for a square.
 
   Raises:
-    ValueError: if the table has no square number of rows.
+    ValueError: if the table has no square number of rows, and is for none of the sizes.
   """
   patch = fields.get('patch', (32, 32))
-  if 'encoder/blocks/tokens/up/kernel' in arrays:
-    cells = arrays['encoder/blocks/tokens/up/kernel'].shape[1]
+  if MIXING in arrays:
+    count = arrays[MIXING].shape[1]
   elif 'positions' in arrays:
-    rows = sum(name in arrays for name in ('cls', 'dist')) if fields['cls_position'] else 0
-    cells = arrays['positions'].shape[1] - rows
+    count = arrays['positions'].shape[1] - (tokens(arrays) if fields['cls_position'] else 0)
   else:
-    return size or (
-      patch[0] * max(1, round(224 / patch[0])),
-      patch[1] * max(1, round(224 / patch[1])),
-    )
-  if size and cells * math.prod(patch) == math.prod(size):
-    return size
-  if not is_square(cells):
-    raise ValueError(f'positions of {cells} patches are no square grid: give image_size')
-  return (math.isqrt(cells) * patch[0], math.isqrt(cells) * patch[1])
+    usual = (patch[0] * max(1, round(224 / patch[0])), patch[1] * max(1, round(224 / patch[1])))
+    return next(iter(sizes), usual)
+  for size in sizes:
+    if cells(size, patch) == count:
+      return size
+  if not is_square(count):
+    raise ValueError(f'positions of {count} patches are no square grid: give image_size')
+  return (math.isqrt(count) * patch[0], math.isqrt(count) * patch[1])
 
 
 def variant(family: str, fields: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ import collections
 import dataclasses
 import functools
 import itertools
+import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -81,8 +83,71 @@ class Row:
     return re.compile(re.sub(r'<(\w+)>', group, text))
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What the value of a field in a JSON file must be: in words, and whether one is so."""
+
+  said: str
+  holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int) -> Kind:
+  return Kind(
+    f'a whole number from {least:,} to {most:,}',
+    lambda v: type(v) is int and least <= v <= most,
+  )
+
+
+def is_number(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
+
+
+def is_three(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+
+
+SIDE = whole(1, 8192)  # pixels; a table of positions for more would fill the memory
+COUNT = whole(1, 2**20)
+LAYERS = whole(1, 1000)
+CLASSES = whole(0, 2**24)
+TEXT = Kind('text', lambda v: isinstance(v, str))
+FLAG = Kind('true or false', lambda v: isinstance(v, bool))
+POSITIVE = Kind('a number above 0', lambda v: is_number(v) and v > 0)
+SHARE = Kind('a number above 0 and up to 1', lambda v: is_number(v) and 0 < v <= 1)
+EPSILON = Kind('a number from 0 to 1', lambda v: is_number(v) and 0 <= v <= 1)
+MEAN = Kind('three numbers', is_three)
+STD = Kind('three numbers above 0', lambda v: is_three(v) and min(v) > 0)
+SIDES = Kind(
+  'one or two numbers of pixels up to 8,192',
+  lambda v: SIDE.holds(v) or (isinstance(v, list) and len(v) in (1, 2) and all(map(SIDE.holds, v))),
+)
+TEXTS = Kind('a list of text', lambda v: isinstance(v, list) and all(map(TEXT.holds, v)))
+LABELS = Kind(
+  'an object with a text for each label',
+  lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())),
+)
+Fields = Mapping[str, Any]  # the Kind of each field that is read, or the Fields of an object
+
+
+def unfit(fields: Fields, values: Mapping[str, Any], where: str) -> Iterator[str]:
+  """What is wrong with the values of a JSON object, a line for each."""
+  for key in fields.keys() & values.keys():
+    kind, value = fields[key], values[key]
+    if isinstance(kind, Kind):
+      if not kind.holds(value):
+        yield f'{where}{key} is {json.dumps(value)[:60]}, not {kind.said}'
+    elif not isinstance(value, dict):
+      yield f'{where}{key} is {json.dumps(value)[:60]}, not an object'
+    else:
+      yield from unfit(kind, value, f'{where}{key}.')
+
+
 def unchanged(arrays: Arrays) -> Arrays:
   return arrays
+
+
+def nothing(*_: Any) -> Any:
+  return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +160,17 @@ class Family:
     signs: patterns, each of which some name of such a file matches.
     table: the names and rules.
     details: (their arrays, ours, config) -> fields of the model that our arrays do not show.
-    preprocess: (config) -> fields of `transforms.Preprocess`, where the file's kind tells them.
+    preprocess: (config) -> fields of `bundle.Preprocess` that the file, or its kind, tells. In the
+      place of `steps` it may have `share` and `method`: see `preprocess.cropped`.
     resample: the rule by which their code resamples positions.
     separator: between the parts of a name.
     tidy: brings their arrays to the table's names, before `renames`.
     renames: regular expressions for other spellings of the table's names.
     drops: names that no model here has a use for.
+    fields: of the JSON files beside the weights that are read, and what their values must be.
+    tells: (config) -> {field: (where it is told, value)} of what the arrays must agree with:
+      'width', 'depth', 'heads', 'num_classes', and 'size' of the images.
+    promises: (their arrays, ours, config) -> our names of arrays that such a file always has.
   """
 
   dialect: str
@@ -114,6 +184,9 @@ class Family:
   tidy: Callable[[Arrays], Arrays] = unchanged
   renames: tuple[tuple[str, str], ...] = ()
   drops: tuple[str, ...] = ()
+  fields: Fields = dataclasses.field(default_factory=dict)
+  tells: Callable[[dict[str, Any]], dict[str, tuple[str, Any]]] = nothing
+  promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +217,14 @@ class Faults:
   missing: list[str] = dataclasses.field(default_factory=list)
   unexpected: list[str] = dataclasses.field(default_factory=list)
   misshapen: list[str] = dataclasses.field(default_factory=list)
+
+  def respelled(self, known: Mapping[str, str]) -> 'Faults':
+    """The same in the file's names."""
+    return Faults(
+      [in_file(name, known) for name in self.missing],
+      [in_file(name, known) for name in self.unexpected],
+      [' '.join([in_file(t.split(' ')[0], known), *t.split(' ')[1:]]) for t in self.misshapen],
+    )
 
   def __bool__(self) -> bool:
     return bool(self.missing or self.unexpected or self.misshapen)
@@ -183,6 +264,59 @@ def into(
       fill(ours, row, key, names, arrays, heads, faults)
   faults.unexpected.extend(name for name in arrays if name not in taken)
   return ours, faults
+
+
+def lacking(
+  table: Sequence[Row], arrays: Mapping[str, np.ndarray], promised: Iterable[str], depth: int
+) -> list[str]:
+  """Their names that arrays should have: the promised, and in every layer what any has.
+
+  Args:
+    table: of the dialect.
+    arrays: theirs.
+    promised: our names.
+    depth: the number of layers.
+  """
+  absent: dict[str, None] = {}
+  begun = [row for row in table if '{i}' in row.theirs and counted(row, arrays)]
+  wanted = [[row for row in table if part in row.parts] for part in promised]
+  for rows_ in [*([row] for row in begun), *wanted]:
+    for layer in range(depth if rows_ and '{i}' in rows_[0].theirs else 1):
+      names = [row.theirs.replace('{i}', str(layer)) for row in rows_]
+      if names and not any(name in arrays for name in names):
+        absent[names[0]] = None
+  return list(absent)
+
+
+def spelling(arrays: Mapping[str, np.ndarray], file: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """{name in the table: name in the file} of the arrays that are the same object in both."""
+  names = {id(array): name for name, array in file.items()}
+  return {name: names[id(array)] for name, array in arrays.items() if id(array) in names}
+
+
+def in_file(name: str, known: Mapping[str, str]) -> str:
+  """The name that an array would have in the file: as in another layer, or beside its sibling.
+
+  Args:
+    name: in the table.
+    known: as `spelling` gives it.
+  """
+  if name in known:
+    return known[name]
+  for other, theirs in known.items():
+    if re.sub(r'\d+', '0', other, count=1) == re.sub(r'\d+', '0', name, count=1):
+      if theirs.endswith(other):
+        return theirs.removesuffix(other) + name
+      old, new = re.findall(r'\d+', other)[0], re.findall(r'\d+', name)[0]
+      return re.sub(rf'(?<=[._/]){old}(?=[./])', new, theirs, count=1)
+  stem, leaf = re.split(r'[./](?=[^./]*$)', f'.{name}')
+  for other, theirs in known.items():
+    there, end = re.split(r'[./](?=[^./]*$)', f'.{other}')
+    if stem == there and theirs.endswith(end):
+      return theirs.removesuffix(end) + leaf
+  prefixes = collections.Counter(t.removesuffix(o) for o, t in known.items() if t.endswith(o))
+  prefix = max(prefixes, key=lambda text: prefixes[text], default='')
+  return name if name.startswith('classifier') else prefix + name  # heads stand outside
 
 
 def counted(row: Row, names: Iterable[str]) -> dict[tuple[int, int], int]:

@@ -18,6 +18,7 @@ import pathlib
 import pickle
 import pickletools
 import re
+import secrets
 import struct
 import zipfile
 import zlib
@@ -66,7 +67,16 @@ GLOBALS = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES}
 SAFE_TORCH = (2, 6)  # before it weights_only=True could be made to run code (CVE-2025-32434)
 
 SHARDS = '.index.json'
-FILES = ('model.safetensors', 'model.safetensors' + SHARDS, 'pytorch_model.bin')
+FILES = (
+  'model.safetensors',
+  'model.safetensors' + SHARDS,
+  'pytorch_model.bin',
+  'pytorch_model.bin' + SHARDS,
+  'open_clip_model.safetensors',
+  'open_clip_pytorch_model.bin',
+)
+WEIGHTS = ('.npz', '.safetensors', '.bin', '.pth', '.pt', '.ckpt')
+LFS = b'version https://git-lfs.github.com/spec/'
 ITEMS = ('.', 'state', 'default')  # where in a checkpoint's folder Orbax puts the arrays
 
 # What a hostile file can cost. Arrays take at most the larger of EXPANSION times the file's bytes
@@ -90,8 +100,8 @@ def read(path: Path) -> Arrays:
   """The arrays of a weight file of any kind, which its first bytes tell, not its suffix.
 
   Args:
-    path: a .npz, .safetensors or PyTorch file; the index of a sharded .safetensors, or the name of
-      the file that it stands for; an Orbax item, or the step that has it; or a folder with one
+    path: a .npz, .safetensors or PyTorch file; the index of a file in shards, or the name of the
+      file that it stands for; an Orbax item, or the step that has it; or a folder with one
       of these under its usual name, of several the first of FILES.
 
   Returns:
@@ -117,23 +127,35 @@ def find(path: pathlib.Path) -> pathlib.Path:
     found += [path / item for item in ITEMS if (path / item / '_METADATA').is_file()]
     if not found:
       wanted = ', '.join(FILES)
-      raise FileNotFoundError(f'{path} holds no weights: neither {wanted} nor an Orbax item')
+      there = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
+      hint = f'; name one of its files: {", ".join(there[:8])}' if there else ''
+      raise FileNotFoundError(
+        one_line(f'{path} holds no weights: neither {wanted} nor an Orbax item{hint}')
+      )
     return found[0]
   index = path.with_name(path.name + SHARDS)
-  if not path.exists() and not index.exists():
-    raise FileNotFoundError(f'{path}: there is no such file or folder')
-  found_file = path if path.exists() else index
-  if not found_file.is_file():
-    raise ValueError(f'{found_file} is neither a file nor a folder')
-  return found_file
+  found = [file for file in (path, index) if file.exists()]
+  if not found:
+    raise FileNotFoundError(one_line(f'{path}: there is no such file or folder'))
+  if not found[0].is_file():
+    raise ValueError(one_line(f'{found[0]} is neither a file nor a folder'))
+  if re.search(r'-\d+-of-\d+\.', path.name):
+    index = path.with_name(re.sub(r'-\d+-of-\d+(?=\.)', '', path.name) + SHARDS)
+    if index.exists():
+      raise ValueError(
+        one_line(f'{path} is one of several: give {index.name}, which lies beside it')
+      )
+  return found[0]
 
 
 def reader(path: pathlib.Path) -> Callable[[Path], Arrays]:
   """The function that reads files which begin like this one."""
   with opened(path) as (file, data):
     head = data[:9].tobytes()
+    if data[: len(LFS)].tobytes() == LFS:
+      raise ValueError('it is a pointer of git-lfs, not the file: fetch that with `git lfs pull`')
     if head.startswith((b'PK\3\4', b'PK\5\6')):
-      with zipfile.ZipFile(file) as archive:
+      with unzipped(file) as archive:
         pickled = any(name.endswith('/data.pkl') for name in archive.namelist())
       return read_torch if pickled else read_npz
     if path.suffix == '.safetensors' or head.endswith(b'{'):
@@ -149,8 +171,7 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], np.ndarray]]:
   with open(path, 'rb') as file, naming(path):
     if not os.fstat(file.fileno()).st_size:
       raise ValueError('it is empty')
-    bytes_ = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    yield file, np.frombuffer(bytes_, np.uint8)
+    yield file, np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 @contextlib.contextmanager
@@ -159,12 +180,27 @@ def naming(path: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # what is raised is up to the file, from KeyError to MemoryError
-    text = ''.join(c if c.isprintable() else ' ' for c in str(error))
-    fault = ' '.join(text.split())[:300]
+    fault = one_line(error)[:300]
     if not isinstance(error, ValueError):
       fault = f'{type(error).__name__} {fault}'.strip()
     kind = Unlisted if isinstance(error, Unlisted) else ValueError
-    raise kind(f'{os.fspath(path)} cannot be read: {fault}') from None
+    raise kind(f'{one_line(os.fspath(path))} cannot be read: {fault}') from None
+
+
+def one_line(text: object) -> str:
+  """The text without line breaks and control characters."""
+  return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split(' '))
+
+
+@contextlib.contextmanager
+def unzipped(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+  """A zip file, whose directory stands at its end."""
+  try:
+    archive = zipfile.ZipFile(file)
+  except zipfile.BadZipFile:
+    raise ValueError('it is cut short or damaged: a zip file without its directory') from None
+  with archive:
+    yield archive
 
 
 def check_total(total: int, size: int) -> None:
@@ -254,7 +290,7 @@ NPY = re.compile(
 
 def read_npz(path: Path) -> Arrays:
   """The arrays of a .npz; those that hold Python objects are refused."""
-  with opened(path) as (file, data), zipfile.ZipFile(file) as archive:
+  with opened(path) as (file, data), unzipped(file) as archive:
     arrays = {}
     for member, info in members(archive, data).items():
       if not member.endswith('.npy'):
@@ -278,12 +314,11 @@ def read_npy(name: str, raw: np.ndarray) -> np.ndarray:
     raise ValueError(f'{name!r} has a header that no array has')
   shape = tuple(int(size) for size in match['shape'].replace(',', ' ').split())
   dtype = npy_dtype(name, match['dtype'].strip("'"))
-  if match['fortran'] == 'True':
-    values = array(name, raw[end:], dtype, shape[::-1]).T
-  else:
-    values = array(name, raw[end:], dtype, shape)
+  fortran = match['fortran'] == 'True'
+  values = array(name, raw[end:], dtype, shape[::-1] if fortran else shape)
+  values = values.T if fortran else values
   if not dtype.isnative:
-    values = values.astype(dtype.newbyteorder('='))
+    values = values.astype(native(dtype))
     values.flags.writeable = False
   return values
 
@@ -321,15 +356,6 @@ def read_safetensors(path: Path) -> Arrays:
     }
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-  """The `__metadata__` of one .safetensors file, or of the folder that has it; {} without."""
-  with opened(find(pathlib.Path(path))) as (_, data):
-    metadata = split_safetensors(data)[0].get('__metadata__', {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-      raise ValueError('its __metadata__ does not map names to text')
-    return metadata
-
-
 def split_safetensors(data: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
   """The header and the bytes of the arrays."""
   size = int.from_bytes(data[:8].tobytes(), 'little')
@@ -344,10 +370,8 @@ def read_object(path: Path) -> dict[str, Any]:
   Raises:
     ValueError: one line, if there is none.
   """
-  try:
+  with naming(path):
     return read_json(pathlib.Path(path).read_bytes())
-  except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f'{path} cannot be read ({" ".join(str(error).split())})') from None
 
 
 def read_json(text: bytes) -> dict[str, Any]:
@@ -389,23 +413,25 @@ def sizes(value: Any) -> bool:
 
 
 def read_shards(index: Path) -> Arrays:
-  """The arrays of all the files that an index of a sharded .safetensors names."""
+  """The arrays of all the files, .safetensors or PyTorch's, that an index names."""
   index = pathlib.Path(index)
   with opened(index) as (_, data):
     places = read_json(data[:JSON_HEADER].tobytes()).get('weight_map')
     if not isinstance(places, dict) or not all(map(shard_name, places.values())):
-      raise ValueError('its weight_map does not map names to .safetensors files beside it')
-  shards = {file: read_safetensors(index.with_name(file)) for file in sorted({*places.values()})}
-  wanted = {(name, file) for name, file in places.items()}
+      raise ValueError('its weight_map does not map names to .safetensors or .bin files beside it')
+  shards = {}
+  for file in sorted({*places.values()}):
+    shard = index.with_name(file)
+    shards[file] = read_safetensors(shard) if shard.suffix == '.safetensors' else read_torch(shard)
   found = {(name, file) for file, arrays in shards.items() for name in arrays}
-  if wrong := sorted(wanted ^ found):
+  if wrong := sorted(places.items() ^ found):
     listed = '; '.join(f'{name!r} of {file}' for name, file in wrong[:5])
-    raise ValueError(f'{index} does not list just what its files hold: {listed}')
+    raise ValueError(one_line(f'{index} does not list just what its files hold: {listed}'))
   return {name: shards[file][name] for name, file in places.items()}
 
 
 def shard_name(file: Any) -> bool:
-  return isinstance(file, str) and bool(re.fullmatch(r'[^/\\\0]+\.safetensors', file))
+  return isinstance(file, str) and bool(re.fullmatch(r'[^/\\\0]+\.(safetensors|bin)', file))
 
 
 # ---- PyTorch ----
@@ -455,7 +481,7 @@ def read_torch_restricted(path: Path) -> Arrays:
   The few pickle instructions that such files consist of are interpreted here: none of them can
   import or call anything, and names outside GLOBALS are refused.
   """
-  with opened(path) as (file, data), zipfile.ZipFile(file) as archive:
+  with opened(path) as (file, data), unzipped(file) as archive:
     infos = members(archive, data)
     pickles = [name for name in infos if name.endswith('/data.pkl')]
     if len(pickles) != 1:
@@ -486,10 +512,6 @@ def read_torch_restricted(path: Path) -> Arrays:
 
 
 MARK = object()
-LITERALS = {
-  *('BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT'),
-  *('BINUNICODE', 'SHORT_BINUNICODE'),
-}
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
@@ -538,14 +560,16 @@ def unpickle(text: memoryview, storage: Callable[[str, str, int], Storage]) -> A
       case 'STACK_GLOBAL':
         stack.append(listed('{} {}'.format(*popped(stack, 2))))
       case 'BINPERSID':
-        stack.append(load(typed(stack.pop(), tuple), storage))
+        stack.append(storage_of(typed(stack.pop(), tuple), storage))
       case 'REDUCE':
         function, arguments = popped(stack, 2)
         stack.append(call(typed(function, Global).name, typed(arguments, tuple)))
       case 'BUILD':  # gives an OrderedDict attributes, of which no tensor is one
         stack.pop()
         typed(stack[-1], dict)
-      case name if name in LITERALS:
+      case 'BININT' | 'BININT1' | 'BININT2' | 'LONG1' | 'BINFLOAT':
+        stack.append(value)
+      case 'BINUNICODE' | 'SHORT_BINUNICODE':
         stack.append(value)
       case name if name in CONSTANTS:
         stack.append(CONSTANTS[name])
@@ -594,7 +618,7 @@ def listed(name: str) -> Global:
   return Global(name)
 
 
-def load(persistent: tuple[Any, ...], storage: Callable[[str, str, int], Storage]) -> Storage:
+def storage_of(persistent: tuple[Any, ...], storage: Callable[[str, str, int], Storage]) -> Storage:
   """The storage that a persistent id means: ('storage', kind, key, device, number of elements)."""
   tag, kind, name, _, count = persistent
   if tag != 'storage' or not isinstance(name, str) or not sizes((count,)):
@@ -844,9 +868,9 @@ def flat_bytes(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
   """A file to write that takes the place of `path` when all went well, and is gone otherwise."""
   path = pathlib.Path(path)
-  partial = path.with_name(path.name + '.partial')
+  partial = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(4)}')
   try:
-    with open(partial, 'wb') as file:
+    with open(partial, 'xb') as file:
       yield file
     os.replace(partial, path)
   except OSError as error:

@@ -41,8 +41,8 @@ STEM = [
   ('stem/root/conv/kernel', 'conv_root/kernel'),
   *((f'stem/root/norm/{leaf}', f'gn_root/{leaf}', VECTOR) for leaf in NORM),
   *(
-    (f'stem/stage{{s}}/unit{{u}}/conv{n}/kernel', f'block{{s}}/unit{{u}}/conv{m}/kernel')
-    for n, m in (('1', '1'), ('2', '2'), ('3', '3'), ('_proj', '_proj'))
+    (f'stem/stage{{s}}/unit{{u}}/conv{n}/kernel', f'block{{s}}/unit{{u}}/conv{n}/kernel')
+    for n in ('1', '2', '3', '_proj')
   ),
   *(
     (f'stem/stage{{s}}/unit{{u}}/norm{n}/{leaf}', f'block{{s}}/unit{{u}}/gn{n}/{leaf}', VECTOR)

@@ -1,14 +1,51 @@
 """Hugging Face's names: what transformers 4 wrote and 5 writes on disk, and 5 has in memory."""
 
 import dataclasses
+import functools
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from vit_jax.convert.engine import TABLE, TOKEN, Arrays, Family, Row, Spoken, renamed, rows
+from vit_jax.convert.engine import (
+  COUNT,
+  EPSILON,
+  FLAG,
+  LABELS,
+  LAYERS,
+  MEAN,
+  POSITIVE,
+  SIDE,
+  SIDES,
+  STD,
+  TABLE,
+  TEXT,
+  TEXTS,
+  TOKEN,
+  Arrays,
+  Family,
+  Kind,
+  Row,
+  Spoken,
+  renamed,
+  rows,
+  whole,
+)
 from vit_jax.convert.preprocess import look
-from vit_jax.convert.timm import BLOCKS, conv, dense, merged, norm, projected
+from vit_jax.convert.timm import (
+  BLOCKS,
+  CLIP_MEAN,
+  CLIP_STD,
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  conv,
+  dense,
+  merged,
+  norm,
+  projected,
+)
 
 
 def attention(query: str, key: str, value: str, out: str) -> list[tuple[Any, ...]]:
@@ -108,6 +145,89 @@ ACTIVATIONS = {
 }
 
 
+KEYS = {
+  'width': 'hidden_size',
+  'depth': 'num_hidden_layers',
+  'heads': 'num_attention_heads',
+  'size': 'image_size',
+}
+
+
+def tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+  """What config.json says of the arrays' shapes."""
+  tower = config.get('vision_config', config)
+  told = {ours: (f'config.json: {key}', tower[key]) for ours, key in KEYS.items() if key in tower}
+  if 'size' in told:
+    told['size'] = (told['size'][0], sides(told['size'][1]))
+  return told
+
+
+SPINE = (
+  *('embed/kernel', 'encoder/norm/scale', 'encoder/norm/bias'),
+  *(f'{BLOCKS}/norm{n}/{leaf}' for n in (1, 2) for leaf in ('scale', 'bias')),
+  *(f'{BLOCKS}/attention/{part}/kernel' for part in ('query', 'key', 'value', 'out')),
+  *(f'{BLOCKS}/mlp/{part}/kernel' for part in ('up', 'down')),
+)
+SCALED = (f'{BLOCKS}/scale1', f'{BLOCKS}/scale2')
+POOLING = tuple(
+  f'pool/{name}'
+  for name in ('probe', 'attention/query/kernel', 'attention/out/kernel', 'mlp/up/kernel')
+)
+BIASES = tuple(f'{BLOCKS}/{part}/bias' for part in ('attention/out', 'mlp/up', 'mlp/down'))
+PARTS = {  # what every file of a kind has
+  'vit': (*SPINE, *BIASES, 'embed/bias', 'cls', 'positions'),
+  'dinov2': (*SPINE, *BIASES, *SCALED, 'embed/bias', 'cls', 'positions'),
+  'dinov3': (*SPINE, *SCALED, 'embed/bias', 'cls'),
+  'clip': (*SPINE, *BIASES, 'cls', 'positions', 'pre_norm/scale', 'pre_norm/bias'),
+  'siglip': (*SPINE, *BIASES, 'embed/bias', 'positions'),
+}
+
+
+def promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
+  """The arrays that every file of the kind has, and those that config.json tells of."""
+  tower = config.get('vision_config', config)
+  parts = [*PARTS[kind(theirs)], *attention_biases(theirs, ours, tower)]
+  if kind(theirs) == 'dinov3':
+    parts += [bias for bias in BIASES if tower.get(bias_flag(bias), bool(tower))]
+  if tower.get('model_type') == 'ijepa':
+    parts.remove('cls')
+  if tower.get('model_type') == 'deit':
+    parts.append('dist')
+  if tower.get('num_register_tokens'):
+    parts.append('registers')
+  if tower.get('use_swiglu_ffn') or tower.get('use_gated_mlp'):
+    parts.append(f'{BLOCKS}/mlp/gate/kernel')
+  heads = classifiers(config)
+  if kind(theirs) == 'siglip' and config and not heads and 'head/kernel' not in ours:
+    parts += POOLING if tower.get('vision_use_head', True) else ()
+  return parts + heads
+
+
+def bias_flag(bias: str) -> str:
+  return 'proj_bias' if 'attention' in bias else 'mlp_bias'
+
+
+def attention_biases(theirs: Arrays, ours: Arrays, tower: dict[str, Any]) -> list[str]:
+  """The biases of queries, keys and values: all or none, but in DINOv3 as its flags say."""
+  known = {part: f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'key', 'value')}
+  if kind(theirs) == 'dinov3':
+    return [known[part] for part in known if tower.get(f'{part}_bias', part != 'key')]
+  there = any(name in ours for name in known.values())
+  return list(known.values()) if there or (tower and tower.get('qkv_bias', True)) else []
+
+
+def classifiers(config: dict[str, Any]) -> list[str]:
+  """The heads of the class that config.json names."""
+  names = ' '.join(config.get('architectures', ()))
+  heads = []
+  if 'ForImageClassification' in names and config.get('id2label') != {}:
+    heads += ['head/kernel', 'head/bias']
+    heads += ['head_dist/kernel', 'head_dist/bias'] if 'WithTeacher' in names else []
+  elif re.search(r'CLIP(VisionModelWithProjection|Model)\b', names):
+    heads.append('head/kernel')
+  return heads
+
+
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Fields from config.json; without one, those of the kind's published files."""
   config = config.get('vision_config', config)
@@ -115,18 +235,16 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   act = config.get('hidden_act', known['hidden_act'])
   if 'encoder/blocks/mlp/gate/kernel' in ours:
     if 'use_gated_mlp' in config and act not in ('silu', 'swish'):
-      raise ValueError(f'hidden_act {act!r} of a gated MLP is not silu')
+      raise ValueError(f'config.json: hidden_act {act!r} of a gated MLP is not silu')
     act = known['hidden_act']  # of no consequence: DINOv2's gate takes SiLU whatever it says
   if config.get('pooler_act', 'tanh') != 'tanh' and 'pre_logits/kernel' in ours:
-    raise ValueError(f'pooler_act {config["pooler_act"]!r} is not tanh')
+    raise ValueError(f'config.json: pooler_act {config["pooler_act"]!r} is not tanh')
   if act not in ACTIVATIONS:
-    raise ValueError(f'hidden_act {act!r} is none of {", ".join(ACTIVATIONS)}')
+    raise ValueError(f'config.json: hidden_act {act!r} is none of {", ".join(ACTIVATIONS)}')
   fields = {
     'activation': ACTIVATIONS[act],
-    'norm_eps': config.get('layer_norm_eps', known['layer_norm_eps']),
+    'norm_eps': float(config.get('layer_norm_eps', known['layer_norm_eps'])),
   }
-  if 'num_attention_heads' in config:
-    fields['heads'] = config['num_attention_heads']
   return fields | TRAITS[kind(theirs)](theirs, ours, config)
 
 
@@ -147,8 +265,9 @@ def vit_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str
 
 def dinov2_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Its classifier reads the class token and the mean of the patches."""
-  head, width = ours.get('head/kernel'), ours['embed/kernel'].shape[-1]
-  return {'pool': 'token_gap'} if head is not None and len(head) == 2 * width else {}
+  head, norm = ours.get('head/kernel'), ours.get('encoder/norm/scale')
+  joint = head is not None and norm is not None and len(head) == 2 * norm.size
+  return {'pool': 'token_gap'} if joint else {}
 
 
 def dinov3_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
@@ -181,42 +300,161 @@ DEFAULTS = {
 }
 
 METHODS = {2: 'bilinear_antialias', 3: 'bicubic_antialias'}  # PIL's numbers
+HALF = (0.5, 0.5, 0.5)
+CLIP_LOOK = {
+  'size': {'shortest_edge': 224},
+  'crop_size': 224,
+  'do_center_crop': True,
+  'resample': 3,
+  'image_mean': CLIP_MEAN,
+  'image_std': CLIP_STD,
+  'square': False,
+}
+SQUARE_LOOK = {'size': 224, 'resample': 2, 'image_mean': HALF, 'image_std': HALF, 'square': True}
+# What transformers' image processors take where their file tells nothing; `square` is whether one
+# number is both sides, or the shorter one.
+PROCESSORS: dict[str, dict[str, Any]] = {
+  'ViT': SQUARE_LOOK,
+  'DINOv3ViT': SQUARE_LOOK | {'image_mean': IMAGENET_MEAN, 'image_std': IMAGENET_STD},
+  'DeiT': SQUARE_LOOK | {'size': 256, 'resample': 3, 'crop_size': 224, 'do_center_crop': True},
+  'Beit': SQUARE_LOOK | {'resample': 3, 'crop_size': 224},
+  'Blip': CLIP_LOOK | {'size': 384, 'do_center_crop': False, 'square': True},
+  'Siglip': SQUARE_LOOK | {'size': {'height': 224, 'width': 224}, 'resample': 3, 'square': False},
+  'CLIP': CLIP_LOOK,
+  'ChineseCLIP': CLIP_LOOK,
+  'Bit': CLIP_LOOK,
+}
+IMAGENET = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
+UNTOLD: dict[str, dict[str, Any]] = {  # what the published files of a processor's kind have
+  'ViT': {'steps': "resize(method='bilinear_antialias')"},
+  'Siglip': {'steps': "resize(method='bicubic_antialias')"},
+  'DINOv3ViT': {'steps': "resize(method='bilinear_antialias')", **IMAGENET},
+  'Bit': {'share': 224 / 256, 'method': 'bicubic_antialias', **IMAGENET},
+  'CLIP': {'share': 1.0, 'method': 'bicubic_antialias', 'mean': CLIP_MEAN, 'std': CLIP_STD},
+}
 
 
-def preprocess(config: dict[str, Any]) -> dict[str, Any]:
-  """From preprocessor_config.json: squashed, or the shorter side resized; then the centre."""
-  given = config.get('preprocessor')
-  if not given:
-    size = config.get('vision_config', config).get('image_size')
-    return {'steps': "resize(method='bilinear_antialias')", 'size': sides(size)} if size else {}
-  resample = given.get('resample', 2)
-  if resample not in METHODS:
-    raise ValueError(f'preprocessor_config.json: resample {resample} is none of 2 and 3')
-  method, steps = METHODS[resample], []
-  crop = given.get('do_center_crop') and sides(given.get('crop_size'))
+def preprocess(config: dict[str, Any], usual: str = 'ViT') -> dict[str, Any]:
+  """From preprocessor_config.json: squashed, or the shorter side resized; then the centre.
+
+  Args:
+    config: the JSON beside the weights.
+    usual: the processor of the family, where no file names one.
+  """
+  if 'preprocessor' not in config:
+    told = tells(config).get('size')
+    return UNTOLD[usual] | ({'size': told[1]} if told else {})
+  given = config['preprocessor']
+  if config.get('model_type') == 'deit':
+    usual = 'DeiT'
+  named = given.get('image_processor_type', given.get('feature_extractor_type', usual))
+  found = re.sub(r'(ImageProcessor|FeatureExtractor)(Fast|Pil)?$', '', named)
+  if found not in PROCESSORS:
+    known = ', '.join(f'{name}ImageProcessor' for name in PROCESSORS)
+    raise ValueError(f'preprocessor_config.json: image_processor_type {named} is none of {known}')
+  given = PROCESSORS[found] | given
+  if given['resample'] not in METHODS:
+    raise ValueError(f'preprocessor_config.json: resample {given["resample"]} is none of 2 and 3')
+  return {**looked(given), **levels(given)}
+
+
+def looked(given: dict[str, Any]) -> dict[str, Any]:
+  """The steps of an image processor, and the size of what they give."""
+  method, steps = METHODS[given['resample']], []
+  crop = sides(given['crop_size']) if given.get('do_center_crop') else None
   found: dict[str, Any] = {'size': crop} if crop else {}
-  size = given.get('size')
-  if given.get('do_resize', True) and size:
-    if isinstance(size, dict) and 'shortest_edge' in size:
-      steps.append(f"resize_small({size['shortest_edge']}, method='{method}')")
-      found.setdefault('size', (size['shortest_edge'],) * 2)
+  if given.get('do_resize', True):
+    size = edges(given['size'], square=given['square'])
+    if isinstance(size, int):
+      crop = crop or (size, size)  # where transformers crops nothing, its models take only squares
+      steps.append(f"resize_small({size}, method='{method}')")
     else:
-      height, width = sides(size)
-      steps.append(f"resize({height}, {width}, method='{method}')")
-      found.setdefault('size', (height, width))
+      steps.append(f"resize({size[0]}, {size[1]}, method='{method}')")
+    found['size'] = crop or size
   if crop:
     steps.append(f'central_crop({crop[0]}, {crop[1]})')
-  found['steps'] = ' | '.join(steps)
-  if given.get('do_normalize', True):
-    found |= {'mean': tuple(given['image_mean']), 'std': tuple(given['image_std'])}
-  return found
+  return found | {'steps': ' | '.join(steps)}
+
+
+def levels(given: dict[str, Any]) -> dict[str, Any]:
+  """Mean and std of pixels in [0, 1], though transformers' are of pixels times another factor."""
+  factor = 255 * given.get('rescale_factor', 1 / 255) if given.get('do_rescale', True) else 255.0
+  scale = 1.0 if math.isclose(factor, 1) else factor
+  if not given.get('do_normalize', True):
+    return {'mean': (0.0, 0.0, 0.0), 'std': (1 / scale,) * 3}
+  mean, std = given['image_mean'], given['image_std']
+  return {'mean': tuple(m / scale for m in mean), 'std': tuple(s / scale for s in std)}
+
+
+def edges(size: Any, *, square: bool) -> int | tuple[int, int]:
+  """The length of the shorter side, or both sides."""
+  if isinstance(size, dict) and 'shortest_edge' in size:
+    return int(size['shortest_edge'])
+  if isinstance(size, int) and not square:
+    return size
+  return sides(size)
 
 
 def sides(size: Any) -> tuple[int, int]:
   """(height, width) of a size in any of the forms that files have."""
   if isinstance(size, dict):
     return (size['height'], size['width'])
-  return (size, size) if isinstance(size, int) else tuple(size)
+  return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def is_size(value: Any) -> bool:
+  """Whether it is one that `edges` reads."""
+  if not isinstance(value, dict):
+    return SIDES.holds(value)
+  sized = {key: side for key, side in value.items() if side is not None}
+  return sized.keys() in ({'height', 'width'}, {'shortest_edge'}) and all(
+    map(SIDE.holds, sized.values())
+  )
+
+
+SIZE = Kind(
+  'a number of pixels up to 8,192, a height and a width, or a shortest_edge alone', is_size
+)
+CROP = Kind(
+  'a number of pixels up to 8,192, or a height and a width',
+  lambda v: is_size(v) and not (isinstance(v, dict) and 'shortest_edge' in v),
+)
+TOWER_FIELDS = {
+  'model_type': TEXT,
+  'hidden_size': COUNT,
+  'num_hidden_layers': LAYERS,
+  'num_attention_heads': COUNT,
+  'image_size': SIDES,
+  'hidden_act': TEXT,
+  'pooler_act': TEXT,
+  'layer_norm_eps': EPSILON,
+  'rope_theta': POSITIVE,
+  'num_register_tokens': whole(0, 1000),
+  **dict.fromkeys(
+    (
+      *('qkv_bias', 'query_bias', 'key_bias', 'value_bias', 'proj_bias', 'mlp_bias'),
+      *('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'),
+    ),
+    FLAG,
+  ),
+}
+FIELDS = {
+  **TOWER_FIELDS,
+  'vision_config': TOWER_FIELDS,
+  'architectures': TEXTS,
+  'id2label': LABELS,
+  'preprocessor': {
+    'image_processor_type': TEXT,
+    'feature_extractor_type': TEXT,
+    'size': SIZE,
+    'crop_size': CROP,
+    'resample': whole(0, 5),
+    'rescale_factor': POSITIVE,
+    'image_mean': MEAN,
+    'image_std': STD,
+    **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), FLAG),
+  },
+}
 
 
 def joined(arrays: Arrays) -> Arrays:
@@ -255,7 +493,13 @@ DINOV2_NAMES = (
   (r'\.mlp\.(weights_out|down_proj)\.', '.mlp.fc2.'),
 )
 COMMON: dict[str, Any] = dict(
-  dialect='huggingface', model='ViT', details=details, preprocess=preprocess, drops=DROPS
+  dialect='huggingface',
+  model='ViT',
+  details=details,
+  drops=DROPS,
+  fields=FIELDS,
+  tells=tells,
+  promises=promises,
 )
 FAMILIES = (
   Family(
@@ -264,6 +508,7 @@ FAMILIES = (
       r'((vit|deit)\.)?(encoder\.layer|layers)\.0\.layernorm_before\.weight',
     ),
     table=VIT,
+    preprocess=preprocess,
     resample='bicubic',
     renames=(
       (r'^(vit|deit)\.', ''),
@@ -280,6 +525,7 @@ FAMILIES = (
       r'(dinov2_with_registers\.)?encoder\.layer\.0\.norm1\.weight',
     ),
     table=DINOV2,
+    preprocess=functools.partial(preprocess, usual='Bit'),
     tidy=joined,
     renames=DINOV2_NAMES,
     **COMMON,
@@ -291,6 +537,7 @@ FAMILIES = (
     ),
     table=DINOV2,
     resample='bicubic',
+    preprocess=functools.partial(preprocess, usual='Bit'),
     tidy=joined,
     renames=DINOV2_NAMES,
     **COMMON,
@@ -298,6 +545,7 @@ FAMILIES = (
   Family(
     signs=(r'embeddings\.patch_embeddings\.weight', r'(model\.)?layer\.0\.norm1\.weight'),
     table=DINOV3,
+    preprocess=functools.partial(preprocess, usual='DINOv3ViT'),
     renames=((r'^model\.', ''),),
     **COMMON,
   ),
@@ -305,6 +553,7 @@ FAMILIES = (
     signs=(r'(vision_model\.)?embeddings\.class_embedding', r'(vision_model\.)?pre_layrnorm.*'),
     table=CLIP,
     resample='bicubic',
+    preprocess=functools.partial(preprocess, usual='CLIP'),
     renames=((r'^vision_model\.', ''), (r'^visual_projection\.', 'classifier.')),
     **COMMON,
   ),
@@ -315,6 +564,7 @@ FAMILIES = (
     ),
     table=SIGLIP,
     resample='bicubic',
+    preprocess=functools.partial(preprocess, usual='Siglip'),
     renames=((r'^vision_model\.', ''),),
     **COMMON,
   ),
@@ -638,10 +888,12 @@ def preprocessor(source: Any) -> dict[str, Any]:
     'image_mean': list(prepared.mean),
     'image_std': list(prepared.std),
   }
-  if seen and not seen.squash:
+  if seen and seen.sides != prepared.size:
     config |= {
       'image_processor_type': 'CLIPImageProcessor',
-      'size': {'shortest_edge': seen.side},
+      'size': dict(zip(('height', 'width'), seen.sides))
+      if seen.sides
+      else {'shortest_edge': seen.side},
       'do_center_crop': True,
       'crop_size': {'height': height, 'width': width},
       'do_convert_rgb': True,

@@ -10,14 +10,27 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert.engine import (
+  CLASSES,
   CONV,
+  COUNT,
+  EPSILON,
+  FLAG,
   HEADS_BIAS,
   HEADS_IN,
   HEADS_OUT,
+  LAYERS,
   LINEAR,
+  MEAN,
   POINT,
+  SHARE,
+  SIDE,
+  SIDES,
+  STD,
+  TEXT,
+  TEXTS,
   Arrays,
   Family,
+  Kind,
   Spoken,
   renamed,
   rows,
@@ -190,8 +203,9 @@ def openai(arrays: Arrays) -> Arrays:
     (r'^proj$', 'head.weight'),
   )
   out = renamed(arrays, renames)
-  for name, form in (('cls_token', (1, 1, -1)), ('pos_embed', (1, *out['pos_embed'].shape))):
-    out[name] = out[name].reshape(form)
+  out['cls_token'] = out['cls_token'].reshape(1, 1, -1)
+  if 'pos_embed' in out:
+    out['pos_embed'] = out['pos_embed'][None]
   if 'head.weight' in out:
     out['head.weight'] = out['head.weight'].T
   return out
@@ -209,10 +223,15 @@ def dinov3(arrays: Arrays) -> Arrays:
   return out
 
 
+def named(config: dict[str, Any]) -> str:
+  """The architecture of timm's that a configuration names, timm's or open_clip's; '' of none."""
+  tower = config.get('model_cfg', {}).get('vision_cfg', {})
+  return str(config.get('architecture', tower.get('timm_model_name', '')))
+
+
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """A VisionTransformer's fields, from timm's config.json where there is one."""
-  args = config.get('model_args', {})
-  name = str(config.get('architecture', ''))
+  args, name = config.get('model_args', {}), named(config)
   if re.search(OTHER, name):
     raise ValueError(f'timm computes {name} otherwise than a ViT of these names')
   fields: dict[str, Any] = {
@@ -221,26 +240,96 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
     'stem_numerics': 'timm',
   }
   if args.get('act_layer') or re.search(TANH, name):
-    fields['activation'] = ACTIVATIONS[args.get('act_layer', 'gelu_tanh')]
+    act = args.get('act_layer', 'gelu_tanh')
+    if act not in ACTIVATIONS:
+      raise ValueError(f'config.json: act_layer {act!r} is none of {", ".join(ACTIVATIONS)}')
+    fields['activation'] = ACTIVATIONS[act]
   pool = args.get('global_pool', config.get('global_pool'))
   if pool is not None:
+    if pool not in POOLS:
+      raise ValueError(f'config.json: global_pool {pool!r} is none of {", ".join(POOLS)}')
     fields['pool'] = POOLS[pool]
   elif 'pool/probe' not in ours and 'fc_norm/scale' in ours:
     fields['pool'] = 'gap'
-  if 'num_heads' in args:
-    fields['heads'] = args['num_heads']
   return fields
+
+
+def tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+  """What config.json says of the arrays' shapes."""
+  args, cfg = config.get('model_args', {}), config.get('pretrained_cfg', {})
+  keys = {
+    'width': 'embed_dim',
+    'depth': 'depth',
+    'heads': 'num_heads',
+    'num_classes': 'num_classes',
+  }
+  told = {ours: (f'config.json: {key}', args[key]) for ours, key in keys.items() if key in args}
+  classes = config.get('num_classes', cfg.get('num_classes'))
+  if classes is not None:
+    told.setdefault('num_classes', ('config.json: num_classes', classes))
+  if 'img_size' in args:
+    told['size'] = ('config.json: img_size', sides(args['img_size']))
+  return told
+
+
+def classes(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+  return {key: told for key, told in tells(config).items() if key == 'num_classes'}
+
+
+def sides(size: Any) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def openai_tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+  """What open_clip_config.json says of the arrays' shapes."""
+  tower = config.get('model_cfg', {}).get('vision_cfg', {})
+  keys = {'width': 'width', 'depth': 'layers'}
+  told = {
+    ours: (f'open_clip_config.json: {key}', tower[key])
+    for ours, key in keys.items()
+    if key in tower
+  }
+  if 'width' in tower:
+    heads = tower['width'] // tower.get('head_width', 64)
+    told['heads'] = ('open_clip_config.json: width / head_width', max(heads, 1))
+  if 'image_size' in tower:
+    told['size'] = ('open_clip_config.json: image_size', sides(tower['image_size']))
+  return told
 
 
 def openai_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """OpenAI's weights take quick GELU; open_clip's own do where its config says so."""
-  quick = config.get('model_cfg', {}).get('quick_gelu', not config.get('model_cfg'))
-  return {'activation': 'quick_gelu' if quick else 'gelu_erf', 'norm_eps': 1e-5}
+  if 'model_cfg' not in config:
+    return {'activation': 'quick_gelu', 'norm_eps': 1e-5}
+  model = config['model_cfg']
+  tower = model.get('vision_cfg', {})
+  other = [key for key in OPEN_CLIP_OTHER if tower.get(key)]
+  pool = tower.get('pool_type', 'tok')
+  if other or pool not in OPEN_CLIP_POOLS:
+    what = ', '.join(other) or f'pool_type {pool!r}'
+    raise ValueError(f'open_clip_config.json: {what} is of no ViT here')
+  tanh = tower.get('act_kwargs', {}).get('approximate') == 'tanh'
+  plain = 'gelu_tanh' if tanh else 'gelu_erf'
+  return {
+    'activation': 'quick_gelu' if model.get('quick_gelu') else plain,
+    'norm_eps': float(tower.get('norm_kwargs', {}).get('eps', 1e-5)),
+    'pool': OPEN_CLIP_POOLS[pool],
+  }
+
+
+OPEN_CLIP_OTHER = ('attentional_pool', 'final_ln_after_pool', 'global_average_pool')
+OPEN_CLIP_POOLS = {'tok': 'token', 'avg': 'gap'}
 
 
 def eva_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   fields = details(theirs, ours, config) | {'norm_eps': 1e-5, 'positions': 'rope'}
   return {'pool': 'gap'} | fields
+
+
+def eva_promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
+  """The biases of queries and values: both or none."""
+  biases = [f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'value')]
+  return biases if any(name in ours for name in biases) else []
 
 
 def mixer_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
@@ -264,21 +353,107 @@ ACTIVATIONS = {
 POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map', '': 'none'}
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+METHODS = {'bicubic': 'bicubic_antialias', 'bilinear': 'bilinear_antialias'}
+
+
 def preprocess(config: dict[str, Any]) -> dict[str, Any]:
   """From `pretrained_cfg`: the shorter side resized, then the centre; or squashed."""
+  if 'model_cfg' in config or 'preprocess_cfg' in config:
+    return openai_preprocess(config)
   given = config.get('pretrained_cfg')
   if not given:
     return {'share': 0.9, 'method': 'bicubic_antialias'}
-  height, width = given['input_size'][1:]
-  share = given.get('crop_pct', 0.875)
-  methods = {'bicubic': 'bicubic_antialias', 'bilinear': 'bilinear_antialias'}
-  method = methods[given.get('interpolation', 'bicubic')]
-  found = {'size': (height, width), 'mean': tuple(given['mean']), 'std': tuple(given['std'])}
-  if given.get('crop_mode') == 'squash':
-    sides = [math.floor(side / share) for side in (height, width)]
-    steps = f"resize({sides[0]}, {sides[1]}, method='{method}') | central_crop"
-    return found | {'steps': steps}
-  return found | {'share': share, 'method': method}
+  mode, interpolation = given.get('crop_mode', 'center'), given.get('interpolation', 'bicubic')
+  if mode not in ('center', 'squash'):
+    raise ValueError(f'config.json: crop_mode {mode!r} is none of center, squash')
+  if interpolation not in METHODS:
+    raise ValueError(
+      f'config.json: interpolation {interpolation!r} is none of {", ".join(METHODS)}'
+    )
+  size = tuple(given.get('input_size', (3, 224, 224))[1:])
+  share, method = given.get('crop_pct', 0.875), METHODS[interpolation]
+  found = {
+    'size': size,
+    'mean': tuple(given.get('mean', IMAGENET_MEAN)),
+    'std': tuple(given.get('std', IMAGENET_STD)),
+  }
+  if mode == 'center':
+    return found | {'share': share, 'method': method}
+  height, width = (math.floor(side / share) for side in size)
+  crop = '' if (height, width) == size else ' | central_crop'
+  return found | {'steps': f"resize({height}, {width}, method='{method}'){crop}"}
+
+
+def openai_preprocess(config: dict[str, Any]) -> dict[str, Any]:
+  """From open_clip's `preprocess_cfg`: the shorter side resized, then the centre; or squashed."""
+  given = config.get('preprocess_cfg', {})
+  tower = config.get('model_cfg', {}).get('vision_cfg', {})
+  size = given.get('size', tower.get('image_size'))
+  method = METHODS['bilinear' if given.get('interpolation') == 'bilinear' else 'bicubic']
+  mode = given.get('resize_mode', 'shortest')
+  if mode not in ('shortest', 'squash'):
+    raise ValueError(f'open_clip_config.json: resize_mode {mode!r} is none of shortest, squash')
+  squash = {'steps': f"resize(method='{method}')"}
+  return {
+    **({'size': sides(size)} if size else {}),
+    'mean': tuple(given.get('mean', CLIP_MEAN)),
+    'std': tuple(given.get('std', CLIP_STD)),
+    **(squash if mode == 'squash' else {'share': 1.0, 'method': method}),
+  }
+
+
+INPUT = Kind(
+  'channels, height and width in pixels up to 8,192',
+  lambda v: isinstance(v, list) and len(v) == 3 and all(map(SIDE.holds, v)),
+)
+PRETRAINED = {
+  'input_size': INPUT,
+  'crop_pct': SHARE,
+  'crop_mode': TEXT,
+  'interpolation': TEXT,
+  'mean': MEAN,
+  'std': STD,
+  'num_classes': CLASSES,
+}
+FIELDS = {
+  'architecture': TEXT,
+  'num_classes': CLASSES,
+  'global_pool': TEXT,
+  'label_names': TEXTS,
+  'model_args': {
+    'embed_dim': COUNT,
+    'depth': LAYERS,
+    'num_heads': COUNT,
+    'num_classes': CLASSES,
+    'img_size': SIDES,
+    'act_layer': TEXT,
+    'global_pool': TEXT,
+  },
+  'pretrained_cfg': PRETRAINED,
+  'model_cfg': {
+    'quick_gelu': FLAG,
+    'vision_cfg': {
+      'width': COUNT,
+      'layers': LAYERS,
+      'head_width': COUNT,
+      'image_size': SIDES,
+      'timm_model_name': TEXT,
+      'pool_type': TEXT,
+      'act_kwargs': {'approximate': TEXT},
+      'norm_kwargs': {'eps': EPSILON},
+    },
+  },
+  'preprocess_cfg': {
+    'size': SIDES,
+    'mean': MEAN,
+    'std': STD,
+    'interpolation': TEXT,
+    'resize_mode': TEXT,
+  },
+}
 
 
 WRAPPERS = (
@@ -324,6 +499,9 @@ FAMILIES = (
     ),
     details=eva_details,
     preprocess=preprocess,
+    fields=FIELDS,
+    tells=tells,
+    promises=eva_promises,
     drops=(*DROPS, r'rope_embed\..*', r'.*\.bias_mask', r'local_cls_norm\..*'),
   ),
   Family(
@@ -334,6 +512,9 @@ FAMILIES = (
     renames=((r'\.fc1_x\.', '.fc1.'),),
     details=eva_details,
     preprocess=preprocess,
+    fields=FIELDS,
+    tells=tells,
+    promises=eva_promises,
     drops=(*DROPS, r'rope\..*'),
   ),
   Family(
@@ -345,6 +526,8 @@ FAMILIES = (
     renames=RENAMES,
     details=details,
     preprocess=preprocess,
+    fields=FIELDS,
+    tells=tells,
     drops=DROPS,
   ),
   Family(
@@ -354,7 +537,9 @@ FAMILIES = (
     table=VIT,
     tidy=openai,
     details=openai_details,
-    preprocess=preprocess,
+    preprocess=openai_preprocess,
+    fields=FIELDS,
+    tells=openai_tells,
   ),
   Family(
     dialect='timm',
@@ -363,6 +548,8 @@ FAMILIES = (
     table=MIXER,
     details=mixer_details,
     preprocess=preprocess,
+    fields=FIELDS,
+    tells=classes,
   ),
   Family(
     dialect='timm',
@@ -371,6 +558,8 @@ FAMILIES = (
     table=BIT,
     details=bit_details,
     preprocess=preprocess,
+    fields=FIELDS,
+    tells=classes,
   ),
 )
 

@@ -52,6 +52,10 @@ FAMILIES = (
 
 
 def spoken(source: Any) -> Spoken:
+  """Square images and patches only: a side is one number there."""
+  for what, sides in (('images', source.preprocess.size), ('patches', source.model.patch)):
+    if sides[0] != sides[1]:
+      raise ValueError(f'torchvision has no way to say {what} of {sides[0]}x{sides[1]} pixels')
   return Spoken(
     VIT,
     fields={

@@ -6,7 +6,7 @@ D width, K classes.
 import json
 import os
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,12 +15,16 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.convert import (
+  FAMILIES,
   Checkpoint,
   adapt,
+  architecture,
   engine,
   files,
   google,
   huggingface,
+  prepared,
+  preprocess,
   timm,
   torchvision,
 )
@@ -54,7 +58,8 @@ def translated(source: Source, spoken: Spoken, to: str) -> Arrays:
     for field, values in spoken.fields.items()
     if getattr(model, field, values[0]) not in values
   ]
-  ours = {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(source.params)).items()}
+  params = models.flat(jax.device_get(source.params))
+  ours = {name: np.asarray(leaf) for name, leaf in params.items()}
   if not refused:
     ours = changed(source, ours, spoken.becomes)
     theirs, left = engine.back(spoken.table, ours)
@@ -76,42 +81,93 @@ def changed(source: Source, arrays: Arrays, becomes: Mapping[str, Any]) -> Array
   params, _ = adapt.params(
     held, model.clone(**becomes), image_size=size, new_head=None, zero_biases=True
   )
-  return flat(params)
+  return models.flat(params)
 
 
-def flat(tree: Any) -> Arrays:
-  named: Arrays = {}
-  models.map_named(named.setdefault, tree)
-  return named
-
-
-def notes(model: Any, spoken: Spoken) -> list[str]:
-  """What a dialect's readers will compute otherwise than the model does."""
-  return [
+def notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
+  """What a dialect's readers will do otherwise than the source: `configs` is all they are told."""
+  model = source.model
+  told = [
     f'{field} is {getattr(model, field)}, but its readers take {" or ".join(map(str, values))}'
     for field, values in spoken.assumed.items()
     if getattr(model, field, values[0]) not in values
     and (field != 'stem_numerics' or model.stem is not None)
   ]
+  return told + preprocess_notes(source, spoken, configs) + size_notes(source, spoken, configs)
+
+
+def preprocess_notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
+  """Where images look otherwise to a reader of what is written."""
+  ours, family = source.preprocess, next(f for f in FAMILIES if f.table is spoken.table)
+  config = {**configs.get('config.json', {})}
+  if 'preprocessor_config.json' in configs:
+    config['preprocessor'] = configs['preprocessor_config.json']
+  found = prepared(family.preprocess(config), ours.size)
+  told = []
+  if not preprocess.same(ours.steps, found['steps'], ours.size):
+    told.append(f'preprocessing is {ours.steps!r}, but its readers take {found["steps"]!r}')
+  for name in ('mean', 'std'):
+    here, there = tuple(getattr(ours, name)), tuple(found.get(name, (0.5, 0.5, 0.5)))
+    if here != there:
+      told.append(f'{name} is {here}, but its readers take {there}')
+  return told
+
+
+def size_notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
+  """What a lone file does not tell of the size of its images: a table is taken for a square."""
+  if configs:
+    return []
+  fields = {**models.fields(source.model), **spoken.becomes}
+  height, width = source.preprocess.size
+  rows, columns = (side // patch for side, patch in zip((height, width), source.model.patch))
+  if 'tokens_dim' in fields or fields.get('positions') == 'learned':
+    tokens = source.model.prefix - source.model.registers if 'registers' in fields else 0
+    table = rows * columns + (tokens if fields.get('cls_position') else 0)
+    if rows == columns:
+      return []
+    if any(architecture.is_square(table - n) for n in {0, tokens}):
+      return [f'positions are for {height}x{width}, but its readers take them for a square']
+    return [f'positions are for {height}x{width}: give image_size to read them']
+  usual = architecture.image_size(fields, {}, ())
+  told = f'images are {height}x{width}, but its readers take {usual[0]}x{usual[1]}'
+  return [] if usual == (height, width) else [told]
 
 
 def write_folder(
   folder: str | os.PathLike[str], arrays: Arrays, configs: Mapping[str, Any], metadata: Any = None
 ) -> None:
-  """A folder with model.safetensors and JSON files, whole or not at all."""
-  folder = pathlib.Path(folder)
-  partial = folder.with_name(folder.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  """A folder with model.safetensors and JSON files, whole or not at all; an older one goes.
+
+  Raises:
+    OSError: one that names the folder, if it cannot be written.
+  """
+  here = pathlib.Path(os.path.abspath(folder))
   try:
-    files.write_safetensors(partial / 'model.safetensors', arrays, metadata)
-    for name, config in configs.items():
-      (partial / name).write_text(json.dumps(config, indent=2))
-    if folder.exists():
-      shutil.rmtree(folder)
-    os.replace(partial, folder)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      prefix='.vit-', dir=here.parent, ignore_cleanup_errors=True
+    ) as hold:
+      new = pathlib.Path(hold, 'new')
+      new.mkdir()  # with the permissions of any folder, which `hold` has not
+      files.write_safetensors(new / files.FILES[0], arrays, metadata)
+      for name, config in configs.items():
+        (new / name).write_text(json.dumps(config, indent=2))
+      replace(here, new, pathlib.Path(hold, 'old'))
+  except OSError as error:
+    raise OSError(error.errno, error.strerror or str(error), os.fspath(folder)) from None
+
+
+def replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
+  """Puts `new` in the place of a folder, which becomes `old`; or all stays as it was."""
+  there = os.path.lexists(folder)
+  if there:
+    os.rename(folder, old)
+  try:
+    os.rename(new, folder)
+  except BaseException:
+    if there and not os.path.lexists(folder):
+      os.rename(old, folder)
+    raise
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
@@ -121,7 +177,6 @@ WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
   '.pt': files.write_torch,
   '.bin': files.write_torch,
 }
-TORCH = ('.pth', '.safetensors', '.pt', '.bin')
 SPEAKERS: dict[str, Callable[[Source], Spoken]] = {
   'npz': google.spoken,
   'bigvision': google.spoken_big_vision,
@@ -129,7 +184,28 @@ SPEAKERS: dict[str, Callable[[Source], Spoken]] = {
   'hf': huggingface.spoken,
   'torchvision': torchvision.spoken,
 }
-FOLDERS = ('timm', 'hf')  # written as a folder where the path has no suffix
+TORCH = ('.pth', '.safetensors', '.pt', '.bin')
+FOLDER = ''  # the suffix of whatever is not in WRITERS
+SUFFIXES = {
+  'npz': ('.npz',),
+  'bigvision': ('.npz',),
+  'timm': (FOLDER, *TORCH),
+  'hf': (FOLDER,),
+  'torchvision': TORCH,
+}
+
+
+def suffix(path: pathlib.Path, to: str) -> str:
+  """The one of SUFFIXES by which a dialect is written to a path.
+
+  Raises:
+    ValueError: if the dialect is not written to such a path.
+  """
+  found = path.suffix if path.suffix in WRITERS else FOLDER
+  if found not in SUFFIXES[to]:
+    known = [known or 'a folder' for known in SUFFIXES[to]]
+    raise ValueError(f'{path}: {to} is written to {" or ".join(known)}')
+  return found
 
 
 def write(path: str | os.PathLike[str], source: Source, to: str) -> list[str]:
@@ -137,19 +213,17 @@ def write(path: str | os.PathLike[str], source: Source, to: str) -> list[str]:
   if to not in SPEAKERS:
     raise ValueError(f'unknown dialect {to!r}{models.nearest(to, list(SPEAKERS))}')
   path = pathlib.Path(path)
-  if path.exists():
+  if os.path.lexists(path):
     raise ValueError(f'{path} exists already')
-  suffixes = {'npz': ('.npz',), 'bigvision': ('.npz',), 'hf': ('',), 'timm': ('', *TORCH)}
-  if path.suffix not in suffixes.get(to, TORCH) and (path.suffix in WRITERS or to not in FOLDERS):
-    raise ValueError(f'{path}: {to} is written to {" or ".join(suffixes.get(to, TORCH))}')
+  form = suffix(path, to)
   spoken = SPEAKERS[to](source)
   arrays = translated(source, spoken, to)
-  if to == 'hf' or (to == 'timm' and path.suffix not in TORCH):
+  if form == FOLDER:
     write_folder(path, arrays, spoken.configs, {'format': 'pt'})
-  else:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix](path, arrays)
-  told = notes(source.model, spoken)
-  if to == 'timm' and path.suffix in TORCH:
+    return notes(source, spoken, spoken.configs)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  WRITERS[form](path, arrays)
+  told = notes(source, spoken, {})
+  if to == 'timm':
     told.append(f'open it with {timm.call(path, spoken.configs["config.json"])}')
   return told

@@ -191,6 +191,11 @@ def as_field(field: str, value: Any) -> Any:
   """A field's value in the form that the module takes: lists, as JSON has them, as tuples."""
   if field == 'patch' and isinstance(value, int):
     return (value, value)
+  return tupled(value)
+
+
+def tupled(value: Any) -> Any:
+  """A list, as JSON has it, as a tuple; anything else as it is."""
   return tuple(value) if isinstance(value, list) else value
 
 
@@ -279,8 +284,19 @@ def device_dtype() -> str:
   return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
 
 
+LARGEST_SIDE = 65_536  # pixels
+LARGEST = 1 << 28  # values of one image, or of its tokens: 1 GiB of float32
+
+
 def check_size(model: Any, image_size: tuple[int, int]) -> None:
-  """Raises ValueError if (height, width) does not divide into the model's patches."""
+  """Raises ValueError if (height, width) does not divide into patches, or exceeds our limits."""
+  cells = math.prod(side // patch for side, patch in zip(image_size, model.patch))
+  values = max(3 * math.prod(image_size), cells * getattr(model, 'width', 1))
+  if max(image_size) > LARGEST_SIDE or values > LARGEST:
+    raise ValueError(
+      f'image_size {image_size[0]}x{image_size[1]} is too large: at most {LARGEST_SIDE:,} pixels a '
+      f'side, and {LARGEST:,} values of an image or of its tokens'
+    )
   if any(side < 1 or side % patch for side, patch in zip(image_size, model.patch)):
     raise ValueError(
       f'image_size {image_size[0]}x{image_size[1]} does not divide into patches of '
@@ -299,6 +315,13 @@ def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
     lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator='/'), leaf),
     tree,
   )
+
+
+def flat(tree: Any) -> dict[str, Any]:
+  """A tree as {'encoder/norm/scale': leaf}."""
+  named: dict[str, Any] = {}
+  map_named(named.setdefault, tree)
+  return named
 
 
 def count(model: nn.Module, height: int = 224, width: int = 224, channels: int = 3) -> int:

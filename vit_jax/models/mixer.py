@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.models import vit
 
@@ -47,8 +46,8 @@ class Block(nn.Module):
   train: bool
 
   @nn.compact
-  def __call__(self, x: Array, drop_rate: Array) -> tuple[Array, Array]:
-    """(N, T, D), () -> (N, T, D), twice: for the next block and for analysis."""
+  def __call__(self, x: Array, drop_rate: Array) -> tuple[Array, dict[str, Array]]:
+    """(N, T, D), () -> (N, T, D) and what this layer leaves for analysis."""
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     mlp = functools.partial(
       Mlp, activation=self.activation, dropout=self.dropout, dtype=self.dtype, train=self.train
@@ -58,45 +57,13 @@ class Block(nn.Module):
     x = x + self.branch(y, drop_rate)
     y = mlp(self.mlp_dim, name='channels')(norm(name='norm2')(x))
     x = x + self.branch(y, drop_rate)
-    return x, x
+    return x, {'blocks': x}
 
   def branch(self, y: Array, drop_rate: Array) -> Array:
     """A residual branch's output, with stochastic depth."""
     if self.train and self.drop_path:
-      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_rate, (y.shape[0], 1, 1))
-      y = jnp.where(kept, y.astype(jnp.float32) / (1 - drop_rate), 0).astype(y.dtype)
+      return vit.stochastic_depth(y, drop_rate, self.make_rng('dropout'))
     return y
-
-
-class Encoder(nn.Module):
-  """`depth` blocks stacked on a leading parameter axis, and a final norm."""
-
-  depth: int
-  drop_path: float
-  unroll: int | None
-  remat: str
-  block: dict[str, Any]
-
-  @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, Array]:
-    """(N, T, D) -> (N, T, D) and every block's output (L, N, T, D)."""
-    unroll = self.unroll or vit.default_unroll(self.depth, train=self.block['train'])
-    layer = Block
-    if self.remat != 'none':
-      # Without a loop, common-subexpression elimination would undo the rematerialisation.
-      straight = unroll >= self.depth
-      layer = nn.remat(Block, policy=vit.REMAT[self.remat], prevent_cse=straight)
-    blocks = nn.scan(
-      layer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      length=self.depth,
-      unroll=unroll,
-    )
-    rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
-    x, outputs = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates)
-    norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
-    return norm(x), outputs
 
 
 class Mixer(nn.Module):
@@ -154,15 +121,17 @@ class Mixer(nn.Module):
       raise ValueError('a Mixer has no attention')
     patches = self.embed(images)
     n, rows, columns, _ = patches.shape
-    x, blocks = Encoder(
+    x, left = vit.Encoder(
+      layer=Block,
       depth=self.depth,
       drop_path=self.drop_path,
       unroll=self.unroll,
       remat=self.remat,
+      final_norm=True,
       block=self.block(train=train),
       name='encoder',
     )(patches.reshape(n, rows * columns, self.width))
-    out = {'patches': patches, 'blocks': blocks, 'encoded': x}
+    out = {'patches': patches, 'encoded': x, **left}
     x = out['pre_logits'] = x.mean(axis=1)  # (N, D)
     if self.num_classes:
       head = nn.Dense(

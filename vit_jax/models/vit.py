@@ -188,14 +188,25 @@ class Block(nn.Module):
       init = nn.initializers.constant(self.layer_scale)
       y = y * self.param(name, init, y.shape[-1:]).astype(y.dtype)[None, None]
     if self.train and self.drop_path:
-      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_rate, (y.shape[0], 1, 1))
-      y = jnp.where(kept, y.astype(jnp.float32) / (1 - drop_rate), 0).astype(y.dtype)
+      return stochastic_depth(y, drop_rate, self.make_rng('dropout'))
     return y
 
 
-class Encoder(nn.Module):
-  """`depth` blocks stacked on a leading parameter axis, and a final norm."""
+def stochastic_depth(y: Array, rate: Array, key: Array) -> Array:
+  """A branch (N, T, D): 0 for an image with probability `rate`, else scaled (arXiv 1603.09382)."""
+  kept = jax.random.bernoulli(key, 1 - rate, (y.shape[0], 1, 1))
+  return jnp.where(kept, y.astype(jnp.float32) / (1 - rate), 0).astype(y.dtype)
 
+
+class Encoder(nn.Module):
+  """`depth` blocks stacked on a leading parameter axis, and a final norm.
+
+  Fields:
+    layer: the class of the blocks: (x, drop rate, *shared) -> x and a dict for analysis.
+    block: its fields, but for `drop_path`.
+  """
+
+  layer: type[nn.Module]
   depth: int
   drop_path: float
   unroll: int | None
@@ -204,23 +215,24 @@ class Encoder(nn.Module):
   block: dict[str, Any]
 
   @nn.compact
-  def __call__(self, x: Array, rope: Array | None) -> tuple[Array, dict[str, Array]]:
+  def __call__(self, x: Array, *shared: Array | None) -> tuple[Array, dict[str, Array]]:
+    """(N, T, D) -> (N, T, D) and what the blocks leave (L, ...); `shared` is the same for all."""
     unroll = self.unroll or default_unroll(self.depth, train=self.block['train'])
-    layer = Block
+    layer = self.layer
     if self.remat != 'none':
       # Without a loop, common-subexpression elimination would undo the rematerialisation.
       straight = unroll >= self.depth
-      layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=straight)
+      layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=straight)
     blocks = nn.scan(
       layer,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, *(nn.broadcast for _ in shared)),
       length=self.depth,
       unroll=unroll,
     )
     rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
-    x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, rope)
+    x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, *shared)
     if not self.final_norm:
       return x, out
     norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
@@ -359,6 +371,7 @@ class ViT(nn.Module):
       x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='pre_norm')(x)
     out['embedded'] = x
     x, left = Encoder(
+      layer=Block,
       depth=self.depth,
       drop_path=self.drop_path,
       unroll=self.unroll,

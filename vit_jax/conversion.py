@@ -1,22 +1,24 @@
 """`vit convert`: a checkpoint in another's names, compared if asked."""
 
 import argparse
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 
 from vit_jax import bundle, convert
+from vit_jax.convert import translate
 
-FORMS = ('npz', 'bigvision', 'timm', 'hf', 'torchvision', 'bundle')
+FORMS = (*translate.SPEAKERS, 'bundle')
 
 
 def main(argv: Sequence[str]) -> int:
   """0 if it was written, 2 for bad input, 3 if the comparison finds a difference."""
   flags = parser().parse_args(argv)
   try:
-    if pathlib.Path(flags.destination).exists():
+    if os.path.lexists(flags.destination):
       raise ValueError(f'{flags.destination} exists already')
-    source = bundle.read(flags.source, native=True)
+    found = bundle.opened(flags.source)
+    source = bundle.built(found, native=True)
     if flags.to == 'bundle':
       bundle.write(flags.destination, source)
       told = []
@@ -25,19 +27,20 @@ def main(argv: Sequence[str]) -> int:
   except (ValueError, OSError) as error:
     print(f'vit convert: {error}', file=sys.stderr)
     return 2
-  for line in told:
+  for line in (*found.notes, *told):
     print(f'vit convert: {line}', file=sys.stderr)
   size = 'x'.join(map(str, source.preprocess.size))
   print(f'{flags.destination}: {source.name}, {size} pixels, {len(source.classes)} classes')
-  return checked(flags, source) if flags.check else 0
+  return checked(flags, source, found.dialect) if flags.check else 0
 
 
-def checked(flags: argparse.Namespace, source: bundle.Bundle) -> int:
+def checked(flags: argparse.Namespace, source: bundle.Bundle, dialect: str) -> int:
   """Prints the largest difference between what was read and what was written."""
   from vit_jax import parity  # imports other libraries, where there are any
 
+  sides = {'read': (flags.source, dialect), 'written': (flags.destination, flags.to)}
   try:
-    line, fine = parity.compare(flags.source, flags.destination, flags.to, source)
+    line, fine = parity.compare(source, sides)
   except (ValueError, OSError) as error:
     print(f'vit convert: --check: {error}', file=sys.stderr)
     return 3
