@@ -3,11 +3,12 @@
   python benchmarks/convert.py [--model ViT-B/16] [--rounds 7] [--out FILE.json]
 
 Every turn is a process of its own and the two take turns; the figures are medians, the ratio is of
-each round. Weights are random. Memory is the process's peak, its imports included, which are told.
+each round; disks are synced between turns. Weights are random. Memory is the process's peak, its imports included, which are told.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ print(seconds, before * 1024, peak * 1024)
 
 def turn(work: str, file: pathlib.Path, folder: pathlib.Path) -> list[float]:
   """[seconds, bytes before, peak bytes] of one process."""
+  os.sync()  # what earlier turns left to write would slow this one
   command = [sys.executable, '-c', TURN.format(work=work), str(file), str(folder)]
   done = subprocess.run(command, check=True, capture_output=True, text=True)
   return [float(word) for word in done.stdout.split()]
