@@ -89,6 +89,7 @@ PICKLE, OPCODES = 2**26, 1_000_000  # bytes and instructions; a tensor takes 40
 VALUES, NAME = 300_000, 512  # nested values, of shared ones each time met; characters of a name
 RANK = 32
 CHUNK = 2**20
+WRITTEN = 2**16  # bytes at a time: Linux caches larger pieces in larger pages, which are scarce
 ALIGNMENT = 64  # of arrays in the zip files written here
 
 
@@ -793,7 +794,9 @@ def write_safetensors(
   with replacing(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
-      file.write(flat_bytes(arrays[name], native(arrays[name].dtype)).data)
+      data = flat_bytes(arrays[name], native(arrays[name].dtype)).data
+      for start in range(0, len(data), WRITTEN):
+        file.write(data[start : start + WRITTEN])
 
 
 def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
