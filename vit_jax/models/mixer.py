@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import vit
+from vit_jax.models import resnet, vit
 
 Array = jax.Array
 
@@ -134,14 +134,7 @@ class Mixer(nn.Module):
     out = {'patches': patches, 'encoded': x, **left}
     x = out['pre_logits'] = x.mean(axis=1)  # (N, D)
     if self.num_classes:
-      head = nn.Dense(
-        self.num_classes,
-        use_bias=self.head_bias is not None,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias or 0.0),
-        name='head',
-      )
-      x = head(x.astype(jnp.float32))
+      x = resnet.classifier(self.num_classes, self.head_bias, 'head')(x.astype(jnp.float32))
     return x.astype(jnp.float32), out
 
   def embed(self, images: Array) -> Array:

@@ -210,6 +210,17 @@ def staged(
   return outputs
 
 
+def classifier(num_classes: int, bias: float | None, name: str) -> nn.Dense:
+  """A head that starts at zero, with that bias or, for None, without one; in float32."""
+  return nn.Dense(
+    num_classes,
+    use_bias=bias is not None,
+    kernel_init=nn.initializers.zeros,
+    bias_init=nn.initializers.constant(bias or 0.0),
+    name=name,
+  )
+
+
 def stride(blocks: tuple[int, ...]) -> int:
   """Pixels of a side per cell of the last stage."""
   return 4 * 2 ** max(len(blocks) - 1, 0)
@@ -289,14 +300,7 @@ class ResNet(nn.Module):
     x = encoded.astype(jnp.float32).mean(axis=(1, 2))  # (N, C)
     out = {'stem': stem, 'stages': tuple(stages), 'encoded': encoded, 'pre_logits': x}
     if self.num_classes:
-      head = nn.Dense(
-        self.num_classes,
-        use_bias=self.head_bias is not None,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias or 0.0),
-        name='head',
-      )
-      x = head(x)
+      x = classifier(self.num_classes, self.head_bias, 'head')(x)
     return x, out
 
   @property

@@ -421,14 +421,7 @@ class ViT(nn.Module):
 
   def classify(self, name: str, x: Array) -> Array:
     """(N, D) -> (N, K) float32."""
-    head = nn.Dense(
-      self.num_classes,
-      use_bias=self.head_bias is not None,
-      kernel_init=nn.initializers.zeros,
-      bias_init=nn.initializers.constant(self.head_bias or 0.0),
-      name=name,
-    )
-    return head(x.astype(jnp.float32))
+    return resnet.classifier(self.num_classes, self.head_bias, name)(x.astype(jnp.float32))
 
   def embed(self, images: Array) -> Array:
     """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
