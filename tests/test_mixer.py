@@ -9,7 +9,7 @@ import pytest
 import vit_jax
 from tests.conftest import SIZE, drawn, flat, forward, pictures, shapes
 from tests.google_names import half_normal_logits
-from tests.test_vit import equations
+from tests.test_vit import matmul_flops
 from vit_jax import models
 from vit_jax.models import mixer
 
@@ -179,12 +179,4 @@ def test_images_of_other_patches_and_wishes_for_attention_are_errors():
 @pytest.mark.parametrize('fields', [dict(), dict(num_classes=0, patch=(4, 2))], ids=str)
 def test_flops_are_twice_the_multiply_adds_of_every_matmul_in_the_program(fields):
   model, images = tiny(**fields), pictures(1)
-  jaxpr = jax.make_jaxpr(lambda p: model.apply({'params': p}, images)[0])(shapes(model)).jaxpr
-  total = 0
-  for equation, times in equations(jaxpr):
-    if equation.primitive.name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      left = equation.invars[0].aval.shape
-      terms = int(np.prod([left[axis] for axis in contracted]))
-      total += times * 2 * terms * int(np.prod(equation.outvars[0].aval.shape))
-  assert model.flops(*SIZE) == total
+  assert model.flops(*SIZE) == matmul_flops(model, shapes(model), images)

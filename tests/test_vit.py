@@ -672,6 +672,19 @@ def equations(jaxpr, times=1):
         yield from equations(value, inner)
 
 
+def matmul_flops(model, params, images):
+  """Twice the multiply-adds of every matmul in the program of a model's logits."""
+  jaxpr = jax.make_jaxpr(lambda p: model.apply({'params': p}, images)[0])(params).jaxpr
+  total = 0
+  for equation, times in equations(jaxpr):
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      left = equation.invars[0].aval.shape
+      terms = int(np.prod([left[axis] for axis in contracted]))
+      total += times * 2 * terms * int(np.prod(equation.outvars[0].aval.shape))
+  return total
+
+
 TOKENS, HIDDEN, WEIGHTS, PATHS = (3, 7, 16), (3, 7, 24), (3, 2, 7, 7), (3, 1, 1)
 
 
@@ -813,12 +826,4 @@ def test_flops_are_those_of_the_table(name, size, gflop, digits):
 )
 def test_flops_are_twice_the_multiply_adds_of_every_matmul_in_the_program(fields):
   model, images = tiny(**fields), pictures(1)
-  jaxpr = jax.make_jaxpr(lambda p: model.apply({'params': p}, images)[0])(shapes(model)).jaxpr
-  total = 0
-  for equation, times in equations(jaxpr):
-    if equation.primitive.name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      left = equation.invars[0].aval.shape
-      terms = int(np.prod([left[axis] for axis in contracted]))
-      total += times * 2 * terms * int(np.prod(equation.outvars[0].aval.shape))
-  assert model.flops(8, 12) == total
+  assert model.flops(8, 12) == matmul_flops(model, shapes(model), images)
