@@ -37,11 +37,7 @@ def shapes(model, size=SIZE):
   return jax.eval_shape(model.init, jax.random.key(0), images)['params']
 
 
-def flat(tree):
-  """{'encoder/norm/scale': leaf} of a tree."""
-  named = {}
-  models.map_named(named.__setitem__, tree)
-  return named
+flat = models.flat
 
 
 def drawn(tree, scale=0.3):

@@ -42,7 +42,7 @@ FAMILIES = (vit.ViT, mixer.Mixer, resnet.ResNet)
 PASSED_ON = {
   'model': {
     'name',
-    *(field for family in FAMILIES for field in models.field_names(family)),
+    *(field for family in FAMILIES for field in models.field_types(family)),
   }
   - {'num_classes'},
   'schedule': {*inspect.signature(optim.make_schedule).parameters} - {'total'},

@@ -21,7 +21,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import vit_jax
-from vit_jax import bundle, checkpoint, config, main, metrics, train
+from vit_jax import bundle, checkpoint, config, main, metrics, models, train
 from vit_jax import plan as plans
 
 # A compiled program read while another pytest process writes it is compiled anew, with a warning.
@@ -74,7 +74,7 @@ def state_of(workdir, step=None):
   with contextlib.closing(checkpoint.Checkpoints(workdir / 'checkpoints')) as saved:
     state = saved.restore_step(step or saved.steps()[-1], train.abstract_state(plan_of()))
   assert state is not None, f'a damaged checkpoint in {workdir}'
-  return bundle.flat(jax.device_get(state))
+  return models.flat(jax.device_get(state))
 
 
 def assert_same_bits(a, b):
@@ -447,7 +447,7 @@ def steps_kept(workdir):
 
 
 def assert_model_is(workdir, state, *, part='ema'):
-  params = bundle.flat(vit_jax.load(workdir).params)
+  params = models.flat(vit_jax.load(workdir).params)
   expected = {n.removeprefix(f'{part}/'): v for n, v in state.items() if n.startswith(f'{part}/')}
   assert_same_bits(params, expected)
 

@@ -365,7 +365,7 @@ def test_a_description_that_does_not_fit_is_refused(changes, said, copied, folde
 def test_a_bundle_goes_to_disk_and_back_with_every_bit(run, tmp_path):
   bundle.write(tmp_path / 'model', run)
   back = bundle.read(tmp_path / 'model')
-  assert_same_bits(bundle.flat(back.params), bundle.flat(run.params))
+  assert_same_bits(models.flat(back.params), models.flat(run.params))
   assert (back.model, back.classes, back.name) == (run.model, run.classes, run.name)
   assert back.preprocess == run.preprocess
   assert sorted(contents(tmp_path)) == ['model/config.json', 'model/model.safetensors']
@@ -373,12 +373,12 @@ def test_a_bundle_goes_to_disk_and_back_with_every_bit(run, tmp_path):
 
 def test_a_run_loads_by_its_folder_its_bundle_and_a_file_of_it(run, whole):
   for path in (whole, whole / 'model', whole / 'model/model.safetensors', str(whole)):
-    assert_same_bits(bundle.flat(vit_jax.load(path).params), bundle.flat(run.params))
+    assert_same_bits(models.flat(vit_jax.load(path).params), models.flat(run.params))
 
 
 def test_load_params_of_a_run_are_its_params(run, whole):
   params = vit_jax.load_params(whole, run.model)
-  assert_same_bits(bundle.flat(params), bundle.flat(run.params))
+  assert_same_bits(models.flat(params), models.flat(run.params))
 
 
 def test_load_params_refuses_another_model_with_all_that_differs(run, whole):
@@ -432,7 +432,7 @@ def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   bundle.write(tmp_path, bundle.Bundle(model, params, ('a', 'b', 'ç'), size, 'ViT-Ti/16'))
   back = bundle.read(tmp_path)
   assert back.model == model and back.preprocess == size and back.classes == ('a', 'b', 'ç')
-  assert_same_bits(bundle.flat(back.params), bundle.flat(params))
+  assert_same_bits(models.flat(back.params), models.flat(params))
 
 
 def test_a_bundle_cut_off_in_the_writing_leaves_the_old_one(run, tmp_path, monkeypatch):

@@ -299,6 +299,3 @@ def check_arguments(model: Any, channels: Any, resample: Any) -> None:
 
 def is_whole(value: Any) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-flat = models.flat  # tests/test_run.py's name for it

@@ -27,7 +27,6 @@ OWN = {  # a name that every checkpoint of ours has
   'Mixer': 'encoder/blocks/tokens/up/kernel',
   'BiT': 'stage1/unit1/conv1/kernel',
 }
-DIALECTS = tuple(dict.fromkeys(family.dialect for family in FAMILIES))
 WRAPPERS = (*google.WRAPPERS, *timm.WRAPPERS)
 CONFIGS = {  # JSON files beside weights: where `configuration` has what they say
   'config.json': '',
@@ -49,7 +48,7 @@ class Checkpoint:
 
   Fields:
     path: of the file or folder.
-    dialect: 'vit_jax', or one of DIALECTS.
+    dialect: 'vit_jax', or that of the family.
     name: the variant that is nearest to the model.
     fields: of the model, as `vit_jax.build(name, **fields)` takes them.
     arrays: flat, float32, layers stacked.

@@ -174,10 +174,6 @@ def nearest(name: str, known: list[str]) -> str:
   return f'; known: {", ".join(known)}'
 
 
-def field_names(module: type[nn.Module]) -> list[str]:
-  return list(field_types(module))
-
-
 def field_types(module: type[nn.Module]) -> dict[str, Any]:
   """The type of every field that `build` takes."""
   return {f.name: f.type for f in dataclasses.fields(module) if f.name not in ('parent', 'name')}
@@ -306,7 +302,7 @@ def check_size(model: Any, image_size: tuple[int, int]) -> None:
 
 def fields(model: nn.Module) -> dict[str, Any]:
   """Every field of a model, as `build` and JSON take them: what a bundle stores."""
-  return {field: getattr(model, field) for field in field_names(type(model))}
+  return {field: getattr(model, field) for field in field_types(type(model))}
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
