@@ -190,7 +190,8 @@ def stated(config: Any) -> Any:
 def parted(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
   """The arrays that the family has a use for, and the names of the others."""
   dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
-  return {name: a for name, a in theirs.items() if name not in {*dropped}}, dropped
+  gone = {*dropped}
+  return {name: array for name, array in theirs.items() if name not in gone}, dropped
 
 
 def check_promises(
