@@ -360,9 +360,10 @@ def test_sizes_of_numpy_and_lists_are_sizes(source):
     vit_jax.load_params(source, made().model, image_size=size)
 
 
-def test_a_path_too_long_for_the_system_is_one_line(capsys):
+def test_a_path_too_long_for_the_system_is_one_line(tmp_path, capsys):
+  out = str(tmp_path / 'out.npz')
   for path in ('x' * 5000, '/'.join(['x' * 200] * 25)):
-    for command in (['predict', path, 'rose.jpg'], ['convert', path, 'out', '--to', 'npz']):
+    for command in (['predict', path, 'rose.jpg'], ['convert', path, out, '--to', 'npz']):
       capsys.readouterr()
       assert vit.main(command) == 2
       err = capsys.readouterr().err
