@@ -23,20 +23,20 @@ def numbered(count=20):
   return sources.Source(records, tuple(map(str, range(count))))
 
 
-def noisy(image, rng):
-  """Puts a random number where the picture was: augmentation, without a picture."""
+def noise(image, rng):
+  """Puts random numbers where the picture was: augmentation, without a picture."""
   return np.asarray(rng.integers(0, 256, (1, 4, 3)), np.uint8)
 
 
-def unchanged(image, rng):
-  return image
+NOISY = transforms.Transform((noise,), (1, 4))
+UNCHANGED = transforms.Transform((), (1, 1))
 
 
 def taken(steps, *, start=0, seed=0, batch_size=4, count=20, **reading):
   """{'image', 'label', 'mask'} of some steps' batches, one after another: (steps, rows, ...)."""
   with pipeline.training_batches(
     numbered(count),
-    noisy,
+    NOISY,
     batch_size=batch_size,
     seed=seed,
     start=start,
@@ -127,7 +127,7 @@ def test_a_batch_may_be_larger_than_the_data_set():
 
 def evaluated(batch_size, share, count):
   with pipeline.evaluation_batches(
-    numbered(count), unchanged, batch_size=batch_size, reading=pipeline.Reading(share=share)
+    numbered(count), UNCHANGED, batch_size=batch_size, reading=pipeline.Reading(share=share)
   ) as batches:
     return stacked(list(batches))
 

@@ -1,22 +1,30 @@
 """Batches of a source, by Grain: shuffled and augmented for training, padded for evaluation.
 
-B batch, N images. Order and augmentation depend on the seed and an example's position in the run
-alone, so that any number of hosts, workers or threads, and a run resumed at any step, see the same.
+B batch, N images. Order and augmentation depend on the seed, the epoch and an image's index alone,
+so that any number of hosts, workers or threads, and a run resumed at any step, see the same.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from vit_jax.data import transforms
-from vit_jax.data.sources import Record, Source
+from vit_jax.data.sources import Source
 
 HostBatch = dict[str, np.ndarray]
+
+CHUNK = 16  # images that one thread prepares at a time: Grain costs as much for one as for many
+TRIES = 100  # images in a row that cannot be read, after which the whole set counts as gone
+POLICIES = ('substitute', 'error')
+LIMIT = 0.01  # of a source's images may be unreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +42,93 @@ class Reading:
   workers: int = 0
 
 
+def tell(text: str) -> None:
+  """Prints to standard error."""
+  print(text, file=sys.stderr)
+
+
+class Unreadable:
+  """The images of a source that could not be read, each told once.
+
+  Args:
+    source: whose images.
+    policy: 'substitute' goes on with others in their place while they are few, 'error' does not.
+    say: takes a line for each.
+    limit: the largest share of the source's images; None for any.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    *,
+    policy: str = 'substitute',
+    say: Callable[[str], object] = tell,
+    limit: float | None = LIMIT,
+  ):
+    if policy not in POLICIES:
+      raise ValueError(f'unknown policy {policy!r}; known: {", ".join(POLICIES)}')
+    self.source, self.policy, self.say, self.limit = source, policy, say, limit
+    self.found: set[int] = set()
+
+  def __len__(self) -> int:
+    return len(self.found)
+
+  def taken_from(self, batch: HostBatch) -> HostBatch:
+    """The batch without its column 'unreadable', whose indices are told.
+
+    Raises:
+      ValueError: at the first with the policy 'error', else when there are too many.
+    """
+    rows = batch.pop('unreadable')
+    for index in sorted(set(rows[rows >= 0].tolist()) - self.found):
+      self.found.add(index)
+      line = f'{self.source.describe(index)}: {fault(self.source, index)}'
+      if self.policy == 'error':
+        raise ValueError(f'{line} (data.bad_images=substitute goes on without it)')
+      self.say(line)
+      if self.limit is not None and len(self) > self.limit * len(self.source):
+        count = f'{len(self)} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
+        raise ValueError(f'{count}; the last: {line}')
+    return batch
+
+
+def fault(source: Source, index: int) -> str:
+  """What is wrong with an image that could not be read."""
+  try:
+    transforms.pixels(source[index]['image'])
+  except Exception as error:
+    return told(error)
+  return 'could be read only now'
+
+
+def told(error: Exception) -> str:
+  text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+  return ' '.join(text.split())
+
+
 @contextlib.contextmanager
 def training_batches(
   source: Source,
-  transform: transforms.Step,
+  transform: transforms.Transform,
   *,
   batch_size: int,
   seed: int,
   start: int = 0,
+  repeats: int = 1,
+  unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
 ) -> Iterator[Iterator[HostBatch]]:
   """Endless batches from step `start` on: epoch after epoch, each in an order of its own.
 
   Args:
     source: to read.
-    transform: of `transforms.compose`; its generator is seeded by (seed, position).
+    transform: of `transforms.compose`; its generator is seeded by (seed, epoch, index, repeat).
     batch_size: B over all processes; this one's batches hold B / reading.share[1] rows.
     seed: of order and augmentation.
     start: steps already taken.
+    repeats: times that an image comes in a row, each augmented anew; an epoch then holds
+      N / repeats images ("repeated augmentation", arXiv 1902.05509).
+    unreadable: takes the images that could not be read; None stops at the first.
     reading: this process's part.
 
   Yields:
@@ -59,48 +136,149 @@ def training_batches(
   """
   import grain
 
-  index, count = reading.share
-  dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  # Transforms before the share is taken: their seed is then the position in the whole run.
-  dataset = dataset.random_map(lambda record, rng: transformed(record, transform, rng))
-  # Whole shares first, then every count-th: rows keep the order that one process would give them.
-  dataset = dataset.batch(batch_size // count, drop_remainder=True)[start * count + index :: count]
+  share, count = reading.share
+  rows = batch_size // count
+  size = chunk_size(rows)
+  parts = rows // size
+
+  def chunk(number: int) -> HostBatch:
+    step, part = divmod(number, parts)
+    first = (step * count + share) * rows + part * size
+    examples = Examples(source, transform, size, seed=seed)
+    for position in range(first, first + size):
+      epoch, place = divmod(position, len(source))
+      image, repeat = divmod(place, repeats)
+      examples.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
+    return examples.stacked()
+
+  dataset = grain.MapDataset.range(start * parts, 2**60).map(chunk)
+  dataset = dataset.batch(parts, batch_fn=concatenated)
+  unreadable = unreadable or Unreadable(source, policy='error')
   with opened(dataset, reading) as batches:
-    yield batches
+    yield map(unreadable.taken_from, batches)
 
 
 @contextlib.contextmanager
 def evaluation_batches(
   source: Source,
-  transform: transforms.Step,
+  transform: transforms.Transform,
   *,
   batch_size: int,
+  unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
 ) -> Iterator[Iterator[HostBatch]]:
   """Every image once, in order; rows that fill up the last batch have mask 0.
 
-  All processes yield the same number of batches.
+  So have, where `unreadable` is given, images that cannot be read. All processes yield the same
+  number of batches.
   """
   import grain
 
-  index, count = reading.share
-  batches = -(-len(source) // batch_size)
-  rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
+  share, count = reading.share
+  rows, batches = batch_size // count, -(-len(source) // batch_size)
+  size = chunk_size(rows)
+  parts = rows // size
 
-  def example(position: int) -> Record:
-    record = transformed(source[min(position, len(source) - 1)], transform, rng)
-    return record | {'mask': np.asarray(position < len(source), np.float32)}
+  def chunk(number: int) -> HostBatch:
+    step, part = divmod(number, parts)
+    first = (step * count + share) * rows + part * size
+    examples = Examples(source, transform, size, seed=0, substitute=False)
+    for position in range(first, first + size):
+      examples.add(min(position, len(source) - 1), counts=position < len(source))
+    return examples.stacked()
 
-  dataset = grain.MapDataset.range(batches * batch_size).map(example)
-  dataset = dataset.batch(batch_size // count, drop_remainder=True)[index::count]
-  with opened(dataset, reading) as rows:
-    yield rows
+  dataset = grain.MapDataset.range(batches * parts).map(chunk)
+  dataset = dataset.batch(parts, batch_fn=concatenated)
+  unreadable = unreadable or Unreadable(source, policy='error')
+  with opened(dataset, reading) as read:
+    yield map(unreadable.taken_from, read)
 
 
-def transformed(record: Record, transform: transforms.Step, rng: np.random.Generator) -> Record:
-  """The record with its image transformed, its label, and mask 1."""
-  image = np.ascontiguousarray(transform(record['image'], rng))
-  return {'image': image, 'label': record['label'], 'mask': np.ones((), np.float32)}
+@functools.lru_cache(maxsize=2)
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+  """The indices 0 ... count - 1 in the order of an epoch."""
+  rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, 2**63]))
+  return rng.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
+
+
+def chunk_size(rows: int) -> int:
+  """The smallest divisor of `rows` that is at least CHUNK; all of them where there is none."""
+  return next(size for size in range(min(CHUNK, rows), rows + 1) if rows % size == 0)
+
+
+class Examples:
+  """Transformed images under way to a batch.
+
+  Args:
+    source: to read.
+    transform: of each image.
+    count: how many there will be.
+    seed: of the generator that a transform draws from.
+    substitute: whether another image takes the place of one that cannot be read.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    transform: transforms.Transform,
+    count: int,
+    *,
+    seed: int,
+    substitute: bool = True,
+  ):
+    self.source, self.transform, self.substitute = source, transform, substitute
+    self.bits = np.random.Philox(key=seed)
+    self.rng, self.state = np.random.Generator(self.bits), self.bits.state
+    self.images = np.zeros((count, *transform.size, 3), np.uint8)
+    self.labels: list[Any] = []
+    self.mask = np.zeros(count, np.float32)
+    self.unreadable = np.full(count, -1, np.int64)
+
+  def add(self, index: int, epoch: int = 0, repeat: int = 0, *, counts: bool = True) -> None:
+    """Reads and transforms an image; `counts` becomes its mask.
+
+    Raises:
+      ValueError: if neither it nor any of the TRIES after it can be read.
+    """
+    row, tries = len(self.labels), TRIES if self.substitute else 1
+    for at in range(index, index + tries):
+      at %= len(self.source)
+      # As Philox(key=seed, counter=...), at a fifth of the time.
+      self.state['state']['counter'][:] = (0, at, epoch, repeat)
+      self.bits.state = self.state
+      try:
+        record = self.source[at]
+        self.images[row] = self.transform(record['image'], self.rng)
+      except (transforms.BadImage, OSError) as error:
+        self.unreadable[row], last = index, error
+        continue
+      self.labels.append(record['label'])
+      self.mask[row] = counts
+      return
+    if self.substitute:
+      raise ValueError(
+        f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
+        f'{told(last)}'
+      )
+    self.labels.append(unlabelled(self.source))
+
+  def stacked(self) -> HostBatch:
+    """The rows as arrays."""
+    labels = np.asarray(self.labels, np.int32)
+    columns = {'image': self.images, 'label': labels, 'mask': self.mask}
+    return columns | {'unreadable': self.unreadable}
+
+
+def unlabelled(source: Source) -> np.ndarray:
+  """What stands for the label of an image that could not be read: -1 in the shape of the others."""
+  for index in range(min(len(source), TRIES)):
+    with contextlib.suppress(OSError):
+      return np.full_like(source[index]['label'], -1)
+  return np.int32(-1)
+
+
+def concatenated(chunks: Any) -> HostBatch:
+  return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 @contextlib.contextmanager

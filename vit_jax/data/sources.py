@@ -1,18 +1,25 @@
-"""Where images come from: a source is a sequence of {'image': uint8 (H, W, 3), 'label': int}."""
+"""Where images come from: a source is a sequence of images and labels, read by index.
+
+A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', 'csv:FILE',
+'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.data.presets`.
+"""
 
 import argparse
 import dataclasses
 import functools
+import importlib
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_jax import models
 
-Record = dict[str, np.ndarray]
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +27,15 @@ class Source:
   """One split of a data set, read by index.
 
   Fields:
-    records: any sequence of records.
+    records: any sequence of {'image': bytes of a file or uint8 (H, W, 3), 'label': int32}. Of
+      several labels of an image, 'label' is a vector of them, filled up with -1.
     classes: the name of each label.
+    describe: (index) -> what a message calls a record, a path where it has one.
   """
 
   records: Sequence[Record]
   classes: tuple[str, ...]
+  describe: Callable[[int], str] = 'image {}'.format
 
   def __len__(self) -> int:
     return len(self.records)
@@ -33,37 +43,136 @@ class Source:
   def __getitem__(self, index: int) -> Record:
     return self.records[index]
 
+  def part(self, indices: Sequence[int]) -> 'Source':
+    """The records at some indices, as a source."""
+    return Source(
+      Part(self.records, indices), self.classes, lambda index: self.describe(int(indices[index]))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Sequence[Record]):
+  """Some records of a sequence, in an order of their own."""
+
+  records: Sequence[Record]
+  indices: Sequence[int]
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self.records[int(self.indices[index])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined(Sequence[Record]):
+  """Records of several sources, one after another."""
+
+  place: Callable[[int], tuple[Source, int]]
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: Any) -> Any:
+    source, at = self.place(index)
+    return source[at]
+
+
+Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
+KINDS = {  # the module of vit_jax.data that opens a kind: its `splits(kind, rest) -> Splits`
+  'digits': 'sources',
+  'arrays': 'arrays',
+  'folder': 'folder',
+  'csv': 'folder',
+  'parquet': 'folder',
+  'tfds': 'tfds',
+  'hf': 'hf',
+}
+
 
 def open_source(name: str, split: str) -> Source:
-  """The split of the data set of that name.
+  """A split of a data set.
 
   Args:
-    name: 'digits', the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships.
-    split: of that data set; digits has 'train' (70 %), 'validation' (10 %) and 'test' (20 %).
+    name: of the data set, see above.
+    split: in TFDS's language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation'.
 
   Raises:
-    ValueError: for an unknown data set or split.
+    ValueError: for an unknown data set or split, or one without images.
   """
-  if name not in DATASETS:
-    raise ValueError(f'unknown dataset {name!r}{models.nearest(name, list(DATASETS))}')
-  return DATASETS[name](split)
+  from vit_jax.data import presets
+
+  preset = presets.PRESETS.get(name)
+  if preset is not None:
+    name, split = preset.source, preset.splits.get(split, split)
+  kind, _, rest = name.partition(':')
+  if kind not in KINDS or (bool(rest) is (kind == 'digits')):
+    known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
+    raise ValueError(f'unknown dataset {name!r}{models.nearest(name, known)}')
+  splits = importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
+  source = chosen(name, splits, split)
+  if not len(source):
+    raise ValueError(f'{name} has no images in split {split!r}')
+  return source
 
 
-def open_digits(split: str) -> Source:
-  """Alpaydin & Kaynak's digits (UCI, 1998), split once and for all by a fixed seed.
+TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
 
-  The order does not depend on a run's seed, so that test images stay test images.
+
+def chosen(name: str, splits: Splits, text: str) -> Source:
+  """What a text in TFDS's split language chooses; shares are rounded to whole images as there.
+
+  Raises:
+    ValueError: if it is none, or names a split that there is not.
   """
-  images, labels = digits()
-  shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
-  test, validation = len(labels) // 5, len(labels) // 10
-  ends = {'test': (0, test), 'validation': (test, test + validation)}
-  ends['train'] = (test + validation, len(labels))
-  if split not in ends:
-    raise ValueError(f'digits has no split {split!r}{models.nearest(split, list(ends))}')
-  chosen = shuffled[slice(*ends[split])]
-  records = [{'image': images[i], 'label': labels[i]} for i in chosen]
-  return Source(records, tuple('0123456789'))
+  parts = []
+  for term in text.split('+'):
+    match = TERM.fullmatch(term)
+    if not match:
+      raise ValueError(f'{term.strip()!r} is no split such as train, train[:98%] or train[10:20]')
+    if match[1] not in splits:
+      raise ValueError(f'{name} has no split {match[1]!r}{models.nearest(match[1], list(splits))}')
+    whole = splits[match[1]]()
+    begin, end = (boundary(side, len(whole)) for side in (match[2] or '0', match[3] or '100%'))
+    parts.append(whole if (begin, end) == (0, len(whole)) else whole.part(range(begin, end)))
+  return parts[0] if len(parts) == 1 else joined(parts)
+
+
+def boundary(text: str, count: int) -> int:
+  """'98%' or '-20' as an index into `count` images."""
+  number = int(text.removesuffix('%'))
+  at = round(number * count / 100) if text.endswith('%') else number
+  return min(max(at + count if number < 0 else at, 0), count)
+
+
+def joined(parts: Sequence[Source]) -> Source:
+  """Sources of one data set, one after another."""
+  ends = np.cumsum([len(part) for part in parts])
+
+  def place(index: int) -> tuple[Source, int]:
+    at = int(np.searchsorted(ends, index, side='right'))
+    return parts[at], int(index - ends[at] + len(parts[at]))
+
+  def describe(index: int) -> str:
+    source, at = place(index)
+    return source.describe(at)
+
+  return Source(Joined(place, int(ends[-1])), parts[0].classes, describe)
+
+
+def held_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the labels without and with a seeded share of each class, in order.
+
+  For a data set without a validation split. A class of one image keeps it for training.
+  """
+  rng = np.random.Generator(np.random.Philox(20))
+  outside = np.zeros(len(labels), bool)
+  order = rng.permutation(len(labels))
+  order = order[np.argsort(labels[order], kind='stable')]  # by class, shuffled in each
+  for group in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+    outside[group[: min(max(round(share * len(group)), 1), len(group) - 1)]] = True
+  return np.flatnonzero(~outside), np.flatnonzero(outside)
 
 
 @functools.cache
@@ -76,7 +185,22 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
   return np.repeat(grey[..., None], 3, axis=-1), data.target.astype(np.int32)
 
 
-DATASETS: dict[str, Callable[[str], Source]] = {'digits': open_digits}
+def splits(kind: str, rest: str) -> Splits:
+  """Of 'digits': Alpaydin & Kaynak's (UCI, 1998), split once and for all by a fixed seed.
+
+  The order does not depend on a run's seed, so that test images stay test images.
+  """
+  images, labels = digits()
+  shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
+  test, validation = len(labels) // 5, len(labels) // 10
+  places = {'train': (test + validation, len(labels)), 'validation': (test, test + validation)}
+
+  def opened(begin: int, end: int) -> Source:
+    records = [{'image': images[i], 'label': labels[i]} for i in shuffled[begin:end]]
+    return Source(records, tuple('0123456789'))
+
+  places['test'] = (0, test)
+  return {name: functools.partial(opened, *place) for name, place in places.items()}
 
 
 def save_images(source: Source, folder: str | os.PathLike[str], *, count: int | None = None) -> int:
@@ -96,7 +220,7 @@ def main(argv: Sequence[str]) -> int:
   """`vit data save SOURCE FOLDER`: 0, or 2 for bad input."""
   flags = argparse.ArgumentParser(prog='vit data', description='Looks at data sets.')
   save = flags.add_subparsers(dest='command', required=True).add_parser('save', help='as PNG files')
-  save.add_argument('source', help=f'one of: {", ".join(DATASETS)}')
+  save.add_argument('source', help="a data set, such as 'digits' or 'folder:PATH'")
   save.add_argument('folder', help='gets a folder for each class')
   save.add_argument('--split', default='test')
   save.add_argument('--count', type=int, help='the first ones; default: all')

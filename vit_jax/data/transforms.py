@@ -6,6 +6,7 @@ nothing from the generator serve evaluation.
 """
 
 import ast
+import dataclasses
 import functools
 import inspect
 import io
@@ -21,6 +22,11 @@ from vit_jax import models
 Image = np.ndarray
 Step = Callable[[Image, np.random.Generator], Image]
 
+
+class BadImage(ValueError):
+  """The bytes of an image file that cannot be decoded."""
+
+
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
 
@@ -29,23 +35,23 @@ def decode(data: bytes) -> Image:
   """Bytes of an image file to (H, W, 3) uint8: first frame, upright by EXIF, alpha over white.
 
   Raises:
-    ValueError: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
+    BadImage: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
   """
   from PIL import Image as pil
   from PIL import ImageOps
 
   if not data:
-    raise ValueError('the file is empty')
+    raise BadImage('the file is empty')
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', pil.DecompressionBombWarning)  # the limit here is our own
       opened = pil.open(io.BytesIO(data), formats=FORMATS)
   except pil.UnidentifiedImageError:
-    raise ValueError('not an image') from None
+    raise BadImage('not an image') from None
   except Exception as error:  # of whatever kind a decoder raises over hostile bytes
     raise damaged(error) from None
   if (pixels := opened.width * opened.height) > MAX_PIXELS:
-    raise ValueError(f'{pixels:,} pixels exceed the limit of {MAX_PIXELS:,}')
+    raise BadImage(f'{pixels:,} pixels exceed the limit of {MAX_PIXELS:,}')
   try:
     with opened:
       return np.asarray(as_rgb(ImageOps.exif_transpose(opened)))
@@ -53,8 +59,13 @@ def decode(data: bytes) -> Image:
     raise damaged(error) from None
 
 
-def damaged(error: Exception) -> ValueError:
-  return ValueError(f'damaged image ({" ".join(str(error).split())})')
+def pixels(image: bytes | Image) -> Image:
+  """An image given as the bytes of its file or as pixels, as pixels."""
+  return decode(image) if isinstance(image, bytes) else image
+
+
+def damaged(error: Exception) -> BadImage:
+  return BadImage(f'damaged image ({" ".join(str(error).split())})')
 
 
 def as_rgb(image: Any) -> Any:
@@ -243,7 +254,26 @@ STEPS: dict[str, Callable[..., Step]] = {
 SIZED = ('height', 'width')
 
 
-def compose(line: str, size: tuple[int, int]) -> Step:
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """Steps in a row: from the bytes of an image file, or its pixels, to pixels.
+
+  Fields:
+    steps: each takes what the one before gives.
+    size: (height, width) that the model takes.
+  """
+
+  steps: tuple[Step, ...]
+  size: tuple[int, int]
+
+  def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
+    image = pixels(image)
+    for step in self.steps:
+      image = step(image, rng)
+    return image
+
+
+def compose(line: str, size: tuple[int, int]) -> Transform:
   """One function from a line such as 'resize_small(256) | central_crop(224) | flip'.
 
   Args:
@@ -254,14 +284,8 @@ def compose(line: str, size: tuple[int, int]) -> Step:
   Raises:
     ValueError: for an unknown step or arguments that it does not take.
   """
-  steps = [parsed(text.strip(), size) for text in line.split('|') if text.strip()]
-
-  def composed(image: Image, rng: np.random.Generator) -> Image:
-    for step in steps:
-      image = step(image, rng)
-    return image
-
-  return composed
+  steps = tuple(parsed(text.strip(), size) for text in line.split('|') if text.strip())
+  return Transform(steps, tuple(size))
 
 
 def parsed(text: str, size: tuple[int, int]) -> Step:
