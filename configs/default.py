@@ -65,6 +65,8 @@ def get_config() -> ConfigDict:
   config.data.train = 'train'  # splits of the source
   config.data.validation = 'validation'  # evaluated during training; '': none
   config.data.test = ''  # evaluated once, with the final model; '': none
+  config.data.bad_images = 'substitute'  # another in the place of an unreadable one; or 'error'
+  config.data.repeats = 1  # times that an image comes in a row, each augmented anew
   config.data.augment = 'inception_crop | flip'  # training transforms, see data/transforms.py
   config.data.preprocess = 'resize_small(256) | central_crop'  # evaluation, prediction
   config.data.mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]; with std 0.5 the model sees [-1, 1]

@@ -19,6 +19,7 @@ RANGES = {  # at least, below
   'batch_size': (1, INF),
   'accumulate': (1, INF),
   'ema': (0, 1),
+  'data.repeats': (1, INF),
   'objective.smoothing': (0, 1),
   'optimizer.weight_decay': (0, INF),
   'optimizer.clip': (0, INF),

@@ -24,15 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     start_processes(flags)
     from vit_jax import config, plan, train
+    from vit_jax.data.pipeline import DataError
 
     asked = config.load(flags.config, overrides)
     ready = plan.make_plan(asked)
-    plan.claim(flags.workdir, asked)
+    plan.claim(flags.workdir, asked, ready.classes)
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:
     train.train(ready, flags.workdir)
-  except (FloatingPointError, OSError) as error:
+  except (FloatingPointError, OSError, DataError) as error:
     return failure(error, 1)
   except KeyboardInterrupt:
     return failure('interrupted; the same command goes on from the last checkpoint', 130)

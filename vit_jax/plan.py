@@ -39,7 +39,7 @@ class Plan:
   tx: optax.GradientTransformation
   schedule: optim.Schedule
   splits: dict[str, sources.Source]
-  transforms: dict[str, transforms.Step]
+  transforms: dict[str, transforms.Transform]
   total: int
   evaluate_every: int
   checkpoint_every: int
@@ -55,8 +55,16 @@ class Plan:
     data = self.config.data
     return bundle.Preprocess(data.preprocess, self.config.image_size, data.mean, data.std)
 
+  def unreadable(self, use: str, say: Callable[[str], object]) -> pipeline.Unreadable:
+    """Takes what cannot be read of a split; while evaluating, however much it is."""
+    limit = pipeline.LIMIT if use == 'train' else None
+    policy = self.config.data.bad_images
+    return pipeline.Unreadable(self.splits[use], policy=policy, say=say, limit=limit)
+
   @contextlib.contextmanager
-  def training_batches(self, start: int) -> Iterator[Iterator[objective.Batch]]:
+  def training_batches(
+    self, start: int, unreadable: pipeline.Unreadable
+  ) -> Iterator[Iterator[objective.Batch]]:
     """Global batches on the mesh from step `start` on."""
     config = self.config
     reading = self.reading(config.batch_size, config.system.workers)
@@ -66,17 +74,25 @@ class Plan:
       batch_size=config.batch_size,
       seed=config.seed,
       start=start,
+      repeats=config.data.repeats,
+      unreadable=unreadable,
       reading=reading,
     ) as batches:
       yield self.placed(batches, reading)
 
   @contextlib.contextmanager
-  def evaluation_batches(self, use: str) -> Iterator[Iterator[objective.Batch]]:
+  def evaluation_batches(
+    self, use: str, unreadable: pipeline.Unreadable
+  ) -> Iterator[Iterator[objective.Batch]]:
     """Every image of a split once, on the mesh, in batches of the size of a micro-batch."""
     batch_size = self.config.batch_size // self.config.accumulate
     reading = self.reading(batch_size, workers=0)
     with pipeline.evaluation_batches(
-      self.splits[use], self.transforms['evaluation'], batch_size=batch_size, reading=reading
+      self.splits[use],
+      self.transforms['evaluation'],
+      batch_size=batch_size,
+      unreadable=unreadable,
+      reading=reading,
     ) as batches:
       yield self.placed(batches, reading)
 
@@ -109,6 +125,7 @@ def make_plan(config: Any) -> Plan:
   check_division(config, mesh)
   named = {'train': data.train, 'validation': data.validation, 'test': data.test}
   splits = {use: sources.open_source(data.source, name) for use, name in named.items() if name}
+  check_source(config, splits)
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
   if total < 1:
@@ -127,7 +144,7 @@ def make_plan(config: Any) -> Plan:
     tx=optim.make_optimizer(schedule=schedule, **config.optimizer),
     schedule=schedule,
     splits=splits,
-    transforms=make_transforms(data, config.image_size, splits['train'][0]['image']),
+    transforms=make_transforms(data, config.image_size, splits['train']),
     total=total,
     evaluate_every=steps(config.evaluation.every) if data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
@@ -153,10 +170,13 @@ def make_schedule(section: Any, steps: Callable[[int | str], int], total: int) -
   return optim.make_schedule(**given, total=total)
 
 
-def make_transforms(data: Any, size: tuple[int, int], image: Any) -> dict[str, transforms.Step]:
+def make_transforms(
+  data: Any, size: tuple[int, int], source: sources.Source
+) -> dict[str, transforms.Transform]:
   """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
   lines = {'train': data.augment, 'evaluation': data.preprocess}
   ready = {use: transforms.compose(line, size) for use, line in lines.items()}
+  image = pipeline.first_image(source)
   for use, transform in ready.items():
     rows, columns, _ = transform(image, np.random.default_rng(0)).shape
     if (rows, columns) != tuple(size):
@@ -184,6 +204,20 @@ def check_values(config: Any) -> None:
     raise ValueError('evaluation.patience needs data.validation and evaluation.every')
 
 
+def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
+  """Raises ValueError for data that cannot be trained on."""
+  train, name = splits['train'], config.data.source
+  if len(train.classes) < 2:
+    raise ValueError(f'{name} has one class only, {train.classes[0]!r}: nothing to learn')
+  if config.batch_size > len(train):
+    raise ValueError(
+      f'batch_size {config.batch_size} exceeds the {len(train)} training images of {name}'
+    )
+  for use, source in splits.items():
+    if source.classes != train.classes:
+      raise ValueError(f'{name}: split {config.data[use]!r} has other classes than {use!r}')
+
+
 def check_division(config: Any, mesh: Mesh) -> None:
   """Raises ValueError if the batch does not divide by the devices, and that by `accumulate`."""
   sharding.batch_share(config.batch_size, mesh)
@@ -195,16 +229,21 @@ def check_division(config: Any, mesh: Mesh) -> None:
     )
 
 
-def claim(workdir: str | os.PathLike[str], config: Any) -> None:
+def claim(workdir: str | os.PathLike[str], config: Any, classes: tuple[str, ...] = ()) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
+  Args:
+    workdir: the folder.
+    config: of the run.
+    classes: of its data, which must stay the same, too.
+
   Raises:
-    ValueError: if it holds a run with another config; names the fields.
+    ValueError: if it holds a run with another config; names the fields. If its classes differ.
     OSError: if it cannot be written.
   """
   folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
-  file = folder / 'config.json'
+  file, names = folder / 'config.json', folder / 'classes.json'
   if not str(workdir) or '://' in str(workdir):
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
@@ -224,11 +263,29 @@ def claim(workdir: str | os.PathLike[str], config: Any) -> None:
     ]
     if differing:
       raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
+    check_classes(names, classes)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix('.partial')
-    partial.write_text(json.dumps(ours, indent=1))
-    os.replace(partial, file)
+    for path, value in ((names, list(classes)), (file, ours)):
+      partial = path.with_suffix('.partial')
+      partial.write_text(json.dumps(value, indent=1))
+      os.replace(partial, path)
+
+
+def check_classes(file: pathlib.Path, classes: tuple[str, ...]) -> None:
+  """Raises ValueError if a run's stored class names are others than its data has now."""
+  try:
+    theirs = json.loads(file.read_text()) if file.exists() else []
+  except ValueError:
+    raise ValueError(f'{file} is damaged: not a list in JSON') from None
+  if theirs and classes and theirs != list(classes):
+    gone = [name for name in theirs if name not in classes][:3]
+    new = [name for name in classes if name not in theirs][:3]
+    raise ValueError(
+      f'the data has {len(classes)} classes, the run in {file.parent} {len(theirs)}, in its order'
+      + f'; gone: {", ".join(map(str, gone))}' * bool(gone)
+      + f'; new: {", ".join(new)}' * bool(new)
+    )
 
 
 def check_same(config: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import bundle, checkpoint, metrics, models, objective, optim, sharding
+from vit_jax.data import pipeline
 from vit_jax.evaluate import accuracy
 from vit_jax.plan import Plan
 
@@ -158,6 +159,7 @@ class Run:
   saved: checkpoint.Checkpoints
   log: metrics.Log
   display: metrics.Display
+  unreadable: dict[str, pipeline.Unreadable]  # by use of the split
 
 
 def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
@@ -189,7 +191,8 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   with contextlib.closing(saved):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
     log = metrics.Log(folder, start=start)
-    run = Run(plan, folder, saved, log, display)
+    unreadable = {use: plan.unreadable(use, display.say) for use in plan.splits}
+    run = Run(plan, folder, saved, log, display, unreadable)
     introduce(run, start)
     with contextlib.closing(log), display:
       evaluate = Evaluator(run)
@@ -210,7 +213,7 @@ def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int,
     return step, state
   with (
     interruption(run.display.say) as interrupted,
-    plan.training_batches(step) as batches,
+    plan.training_batches(step, run.unreadable['train']) as batches,
     jax.transfer_guard('disallow'),
   ):
     first = next(batches)
@@ -288,15 +291,17 @@ class Evaluator:
     self.tell(step, 'test', self.over('test', state.model_params))
 
   def over(self, use: str, params: Any) -> dict[str, float]:
-    with self.run.plan.evaluation_batches(use) as batches:
-      return accuracy.over(self.step, params, batches)
+    unreadable = self.run.unreadable[use]
+    with self.run.plan.evaluation_batches(use, unreadable) as batches:
+      return accuracy.over(self.step, params, batches) | {'bad_images': unreadable.count}
 
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
     self.run.log.write(step, metrics.prefixed(split, values))
-    shown = [f'{name} {value:.4f}' for name, value in values.items() if name != 'count']
-    self.run.display.say(
-      f'step {step}  {split}  {"  ".join(shown)}  ({values["count"]:.0f} images)'
-    )
+    counts = f'{values["count"]:.0f} images'
+    if values['bad_images']:
+      counts += f', {values["bad_images"]} unreadable'
+    shown = [f'{k} {value:.4f}' for k, value in values.items() if k not in ('count', 'bad_images')]
+    self.run.display.say(f'step {step}  {split}  {"  ".join(shown)}  ({counts})')
 
 
 class Watch:
@@ -335,6 +340,7 @@ class Watch:
       if plan.model.dtype == 'bfloat16' and (peak := metrics.peak_flops()):
         used = 3 * plan.model.flops(*plan.config.image_size)
         values['mfu'] = used * values['images_per_second'] / (peak * jax.device_count())
+      values['bad_images'] = self.run.unreadable['train'].count
       self.run.log.write(step, metrics.prefixed('train', values))
       display.show(step, values)
 

@@ -27,6 +27,10 @@ POLICIES = ('substitute', 'error')
 LIMIT = 0.01  # of a source's images may be unreadable
 
 
+class DataError(ValueError):
+  """A data set that training cannot go on with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
   """How a process reads: its share of each batch, and by how many threads and workers.
@@ -70,25 +74,26 @@ class Unreadable:
     self.source, self.policy, self.say, self.limit = source, policy, say, limit
     self.found: set[int] = set()
 
-  def __len__(self) -> int:
+  @property
+  def count(self) -> int:
     return len(self.found)
 
   def taken_from(self, batch: HostBatch) -> HostBatch:
     """The batch without its column 'unreadable', whose indices are told.
 
     Raises:
-      ValueError: at the first with the policy 'error', else when there are too many.
+      DataError: at the first with the policy 'error', else when there are too many.
     """
     rows = batch.pop('unreadable')
     for index in sorted(set(rows[rows >= 0].tolist()) - self.found):
       self.found.add(index)
       line = f'{self.source.describe(index)}: {fault(self.source, index)}'
       if self.policy == 'error':
-        raise ValueError(f'{line} (data.bad_images=substitute goes on without it)')
+        raise DataError(f'{line} (data.bad_images=substitute goes on without it)')
       self.say(line)
-      if self.limit is not None and len(self) > self.limit * len(self.source):
-        count = f'{len(self)} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
-        raise ValueError(f'{count}; the last: {line}')
+      if self.limit is not None and self.count > self.limit * len(self.source):
+        count = f'{self.count} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
+        raise DataError(f'{count}; the last: {line}')
     return batch
 
 
@@ -238,7 +243,7 @@ class Examples:
     """Reads and transforms an image; `counts` becomes its mask.
 
     Raises:
-      ValueError: if neither it nor any of the TRIES after it can be read.
+      DataError: if neither it nor any of the TRIES after it can be read.
     """
     row, tries = len(self.labels), TRIES if self.substitute else 1
     for at in range(index, index + tries):
@@ -256,17 +261,39 @@ class Examples:
       self.mask[row] = counts
       return
     if self.substitute:
-      raise ValueError(
+      raise DataError(
         f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
         f'{told(last)}'
       )
     self.labels.append(unlabelled(self.source))
 
   def stacked(self) -> HostBatch:
-    """The rows as arrays."""
+    """The rows as arrays.
+
+    Raises:
+      DataError: for a label that is none of the classes'.
+    """
     labels = np.asarray(self.labels, np.int32)
+    if labels.max() >= len(self.source.classes) or labels.min() < -1:
+      wrong = next(n for n in labels.ravel() if not -1 <= n < len(self.source.classes))
+      raise DataError(f'label {wrong} is none of {len(self.source.classes)} classes')
     columns = {'image': self.images, 'label': labels, 'mask': self.mask}
     return columns | {'unreadable': self.unreadable}
+
+
+def first_image(source: Source) -> Any:
+  """The first image of a source that can be read, as pixels.
+
+  Raises:
+    DataError: if none of the first TRIES can be.
+  """
+  problem = ''
+  for index in range(min(len(source), TRIES)):
+    try:
+      return transforms.pixels(source[index]['image'])
+    except (transforms.BadImage, OSError) as error:
+      problem = problem or f'{source.describe(index)}: {told(error)}'
+  raise DataError(f'none of the first {TRIES} images can be read; {problem}')
 
 
 def unlabelled(source: Source) -> np.ndarray:

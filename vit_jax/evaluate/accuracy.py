@@ -49,6 +49,8 @@ def over(
 def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, Any]:
   """Loss and accuracy of a finished run's model, and the 'source', 'split' and 'count' behind.
 
+  Images that cannot be read are told, counted as 'bad_images', and not scored.
+
   Args:
     path: the run's folder.
     split: of the run's data source; '' means its test split, or without one its validation split.
@@ -81,14 +83,17 @@ def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, An
     std=found.preprocess.std,
     loss=config['objective']['loss'],
   )
+  unreadable = pipeline.Unreadable(source, limit=None)
   with pipeline.evaluation_batches(
     source,
     transforms.compose(found.preprocess.steps, found.preprocess.size),
     batch_size=batch_size,
+    unreadable=unreadable,
   ) as batches:
     params = sharding.place(found.params, mesh)
     values = over(jax.jit(step), params, sharding.prefetch(batches, mesh))
-  return {'source': data['source'], 'split': split, **values}
+  counts = {'bad_images': unreadable.count}
+  return {'source': data['source'], 'split': split, **values, **counts}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,6 +112,7 @@ def main(argv: Sequence[str]) -> int:
   if given.format == 'json':
     print(json.dumps(found))
   else:
-    print(f'{found["source"]}, split {found["split"]}, {found["count"]:.0f} images')
+    bad = f', {found["bad_images"]} unreadable' if found['bad_images'] else ''
+    print(f'{found["source"]}, split {found["split"]}, {found["count"]:.0f} images{bad}')
     print(f'accuracy {found["accuracy"]:.2%}  loss {found["loss"]:.4f}')
   return 0
