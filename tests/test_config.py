@@ -236,8 +236,8 @@ def test_a_model_of_every_family_is_within_reach_of_a_config(overrides, fields):
 
 
 @pytest.mark.parametrize('field', ['evaluation.every', 'checkpoint.every'])
-def test_every_epoch_is_not_never_where_a_batch_holds_several_epochs(field):
-  plan = plans.make_plan(load('batch_size=4096', 'duration=100', f'{field}=1 epoch'))
+def test_every_epoch_is_not_never_where_a_batch_holds_nearly_one(field):
+  plan = plans.make_plan(load('batch_size=1256', 'duration=100', f'{field}=1 epoch'))
   assert getattr(plan, field.replace('evaluation.', 'evaluate_').replace('.', '_')) > 0
 
 
@@ -370,7 +370,7 @@ def test_the_papers_pre_training_is_within_reach_of_a_config():
   plan = plans.make_plan(
     load(
       *MODEL,
-      'batch_size=4096',
+      'batch_size=1024',
       'duration=100 steps',
       'optimizer.name=adam',
       'optimizer.weight_decay=0.1',
@@ -384,7 +384,7 @@ def test_the_papers_pre_training_is_within_reach_of_a_config():
       'image_size=8',
     )
   )
-  assert (plan.config.batch_size, plan.patience, plan.evaluate_every) == (4096, 20, 5)
+  assert (plan.config.batch_size, plan.patience, plan.evaluate_every) == (1024, 20, 5)
   rates = [float(plan.schedule(step)) for step in (0, 10, 55, 100)]
   np.testing.assert_allclose(rates, [0, 1e-3, 5.05e-4, 1e-5], rtol=1e-5, atol=1e-9)
   np.testing.assert_allclose(kernels_decay(plan), -1e-3 * 0.1, rtol=1e-5)

@@ -298,8 +298,8 @@ class Evaluator:
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
     self.run.log.write(step, metrics.prefixed(split, values))
     counts = f'{values["count"]:.0f} images'
-    if values['bad_images']:
-      counts += f', {values["bad_images"]} unreadable'
+    if bad := values.get('bad_images'):
+      counts += f', {bad} unreadable'
     shown = [f'{k} {value:.4f}' for k, value in values.items() if k not in ('count', 'bad_images')]
     self.run.display.say(f'step {step}  {split}  {"  ".join(shown)}  ({counts})')
 

@@ -1,0 +1,228 @@
+"""Batches of real data: what cannot be read, what is repeated, and what a run refuses."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import main as vit
+from vit_jax import plan as plans
+from vit_jax.data import pipeline, sources, transforms
+
+CLASSES = ('even', 'odd')
+
+
+def jpeg(value):
+  file = io.BytesIO()
+  Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(file, 'JPEG')
+  return file.getvalue()
+
+
+def photos(count, *, bad=(), gone=()):
+  """Encoded images whose grey level is their index; some damaged, some vanished."""
+
+  class Records:
+    def __len__(self):
+      return count
+
+    def __getitem__(self, index):
+      if index in gone:
+        raise FileNotFoundError(2, 'No such file or directory', f'{index}.jpg')
+      data = b'junk' if index in bad else jpeg(index % 250)
+      return {'image': data, 'label': np.int32(index % 2)}
+
+  return sources.Source(Records(), CLASSES, 'photos/{}.jpg'.format)
+
+
+TRANSFORM = transforms.compose('inception_crop | flip', (8, 8))
+
+
+def taken(source, steps, *, batch_size=20, transform=TRANSFORM, unreadable=None, **how):
+  unreadable = unreadable or pipeline.Unreadable(source, say=str)
+  with pipeline.training_batches(
+    source, transform, batch_size=batch_size, seed=3, unreadable=unreadable, **how
+  ) as batches:
+    found = [next(batches) for _ in range(steps)]
+  return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+
+
+def grey(images):
+  return images.reshape(len(images), -1).mean(-1).round().astype(int).tolist()
+
+
+# What a random choice depends on
+
+
+def noise(image, rng):
+  return np.asarray(rng.integers(0, 256, (1, 4, 3)), np.uint8)
+
+
+NOISY = transforms.Transform((noise,), (1, 4))
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 30, 60])
+def test_order_and_augmentation_are_the_same_for_any_size_of_batch(batch_size):
+  images, labels = np.zeros((30, 1, 4, 3), np.uint8), np.arange(30, dtype=np.int32)
+  records = [{'image': image, 'label': label} for image, label in zip(images, labels)]
+  source = sources.Source(records, tuple(map(str, labels)))
+  want = taken(source, 6, batch_size=20, transform=NOISY)
+  got = taken(source, 120 // batch_size, batch_size=batch_size, transform=NOISY)
+  for name, rows in want.items():
+    np.testing.assert_array_equal(got[name], rows)
+
+
+def test_repeats_come_in_a_row_each_augmented_anew_and_an_epoch_holds_a_share():
+  images, labels = np.zeros((30, 1, 4, 3), np.uint8), np.arange(30, dtype=np.int32)
+  records = [{'image': image, 'label': label} for image, label in zip(images, labels)]
+  source = sources.Source(records, tuple(map(str, labels)))
+  once = taken(source, 3, transform=NOISY)
+  found = taken(source, 3, transform=NOISY, repeats=3)
+  assert found['label'][:30].tolist() == np.repeat(once['label'][:10], 3).tolist()
+  assert found['label'][30:].tolist() == np.repeat(once['label'][30:40], 3).tolist()
+  assert len(np.unique(found['image'].reshape(60, -1), axis=0)) == 60
+  np.testing.assert_array_equal(found['image'][:30:3], once['image'][:10])
+
+
+# Images that cannot be read
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_told_once(workers):
+  source, said = photos(300, bad={7}, gone={100}), []
+  unreadable = pipeline.Unreadable(source, say=said.append)
+  reading = pipeline.Reading(workers=workers)
+  found = taken(source, 30, unreadable=unreadable, reading=reading)
+  assert sorted(said) == [
+    'photos/100.jpg: No such file or directory',
+    'photos/7.jpg: not an image',
+  ]
+  assert unreadable.count == 2 and found['mask'].all()
+  epoch = np.bincount(grey(found['image'][:300]), minlength=250)
+  whole = taken(photos(300), 15)
+  want = np.bincount(grey(whole['image']), minlength=250)
+  want[[7, 8, 100, 101]] += [-1, 1, -1, 1]
+  np.testing.assert_array_equal(epoch, want)
+
+
+def test_substitutes_bring_their_own_label():
+  found = taken(photos(200, bad={7}), 10)
+  places = [i for i, value in enumerate(grey(found['image'])) if value == 8]
+  assert len(places) == 2 and found['label'][places].tolist() == [0, 0]
+
+
+def test_the_policy_error_stops_at_the_first_by_its_name():
+  source = photos(300, bad={7})
+  with pytest.raises(pipeline.DataError, match=r'photos/7.jpg: not an image .*substitute'):
+    taken(source, 15, unreadable=pipeline.Unreadable(source, policy='error'))
+
+
+def test_one_in_a_hundred_may_be_unreadable_and_no_more():
+  assert len(taken(photos(100, bad={7}), 5)['label']) == 100
+  with pytest.raises(pipeline.DataError, match='2 of 100 images cannot be read, over 1%; the last'):
+    taken(photos(100, bad={7, 9}), 5)
+
+
+def test_a_set_that_vanishes_is_one_error_not_an_endless_search():
+  with pytest.raises(pipeline.DataError, match=r'100 images in a row .* No such file'):
+    taken(photos(300, gone=range(300)), 1)
+
+
+def test_a_label_that_no_class_has_is_an_error():
+  records = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': np.int32(i)} for i in range(40)]
+  with pytest.raises(pipeline.DataError, match='is none of 2 classes'):
+    taken(sources.Source(records, CLASSES), 2)
+
+
+@pytest.mark.parametrize('bad', [{7}, set(range(16)), set(range(300))])
+def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
+  source, said = photos(300, bad=bad), []
+  unreadable = pipeline.Unreadable(source, say=said.append, limit=None)
+  transform = transforms.compose('resize', (8, 8))
+  for _ in range(2):
+    with pipeline.evaluation_batches(
+      source, transform, batch_size=64, unreadable=unreadable
+    ) as batches:
+      found = list(batches)
+    mask = np.concatenate([batch['mask'] for batch in found])
+    assert mask.tolist() == [float(i not in bad) for i in range(300)] + [0.0] * 20
+  assert len(said) == unreadable.count == len(bad)
+
+
+def test_several_labels_of_an_image_stay_together():
+  labels = [np.array([i % 2, -1 if i % 3 else 1 - i % 2], np.int32) for i in range(40)]
+  records = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': label} for label in labels]
+  found = taken(sources.Source(records, CLASSES), 2)
+  assert found['label'].shape == (40, 2) and found['label'].dtype == np.int32
+  assert sorted(map(tuple, found['label'])) == sorted(map(tuple, labels))
+
+
+# Splits
+
+
+def test_splits_are_cut_and_joined_as_tfds_says():
+  source = photos(201)
+  splits = {'train': lambda: source, 'test': lambda: photos(10)}
+
+  def labels(text):
+    found = sources.chosen('photos', splits, text)
+    return [found.describe(i) for i in range(len(found))]
+
+  whole = [f'photos/{i}.jpg' for i in range(201)]
+  for text, want in {
+    'train': whole,
+    'train[:98%]': whole[:197],
+    'train[98%:]': whole[197:],
+    'train[ 10 : 20 ]': whole[10:20],
+    'train[-5:]': whole[-5:],
+    'train[:-5]': whole[:-5],
+    'train[-10%:]': whole[-20:],
+    'train[50%:50%]': [],
+    'train[:1000]': whole,
+    'test+train[:2]': whole[:10] + whole[:2],
+  }.items():
+    assert labels(text) == want, text
+  for text, said in {
+    'trian': "no split 'trian'.*did you mean train",
+    'train[:x]': 'is no split such as',
+    'train[5]': 'is no split such as',
+    '': 'is no split such as',
+  }.items():
+    with pytest.raises(ValueError, match=said):
+      sources.chosen('photos', splits, text)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5])
+def test_a_held_out_share_is_the_same_part_of_every_class_and_of_all_runs(share):
+  labels = np.repeat([0, 1, 2, 3], [100, 50, 1, 2])
+  kept, held = sources.held_out(labels, share)
+  assert sorted([*kept, *held]) == list(range(len(labels)))
+  found = np.bincount(labels[held], minlength=4).tolist()
+  assert found == [round(100 * share), round(50 * share), 0, 1]
+  np.testing.assert_array_equal(sources.held_out(labels, share)[1], held)
+
+
+# Runs
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
+  code = vit.main(['--config=digits', f'--workdir={tmp_path}', '--config.batch_size=2048'])
+  line = capsys.readouterr().err
+  assert code == 2 and line.count('\n') == 1
+  assert 'batch_size 2048 exceeds the 1259 training images of digits' in line
+  assert not any(tmp_path.iterdir())
+
+
+def test_classes_that_change_under_a_run_are_refused(tmp_path):
+  config = plans.default()
+  plans.claim(tmp_path, config, ('cat', 'dog'))
+  plans.claim(tmp_path, config, ('cat', 'dog'))
+  for classes, said in {
+    ('cat', 'dog', 'owl'): 'has 3 classes, .* 2, in its order; new: owl',
+    ('cat', 'owl'): 'gone: dog; new: owl',
+    ('dog', 'cat'): 'in its order$',
+  }.items():
+    with pytest.raises(ValueError, match=said):
+      plans.claim(tmp_path, config, classes)
+  assert json.loads((tmp_path / 'classes.json').read_text()) == ['cat', 'dog']
