@@ -277,8 +277,12 @@ class Examples:
     if labels.max() >= len(self.source.classes) or labels.min() < -1:
       wrong = next(n for n in labels.ravel() if not -1 <= n < len(self.source.classes))
       raise DataError(f'label {wrong} is none of {len(self.source.classes)} classes')
-    columns = {'image': self.images, 'label': labels, 'mask': self.mask}
-    return columns | {'unreadable': self.unreadable}
+    return {
+      'image': self.images,
+      'label': labels,
+      'mask': self.mask,
+      'unreadable': self.unreadable,
+    }
 
 
 def first_image(source: Source) -> Any:
@@ -301,7 +305,7 @@ def unlabelled(source: Source) -> np.ndarray:
   for index in range(min(len(source), TRIES)):
     with contextlib.suppress(OSError):
       return np.full_like(source[index]['label'], -1)
-  return np.int32(-1)
+  return np.asarray(-1, np.int32)
 
 
 def concatenated(chunks: Any) -> HostBatch:

@@ -4,14 +4,10 @@ A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', '
 'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.data.presets`.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib
-import os
-import pathlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,10 +65,10 @@ class Joined(Sequence[Record]):
   """Records of several sources, one after another."""
 
   place: Callable[[int], tuple[Source, int]]
-  count: int
+  total: int
 
   def __len__(self) -> int:
-    return self.count
+    return self.total
 
   def __getitem__(self, index: Any) -> Any:
     source, at = self.place(index)
@@ -84,8 +80,8 @@ KINDS = {  # the module of vit_jax.data that opens a kind: its `splits(kind, res
   'digits': 'sources',
   'arrays': 'arrays',
   'folder': 'folder',
-  'csv': 'folder',
-  'parquet': 'folder',
+  'csv': 'table',
+  'parquet': 'table',
   'tfds': 'tfds',
   'hf': 'hf',
 }
@@ -201,36 +197,3 @@ def splits(kind: str, rest: str) -> Splits:
 
   places['test'] = (0, test)
   return {name: functools.partial(opened, *place) for name, place in places.items()}
-
-
-def save_images(source: Source, folder: str | os.PathLike[str], *, count: int | None = None) -> int:
-  """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.png: how many."""
-  from PIL import Image
-
-  indices = range(len(source))[:count]
-  for index in indices:
-    record = source[index]
-    file = pathlib.Path(folder) / source.classes[int(record['label'])] / f'{index:06d}.png'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(record['image']).save(file)
-  return len(indices)
-
-
-def main(argv: Sequence[str]) -> int:
-  """`vit data save SOURCE FOLDER`: 0, or 2 for bad input."""
-  flags = argparse.ArgumentParser(prog='vit data', description='Looks at data sets.')
-  save = flags.add_subparsers(dest='command', required=True).add_parser('save', help='as PNG files')
-  save.add_argument('source', help="a data set, such as 'digits' or 'folder:PATH'")
-  save.add_argument('folder', help='gets a folder for each class')
-  save.add_argument('--split', default='test')
-  save.add_argument('--count', type=int, help='the first ones; default: all')
-  given = flags.parse_args(argv)
-  try:
-    if given.count is not None and given.count < 1:
-      raise ValueError(f'--count must be at least 1, got {given.count}')
-    written = save_images(open_source(given.source, given.split), given.folder, count=given.count)
-  except (ValueError, OSError) as error:
-    print(f'vit data: {error}', file=sys.stderr)
-    return 2
-  print(f'{written} images of {given.source}, split {given.split}, are in {given.folder}')
-  return 0

@@ -1,0 +1,782 @@
+"""Folders, tables and arrays of images: the same data set is found whatever its form."""
+
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import folder, pipeline, sources, transforms
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  """The folder of the cache, which is not the user's."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache' / 'vit_jax' / 'index'
+
+
+def encoded(seed=0, kind='PNG', size=(8, 6)):
+  """Bytes of a small image."""
+  image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, kind)
+  return file.getvalue()
+
+
+IMAGE = encoded()
+
+
+def write(root, *names, data=IMAGE):
+  """Puts an image at each of the paths."""
+  for name in names:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+  return root
+
+
+def settle(root):
+  """Makes all folders look old enough for their times to be trusted."""
+  for path, _, _ in os.walk(root):
+    os.utime(path, (10**9, 10**9))
+  return root
+
+
+def found(name, split='train'):
+  """[(path relative to the folder, class)] of a source."""
+  source = sources.open_source(name, split)
+  root = os.path.realpath(name.partition(':')[2])
+  root = root if os.path.isdir(root) else os.path.dirname(root)
+  return [
+    (os.path.relpath(source.describe(i), root), source.classes[source[i]['label']])
+    for i in range(len(source))
+  ]
+
+
+def refused(text, name, split='train', kind=ValueError):
+  """The message with which a source is refused, which is one line that holds a text."""
+  with pytest.raises(kind) as caught:
+    sources.open_source(name, split)
+  message = str(caught.value)
+  assert re.search(text, message) and '\n' not in message, message
+  return message
+
+
+# Folders
+
+
+@pytest.fixture
+def pets(tmp_path):
+  """Two classes, three splits."""
+  root = tmp_path / 'pets'
+  return write(
+    root, 'train/cat/1.png', 'train/dog/2.png', 'train/dog/3.png', 'val/dog/4.png', 'test/cat/5.png'
+  )
+
+
+def test_a_class_is_the_first_folder_below_a_split(pets):
+  write(pets, 'train/cat/indoor/black/6.png')
+  assert found(f'folder:{pets}') == [
+    ('train/cat/1.png', 'cat'),
+    ('train/cat/indoor/black/6.png', 'cat'),
+    ('train/dog/2.png', 'dog'),
+    ('train/dog/3.png', 'dog'),
+  ]
+
+
+def test_a_record_holds_the_bytes_of_its_file_and_an_int32(pets):
+  record = sources.open_source(f'folder:{pets}', 'train')[0]
+  assert record['image'] == IMAGE
+  assert record['label'].dtype == np.int32
+
+
+def test_splits_share_the_class_map_of_train(pets):
+  assert found(f'folder:{pets}', 'validation') == [('val/dog/4.png', 'dog')]
+  assert found(f'folder:{pets}', 'test') == [('test/cat/5.png', 'cat')]
+  assert sources.open_source(f'folder:{pets}', 'validation').classes == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('name', ['VAL', 'Validation', 'valid'])
+def test_names_of_splits_are_read_in_any_case(tmp_path, name):
+  write(tmp_path / 'd', 'TRAIN/a/1.png', 'TRAIN/b/2.png', f'{name}/A/3.png')
+  assert found(f'folder:{tmp_path}/d', 'validation') == [(f'{name}/A/3.png', 'a')]
+
+
+def test_suffixes_are_read_in_any_case_and_other_files_ignored(tmp_path):
+  names = ['1.JPG', '2.jpeg', '3.Png', '4.webp', '5.bmp', '6.gif', '7.tif', '8.TIFF']
+  others = ['notes.txt', 'more.zip', '.hidden.png', 'png', '.git/9.png']
+  root = write(
+    tmp_path / 'd', *(f'train/a/{name}' for name in names + others), 'train/b/1.png', 'val/a/1.png'
+  )
+  read = [path for path, name in found(f'folder:{root}') if name == 'a']
+  assert read == [f'train/a/{name}' for name in names]
+
+
+def test_classes_without_split_folders_are_for_training(tmp_path):
+  write(tmp_path / 'd', *(f'{c}/{i}.png' for c in 'ab' for i in range(20)))
+  train, held = found(f'folder:{tmp_path}/d'), found(f'folder:{tmp_path}/d', 'validation')
+  assert len(train) == 36 and len(held) == 4
+  refused("no split 'test'", f'folder:{tmp_path}/d', 'test')
+
+
+def test_without_validation_a_tenth_of_each_class_is_held_out(tmp_path):
+  write(tmp_path / 'd', *(f'train/a/{i}.png' for i in range(40)))
+  write(tmp_path / 'd', *(f'train/b/{i}.png' for i in range(20)), 'test/a/0.png')
+  train, held = found(f'folder:{tmp_path}/d'), found(f'folder:{tmp_path}/d', 'validation')
+  assert [name for _, name in held] == ['a'] * 4 + ['b'] * 2
+  assert not set(train) & set(held) and len(train + held) == 60
+  assert held == found(f'folder:{tmp_path}/d', 'validation')
+
+
+def test_a_split_is_sliced(pets):
+  assert found(f'folder:{pets}', 'train[1:]+validation') == [
+    ('train/dog/2.png', 'dog'),
+    ('train/dog/3.png', 'dog'),
+    ('val/dog/4.png', 'dog'),
+  ]
+
+
+def test_classes_that_differ_in_case_alone_stay_apart(tmp_path):
+  root = write(tmp_path / 'd', 'train/a/1.png', 'train/A/2.png', 'val/A/3.png', 'val/a/4.png')
+  assert [name for _, name in found(f'folder:{root}', 'validation')] == ['A', 'a']
+
+
+def test_names_need_not_be_utf8(tmp_path):
+  root = os.fsencode(tmp_path) + b'/d'
+  for name in (b'caf\xe9', b'tea'):
+    os.makedirs(root + b'/train/' + name)
+    with open(root + b'/train/' + name + b'/one\ntwo.png', 'wb') as file:
+      file.write(IMAGE)
+  source = sources.open_source(f'folder:{tmp_path}/d', 'train')
+  assert source.classes == ('caf\\xe9', 'tea')
+  assert source[0]['image'] == IMAGE
+  assert source.describe(0).endswith('/caf\\udce9/one\\ntwo.png')
+
+
+@pytest.mark.parametrize(
+  'names, text',
+  [
+    (['val/bird/1.png', 'test/cow/2.png'], "train lacks class 'bird' in validation, 'cow' in test"),
+    (['train/bird/notes.txt'], "no images of class 'bird' in train"),
+    (['valid/dog/1.png'], 'several folders of validation: val, valid'),
+  ],
+)
+def test_a_folder_that_is_wrong_is_refused_in_one_line(pets, names, text):
+  write(pets, *names)
+  assert str(pets) in refused(text, f'folder:{pets}')
+
+
+def test_one_class_is_refused(tmp_path):
+  root = write(tmp_path / 'd', 'train/a/1.png')
+  refused("only one class, 'a'", f'folder:{root}')
+
+
+def test_the_folder_around_a_data_set_is_refused_with_its_name(pets, tmp_path):
+  write(tmp_path / 'around', 'about.png')
+  os.rename(pets, tmp_path / 'around/pets')
+  refused(f'did you mean {tmp_path}/around/pets', f'folder:{tmp_path}/around')
+
+
+def test_a_folder_without_train_or_classes_is_refused(tmp_path):
+  refused('val but no train', f'folder:{write(tmp_path / "d", "val/a/1.png")}')
+  refused('holds no class folders', f'folder:{write(tmp_path / "e", "1.png")}')
+
+
+def test_an_empty_split_is_refused(pets):
+  os.remove(pets / 'test/cat/5.png')
+  assert len(sources.open_source(f'folder:{pets}', 'train')) == 3
+  refused("no images in split 'test'", f'folder:{pets}', 'test')
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+  (tmp_path / 'pets.zip').write_bytes(b'PK')
+  refused('unpack it first', f'folder:{tmp_path}/pets.zip')
+  refused('no such folder', f'folder:{tmp_path}/none', kind=FileNotFoundError)
+
+
+def test_a_folder_that_may_not_be_read_is_named(pets, monkeypatch):
+  def scandir(path, listed=os.scandir):
+    if path.endswith(b'dog'):
+      raise PermissionError(13, 'Permission denied', path)
+    return listed(path)
+
+  monkeypatch.setattr(os, 'scandir', scandir)
+  refused('train/dog cannot be read: Permission denied', f'folder:{pets}')
+
+
+# Links
+
+
+def test_links_that_stay_inside_are_followed(pets):
+  write(pets, 'store/6.png', 'store/deep/7.png')
+  (pets / 'train/cat/more').symlink_to('../../store')
+  (pets / 'train/cat/8.png').symlink_to(pets / 'store/6.png')
+  assert [path for path, name in found(f'folder:{pets}') if name == 'cat'] == [
+    'train/cat/1.png',
+    'train/cat/8.png',
+    'train/cat/more/6.png',
+    'train/cat/more/deep/7.png',
+  ]
+
+
+def test_the_folder_itself_may_be_a_link(pets, tmp_path):
+  (tmp_path / 'link').symlink_to(pets)
+  assert found(f'folder:{tmp_path}/link') == found(f'folder:{pets}')
+
+
+@pytest.mark.parametrize('link', ['train/cat/6.png', 'train/cat/more', 'train/bird', 'valid'])
+@pytest.mark.parametrize('exists', [True, False])
+def test_links_that_lead_out_are_refused(pets, tmp_path, link, exists):
+  outside = write(tmp_path / 'outside', 'a/1.png') / ('a/1.png' if 'png' in link else 'a')
+  if not exists and 'png' not in link:
+    outside = outside / '..' / 'a'
+  elif not exists:
+    outside.unlink()
+  (pets / link).symlink_to(outside)
+  message = refused(f'1 links? leads? out of the folder: .*{link}', f'folder:{pets}')
+  assert str(pets) in message
+
+
+def test_the_first_links_that_lead_out_are_named_and_all_counted(pets):
+  for number in range(9):
+    (pets / f'train/cat/l{number}.png').symlink_to('/etc/passwd')
+  refused('9 links lead out of the folder: .*l0.png, .*l4.png and 4 more', f'folder:{pets}')
+
+
+def test_a_folder_beside_one_of_the_same_beginning_is_outside(pets, tmp_path):
+  write(tmp_path / 'pets2', '1.png')
+  (pets / 'train/cat/6.png').symlink_to(tmp_path / 'pets2/1.png')
+  refused('out of the folder', f'folder:{pets}')
+
+
+def test_links_in_a_circle_end(pets):
+  before = found(f'folder:{pets}')
+  (pets / 'train/cat/self').symlink_to('.')
+  (pets / 'train/cat/up').symlink_to('../..')
+  (pets / 'train/cat/none').symlink_to('none')
+  for a in range(12):
+    for b in range(12):
+      (pets / f'train/cat/{a}').mkdir(exist_ok=True)
+      (pets / f'train/cat/{a}/to{b}').symlink_to(f'../{b}')
+  assert found(f'folder:{pets}') == before
+
+
+def test_a_pipe_is_no_image(pets):
+  before = found(f'folder:{pets}')
+  os.mkfifo(pets / 'train/cat/6.png')
+  (pets / 'train/cat/7.png').symlink_to('6.png')
+  assert found(f'folder:{pets}') == before
+
+
+# The cache
+
+
+@pytest.fixture
+def walks(monkeypatch):
+  """Grows with each walk through a folder."""
+  done, walked = [], folder.walked
+  monkeypatch.setattr(folder, 'walked', lambda root: done.append(root) or walked(root))
+  return done
+
+
+def test_a_folder_is_walked_through_once(pets, walks):
+  settle(pets)
+  first = [found(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
+  assert first == [found(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
+  assert len(walks) == 1
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda root: write(root, 'train/cat/6.png'),
+    lambda root: write(root, 'train/cat/deep/6.png'),
+    lambda root: write(root, 'validation/cat/6.png') and os.rename(root / 'val', root / '.val'),
+    lambda root: os.remove(root / 'train/dog/3.png'),
+    lambda root: os.rename(root / 'train/dog/3.png', root / 'train/dog/4.png'),
+    lambda root: (
+      os.rename(root / 'train/dog', root / 'train/wolf')
+      or os.rename(root / 'val/dog', root / 'val/wolf')
+    ),
+  ],
+)
+def test_any_change_of_a_folder_is_seen(pets, walks, cache, change):
+  before = found(f'folder:{settle(pets)}')
+  change(pets)
+  after = [found(f'folder:{pets}', split) for split in ('train', 'validation')]
+  assert len(walks) > 1
+  for file in cache.iterdir():
+    file.unlink()
+  assert after == [found(f'folder:{pets}', split) for split in ('train', 'validation')]
+  assert (before, [('val/dog/4.png', 'dog')]) != tuple(after)
+
+
+def test_a_change_whose_time_is_set_back_is_seen(pets):
+  before = found(f'folder:{settle(pets)}')
+  settle(write(pets, 'train/cat/6.png'))  # as tar and rsync do
+  assert len(found(f'folder:{pets}')) == len(before) + 1
+
+
+def test_a_folder_that_changed_just_now_is_not_cached(pets, walks, cache):
+  found(f'folder:{pets}')
+  found(f'folder:{pets}')
+  assert len(walks) == 2 and not cache.exists()
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda data: b'',
+    lambda data: b'not a zip file',
+    lambda data: data[: len(data) // 2],
+    lambda data: data.replace(b'train/cat', b'train/cow'),
+    lambda data: data[:-1],
+  ],
+)
+def test_a_damaged_cache_is_rebuilt(pets, walks, cache, damage):
+  before = found(f'folder:{settle(pets)}')
+  (file,) = cache.iterdir()
+  data = file.read_bytes()
+  file.write_bytes(damage(data))
+  assert found(f'folder:{pets}') == before and len(walks) == 2
+  assert file.stat().st_size == len(data)
+  found(f'folder:{pets}')
+  assert len(walks) == 2
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('format', np.int64(99)),
+    ('root', np.frombuffer(b'/elsewhere', np.uint8)),
+    ('labels', np.int32([0, 0, 0, 0, 7])),
+    ('labels', np.int32([0])),
+    ('offsets', np.zeros(6, np.int64)),
+    ('offsets', np.zeros(6, object)),
+    ('counts', np.array([1, 1, 1])),
+    ('paths', np.zeros(4, np.float32)),
+    ('times', np.zeros(1, np.int64)),
+  ],
+)
+def test_a_foreign_cache_is_ignored(pets, walks, cache, name, value):
+  before = found(f'folder:{settle(pets)}')
+  (file,) = cache.iterdir()
+  with np.load(file) as kept:
+    arrays = {**kept, name: value}
+  np.savez(file, **arrays)
+  assert found(f'folder:{pets}') == before and len(walks) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(pets, monkeypatch, tmp_path):
+  settle(pets)
+  (tmp_path / 'file').write_bytes(b'')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  assert len(found(f'folder:{pets}')) == 3
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.setattr(folder, 'cache_file', lambda root: None)
+  assert len(found(f'folder:{pets}')) == 3
+
+
+def test_a_disk_that_is_full_leaves_nothing_in_the_cache(pets, cache, monkeypatch):
+  def full(*args, **arrays):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez', full)
+  assert len(found(f'folder:{settle(pets)}')) == 3
+  assert not list(cache.iterdir())
+
+
+def test_a_relative_xdg_cache_home_is_ignored(monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', 'cache')
+  monkeypatch.setenv('HOME', '/home/somebody')
+  assert folder.cache_file(b'/data').startswith('/home/somebody/.cache/vit_jax/index/')
+
+
+# From files to batches
+
+SMALL = transforms.compose('resize(4, 4)', (4, 4))
+
+
+def batches(source, count, *, said=None, policy='substitute'):
+  unreadable = pipeline.Unreadable(
+    source, policy=policy, say=(said if said is not None else []).append
+  )
+  with pipeline.training_batches(
+    source, SMALL, batch_size=8, seed=0, unreadable=unreadable
+  ) as read:
+    return [next(read) for _ in range(count)]
+
+
+@pytest.fixture
+def many(tmp_path):
+  """120 images of two classes."""
+  root = tmp_path / 'many'
+  for number in range(120):
+    kind = ('PNG', 'JPEG')[number % 2]
+    name = f'train/{"ab"[number % 3 == 0]}/{number}.{kind.lower()}'
+    write(root, name, data=encoded(number, kind))
+  return root
+
+
+def test_a_folder_becomes_batches(many):
+  source = sources.open_source(f'folder:{many}', 'train')
+  read = batches(source, 3)
+  labels = [record['label'] for record in map(source.__getitem__, pipeline.order(108, 0, 0)[:24])]
+  np.testing.assert_array_equal(np.concatenate([batch['label'] for batch in read]), labels)
+  assert read[0]['image'].shape == (8, 4, 4, 3) and read[0]['image'].dtype == np.uint8
+
+
+def test_a_corrupted_file_is_named_and_replaced(many):
+  source = sources.open_source(f'folder:{many}', 'train')
+  bad = source.describe(7)
+  write(many, bad, data=b'\x89PNG damaged')
+  said = []
+  assert len(batches(source, 14, said=said)) == 14
+  assert len(said) == 1 and said[0].startswith(f'{bad}: ')
+
+
+def test_a_file_that_vanishes_is_named_and_replaced(many):
+  source = sources.open_source(f'folder:{many}', 'train')
+  os.remove(source.describe(7))
+  with pytest.raises(FileNotFoundError, match=re.escape(os.path.basename(source.describe(7)))):
+    source[7]
+  said = []
+  batches(source, 14, said=said)
+  assert said == [f'{source.describe(7)}: No such file or directory']
+
+
+def test_more_than_a_hundredth_of_bad_files_stops(many):
+  source = sources.open_source(f'folder:{many}', 'train')
+  for index in (3, 7):
+    write(many, source.describe(index), data=b'')
+  with pytest.raises(ValueError, match='2 of 108 images cannot be read, over 1%'):
+    batches(source, 14)
+
+
+# CSV
+
+
+def table(root, rows, header=('path', 'label'), name='table.csv'):
+  """Writes a CSV file."""
+  root.mkdir(parents=True, exist_ok=True)
+  with open(root / name, 'w', newline='', encoding='utf-8-sig') as file:
+    csv.writer(file).writerows([header, *rows])
+  return f'csv:{root / name}'
+
+
+def test_a_table_says_the_same_as_folders(pets):
+  splits = {'train': 'Train', 'val': 'VALID', 'test': 'test'}
+  rows = [
+    (path, path.split('/')[1], splits[path.split('/')[0]])
+    for split in ('train', 'validation', 'test')
+    for path, _ in found(f'folder:{pets}', split)
+  ]
+  name = table(pets, rows, ('file', 'Class', 'split'))
+  for split in ('train', 'validation', 'test'):
+    assert found(name, split) == found(f'folder:{pets}', split)
+    record = sources.open_source(name, split)[0]
+    assert record['image'] == IMAGE and record['label'].dtype == np.int32
+
+
+@pytest.mark.parametrize('image', ['path', 'FILE', 'filename', ' image'])
+@pytest.mark.parametrize('label', ['label', 'Class', 'target'])
+def test_columns_go_by_several_names(pets, image, label):
+  name = table(pets, [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')], (image, label))
+  assert found(name) == [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')]
+
+
+def test_a_table_without_validation_has_a_tenth_held_out(pets):
+  name = table(pets, [('train/cat/1.png', label) for label in 'ab' * 20])
+  assert sorted(label for _, label in found(name, 'validation')) == ['a', 'a', 'b', 'b']
+  assert len(found(name)) == 36
+
+
+def test_blank_lines_and_absolute_paths_are_read(pets, tmp_path):
+  other = write(tmp_path / 'other', '6.png')
+  name = table(pets, [(), (other / '6.png', 'x'), ('', ''), ('train/../val/dog/4.png', 'y'), ()])
+  assert [label for _, label in found(name)] == ['x', 'y']
+
+
+def test_numbers_as_labels_are_classes_from_0_to_the_largest(pets):
+  name = table(pets, [('train/cat/1.png', 10), ('train/dog/2.png', 2)])
+  source = sources.open_source(name, 'train')
+  assert source.classes == tuple(map(str, range(11)))
+  assert [source[0]['label'], source[1]['label']] == [10, 2]
+
+
+def test_several_labels_are_a_vector_filled_up(pets):
+  rows = [('train/cat/1.png', 'b|a'), ('train/dog/2.png', 'c | c'), ('val/dog/4.png', 'a')]
+  source = sources.open_source(table(pets, rows), 'train')
+  assert source.classes == ('a', 'b', 'c')
+  labels = np.stack([source[i]['label'] for i in range(3)])
+  assert labels.dtype == np.int32 and labels.tolist() == [[1, 0], [2, -1], [0, -1]]
+
+
+def test_several_labels_are_stratified_by_the_first(pets):
+  name = table(pets, [('train/cat/1.png', label) for label in ['a|b', 'b|a'] * 10])
+  source = sources.open_source(name, 'validation')
+  assert sorted(source[i]['label'].tolist() for i in range(len(source))) == [[0, 1], [1, 0]]
+
+
+def test_every_bad_row_is_counted_and_the_first_are_named(pets):
+  good = ('train/cat/1.png', 'x', 'train')
+  bad = [
+    ('', 'x', 'train'),
+    ('train/cat/1.png', ' ', 'train'),
+    ('train/cat/1.png', 'x', 'trian'),
+    ('../pets2/1.png', 'x', 'train'),
+    ('train/cat', 'x', 'train'),
+    ('train/cat/1.png', 'x'),
+    ('a\0b.png', 'x', 'train'),
+  ]
+  message = refused('7 bad rows: ', table(pets, [good, *bad, good], ('path', 'label', 'split')))
+  assert str(pets / 'table.csv') in message
+  for text in (
+    'line 3: no path;',
+    'line 4: no label;',
+    "line 5: unknown split 'trian';",
+    'line 6: ../pets2/1.png leads out of',
+    'line 7: train/cat is not a file; and 2 more',
+  ):
+    assert text in message
+
+
+@pytest.mark.parametrize('link', ['train/cat/6.png', 'out'])
+def test_a_link_in_a_table_that_leads_out_is_refused(pets, tmp_path, link):
+  outside = write(tmp_path / 'outside', '1.png')
+  (pets / link).symlink_to(outside if link == 'out' else outside / '1.png')
+  path = 'out/1.png' if link == 'out' else link
+  refused(f'line 3: {path} leads out', table(pets, [('train/cat/1.png', 'x'), (path, 'y')]))
+
+
+def test_a_link_in_a_table_that_stays_inside_is_followed(pets):
+  (pets / '6.png').symlink_to('train/cat/1.png')
+  source = sources.open_source(table(pets, [('6.png', 'x'), ('val/dog/4.png', 'y')]), 'train')
+  assert source[0]['image'] == IMAGE
+
+
+@pytest.mark.parametrize(
+  'rows, text',
+  [
+    ([('1', 'train'), ('-2', 'train')], 'line 3: label -2 is negative'),
+    ([('1', 'train'), ('0', 'train'), ('2', 'val')], 'line 4: train lacks label 2'),
+    ([('1', 'train'), ('99999999999', 'train')], 'line 3: label 99999999999 is out of range'),
+    ([('a', 'train'), ('b', 'train'), ('c', 'test')], "line 4: train lacks class 'c'"),
+    ([('a', 'train'), ('a', 'val')], "only one class, 'a'"),
+    ([('a', 'val'), ('b', 'test')], 'no rows of train'),
+    ([], 'no rows of train'),
+  ],
+)
+def test_labels_that_cannot_be_are_refused(pets, rows, text):
+  rows = [('train/cat/1.png', label, split) for label, split in rows]
+  refused(text, table(pets, rows, ('path', 'label', 'split')))
+
+
+def test_a_table_of_images_that_are_not_there_is_refused(pets):
+  refused('not one of its 2 images is there: .*/no/1.png', table(pets, [('no/1.png', 'x')] * 2))
+  name = table(pets, [('no/1.png', 'x'), ('train/cat/1.png', 'y')])
+  with pytest.raises(FileNotFoundError):  # one is left to data.bad_images
+    sources.open_source(name, 'train')[0]
+
+
+def test_a_file_that_is_no_table_is_refused(pets):
+  refused('no such file', f'csv:{pets}/none.csv', kind=FileNotFoundError)
+  refused('is not a file', f'csv:{pets}')
+  refused('is not UTF-8', f'csv:{pets}/train/cat/1.png')
+  refused('no column path .*it has none', f'csv:{write(pets, "empty.csv", data=b"")}/empty.csv')
+  refused("no column label .*it has 'path', 'x'", table(pets, [], ('path', 'x')))
+  (pets / 'quote.csv').write_text('path,label\n"a,b\nc,d\n')
+  refused('cannot be read', f'csv:{pets}/quote.csv')
+
+
+# Parquet
+
+
+@pytest.fixture
+def pa():
+  return pytest.importorskip('pyarrow')
+
+
+def parquet(root, columns, *, schema=None):
+  """Writes a Parquet file."""
+  pa = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  parquet.write_table(pa.table(columns, schema=schema), root / 'table.parquet')
+  return f'parquet:{root}/table.parquet'
+
+
+def test_parquet_says_the_same_as_csv(pets):
+  rows = [('train/cat/1.png', 'x', 'train'), ('train/dog/2.png', 'y', 'TRAIN')]
+  rows += [('val/dog/4.png', 'y', 'val')]
+  header = ('path', 'label', 'Split')
+  as_csv = table(pets, rows, header)
+  name = parquet(pets, {key: list(column) for key, column in zip(header, zip(*rows))})
+  for split in ('train', 'validation'):
+    assert found(name, split) == found(as_csv, split)
+
+
+HF = b'{"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'
+
+
+@pytest.mark.parametrize('struct', [True, False])
+def test_parquet_may_hold_the_images(pets, pa, struct):
+  data = [encoded(i) for i in range(4)]
+  images = [{'bytes': one, 'path': None} for one in data] if struct else data
+  kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())]) if struct else pa.binary()
+  schema = pa.schema([('image', kind), ('label', pa.int64())], metadata={'huggingface': HF})
+  name = parquet(pets, {'image': images, 'label': [0, 1, 1, 0]}, schema=schema)
+  source = sources.open_source(name, 'train')
+  assert source.classes == ('cat', 'dog')
+  assert [source[i]['image'] for i in range(2)] == [data[i] for i in range(2)]
+  assert source.describe(1) == f'{pets}/table.parquet, row 1'
+  assert batches(source, 1)[0]['image'].shape == (8, 4, 4, 3)
+
+
+def test_parquet_lists_are_several_labels(pets):
+  name = parquet(pets, {'image': [IMAGE] * 3, 'label': [[1], [0, 2], []]})
+  source = sources.open_source(name, 'train[:1]+validation')
+  assert source[0]['label'].shape == (2,)
+  assert source.classes == ('0', '1', '2') and source[0]['image'] == IMAGE
+
+
+@pytest.mark.parametrize(
+  'columns, text',
+  [
+    ({'image': [IMAGE, None], 'label': [0, 1]}, 'row 1: no image'),
+    ({'image': [IMAGE, IMAGE], 'label': [0, None]}, 'row 1: no label'),
+    ({'image': [IMAGE, IMAGE], 'label': [0.5, 1.0]}, 'labels are double'),
+    ({'image': [1, 2], 'label': [0, 1]}, 'images are int64'),
+    ({'image': [IMAGE, IMAGE], 'label': [0, -1]}, 'row 1: label -1 is negative'),
+    ({'image': [IMAGE, IMAGE]}, 'no column label'),
+  ],
+)
+def test_parquet_that_is_wrong_is_refused(pets, columns, text):
+  refused(text, parquet(pets, columns))
+
+
+def test_damaged_parquet_is_refused(pets):
+  refused('cannot be read', f'parquet:{pets}/train/cat/1.png')
+
+
+def test_without_pyarrow_its_command_is_named(pets, monkeypatch):
+  name = parquet(pets, {'image': [IMAGE, IMAGE], 'label': [0, 1]})
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  refused('pip install pyarrow', name)
+
+
+def test_pyarrow_is_imported_for_parquet_alone(pets):
+  script = (
+    'import sys; from vit_jax.data import folder; '
+    f'folder.splits("folder", {str(pets)!r})["train"](); assert "pyarrow" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', script], check=True)
+
+
+# Arrays
+
+
+def arrays(root, **named):
+  """Writes an .npz file."""
+  np.savez(root / 'data.npz', **named)
+  return f'arrays:{root}/data.npz'
+
+
+def grey(count, *shape):
+  return np.arange(count * 6, dtype=np.uint8).reshape(count, 3, 2, *shape)
+
+
+@pytest.mark.parametrize('keys', [('images', 'labels'), ('image', 'label'), ('x', 'y'), ('X', 'Y')])
+def test_arrays_without_splits_have_a_tenth_held_out(tmp_path, keys):
+  name = arrays(tmp_path, **{keys[0]: grey(40), keys[1]: np.arange(40) % 2})
+  held = sources.open_source(name, 'validation')
+  assert [int(held[i]['label']) for i in range(len(held))].count(0) == 2
+  assert len(held) == 4 and len(sources.open_source(name, 'train')) == 36
+  assert held.describe(0).startswith(f'{tmp_path}/data.npz, image ')
+
+
+@pytest.mark.parametrize(
+  'image, label',
+  [('x_{}', 'y_{}'), ('{}_images', '{}_labels'), ('images_{}', 'label_{}')],
+)
+def test_arrays_with_splits_go_by_several_names(tmp_path, image, label):
+  named = {}
+  for at, split in enumerate(('train', 'val', 'test')):
+    named[image.format(split)] = grey(4 + at)
+    named[label.format(split)] = (np.arange(4 + at) % 2)[:, None]  # MedMNIST's (N, 1)
+  name = arrays(tmp_path, **named)
+  counts = [len(sources.open_source(name, split)) for split in ('train', 'validation', 'test')]
+  assert counts == [4, 5, 6]
+  assert sources.open_source(name, 'test')[1]['label'] == 1
+
+
+@pytest.mark.parametrize('shape', [(), (1,), (3,)])
+def test_grey_and_coloured_arrays_become_three_channels(tmp_path, shape):
+  images = np.random.default_rng(0).integers(0, 256, (4, 3, 2, *shape), np.uint8)
+  source = sources.open_source(
+    arrays(tmp_path, x_train=images, y_train=[0, 1, 0, 1], x_val=images, y_val=[0, 1, 0, 1]),
+    'train',
+  )
+  wanted = np.broadcast_to(images[1].reshape(3, 2, -1), (3, 2, 3))
+  np.testing.assert_array_equal(source[1]['image'], wanted)
+  assert source[1]['label'].dtype == np.int32
+  assert batches(source, 1)[0]['image'].shape == (8, 4, 4, 3)
+
+
+@pytest.mark.parametrize('kind', [np.int64, bool, np.float32])
+def test_arrays_of_0_and_1_are_several_labels(tmp_path, kind):
+  hot = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]], kind)
+  name = arrays(tmp_path, x_train=grey(3), y_train=hot, x_val=grey(3), y_val=hot)
+  source = sources.open_source(name, 'train')
+  assert [source[i]['label'].tolist() for i in range(3)] == [[0, 2], [-1, -1], [1, -1]]
+  assert source.classes == ('0', '1', '2', '3')
+
+
+def test_arrays_may_name_their_classes(tmp_path):
+  name = arrays(tmp_path, x=grey(4), y=[0, 1, 0, 1], classes=['cat', 'dog', 'bird'])
+  assert sources.open_source(name, 'train').classes == ('cat', 'dog', 'bird')
+
+
+@pytest.mark.parametrize(
+  'named, text',
+  [
+    (dict(x=grey(4).astype(np.float32), y=[0, 1, 0, 1]), 'float32; uint8'),
+    (dict(x=np.zeros((4, 3, 2, 4), np.uint8), y=[0, 1, 0, 1]), r'\(4, 3, 2, 4\)'),
+    (dict(x=grey(4), y=[0, 1, 0]), '4 x but 3 y'),
+    (dict(x=grey(2), y=[0, -1]), 'label -1 of image 1 is negative'),
+    (dict(x=grey(2), y=[0, 2], classes=['a', 'b']), 'label 2 in train is out of range of 2'),
+    (dict(x=grey(2), y=[0, 1], x_test=grey(1), y_test=[2]), 'label 2 in test is out of range of 2'),
+    (dict(x=grey(2), y=[0, 2**40]), 'exceeds'),
+    (dict(x=grey(2), y=[0, 0]), "only one class, '0'"),
+    (dict(x=grey(2), y=[0.0, 1.5]), 'labels are float64'),
+    (dict(x=grey(2), y=[[0, 2], [1, 0]]), '0 or 1'),
+    (dict(x=grey(2), y=[[0, 1], [1, 0]], classes=['a']), 'for 2 classes; there are 1'),
+    (dict(x=grey(2), y=[0, 1], classes=[1, 2]), r'names \(K,\) are wanted'),
+    (dict(x=grey(2)), 'x but no labels'),
+    (dict(x_test=grey(2), y_test=[0, 1]), 'but x_test, y_test'),
+    (dict(x=grey(2), y=[0, 1], x_train=grey(2), y_train=[0, 1]), 'both x and x_train'),
+    (dict(x=grey(2), y=np.array([0, 'a'], object)), 'array of objects'),
+  ],
+)
+def test_arrays_that_are_wrong_are_refused(tmp_path, named, text):
+  assert f'{tmp_path}/data.npz' in refused(text, arrays(tmp_path, **named))
+
+
+@pytest.mark.parametrize('damage', [lambda data: b'', lambda data: data[:200], lambda data: b'x'])
+def test_a_damaged_archive_is_refused(tmp_path, damage):
+  arrays(tmp_path, x=grey(40), y=np.arange(40) % 2)
+  file = tmp_path / 'data.npz'
+  file.write_bytes(damage(file.read_bytes()))
+  refused('damaged', f'arrays:{file}')
+
+
+def test_other_files_of_numpy_are_refused(tmp_path):
+  np.save(tmp_path / 'one.npy', grey(2))
+  refused('no .npz archive', f'arrays:{tmp_path}/one.npy')
+  refused('no such file', f'arrays:{tmp_path}/none.npz', kind=FileNotFoundError)
