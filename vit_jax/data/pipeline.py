@@ -174,7 +174,7 @@ def evaluation_batches(
 ) -> Iterator[Iterator[HostBatch]]:
   """Every image once, in order; rows that fill up the last batch have mask 0.
 
-  So have, where `unreadable` is given, images that cannot be read. All processes yield the same
+  So have images without a label and, where `unreadable` is given, such as cannot be read. All processes yield the same
   number of batches.
   """
   import grain
@@ -190,7 +190,9 @@ def evaluation_batches(
     examples = Examples(source, transform, size, seed=0, substitute=False)
     for position in range(first, first + size):
       examples.add(min(position, len(source) - 1), counts=position < len(source))
-    return examples.stacked()
+    batch = examples.stacked()
+    batch['mask'] *= batch['label'].reshape(size, -1).max(axis=1) >= 0
+    return batch
 
   dataset = grain.MapDataset.range(batches * parts).map(chunk)
   dataset = dataset.batch(parts, batch_fn=concatenated)

@@ -101,12 +101,15 @@ def open_source(name: str, split: str) -> Source:
 
   preset = presets.PRESETS.get(name)
   if preset is not None:
-    name, split = preset.source, preset.splits.get(split, split)
+    name = preset.source
   kind, _, rest = name.partition(':')
   if kind not in KINDS or (bool(rest) is (kind == 'digits')):
     known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
     raise ValueError(f'unknown dataset {name!r}{models.nearest(name, known)}')
   splits = importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
+  if preset is not None:
+    own = preset.splits.items()
+    splits = {part: functools.partial(chosen, name, splits, text) for part, text in own}
   source = chosen(name, splits, split)
   if not len(source):
     raise ValueError(f'{name} has no images in split {split!r}')
