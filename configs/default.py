@@ -75,6 +75,8 @@ def get_config() -> ConfigDict:
   config.objective = ConfigDict(type_safe=False)
   config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes
   config.objective.smoothing = 0.0  # label smoothing
+  config.objective.mixup = 0.0  # a of Beta(a, a), by which images of a batch are blended; 0: not
+  config.objective.cutmix = 0.0  # the same for a box of one in another; with mixup, either in turn
 
   config.optimizer = ConfigDict(type_safe=False)
   config.optimizer.name = 'adamw'  # 'sgd', 'adam', 'adafactor', 'lion', 'lamb', 'muon'

@@ -1,11 +1,13 @@
 """The losses against closed forms, and padding that counts for nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import objective
+from vit_jax import objective, sharding
 
 N, K = 6, 4
 RNG = np.random.default_rng(0)
@@ -159,3 +161,185 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
 def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
   with pytest.raises(ValueError, match=r"'hinge'; known: softmax, sigmoid"):
     objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss='hinge')
+
+
+SEVERAL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int32)
+
+
+def test_several_labels_become_a_one_for_each():
+  expected = [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0]]
+  same(objective.targets(SEVERAL, K), np.float32(expected))
+  same(objective.targets(SEVERAL, K, smoothing=0.2), 0.8 * np.float32(expected) + 0.05)
+
+
+def test_one_of_several_labels_is_a_hit_and_none_never_is():
+  logits = one_hot([2, 0, 1, 0, 2, 0])
+  found = objective.measure(logits, batch(SEVERAL), loss='sigmoid')
+  assert int(found['correct']) == 4
+  alone = objective.measure(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
+  same(alone, objective.measure(LOGITS, batch(LABELS), loss='sigmoid'))
+
+
+SIZE = (20, 32)
+BOTH = dict(mixup=0.8, cutmix=1.0)
+
+
+@functools.cache
+def draws(mixup=0.0, cutmix=0.0):
+  """(4000, H, W), the weights of so many batches."""
+
+  def draw(key):
+    return objective.pixel_weights(key, SIZE, mixup=mixup, cutmix=cutmix)
+
+  return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)))
+
+
+def test_mixup_keeps_at_least_half_of_an_image_the_same_share_of_each_pixel():
+  found = draws(mixup=1.0)
+  assert found.min() >= 0.5
+  assert found.max() <= 1
+  same(found, np.broadcast_to(found[:, :1, :1], found.shape))
+  assert found.mean() == pytest.approx(0.75, abs=0.01)  # of the larger part, uniform in [1/2, 1]
+
+
+def test_mixup_of_a_small_a_hardly_mixes():
+  found = draws(mixup=0.01)
+  assert np.median(found) > 0.999
+  assert np.isfinite(found).all()
+
+
+def test_cutmix_cuts_a_box_out_of_an_image():
+  found = draws(cutmix=1.0)[:200]
+  assert set(np.unique(found)) == {0.0, 1.0}
+  for weights in found:
+    cut = weights == 0
+    rows, columns = cut.any(1), cut.any(0)
+    np.testing.assert_array_equal(cut, rows[:, None] & columns)
+    assert (np.diff(rows.astype(int)) != 0).sum() <= 2
+    assert (np.diff(columns.astype(int)) != 0).sum() <= 2
+
+
+def test_cutmix_cuts_as_much_as_is_expected_of_boxes_within_the_image():
+  found = 1 - draws(cutmix=1.0).mean((1, 2))
+  rng = np.random.default_rng(0)
+  half, centre = np.sqrt(rng.uniform(size=(400_000, 1))) / 2, rng.uniform(size=(400_000, 2))
+  sides = np.minimum(centre + half, 1) - np.maximum(centre - half, 0)
+  assert found.mean() == pytest.approx(sides.prod(-1).mean(), abs=0.012)
+
+
+def test_where_both_are_asked_for_each_is_done_half_of_the_time():
+  found = draws(**BOTH)
+  cut = ((found == 0) | (found == 1)).all((1, 2))
+  assert cut.mean() == pytest.approx(0.5, abs=0.04)
+
+
+COLOURS = np.array([0, 51, 153, 255], np.uint8)  # of an image of each class
+
+
+def plain(labels=LABELS, mask=ONES):
+  """A batch whose images are all of the colour of their class."""
+  images = np.broadcast_to(COLOURS[labels].reshape(-1, 1, 1, 1), (len(labels), *SIZE, 3))
+  return batch(labels, mask, image=images)
+
+
+KINDS = pytest.mark.parametrize('kinds', [dict(mixup=0.8), dict(cutmix=1.0), BOTH])
+
+
+def mixing(rows, key=0, **kinds):
+  """The images that the model is given, and the targets of its loss."""
+  return jax.tree.map(np.asarray, mixer(**kinds)(rows, jax.random.key(key)))
+
+
+@functools.cache
+def mixer(**kinds):
+  """`mixing`, compiled once: the random numbers take long."""
+  seen = {}
+
+  def apply(variables, images, *, train, rngs):
+    seen.update(images=images)
+    return variables['params'], {}
+
+  call = objective.make_objective(apply, mean=(0.0,) * 3, std=(1.0,) * 3, loss='sigmoid', **kinds)
+
+  @jax.jit
+  def both(rows, key):
+    gradient = jax.grad(lambda params: call(params, rows, key)[0])(
+      jnp.zeros((len(rows['mask']), K))
+    )
+    return seen['images'], 0.5 - gradient  # the sigmoid loss at logits 0 has gradient 1/2 - y
+
+  return both
+
+
+@KINDS
+def test_labels_are_mixed_by_the_share_of_pixels_and_sum_to_one(kinds):
+  for key in range(6):
+    images, y = mixing(plain(), key, **kinds)
+    same(y.sum(-1), ONES)
+    np.testing.assert_allclose(images.mean((1, 2, 3)), y @ (COLOURS / 255), atol=1e-5)
+
+
+@KINDS
+def test_mixing_comes_before_smoothing(kinds):
+  y = mixing(plain(), **kinds)[1]
+  same(mixing(plain(), smoothing=0.2, **kinds)[1], 0.8 * y + 0.2 / K)
+
+
+def test_an_image_is_mixed_with_the_one_before_it():
+  images, y = mixing(plain(), mixup=5.0)
+  share = y[1, 3]
+  assert 0.5 <= share < 1
+  same(y, share * one_hot(LABELS) + (1 - share) * one_hot(np.roll(LABELS, 1)))
+  before = np.roll(plain()['image'], 1, axis=0)
+  np.testing.assert_allclose(images, (share * plain()['image'] + (1 - share) * before) / 255, 1e-5)
+
+
+def test_without_mixing_images_and_targets_are_as_they_were():
+  images, y = mixing(plain())
+  same(images, plain()['image'] / 255)
+  same(y, one_hot(LABELS))
+
+
+@KINDS
+def test_padding_is_mixed_into_nothing_and_its_neighbour_stays_whole(kinds):
+  mask = np.array([1, 1, 0, 1, 1, 0], np.float32)
+  rows = plain(mask=mask)
+  rows['image'] = np.where(mask.reshape(-1, 1, 1, 1) > 0, rows['image'], 255).astype(np.uint8)
+  images, y = mixing(rows, 3, **kinds)
+  for alone in (0, 3):  # whose partners are padding
+    same(images[alone], plain()['image'][alone] / 255)
+    same(y[alone], one_hot(LABELS)[alone])
+  expected_images, expected = mixing(plain(), 3, **kinds)
+  same(images[[1, 4]], expected_images[[1, 4]])
+  same(y[[1, 4]], expected[[1, 4]])
+
+
+@KINDS
+def test_the_same_key_mixes_alike_and_another_does_not(kinds):
+  first, again, other = (mixing(plain(), key, **kinds) for key in (1, 1, 2))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert np.abs(first[0] - other[0]).max() > 0.01
+
+
+@KINDS
+def test_mixing_on_eight_devices_equals_that_on_one(kinds):
+  labels = np.arange(2 * jax.device_count()) % K
+  rows = plain(labels, np.ones(len(labels), np.float32))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    mixing(sharding.put(rows, sharding.make_mesh()), 5, **kinds),
+    mixing(rows, 5, **kinds),
+  )
+
+
+def test_labels_of_every_kind_are_mixed():
+  several, hard = batch(LABELS[:, None], image=plain()['image']), plain()
+  soft = batch(one_hot(LABELS), image=plain()['image'])
+  for rows in (several, soft):
+    same(mixing(rows, 2, mixup=0.5), mixing(hard, 2, mixup=0.5))
+
+
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_a_negative_amount_of_mixing_is_an_error(kind):
+  with pytest.raises(ValueError, match='must be at least 0'):
+    objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, **{kind: -0.1})

@@ -21,6 +21,8 @@ RANGES = {  # at least, below
   'ema': (0, 1),
   'data.repeats': (1, INF),
   'objective.smoothing': (0, 1),
+  'objective.mixup': (0, INF),
+  'objective.cutmix': (0, INF),
   'optimizer.weight_decay': (0, INF),
   'optimizer.clip': (0, INF),
   'optimizer.b1': (0, 1),

@@ -1,7 +1,8 @@
-"""From a uint8 batch to a scalar: normalise, make targets, and the losses.
+"""From a uint8 batch to a scalar: normalise, mix, make targets, and the losses.
 
-N images, H x W pixels, C channels, K classes. A batch is a dict of 'image' (N, H, W, C) uint8,
-'label' (N,) int or (N, K) float, and 'mask' (N,), 1 for an image that counts and 0 for padding.
+N images, H x W pixels, C channels, K classes, at most L labels of one image. A batch is a dict of
+'image' (N, H, W, C) uint8, 'label', and 'mask' (N,), 1 for an image that counts and 0 for padding.
+Labels are (N,) int, (N, L) int with -1 where there are fewer, or (N, K) float.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ Array = jax.Array
 Batch = dict[str, Array]
 Sums = dict[str, Array]
 
+MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
+
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
   """uint8 images to float32 (x / 255 - mean) / std; mean = std = 0.5 gives [-1, 1]."""
@@ -22,9 +25,30 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
 
 
 def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array:
-  """Int labels (N,) or soft ones (N, K) to float32 (N, K): (1 - smoothing) y + smoothing / K."""
-  soft = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
+  """Labels of any kind to float32 (N, K): (1 - smoothing) y + smoothing / K.
+
+  Several labels of an image are each 1, for the sigmoid loss: they do not sum to 1.
+  """
+  if several(labels):
+    soft = jax.nn.one_hot(labels, num_classes).max(1)  # (N, K), -1 is no class
+  elif labels.ndim == 1:
+    soft = jax.nn.one_hot(labels, num_classes)
+  else:
+    soft = labels.astype(jnp.float32)
   return soft * (1 - smoothing) + smoothing / num_classes
+
+
+def several(labels: Array) -> bool:
+  """Whether they are (N, L) ints."""
+  return labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def hits(logits: Array, labels: Array) -> Array:
+  """(N,), whether the highest logit's class is the label, one of several, or the likeliest."""
+  top = logits.argmax(-1)
+  if several(labels):
+    return (labels == top[:, None]).any(-1)
+  return top == (labels if labels.ndim == 1 else labels.argmax(-1))
 
 
 def softmax_cross_entropy(logits: Array, y: Array) -> Array:
@@ -51,14 +75,62 @@ def blanked(batch: Batch) -> Batch:
 
 
 def measure(logits: Array, batch: Batch, *, loss: str = 'softmax', smoothing: float = 0.0) -> Sums:
-  """Sums over the images that count: 'loss', 'correct' (highest logit is the label), 'count'."""
+  """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'."""
   labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
   losses = LOSSES[loss](logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
-  wanted = labels if labels.ndim == 1 else labels.argmax(-1)
-  correct = (logits.argmax(-1) == wanted) * mask
+  correct = hits(logits, labels) * mask
   # A padded image may hold anything, so it is left out rather than multiplied by zero.
   total = jnp.where(mask > 0, losses, 0).sum()
   return {'loss': total, 'correct': correct.sum(), 'count': mask.sum()}
+
+
+def pixel_weights(key: Array, size: Sequence[int], *, mixup: float, cutmix: float) -> Array:
+  """(H, W), the share in [0, 1] of each pixel that an image of a batch keeps when it is mixed.
+
+  Their mean is the share of its labels. Where both kinds are asked for, each is as likely.
+
+  Args:
+    key: of all draws.
+    size: (H, W).
+    mixup: a of `mixup_weights`; 0: none.
+    cutmix: a of `cutmix_weights`; 0: none.
+  """
+  which, key = jax.random.split(key)
+  if not cutmix:
+    return mixup_weights(key, size, mixup)
+  if not mixup:
+    return cutmix_weights(key, size, cutmix)
+  return jnp.where(
+    jax.random.bernoulli(which), cutmix_weights(key, size, cutmix), mixup_weights(key, size, mixup)
+  )
+
+
+def mixup_weights(key: Array, size: Sequence[int], a: float) -> Array:
+  """The same for all pixels, x ~ Beta(a, a) or 1 - x, the larger, as big_vision (1710.09412)."""
+  drawn = jax.random.beta(key, a, a)
+  return jnp.full(size, jnp.maximum(drawn, 1 - drawn))
+
+
+def cutmix_weights(key: Array, size: Sequence[int], a: float) -> Array:
+  """1 outside of a box, 0 in it; its area is a share 1 - x, x ~ Beta(a, a) (arXiv 1905.04899).
+
+  Its centre is any pixel, and what would lie beyond the image is cut off.
+  """
+  of_area, of_centre = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(of_area, a, a))
+  centre = jax.random.uniform(of_centre, (2,))
+  inside = [
+    jnp.abs(jnp.arange(length) + 0.5 - length * where) < length * side / 2
+    for length, where in zip(size, centre)
+  ]
+  return 1.0 - inside[0][:, None] * inside[1]
+
+
+def mixed(rows: Array, weights: Array, mask: Array) -> Array:
+  """weights * row + (1 - weights) * the row before it, where both count, else the row (N, ...)."""
+  both = (mask > 0) & (jnp.roll(mask, 1) > 0)
+  blend = weights * rows + (1 - weights) * jnp.roll(rows, 1, axis=0)
+  return jnp.where(both.reshape(-1, *(1,) * (rows.ndim - 1)), blend, rows)
 
 
 def make_objective(
@@ -68,25 +140,38 @@ def make_objective(
   std: Sequence[float],
   loss: str = 'softmax',
   smoothing: float = 0.0,
+  mixup: float = 0.0,
+  cutmix: float = 0.0,
 ) -> Callable[[Any, Batch, Array], tuple[Array, Sums]]:
   """objective(params, batch, key) -> the training loss summed over the batch, and `measure`'s sums.
 
   Args:
-    apply: a model's; the key goes to its dropout.
+    apply: a model's; the key goes to its dropout, and one folded from it to the mixing.
     mean, std: of `normalize`.
     loss: 'softmax' or 'sigmoid'.
     smoothing: label smoothing, in [0, 1).
+    mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
+      asks for the class with the larger share.
 
   Raises:
-    ValueError: for an unknown loss.
+    ValueError: for an unknown loss, or a negative a.
   """
   if loss not in LOSSES:
     raise ValueError(f'unknown loss {loss!r}; known: {", ".join(LOSSES)}')
+  if min(mixup, cutmix) < 0:
+    raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
 
   def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Sums]:
     batch = blanked(batch)
     images = normalize(batch['image'], mean, std)
+    if mixup or cutmix:
+      size = images.shape[1:3]
+      weights = pixel_weights(jax.random.fold_in(key, MIXING), size, mixup=mixup, cutmix=cutmix)
+      images = mixed(images, weights[None, :, :, None], batch['mask'])
     logits, _ = apply({'params': params}, images, train=True, rngs={'dropout': key})
+    if mixup or cutmix:
+      soft = targets(batch['label'], logits.shape[-1])
+      batch = batch | {'label': mixed(soft, weights.mean(), batch['mask'])}
     sums = measure(logits, batch, loss=loss, smoothing=smoothing)
     return sums['loss'], sums
 
