@@ -11,7 +11,7 @@ COMMANDS = {
   'evaluate': ('vit_jax.evaluate.accuracy', "measure a run's model on a split"),
   'convert': ('vit_jax.conversion', "write a checkpoint in another library's names"),
   'models': ('vit_jax.models', 'list the models'),
-  'data': ('vit_jax.data.sources', 'save images of a data set'),
+  'data': ('vit_jax.data.show', 'look at data sets, save, prepare and list them'),
   'bench': ('vit_jax.benchmark', 'measure speed and memory'),
   'doctor': ('vit_jax.doctor', 'say what this machine has, and what is wrong with it'),
 }

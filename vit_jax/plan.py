@@ -124,7 +124,7 @@ def make_plan(config: Any) -> Plan:
   mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
   check_division(config, mesh)
   named = {'train': data.train, 'validation': data.validation, 'test': data.test}
-  splits = {use: sources.open_source(data.source, name) for use, name in named.items() if name}
+  splits = sources.open_splits(data.source, {use: name for use, name in named.items() if name})
   check_source(config, splits)
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)

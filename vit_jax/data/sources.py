@@ -7,6 +7,7 @@ A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', '
 import dataclasses
 import functools
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -95,25 +96,40 @@ def open_source(name: str, split: str) -> Source:
     split: in TFDS's language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation'.
 
   Raises:
+    FileNotFoundError: if it is not there.
     ValueError: for an unknown data set or split, or one without images.
+  """
+  return open_splits(name, {'': split})['']
+
+
+def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
+  """Several splits of a data set, each as of `open_source`, by names of one's own."""
+  splits, found = splits_of(name), {}
+  for use, text in texts.items():
+    found[use] = chosen(name, splits, text)
+    if not len(found[use]):
+      raise ValueError(f'{name} has no images in split {text!r}')
+  return found
+
+
+def splits_of(name: str) -> Splits:
+  """The splits of a data set by their names, not opened yet.
+
+  Raises:
+    FileNotFoundError, ValueError: if it is unknown, not there, or no data set.
   """
   from vit_jax.data import presets
 
-  preset = presets.PRESETS.get(name)
-  if preset is not None:
-    name = preset.source
+  if preset := presets.PRESETS.get(name):
+    whole = splits_of(preset.source)
+    own = preset.splits.items()
+    return {part: functools.partial(chosen, preset.source, whole, text) for part, text in own}
   kind, _, rest = name.partition(':')
   if kind not in KINDS or (bool(rest) is (kind == 'digits')):
     known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
-    raise ValueError(f'unknown dataset {name!r}{models.nearest(name, known)}')
-  splits = importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
-  if preset is not None:
-    own = preset.splits.items()
-    splits = {part: functools.partial(chosen, name, splits, text) for part, text in own}
-  source = chosen(name, splits, split)
-  if not len(source):
-    raise ValueError(f'{name} has no images in split {split!r}')
-  return source
+    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else models.nearest(name, known)
+    raise ValueError(f'unknown dataset {name!r}{near}')
+  return importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
 
 
 TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')

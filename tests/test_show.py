@@ -1,0 +1,390 @@
+"""`vit data`: what it says of a set of images is what there is, and what it writes is whole."""
+
+import io
+import json
+import os
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import __main__ as vit
+from vit_jax.data import pipeline, presets, show, sources, transforms
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(height=6, width=9, form='JPEG', seed=None):
+  rng = RNG if seed is None else np.random.default_rng(seed)
+  out = io.BytesIO()
+  picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+  picture.save(out, form, **({} if form == 'GIF' else {'quality': 90}))
+  return out.getvalue()
+
+
+TWIN, BROKEN, EMPTY = encoded(8, 4, 'PNG', seed=1), b'GIF89a but no more', b''
+PIXELS = RNG.integers(0, 256, (3, 5, 3), dtype=np.uint8)
+SETS = {
+  'train': [(TWIN, 0), (encoded(), 0), (BROKEN, 0), (TWIN, 1), (encoded(20, 30), 1), (EMPTY, 1)],
+  'validation': [(PIXELS, 0), (PIXELS.reshape(5, 3, 3), 1), (PIXELS.copy(), -1), (encoded(), 7)],
+  'test': [(TWIN, 0), (EMPTY, 1), (encoded(), 1)],
+}
+CLASSES = ('rose', 'tulip', 'lily')
+
+
+class Records:
+  """Records that are made when they are read."""
+
+  def __init__(self, images):
+    self.images = images
+
+  def __len__(self):
+    return len(self.images)
+
+  def __getitem__(self, index):
+    image, label = self.images[index]
+    if isinstance(image, Exception):
+      raise image
+    return {'image': image, 'label': np.asarray(label, np.int32)}
+
+
+def source(images, classes=CLASSES, name='set'):
+  return sources.Source(Records(images), classes, f'{name}/{{}}.jpg'.format)
+
+
+def install(monkeypatch, sets, classes=CLASSES):
+  """Makes 'arrays:mine' a data set of these splits."""
+  made = {split: source(images, classes, split) for split, images in sets.items()}
+  module = types.SimpleNamespace(
+    splits=lambda kind, rest: {split: lambda one=one: one for split, one in made.items()}
+  )
+  found = show.importlib.import_module
+  monkeypatch.setattr(
+    show.importlib,
+    'import_module',
+    lambda name: module if name == 'vit_jax.data.arrays' else found(name),
+  )
+  return made
+
+
+@pytest.fixture
+def mine(monkeypatch):
+  return install(monkeypatch, SETS)
+
+
+def run(*words):
+  return vit.main(['data', *words])
+
+
+def as_json(capsys, *words):
+  code = run('show', 'arrays:mine', '--format', 'json', *words)
+  return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_report_counts_images_classes_bytes_and_sizes(mine, capsys):
+  code, found = as_json(capsys)
+  train, validation = found['splits']['train'], found['splits']['validation']
+  assert (code, found['classes']) == (3, list(CLASSES))
+  assert train['count'] == 6
+  assert train['per_class'] == [3, 3, 0]
+  assert (train['largest'], train['smallest'], train['empty']) == ('rose', 'lily', ['lily'])
+  assert train['bytes'] == sum(len(image) for image, _ in SETS['train'])
+  assert train['height'] == {'min': 6, 'median': 8, 'max': 20}
+  assert train['width'] == {'min': 4, 'median': 6, 'max': 30}
+  assert validation['per_class'] == [1, 1, 0]
+  assert validation['unlabelled'] == 2  # -1 and 7
+  assert validation['bytes'] == 3 * PIXELS.nbytes + len(SETS['validation'][3][0])
+
+
+def test_unreadable_images_are_named_with_what_is_wrong_with_them(monkeypatch, capsys):
+  gone = OSError(5, 'Input/output error')
+  install(monkeypatch, {'train': [(BROKEN, 0), (EMPTY, 1), (gone, 1), (TWIN, 2)]})
+  code, found = as_json(capsys)
+  told = {bad['image']: bad['reason'] for bad in found['splits']['train']['unreadable']}
+  assert code == 3
+  assert list(told) == ['train/0.jpg', 'train/1.jpg', 'train/2.jpg']
+  assert 'empty' in told['train/1.jpg'] and told['train/2.jpg'] == 'Input/output error'
+  assert found['splits']['train']['height'] == {'min': 8, 'median': 8, 'max': 8}
+
+
+def test_equal_files_and_equal_pixels_are_duplicates_and_unreadable_ones_are_not(mine, capsys):
+  _, found = as_json(capsys)
+  twins = found['duplicates']
+  assert twins['within'] == {'train': 1, 'validation': 1}
+  assert twins['between'] == [{'splits': ['train', 'test'], 'images': 1}]
+  named = [[one['image'] for one in group] for group in twins['groups']]
+  assert named == [
+    ['train/0.jpg', 'train/3.jpg', 'test/0.jpg'],
+    ['validation/0.jpg', 'validation/2.jpg'],  # not 1, of the same bytes in another shape
+  ]
+
+
+def brute(digests):
+  """Images of a later split that are in an earlier one, pair by pair."""
+  return {
+    (a, b): sum(x in list(digests[a]) for x in digests[b])
+    for a in digests
+    for b in digests
+    if a < b and set(digests[a]) & set(digests[b])
+  }
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_duplicates_are_those_that_a_comparison_of_all_with_all_finds(seed):
+  rng = np.random.default_rng(seed)
+  surveys, digests = {}, {}
+  for name in 'abc':
+    digests[name] = rng.integers(0, 12, rng.integers(1, 10)).astype(np.uint64)
+    count = len(digests[name])
+    surveys[name] = show.Survey(
+      source([(b'', 0)] * count), np.ones((count, 2), np.int32), digests[name], np.zeros(3, int)
+    )
+  found = show.report('x', surveys)['duplicates']
+  pairs = {tuple(pair['splits']): pair['images'] for pair in found['between']}
+  assert pairs == brute(digests)
+  twice = {name: len(rows) - len(set(rows.tolist())) for name, rows in digests.items()}
+  assert found['within'] == {name: count for name, count in twice.items() if count}
+
+
+def test_a_table_says_what_is_amiss_and_names_a_few(mine, capsys):
+  assert run('show', 'arrays:mine') == 3
+  told = capsys.readouterr()
+  assert told.err == ''  # no bar where there is no terminal
+  for line in [
+    'arrays:mine, 3 classes',
+    'classes without an image in train: 1',
+    '  lily',
+    'images of validation without a label among the classes: 2',
+    'unreadable images of train: 2',
+    'images of train that are there already: 1',
+    '  train/0.jpg = train/3.jpg',
+    'images of test that are in train too: 1',
+    '  train/0.jpg = test/0.jpg',
+  ]:
+    assert line in told.out.splitlines()
+
+
+def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatch, capsys):
+  install(monkeypatch, {'train': [(encoded(), 0)] * 3, 'test': [(BROKEN, 1)]})
+  assert run('show', 'arrays:mine', '--split', 'train[:2]') == 0
+  out = capsys.readouterr().out
+  assert 'train[:2]' in out and 'test' not in out
+  assert run('show', 'arrays:mine') == 3
+
+
+def test_many_classes_are_told_by_the_largest_and_the_smallest(monkeypatch, capsys):
+  classes = tuple(f'class{i}' for i in range(50))
+  images = [(PIXELS + np.uint8(i), i) for i in range(50) for _ in range(i + 1)]
+  install(monkeypatch, {'train': images}, classes)
+  assert run('show', 'arrays:mine') == 0
+  out = capsys.readouterr().out
+  assert '(38 others)' in out and 'class49' in out and 'class0 ' in out and 'class20' not in out
+  _, found = as_json(capsys)
+  assert found['splits']['train']['per_class'] == list(range(1, 51))
+
+
+def test_labels_of_an_image_with_several_all_count(monkeypatch, capsys):
+  labels = [[0, 2, -1], [2, -1, -1], [-1, -1, -1]]
+  install(monkeypatch, {'train': [(encoded(), row) for row in labels]})
+  code, found = as_json(capsys)
+  train = found['splits']['train']
+  assert (code, train['per_class'], train['unlabelled']) == (0, [1, 0, 2], 1)
+
+
+def test_threads_change_nothing_but_the_pace(mine, capsys):
+  reports = [as_json(capsys, '--threads', threads)[1] for threads in ('1', '5')]
+  assert all(report.pop('images_per_second') > 0 for report in reports)
+  assert reports[0] == reports[1]
+
+
+def test_threads_stay_a_few_items_ahead():
+  begun = []
+  results = show.in_order(lambda item: begun.append(item) or -item, range(1000), threads=2)
+  assert [next(results) for _ in range(3)] == [0, -1, -2]
+  assert len(begun) <= 3 + 2 * 2 + 1
+  results.close()
+  assert len(begun) < 20
+
+
+# The sheet
+
+
+LINE = 'inception_crop(area_min=0.3) | flip'
+
+
+def sheet(tmp_path, *words):
+  file = tmp_path / 'sheet.png'
+  code = run('show', 'digits', '--split', 'validation', '--size', '12', '--out', str(file), *words)
+  return code, np.asarray(Image.open(file))
+
+
+def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(tmp_path, capsys):
+  code, found = sheet(tmp_path, '--augment', LINE, '--seed', '3')
+  rows, columns = show.SHEET
+  assert (code, found.shape) == (0, (rows * 12, columns * 12, 3))
+  source = sources.open_source('digits', 'validation')
+  transform = transforms.compose(LINE, (12, 12))
+  for row, index in {0: 0, rows - 1: len(source) - 1}.items():
+    examples = pipeline.Examples(source, transform, columns, seed=3)
+    for epoch in range(columns):
+      examples.add(index, epoch)
+    drawn = examples.stacked()['image']
+    for column in range(columns):
+      tile = found[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12]
+      np.testing.assert_array_equal(tile, drawn[column])
+  assert len(np.unique(drawn, axis=0)) > columns / 2
+
+
+def test_a_sheet_is_the_same_for_a_seed_and_another_for_another(tmp_path):
+  first, again, other = (sheet(tmp_path, '--seed', seed)[1] for seed in '110')
+  np.testing.assert_array_equal(first, again)
+  assert not np.array_equal(first, other)
+
+
+def test_a_sheet_shows_images_that_can_be_read_and_no_others(monkeypatch, tmp_path):
+  install(monkeypatch, {'train': [(BROKEN, 0), (PIXELS, 1), (EMPTY, 1)]})
+  file = tmp_path / 'sheet.png'
+  words = ['--out', str(file), '--size', '4', '--augment', 'resize']
+  assert run('show', 'arrays:mine', *words) == 3
+  assert np.asarray(Image.open(file)).shape == (4, 4 * show.SHEET[1], 3)
+
+
+@pytest.mark.parametrize('where', ['write_bytes', 'replace'])
+def test_ctrl_c_leaves_the_png_that_was_there_and_no_half_of_one(where, monkeypatch, tmp_path):
+  file = tmp_path / 'sheet.png'
+  file.write_bytes(b'before')
+
+  def half(path, data):
+    with open(path, 'wb') as out:
+      out.write(data[:10])
+    raise KeyboardInterrupt
+
+  def ctrl_c(*_):
+    raise KeyboardInterrupt
+
+  if where == 'write_bytes':
+    monkeypatch.setattr(show.pathlib.Path, 'write_bytes', half)
+  else:
+    monkeypatch.setattr(show.os, 'replace', ctrl_c)
+  assert run('show', 'digits', '--split', 'test[:9]', '--size', '8', '--out', str(file)) == 130
+  assert os.listdir(tmp_path) == ['sheet.png']
+  assert file.read_bytes() == b'before'
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['digit'], 'did you mean digits'),
+    (['digits:x'], 'unknown dataset'),
+    (['digits', '--split', 'tset'], 'did you mean test'),
+    (['digits', '--out', 'OUT.jpg'], '.png'),
+    (['digits', '--out', '/nowhere/at/all.png'], '/nowhere/at/all.png'),
+    (['digits', '--out', 'OUT.png', '--augment', 'flop'], 'did you mean flip'),
+    (['digits', '--augment', 'flip'], '--out'),
+    (['digits', '--threads', '0'], '--threads'),
+    (['digits', '--out', 'OUT.png', '--size', '-1'], '--size'),
+    (['digits', '--out', 'OUT.png', '--augment', 'random_crop(9)'], '9x9'),
+  ],
+)
+def test_what_cannot_be_shown_is_refused_on_one_line(words, said, tmp_path, capsys):
+  assert run('show', *(word.replace('OUT', str(tmp_path / 'out')) for word in words)) == 2
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and said in told.err
+  assert os.listdir(tmp_path) == []
+
+
+def test_help_tells_the_exit_codes(capsys):
+  with pytest.raises(SystemExit):
+    run('show', '--help')
+  assert '3 if an image cannot be read' in ' '.join(capsys.readouterr().out.split())
+
+
+# Save, prepare, list
+
+
+FORMS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'BMP': 'bmp', 'GIF': 'gif', 'TIFF': 'tif'}
+
+
+def test_encoded_images_are_saved_as_they_are_and_pixels_as_png(tmp_path):
+  images = [(encoded(form=form), 0) for form in FORMS] + [(PIXELS, 1)]
+  assert show.save_images(source(images), tmp_path) == len(images)
+  for index, ending in enumerate(FORMS.values()):
+    assert (tmp_path / 'rose' / f'{index:06d}.{ending}').read_bytes() == images[index][0]
+  (pixels,) = (tmp_path / 'tulip').iterdir()
+  np.testing.assert_array_equal(np.asarray(Image.open(pixels)), PIXELS)
+
+
+@pytest.mark.parametrize('name', ['../out', '/etc/x', '..', '.', '', 'a\\..\\b', 'a\0b'])
+def test_a_class_name_leads_to_no_other_folder(name, tmp_path):
+  folder = tmp_path / 'in' / 'here'
+  show.save_images(source([(PIXELS, 1)], ('rose', name)), folder)
+  (file,) = (path for path in tmp_path.rglob('*') if path.is_file())
+  assert file.parent.parent == folder
+
+
+def test_classes_of_the_same_name_get_folders_of_their_own():
+  folders = show.class_folders(['crane', 'a/b', 'a_b', 'crane', 'a b.c'])
+  assert folders == ['crane', '1_a_b', 'a_b', '3_crane', 'a b.c']
+
+
+@pytest.mark.parametrize(
+  'image, label, said',
+  [
+    (PIXELS, -1, 'set/0.jpg: label -1 is none of the 3 classes'),
+    (PIXELS, 3, 'label 3 is none'),
+    (PIXELS, [0, 1], 'list of labels'),
+    (b'text', 0, 'set/0.jpg: not an image'),
+  ],
+)
+def test_an_image_without_a_place_is_refused(image, label, said, tmp_path):
+  with pytest.raises(ValueError, match=said):
+    show.save_images(source([(image, label)]), tmp_path)
+  assert os.listdir(tmp_path) == []
+
+
+PRESETS = {
+  'one': presets.Preset('tfds:one:1.0.0', {'train': 'train[:98%]', 'test': 'test'}, 10, 500),
+  'mine': presets.Preset('arrays:mine', {'train': 'train[:2]', 'test': 'test'}, 3),
+}
+
+
+def test_the_presets_are_listed_with_their_splits(monkeypatch, capsys):
+  monkeypatch.setattr(presets, 'PRESETS', PRESETS)
+  assert run('list') == 0
+  words = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ' '.join(words[1]) == 'one tfds:one:1.0.0 10 500 train train[:98%], test test'
+  assert run('list', '--format', 'json') == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found['one'] == {
+    'source': 'tfds:one:1.0.0',
+    'splits': {'train': 'train[:98%]', 'test': 'test'},
+    'classes': 10,
+    'steps': 500,
+  }
+
+
+def test_every_preset_is_listed(capsys):
+  assert run('list', '--format', 'json') == 0
+  assert list(json.loads(capsys.readouterr().out)) == list(presets.PRESETS)
+
+
+def test_a_preset_is_shown_in_its_own_splits(mine, monkeypatch, capsys):
+  monkeypatch.setattr(presets, 'PRESETS', PRESETS)
+  run('show', 'mine', '--format', 'json')
+  found = json.loads(capsys.readouterr().out)
+  assert {name: split['count'] for name, split in found['splits'].items()} == {
+    'train': 2,
+    'test': 3,
+  }
+
+
+def test_prepare_leaves_the_work_to_tfds_and_says_what_fails(monkeypatch, capsys):
+  def prepare(name, *, say):
+    say(f'prepares {name}')
+    raise ValueError('there is\nno such set')
+
+  tfds = types.SimpleNamespace(prepare=prepare)
+  monkeypatch.setattr(show.importlib, 'import_module', {'vit_jax.data.tfds': tfds}.__getitem__)
+  assert show.main(['prepare', 'cifar10']) == 2
+  assert capsys.readouterr().err == 'prepares cifar10\nvit data: there is no such set\n'
