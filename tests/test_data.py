@@ -1,11 +1,7 @@
 """What a model is fed: the same order everywhere, every image once, and no file that stops it."""
 
-import functools
 import hashlib
-import io
-import struct
-import warnings
-import zlib
+import pathlib
 
 import numpy as np
 import pytest
@@ -220,12 +216,17 @@ def apply(line, image=PHOTO, size=(4, 6), seed=0):
     ("resize(method='bicubic')", (4, 6)),
     ("resize(5, method='bicubic')", (5, 5)),
     ("resize_small(6, method='bicubic_antialias') | central_crop(5)", (5, 5)),
+    ("resize_small(6, rounding='down') | central_crop(5, rounding='nearest')", (5, 5)),
     ('resize_small(6) | central_crop', (4, 6)),
+    ('crop_ratio', (4, 6)),
+    ("crop_ratio(ratio=0.5, method='bilinear')", (4, 6)),
+    ('crop_ratio(5)', (5, 5)),
     ('central_crop(3)', (3, 3)),
     ('random_crop(12, 20)', (12, 20)),
     ('inception_crop', (4, 6)),
     ('inception_crop(8, area_min=0.3)', (8, 8)),
     ('inception_crop(area_min=0.3) | flip', (4, 6)),
+    ("inception_crop(method='bicubic_antialias')", (4, 6)),
     ('flip | resize', (4, 6)),
     ('affine(degrees=10)|flip()', (12, 20)),
     (' resize ( 5 ) ', (5, 5)),
@@ -260,9 +261,14 @@ def test_a_line_that_is_more_than_calls_is_an_error(line):
     transforms.compose(line, (4, 6))
 
 
-@pytest.mark.parametrize(
-  'line', ['resize("a")', 'resize(0)', 'resize_small(-3)', 'central_crop(2.5)', 'affine("x")']
-)
+BAD_VALUES = [
+  'resize("a")', 'resize(0)', 'resize_small(-3)', 'central_crop(2.5)', 'affine("x")',
+  'crop_ratio(ratio=0)', 'crop_ratio(ratio=1.5)', 'crop_ratio(ratio="a")', 'crop_ratio(method="x")',
+  'resize_small(3, rounding="up")', 'central_crop(3, rounding=1)', 'inception_crop(method=3)',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('line', BAD_VALUES)
 def test_a_value_that_a_transform_does_not_take_is_an_error_before_any_image(line):
   with pytest.raises(ValueError, match='transform'):
     transforms.compose(line, (4, 6))
@@ -318,6 +324,81 @@ def test_central_crop_is_the_middle():
   np.testing.assert_array_equal(apply('central_crop(12, 20)'), PHOTO)
 
 
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.mark.quick
+def test_resize_is_that_of_tensorflow():
+  chelsea = transforms.decode((HERE / 'data/chelsea.png').read_bytes())
+  golden = np.load(HERE / 'golden/golden.npz')['tfresize_chelsea_224']  # in [-1, 1]
+  found = apply('resize(224)', chelsea.astype(np.float32))[::16, ::16]
+  np.testing.assert_allclose((found - 127.5) / 127.5, golden, atol=1e-5, rtol=0)  # float32
+  found = apply('resize(224)', chelsea)[::16, ::16]
+  # one level: OpenCV's weights for uint8 are integers
+  np.testing.assert_allclose(found, 127.5 + 127.5 * golden, atol=1, rtol=0)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'size, nearest, down',
+  [
+    ((375, 500), (256, 341), (256, 341)),
+    ((333, 500), (256, 384), (256, 384)),
+    ((500, 333), (384, 256), (384, 256)),
+    ((300, 455), (256, 388), (256, 388)),
+    ((480, 641), (256, 342), (256, 341)),
+    ((641, 480), (342, 256), (341, 256)),
+    ((512, 513), (256, 256), (256, 256)),  # 256.5 to the even one
+    ((512, 515), (256, 258), (256, 257)),
+    ((256, 300), (256, 300), (256, 300)),
+  ],
+)
+def test_the_longer_side_is_rounded_as_big_vision_or_cut_as_torchvision(size, nearest, down):
+  image = np.zeros((*size, 3), np.uint8)
+  assert apply('resize_small(256)', image).shape[:2] == nearest
+  assert apply("resize_small(256, rounding='down')", image).shape[:2] == down
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('size', [(37, 50), (50, 37), (33, 50), (23, 25), (30, 22), (100, 33)])
+def test_crop_ratio_is_torchvisions_resize_and_centre_crop(size):
+  image = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
+  height, width = size
+  short = min(size)
+  height, width = int(25 * height / short), int(25 * width / short)  # floor(22 / 0.875) = 25
+  top, left = round((height - 22) / 2.0), round((width - 22) / 2.0)
+  expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+  found = apply('crop_ratio(22)', image)
+  np.testing.assert_array_equal(found, expected[top : top + 22, left : left + 22])
+  line = "resize_small(25, method='bicubic_antialias', rounding='down')"
+  np.testing.assert_array_equal(
+    apply(f"{line} | central_crop(22, rounding='nearest')", image), found
+  )
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('size', [(8, 30), (30, 8), (9, 9)])
+def test_crop_ratio_covers_sizes_of_any_aspect(size):
+  for line in ('crop_ratio', 'crop_ratio(ratio=1.0)', 'crop_ratio(ratio=0.6)'):
+    assert apply(line, np.zeros((*size, 3), np.uint8), size=(4, 14)).shape == (4, 14, 3)
+
+
+@pytest.mark.quick
+def test_a_thin_line_that_would_become_a_huge_image_is_bad():
+  line = np.zeros((1, 60_000, 3), np.uint8)
+  for step in ('resize_small(224)', 'crop_ratio(224)', 'crop_ratio(200, 224)'):
+    with pytest.raises(transforms.BadImage, match='exceed the limit'):
+      apply(step, line)
+
+
+@pytest.mark.quick
+def test_central_crop_rounds_half_the_spare_pixels_down_or_to_the_nearest_even():
+  for spare, down, nearest in [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)]:
+    image = coordinates(8 + spare, 8)
+    assert apply('central_crop(8)', image)[0, 0, 0] == down
+    assert apply("central_crop(8, rounding='nearest')", image)[0, 0, 0] == nearest
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize('step', ['central_crop', 'random_crop'])
 def test_a_crop_larger_than_the_image_is_an_error(step):
@@ -343,9 +424,7 @@ def test_random_crops_are_pieces_of_the_image_and_reach_all_of_it():
 
 def test_inception_crops_keep_within_their_bounds_of_area_and_aspect(monkeypatch):
   crops = []
-  monkeypatch.setattr(
-    transforms, 'resized', lambda image, height, width: crops.append(image.shape) or image
-  )
+  monkeypatch.setattr(transforms, 'resized', lambda image, *how: crops.append(image.shape) or image)
   step = transforms.inception_crop(4, 4, area_min=0.25, area_max=0.5)
   image = np.zeros((100, 150, 3), np.uint8)
   for seed in range(300):
@@ -399,162 +478,3 @@ def test_transforms_draw_from_their_generator_alone():
 @pytest.mark.parametrize('name', ['resize', 'resize_small(5)', 'central_crop(3)'])
 def test_evaluation_steps_draw_nothing(name):
   transforms.compose(name, (4, 6))(PHOTO, None)
-
-
-# Decoding
-
-
-def encoded(image, form, **how):
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
-  data = io.BytesIO()
-  image.save(data, form, **how)
-  return data.getvalue()
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('form', ['PNG', 'BMP', 'TIFF', 'GIF', 'JPEG', 'WEBP'])
-def test_files_of_every_form_become_uint8_rgb(form):
-  image = coordinates() * np.uint8(10)
-  found = transforms.decode(encoded(image, form))
-  assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
-  # lossy forms and palettes: pixels are off by a few levels, not by channels or places
-  worst = 0 if form in ('PNG', 'BMP', 'TIFF') else 40
-  assert np.abs(found.astype(int) - image).max() <= worst
-
-
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-DEEP = GREY.astype(np.uint16) * 257
-RED = np.full((3, 4, 3), (255, 0, 0), np.uint8)
-
-
-def grey_rgb(grey):
-  return np.repeat(grey[..., None], 3, -1)
-
-
-def cases():
-  half = np.concatenate([RED, np.full((3, 4, 1), 128, np.uint8)], -1)
-  clear = np.concatenate([RED, np.zeros((3, 4, 1), np.uint8)], -1)
-  grey_alpha = Image.fromarray(GREY).convert('LA')
-  grey_alpha.putalpha(0)
-  palette = Image.fromarray(RED).quantize(4)
-  pink = np.full((3, 4, 3), (255, 127, 127), np.uint8)
-  white = np.full((3, 4, 3), 255, np.uint8)
-  bits = np.array([[0, 255, 0, 255]] * 3, np.uint8)
-  animated = dict(save_all=True, append_images=[Image.fromarray(0 * RED)], duration=9)
-  return {
-    'grey': (encoded(GREY, 'PNG'), grey_rgb(GREY)),
-    'one bit': (encoded(Image.fromarray(bits).convert('1'), 'PNG'), grey_rgb(bits)),
-    '16 bits': (encoded(DEEP, 'PNG'), grey_rgb(GREY)),
-    '16 bits TIFF': (encoded(DEEP, 'TIFF'), grey_rgb(GREY)),
-    'half transparent': (encoded(half, 'PNG'), pink),
-    'transparent': (encoded(clear, 'PNG'), white),
-    'grey and transparent': (encoded(grey_alpha, 'PNG'), white),
-    'palette': (encoded(palette, 'PNG'), RED),
-    'palette with transparent colour': (encoded(palette, 'PNG', transparency=0), white),
-    'CMYK': (encoded(Image.fromarray(RED).convert('CMYK'), 'JPEG', quality=100), RED),
-    'animated': (encoded(Image.fromarray(RED), 'GIF', **animated), RED),
-  }
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('case', cases())
-def test_images_of_every_mode_become_rgb_over_white(case):
-  data, expected = cases()[case]
-  found = transforms.decode(data)
-  assert (found.shape, found.dtype) == (expected.shape, np.uint8)
-  # JPEG rounds, and 128 / 255 is not quite a half
-  assert np.abs(found.astype(int) - expected).max() <= 2
-
-
-TURNS = {
-  1: lambda x: x,
-  2: lambda x: x[:, ::-1],
-  3: lambda x: x[::-1, ::-1],
-  4: lambda x: x[::-1],
-  5: lambda x: x.swapaxes(0, 1),
-  6: lambda x: np.rot90(x, -1),
-  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
-  8: np.rot90,
-}
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('form', ['PNG', 'TIFF'])
-@pytest.mark.parametrize('orientation', TURNS)
-def test_images_stand_upright_by_their_exif(orientation, form):
-  exif = Image.Exif()
-  exif[0x112] = orientation
-  found = transforms.decode(encoded(coordinates(3, 5), form, exif=exif))
-  np.testing.assert_array_equal(found, TURNS[orientation](coordinates(3, 5)))
-
-
-def promising(width, height):
-  """A PNG that claims to be that large."""
-
-  def chunk(kind, body):
-    checksum = struct.pack('>I', zlib.crc32(kind + body))
-    return struct.pack('>I', len(body)) + kind + body + checksum
-
-  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-  parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(b'\0')), chunk(b'IEND', b'')
-  return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
-
-
-def refused(data, match=None):
-  with pytest.raises(ValueError, match=match) as error:
-    transforms.decode(data)
-  assert '\n' not in str(error.value)
-  assert len(str(error.value)) < 200
-
-
-@pytest.mark.quick
-def test_what_is_no_image_is_refused_in_one_line():
-  refused(b'', 'the file is empty')
-  refused(b'GIF89a')
-  refused(b'<html>not found</html>', 'not an image')
-  refused(bytes(1000), 'not an image')
-  refused(b'%PDF-1.7 \n', 'not an image')
-
-
-@pytest.mark.quick
-def test_an_image_that_promises_more_than_memory_holds_is_refused_in_one_line():
-  refused(promising(60_000, 60_000), 'damaged|exceed')
-
-
-@pytest.mark.parametrize('side', [9_900, 11_000])
-def test_no_warning_comes_with_a_large_image(side):
-  with warnings.catch_warnings():
-    warnings.simplefilter('error')
-    refused(promising(side, side))
-
-
-FORMS = ['PNG', 'JPEG', 'GIF', 'BMP', 'WEBP', 'TIFF']
-
-
-@functools.cache
-def whole(form):
-  return encoded(np.random.default_rng(1).integers(0, 256, (16, 20, 3), dtype=np.uint8), form)
-
-
-@pytest.mark.filterwarnings('ignore')  # Pillow's own, of damaged metadata
-@pytest.mark.parametrize('form', FORMS)
-def test_a_file_cut_short_is_refused_in_one_line(form):
-  data = whole(form)
-  for length in range(1, len(data) * 9 // 10, 1 + len(data) // 60):
-    refused(data[:length])
-
-
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('form', FORMS)
-def test_a_damaged_file_is_an_image_or_refused_in_one_line(form, capfd):
-  rng = np.random.default_rng(0)
-  for _ in range(150):
-    data = bytearray(whole(form))
-    for place in rng.integers(0, min(len(data), 300), 3):
-      data[place] = rng.integers(256)
-    try:
-      found = transforms.decode(bytes(data))
-      assert (found.ndim, found.shape[2], found.dtype) == (3, 3, np.uint8)
-    except ValueError as error:
-      assert '\n' not in str(error)

@@ -1,21 +1,25 @@
 """What the documents say is what the library does: their tables and examples are read here."""
 
 import ast
+import contextlib
 import inspect
 import pathlib
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.interop import ours
-from vit_jax import __main__, conversion, convert
+from vit_jax import __main__, config, conversion, convert, plan
 from vit_jax.convert import engine, files, resample
+from vit_jax.data import decoding, pipeline, presets, sources, transforms
 from vit_jax.models import vit
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, CHECKPOINTS = ROOT / 'README.md', ROOT / 'docs' / 'checkpoints.md'
+DATA = ROOT / 'docs' / 'data.md'
 
 
 def tables(path):
@@ -24,7 +28,8 @@ def tables(path):
   for line in [*path.read_text().splitlines(), '']:
     line = line.strip()
     if line.startswith('|') and line.endswith('|'):
-      rows.append([cell.strip() for cell in line[1:-1].split('|')])
+      cells = re.split(r'(?<!\\)\|', line[1:-1])
+      rows.append([cell.strip().replace('\\|', '|') for cell in cells])
     elif rows:
       titles, rule, *body = rows
       assert all(re.fullmatch('-+', cell) for cell in rule), titles
@@ -34,9 +39,9 @@ def tables(path):
   return found
 
 
-def table(first):
-  """The rows of the table of docs/checkpoints.md whose first title that is."""
-  (rows,) = [body for titles, body in tables(CHECKPOINTS) if titles[0] == first]
+def table(first, path=CHECKPOINTS):
+  """The rows of the table of a document whose first title that is."""
+  (rows,) = [body for titles, body in tables(path) if titles[0] == first]
   return rows
 
 
@@ -151,10 +156,14 @@ def blocks(path, language):
   return [block for kind, block in fenced if kind == language]
 
 
-DOCUMENTS = pytest.mark.parametrize('path', [README, CHECKPOINTS], ids=lambda path: path.name)
+def of_documents(*paths):
+  return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
 
 
-@DOCUMENTS
+DOCUMENTS = of_documents(README, CHECKPOINTS, DATA)
+
+
+@of_documents(README, CHECKPOINTS)
 def test_python_in_documents_calls_what_there_is(path):
   seen = 0
   for block in blocks(path, 'python'):
@@ -199,3 +208,154 @@ def test_the_readme_lists_every_file_or_its_folder():
 
 def test_the_readme_has_fewer_than_1000_words():
   assert len(README.read_text().split()) < 1000
+
+
+# docs/data.md
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (260, 300, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """The folder that the examples run in, with the files that they name."""
+  root = tmp_path_factory.mktemp('data')
+  for label, name in enumerate(('rose', 'tulip')):
+    (root / 'photos' / name).mkdir(parents=True)
+    for index in range(40):
+      image = Image.fromarray(np.roll(PHOTO, 2 * index + label, 1))
+      image.save(root / 'photos' / name / f'{index}.jpg')
+  (listed,) = blocks(DATA, 'csv')
+  (root / 'photos.csv').write_text(listed)
+  with contextlib.chdir(root):
+    for block in blocks(DATA, 'python'):
+      exec(block, {})
+    with contextlib.suppress(ModuleNotFoundError):
+      from pyarrow import csv, parquet
+
+      parquet.write_table(csv.read_csv('photos.csv'), 'photos.parquet')
+  return root
+
+
+@pytest.fixture
+def there(photos, monkeypatch):
+  monkeypatch.chdir(photos)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(photos / 'cache'))
+
+
+def test_every_kind_of_source_is_told():
+  kinds = [coded(row[0]) for row in table('kind', DATA)]
+  assert sorted(kinds) == sorted([kind] for kind in sources.KINDS)
+  for (kind,), row in zip(kinds, table('kind', DATA)):
+    assert all(example.partition(':')[0] == kind for example in coded(row[1]))
+
+
+OFFLINE = [row for row in table('kind', DATA) if coded(row[0])[0] not in ('tfds', 'hf')]
+
+
+@pytest.mark.parametrize('row', OFFLINE, ids=[coded(row[0])[0] for row in OFFLINE])
+def test_an_example_of_a_source_opens(row, there):
+  (example,) = coded(row[1])
+  if example.startswith('parquet'):
+    pytest.importorskip('pyarrow')
+  source = sources.open_source(example, 'train')
+  record = source[0]
+  assert len(source.classes) >= 2 and 0 <= record['label'] < len(source.classes)
+  assert transforms.pixels(record['image']).dtype == np.uint8
+
+
+@pytest.mark.parametrize('row', table('example', DATA), ids=lambda row: coded(row[0])[0])
+def test_an_example_of_a_split_is_what_it_says(row):
+  (example,), digits = coded(row[0]), sources.open_source('digits', 'train')
+  expected = {
+    'train': len(digits),
+    'train[:98%]': round(0.98 * len(digits)),
+    'train[98%:]': len(digits) - round(0.98 * len(digits)),
+    'train[100:200]': 100,
+    'train[-20:]': 20,
+    'train+validation': len(digits) + len(sources.open_source('digits', 'validation')),
+  }
+  assert len(sources.open_source('digits', example)) == expected[example]
+
+
+def test_every_preset_is_told_with_its_source_classes_and_steps():
+  told = {}
+  for name, source, classes, steps, _ in table('preset', DATA):
+    numbers = [int(text.replace(',', '') or 0) for text in (classes, steps)]
+    told[coded(name)[0]] = (coded(source)[0], *numbers)
+  known = {name: (p.source, p.classes, p.steps) for name, p in presets.PRESETS.items()}
+  tasks = [name for row in table('group', DATA) for name in coded(row[1])]
+  assert len(tasks) == len(set(tasks)) == 19
+  assert set(tasks) == {name for name in known if name.startswith('vtab/')}
+  assert {known[name][2] for name in tasks} == {2500}
+  assert told == {name: known[name] for name in known if name not in tasks}
+
+
+STEPS = table('step', DATA)
+
+
+def test_every_step_has_a_row():
+  assert sorted(coded(row[0]) for row in STEPS) == sorted([name] for name in transforms.STEPS)
+
+
+@pytest.mark.parametrize('row', STEPS, ids=[coded(row[0])[0] for row in STEPS])
+def test_an_example_of_a_step_gives_an_image(row):
+  (step,), (example,) = coded(row[0]), coded(row[1])
+  assert step in example
+  transform = transforms.compose(example, (224, 224))
+  for seed in range(3):
+    image = transform(PHOTO, np.random.default_rng(seed))
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if '224' in example:
+      assert image.shape == (224, 224, 3)
+
+
+def test_the_methods_told_are_those_that_there_are():
+  assert [coded(row[0])[0] for row in table('method', DATA)] == list(transforms.METHODS)
+
+
+@pytest.mark.parametrize('row', table('field', DATA), ids=lambda row: coded(row[0])[0])
+def test_an_example_of_a_field_is_taken(row):
+  (example,) = coded(row[0])
+  field, _, value = example.partition('=')
+  section, name = field.split('.')
+  assert str(config.load('default', [example])[section][name]) == value
+  assert str(config.default()[section][name]) != value
+
+
+def test_the_limits_on_bad_images_are_those_that_hold():
+  told = ' '.join(DATA.read_text().split())
+  assert f'over {decoding.MAX_PIXELS:,} pixels' in told
+  assert f'Over {100 * pipeline.LIMIT:.0f} % of them' in told
+  assert f'{pipeline.TRIES} in a row' in told
+
+
+def test_the_line_that_trains_on_photos_is_a_plan(there):
+  lines = DATA.read_text().replace('\\\n', '').splitlines()
+  (line,) = [line for line in lines if line.startswith('vit train ')]
+  words = [word for word in line.split() if word.startswith('--config.')]
+  ready = plan.make_plan(config.load('default', [word.removeprefix('--config.') for word in words]))
+  assert ready.classes == ('rose', 'tulip')
+  assert {use: len(source) for use, source in ready.splits.items()} == {
+    'train': 72,
+    'validation': 8,
+  }
+
+
+@pytest.mark.parametrize('command', ['show', 'save', 'prepare', 'list'])
+def test_every_command_on_data_is_told(command, capsys):
+  assert any(f'vit data {command}' in coded(row[0])[0] for row in table('command', DATA))
+  with pytest.raises(SystemExit) as ended:
+    __main__.main(['data', command, '--help'])
+  assert ended.value.code == 0 and f'vit data {command}' in capsys.readouterr().out
+
+
+def test_the_line_that_shows_photos_shows_them(there, capsys):
+  (line,) = [line for line in DATA.read_text().splitlines() if line.startswith('vit data show f')]
+  assert __main__.main(line.split()[1:]) == 0
+  assert 'folder:photos, 2 classes' in capsys.readouterr().out
+  with Image.open('sheet.png') as sheet:
+    assert sheet.size == (8 * 224, 8 * 224)
+
+
+def test_the_page_on_data_has_fewer_than_250_lines():
+  assert len(DATA.read_text().splitlines()) < 250

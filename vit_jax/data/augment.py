@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-Image = np.ndarray
+from vit_jax.data.decoding import Image, opencv
+
 Step = Callable[[Image, np.random.Generator], Image]
 
 GREY = 128  # of what a turn, a shift or a cut leaves empty
@@ -36,9 +37,7 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
 
 def mapped(image: Image, table: np.ndarray) -> Image:
   """Each value looked up in a table: (256,) for all channels, or (256, 3)."""
-  import cv2
-
-  return cv2.LUT(image, table.astype(np.uint8).reshape(256, 1, -1))
+  return opencv().LUT(image, table.astype(np.uint8).reshape(256, 1, -1))
 
 
 # TensorFlow's operations: tensorflow/tpu efficientnet/autoaugment.py, which big_vision forked as
@@ -65,8 +64,7 @@ def stretching(plane: np.ndarray) -> np.ndarray:
 
 def equalize(image: Image) -> Image:
   """Maps each channel so that its histogram becomes flat."""
-  import cv2
-
+  cv2 = opencv()
   histograms = [cv2.calcHist([plane], [0], None, [256], [0, 256]) for plane in planes(image)]
   tables = [equalizing(histogram.ravel().astype(int)) for histogram in histograms]
   return mapped(image, np.stack(tables, -1))
@@ -74,9 +72,7 @@ def equalize(image: Image) -> Image:
 
 def planes(image: Image) -> Sequence[np.ndarray]:
   """The three channels, (H, W) each."""
-  import cv2
-
-  return cv2.split(image)
+  return opencv().split(image)
 
 
 def equalizing(histogram: np.ndarray) -> np.ndarray:
@@ -150,8 +146,7 @@ def sharpness(image: Image, factor: float) -> Image:
 
 def grey(image: Image) -> Image:
   """(H, W) luminance, as tf.image.rgb_to_grayscale gives it."""
-  import cv2
-
+  cv2 = opencv()
   share = RAMP.astype(np.float32) * float32(1 / 255)
   table = share[:, None] * np.array([0.2989, 0.587, 0.114], np.float32)  # (256, 3)
   red, green, blue = planes(cv2.LUT(image, table.reshape(256, 1, 3)))
@@ -226,8 +221,7 @@ def nearest(positions: np.ndarray) -> np.ndarray:
 
 def packed(image: Image) -> np.ndarray:
   """(H * W,) uint32, a pixel each: taking one is several times as fast as taking three bytes."""
-  import cv2
-
+  cv2 = opencv()
   return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.uint32).ravel()
 
 

@@ -174,8 +174,8 @@ def evaluation_batches(
 ) -> Iterator[Iterator[HostBatch]]:
   """Every image once, in order; rows that fill up the last batch have mask 0.
 
-  So have images without a label and, where `unreadable` is given, such as cannot be read. All processes yield the same
-  number of batches.
+  So have images without a label and, where `unreadable` is given, such as cannot be read. All
+  processes yield the same number of batches.
   """
   import grain
 

@@ -1,4 +1,4 @@
-"""Images in, images out: decoding, and the steps that a config names in a line.
+"""Images in, images out: the steps that a config names in a line.
 
 H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image;
 a line of steps, 'inception_crop(224) | flip', becomes one function by `compose`. Steps that draw
@@ -9,76 +9,20 @@ import ast
 import dataclasses
 import functools
 import inspect
-import io
+import math
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vit_jax import models
+from vit_jax.data import augment
+from vit_jax.data.decoding import BadImage as BadImage  # "as": these are names of this file too
+from vit_jax.data.decoding import Encoded, Image, check_pixels, decode, opencv, opened
+from vit_jax.data.decoding import pixels as pixels
 
-Image = np.ndarray
 Step = Callable[[Image, np.random.Generator], Image]
-
-
-class BadImage(ValueError):
-  """The bytes of an image file that cannot be decoded."""
-
-
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
-MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
-
-
-def decode(data: bytes) -> Image:
-  """Bytes of an image file to (H, W, 3) uint8: first frame, upright by EXIF, alpha over white.
-
-  Raises:
-    BadImage: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
-  """
-  from PIL import Image as pil
-  from PIL import ImageOps
-
-  if not data:
-    raise BadImage('the file is empty')
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', pil.DecompressionBombWarning)  # the limit here is our own
-      opened = pil.open(io.BytesIO(data), formats=FORMATS)
-  except pil.UnidentifiedImageError:
-    raise BadImage('not an image') from None
-  except Exception as error:  # of whatever kind a decoder raises over hostile bytes
-    raise damaged(error) from None
-  if (pixels := opened.width * opened.height) > MAX_PIXELS:
-    raise BadImage(f'{pixels:,} pixels exceed the limit of {MAX_PIXELS:,}')
-  try:
-    with opened:
-      return np.asarray(as_rgb(ImageOps.exif_transpose(opened)))
-  except Exception as error:
-    raise damaged(error) from None
-
-
-def pixels(image: bytes | Image) -> Image:
-  """An image given as the bytes of its file or as pixels, as pixels."""
-  return decode(image) if isinstance(image, bytes) else image
-
-
-def damaged(error: Exception) -> BadImage:
-  return BadImage(f'damaged image ({" ".join(str(error).split())})')
-
-
-def as_rgb(image: Any) -> Any:
-  """A PIL image of any mode in RGB; 16-bit grey keeps its upper byte."""
-  from PIL import Image as pil
-
-  if image.mode.startswith('I;16'):
-    return pil.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-  if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-    image = image.convert('RGBA')
-    white = pil.new('RGBA', image.size, 'white')
-    return pil.alpha_composite(white, image).convert('RGB')
-  return image.convert('RGB')
 
 
 def resized(image: Image, height: int, width: int, method: str = 'bilinear') -> Image:
@@ -88,10 +32,9 @@ def resized(image: Image, height: int, width: int, method: str = 'bilinear') -> 
   return METHODS[method](image, (width, height))
 
 
-def opencv(image: Image, size: tuple[int, int], name: str) -> Image:
+def interpolated(image: Image, size: tuple[int, int], name: str) -> Image:
   """Half-pixel centres and no antialiasing; `size` is (width, height)."""
-  import cv2
-
+  cv2 = opencv()
   return cv2.resize(image, size, interpolation=getattr(cv2, name))
 
 
@@ -103,11 +46,12 @@ def pillow(image: Image, size: tuple[int, int], name: str) -> Image:
 
 
 METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
-  'bilinear': functools.partial(opencv, name='INTER_LINEAR'),  # tf.image.resize: Google
-  'bicubic': functools.partial(opencv, name='INTER_CUBIC'),
+  'bilinear': functools.partial(interpolated, name='INTER_LINEAR'),  # tf.image.resize: Google
+  'bicubic': functools.partial(interpolated, name='INTER_CUBIC'),
   'bilinear_antialias': functools.partial(pillow, name='BILINEAR'),  # torchvision, Hugging Face
   'bicubic_antialias': functools.partial(pillow, name='BICUBIC'),  # timm, DeiT
 }
+ROUNDINGS = ('nearest', 'down')
 
 
 def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
@@ -117,33 +61,84 @@ def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
   return lambda image, rng: resized(image, height, width, method)
 
 
-def resize_small(side: int, *, method: str = 'bilinear') -> Step:
+def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'nearest') -> Step:
   """Resizes so that the smaller side has `side` pixels, by one of METHODS; keeps the aspect.
 
-  The longer side is rounded, as big_vision does; torchvision, timm and Hugging Face cut it, so that
-  half of their images are a pixel shorter there.
+  Args:
+    side: in pixels.
+    method: of METHODS.
+    rounding: of the longer side: 'nearest', in float32 as big_vision, or 'down', as torchvision,
+      timm and Hugging Face.
   """
   check_sides(side)
   check_method(method)
+  check_rounding(rounding)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    return resized(image, round(height * scale), round(width * scale), method)
+    height, width = scaled(image.shape[0], image.shape[1], side, rounding)
+    check_pixels(height, width)  # of a thin line, all but without end
+    return resized(image, height, width, method)
 
   return step
 
 
-def central_crop(height: int, width: int) -> Step:
+def scaled(height: int, width: int, side: int, rounding: str) -> tuple[int, int]:
+  """The sides with the smaller at `side`."""
+  least = min(height, width)
+  if rounding == 'down':
+    return side * height // least, side * width // least
+  factor = np.float32(side) / np.float32(least)
+  return int(np.rint(np.float32(height) * factor)), int(np.rint(np.float32(width) * factor))
+
+
+def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
   """Cuts (height, width) from the middle of an image that is at least as large.
 
-  Where 3, 7, 11, ... pixels are spare, torchvision and timm start one later.
+  Args:
+    height, width: in pixels.
+    rounding: of half the spare pixels where these are odd: 'down', as big_vision and Hugging Face,
+      or 'nearest' (even), as torchvision and timm.
   """
   check_sides(height, width)
+  check_rounding(rounding)
+  half = round if rounding == 'nearest' else math.floor
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    top, left = spare(image, height, width)
-    return image[top // 2 : top // 2 + height, left // 2 : left // 2 + width]
+    top, left = (half(room / 2) for room in spare(image, height, width))
+    return image[top : top + height, left : left + width]
+
+  return step
+
+
+def crop_ratio(
+  height: int, width: int, ratio: float = 0.875, *, method: str = 'bicubic_antialias'
+) -> Step:
+  """The central (height, width) of an image that was resized to cover 1 / ratio of that.
+
+  To the pixel what timm does for `crop_pct`, and torchvision.
+  """
+  check_sides(height, width)
+  check_numbers(ratio)
+  if not 0 < ratio <= 1:
+    raise ValueError(f'ratio {ratio} is not above 0 and at most 1')
+  rows, columns = math.floor(height / ratio), math.floor(width / ratio)
+  if height == width:
+    steps = resize_small(rows, method=method, rounding='down')
+  else:
+    steps = resize_over(rows, columns, method)
+  crop = central_crop(height, width, rounding='nearest')
+  return lambda image, rng: crop(steps(image, rng), rng)
+
+
+def resize_over(height: int, width: int, method: str) -> Step:
+  """Resizes to no less than (height, width), and on one side to no more; keeps the aspect."""
+  check_method(method)
+
+  def step(image: Image, rng: np.random.Generator) -> Image:
+    shrink = min(image.shape[0] / height, image.shape[1] / width)
+    rows, columns = (round(side / shrink) for side in image.shape[:2])
+    check_pixels(rows, columns)
+    return resized(image, rows, columns, method)
 
   return step
 
@@ -169,6 +164,20 @@ def spare(image: Image, height: int, width: int) -> tuple[int, int]:
   return rows, columns
 
 
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+  """A step that takes an Encoded image too, of which it decodes what it needs.
+
+  Fields:
+    step: takes either.
+  """
+
+  step: Callable[[Any, np.random.Generator], Image]
+
+  def __call__(self, image: Image | Encoded, rng: np.random.Generator) -> Image:
+    return self.step(image, rng)
+
+
 def inception_crop(
   height: int,
   width: int,
@@ -176,28 +185,46 @@ def inception_crop(
   area_max: float = 1.0,
   ratio_min: float = 3 / 4,
   ratio_max: float = 4 / 3,
+  *,
+  method: str = 'bilinear',
 ) -> Step:
-  """A crop of random area (a share of the image's) and aspect, resized (arXiv 1409.4842)."""
+  """A crop of random area (a share of the image's) and aspect, resized (arXiv 1409.4842).
+
+  As the first step it decodes a large JPEG at 1/2, 1/4 or 1/8 of its size where the crop allows.
+  """
   check_sides(height, width)
   check_numbers(area_min, area_max, ratio_min, ratio_max)
+  check_method(method)
+  low, high = math.log(ratio_min), math.log(ratio_max)
 
-  def step(image: Image, rng: np.random.Generator) -> Image:
-    rows, columns = image.shape[:2]
-    for _ in range(10):
-      area = rng.uniform(area_min, area_max) * rows * columns
-      ratio = np.exp(rng.uniform(np.log(ratio_min), np.log(ratio_max)))
-      h, w = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
+  def step(image: Image | Encoded, rng: np.random.Generator) -> Image:
+    rows, columns, _ = image.shape
+    for area, ratio, down, across in rng.random((10, 4)).tolist():
+      area = (area_min + (area_max - area_min) * area) * rows * columns
+      ratio = math.exp(low + (high - low) * ratio)
+      h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
       if 0 < h <= rows and 0 < w <= columns:
-        top, left = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1))
-        return resized(image[top : top + h, left : left + w], height, width)
-    return resized(image, height, width)
+        box = int(down * (rows - h + 1)), int(across * (columns - w + 1)), h, w
+        break
+    else:
+      box = 0, 0, rows, columns
+    return resized(cut(image, box, (height, width)), height, width, method)
 
-  return step
+  return Lazy(step)
+
+
+def cut(image: Image | Encoded, box: tuple[int, int, int, int], least: tuple[int, int]) -> Image:
+  """The part within a box (top, left, height, width), which may shrink to `least`."""
+  if isinstance(image, Encoded):
+    return image.crop(box, least)
+  top, left, height, width = box
+  return image[top : top + height, left : left + width]
 
 
 def flip() -> Step:
   """Mirrors left and right with probability 1/2."""
-  return lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image
+  # OpenCV's, as a view with negative strides takes forty times as long to copy.
+  return lambda image, rng: opencv().flip(image, 1) if rng.random() < 0.5 else image
 
 
 def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: float = 0.0) -> Step:
@@ -212,8 +239,7 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
   check_numbers(degrees, shift, zoom, shear)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    import cv2
-
+    cv2 = opencv()
     height, width = image.shape[:2]
     angle, slant = np.radians(rng.uniform(-degrees, degrees)), rng.uniform(-shear, shear)
     scale = 1 + rng.uniform(-zoom, zoom)
@@ -240,6 +266,12 @@ def check_method(method: Any) -> None:
     raise ValueError(f'unknown method {method!r}; known: {", ".join(METHODS)}')
 
 
+def check_rounding(rounding: Any) -> None:
+  """Raises ValueError for a rounding that is none of ROUNDINGS."""
+  if rounding not in ROUNDINGS:
+    raise ValueError(f'unknown rounding {rounding!r}; known: {", ".join(ROUNDINGS)}')
+
+
 def check_numbers(*values: Any) -> None:
   """Raises ValueError for what is no number."""
   for value in values:
@@ -249,8 +281,17 @@ def check_numbers(*values: Any) -> None:
 
 STEPS: dict[str, Callable[..., Step]] = {
   step.__name__: step
-  for step in (resize, resize_small, central_crop, random_crop, inception_crop, flip, affine)
-}
+  for step in (
+    resize,
+    resize_small,
+    crop_ratio,
+    central_crop,
+    random_crop,
+    inception_crop,
+    flip,
+    affine,
+  )
+} | augment.STEPS
 SIZED = ('height', 'width')
 
 
@@ -267,10 +308,13 @@ class Transform:
   size: tuple[int, int]
 
   def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
-    image = pixels(image)
+    given: Any = image  # Encoded for a first step that takes it
+    if isinstance(image, bytes):
+      lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
+      given = opened(image) if lazy else decode(image)
     for step in self.steps:
-      image = step(image, rng)
-    return image
+      given = step(given, rng)
+    return given
 
 
 def compose(line: str, size: tuple[int, int]) -> Transform:
@@ -285,7 +329,7 @@ def compose(line: str, size: tuple[int, int]) -> Transform:
     ValueError: for an unknown step or arguments that it does not take.
   """
   steps = tuple(parsed(text.strip(), size) for text in line.split('|') if text.strip())
-  return Transform(steps, tuple(size))
+  return Transform(steps, (size[0], size[1]))
 
 
 def parsed(text: str, size: tuple[int, int]) -> Step:

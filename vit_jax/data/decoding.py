@@ -1,0 +1,337 @@
+"""Files in, images out: JPEG by libjpeg-turbo, at once or when it is known what of it is needed.
+
+H, W pixels. What is no JPEG, or an unusual one, is decoded by PIL. Files are hostile until decoded:
+all that is wrong with one is a BadImage, of one line.
+"""
+
+import functools
+import io
+import logging
+import re
+import struct
+import warnings
+from typing import Any
+
+import numpy as np
+
+Image = np.ndarray
+
+JPEG = b'\xff\xd8\xff'  # how such a file begins
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
+MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels
+MAX_DENSITY = 1024  # pixels to a byte of a JPEG: a block of 64 takes a bit or more
+
+
+class BadImage(ValueError):
+  """The bytes of an image file that cannot be decoded."""
+
+
+def decode(data: bytes) -> Image:
+  """Bytes of an image file to (H, W, 3) uint8: first frame, upright by EXIF, alpha over white.
+
+  Raises:
+    BadImage: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
+  """
+  image = opened(data)
+  return image.pixels() if isinstance(image, Encoded) else image
+
+
+def pixels(image: bytes | Image) -> Image:
+  """An image given as the bytes of its file or as pixels, as pixels."""
+  return decode(image) if isinstance(image, bytes) else image
+
+
+class Encoded:
+  """A JPEG file as an image whose size is known and whose pixels are yet to be decoded.
+
+  Fields:
+    data: the file.
+    stored: (height, width) of the pixels in the file.
+    orientation: by EXIF, a key of TURNS.
+    height_at: where the file says its height, if fewer rows can be decoded; else 0.
+    shape: (height, width, 3), upright.
+  """
+
+  def __init__(self, data: bytes, stored: tuple[int, int]):
+    self.data, self.stored = data, stored
+    self.orientation, self.height_at = jpeg_headers(data)
+    swaps, _, _ = TURNS[self.orientation]
+    self.shape = (*(stored[::-1] if swaps else stored), 3)
+
+  def pixels(self) -> Image:
+    """All of it, upright.
+
+    Raises:
+      BadImage: if the file is damaged.
+    """
+    import simplejpeg
+
+    try:
+      image = simplejpeg.decode_jpeg(self.data)
+    except ValueError:
+      image = self.by_pillow()
+    return turned(image, self.orientation)
+
+  def crop(self, box: tuple[int, int, int, int], least: tuple[int, int]) -> Image:
+    """The part within a box (top, left, height, width), perhaps at 1/2, 1/4 or 1/8 of its size.
+
+    The decoder stops below the part, and shrinks at less cost than it decodes: so far as the part
+    keeps `least` (height, width). Its edges are then rounded to pixels of the smaller image.
+
+    Raises:
+      BadImage: if the file is cut short, or damaged in the part or above.
+    """
+    spare = min(box[2] // least[0], box[3] // least[1])
+    factor = 1 if spare < 2 else 2 if spare < 4 else 4 if spare < 8 else 8
+    top, left, bottom, right = edges(box, self.shape, self.orientation)
+    try:
+      image = self.rows(bottom, factor)
+    except ValueError:
+      image, factor = self.by_pillow(), 1
+    if factor > 1:
+      top, left, bottom, right = ((x + factor // 2) // factor for x in (top, left, bottom, right))
+    return turned(image[top:bottom, left:right], self.orientation)
+
+  def rows(self, bottom: int, factor: int) -> Image:
+    """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8.
+
+    Raises:
+      ValueError: if the decoder finds damage.
+    """
+    import simplejpeg
+
+    data, (height, width) = self.data, self.stored
+    enough = (bottom + 19) // 16 * 16  # whole blocks, and a row below: chroma is interpolated
+    fewer = self.height_at > 0 and enough < height
+    if fewer:  # as if the file were that high; what follows is no damage
+      height = enough
+      data = data[: self.height_at] + enough.to_bytes(2, 'big') + data[self.height_at + 2 :]
+    least = (0, 0) if factor == 1 else (-(-height // factor), -(-width // factor))
+    return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1], strict=not fewer)
+
+  def by_pillow(self) -> Image:
+    """All of it as stored, which PIL makes of what the decoder finds damaged."""
+    image, _ = by_pillow(self.data)
+    if image.shape[:2] != self.stored:
+      raise BadImage('damaged image (its headers differ in size)')
+    return image
+
+
+def opened(data: bytes) -> Encoded | Image:
+  """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL.
+
+  Raises:
+    BadImage: as `decode`, but for damage that only decoding finds.
+  """
+  import simplejpeg
+
+  jpeg = data.startswith(JPEG)
+  if jpeg:
+    try:
+      height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+      colours = ''
+    if colours in ('YCbCr', 'Gray', 'RGB'):  # PIL knows what Adobe's CMYK means
+      check_pixels(height, width)
+      check_jpeg(data, height * width)
+      return Encoded(data, (height, width))
+  image, orientation = by_pillow(data)
+  return turned(image, jpeg_headers(data)[0] if jpeg else orientation)
+
+
+def by_pillow(data: bytes) -> tuple[Image, int]:
+  """The pixels of an image file of any form, as stored, and its orientation by EXIF."""
+  from PIL import Image as pil
+
+  if not data:
+    raise BadImage('the file is empty')
+  silence_pillow()
+  check_webp(data)
+  try:
+    image = pil.open(io.BytesIO(data), formats=FORMATS)
+  except pil.UnidentifiedImageError:
+    raise BadImage('not an image') from None
+  except pil.DecompressionBombError:
+    raise BadImage(f'its pixels exceed the limit of {MAX_PIXELS:,}') from None
+  except Exception as error:  # of whatever kind a decoder raises over hostile bytes
+    raise damaged(error) from None
+  try:
+    with image:
+      check_pixels(image.height, image.width)
+      if data.startswith(JPEG):
+        check_jpeg(data, image.height * image.width)
+      check_tiles(image)
+      image.load()
+      return np.asarray(as_rgb(image)), tagged(image)
+  except BadImage:
+    raise
+  except Exception as error:
+    raise damaged(error) from None
+
+
+def damaged(error: Exception) -> BadImage:
+  return BadImage(f'damaged image ({" ".join(str(error).split())[:150]})')
+
+
+PILLOW = re.compile(r'PIL\.')
+SILENCE = logging.NullHandler()  # else errors come on standard error where nobody set up logging
+
+
+def silence_pillow() -> None:
+  """What PIL warns of or logs (metadata, sizes) is refused here or does not matter.
+
+  For the whole process and for good: `warnings.catch_warnings` would race between threads.
+  """
+  logging.getLogger('PIL').addHandler(SILENCE)
+  if ('ignore', None, Warning, PILLOW, 0) not in warnings.filters:
+    warnings.filterwarnings('ignore', module=PILLOW.pattern)
+
+
+def check_pixels(height: int, width: int) -> None:
+  """Raises BadImage for more pixels than memory may hold, and for none."""
+  if height * width > MAX_PIXELS:
+    raise BadImage(f'{height * width:,} pixels exceed the limit of {MAX_PIXELS:,}')
+  if not height * width:
+    raise BadImage('the image has no pixels')
+
+
+def check_jpeg(data: bytes, size: int) -> None:
+  """Raises BadImage for a JPEG of so many pixels that is too short, or would take minutes."""
+  if size > MAX_DENSITY * len(data):
+    raise BadImage(f'cut short: {len(data):,} bytes do not hold {size:,} pixels')
+  if size * len(data) > 1e12:  # below that, as many scans as it has room for take seconds
+    scans = data.count(b'\xff\xda')
+    if scans > MAX_SCANS:
+      raise BadImage(f'{scans:,} scans exceed the limit of {MAX_SCANS:,}')
+
+
+def check_webp(data: bytes) -> None:
+  """Raises BadImage for a WebP that promises too many pixels: PIL takes memory on opening it."""
+  if data[8:16] == b'WEBPVP8X' and len(data) >= 30:
+    width, height = (int.from_bytes(data[at : at + 3], 'little') + 1 for at in (24, 27))
+    check_pixels(height, width)
+
+
+def check_tiles(image: Any) -> None:
+  """Raises BadImage for a TIFF whose tiles, or strips, promise more pixels than memory holds."""
+  if image.format == 'TIFF':
+    for tile in image.tile:
+      left, top, right, bottom = tile[1]
+      check_pixels(max(bottom - top, 1), max(right - left, 1))
+    check_pixels(*(max(int(image.tag_v2.get(tag, 1)), 1) for tag in (323, 322)))
+
+
+# By EXIF orientation: whether the axes swap, then whether the rows and the columns are reversed.
+TURNS = {
+  1: (False, False, False),
+  2: (False, False, True),
+  3: (False, True, True),
+  4: (False, True, False),
+  5: (True, False, False),
+  6: (True, False, True),
+  7: (True, True, True),
+  8: (True, True, False),
+}
+
+
+def turned(image: Image, orientation: int) -> Image:
+  """Stored pixels, upright."""
+  swaps, rows, columns = TURNS[orientation]
+  if swaps:
+    image = opencv().transpose(image)
+  if rows or columns:
+    image = opencv().flip(image, -1 if rows and columns else int(columns))
+  return image
+
+
+def edges(
+  box: tuple[int, int, int, int], shape: tuple[int, int, int], orientation: int
+) -> tuple[int, int, int, int]:
+  """Top, left, bottom and right, as stored, of a box (top, left, height, width) that is upright."""
+  top, left, height, width = box
+  swaps, rows, columns = TURNS[orientation]
+  if rows:
+    top = shape[0] - top - height
+  if columns:
+    left = shape[1] - left - width
+  if swaps:
+    return left, top, left + width, top + height
+  return top, left, top + height, left + width
+
+
+def jpeg_headers(data: bytes) -> tuple[int, int]:
+  """A JPEG's orientation, and where its height stands if it may be cut short there; else 0.
+
+  The orientation is a key of TURNS by EXIF, else by XMP; 1 where neither tells. Cut short may be
+  what has one scan, of all components, and is not cut short already.
+  """
+  exif, xmp, frame, at = b'', b'', 0, 2
+  while at + 4 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != 0xDA:
+    end = at + 2 + data[at + 2] * 256 + data[at + 3]
+    if marker == 0xE1:
+      body = data[at + 4 : end]
+      if body.startswith(b'Exif\0\0'):
+        exif = exif or body[6:]
+      elif body.startswith(b'http://ns.adobe.com/xap/1.0/\0'):
+        xmp = body
+    elif marker in (0xC0, 0xC1):  # baseline, extended
+      frame = at
+    at = end
+  components = data[frame + 9 : frame + 10]
+  single = frame and data[at + 4 : at + 5] == components and data.endswith(b'\xff\xd9')
+  return exif_orientation(exif) or xmp_orientation(xmp) or 1, frame + 5 if single else 0
+
+
+def exif_orientation(exif: bytes) -> int:
+  """A key of TURNS; 0 where it tells none. Damage ends what is read."""
+  order = {b'II': '<', b'MM': '>'}.get(exif[:2])
+  if not order:
+    return 0
+  try:
+    (start,) = struct.unpack_from(order + 'I', exif, 4)
+    (count,) = struct.unpack_from(order + 'H', exif, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+      tag, kind, _, value = struct.unpack_from(order + 'HHIH', exif, at)
+      if (tag, kind) == (0x112, 3):  # a short number
+        return value if value in TURNS else 1
+  except struct.error:
+    pass
+  return 0
+
+
+def xmp_orientation(xmp: bytes) -> int:
+  """A key of TURNS; 0 where it tells none."""
+  found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+  return int(found[1]) if found else 0
+
+
+def tagged(image: Any) -> int:
+  """The EXIF orientation of a PIL image that is loaded; damaged EXIF tells none."""
+  try:
+    found = image.getexif().get(0x112)
+  except Exception:
+    return 1
+  return found if found in TURNS else 1
+
+
+def as_rgb(image: Any) -> Any:
+  """A PIL image of any mode in RGB; 16-bit grey keeps its upper byte."""
+  from PIL import Image as pil
+
+  if image.mode.startswith('I;16'):
+    return pil.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+  if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+    image = image.convert('RGBA')
+    white = pil.new('RGBA', image.size, 'white')
+    return pil.alpha_composite(white, image).convert('RGB')
+  return image.convert('RGB')
+
+
+@functools.cache
+def opencv() -> Any:
+  """OpenCV, without threads of its own: those of the pipeline share the cores."""
+  import cv2
+
+  cv2.setNumThreads(0)
+  return cv2
