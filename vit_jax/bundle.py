@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax import convert, models
 from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
-from vit_jax.data import transforms
+from vit_jax.data import decoding, transforms
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
@@ -224,8 +224,8 @@ def check_steps(steps: Any) -> None:
     raise ValueError(f'preprocess steps are {steps!r}, not a line of text')
   for step in steps.split('|'):
     sides = [int(number) for number in re.findall(r'(?<![\w.])\d+(?![\w.])', step)[:2]]
-    if math.prod(sides * 2 if len(sides) == 1 else sides) > transforms.MAX_PIXELS:
-      raise ValueError(f'{step.strip()!r} gives more than {transforms.MAX_PIXELS:,} pixels')
+    if math.prod(sides * 2 if len(sides) == 1 else sides) > decoding.MAX_PIXELS:
+      raise ValueError(f'{step.strip()!r} gives more than {decoding.MAX_PIXELS:,} pixels')
 
 
 def load_params(
