@@ -233,15 +233,16 @@ def test_a_square_file_is_resampled_to_an_oblong_of_as_many_patches(tmp_path):
   assert not np.array_equal(wanted['positions'], found['positions'])
 
 
-CENTRE = "resize_small(10, method='bicubic_antialias') | central_crop"
+CENTRE = "resize_small(10, method='bicubic_antialias', rounding='down') | central_crop"
+RATIO = "crop_ratio(ratio=0.8, method='bicubic_antialias')"
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-USUAL = {'npz': 'resize', 'bigvision': 'resize', 'torchvision': None, 'timm': CENTRE, 'hf': CENTRE}
+USUAL = {'npz': 'resize', 'bigvision': 'resize', 'torchvision': None, 'timm': RATIO, 'hf': CENTRE}
 
 
 @pytest.mark.parametrize('to', list(USUAL))
 def test_preprocessing_that_its_readers_do_anyway_is_not_told(to, tmp_path):
   how = {} if to != 'torchvision' else IMAGENET
-  steps = USUAL[to] or "resize_small(9, method='bilinear_antialias') | central_crop"
+  steps = USUAL[to] or "crop_ratio(ratio=0.875, method='bilinear_antialias')"
   whole = made(SQUARE, steps, **how)
   whole = dataclasses.replace(
     whole, model=whole.model.clone(activation='gelu_erf' if to == 'torchvision' else 'gelu_tanh')
@@ -265,7 +266,8 @@ def test_a_mean_is_told_only_where_no_file_carries_it(to, tmp_path):
 
 
 def test_what_timm_squashes_and_cuts_comes_back(tmp_path):
-  whole = made(SQUARE, "resize(10, 10, method='bicubic_antialias') | central_crop")
+  steps = "resize(10, 10, method='bicubic_antialias') | central_crop(rounding='nearest')"
+  whole = made(SQUARE, steps)
   assert notes(tmp_path, whole, 'timm') == []
   assert bundle.read(tmp_path / 'a').preprocess == whole.preprocess
 
@@ -273,11 +275,15 @@ def test_what_timm_squashes_and_cuts_comes_back(tmp_path):
 @pytest.mark.parametrize(
   'steps, seen',
   [
-    ('resize', (True, 8, 'bilinear', (8, 8))),
-    ("resize(8, 8, method='bicubic')", (True, 8, 'bicubic', (8, 8))),
-    ("resize(9, 12, method='bicubic') | central_crop(8, 8)", (True, 9, 'bicubic', (9, 12))),
-    ('resize(10)|central_crop', (True, 10, 'bilinear', (10, 10))),
-    ('resize_small(10) | central_crop(8)', (False, 10, 'bilinear', None)),
+    ('resize', (True, (8, 8), 'bilinear')),
+    ("resize(8, 8, method='bicubic')", (True, (8, 8), 'bicubic')),
+    ("resize(9, 12, method='bicubic') | central_crop(8, 8)", (True, (9, 12), 'bicubic')),
+    ('resize(10)|central_crop', (True, (10, 10), 'bilinear')),
+    ('resize_small(10) | central_crop(8)', (False, (10, 10), 'bilinear', 'nearest')),
+    ("resize_small(10, rounding='down') | central_crop", (False, (10, 10), 'bilinear')),
+    ('crop_ratio(ratio=0.8)', (False, (10, 10), 'bicubic_antialias', 'down', 'nearest')),
+    ('crop_ratio(7)', None),
+    ('resize_small(10)', None),
     ('resize(10)', None),
     ('resize_small(10) | central_crop(7)', None),
     ('resize_small', None),

@@ -15,7 +15,8 @@ import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from tests.google_names import MIXER_LEAVES, google_arrays
 from vit_jax import bundle, convert, models
-from vit_jax.convert import engine, files, huggingface, resample, timm, torchvision
+from vit_jax.convert import engine, files, huggingface, preprocess, resample, timm, torchvision
+from vit_jax.data import transforms
 
 SQUARE = (16, 16)  # 4 x 4 patches: a file's positions are for a square unless it says otherwise
 TABLES = {
@@ -340,8 +341,8 @@ def test_timms_configuration_is_held_to_its_arrays(args, top, said, tmp_path):
   assert said in refused(vit_jax.load, folder)
 
 
-def timm_folder(path, config, file='model.safetensors', **fields):
-  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small(**fields))))
+def timm_folder(path, config, file='model.safetensors', size=SQUARE, **fields):
+  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small(**fields), size)))
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / file)
   (path / 'config.json').write_text(json.dumps(config))
   return path
@@ -350,14 +351,122 @@ def timm_folder(path, config, file='model.safetensors', **fields):
 @pytest.mark.parametrize(
   'share, steps',
   [
-    (1.0, "resize(16, 16, method='bicubic_antialias')"),
-    (0.8, "resize(20, 20, method='bicubic_antialias') | central_crop"),
+    (1.0, "resize(method='bicubic_antialias')"),
+    (0.8, "resize(20, 20, method='bicubic_antialias') | central_crop(rounding='nearest')"),
   ],
 )
 def test_timm_squashes_what_it_says_it_squashes(share, steps, tmp_path):
   cfg = CONFIGS['timm']['pretrained_cfg'] | {'crop_mode': 'squash', 'crop_pct': share}
   folder = timm_folder(tmp_path, CONFIGS['timm'] | {'pretrained_cfg': cfg})
   assert vit_jax.load(folder).preprocess.steps == steps
+
+
+@pytest.mark.parametrize('size', [SQUARE, (16, 24)], ids=str)
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'crop_pct': 0.9},
+    {'crop_pct': 0.965, 'interpolation': 'bilinear'},
+    {'crop_pct': 1.0},
+    {'crop_pct': 0.8, 'crop_mode': 'squash'},
+    {'crop_pct': 0.9, 'crop_mode': 'squash'},
+    {'crop_pct': 1.0, 'crop_mode': 'squash', 'interpolation': 'bilinear'},
+  ],
+  ids=str,
+)
+def test_timms_preprocessing_comes_back_as_it_was(changes, size, tmp_path):
+  cfg = CONFIGS['timm']['pretrained_cfg'] | changes | {'input_size': [3, *size]}
+  args = CONFIGS['timm']['model_args'] | {'img_size': list(size)}
+  config = CONFIGS['timm'] | {'pretrained_cfg': cfg, 'model_args': args}
+  run = vit_jax.load(timm_folder(tmp_path, config, size=size))
+  notes = convert.write(tmp_path / 'again', run, to='timm')
+  assert not any('preprocessing' in note for note in notes)
+  written = json.loads((tmp_path / 'again/config.json').read_text())['pretrained_cfg']
+  assert written == cfg | {'num_classes': 5}
+
+
+@pytest.mark.parametrize(
+  'changes, steps',
+  [
+    ({}, "resize(method='bilinear_antialias')"),
+    (
+      {'size': {'shortest_edge': 17}, 'resample': 3},
+      "resize_small(17, method='bicubic_antialias', rounding='down') | central_crop(16, 16)",
+    ),
+    (
+      {'size': {'height': 19, 'width': 18}},
+      "resize(19, 18, method='bilinear_antialias') | central_crop(16, 16)",
+    ),
+  ],
+  ids=['squashed', 'shortest edge', 'squashed and cut'],
+)
+def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_path):
+  crop = {'do_center_crop': True, 'crop_size': {'height': 16, 'width': 16}}
+  told = PREPROCESSOR | (crop if changes else {}) | changes
+  folder = huggingface_folder(tmp_path)
+  edited(folder, lambda _: told, 'preprocessor_config.json')
+  run = vit_jax.load(folder)
+  assert preprocess.same(run.preprocess.steps, steps, SQUARE)
+  assert run.preprocess.steps == steps or not changes
+  notes = convert.write(tmp_path / 'again', run, to='hf')
+  assert not any('preprocessing' in note for note in notes)
+  written = json.loads((tmp_path / 'again/preprocessor_config.json').read_text())
+  assert {name: written[name] for name in told} == told
+
+
+ALIKE = [  # the lines of a row give equal pixels, for 16 x 16
+  ["resize(method='bicubic')", "resize(16, method='bicubic') | central_crop"],
+  ['resize(18, 17) | central_crop', "resize(18, 17)|central_crop(16, rounding='nearest')"],
+  ['resize(19) | central_crop', "resize(19, method='bilinear') | central_crop(16)"],
+  ["resize(19) | central_crop(rounding='nearest')"],
+  ['resize_small(17) | central_crop', "resize_small(side=17, rounding='nearest')|central_crop(16)"],
+  ["resize_small(17, rounding='down') | central_crop"],
+  ["resize_small(17) | central_crop(rounding='nearest')"],
+  [
+    "crop_ratio(ratio=0.9, method='bilinear')",
+    "crop_ratio(16, 16, 0.91, method='bilinear')",
+    "resize_small(17, rounding='down') | central_crop(rounding='nearest')",
+  ],
+  ["crop_ratio(method='bilinear')"],
+  ['crop_ratio(16)', 'crop_ratio'],
+]
+
+
+def test_lines_are_the_same_where_no_pixel_can_differ():
+  rng = np.random.default_rng(0)
+  sides = [(16, 23), (31, 20), (33, 47), (40, 29), (16, 26), (19, 30)]
+  images = [rng.integers(0, 256, (*side, 3), np.uint8) for side in sides]
+
+  def pixels(line):
+    return b''.join(transforms.compose(line, SQUARE)(image, rng).tobytes() for image in images)
+
+  lines = [(row, line, pixels(line)) for row, alike in enumerate(ALIKE) for line in alike]
+  for row, line, seen in lines:
+    for other_row, other, found in lines:
+      assert preprocess.same(line, other, SQUARE) == (row == other_row) == (seen == found), other
+
+
+@pytest.mark.parametrize(
+  'steps, new, expected',
+  [
+    ('resize', (32, 24), "resize(method='bilinear')"),
+    ('resize(20) | central_crop', (32, 24), "resize(40, 30, method='bilinear') | central_crop"),
+    (
+      "resize_small(18, method='bicubic') | central_crop",
+      (32, 32),
+      "resize_small(36, method='bicubic') | central_crop",
+    ),
+    (
+      "resize_small(18, rounding='down') | central_crop(16, rounding='nearest')",
+      (24, 24),
+      "resize_small(27, method='bilinear', rounding='down') | central_crop(rounding='nearest')",
+    ),
+    ('crop_ratio(16)', (32, 24), "crop_ratio(ratio=0.875, method='bicubic_antialias')"),
+    ('resize(20) | flip', (32, 24), 'resize'),
+  ],
+)
+def test_a_line_shows_as_much_of_an_image_at_another_size(steps, new, expected):
+  assert preprocess.scaled(steps, SQUARE, new) == expected
 
 
 def test_json_is_read_beside_a_weight_file_of_any_name(tmp_path):
@@ -433,7 +542,8 @@ def test_a_folder_of_open_clip_tells_heads_activation_and_preprocessing(file, qu
   )
   assert_equal(jax.device_get(run.params), params)
   (tmp_path / 'open_clip_config.json').write_text(json.dumps({'model_cfg': OPEN_CLIP['model_cfg']}))
-  assert 'resize_small(16' in vit_jax.load(tmp_path / file).preprocess.steps
+  steps = vit_jax.load(tmp_path / file).preprocess.steps
+  assert steps == "crop_ratio(ratio=1.0, method='bicubic_antialias')"
 
 
 def test_a_lone_file_for_images_of_no_square_is_read_by_their_size(tmp_path):

@@ -1,10 +1,14 @@
 """Lines that stand for other libraries' preprocessing give their pixels, where PIL makes them."""
 
+import json
+
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from tests.interop import peers
+from vit_jax import convert
 from vit_jax.data import transforms
 
 SIZES = [
@@ -17,73 +21,122 @@ def pair(image):
   return {'height': image[0], 'width': image[1]}
 
 
-def timm_eval(size, **how):
-  how = {'is_training': False, 'normalize': False} | how
-  step = peers.timm.data.create_transform(input_size=(3, *size), **how)
-  return lambda image: np.asarray(step(image)).transpose(1, 2, 0)
-
-
-def torchvision_eval(image):
-  functional = peers.torchvision.transforms.functional
-  small = functional.resize(image, [256], functional.InterpolationMode.BILINEAR)
-  return np.asarray(functional.center_crop(small, [224, 224]))
-
-
-def transformers_eval(name, **how):
-  step = getattr(peers.transformers, name)(**how, do_rescale=False, do_normalize=False)
-
-  def apply(image):
-    return np.asarray(step(image, return_tensors='np')['pixel_values'])[0].transpose(1, 2, 0)
-
-  return apply
-
-
-CLIP = {'size': {'shortest_edge': 256}, 'resample': 3, 'crop_size': pair((224, 224))}
-CASES = {
-  'torchvision': (
-    "crop_ratio(ratio=0.875, method='bilinear_antialias')",
-    (224, 224),
-    torchvision_eval,
-  ),
-  'timm': (
-    'crop_ratio(ratio=0.9)',
-    (224, 224),
-    timm_eval((224, 224), interpolation='bicubic', crop_pct=0.9),
-  ),
-  'timm whole': (
-    "crop_ratio(ratio=1.0, method='bilinear_antialias')",
-    (256, 256),
-    timm_eval((256, 256), interpolation='bilinear', crop_pct=1.0),
-  ),
-  'timm oblong': (
-    'crop_ratio(ratio=0.95)',
-    (224, 320),
-    timm_eval((224, 320), interpolation='bicubic', crop_pct=0.95),
-  ),
-  'timm squash': (
-    "resize(248, method='bicubic_antialias') | central_crop(rounding='nearest')",
-    (224, 224),
-    timm_eval((224, 224), interpolation='bicubic', crop_pct=0.9, crop_mode='squash'),
-  ),
-  'transformers': (
-    "resize_small(256, method='bicubic_antialias', rounding='down') | central_crop",
-    (224, 224),
-    transformers_eval('CLIPImageProcessorPil', do_center_crop=True, **CLIP),
-  ),
-  'transformers squash': (
-    "resize(method='bilinear_antialias')",
-    (224, 224),
-    transformers_eval('ViTImageProcessorPil', size=pair((224, 224)), resample=2),
-  ),
-}
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_a_line_gives_the_pixels_of_the_library_that_it_stands_for(name):
-  line, size, theirs = CASES[name]
+def check_pixels(line, size, theirs):
+  """Raises AssertionError unless a line does what `theirs` does, to images of many sizes."""
   ours = transforms.compose(line, size)
   rng = np.random.default_rng(0)
   for sides in SIZES:
     image = rng.integers(0, 256, (*sides, 3), dtype=np.uint8)
     expected = theirs(Image.fromarray(image))
-    np.testing.assert_array_equal(ours(image, rng), expected, err_msg=str(sides))
+    np.testing.assert_array_equal(ours(image, rng), expected, err_msg=f'{line} of {sides}')
+
+
+# Each saves a tiny model, as its library does, to be read; the preprocessing is that of the file
+
+
+def timm_folder(folder, size=(224, 224), **told):
+  """A folder of timm's, and what timm does to an image for it."""
+  told = dict(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, *size), **told)
+  module = peers.timm.create_model(
+    'vit_tiny_patch16_224', **peers.TINY | {'img_size': size}, pretrained_cfg_overlay=told
+  )
+  peers.save_timm(module, folder)
+  config = peers.timm.data.resolve_data_config(model=peers.open_timm(folder))
+  step = peers.timm.data.create_transform(**config, normalize=False)
+  return folder, lambda image: np.asarray(step(image)).transpose(1, 2, 0)
+
+
+def torchvision_file(folder):
+  module = peers.torchvision.models.VisionTransformer(224, 16, 1, 2, 128, 160)
+  safetensors.torch.save_file(module.state_dict(), folder / 'model.safetensors')
+  step = peers.torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.transforms()
+  mean, std = np.array(step.mean), np.array(step.std)
+
+  def apply(image):
+    levels = np.asarray(step(image)).transpose(1, 2, 0) * std + mean
+    return np.rint(levels * 255).astype(np.uint8)
+
+  return folder / 'model.safetensors', apply
+
+
+def transformers_folder(folder, kind, **told):
+  """A folder with a preprocessor_config.json, and what transformers does in PIL for it."""
+  config = peers.transformers.ViTConfig(**peers.HF_TINY | {'image_size': 224})
+  peers.transformers.ViTForImageClassification(config).save_pretrained(folder)
+  told = {'image_processor_type': f'{kind}ImageProcessor', **told}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(told))
+  made = getattr(peers.transformers, f'{kind}ImageProcessorPil')
+  step = made.from_pretrained(folder, do_rescale=False, do_normalize=False)
+
+  def apply(image):
+    return np.asarray(step(image, return_tensors='np')['pixel_values'])[0].transpose(1, 2, 0)
+
+  return folder, apply
+
+
+def timm(line, **told):
+  return line, timm_folder, {'interpolation': 'bicubic', 'crop_mode': 'center'} | told
+
+
+def hugging_face(line, kind, **told):
+  return line, transformers_folder, {'kind': kind, **told}
+
+
+CASES = {
+  'torchvision': (
+    "crop_ratio(ratio=0.875, method='bilinear_antialias')",
+    torchvision_file,
+    {},
+  ),
+  'timm': timm("crop_ratio(ratio=0.9, method='bicubic_antialias')", crop_pct=0.9),
+  'timm odd': timm("crop_ratio(ratio=0.965, method='bicubic_antialias')", crop_pct=0.965),
+  'timm whole': timm(
+    "crop_ratio(ratio=1.0, method='bilinear_antialias')",
+    size=(256, 256),
+    interpolation='bilinear',
+    crop_pct=1.0,
+  ),
+  'timm oblong': timm(
+    "crop_ratio(ratio=0.95, method='bicubic_antialias')", size=(224, 320), crop_pct=0.95
+  ),
+  'timm squash': timm("resize(method='bicubic_antialias')", crop_pct=1.0, crop_mode='squash'),
+  'timm squash and cut': timm(
+    "resize(235, 235, method='bicubic_antialias') | central_crop(rounding='nearest')",
+    crop_pct=0.95,
+    crop_mode='squash',
+  ),
+  'timm squash and cut oblong': timm(
+    "resize(248, 355, method='bicubic_antialias') | central_crop(rounding='nearest')",
+    size=(224, 320),
+    crop_pct=0.9,
+    crop_mode='squash',
+  ),
+  'transformers': hugging_face(
+    "resize_small(256, method='bicubic_antialias', rounding='down') | central_crop(224, 224)",
+    'CLIP',
+    size={'shortest_edge': 256},
+    crop_size=pair((224, 224)),
+  ),
+  'transformers odd': hugging_face(
+    "resize_small(227, method='bilinear_antialias', rounding='down') | central_crop(224, 224)",
+    'Bit',
+    size={'shortest_edge': 227},
+    crop_size=224,
+    resample=2,
+  ),
+  'transformers squash': hugging_face(
+    "resize(224, 224, method='bilinear_antialias')", 'ViT', size=pair((224, 224)), resample=2
+  ),
+  'transformers squash and cut': hugging_face(
+    "resize(257, 257, method='bicubic_antialias') | central_crop(224, 224)", 'DeiT', size=257
+  ),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_file_that_is_read_gives_the_pixels_of_the_library_that_wrote_it(name, tmp_path):
+  line, save, told = CASES[name]
+  path, theirs = save(tmp_path, **told)
+  found = convert.read(path, heads=2)
+  assert found.preprocess['steps'] == line
+  check_pixels(line, found.preprocess.get('size', found.size), theirs)

@@ -367,7 +367,7 @@ def looked(given: dict[str, Any]) -> dict[str, Any]:
     size = edges(given['size'], square=given['square'])
     if isinstance(size, int):
       crop = crop or (size, size)  # where transformers crops nothing, its models take only squares
-      steps.append(f"resize_small({size}, method='{method}')")
+      steps.append(f"resize_small({size}, method='{method}', rounding='down')")
     else:
       steps.append(f"resize({size[0]}, {size[1]}, method='{method}')")
     found['size'] = crop or size
@@ -888,12 +888,12 @@ def preprocessor(source: Any) -> dict[str, Any]:
     'image_mean': list(prepared.mean),
     'image_std': list(prepared.std),
   }
-  if seen and seen.sides != prepared.size:
+  if seen and not (seen.squash and seen.sides == prepared.size):
     config |= {
       'image_processor_type': 'CLIPImageProcessor',
       'size': dict(zip(('height', 'width'), seen.sides))
-      if seen.sides
-      else {'shortest_edge': seen.side},
+      if seen.squash
+      else {'shortest_edge': max(seen.sides)},
       'do_center_crop': True,
       'crop_size': {'height': height, 'width': width},
       'do_convert_rgb': True,

@@ -1,74 +1,115 @@
 """Preprocessing lines, and what other frameworks say instead of them."""
 
+import ast
 import dataclasses
+import inspect
 import math
-import re
+from typing import Any
+
+from vit_jax.data import transforms
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A preprocessing line as other frameworks say it.
+  """A preprocessing line as other frameworks say it: images are resized, and the centre cut.
 
   Fields:
-    squash: whether an image loses its aspect.
-    side: pixels that the shorter side becomes, before the centre is cut.
+    squash: whether images become `sides` and lose their aspect; else they come to cover them.
+    sides: (height, width) before the centre is cut.
     method: of `transforms.METHODS`.
-    sides: (height, width) before the centre is cut, of a squashed image.
+    rounding: of the longer side, of `transforms.ROUNDINGS`.
+    crop: how half of the spare pixels is rounded, of `transforms.ROUNDINGS`.
+    ratio: of which `sides` are floor(size / ratio), where the line says it so.
   """
 
   squash: bool
-  side: int
+  sides: tuple[int, int]
   method: str
-  sides: tuple[int, int] | None = None
+  rounding: str = 'down'
+  crop: str = 'down'
+  ratio: float | None = dataclasses.field(default=None, compare=False)
 
 
-METHOD = r"(?:(?:^|,)\s*method='(?P<method>\w+)')?"
-CROP = r'(?P<crop>\s*\|\s*central_crop(?:\((?P<window>[\d, ]+)\))?)?'
+LINES = (
+  ['resize'],
+  ['resize', 'central_crop'],
+  ['resize_small', 'central_crop'],
+  ['crop_ratio'],
+)
 
 
 def look(steps: str, size: tuple[int, int]) -> Look | None:
-  """What 'resize' or 'resize_small(N)', then 'central_crop', does; None for any other line.
+  """What one of LINES does, whatever its arguments; None for any other line.
 
   Args:
-    steps: with or without sizes and a method.
+    steps: as `transforms.compose` takes them.
     size: (height, width) that the model takes; a line that gives another one has no look.
   """
-  found = re.fullmatch(rf'(resize|resize_small)(?:\(([^()|]*)\))?{CROP}', steps.strip())
-  inside = found and re.fullmatch(rf'(?P<sides>[\d, ]*){METHOD}', (found[2] or '').strip())
-  if not found or not inside:
+  try:
+    transforms.compose(steps, size)
+  except ValueError:
     return None
-  method = inside['method'] or 'bilinear'
-  given = pair(inside['sides'])
-  if found['crop'] and found['window'] and pair(found['window']) != size:
+  calls = [called(text.strip(), size) for text in steps.split('|') if text.strip()]
+  if [name for name, _ in calls] not in LINES:
     return None
-  if found[1] == 'resize_small':
-    return Look(False, given[0], method) if given and given[0] == given[1] else None
-  sides = given or size
-  if sides != size and not found['crop']:
+  (name, first), (_, last) = calls[0], calls[-1]
+  if (last['height'], last['width']) != size:
     return None
-  return Look(True, min(sides), method, sides)
+  if name == 'crop_ratio':
+    ratio = first['ratio']
+    sides = (math.floor(size[0] / ratio), math.floor(size[1] / ratio))
+    return Look(False, sides, first['method'], crop='nearest', ratio=ratio)
+  crop = last.get('rounding', 'down')
+  if name == 'resize':
+    return Look(True, (first['height'], first['width']), first['method'], crop=crop)
+  return Look(False, (first['side'],) * 2, first['method'], first['rounding'], crop)
 
 
-def pair(text: str) -> tuple[int, int] | None:
-  """(height, width) of '64' or '64, 96'; None of anything else."""
-  numbers = [int(number) for number in re.findall(r'\d+', text)]
-  if len(numbers) not in (1, 2):
-    return None
-  return (numbers[0], numbers[-1])
+def called(text: str, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+  """The name and all the arguments of a step that `transforms.compose` takes."""
+  call: Any = ast.parse(text if '(' in text else f'{text}()', mode='eval').body
+  told = inspect.signature(transforms.STEPS[call.func.id]).bind_partial(
+    *map(ast.literal_eval, call.args),
+    **{word.arg: ast.literal_eval(word.value) for word in call.keywords},
+  )
+  told.apply_defaults()
+  height, width = (told.arguments['height'],) * 2 if 'height' in told.arguments else size
+  return call.func.id, {'height': height, 'width': width, **told.arguments}
+
+
+def line(seen: Look, size: tuple[int, int]) -> str:
+  """The steps that look so, for images of `size`."""
+  how = f"method='{seen.method}'"
+  if seen.ratio is not None:
+    return f'crop_ratio(ratio={seen.ratio}, {how})'
+  crop = 'central_crop' if seen.crop == 'down' else f"central_crop(rounding='{seen.crop}')"
+  height, width = seen.sides
+  if seen.squash:
+    return f'resize({how})' if seen.sides == size else f'resize({height}, {width}, {how}) | {crop}'
+  how = how if seen.rounding == 'nearest' else f"{how}, rounding='{seen.rounding}'"
+  return f'resize_small({height}, {how}) | {crop}'
 
 
 def same(steps: str, other: str, size: tuple[int, int]) -> bool:
-  """Whether two lines, however they are written, do the same."""
-  seen = look(steps, size)
-  if seen is None:
+  """Whether two lines, however they are written, give the same pixels of every image."""
+  seen, found = look(steps, size), look(other, size)
+  if seen is None or found is None:
     return steps.strip() == other.strip()
-  return seen == look(other, size)
+  return settled(seen, size) == settled(found, size)
+
+
+def settled(seen: Look, size: tuple[int, int]) -> Look:
+  """The look without a rounding that has nothing to round."""
+  spare = [side - least for side, least in zip(seen.sides, size)]
+  if seen.squash and all(round(pixels / 2) == pixels // 2 for pixels in spare):
+    return dataclasses.replace(seen, crop='down')
+  return seen
 
 
 def cropped(size: tuple[int, int], share: float, method: str) -> str:
-  """Steps that resize an image's shorter side to `size / share` and cut the centre."""
-  side = math.floor(min(size) / share)
-  return f"resize_small({side}, method='{method}') | central_crop"
+  """Hugging Face's steps: resizes the shorter side to `size / share`, then cuts the centre."""
+  side = math.floor(max(size) / share)
+  return line(Look(False, (side, side), method), size)
 
 
 def scaled(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
@@ -76,9 +117,8 @@ def scaled(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
   seen = look(steps, size)
   if seen is None:
     return 'resize'
-  if seen.sides == size:
-    return f"resize(method='{seen.method}')"
-  if seen.sides:
+  if seen.squash:
     height, width = (side * n // old for side, n, old in zip(seen.sides, new, size))
-    return f"resize({height}, {width}, method='{seen.method}') | central_crop"
-  return cropped(new, min(size) / seen.side, seen.method)
+  else:
+    height = width = seen.sides[0] * max(new) // max(size)
+  return line(dataclasses.replace(seen, sides=(height, width)), new)

@@ -35,7 +35,7 @@ from vit_jax.convert.engine import (
   renamed,
   rows,
 )
-from vit_jax.convert.preprocess import look
+from vit_jax.convert.preprocess import Look, line, look
 
 Lines = list[tuple[Any, ...]]
 
@@ -365,7 +365,7 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
     return openai_preprocess(config)
   given = config.get('pretrained_cfg')
   if not given:
-    return {'share': 0.9, 'method': 'bicubic_antialias'}
+    return {'steps': centre(0.9, 'bicubic_antialias')}
   mode, interpolation = given.get('crop_mode', 'center'), given.get('interpolation', 'bicubic')
   if mode not in ('center', 'squash'):
     raise ValueError(f'config.json: crop_mode {mode!r} is none of center, squash')
@@ -381,10 +381,14 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
     'std': tuple(given.get('std', IMAGENET_STD)),
   }
   if mode == 'center':
-    return found | {'share': share, 'method': method}
+    return found | {'steps': centre(share, method)}
   height, width = (math.floor(side / share) for side in size)
-  crop = '' if (height, width) == size else ' | central_crop'
-  return found | {'steps': f"resize({height}, {width}, method='{method}'){crop}"}
+  return found | {'steps': line(Look(True, (height, width), method, crop='nearest'), size)}
+
+
+def centre(share: float, method: str) -> str:
+  """The step of timm, open_clip and torchvision alike."""
+  return f"crop_ratio(ratio={share}, method='{method}')"
 
 
 def openai_preprocess(config: dict[str, Any]) -> dict[str, Any]:
@@ -396,12 +400,11 @@ def openai_preprocess(config: dict[str, Any]) -> dict[str, Any]:
   mode = given.get('resize_mode', 'shortest')
   if mode not in ('shortest', 'squash'):
     raise ValueError(f'open_clip_config.json: resize_mode {mode!r} is none of shortest, squash')
-  squash = {'steps': f"resize(method='{method}')"}
   return {
     **({'size': sides(size)} if size else {}),
     'mean': tuple(given.get('mean', CLIP_MEAN)),
     'std': tuple(given.get('std', CLIP_STD)),
-    **(squash if mode == 'squash' else {'share': 1.0, 'method': method}),
+    'steps': f"resize(method='{method}')" if mode == 'squash' else centre(1.0, method),
   }
 
 
@@ -726,10 +729,13 @@ def bit_args(model: Any) -> tuple[str, dict[str, Any]]:
   return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
-def crop_share(side: int, resized: int) -> float:
-  """The roundest share of which timm's floor(side / share) is `resized`."""
-  shares = [round(side / resized, digits) for digits in (1, 2, 3, 4)]
-  return next((share for share in shares if math.floor(side / share) == resized), side / resized)
+def crop_share(size: tuple[int, int], sides: tuple[int, int]) -> float:
+  """The roundest share of which timm's floor(size / share) are `sides`, if there is one."""
+  for tens in (10, 100, 1000, 10_000):
+    share = min(least * tens // side for least, side in zip(size, sides)) / tens
+    if share and sides == tuple(math.floor(least / share) for least in size):
+      return share
+  return min(least / side for least, side in zip(size, sides))
 
 
 def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -739,7 +745,7 @@ def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str,
   data: dict[str, Any] = {
     'input_size': [3, *prepared.size],
     'interpolation': seen.method.split('_')[0] if seen else 'bicubic',
-    'crop_pct': crop_share(min(prepared.size), seen.side) if seen else 1.0,
+    'crop_pct': (seen.ratio or crop_share(prepared.size, seen.sides)) if seen else 1.0,
     'crop_mode': 'squash' if seen and seen.squash else 'center',
     'mean': list(prepared.mean),
     'std': list(prepared.std),

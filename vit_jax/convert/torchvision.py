@@ -3,7 +3,7 @@
 from typing import Any
 
 from vit_jax.convert.engine import Arrays, Family, Spoken, rows
-from vit_jax.convert.timm import BLOCKS, conv, dense, merged, norm, projected
+from vit_jax.convert.timm import BLOCKS, centre, conv, dense, merged, norm, projected
 
 THEIRS = 'encoder.layers.encoder_layer_{i}'
 VIT = rows(
@@ -32,8 +32,8 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
 
 def preprocess(config: dict[str, Any]) -> dict[str, Any]:
   """That of the files named V1: the shorter side to 8/7 of the size, then its centre."""
-  squeeze = {'share': 7 / 8, 'method': 'bilinear_antialias'}
-  return squeeze | {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
+  steps = centre(0.875, 'bilinear_antialias')
+  return {'steps': steps, 'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

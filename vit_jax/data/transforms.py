@@ -119,9 +119,10 @@ def crop_ratio(
   """
   check_sides(height, width)
   check_numbers(ratio)
-  if not 0 < ratio <= 1:
-    raise ValueError(f'ratio {ratio} is not above 0 and at most 1')
+  if not 1e-4 <= ratio <= 1:
+    raise ValueError(f'ratio {ratio} is not between 0.0001 and 1')
   rows, columns = math.floor(height / ratio), math.floor(width / ratio)
+  check_pixels(rows, columns)
   if height == width:
     steps = resize_small(rows, method=method, rounding='down')
   else:
