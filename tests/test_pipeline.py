@@ -2,13 +2,20 @@
 
 import io
 import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vit_jax
 from vit_jax import main as vit
 from vit_jax import plan as plans
+from vit_jax.config import default
 from vit_jax.data import pipeline, sources, transforms
 
 CLASSES = ('even', 'odd')
@@ -147,7 +154,7 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
       found = list(batches)
     mask = np.concatenate([batch['mask'] for batch in found])
     assert mask.tolist() == [float(i not in bad) for i in range(300)] + [0.0] * 20
-  assert len(said) == unreadable.count == len(bad)
+  assert unreadable.count == len(bad) and len(said) == min(len(bad), pipeline.TOLD)
 
 
 def test_several_labels_of_an_image_stay_together():
@@ -214,15 +221,172 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
   assert not any(tmp_path.iterdir())
 
 
-def test_classes_that_change_under_a_run_are_refused(tmp_path):
-  config = plans.default()
-  plans.claim(tmp_path, config, ('cat', 'dog'))
-  plans.claim(tmp_path, config, ('cat', 'dog'))
-  for classes, said in {
-    ('cat', 'dog', 'owl'): 'has 3 classes, .* 2, in its order; new: owl',
-    ('cat', 'owl'): 'gone: dog; new: owl',
-    ('dog', 'cat'): 'in its order$',
+def data(count, *classes):
+  return sources.Source(range(count), classes)
+
+
+def test_data_that_changes_under_a_run_is_refused(tmp_path):
+  config = default()
+  for _ in range(2):
+    plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+  for source, said in {
+    data(9, 'cat', 'dog', 'owl'): '2 classes there and 3 here, new owl$',
+    data(9, 'cat', 'owl'): 'gone dog, new owl$',
+    data(9, 'dog', 'cat'): 'in another order$',
+    data(8, 'cat', 'dog'): '9 training images there and 8 here$',
   }.items():
-    with pytest.raises(ValueError, match=said):
-      plans.claim(tmp_path, config, classes)
-  assert json.loads((tmp_path / 'classes.json').read_text()) == ['cat', 'dog']
+    with pytest.raises(ValueError, match=f'holds a run on other data: .*{said}'):
+      plans.claim(tmp_path, config, source)
+  held = json.loads((tmp_path / 'data.json').read_text())
+  assert held == {'images': 9, 'classes': ['cat', 'dog']}
+
+
+def test_a_run_may_go_on_under_another_policy(tmp_path):
+  config = default()
+  config.data.bad_images = 'error'
+  plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+  config.data.bad_images = 'substitute'
+  plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+
+
+def test_a_misspelt_policy_is_refused_before_anything_is_written(tmp_path, capsys):
+  run = tmp_path / 'run'
+  code = vit.main(['--config=digits', f'--workdir={run}', '--config.data.bad_images=eror'])
+  line = capsys.readouterr().err
+  assert code == 2 and line.count('\n') == 1 and "'eror'; known: substitute, error" in line
+  assert not run.exists()
+
+
+def photos_on_disk(folder, *, train=120, val=12):
+  for split, count in (('train', train), ('val', val)):
+    for index in range(count):
+      file = folder / split / CLASSES[index % 2] / f'{index}.jpg'
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_bytes(jpeg(index))
+
+
+TINY = ['model.width=16', 'model.depth=1', 'model.heads=2', 'model.mlp_dim=16', 'model.patch=4']
+TINY += ['image_size=8', 'batch_size=8', 'duration=4 steps', 'evaluation.every=2 steps']
+TINY += ['schedule.warmup=0 steps', 'data.preprocess=resize', 'system.log_every=1 steps']
+
+
+def trained(tmp_path, *overrides):
+  words = [f'--config.{word}' for word in (*TINY, f'data.source=folder:{tmp_path / "photos"}')]
+  words += [f'--config.{word}' for word in overrides]
+  return vit.main(['--config=default', f'--workdir={tmp_path / "run"}', *words])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  photos_on_disk(tmp_path / 'photos')
+  return tmp_path / 'photos'
+
+
+def rows(tmp_path):
+  return [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_run_counts_what_it_cannot_read_and_remembers_it(folder, tmp_path, capsys):
+  (folder / 'train/odd/7.jpg').write_bytes(b'')
+  (folder / 'val/odd/3.jpg').write_bytes(b'junk')
+  assert trained(tmp_path, 'duration=16 steps', 'evaluation.every=8 steps') == 0
+  told = capsys.readouterr().out
+  assert told.count('7.jpg: the file is empty') == 1 and told.count('3.jpg: not an image') == 1
+  assert '(11 images, 1 unreadable)' in told
+  found = rows(tmp_path)
+  assert [row['train/bad_images'] for row in found if 'train/bad_images' in row][-1] == 1
+  counts = {row['validation/count'] for row in found if 'validation/count' in row}
+  assert counts == {11.0}
+  assert 'train/odd/7.jpg: the file is empty' in (tmp_path / 'run/unreadable_train.txt').read_text()
+
+
+def test_an_evaluation_without_an_image_is_no_score(folder, tmp_path, capsys):
+  for file in (folder / 'val').rglob('*.jpg'):
+    file.write_bytes(b'')
+  assert trained(tmp_path) == 1
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and 'nothing to evaluate' in told.err
+  assert not any('validation/loss' in row for row in rows(tmp_path))
+
+
+def test_a_set_that_vanishes_ends_a_run_with_one_line(folder, tmp_path, capsys, monkeypatch):
+  read = sources.Source.__getitem__
+
+  def vanishing(self, index):
+    if (tmp_path / 'run/data.json').exists():
+      shutil.rmtree(folder, ignore_errors=True)
+    return read(self, index)
+
+  monkeypatch.setattr(sources.Source, '__getitem__', vanishing)
+  assert trained(tmp_path) == 1
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1 and '100 images in a row cannot be read' in told
+
+
+def test_an_image_that_a_transform_cannot_take_is_named(folder, tmp_path, capsys):
+  Image.new('RGB', (5, 5)).save(folder / 'train/even/small.png')
+  assert trained(tmp_path, 'data.augment=random_crop(8)', 'duration=2 epochs') == 1
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1
+  assert 'even/small.png: a crop of 8x8 exceeds the image of 5x5' in told
+
+
+def test_several_labels_need_the_sigmoid_loss_and_give_scores_of_their_own(
+  folder, tmp_path, capsys
+):
+  table = [
+    f'{file},{file.parent.name}|all,{file.parent.parent.name}' for file in folder.rglob('*.jpg')
+  ]
+  (tmp_path / 'photos.csv').write_text('\n'.join(['path,label,split', *table]))
+  source = f'data.source=csv:{tmp_path / "photos.csv"}'
+  assert trained(tmp_path, source) == 2
+  assert "several labels: objective.loss must be 'sigmoid'" in capsys.readouterr().err
+  assert trained(tmp_path, source, 'objective.loss=sigmoid') == 0
+  run = vit_jax.load(tmp_path / 'run')
+  found = run.predict(np.zeros((8, 8, 3), np.uint8), top=3)
+  logits, _ = run.model.apply({'params': run.params}, -np.ones((1, 8, 8, 3), np.float32))
+  want = sorted(1 / (1 + np.exp(-np.asarray(logits[0]))), reverse=True)
+  np.testing.assert_allclose([each['score'] for each in found], want, rtol=1e-5)
+
+
+def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
+  source, said = photos(60, bad=range(30)), []
+  how = dict(say=said.append, limit=None, file=tmp_path / 'unreadable.txt')
+  unreadable = pipeline.Unreadable(source, **how)
+  taken(source, 6, unreadable=unreadable)
+  assert unreadable.count == 30 and len(said) == pipeline.TOLD
+  assert said[-1].endswith('; more are counted, not named')
+  assert len((tmp_path / 'unreadable.txt').read_text().splitlines()) == 30
+  again = pipeline.Unreadable(source, **how)
+  taken(source, 6, unreadable=again)
+  assert again.count == 30 and len(said) == pipeline.TOLD
+
+
+WORKERS = """
+import numpy as np
+from vit_jax.data import pipeline, sources, transforms
+
+if __name__ == '__main__':
+  image = np.zeros((90, 90, 3), np.uint8)
+  records = [{'image': image, 'label': np.int32(i % 2)} for i in range(99)]
+  source = sources.Source(records, ('a', 'b'))
+  transform = transforms.compose('inception_crop', (64, 64))
+  reading = pipeline.Reading(workers=2)
+  with pipeline.training_batches(source, transform, batch_size=32, seed=0, reading=reading) as b:
+    print(next(b)['image'].shape)
+  del b
+"""
+
+
+def test_workers_end_without_a_word(tmp_path):
+  (tmp_path / 'script.py').write_text(WORKERS)
+  root = pathlib.Path(pipeline.__file__).parents[2]
+  done = subprocess.run(
+    [sys.executable, str(tmp_path / 'script.py')],
+    env={**os.environ, 'PYTHONPATH': str(root)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, '(32, 64, 64, 3)\n', '')

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import pathlib
 import signal
 import sys
 import threading
@@ -17,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import transforms
-from vit_jax.data.sources import Source
+from vit_jax.data.sources import Record, Source
 
 HostBatch = dict[str, np.ndarray]
 
 CHUNK = 16  # images that one thread prepares at a time: Grain costs as much for one as for many
 TRIES = 100  # images in a row that cannot be read, after which the whole set counts as gone
 POLICIES = ('substitute', 'error')
+TOLD = 20  # unreadable images by name
+TRACKER = 'ignore:resource_tracker:UserWarning'
 LIMIT = 0.01  # of a source's images may be unreadable
 
 
@@ -57,8 +60,9 @@ class Unreadable:
   Args:
     source: whose images.
     policy: 'substitute' goes on with others in their place while they are few, 'error' does not.
-    say: takes a line for each.
+    say: takes a line for each of the first TOLD.
     limit: the largest share of the source's images; None for any.
+    file: keeps the list of them all, for when a run is resumed; None keeps none.
   """
 
   def __init__(
@@ -68,11 +72,12 @@ class Unreadable:
     policy: str = 'substitute',
     say: Callable[[str], object] = tell,
     limit: float | None = LIMIT,
+    file: pathlib.Path | None = None,
   ):
     if policy not in POLICIES:
       raise ValueError(f'unknown policy {policy!r}; known: {", ".join(POLICIES)}')
     self.source, self.policy, self.say, self.limit = source, policy, say, limit
-    self.found: set[int] = set()
+    self.file, self.found = file, kept(file)
 
   @property
   def count(self) -> int:
@@ -86,15 +91,27 @@ class Unreadable:
     """
     rows = batch.pop('unreadable')
     for index in sorted(set(rows[rows >= 0].tolist()) - self.found):
-      self.found.add(index)
       line = f'{self.source.describe(index)}: {fault(self.source, index)}'
       if self.policy == 'error':
         raise DataError(f'{line} (data.bad_images=substitute goes on without it)')
-      self.say(line)
+      self.found.add(index)
+      if self.count <= TOLD:
+        self.say(line + '; more are counted, not named' * (self.count == TOLD))
+      if self.file:
+        with self.file.open('a') as lines:
+          lines.write(f'{index} {line}\n')
       if self.limit is not None and self.count > self.limit * len(self.source):
         count = f'{self.count} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
         raise DataError(f'{count}; the last: {line}')
     return batch
+
+
+def kept(file: pathlib.Path | None) -> set[int]:
+  """The indices that a file of unreadable images lists."""
+  if file is None or not file.is_file():
+    return set()
+  words = (line.split(' ', 1)[0] for line in file.read_text(errors='replace').splitlines())
+  return {int(word) for word in words if word.isdecimal()}
 
 
 def fault(source: Source, index: int) -> str:
@@ -259,6 +276,8 @@ class Examples:
       except (transforms.BadImage, OSError) as error:
         self.unreadable[row], last = index, error
         continue
+      except ValueError as error:
+        raise DataError(f'{self.source.describe(at)}: {told(error)}') from None
       self.labels.append(record['label'])
       self.mask[row] = counts
       return
@@ -287,8 +306,8 @@ class Examples:
     }
 
 
-def first_image(source: Source) -> Any:
-  """The first image of a source that can be read, as pixels.
+def first_record(source: Source) -> Record:
+  """The first record of a source whose image can be read, as pixels.
 
   Raises:
     DataError: if none of the first TRIES can be.
@@ -296,7 +315,8 @@ def first_image(source: Source) -> Any:
   problem = ''
   for index in range(min(len(source), TRIES)):
     try:
-      return transforms.pixels(source[index]['image'])
+      record = source[index]
+      return record | {'image': transforms.pixels(record['image'])}
     except (transforms.BadImage, OSError) as error:
       problem = problem or f'{source.describe(index)}: {told(error)}'
   raise DataError(f'none of the first {TRIES} images can be read; {problem}')
@@ -323,6 +343,7 @@ def opened(dataset, reading: Reading) -> Iterator[Iterator[HostBatch]]:
   iterable = dataset.to_iter_dataset(options)
   if reading.workers:
     mark_flags_parsed()
+    silence_tracker()
     workers = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
     iterable = iterable.mp_prefetch(workers)
   iterator = iter(iterable)
@@ -353,6 +374,15 @@ def sigint_ignored() -> Iterator[None]:
 def owned(batch: HostBatch) -> HostBatch:
   """A copy of a batch that lies in memory shared with a worker, which must be free at exit."""
   return {name: np.array(rows) for name, rows in batch.items()}
+
+
+def silence_tracker() -> None:
+  """Has Python free what workers were about to hand over at the end without a word of it.
+
+  Grain forgets those batches; the process that tracks shared memory takes over our filters.
+  """
+  if TRACKER not in sys.warnoptions:
+    sys.warnoptions.append(TRACKER)
 
 
 def mark_flags_parsed() -> None:
