@@ -21,6 +21,7 @@ from vit_jax.data import decoding, transforms
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
+SCORES = ('softmax', 'sigmoid')
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
 
 
@@ -55,6 +56,8 @@ class Bundle:
     classes: the name of each label.
     preprocess: of its images.
     name: the variant that `vit_jax.build` made it from.
+    scores: what logits become: 'softmax', shares of one, or 'sigmoid', where an image may be of
+      several classes.
   """
 
   model: models.Model
@@ -62,6 +65,7 @@ class Bundle:
   classes: tuple[str, ...]
   preprocess: Preprocess
   name: str
+  scores: str = 'softmax'
 
 
 def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
@@ -72,6 +76,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'model': {'name': bundle.name, **fields},
     'preprocess': dataclasses.asdict(bundle.preprocess),
     'classes': list(bundle.classes),
+    'scores': bundle.scores,
   }
   arrays = models.flat(jax.device_get(bundle.params))
   translate.write_folder(folder, arrays, {DESCRIPTION: description})
@@ -109,7 +114,7 @@ def built(source: convert.Checkpoint, *, native: bool = False) -> Bundle:
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{told_by} does not describe a model: {error}') from None
   params, _ = adapt.params(source, model, image_size=preprocess.size, new_head=None)
-  return Bundle(model, params, source.classes, preprocess, source.name)
+  return Bundle(model, params, source.classes, preprocess, source.name, source.scores)
 
 
 def opened(
@@ -157,9 +162,17 @@ def described(folder: pathlib.Path) -> convert.Checkpoint:
       size=pair(preprocess['size']),
       classes=tuple(description['classes']),
       preprocess=preprocess,
+      scores=known_scores(description.get('scores', 'softmax')),
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
+
+
+def known_scores(scores: Any) -> str:
+  """Raises ValueError if it is no way from logits to scores."""
+  if scores not in SCORES:
+    raise ValueError(f'scores are {scores!r}, not {" or ".join(SCORES)}')
+  return scores
 
 
 def pair(size: Any) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked = config.load(flags.config, overrides)
     ready = plan.make_plan(asked)
-    plan.claim(flags.workdir, asked, ready.classes)
+    plan.claim(flags.workdir, asked, ready.splits['train'])
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:

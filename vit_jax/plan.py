@@ -55,11 +55,21 @@ class Plan:
     data = self.config.data
     return bundle.Preprocess(data.preprocess, self.config.image_size, data.mean, data.std)
 
-  def unreadable(self, use: str, say: Callable[[str], object]) -> pipeline.Unreadable:
-    """Takes what cannot be read of a split; while evaluating, however much it is."""
-    limit = pipeline.LIMIT if use == 'train' else None
-    policy = self.config.data.bad_images
-    return pipeline.Unreadable(self.splits[use], policy=policy, say=say, limit=limit)
+  def unreadable(
+    self, use: str, say: Callable[[str], object], folder: pathlib.Path
+  ) -> pipeline.Unreadable:
+    """Takes what cannot be read of a split, and lists it in the run's folder.
+
+    While evaluating, however much it is, as it is not scored.
+    """
+    process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
+    return pipeline.Unreadable(
+      self.splits[use],
+      policy=self.config.data.bad_images if use == 'train' else 'substitute',
+      say=say,
+      limit=pipeline.LIMIT if use == 'train' else None,
+      file=folder / f'unreadable_{use}{process}.txt',
+    )
 
   @contextlib.contextmanager
   def training_batches(
@@ -176,7 +186,7 @@ def make_transforms(
   """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
   lines = {'train': data.augment, 'evaluation': data.preprocess}
   ready = {use: transforms.compose(line, size) for use, line in lines.items()}
-  image = pipeline.first_image(source)
+  image = pipeline.first_record(source)['image']
   for use, transform in ready.items():
     rows, columns, _ = transform(image, np.random.default_rng(0)).shape
     if (rows, columns) != tuple(size):
@@ -196,6 +206,10 @@ def check_values(config: Any) -> None:
   if config.model.pool == 'none':
     raise ValueError("model.pool is 'none', which classifies patches, not images")
   known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
+  if config.data.bad_images not in pipeline.POLICIES:
+    raise ValueError(
+      f'data.bad_images is {config.data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
+    )
   metric = config.evaluation.metric
   if metric not in known:
     raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
@@ -213,6 +227,8 @@ def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
     raise ValueError(
       f'batch_size {config.batch_size} exceeds the {len(train)} training images of {name}'
     )
+  if config.objective.loss == 'softmax' and np.ndim(pipeline.first_record(train)['label']):
+    raise ValueError(f"images of {name} have several labels: objective.loss must be 'sigmoid'")
   for use, source in splits.items():
     if source.classes != train.classes:
       raise ValueError(f'{name}: split {config.data[use]!r} has other classes than {use!r}')
@@ -229,21 +245,24 @@ def check_division(config: Any, mesh: Mesh) -> None:
     )
 
 
-def claim(workdir: str | os.PathLike[str], config: Any, classes: tuple[str, ...] = ()) -> None:
+def claim(
+  workdir: str | os.PathLike[str], config: Any, source: sources.Source | None = None
+) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
   Args:
     workdir: the folder.
     config: of the run.
-    classes: of its data, which must stay the same, too.
+    source: its training images, whose classes and number must stay the same, too.
 
   Raises:
-    ValueError: if it holds a run with another config; names the fields. If its classes differ.
+    ValueError: if it holds a run with another config or other data; names what differs.
     OSError: if it cannot be written.
   """
   folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
-  file, names = folder / 'config.json', folder / 'classes.json'
+  file, held = folder / 'config.json', folder / 'data.json'
+  data = {'images': len(source), 'classes': list(source.classes)} if source else {}
   if not str(workdir) or '://' in str(workdir):
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
@@ -259,33 +278,42 @@ def claim(workdir: str | os.PathLike[str], config: Any, classes: tuple[str, ...]
     differing = [
       f'{name} is {old!r} there and {new!r} here'
       for name, old, new in differences(theirs, ours)
-      if not name.startswith('system.')
+      if not name.startswith('system.') and name != 'data.bad_images'
     ]
     if differing:
       raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
-    check_classes(names, classes)
+    check_data(held, data)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    for path, value in ((names, list(classes)), (file, ours)):
+    for path, value in ((held, data), (file, ours)):
       partial = path.with_suffix('.partial')
       partial.write_text(json.dumps(value, indent=1))
       os.replace(partial, path)
 
 
-def check_classes(file: pathlib.Path, classes: tuple[str, ...]) -> None:
-  """Raises ValueError if a run's stored class names are others than its data has now."""
+def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
+  """Raises ValueError if a run's data is not what it was."""
+  if not file.exists() or not data:
+    return
   try:
-    theirs = json.loads(file.read_text()) if file.exists() else []
-  except ValueError:
-    raise ValueError(f'{file} is damaged: not a list in JSON') from None
-  if theirs and classes and theirs != list(classes):
-    gone = [name for name in theirs if name not in classes][:3]
-    new = [name for name in classes if name not in theirs][:3]
-    raise ValueError(
-      f'the data has {len(classes)} classes, the run in {file.parent} {len(theirs)}, in its order'
-      + f'; gone: {", ".join(map(str, gone))}' * bool(gone)
-      + f'; new: {", ".join(new)}' * bool(new)
+    theirs = json.loads(file.read_text())
+    images, classes = theirs['images'], theirs['classes']
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f'{file} is damaged: no description of data in JSON') from None
+  told = []
+  if images != data['images']:
+    told.append(f'{images:,} training images there and {data["images"]:,} here')
+  if classes != data['classes']:
+    gone = [name for name in classes if name not in data['classes']][:3]
+    new = [name for name in data['classes'] if name not in classes][:3]
+    told.append(
+      f'{len(classes)} classes there and {len(data["classes"])} here'
+      + f', gone {", ".join(map(str, gone))}' * bool(gone)
+      + f', new {", ".join(new)}' * bool(new)
+      + ', in another order' * (not gone and not new)
     )
+  if told:
+    raise ValueError(f'{file.parent} holds a run on other data: {"; ".join(told)}')
 
 
 def check_same(config: dict[str, Any]) -> None:

@@ -42,7 +42,8 @@ class Run(bundle.Bundle):
 
     Returns:
       [{'label': 'rose', 'score': 0.98}, ...] for one image, best first, and a list of such lists
-      for several. Scores are softmax probabilities.
+      for several. Scores are probabilities: of all classes together, or of each by itself where
+      the model was trained with the sigmoid loss.
 
     Raises:
       FileNotFoundError, ValueError: for a file that is not there, no image, or a model without
@@ -106,7 +107,8 @@ class Run(bundle.Bundle):
     def apply(params: Any, images: Any) -> dict[str, jax.Array]:
       normalized = objective.normalize(images, self.preprocess.mean, self.preprocess.std)
       logits, out = self.model.apply({'params': params}, normalized)
-      return {'scores': jax.nn.softmax(logits), 'pre_logits': out['pre_logits'].astype('float32')}
+      scores = getattr(jax.nn, self.scores)(logits)
+      return {'scores': scores, 'pre_logits': out['pre_logits'].astype('float32')}
 
     return jax.jit(apply)
 
@@ -120,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> Run:
   """
   found = bundle.read(path)
   params = jax.device_put(found.params)
-  return Run(found.model, params, found.classes, found.preprocess, found.name)
+  return Run(found.model, params, found.classes, found.preprocess, found.name, found.scores)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

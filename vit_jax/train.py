@@ -191,7 +191,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
   with contextlib.closing(saved):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
     log = metrics.Log(folder, start=start)
-    unreadable = {use: plan.unreadable(use, display.say) for use in plan.splits}
+    unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
     run = Run(plan, folder, saved, log, display, unreadable)
     introduce(run, start)
     with contextlib.closing(log), display:
@@ -446,7 +446,12 @@ def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
   if 'test' in plan.splits:
     evaluate.test(step, state)
   model = bundle.Bundle(
-    plan.model, gathered(state.model_params), plan.classes, plan.preprocess, plan.config.model.name
+    plan.model,
+    gathered(state.model_params),
+    plan.classes,
+    plan.preprocess,
+    plan.config.model.name,
+    scores=plan.config.objective.loss,
   )
   if jax.process_index() == 0:
     bundle.write(run.folder / 'model', model)

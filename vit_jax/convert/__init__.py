@@ -60,6 +60,7 @@ class Checkpoint:
     dropped: the file's names that no model has a use for.
     faults: arrays that are missing, unexpected or misshapen by the dialect's table.
     notes: what else a user should know, a line each.
+    scores: what logits become, see `bundle.Bundle`.
   """
 
   path: str
@@ -75,6 +76,7 @@ class Checkpoint:
   dropped: tuple[str, ...] = ()
   faults: engine.Faults = dataclasses.field(default_factory=engine.Faults)
   notes: tuple[str, ...] = ()
+  scores: str = 'softmax'
 
 
 def read(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from vit_jax import bundle, metrics, objective, sharding
+from vit_jax.data.pipeline import DataError
 
 
 def make_step(
@@ -29,7 +30,11 @@ def over(
   params: Any,
   batches: Iterable[objective.Batch],
 ) -> dict[str, float]:
-  """'loss', 'accuracy' and the 'count' of images they are means over."""
+  """'loss', 'accuracy' and the 'count' of images they are means over.
+
+  Raises:
+    DataError: if that is none.
+  """
   total = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
   running: list[objective.Sums] = []
 
@@ -43,6 +48,8 @@ def over(
       add(running.pop(0))
   for sums in running:
     add(sums)
+  if not total['count']:
+    raise DataError('nothing to evaluate: not one of the images can be read, or has a label')
   return metrics.means(total) | {'count': total['count']}
 
 
@@ -106,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
   given = flags.parse_args(argv)
   try:
     found = of_run(given.run, split=given.split, batch_size=given.batch_size)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     print(f'vit evaluate: {error}', file=sys.stderr)
     return 2
   if given.format == 'json':
