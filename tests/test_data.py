@@ -274,6 +274,35 @@ def test_a_value_that_a_transform_does_not_take_is_an_error_before_any_image(lin
     transforms.compose(line, (4, 6))
 
 
+@pytest.mark.parametrize(
+  'line, said',
+  [
+    ('resize(100000)', '100000 is not a number of pixels from 1 to 16,384'),
+    ('resize(10000)', '10000x10000 pixels exceed the limit of 89,478,485'),
+    ('resize_small(10000)', '10000x10000 pixels exceed'),
+    ('crop_ratio(224, ratio=0.001)', '224000 is not a number of pixels'),
+    ('inception_crop(area_min=5, area_max=9)', r'area_min is 5, not a number in \[0, 1\]'),
+    ('inception_crop(area_max=0.01)', r'area_max is 0.01, not a number in \[0.05, 1\]'),
+    ('inception_crop(ratio_min=-1)', r'ratio_min is -1, not a number in \[0.01, 100\]'),
+    ('inception_crop(ratio_max=1e999)', r'ratio_max is inf, not a number in \[0.75, 100\]'),
+    ('affine(zoom=1)', r'zoom is 1, not a number in \[0, 0.9\]'),
+    ('affine(shear=-5)', r'shear is -5, not a number in \[0, 80\]'),
+    ('crop_ratio(ratio=2)', r'ratio is 2, not a number in \[0.0001, 1\]'),
+    ('gaussian_blur(nan)', r"'gaussian_blur\(nan\)': nan is not a number or a text in quotes$"),
+    ("affine(float('nan'))", r"float\('nan'\) is not a number or a text in quotes$"),
+    ('affine(degrees=[x])', r'\[x\] is not a number'),
+  ],
+)
+def test_an_argument_out_of_its_range_is_named_with_that(line, said):
+  with pytest.raises(ValueError, match=said) as error:
+    transforms.compose(line, (4, 6))
+  assert '\n' not in str(error.value)
+
+
+def test_sides_up_to_the_limits_are_taken():
+  transforms.compose('resize(16384, 5461) | resize_small(9459) | resize', (4, 6))
+
+
 def test_a_misspelt_transform_lists_the_nearest():
   with pytest.raises(ValueError, match="unknown transform 'random_corp'; did you mean random_crop"):
     transforms.compose('flip | random_corp(4)', (4, 6))

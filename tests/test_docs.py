@@ -14,7 +14,8 @@ import vit_jax
 from tests.interop import ours
 from vit_jax import __main__, config, conversion, convert, plan
 from vit_jax.convert import engine, files, resample
-from vit_jax.data import decoding, pipeline, presets, sources, transforms
+from vit_jax.data import augment, decoding, pipeline, presets, sources, transforms
+from vit_jax.data import table as table_of_data
 from vit_jax.models import vit
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -327,6 +328,29 @@ def test_the_limits_on_bad_images_are_those_that_hold():
   assert f'over {decoding.MAX_PIXELS:,} pixels' in told
   assert f'Over {100 * pipeline.LIMIT:.0f} % of them' in told
   assert f'{pipeline.TRIES} in a row' in told
+
+
+def test_the_limits_on_steps_are_those_that_hold():
+  told = ' '.join(DATA.read_text().split())
+  assert f'{transforms.MAX_SIDE:,} pixels at most' in told
+  assert table_of_data.MAX_GAPS == 10 and 'a tenth of the classes has images' in told
+
+
+def test_a_third_of_small_images_is_one_colour_after_randaug():
+  step, flat = transforms.compose('resize(32) | randaug(2, 10)', (32, 32)), 0
+  for seed in range(400):
+    flat += np.ptp(step(PHOTO, np.random.default_rng(seed)), axis=(0, 1)).max() == 0
+  assert abs(flat / 400 - (1 - (13 / 16) ** 2)) < 0.08  # three standard deviations
+  shift, square = (augment.RANDAUG[name][1](1) for name in ('TranslateX', 'Cutout'))
+  told = ' '.join(DATA.read_text().split())
+  assert f'{shift:.0f} of them at magnitude 10, and cuts out a square of {2 * square}' in told
+
+
+@pytest.mark.parametrize('extra', ['tfds', 'hf'])
+def test_an_extra_is_asked_for_in_the_same_words_as_by_the_code(extra):
+  told = f"'vit_jax[{extra}]'"
+  assert f'pip install {told}' in ' '.join(DATA.read_text().split())
+  assert told in (ROOT / f'vit_jax/data/{extra}.py').read_text()
 
 
 def test_the_line_that_trains_on_photos_is_a_plan(there):

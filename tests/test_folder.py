@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data import folder, pipeline, sources, transforms
+from vit_jax.data import table as tables
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_names_need_not_be_utf8(tmp_path):
   source = sources.open_source(f'folder:{tmp_path}/d', 'train')
   assert source.classes == ('caf\\xe9', 'tea')
   assert source[0]['image'] == IMAGE
-  assert source.describe(0).endswith('/caf\\udce9/one\\ntwo.png')
+  assert source.describe(0).endswith('/caf\\xe9/one\\ntwo.png')
 
 
 @pytest.mark.parametrize(
@@ -510,6 +511,11 @@ def test_numbers_as_labels_are_classes_from_0_to_the_largest(pets):
   assert [source[0]['label'], source[1]['label']] == [10, 2]
 
 
+def test_labels_may_leave_gaps_of_nine_classes_in_ten(pets):
+  name = table(pets, [('train/cat/1.png', 0), ('train/dog/2.png', 19)])
+  assert len(sources.open_source(name, 'train').classes) == 20
+
+
 def test_several_labels_are_a_vector_filled_up(pets):
   rows = [('train/cat/1.png', 'b|a'), ('train/dog/2.png', 'c | c'), ('val/dog/4.png', 'a')]
   source = sources.open_source(table(pets, rows), 'train')
@@ -567,6 +573,8 @@ def test_a_link_in_a_table_that_stays_inside_is_followed(pets):
     ([('1', 'train'), ('-2', 'train')], 'line 3: label -2 is negative'),
     ([('1', 'train'), ('0', 'train'), ('2', 'val')], 'line 4: train lacks label 2'),
     ([('1', 'train'), ('99999999999', 'train')], 'line 3: label 99999999999 is out of range'),
+    ([('0', 'train'), ('20', 'train')], 'line 3: label 20 stands for 21 classes, of which 2 have'),
+    ([('+900', 'train'), ('2', 'train')], 'line 2: label 900 stands for 901 classes'),
     ([('a', 'train'), ('b', 'train'), ('c', 'test')], "line 4: train lacks class 'c'"),
     ([('a', 'train'), ('a', 'val')], "only one class, 'a'"),
     ([('a', 'val'), ('b', 'test')], 'no rows of train'),
@@ -593,6 +601,20 @@ def test_a_file_that_is_no_table_is_refused(pets):
   refused("no column label .*it has 'path', 'x'", table(pets, [], ('path', 'x')))
   (pets / 'quote.csv').write_text('path,label\n"a,b\nc,d\n')
   refused('cannot be read', f'csv:{pets}/quote.csv')
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'arrays'])
+def test_a_file_that_may_not_be_read_is_told_as_such(kind, tmp_path, monkeypatch):
+  file = tmp_path / 'secret'
+  file.write_bytes(b'any')
+
+  def denied(path, *_):
+    raise PermissionError(13, 'Permission denied', path)
+
+  monkeypatch.setattr(tables, 'open', denied, raising=False)
+  if kind == 'parquet':
+    pytest.importorskip('pyarrow')
+  assert refused('Permission', f'{kind}:{file}') == f'{file} cannot be read: Permission denied'
 
 
 # Parquet
@@ -753,6 +775,7 @@ def test_arrays_may_name_their_classes(tmp_path):
     (dict(x=grey(2), y=[0, 2], classes=['a', 'b']), 'label 2 in train is out of range of 2'),
     (dict(x=grey(2), y=[0, 1], x_test=grey(1), y_test=[2]), 'label 2 in test is out of range of 2'),
     (dict(x=grey(2), y=[0, 2**40]), 'exceeds'),
+    (dict(x=grey(2), y=[0, 20]), 'label 20 stands for 21 classes, of which 2 have images'),
     (dict(x=grey(2), y=[0, 0]), "only one class, '0'"),
     (dict(x=grey(2), y=[0.0, 1.5]), 'labels are float64'),
     (dict(x=grey(2), y=[[0, 2], [1, 0]]), '0 or 1'),

@@ -173,6 +173,33 @@ def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatc
   assert run('show', 'arrays:mine') == 3
 
 
+def test_an_empty_split_is_left_out_unless_it_is_asked_for(monkeypatch, capsys):
+  install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)], 'validation': []})
+  assert run('show', 'arrays:mine') == 0
+  told = capsys.readouterr()
+  assert told.err == 'arrays:mine has no images in validation\n'
+  assert 'validation' not in told.out
+  assert run('show', 'arrays:mine', '--split', 'validation') == 2
+  install(monkeypatch, {'train': []})
+  assert run('show', 'arrays:mine') == 2
+  assert capsys.readouterr().err.endswith('vit data: arrays:mine has no images\n')
+
+
+def test_names_of_any_characters_stay_on_their_line(monkeypatch, capsys):
+  install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)]}, ('new\nline', 'caf\udce9', 'no\tne'))
+  assert run('show', 'arrays:mine') == 0
+  found = capsys.readouterr().out.splitlines()
+  assert [line for line in found if line.startswith(('new\\nline ', 'caf\\xe9 ', 'no\\tne '))]
+  assert '  no\\tne' in found
+  assert '0 (no\\tne) to 1 (new\\nline)' in found[2]
+
+
+def test_classes_of_the_same_size_are_told_by_that(monkeypatch, capsys):
+  install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)]}, ('rose', 'tulip'))
+  assert run('show', 'arrays:mine') == 0
+  assert capsys.readouterr().out.splitlines()[2].endswith('1 each')
+
+
 def test_many_classes_are_told_by_the_largest_and_the_smallest(monkeypatch, capsys):
   classes = tuple(f'class{i}' for i in range(50))
   images = [(PIXELS + np.uint8(i), i) for i in range(50) for _ in range(i + 1)]
@@ -284,14 +311,48 @@ def test_ctrl_c_leaves_the_png_that_was_there_and_no_half_of_one(where, monkeypa
     (['digits', '--augment', 'flip'], '--out'),
     (['digits', '--threads', '0'], '--threads'),
     (['digits', '--out', 'OUT.png', '--size', '-1'], '--size'),
-    (['digits', '--out', 'OUT.png', '--augment', 'random_crop(9)'], '9x9'),
+    (['digits', '--out', 'OUT.png', '--augment', 'random_crop(9)'], 'image 0: a crop of 9x9'),
+    (['digits', '--out', 'OUT.png', '--size', '8', '--augment', 'resize(4)'], '4x4 pixels, --size'),
+    (['digits', '--out', 'OUT.png', '--size', '100000'], '--size must be from 1 to 1182'),
+    (['digits', '--out', 'OUT.png', '--augment', 'resize(100000)'], 'from 1 to 16,384'),
+    (['digits', '--out', 'OUT.png', '--seed', '-1'], '--seed must be from 0 to 4294967295'),
   ],
 )
-def test_what_cannot_be_shown_is_refused_on_one_line(words, said, tmp_path, capsys):
+def test_what_cannot_be_shown_is_refused_on_one_line_before_all_is_read(
+  words, said, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(show, 'survey', None)
   assert run('show', *(word.replace('OUT', str(tmp_path / 'out')) for word in words)) == 2
   told = capsys.readouterr()
   assert told.err.count('\n') == 1 and said in told.err
   assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('kind', ['folder', 'denied'])
+def test_a_sheet_that_cannot_be_written_is_named_itself(kind, tmp_path, capsys, monkeypatch):
+  out = tmp_path / 'sheet.png'
+  if kind == 'folder':
+    out.mkdir()
+  else:
+
+    def denied(**_):
+      raise PermissionError(13, 'Permission denied', 'another')
+
+    monkeypatch.setattr(show.tempfile, 'TemporaryFile', denied)
+  monkeypatch.setattr(show, 'survey', None)
+  assert run('show', 'digits', '--out', str(out)) == 2
+  reason = {'folder': 'Is a directory', 'denied': 'Permission denied'}[kind]
+  assert capsys.readouterr().err == f'vit data: --out {out} cannot be written: {reason}\n'
+
+
+def test_a_disk_that_fills_up_names_the_sheet_itself(tmp_path, monkeypatch):
+  def full(path, data):
+    raise OSError(28, 'No space left on device', str(path))
+
+  monkeypatch.setattr(show.pathlib.Path, 'write_bytes', full)
+  with pytest.raises(OSError, match='No space left on device') as error:
+    show.write(tmp_path / 'sheet.png', b'')
+  assert error.value.filename == f'{tmp_path}/sheet.png'
 
 
 def test_help_tells_the_exit_codes(capsys):
@@ -308,7 +369,7 @@ FORMS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'BMP': 'bmp', 'GIF': 'gif'
 
 def test_encoded_images_are_saved_as_they_are_and_pixels_as_png(tmp_path):
   images = [(encoded(form=form), 0) for form in FORMS] + [(PIXELS, 1)]
-  assert show.save_images(source(images), tmp_path) == len(images)
+  assert show.save_images(source(images), tmp_path) == (len(images), [])
   for index, ending in enumerate(FORMS.values()):
     assert (tmp_path / 'rose' / f'{index:06d}.{ending}').read_bytes() == images[index][0]
   (pixels,) = (tmp_path / 'tulip').iterdir()
@@ -331,16 +392,46 @@ def test_classes_of_the_same_name_get_folders_of_their_own():
 @pytest.mark.parametrize(
   'image, label, said',
   [
-    (PIXELS, -1, 'set/0.jpg: label -1 is none of the 3 classes'),
-    (PIXELS, 3, 'label 3 is none'),
-    (PIXELS, [0, 1], 'list of labels'),
-    (b'text', 0, 'set/0.jpg: not an image'),
+    (PIXELS, -1, 'label -1 is none of the 3 classes'),
+    (PIXELS, 3, 'label 3 is none of the 3 classes'),
+    (b'text', 0, 'not an image'),
+    (EMPTY, 0, 'the file is empty'),
+    (OSError(5, 'Input/output error'), 0, 'Input/output error'),
   ],
 )
-def test_an_image_without_a_place_is_refused(image, label, said, tmp_path):
-  with pytest.raises(ValueError, match=said):
-    show.save_images(source([(image, label)]), tmp_path)
+def test_an_image_that_cannot_be_saved_is_named_and_the_others_are_saved(
+  image, label, said, tmp_path
+):
+  found = show.save_images(source([(PIXELS, 0), (image, label), (PIXELS, 1)]), tmp_path)
+  assert found == (2, [f'set/1.jpg: {said}'])
+  assert sorted(path.name for path in tmp_path.rglob('*.png')) == ['000000.png', '000002.png']
+
+
+def test_images_of_several_labels_are_not_saved(tmp_path):
+  with pytest.raises(ValueError, match='lists of labels'):
+    show.save_images(source([(PIXELS, [0, 1])]), tmp_path)
   assert os.listdir(tmp_path) == []
+
+
+def test_save_ends_with_3_and_names_what_show_calls_unreadable(monkeypatch, tmp_path, capsys):
+  install(monkeypatch, {'train': [], 'validation': [(BROKEN, 0), (PIXELS, 0), (EMPTY, 1)]})
+  assert run('show', 'arrays:mine', '--format', 'json') == 3
+  shown = json.loads(capsys.readouterr().out)['splits']['validation']['unreadable']
+  assert run('save', 'arrays:mine', str(tmp_path)) == 3
+  told = capsys.readouterr()
+  assert told.err.splitlines() == [f'vit data: {bad["image"]}: {bad["reason"]}' for bad in shown]
+  assert told.out == f'1 images of arrays:mine, split validation, are in {tmp_path}; 2 are not\n'
+
+
+def test_save_takes_the_test_split_where_there_is_one(mine, tmp_path, capsys):
+  assert run('save', 'arrays:mine', str(tmp_path)) == 3
+  assert 'split test' in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_saved_to_is_named(mine, tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  assert run('save', 'arrays:mine', str(tmp_path / 'file')) == 2
+  assert capsys.readouterr().err == f'vit data: {tmp_path}/file/rose: Not a directory\n'
 
 
 PRESETS = {

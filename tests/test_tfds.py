@@ -104,6 +104,13 @@ class Unreachable(TinyPhotos):
     raise ConnectionError('no route to host\nand more')
 
 
+class Refused(TinyPhotos):
+  """Would come from a server that is not there."""
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(dl_manager.download('http://127.0.0.1:9/x.zip'))}
+
+
 class TwoKinds(TinyPhotos):
   """Several labels of an image, and others that are more than is taken."""
 
@@ -397,6 +404,15 @@ def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
   assert '\n' not in str(caught.value)
   left = [file for file in tmp_path.rglob('*1.0.0*') if 'incomplete' in file.name or file.is_dir()]
   assert not left
+
+
+def test_a_download_that_fails_is_told_once_and_soon(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(tfds_sets, 'RETRIES', 2)
+  theirs = tfds_sets.downloader.MAX_RETRIES
+  with pytest.raises(ValueError, match=r'refused is not in .*could not be prepared .*127\.0\.0\.1'):
+    sources.open_source(f'tfds:refused?data_dir={tmp_path}', 'train')
+  assert not [line for line in caplog.records if line.name.startswith('urllib3')]
+  assert theirs == tfds_sets.downloader.MAX_RETRIES
 
 
 def test_an_incomplete_folder_is_not_taken_for_a_set(tmp_path):

@@ -158,6 +158,8 @@ class Archive:
     train = labels['train']
     if name is None:
       count = train.shape[1] if train.ndim == 2 else int(train.max(initial=-1)) + 1
+      if train.ndim == 1 and (gaps := table.gaps_of(np.unique(train).tolist(), count)):
+        raise ValueError(f'{self.where}: {gaps}')
       known = tuple(map(str, range(count)))
     else:
       names = self.read(name)

@@ -20,13 +20,13 @@ Step = Callable[[Image, np.random.Generator], Image]
 
 GREY = 128  # of what a turn, a shift or a cut leaves empty
 RAMP = np.arange(256)
+MAX_COUNT, MAX_MAGNITUDE = 16, 30  # of a RandAugment; recipes go up to 4 and 20
 
 
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+def check_range(name: str, value: Any, low: float, high: float) -> None:
   """Raises ValueError for what is no number in [low, high]."""
-  if type(value) not in (int, float) or not low <= value <= high or math.isinf(value):
-    wanted = f'a number of at least {low}' if math.isinf(high) else f'a number in [{low}, {high}]'
-    raise ValueError(f'{name} is {value!r}, not {wanted}')
+  if type(value) not in (int, float) or not low <= value <= high:
+    raise ValueError(f'{name} is {value!r}, not a number in [{low:g}, {high:g}]')
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
@@ -264,7 +264,7 @@ def randaug(count: int = 2, magnitude: float = 10) -> Step:
   strength: enhancements grow from 0.1 to beyond 1, and posterize keeps more bits as it rises.
   """
   check_count(count)
-  check_range('magnitude', magnitude, 0)
+  check_range('magnitude', magnitude, 0, MAX_MAGNITUDE)
   names = list(RANDAUG)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
@@ -289,8 +289,8 @@ def distorted(image: Image, name: str, magnitude: float, rng: np.random.Generato
 
 
 def check_count(count: Any) -> None:
-  if type(count) is not int or count < 0:
-    raise ValueError(f'count is {count!r}, not a number of operations')
+  if type(count) is not int or not 0 <= count <= MAX_COUNT:
+    raise ValueError(f'count is {count!r}, not a number of operations from 0 to {MAX_COUNT}')
 
 
 # Pillow's operations, from PIL image to PIL image.
@@ -470,8 +470,9 @@ def rand_augment(
 
   Args:
     spec: 'rand' and sections: m magnitude (10), n operations (2), p probability of each (0.5), mstd
-      normal noise on the magnitude (0; over 100: uniform below it), mmax its bound (10), inc1 for
-      operations that grow stronger with it, t for another set of them ('tweights', 't3a', 't3aw').
+      normal noise on the magnitude (0; over 100: uniform below it), mmax its bound (10, as in timm,
+      where 15 is 10 too), inc1 for operations that grow stronger with it, t for another set of them
+      ('tweights', 't3a', 't3aw').
     fill: what a turn or shift leaves empty; timm's trainer takes the mean colour.
     resample: of turns and shifts: 'bilinear', 'bicubic', or 'random', one of the two each time.
   """
@@ -521,6 +522,8 @@ def sections(spec: Any) -> dict[str, Any]:
     check_choice(f'{spec!r}: set of operations', options['t'], known)
   if options['t'] in WEIGHTED and options['n'] > len(WEIGHTED[options['t']]):
     raise ValueError(f'{spec!r}: draws more operations than there are')
+  for name, most in {'m': MAX_MAGNITUDE, 'mmax': MAX_MAGNITUDE, 'n': MAX_COUNT}.items():
+    check_range(f'{spec!r}: {name}', options[name], 0, most)
   return options
 
 
@@ -628,8 +631,8 @@ def gaussian_blur(
   probability: float = 0.1, radius_min: float = 0.1, radius_max: float = 2.0
 ) -> Step:
   """Pillow's Gaussian blur with a uniform radius in pixels, with that probability."""
-  check_range('radius_min', radius_min, 0)
-  check_range('radius_max', radius_max, radius_min)
+  check_range('radius_min', radius_min, 0, 100)
+  check_range('radius_max', radius_max, radius_min, 100)
   blur = pillow(lambda image, rng: blurred(image, rng.uniform(radius_min, radius_max)))
   return sometimes(probability, blur)
 
@@ -656,7 +659,7 @@ def color_jitter(
   contrast, saturation = (brightness if x is None else x for x in (contrast, saturation))
   amounts = {'Brightness': brightness, 'Contrast': contrast, 'Color': saturation}
   for name, value in zip(('brightness', 'contrast', 'saturation'), amounts.values()):
-    check_range(name, value, 0)
+    check_range(name, value, 0, 100)
   check_range('hue', hue, 0, 0.5)
   parts: list[Callable[[Any, np.random.Generator], Any]] = [
     jitter(name, amount) for name, amount in amounts.items() if amount

@@ -75,7 +75,16 @@ def shown(path: bytes | str) -> str:
   text = os.fsdecode(path)
   if text.isprintable():
     return text
-  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+  return ''.join(map(escaped, text))
+
+
+def escaped(character: str) -> str:
+  """A character, or how Python writes it; '\\xff' for a byte that is no text."""
+  if character.isprintable():
+    return character
+  if '\udc80' <= character <= '\udcff':  # as os.fsdecode has such a byte
+    return f'\\x{ord(character) - 0xDC00:02x}'
+  return character.encode('unicode_escape').decode()
 
 
 def some(items: Sequence[str]) -> str:

@@ -7,14 +7,17 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import pathlib
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +26,23 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax import metrics
-from vit_jax.data import pipeline, presets, sources, transforms
+from vit_jax.data import decoding, pipeline, presets, sources, transforms
+from vit_jax.data.folder import shown
 from vit_jax.data.sources import Source
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest
 NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
 SHEET = (8, 8)  # images, draws of each
+RANGES = {  # of flags: at least, at most
+  'count': (1, math.inf),
+  'threads': (1, 1024),
+  'size': (1, math.isqrt(decoding.MAX_PIXELS // math.prod(SHEET))),
+  'seed': (0, 2**32 - 1),  # as of a run
+}
 SUFFIXES = {b'\xff\xd8\xff': 'jpg', b'\x89PNG': 'png', b'GIF8': 'gif', b'BM': 'bmp',
-            b'II*\0': 'tif', b'MM\0*': 'tif', b'RIFF': 'webp'}  # fmt: skip
+            b'II*\0': 'tif', b'MM\0*': 'tif', b'II+\0': 'tif', b'MM\0+': 'tif',
+            b'RIFF': 'webp'}  # fmt: skip
 T = TypeVar('T')
 U = TypeVar('U')
 
@@ -225,7 +236,7 @@ def amiss(found: Mapping[str, Any]) -> bool:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
   """A report for people."""
   splits = found['splits']
-  yield f'{found["source"]}, {len(found["classes"])} classes'
+  yield f'{shown(found["source"])}, {len(found["classes"])} classes'
   rows = [['split', 'images', 'unreadable', 'bytes', 'height', 'width', 'images of a class']]
   for name, split in splits.items():
     least, most = min(split['per_class']), max(split['per_class'])
@@ -238,7 +249,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f'{side["min"]} to {side["max"]}, median {side["median"]}' if side else ''
         for side in (split['height'], split['width'])
       ),
-      f'{least} ({split["smallest"]}) to {most} ({split["largest"]})',
+      f'{least} ({split["smallest"]}) to {most} ({split["largest"]})' if least < most
+      else f'{most} each',
     ])  # fmt: skip
   yield from columns(rows)
   yield ''
@@ -289,13 +301,14 @@ def some(title: str, names: Sequence[str], count: int | None = None) -> Iterator
   """A title with a count, and the first few names; nothing where there are none."""
   if names:
     yield f'{title}: {len(names) if count is None else count:,}'
-    yield from (f'  {name}' for name in names[:NAMED])
+    yield from (f'  {shown(name)}' for name in names[:NAMED])
     if len(names) > NAMED:
       yield '  ... (--format json names them all)'
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-  """Rows of cells under one another, numbers to the right."""
+  """Rows of cells under one another, numbers to the right, each on one line whatever it holds."""
+  rows = [[shown(cell) for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*rows)]
   right = [all(re.match(r'[\d,]*$', cell) for cell in column[1:]) for column in zip(*rows)]
   for row in rows:
@@ -340,49 +353,71 @@ def png(image: np.ndarray) -> bytes:
 
 
 def write(file: pathlib.Path, data: bytes) -> None:
-  """Writes a file, whole or not at all."""
+  """Writes a file, whole or not at all; an OSError names that file."""
   partial = file.with_name(f'.{file.name}.partial')
   try:
     partial.write_bytes(data)
     os.replace(partial, file)
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, os.fspath(file)) from None
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
-def save_images(source: Source, folder: str | os.PathLike[str], *, count: int | None = None) -> int:
-  """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.SUFFIX: how many.
+def save_images(
+  source: Source, folder: str | os.PathLike[str], *, count: int | None = None
+) -> tuple[int, list[str]]:
+  """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.SUFFIX.
 
   An encoded image is written as it is, pixels as PNG.
 
+  Returns:
+    How many were written; for each of the others a line that names it.
+
   Raises:
-    ValueError: for an image without one label among the classes, or of an unknown format.
+    ValueError: if images have several labels.
+    OSError: if a file cannot be written.
   """
   indices, folders = range(len(source))[:count], class_folders(source.classes)
+  failed = []
   for index in indices:
-    record = source[index]
     try:
-      place = pathlib.Path(folder) / folders[class_of(record, len(folders))]
-      image = record['image']
-      data = png(image) if isinstance(image, np.ndarray) else image
-      file = place / f'{index:06d}.{suffix(data)}'
-    except ValueError as error:
-      raise ValueError(f'{source.describe(index)}: {error}') from None
-    place.mkdir(parents=True, exist_ok=True)
+      record = source[index]
+      place, data = class_of(record, len(folders)), encoded(record['image'])
+    except (transforms.BadImage, OSError) as error:
+      failed.append(f'{source.describe(index)}: {pipeline.told(error)}')
+      continue
+    file = pathlib.Path(folder) / folders[place] / f'{index:06d}.{suffix(data)}'
+    file.parent.mkdir(parents=True, exist_ok=True)
     write(file, data)
-  return len(indices)
+  return len(indices) - len(failed), failed
+
+
+def encoded(image: bytes | np.ndarray) -> bytes:
+  """The bytes of an image's file, which can be read; of pixels, those of a PNG.
+
+  Raises:
+    BadImage: if they cannot.
+  """
+  if isinstance(image, np.ndarray):
+    return png(image)
+  transforms.decode(image)
+  return image
 
 
 def class_of(record: sources.Record, count: int) -> int:
   """The one label of a record.
 
   Raises:
-    ValueError: if it has several, or one that is none of `count` classes.
+    ValueError: if it has several.
+    BadImage: if it is none of `count` classes.
   """
   label = record['label']
   if np.ndim(label):
-    raise ValueError('an image with a list of labels has no folder of its class')
+    raise ValueError('images with lists of labels have no folder of their class')
   if not 0 <= label < count:
-    raise ValueError(f'label {label} is none of the {count} classes')
+    raise transforms.BadImage(f'label {label} is none of the {count} classes')
   return int(label)
 
 
@@ -407,13 +442,14 @@ def suffix(data: bytes) -> str:
 def show(given: argparse.Namespace) -> int:
   """`vit data show`."""
   out = pathlib.Path(given.out) if given.out else None
-  if out and (out.suffix.lower() != '.png' or not out.parent.is_dir()):
-    raise ValueError(f'--out is {given.out!r}, must be a .png file in a folder that exists')
   if given.augment is not None and not out:
     raise ValueError('--augment needs --out, the sheet that shows it')
+  if out:
+    check_out(out)
   transform = training_transform(given) if out else None
-  asked = given.split or sources.splits_of(given.source)
-  opened = sources.open_splits(given.source, {split: split for split in asked})
+  opened = opened_splits(given.source, given.split)
+  if transform:
+    check_transform(transform, next(iter(opened.values())))
   began, total = time.perf_counter(), sum(map(len, opened.values()))
   with progress(total) as advance:
     surveys = {
@@ -434,6 +470,55 @@ def show(given: argparse.Namespace) -> int:
     write(out, png(sheet(surveys[split], transform, seed=given.seed)))
     print(f'{out} shows images of {split}, {SHEET[1]} draws of each', file=sys.stderr)
   return 3 if amiss(found) else 0
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Raises ValueError for a file that the sheet cannot be written to."""
+  if out.suffix.lower() != '.png' or not out.parent.is_dir():
+    raise ValueError(f'--out is {shown(str(out))!r}, must be a .png file in a folder that exists')
+  try:
+    if out.is_dir():
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with tempfile.TemporaryFile(dir=out.parent):
+      pass
+  except OSError as error:
+    raise ValueError(f'--out {shown(str(out))} cannot be written: {error.strerror}') from None
+
+
+def opened_splits(name: str, asked: Sequence[str] | None) -> dict[str, Source]:
+  """The splits asked for, which must not be empty; else all that are not.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if asked:
+    return sources.open_splits(name, {split: split for split in asked})
+  splits = {split: opened() for split, opened in sources.splits_of(name).items()}
+  if empty := [split for split, source in splits.items() if not len(source)]:
+    pipeline.tell(f'{shown(name)} has no images in {", ".join(empty)}')
+  if len(empty) == len(splits):
+    raise ValueError(f'{shown(name)} has no images')
+  return {split: source for split, source in splits.items() if len(source)}
+
+
+def check_transform(transform: transforms.Transform, source: Source) -> None:
+  """Tries it on the first image that can be read, of the first few.
+
+  Raises:
+    ValueError: if it does not take that, or gives images of another size than it should.
+  """
+  for index in range(min(len(source), pipeline.TRIES)):
+    try:
+      image = transforms.pixels(source[index]['image'])
+      rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+    except (transforms.BadImage, OSError):
+      continue
+    except ValueError as error:
+      raise ValueError(f'{source.describe(index)}: {error}') from None
+    if (rows, columns) != transform.size:
+      wanted = '{}x{}'.format(*transform.size)
+      raise ValueError(f'--augment gives images of {rows}x{columns} pixels, --size is {wanted}')
+    return
 
 
 def training_transform(given: argparse.Namespace) -> transforms.Transform:
@@ -466,12 +551,24 @@ def progress(total: int) -> Iterator[Callable[[int], object]]:
     yield lambda count: bar.advance(task, count)
 
 
+def split_to_save(name: str) -> str:
+  """'test' if there is one, else the first that is not empty."""
+  splits = sources.splits_of(name)
+  if 'test' in splits:
+    return 'test'
+  return next((split for split, opened in splits.items() if len(opened())), 'train')
+
+
 def save(given: argparse.Namespace) -> int:
   """`vit data save`."""
-  source = sources.open_source(given.source, given.split)
-  written = save_images(source, given.folder, count=given.count)
-  print(f'{written} images of {given.source}, split {given.split}, are in {given.folder}')
-  return 0
+  split = given.split or split_to_save(given.source)
+  source = sources.open_source(given.source, split)
+  written, failed = save_images(source, given.folder, count=given.count)
+  for line in failed:
+    print(f'vit data: {shown(line)}', file=sys.stderr)
+  where = f'{shown(given.source)}, split {split}, are in {shown(given.folder)}'
+  print(f'{written} images of {where}' + f'; {len(failed)} are not' * bool(failed))
+  return 3 if failed else 0
 
 
 def prepare(given: argparse.Namespace) -> int:
@@ -503,13 +600,23 @@ def main(argv: Sequence[str]) -> int:
   """`vit data`: 0, 2 for bad input, or 3 for a data set with faults."""
   given = parser().parse_args(argv)
   try:
-    for name in ('count', 'size', 'threads'):
-      if (number := getattr(given, name, None)) is not None and number < 1:
-        raise ValueError(f'--{name} must be at least 1, got {number}')
+    check_ranges(given)
     return given.run(given)
   except (ValueError, OSError, ModuleNotFoundError) as error:
-    print(f'vit data: {" ".join(str(error).split())}', file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+      text = f'{shown(error.filename)}: {error.strerror}'
+    print(f'vit data: {" ".join(text.split())}', file=sys.stderr)
     return 2
+
+
+def check_ranges(given: argparse.Namespace) -> None:
+  """Raises ValueError for a flag out of its RANGES."""
+  for name, (least, most) in RANGES.items():
+    number = getattr(given, name, None)
+    if number is not None and not least <= number <= most:
+      wanted = f'at least {least}' if math.isinf(most) else f'from {least} to {most}'
+      raise ValueError(f'--{name} must be {wanted}, got {number}')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -534,11 +641,15 @@ def parser() -> argparse.ArgumentParser:
   one.add_argument('--threads', type=int, default=cores, help='that read; default: %(default)s')
   one.add_argument('--format', choices=('table', 'json'), default='table')
 
-  one = commands.add_parser('save', help='images as files, in a folder for each class')
+  one = commands.add_parser(
+    'save',
+    help='images as files, in a folder for each class',
+    epilog='Exit code: 0; 2 for bad input; 3 if images were left out, which are named.',
+  )
   one.set_defaults(run=save)
   one.add_argument('source', help=a_source)
   one.add_argument('folder', help='gets a folder for each class')
-  one.add_argument('--split', default='test')
+  one.add_argument('--split', help='default: test, or without one the first with images')
   one.add_argument('--count', type=int, help='the first ones; default: all')
 
   one = commands.add_parser('prepare', help='downloads and prepares a TFDS set, with a bar')

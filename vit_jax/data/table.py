@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from vit_jax.data.sources import Record, Source, Splits
 
 PATHS, LABELS = ('path', 'file', 'filename', 'image', 'img'), ('label', 'class', 'target', 'labels')
 MAX_CLASSES = 1_000_000  # a label above is a mistake
+MAX_GAPS = 10  # classes to a label, where labels are numbers
 NUMBER = re.compile('[+-]?[0-9]{1,18}')
 
 
@@ -204,6 +205,8 @@ def meaning(
   known = {values[code] for code in trained}
   count = len(classes) if classes else min(max(known, default=-1) + 1, MAX_CLASSES)
   wrong = {}
+  if not classes and (gaps := gaps_of(known, count)):
+    wrong[values.index(max(known))] = gaps
   for code, value in enumerate(values):
     if value < 0:
       wrong[code] = f'label {value} is negative'
@@ -214,11 +217,28 @@ def meaning(
   return classes or tuple(map(str, range(count))), values, wrong
 
 
+def gaps_of(labels: Iterable[int], count: int) -> str | None:
+  """What is wrong with numbers that leave most of `count` classes empty."""
+  labels = set(labels)
+  if count <= MAX_GAPS * len(labels):
+    return None
+  return (
+    f'label {max(labels)} stands for {count:,} classes, of which {len(labels):,} have images: '
+    'number them without such gaps, or name them'
+  )
+
+
 def check_file(path: str) -> None:
+  """Raises FileNotFoundError or ValueError for what is no file, or may not be read."""
   if not os.path.exists(path):
     raise FileNotFoundError(f'{shown(path)}: no such file')
   if not os.path.isfile(path):
     raise ValueError(f'{shown(path)} is not a file')
+  try:
+    with open(path, 'rb'):
+      pass
+  except OSError as error:
+    raise ValueError(f'{shown(path)} cannot be read: {error.strerror}') from None
 
 
 def column_of(names: Sequence[str], wanted: Sequence[str]) -> int | None:
@@ -257,7 +277,8 @@ def csv_table(path: str) -> Splits:
   except UnicodeDecodeError:
     raise ValueError(f'{table.where} is not UTF-8 text') from None
   except (csv.Error, OSError) as error:
-    raise ValueError(f'{table.where} cannot be read: {error}') from None
+    reason = getattr(error, 'strerror', None) or error
+    raise ValueError(f'{table.where} cannot be read: {reason}') from None
   return table.opened()
 
 

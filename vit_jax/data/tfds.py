@@ -18,6 +18,7 @@ import importlib.util
 import io
 import itertools
 import json
+import logging
 import os
 import pathlib
 import resource
@@ -32,6 +33,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_builder, dataset_info, read_only_builder
+from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils import lazy_imports_utils
@@ -45,6 +47,7 @@ FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
 LABEL_NAMES = ('label', 'real_label', 'labels')  # the first that is of a kind that can be one
 FILE_NAMES = ('file_name', 'filename', 'image/file_name', 'image/filename', 'name', 'id')
 MAX_LABELS = 64  # of an image with several
+RETRIES = 5  # of a download: 6 seconds; TFDS's own 10 are 100
 OPEN_FILES = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 4096)
 
 
@@ -413,7 +416,7 @@ def make_ready(builder: Any, name: Name, *, say: Callable[[str], object]) -> Non
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     try:
-      with able_to_prepare(), contextlib.redirect_stdout(io.StringIO()):
+      with able_to_prepare(), patient(), contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
     except Exception as error:
       by_hand = isinstance(error, AssertionError) and builder.MANUAL_DOWNLOAD_INSTRUCTIONS
@@ -467,6 +470,20 @@ def able_to_prepare() -> Iterator[None]:
       stack.callback(setattr, image_feature._ImageEncoder, '_encode_image', encode)
       stack.enter_context(many_files())
     yield
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+  """Inside, TFDS tries a download again RETRIES times, without a warning for each."""
+  logger = logging.getLogger('urllib3')
+  level, retries = logger.level, downloader.MAX_RETRIES
+  logger.setLevel(logging.ERROR)
+  downloader.MAX_RETRIES = RETRIES
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+    downloader.MAX_RETRIES = retries
 
 
 def hide_gpus() -> None:

@@ -18,8 +18,9 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.data import augment
+from vit_jax.data.augment import check_range
+from vit_jax.data.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
 from vit_jax.data.decoding import BadImage as BadImage  # "as": these are names of this file too
-from vit_jax.data.decoding import Encoded, Image, check_pixels, decode, opencv, opened
 from vit_jax.data.decoding import pixels as pixels
 
 Step = Callable[[Image, np.random.Generator], Image]
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
   'bicubic_antialias': functools.partial(pillow, name='BICUBIC'),  # timm, DeiT
 }
 ROUNDINGS = ('nearest', 'down')
+MAX_SIDE = 16_384  # pixels, that a step may be asked for
 
 
 def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
@@ -70,7 +72,7 @@ def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'neares
     rounding: of the longer side: 'nearest', in float32 as big_vision, or 'down', as torchvision,
       timm and Hugging Face.
   """
-  check_sides(side)
+  check_sides(side, side)
   check_method(method)
   check_rounding(rounding)
 
@@ -118,11 +120,9 @@ def crop_ratio(
   To the pixel what timm does for `crop_pct`, and torchvision.
   """
   check_sides(height, width)
-  check_numbers(ratio)
-  if not 1e-4 <= ratio <= 1:
-    raise ValueError(f'ratio {ratio} is not between 0.0001 and 1')
+  check_range('ratio', ratio, 0.0001, 1)
   rows, columns = math.floor(height / ratio), math.floor(width / ratio)
-  check_pixels(rows, columns)
+  check_sides(rows, columns)
   if height == width:
     steps = resize_small(rows, method=method, rounding='down')
   else:
@@ -194,7 +194,10 @@ def inception_crop(
   As the first step it decodes a large JPEG at 1/2, 1/4 or 1/8 of its size where the crop allows.
   """
   check_sides(height, width)
-  check_numbers(area_min, area_max, ratio_min, ratio_max)
+  check_range('area_min', area_min, 0, 1)
+  check_range('area_max', area_max, area_min, 1)
+  check_range('ratio_min', ratio_min, 0.01, 100)
+  check_range('ratio_max', ratio_max, ratio_min, 100)
   check_method(method)
   low, high = math.log(ratio_min), math.log(ratio_max)
 
@@ -234,10 +237,13 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
   Args:
     degrees: largest turn.
     shift: largest shift, a share of each side.
-    zoom: largest relative change of size.
-    shear: largest slant, in degrees.
+    zoom: largest relative change of size, at most 0.9.
+    shear: largest slant, in degrees, at most 80.
   """
-  check_numbers(degrees, shift, zoom, shear)
+  check_range('degrees', degrees, 0, 180)
+  check_range('shift', shift, 0, 1)
+  check_range('zoom', zoom, 0, 0.9)
+  check_range('shear', shear, 0, 80)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     cv2 = opencv()
@@ -254,11 +260,13 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
   return step
 
 
-def check_sides(*sides: Any) -> None:
-  """Raises ValueError for a side that is no whole number of pixels."""
-  for side in sides:
-    if type(side) is not int or side < 1:
-      raise ValueError(f'{side!r} is not a number of pixels')
+def check_sides(height: Any, width: Any) -> None:
+  """Raises ValueError for sides that are no whole numbers of pixels, or too many."""
+  for side in (height, width):
+    if type(side) is not int or not 1 <= side <= MAX_SIDE:
+      raise ValueError(f'{side!r} is not a number of pixels from 1 to {MAX_SIDE:,}')
+  if height * width > MAX_PIXELS:
+    raise ValueError(f'{height}x{width} pixels exceed the limit of {MAX_PIXELS:,}')
 
 
 def check_method(method: Any) -> None:
@@ -271,13 +279,6 @@ def check_rounding(rounding: Any) -> None:
   """Raises ValueError for a rounding that is none of ROUNDINGS."""
   if rounding not in ROUNDINGS:
     raise ValueError(f'unknown rounding {rounding!r}; known: {", ".join(ROUNDINGS)}')
-
-
-def check_numbers(*values: Any) -> None:
-  """Raises ValueError for what is no number."""
-  for value in values:
-    if type(value) not in (int, float):
-      raise ValueError(f'{value!r} is not a number')
 
 
 STEPS: dict[str, Callable[..., Step]] = {
@@ -344,8 +345,8 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
     call: Any = ast.parse(text if match and match[2] else text + '()', mode='eval').body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
       raise ValueError('is not a call of one step')
-    positional = [ast.literal_eval(argument) for argument in call.args]
-    keywords = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    positional = [literal(argument) for argument in call.args]
+    keywords = {str(word.arg): literal(word.value) for word in call.keywords}
     if list(inspect.signature(make).parameters)[:2] == list(SIZED):
       if not positional and not keywords.keys() & set(SIZED):
         positional = list(size)
@@ -354,3 +355,15 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
     return make(*positional, **keywords)
   except (SyntaxError, ValueError, TypeError) as error:
     raise ValueError(f'transform {text!r}: {error}') from None
+
+
+def literal(argument: ast.expr) -> Any:
+  """The value that is written there.
+
+  Raises:
+    ValueError: if it is not written out.
+  """
+  try:
+    return ast.literal_eval(argument)
+  except ValueError:
+    raise ValueError(f'{ast.unparse(argument)} is not a number or a text in quotes') from None
