@@ -22,7 +22,6 @@ from vit_jax.data.sources import Record, Source
 
 HostBatch = dict[str, np.ndarray]
 
-CHUNK = 16  # images that one thread prepares at a time: Grain costs as much for one as for many
 TRIES = 100  # images in a row that cannot be read, after which the whole set counts as gone
 POLICIES = ('substitute', 'error')
 TOLD = 20  # unreadable images by name
@@ -160,21 +159,18 @@ def training_batches(
 
   share, count = reading.share
   rows = batch_size // count
-  size = chunk_size(rows)
-  parts = rows // size
 
-  def chunk(number: int) -> HostBatch:
-    step, part = divmod(number, parts)
-    first = (step * count + share) * rows + part * size
-    examples = Examples(source, transform, size, seed=seed)
-    for position in range(first, first + size):
+  def batch(step: int) -> HostBatch:
+    first = (step * count + share) * rows
+    examples = Examples(source, transform, rows, seed=seed)
+    for position in range(first, first + rows):
       epoch, place = divmod(position, len(source))
       image, repeat = divmod(place, repeats)
       examples.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
     return examples.stacked()
 
-  dataset = grain.MapDataset.range(start * parts, 2**60).map(chunk)
-  dataset = dataset.batch(parts, batch_fn=concatenated)
+  # A thread makes a whole batch: Grain costs as much for an image as for many.
+  dataset = grain.MapDataset.range(start, 2**60).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
   with opened(dataset, reading) as batches:
     yield map(unreadable.taken_from, batches)
@@ -198,21 +194,17 @@ def evaluation_batches(
 
   share, count = reading.share
   rows, batches = batch_size // count, -(-len(source) // batch_size)
-  size = chunk_size(rows)
-  parts = rows // size
 
-  def chunk(number: int) -> HostBatch:
-    step, part = divmod(number, parts)
-    first = (step * count + share) * rows + part * size
-    examples = Examples(source, transform, size, seed=0, substitute=False)
-    for position in range(first, first + size):
+  def batch(step: int) -> HostBatch:
+    first = (step * count + share) * rows
+    examples = Examples(source, transform, rows, seed=0, substitute=False)
+    for position in range(first, first + rows):
       examples.add(min(position, len(source) - 1), counts=position < len(source))
-    batch = examples.stacked()
-    batch['mask'] *= batch['label'].reshape(size, -1).max(axis=1) >= 0
-    return batch
+    made = examples.stacked()
+    made['mask'] *= made['label'].reshape(rows, -1).max(axis=1) >= 0
+    return made
 
-  dataset = grain.MapDataset.range(batches * parts).map(chunk)
-  dataset = dataset.batch(parts, batch_fn=concatenated)
+  dataset = grain.MapDataset.range(batches).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
   with opened(dataset, reading) as read:
     yield map(unreadable.taken_from, read)
@@ -223,11 +215,6 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
   """The indices 0 ... count - 1 in the order of an epoch."""
   rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, 2**63]))
   return rng.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
-
-
-def chunk_size(rows: int) -> int:
-  """The smallest divisor of `rows` that is at least CHUNK; all of them where there is none."""
-  return next(size for size in range(min(CHUNK, rows), rows + 1) if rows % size == 0)
 
 
 class Examples:
@@ -253,7 +240,7 @@ class Examples:
     self.source, self.transform, self.substitute = source, transform, substitute
     self.bits = np.random.Philox(key=seed)
     self.rng, self.state = np.random.Generator(self.bits), self.bits.state
-    self.images = np.zeros((count, *transform.size, 3), np.uint8)
+    self.images = np.empty((count, *transform.size, 3), np.uint8)
     self.labels: list[Any] = []
     self.mask = np.zeros(count, np.float32)
     self.unreadable = np.full(count, -1, np.int64)
@@ -286,6 +273,7 @@ class Examples:
         f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
         f'{told(last)}'
       )
+    self.images[row] = 0
     self.labels.append(unlabelled(self.source))
 
   def stacked(self) -> HostBatch:
@@ -328,10 +316,6 @@ def unlabelled(source: Source) -> np.ndarray:
     with contextlib.suppress(OSError):
       return np.full_like(source[index]['label'], -1)
   return np.asarray(-1, np.int32)
-
-
-def concatenated(chunks: Any) -> HostBatch:
-  return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 @contextlib.contextmanager
