@@ -18,7 +18,7 @@ crops as Inception does, resizes to 224x224, flips and makes batches of 128 uint
 of its own, and they take turns; a ratio is the median of the rounds' ratios. Rates are images a
 CPU-second, of all of a process's threads, but for two threads against one, which is by the clock.
 glibc's MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ are raised for all alike: without, Pillow
-and OpenCV lose up to half their speed to page faults. About 3 minutes on 2 cores.
+and OpenCV lose up to half their speed to page faults. About 7 minutes on 2 cores.
 """
 
 import argparse
@@ -543,7 +543,7 @@ def parser() -> argparse.ArgumentParser:
   flags = argparse.ArgumentParser(description='Measures the input pipeline.')
   flags.add_argument('--out', default='benchmarks/results/data.json', help='%(default)s')
   flags.add_argument('--rounds', type=int, default=7)
-  flags.add_argument('--batches', type=int, default=8, help='of a turn, each of 128 images')
+  flags.add_argument('--batches', type=int, default=24, help='of a turn, each of 128 images')
   flags.add_argument('--photos', type=int, default=256, help='files')
   flags.add_argument('--images', type=int, default=20_000, help='read to watch memory; 0: none')
   flags.add_argument('--python-tf', help='an interpreter with tensorflow')

@@ -59,6 +59,12 @@ def grey(images):
   return images.reshape(len(images), -1).mean(-1).round().astype(int).tolist()
 
 
+def test_an_image_that_a_transform_gives_in_another_size_is_named():
+  transform = transforms.compose('resize(4, 6)', (4, 4))
+  with pytest.raises(pipeline.DataError, match='jpg: the transforms give 4x6 pixels, not 4x4'):
+    taken(photos(30), 1, transform=transform)
+
+
 # What a random choice depends on
 
 

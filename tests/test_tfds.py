@@ -243,6 +243,16 @@ def test_tfds_data_dir_is_where_sets_are_looked_for(prepared_once, monkeypatch):
   assert len(sources.open_source('tfds:tiny_photos', 'test')) == COUNTS['test']
 
 
+def test_a_presets_options_go_to_its_source(prepared_once, monkeypatch):
+  preset = presets.Preset('tfds:tiny_photos', {'train': 'train[:5]'}, 2)
+  monkeypatch.setitem(presets.PRESETS, 'tiny', preset)
+  source = sources.open_source(f'tiny?data_dir={prepared_once}', 'train')
+  assert len(source) == 5
+  assert presets.find('vtab/clevr_count?data_dir=/sets').source == (
+    'tfds:clevr:3.*.*?label=count&data_dir=/sets'
+  )
+
+
 @pytest.mark.parametrize('place', ['data', 'checksum', 'length', 'checksum of the length'])
 def test_a_flipped_byte_costs_one_record(by_hand, place):
   file = by_hand / 'by_hand-train.tfrecord-00001-of-00002'

@@ -58,7 +58,7 @@ class Files(Sequence[Record]):
     return len(self.labels)
 
   def __getitem__(self, index: Any) -> Any:
-    with open(os.fsdecode(self.path(index)), 'rb') as file:
+    with open(os.fsdecode(self.path(index)), 'rb', buffering=0) as file:
       return {'image': file.read(), 'label': self.labels[index]}
 
   def path(self, index: int) -> bytes:

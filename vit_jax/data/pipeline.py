@@ -249,7 +249,8 @@ class Examples:
     """Reads and transforms an image; `counts` becomes its mask.
 
     Raises:
-      DataError: if neither it nor any of the TRIES after it can be read.
+      DataError: if neither it nor any of the TRIES after it can be read, or for one that the
+        transform does not take, or gives another size.
     """
     row, tries = len(self.labels), TRIES if self.substitute else 1
     for at in range(index, index + tries):
@@ -259,12 +260,18 @@ class Examples:
       self.bits.state = self.state
       try:
         record = self.source[at]
-        self.images[row] = self.transform(record['image'], self.rng)
+        image = self.transform(record['image'], self.rng)
       except (transforms.BadImage, OSError) as error:
         self.unreadable[row], last = index, error
         continue
       except ValueError as error:
         raise DataError(f'{self.source.describe(at)}: {told(error)}') from None
+      if image.shape[:2] != self.transform.size:
+        given, wanted = ('{}x{}'.format(*size) for size in (image.shape[:2], self.transform.size))
+        raise DataError(
+          f'{self.source.describe(at)}: the transforms give {given} pixels, not {wanted}'
+        )
+      self.images[row] = image
       self.labels.append(record['label'])
       self.mask[row] = counts
       return

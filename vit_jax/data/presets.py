@@ -167,3 +167,13 @@ PRESETS: dict[str, Preset] = {
   'vtab/smallnorb_azimuth': vtab('smallnorb:2.*.*?label=label_azimuth', 18, *SMALLNORB),
   'vtab/smallnorb_elevation': vtab('smallnorb:2.*.*?label=label_elevation', 9, *SMALLNORB),
 }
+
+
+def find(name: str) -> Preset | None:
+  """The preset of that name; what follows a '?' goes on to its source, 'cifar10?data_dir=/data'."""
+  short, _, options = name.partition('?')
+  preset = PRESETS.get(short)
+  if preset and options:
+    joint = '&' if '?' in preset.source else '?'
+    return dataclasses.replace(preset, source=f'{preset.source}{joint}{options}')
+  return preset

@@ -120,9 +120,8 @@ def splits_of(name: str) -> Splits:
   """
   from vit_jax.data import presets
 
-  if preset := presets.PRESETS.get(name):
-    whole = splits_of(preset.source)
-    own = preset.splits.items()
+  if preset := presets.find(name):
+    whole, own = splits_of(preset.source), preset.splits.items()
     return {part: functools.partial(chosen, preset.source, whole, text) for part, text in own}
   kind, _, rest = name.partition(':')
   if kind not in KINDS or (bool(rest) is (kind == 'digits')):

@@ -362,7 +362,7 @@ def prepare(name: str, *, say: Callable[[str], object]) -> None:
     ValueError: if that cannot be.
     OSError: if a TFRecord file is damaged, or the disk is full.
   """
-  preset = presets.PRESETS.get(name)
+  preset = presets.find(name)
   source = preset.source if preset else name
   kind, _, rest = source.partition(':')
   if preset and kind != 'tfds':
