@@ -422,7 +422,7 @@ def provenance() -> dict[str, Any]:
     'commit': commit,
     'uncommitted_changes': bool(git('status', '--porcelain')) if commit else None,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'command': ' '.join(re.sub(r'^/.*/', '', word) for word in sys.argv),  # nobody else's folders
     'python': platform.python_version(),
     'versions': {name: version for name in PACKAGES if (version := installed(name))},
     'cpu': {'model': cpu_model(), 'cores': usable_cores()},
