@@ -2,8 +2,9 @@
 
 python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Test accuracy 99.35 % (seeds 0, 1, 2: 99.44, 99.44, 99.16), measured at commit 5c47555; 80 s a run
-on 2 cores of an AMD EPYC, measured at commit 099c4f5. Choices were made on the validation split.
+Test accuracy 98.89 % (seeds 0 to 5: 98.05, 98.89, 98.05, 99.44, 99.72, 99.16), measured at commit
+98e20d8; 80 s a run on 2 cores of an AMD EPYC, measured at commit 099c4f5. Choices were made on the
+validation split.
 """
 
 from vit_jax.configs import default
