@@ -5,7 +5,7 @@ import json
 import pytest
 
 import vit_jax
-from vit_jax import models
+from vit_jax import catalogue, models
 from vit_jax.models import mixer, resnet, vit
 
 
@@ -124,7 +124,7 @@ def test_fields_that_do_not_go_together_are_an_error(name, fields, message):
 
 @pytest.mark.quick
 def test_the_table_has_a_row_for_every_kind(capsys):
-  assert models.main(['ViT-Ti/16', 'R_Ti_16', 'Mixer-B/16', 'BiT-R50x1']) == 0
+  assert catalogue.main(['ViT-Ti/16', 'R_Ti_16', 'Mixer-B/16', 'BiT-R50x1']) == 0
   title, *rows, _ = capsys.readouterr().out.splitlines()
   columns = ['model', 'width', 'depth', 'heads', 'MLP', 'parameters', 'GFLOP']
   assert title.split() == columns

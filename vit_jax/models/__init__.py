@@ -1,14 +1,12 @@
 """Models by name: the papers' size tables, aliases, and `build`."""
 
-import argparse
 import dataclasses
 import difflib
 import math
 import re
-import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -325,32 +323,3 @@ def count(model: nn.Module, height: int = 224, width: int = 224, channels: int =
   images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def main(argv: Sequence[str]) -> int:
-  """`vit models`: a table of all variants; 2 for a name that is none."""
-  flags = argparse.ArgumentParser(prog='vit models', description='Lists the models.')
-  flags.add_argument('name', nargs='*', help='only these')
-  flags.add_argument('--image-size', type=int, default=224, help='pixels a side')
-  given = flags.parse_args(argv)
-  size = given.image_size
-  try:
-    if size < max(PATCHES):
-      raise ValueError(f'--image-size must be at least {max(PATCHES)}, got {size}')
-    names = [canonical(name) for name in given.name] or list(VARIANTS)
-    for name in given.name:
-      check_size(build(name), (size, size))
-  except ValueError as error:
-    print(f'vit models: {error}', file=sys.stderr)
-    return 2
-  columns = {'width': 'width', 'depth': 'depth', 'heads': 'heads', 'mlp_dim': 'MLP'}
-  titles = ''.join(f'{title:>7}' for title in columns.values())
-  print(f'{"model":14}{titles}{"parameters":>16}{"GFLOP":>9}')
-  for name in names:
-    model = build(name)
-    fits = size - size % model.patch[0]
-    parameters, gflop = count(model, fits, fits), model.flops(fits, fits) / 1e9
-    sizes = ''.join(f'{getattr(model, field, "-"):>7}' for field in columns)
-    print(f'{name:14}{sizes}{parameters:16,}{gflop:9.2f}')
-  print(f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches')
-  return 0

@@ -1,0 +1,80 @@
+"""`vit models`: what models there are, and which published files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from vit_jax import models, published
+
+
+def main(argv: Sequence[str]) -> int:
+  """A table of all variants, or of a model's files in AugReg's index; 2 for bad input."""
+  given = parser().parse_args(argv)
+  try:
+    lines = list(files(given) if given.augreg else variants(given.name, given.image_size))
+  except (ValueError, OSError) as error:
+    print(f'vit models: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  print('\n'.join(lines))
+  return 0
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(prog='vit models', description='Lists models.')
+  flags.add_argument('name', nargs='*', help='only these')
+  flags.add_argument('--image-size', type=int, default=224, help='pixels a side')
+  index = flags.add_argument_group('published files, best first (arXiv 2106.10270)')
+  index.add_argument('--augreg', metavar='MODEL', help='those of a model, such as B_16')
+  index.add_argument('--adapt', default='', metavar='DATASET', help='by accuracy after fine-tuning')
+  index.add_argument('--index', default=published.INDEX, help='a file or URL; default: %(default)s')
+  index.add_argument('--top', type=int, default=10, help='how many; default: %(default)s')
+  index.add_argument('--format', choices=('table', 'json'), default='table')
+  return flags
+
+
+def variants(names: Sequence[str], size: int) -> Iterator[str]:
+  """A line for each variant with its sizes, parameters and cost.
+
+  Raises:
+    ValueError: for a name that is none, or an image size that does not fit one that was named.
+  """
+  if size < max(models.PATCHES):
+    raise ValueError(f'--image-size must be at least {max(models.PATCHES)}, got {size}')
+  chosen = [models.canonical(name) for name in names] or list(models.VARIANTS)
+  for name in names:
+    models.check_size(models.build(name), (size, size))
+  columns = {'width': 'width', 'depth': 'depth', 'heads': 'heads', 'mlp_dim': 'MLP'}
+  titles = ''.join(f'{title:>7}' for title in columns.values())
+  yield f'{"model":14}{titles}{"parameters":>16}{"GFLOP":>9}'
+  for name in chosen:
+    model = models.build(name)
+    fits = size - size % model.patch[0]
+    parameters, gflop = models.count(model, fits, fits), model.flops(fits, fits) / 1e9
+    sizes = ''.join(f'{getattr(model, field, "-"):>7}' for field in columns)
+    yield f'{name:14}{sizes}{parameters:16,}{gflop:9.2f}'
+  yield f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches'
+
+
+def files(given: argparse.Namespace) -> Iterator[str]:
+  """What AugReg's index has of a model, as a table or JSON.
+
+  Raises:
+    FileNotFoundError, ValueError: if the index cannot be had, or has none.
+  """
+  if given.top < 1:
+    raise ValueError(f'--top must be at least 1, got {given.top}')
+  short = published.short_name(given.augreg)
+  try:
+    path = published.local(given.index)
+  except FileNotFoundError as error:
+    known = published.RECOMMENDED.get(short)
+    also = f'; without an index, the recommended file is {known.file}' if known else ''
+    raise FileNotFoundError(f'{error}{also}') from None
+  found = published.matches(published.read_index(path), given.augreg, given.adapt)
+  best = found[: given.top]
+  if given.format == 'json':
+    yield json.dumps({'model': short, 'adapt': given.adapt, 'count': len(found), 'files': best})
+  else:
+    yield from published.table(best)
+    yield f'{len(best)} of {len(found)} files of {short} in {given.index}'
