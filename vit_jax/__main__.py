@@ -8,9 +8,11 @@ from collections.abc import Sequence
 COMMANDS = {
   'train': ('vit_jax.main', 'train a model, or go on with a run'),
   'predict': ('vit_jax.predict', 'name what images show'),
-  'evaluate': ('vit_jax.evaluate.accuracy', "measure a run's model on a split"),
+  'evaluate': ('vit_jax.evaluate.command', 'measure a model on a split'),
+  'vtab': ('vit_jax.evaluate.vtab', 'fine-tune a checkpoint on the tasks of VTAB-1k'),
+  'features': ('vit_jax.evaluate.features', 'write what the head of a model reads'),
   'convert': ('vit_jax.conversion', "write a checkpoint in another library's names"),
-  'models': ('vit_jax.models', 'list the models'),
+  'models': ('vit_jax.catalogue', 'list the models, and published files'),
   'data': ('vit_jax.data.show', 'look at data sets, save, prepare and list them'),
   'bench': ('vit_jax.benchmark', 'measure speed and memory'),
   'doctor': ('vit_jax.doctor', 'say what this machine has, and what is wrong with it'),

@@ -23,6 +23,7 @@ from vit_jax import bundle, objective
 from vit_jax.data import transforms
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+BATCH = 32  # images at a time
 Source = str | os.PathLike[str] | np.ndarray
 
 
@@ -63,10 +64,17 @@ class Run(bundle.Bundle):
       raise ValueError(f'{self.name} has no head here: it gives features, but names no classes')
 
   def features(self, images: Source | Sequence[Source]) -> np.ndarray:
-    """What the head reads, float32: (F,) for one image, (N, F) for a list."""
+    """What the head reads, float32: (F,) for one image, (N, F) for a list.
+
+    On one device; `vit_jax.evaluate.features.of_split` uses all, for a data set or many files.
+    """
     if isinstance(images, (str, os.PathLike, np.ndarray)):
       return self.features([images])[0]
-    return self.forward([self.prepared(image) for image in images])['pre_logits']
+    parts = [
+      self.forward([self.prepared(image) for image in images[start : start + BATCH]])
+      for start in range(0, max(len(images), 1), BATCH)  # so that few images are in memory
+    ]
+    return np.concatenate([part['pre_logits'] for part in parts])
 
   def ranked(self, scores: np.ndarray, top: int) -> list[dict[str, Any]]:
     """The `top` classes of (K,) scores, best first."""
@@ -82,7 +90,7 @@ class Run(bundle.Bundle):
     return np.ascontiguousarray(self.transform(image, np.random.default_rng(0)))
 
   def forward(
-    self, prepared: Sequence[np.ndarray], *, batch_size: int = 32
+    self, prepared: Sequence[np.ndarray], *, batch_size: int = BATCH
   ) -> dict[str, np.ndarray]:
     """'scores' (N, K) and 'pre_logits' (N, F) of prepared images, in batches of one shape."""
     results: list[dict[str, np.ndarray]] = []
@@ -185,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def predictions(
-  run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = 32
+  run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = BATCH
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
   """(file, ranked classes) of every file that can be read; a line in `failed` for the others."""
 

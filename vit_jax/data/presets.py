@@ -144,6 +144,8 @@ PRESETS: dict[str, Preset] = {
   'imagenet2012': Preset('tfds:imagenet2012', share(99, 'validation'), 1000, 20_000),
   'imagenet2012_real': Preset('tfds:imagenet2012_real', {'test': 'validation'}, 1000),
   'imagenet21k': Preset('tfds:imagenet21k', FULL, 21_843),
+  'imagenet_a': Preset('tfds:imagenet_a', {'test': 'test'}, 1000),
+  'imagenet_r': Preset('tfds:imagenet_r', {'test': 'test'}, 1000),
   'imagenet_v2': Preset('tfds:imagenet_v2/matched-frequency', {'test': 'test'}, 1000),
   'oxford_flowers102': Preset('tfds:oxford_flowers102', share(90), 102, 500),
   'oxford_iiit_pet': Preset('tfds:oxford_iiit_pet', share(90), 37, 500),

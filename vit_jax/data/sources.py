@@ -17,6 +17,7 @@ import numpy as np
 from vit_jax import models
 
 Record = dict[str, Any]
+Span = tuple[str, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Source:
       several labels of an image, 'label' is a vector of them, filled up with -1.
     classes: the name of each label.
     describe: (index) -> what a message calls a record, a path where it has one.
+    spans: (split, begin, end) of the data set's own splits that the records are, in order; () is
+      not known.
   """
 
   records: Sequence[Record]
   classes: tuple[str, ...]
   describe: Callable[[int], str] = 'image {}'.format
+  spans: tuple[Span, ...] = ()
 
   def __len__(self) -> int:
     return len(self.records)
@@ -42,8 +46,12 @@ class Source:
 
   def part(self, indices: Sequence[int]) -> 'Source':
     """The records at some indices, as a source."""
+    spans = cut(self.spans, indices) if isinstance(indices, range) else ()
     return Source(
-      Part(self.records, indices), self.classes, lambda index: self.describe(int(indices[index]))
+      Part(self.records, indices),
+      self.classes,
+      lambda index: self.describe(int(indices[index])),
+      spans,
     )
 
 
@@ -148,6 +156,8 @@ def chosen(name: str, splits: Splits, text: str) -> Source:
     if match[1] not in splits:
       raise ValueError(f'{name} has no split {match[1]!r}{models.nearest(match[1], list(splits))}')
     whole = splits[match[1]]()
+    if not whole.spans:
+      whole = dataclasses.replace(whole, spans=((match[1], 0, len(whole)),))
     begin, end = (boundary(side, len(whole)) for side in (match[2] or '0', match[3] or '100%'))
     parts.append(whole if (begin, end) == (0, len(whole)) else whole.part(range(begin, end)))
   return parts[0] if len(parts) == 1 else joined(parts)
@@ -172,7 +182,29 @@ def joined(parts: Sequence[Source]) -> Source:
     source, at = place(index)
     return source.describe(at)
 
-  return Source(Joined(place, int(ends[-1])), parts[0].classes, describe)
+  spans = tuple(span for part in parts for span in part.spans)
+  return Source(Joined(place, int(ends[-1])), parts[0].classes, describe, spans)
+
+
+def cut(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
+  """The spans of consecutive records, by their indices, of records that have `spans`."""
+  found, at = [], 0
+  for split, begin, end in spans:
+    first, last = max(indices.start, at), min(indices.stop, at + end - begin)
+    if first < last:
+      found.append((split, begin + first - at, begin + last - at))
+    at += end - begin
+  return tuple(found)
+
+
+def overlap(a: Source, b: Source) -> int:
+  """How many images of `a` are in `b` too, by their spans in the splits of one data set."""
+  return sum(
+    max(min(end, last) - max(begin, first), 0)
+    for split, begin, end in a.spans
+    for other, first, last in b.spans
+    if split == other
+  )
 
 
 def held_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

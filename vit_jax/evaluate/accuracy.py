@@ -1,16 +1,31 @@
-"""Loss and accuracy over a split: every image once, sums crossing the batches."""
+"""Loss and accuracy over a split: every image once, sums crossing the batches.
 
-import argparse
-import json
-import pathlib
-import sys
+N images, K classes that are scored, S classes of the data, M of the model.
+"""
+
+import collections
+import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from vit_jax import bundle, metrics, objective, sharding
+from vit_jax import bundle, metrics, objective
+from vit_jax.data import imagenet, pipeline
 from vit_jax.data.pipeline import DataError
+from vit_jax.evaluate import inputs, labels
+
+Array = jax.Array
+
+BINS = 15  # of the calibration error
+TOP = 5
+LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are given
+LARGEST_SCORES = 2**27  # numbers held for the average precision
+CONFUSED = 10  # pairs of classes that are told
+NOTHING = 'nothing to evaluate: not one of the images can be read, or has a label'
 
 
 def make_step(
@@ -49,77 +64,306 @@ def over(
   for sums in running:
     add(sums)
   if not total['count']:
-    raise DataError('nothing to evaluate: not one of the images can be read, or has a label')
+    raise DataError(NOTHING)
   return metrics.means(total) | {'count': total['count']}
 
 
-def of_run(path: str, *, split: str = '', batch_size: int = 256) -> dict[str, Any]:
-  """Loss and accuracy of a finished run's model, and the 'source', 'split' and 'count' behind.
+def measure(
+  logits: Array, given: Array, mask: Array, *, scores: str
+) -> dict[str, dict[str, Array]]:
+  """What a batch adds to the measures of a split, and its predictions.
 
-  Images that cannot be read are told, counted as 'bad_images', and not scored.
+  An image without a label adds nothing. Where images have several labels, a prediction is right
+  if it is one of them. The loss is then, of a softmax, the cross-entropy to equal shares for all
+  labels, and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives
+  over one half, otherwise the likeliest class is the one prediction.
 
   Args:
-    path: the run's folder.
-    split: of the run's data source; '' means its test split, or without one its validation split.
+    logits: (N, K).
+    given: labels as of `objective`.
+    mask: (N,) 1 for images that count.
+    scores: 'softmax' or 'sigmoid'.
+
+  Returns:
+    'sums', over the images that count: () 'loss', 'correct', 'top' (right among the first TOP),
+    'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
+    likeliest class, and right ones.
+    'rows': (N,) 'label', of several the first, and 'guess', -1 where it does not count; of several
+    labels and a sigmoid (N, K) 'logits' and 'targets' too.
+  """
+  several = objective.several(given)
+  count = logits.shape[-1]
+  y = objective.targets(given, count)  # (N, K) of 0 and 1
+  counts = ((mask > 0) & (y.max(-1) > 0)).astype(jnp.float32)  # (N,)
+  shares = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
+  losses = objective.LOSSES[scores](logits, shares)  # (N,)
+  _, ranked = jax.lax.top_k(logits, min(TOP, count))  # (N, TOP)
+  right = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
+  confidence = getattr(jax.nn, scores)(logits).max(-1)  # (N,)
+  predicted = jax.nn.one_hot(ranked[:, 0], count)
+  if several and scores == 'sigmoid':
+    predicted = (logits > 0).astype(jnp.float32)
+  # A bin is open below and closed above (Guo et al., arXiv 1706.04599)
+  bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
+  parts = jnp.stack([jnp.ones_like(confidence), confidence, right[:, 0]], 1)  # (N, 3)
+  sums = {
+    'loss': jnp.where(counts > 0, losses, 0).sum(),
+    'correct': (counts * right[:, 0]).sum(),
+    'top': (counts * right.max(-1)).sum(),
+    'count': counts.sum(),
+    'hits': (counts[:, None] * predicted * y).sum(0),
+    'predicted': (counts[:, None] * predicted).sum(0),
+    'labelled': (counts[:, None] * y).sum(0),
+    'bins': jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS),
+  }
+  rows = {'label': y.argmax(-1), 'guess': ranked[:, 0]}
+  rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
+  if several and scores == 'sigmoid':
+    rows |= {'logits': logits, 'targets': y}
+  return {'sums': sums, 'rows': rows}
+
+
+class Tally:
+  """Sums over a split.
+
+  Args:
+    names: (K,) of the classes.
+
+  Attributes:
+    sums: of `measure`, in float64.
+    confusion: (K, K) how often each class (rows) was taken for each; None for too many classes.
+    pairs: {(class, guess): how often} of those that differ.
+    scores, targets: of images with several labels, as far as they are held.
+    several: whether images have several labels.
+  """
+
+  def __init__(self, names: Sequence[str], *, several: bool):
+    self.names, self.several = names, several
+    self.sums: dict[str, Any] = {}
+    small = len(names) <= LARGEST_CONFUSION and not several
+    self.confusion = np.zeros((len(names),) * 2, np.int64) if small else None
+    self.pairs: collections.Counter[tuple[int, int]] = collections.Counter()
+    self.scores: list[np.ndarray] = []
+    self.targets: list[np.ndarray] = []
+
+  def add(self, batch: dict[str, dict[str, np.ndarray]]) -> None:
+    """Takes what `measure` gives for a batch."""
+    for name, value in batch['sums'].items():
+      self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64)
+    rows = batch['rows']
+    counts = rows['label'] >= 0
+    label, guess = rows['label'][counts], rows['guess'][counts]
+    if not self.several:
+      self.pairs.update(zip(label[label != guess].tolist(), guess[label != guess].tolist()))
+    if self.confusion is not None:
+      np.add.at(self.confusion, (label, guess), 1)
+    held = sum(map(len, self.scores)) * len(self.names)
+    if 'logits' in rows and held < LARGEST_SCORES:
+      self.scores.append(rows['logits'][counts])
+      self.targets.append(rows['targets'][counts])
+
+  def result(self) -> dict[str, Any]:
+    """The measures, see `of_model`.
+
+    Raises:
+      DataError: if no image counted.
+    """
+    sums = self.sums
+    count = int(sums['count']) if sums else 0
+    if not count:
+      raise DataError(NOTHING)
+    found = {
+      'count': count,
+      'accuracy': float(sums['correct'] / count),
+      f'top{min(TOP, len(self.names))}': float(sums['top'] / count),
+      'loss': float(sums['loss'] / count),
+      **calibration(sums['bins']),
+      'classes': [
+        {
+          'name': name,
+          'count': int(labelled),
+          'precision': hits / predicted if predicted else None,
+          'recall': hits / labelled if labelled else None,
+        }
+        for name, hits, predicted, labelled in zip(
+          self.names, *(sums[key].tolist() for key in ('hits', 'predicted', 'labelled'))
+        )
+      ],
+      'confused': [
+        {'label': self.names[label], 'guess': self.names[guess], 'count': times}
+        for (label, guess), times in self.pairs.most_common(CONFUSED)
+      ],
+      'confusion': None if self.confusion is None else self.confusion.tolist(),
+    }
+    return found | ({'mean_average_precision': self.average_precision()} if self.scores else {})
+
+  def average_precision(self) -> float | None:
+    """The mean over classes that have images; None where not all scores were held."""
+    from sklearn.metrics import average_precision_score
+
+    scores, targets = np.concatenate(self.scores), np.concatenate(self.targets)
+    if len(scores) < self.sums['count']:
+      return None
+    present = targets.any(0)
+    return float(average_precision_score(targets[:, present], scores[:, present], average='macro'))
+
+
+def calibration(bins: np.ndarray) -> dict[str, Any]:
+  """The expected calibration error (Guo et al., arXiv 1706.04599) and what it is made of.
+
+  Args:
+    bins: (BINS, 3) sums of images, probability of the likeliest class, and right ones.
+  """
+  total = bins[:, 0].sum()
+  error = float(np.abs(bins[:, 1] - bins[:, 2]).sum() / total)
+  rows = [
+    {
+      'from': index / BINS,
+      'to': (index + 1) / BINS,
+      'count': int(count),
+      'confidence': confidence / count if count else None,
+      'accuracy': right / count if count else None,
+    }
+    for index, (count, confidence, right) in enumerate(bins.tolist())
+  ]
+  return {'calibration_error': error, 'calibration': rows}
+
+
+def of_model(
+  found: bundle.Bundle,
+  split: inputs.Split,
+  *,
+  label_map: str | os.PathLike[str] = '',
+  preprocess: str = '',
+  batch_size: int = inputs.BATCH,
+  say: Callable[[str], object] = pipeline.tell,
+) -> dict[str, Any]:
+  """Every measure of a model on a split, all over the same images.
+
+  Args:
+    found: the model, of `vit_jax.load` or `bundle.read`.
+    split: of `inputs.opened`.
+    label_map: see `labels.match`.
+    preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
+    say: takes a line for each image that cannot be read.
+
+  Returns:
+    'source', 'split'; 'matched', how the classes were; 'count' of images scored, 'unlabelled' and
+    'bad_images' of those that were not; 'accuracy', 'top5' (or fewer, if there are fewer classes),
+    'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
+    'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
+    lists of K counts, a row for each true class, and 'confused', its largest entries off the
+    diagonal. Of images with several labels there is no confusion (see `measure`), and where the
+    model has sigmoid scores, 'mean_average_precision'.
 
   Raises:
-    FileNotFoundError, ValueError: if there is no such run or split.
+    DataError, ValueError: if the model has no head or other classes, or no image can be scored.
   """
-  from vit_jax.data import pipeline, sources, transforms
-
-  if batch_size < 1:
-    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
-  found = bundle.read(path)
-  file = pathlib.Path(path) / 'config.json'
-  config = json.loads(file.read_text()) if file.is_file() else {}
-  if 'data' not in config:
-    raise ValueError(f'{path} is a bundle, not the folder of a run: it names no data')
-  data = config['data']
-  split = split or data['test'] or data['validation']
-  if not split:
-    raise ValueError(f'{path} names no test or validation split: give one by --split')
-  source = sources.open_source(data['source'], split)
-  if source.classes != found.classes:
-    raise ValueError(f'{data["source"]} has other classes than the model of {path}')
-  mesh = sharding.make_mesh()
-  batch_size *= mesh.size
-  step = make_step(
-    found.model.apply,
-    mean=found.preprocess.mean,
-    std=found.preprocess.std,
-    loss=config['objective']['loss'],
+  if not found.classes:
+    raise ValueError(f'{found.name} has no head here: knn, fewshot and linear measure its features')
+  matched = labels.match(
+    split.source.classes,
+    found.classes,
+    used=imagenet.used(split.name),
+    label_map=label_map,
   )
-  unreadable = pipeline.Unreadable(source, limit=None)
-  with pipeline.evaluation_batches(
-    source,
-    transforms.compose(found.preprocess.steps, found.preprocess.size),
-    batch_size=batch_size,
-    unreadable=unreadable,
-  ) as batches:
-    params = sharding.place(found.params, mesh)
-    values = over(jax.jit(step), params, sharding.prefetch(batches, mesh))
-  counts = {'bad_images': unreadable.count}
-  return {'source': data['source'], 'split': split, **values, **counts}
+  ready = inputs.preprocess_of(found, split, preprocess)
+  several = np.ndim(pipeline.unlabelled(split.source)) > 0
+  tally = Tally(matched.names, several=several)
+  step = functools.partial(
+    measured,
+    columns=matched.columns,
+    places=np.append(matched.places, -1),
+    model=found.model,
+    mean=tuple(ready.mean),
+    std=tuple(ready.std),
+    scores=found.scores,
+  )
+  with inputs.results(step, found.params, split, ready, batch_size=batch_size, say=say) as results:
+    for _, batch in results.batches:
+      tally.add(batch)
+    unreadable = results.unreadable.count
+  values = tally.result()
+  left_out = {
+    'unlabelled': len(split.source) - unreadable - values['count'],
+    'bad_images': unreadable,
+  }
+  told = {'source': split.name, 'split': split.split, 'matched': matched.how}
+  return told | values | left_out
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit evaluate`: 0, or 2 for bad input."""
-  flags = argparse.ArgumentParser(prog='vit evaluate', description='Measures a trained model.')
-  flags.add_argument('run', help="a run's folder")
-  flags.add_argument('--split', default='', help="default: the run's test split")
-  flags.add_argument('--batch-size', type=int, default=256, help='images per device')
-  flags.add_argument('--format', choices=('table', 'json'), default='table')
-  given = flags.parse_args(argv)
-  try:
-    found = of_run(given.run, split=given.split, batch_size=given.batch_size)
-  except (ValueError, OSError) as error:
-    print(f'vit evaluate: {error}', file=sys.stderr)
-    return 2
-  if given.format == 'json':
-    print(json.dumps(found))
-  else:
-    bad = f', {found["bad_images"]} unreadable' if found['bad_images'] else ''
-    print(f'{found["source"]}, split {found["split"]}, {found["count"]:.0f} images{bad}')
-    print(f'accuracy {found["accuracy"]:.2%}  loss {found["loss"]:.4f}')
-  return 0
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'scores'))
+def measured(
+  params: Any,
+  batch: objective.Batch,
+  columns: Array,
+  places: Array,
+  *,
+  model: Any,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  scores: str,
+) -> dict[str, dict[str, Array]]:
+  """`measure` of a batch.
+
+  Args:
+    params, model, scores: of a bundle.
+    batch: of `pipeline.evaluation_batches`.
+    columns: (K,) the model's classes that are scored.
+    places: (S + 1,) of the data's classes in `columns`; the last, which label -1 finds, is -1.
+    mean, std: of the pixels.
+  """
+  logits, _ = model.apply({'params': params}, objective.normalize(batch['image'], mean, std))
+  logits = logits[:, columns].astype(jnp.float32)  # (N, M) -> (N, K)
+  return measure(logits, places[batch['label']], batch['mask'], scores=scores)
+
+
+def of_run(
+  path: str | os.PathLike[str],
+  *,
+  on: str = '',
+  split: str = '',
+  label_map: str | os.PathLike[str] = '',
+  preprocess: str = '',
+  batch_size: int = inputs.BATCH,
+) -> dict[str, Any]:
+  """`of_model` of a run, or of any checkpoint on a data set.
+
+  Args:
+    path: of the run or checkpoint.
+    on, split: see `inputs.opened`.
+    label_map, preprocess, batch_size: see `of_model`.
+
+  Raises:
+    FileNotFoundError, ValueError: if there is no such model or data, or they do not fit.
+  """
+  found = bundle.read(path)
+  data = inputs.opened(path, on=on, split=split)
+  return of_model(found, data, label_map=label_map, preprocess=preprocess, batch_size=batch_size)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+  """What `of_model` gives, as text."""
+  top = next(name for name in found if name.startswith('top'))
+  shown = (
+    f'accuracy {found["accuracy"]:.2%}  top-{top[3:]} {found[top]:.2%}  loss {found["loss"]:.4f}  '
+    f'calibration error {found["calibration_error"]:.2%}'
+  )
+  if found.get('mean_average_precision') is not None:
+    shown += f'  mean average precision {found["mean_average_precision"]:.2%}'
+  rows = [row for row in found['classes'] if row['count'] or row['precision'] is not None]
+  rows = sorted(rows, key=lambda row: 1 if row['recall'] is None else row['recall'])
+  worst = rows[:CONFUSED]
+  width = max(len('class'), *(len(row['name'][:40]) for row in worst))
+  told = [shown, f'classes: {found["matched"]}', '']
+  told.append(f'{"class":{width}}  images  precision  recall')
+  for row in worst:
+    precision, recall = (
+      f'{row[key]:.1%}' if row[key] is not None else '-' for key in ('precision', 'recall')
+    )
+    told.append(f'{row["name"][:40]:{width}}  {row["count"]:6}  {precision:>9}  {recall:>6}')
+  if len(rows) > len(worst):
+    told.append(f'... and {len(rows) - len(worst)} classes with a higher recall')
+  pairs = [f'{p["label"]} as {p["guess"]} {p["count"]}' for p in found['confused'][:5]]
+  return told + ([f'most confused: {", ".join(pairs)}'] if pairs else [])

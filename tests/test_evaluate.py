@@ -1,0 +1,757 @@
+"""Laws of measuring: every image once, numbers as float64 has them, classes matched or refused."""
+
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+import vit_jax
+from tests.conftest import SIZE, drawn, forward, shapes, tiny
+from tests.test_run import cache, pytestmark, whole
+from vit_jax import __main__ as vit
+from vit_jax import bundle, sharding
+from vit_jax.data import imagenet, pipeline, presets, sources
+from vit_jax.evaluate import accuracy, command, features, fewshot, inputs, knn, labels, linear
+
+__all__ = ['cache', 'pytestmark', 'whole']
+
+DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs' / 'evaluation.md'
+NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
+
+
+@functools.cache
+def model_of(classes=5, scores='softmax', names=None, seed=0):
+  """A small model whose every parameter is drawn, and whose images are squashed."""
+  model = tiny(num_classes=classes, depth=1)
+  names = names or NAMES[:classes]
+  params = drawn(shapes(model))
+  if seed:
+    params['head']['kernel'] = params['head']['kernel'] + seed
+  how = bundle.Preprocess('resize', SIZE, (0.4, 0.5, 0.6), (0.3, 0.3, 0.3))
+  return bundle.Bundle(model, params, names, how, 'ViT-Ti/16', scores)
+
+
+def picture(index):
+  return np.random.default_rng(index).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+
+
+def split_of(count, *, classes=NAMES, bad=(), label=None, name='made', split='test'):
+  """A split of `count` images, of which some cannot be read; `label` gives that of an index."""
+  label = label or (lambda index: index % len(classes))
+  records = [
+    {
+      'image': b'' if index in bad else picture(index),
+      'label': np.asarray(label(index), np.int32),
+    }
+    for index in range(count)
+  ]
+  return inputs.Split(name, split, sources.Source(records, tuple(classes)))
+
+
+def logits_of(found, count):
+  """(count, K) of the first pictures."""
+  images = np.stack([picture(index) for index in range(count)]).astype(np.float64)
+  how = found.preprocess
+  normal = (images / 255 - np.asarray(how.mean)) / np.asarray(how.std)
+  logits, _ = forward(found.model, found.params, np.float32(normal))
+  return np.asarray(logits, np.float64)
+
+
+def softmax(logits):
+  shifted = np.exp(logits - logits.max(1, keepdims=True))
+  return shifted / shifted.sum(1, keepdims=True)
+
+
+def quiet(_):
+  pass
+
+
+def on_devices(count, monkeypatch):
+  """Has meshes made of so many of the eight devices."""
+  made = functools.partial(sharding.make_mesh, devices=jax.devices()[:count])
+  monkeypatch.setattr(inputs.sharding, 'make_mesh', made)
+
+
+# Accuracy
+
+
+def expected_calibration(confidence, right):
+  """By the definition of Guo et al., one image after another."""
+  error = 0.0
+  for index in range(15):
+    inside = (confidence > index / 15) & (confidence <= (index + 1) / 15)
+    if inside.any():
+      error += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
+  return error
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('count', [1, 8, 13, 50])
+def test_measures_are_those_of_float64_over_every_image_once(count, devices, monkeypatch):
+  on_devices(devices, monkeypatch)
+  found = model_of()
+  bad, unlabelled = {2, 11}, {5, 12}
+  data = split_of(count, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
+  values = accuracy.of_model(found, data, batch_size=2, say=quiet)
+  kept = [i for i in range(count) if i not in bad | unlabelled]
+  truth, logits = np.array([(3 * i) % 5 for i in kept]), logits_of(found, 50)[kept]
+  scores, guess = softmax(logits), logits.argmax(1)
+  assert values['count'] == len(kept)
+  assert values['bad_images'] == len([i for i in bad if i < count])
+  assert values['unlabelled'] == len([i for i in unlabelled if i < count])
+  assert values['accuracy'] == np.mean(guess == truth)
+  assert values['top5'] == 1.0
+  loss = -np.log(scores[np.arange(len(kept)), truth]).mean()
+  assert values['loss'] == pytest.approx(loss, rel=1e-5)
+  error = expected_calibration(scores.max(1), guess == truth)
+  assert values['calibration_error'] == pytest.approx(error, abs=1e-5)
+  assert sum(row['count'] for row in values['calibration']) == len(kept)
+  confusion = np.zeros((5, 5), int)
+  np.add.at(confusion, (truth, guess), 1)
+  assert values['confusion'] == confusion.tolist()
+  for place, row in enumerate(values['classes']):
+    assert row['count'] == confusion[place].sum()
+    for total, key in ((confusion[:, place].sum(), 'precision'), (row['count'], 'recall')):
+      want = confusion[place, place] / total if total else None
+      assert row[key] == (None if want is None else pytest.approx(want, abs=1e-7))
+  off = sum(pair['count'] for pair in values['confused'])
+  assert off == confusion.sum() - np.trace(confusion)
+
+
+def test_top_five_counts_a_label_among_the_first_five():
+  names = tuple(f'class {k}' for k in range(7))
+  found = model_of(7, names=names)
+  values = accuracy.of_model(found, split_of(40, classes=names))
+  order = np.argsort(-logits_of(found, 40), axis=1)[:, :5]
+  assert values['top5'] == np.mean([i % 7 in order[i] for i in range(40)]) < 1
+  fewer = accuracy.of_model(model_of(3), split_of(9, classes=NAMES[:3]))
+  assert fewer['top3'] == 1.0 and 'top5' not in fewer
+
+
+def test_a_bin_holds_its_upper_edge_and_no_weight_is_lost():
+  bins = np.zeros((15, 3))
+  bins[14] = (4, 3.9, 1)
+  bins[0] = (1, 0.05, 1)
+  found = accuracy.calibration(bins)
+  assert found['calibration_error'] == pytest.approx((2.9 + 0.95) / 5)
+  assert (
+    found['calibration'][14]['accuracy'] == 0.25 and found['calibration'][7]['accuracy'] is None
+  )
+
+
+def several(index):
+  """Two labels, one, or none."""
+  return [(index % 5, (index + 2) % 5, -1), (index % 5, -1, -1), (-1, -1, -1)][index % 3]
+
+
+def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
+  found = model_of()
+  values = accuracy.of_model(found, split_of(31, label=several))
+  kept = [i for i in range(31) if i % 3 < 2]
+  guess = logits_of(found, 31).argmax(1)
+  right = [guess[i] in [label for label in several(i) if label >= 0] for i in kept]
+  assert (values['count'], values['unlabelled']) == (len(kept), 10)
+  assert values['accuracy'] == np.mean(right)
+  assert values['confusion'] is None and values['confused'] == []
+  scores = softmax(logits_of(found, 31))
+  shares = [-np.mean([np.log(scores[i, k]) for k in several(i) if k >= 0]) for i in kept]
+  assert values['loss'] == pytest.approx(np.mean(shares), rel=1e-5)
+  assert 'mean_average_precision' not in values
+
+
+def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
+  found = model_of(scores='sigmoid')
+  values = accuracy.of_model(found, split_of(31, label=several))
+  kept = [i for i in range(31) if i % 3 < 2]
+  logits = logits_of(found, 31)[kept]
+  truth = np.array([[k in several(i) for k in range(5)] for i in kept])
+  want = average_precision_score(truth, logits, average='macro')
+  assert values['mean_average_precision'] == pytest.approx(want, abs=1e-6)
+  for place, row in enumerate(values['classes']):
+    hits = ((logits[:, place] > 0) & truth[:, place]).sum()
+    assert row['recall'] == pytest.approx(hits / truth[:, place].sum())
+  per_class = np.where(truth, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits)))
+  assert values['loss'] == pytest.approx(per_class.sum(1).mean(), rel=1e-5)
+
+
+def test_a_set_of_many_classes_has_no_confusion_matrix_but_its_largest_entries(monkeypatch):
+  monkeypatch.setattr(accuracy, 'LARGEST_CONFUSION', 4)
+  values = accuracy.of_model(model_of(), split_of(20))
+  assert values['confusion'] is None and values['confused']
+
+
+def test_nothing_to_score_is_no_score():
+  with pytest.raises(pipeline.DataError, match='nothing to evaluate'):
+    accuracy.of_model(model_of(), split_of(6, label=lambda _: -1))
+
+
+def test_a_model_without_a_head_is_told_what_measures_it():
+  headless = bundle.Bundle(tiny(num_classes=0), {}, (), model_of().preprocess, 'ViT-Ti/16')
+  with pytest.raises(ValueError, match='no head here: knn, fewshot and linear'):
+    accuracy.of_model(headless, split_of(6))
+
+
+def test_preprocessing_of_another_size_is_refused_and_of_the_same_is_used():
+  with pytest.raises(ValueError, match='gives 4x4 pixels; the model takes 8x12'):
+    accuracy.of_model(model_of(), split_of(6), preprocess='resize(4)')
+  turned = accuracy.of_model(model_of(), split_of(20), preprocess='resize | grayscale(1)')
+  assert turned['loss'] != accuracy.of_model(model_of(), split_of(20))['loss']
+
+
+# Label maps
+
+WNIDS = imagenet.synsets()
+WORDS = tuple(words for _, _, words in imagenet.table())
+NUMBERS = tuple(map(str, range(1000)))
+
+
+def columns_of(theirs, ours, **how):
+  matched = labels.match(theirs, ours, **how)
+  return [None if place < 0 else int(matched.columns[place]) for place in matched.places], matched
+
+
+@pytest.mark.parametrize(
+  'theirs, ours, columns, how',
+  [
+    (NAMES, NAMES, [0, 1, 2, 3, 4], 'the same names'),
+    (NAMES[::-1], NAMES, [4, 3, 2, 1, 0], 'by name'),
+    (('dog', 'bee'), NAMES, [3, 1], 'by name, restricted to 2 of 5'),
+    (NAMES, NUMBERS[:5], [0, 1, 2, 3, 4], 'by their order'),
+    (NUMBERS[:5], NAMES, [0, 1, 2, 3, 4], 'by their order'),
+    (WNIDS, NUMBERS, list(range(1000)), 'by their order'),
+    (WNIDS, WORDS, list(range(1000)), "by ImageNet's order"),
+    (WORDS, WNIDS, list(range(1000)), "by ImageNet's order"),
+    (WNIDS[7:3:-1], WORDS, [7, 6, 5, 4], 'restricted to 4 of 1000'),
+    (WNIDS[7:3:-1], NUMBERS, [7, 6, 5, 4], 'restricted to 4 of 1000'),
+  ],
+)
+def test_classes_are_matched(theirs, ours, columns, how):
+  found, matched = columns_of(theirs, ours)
+  assert found == columns and how in matched.how
+
+
+@pytest.mark.parametrize(
+  'theirs, ours, said',
+  [
+    (('dog', 'fox'), NAMES, 'the data has 2 classes and the model 5; not among the model.s: fox;'),
+    (NUMBERS[:10], NUMBERS, 'the model 1000, which have numbers for names'),
+    (('ant', 'bee'), ('ant', 'bee', 'bee'), 'some have the same name'),
+    ((), NAMES, '0 of the classes'),
+  ],
+)
+def test_classes_that_do_not_match_are_refused_with_the_way_out(theirs, ours, said):
+  with pytest.raises(ValueError, match=said) as error:
+    labels.match(theirs, ours)
+  assert '--label_map' in str(error.value) or not theirs
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('map.json', '{"rose": "dog", "tulip": 1, "weed": null, "reed": 1}'),
+    ('map.csv', 'data,model\nrose,dog\ntulip,1\nweed,\nreed,bee\n'),
+  ],
+)
+def test_a_label_map_decides(name, text, tmp_path):
+  (tmp_path / name).write_text(text)
+  found, matched = columns_of(('weed', 'rose', 'tulip', 'reed'), NAMES, label_map=tmp_path / name)
+  assert found == [None, 3, 1, 1]
+  assert matched.names == ('bee', 'rose')  # two classes are bees, one is a dog
+
+
+@pytest.mark.parametrize(
+  'name, text, said',
+  [
+    ('map.json', '{"rose": "dog"}', 'lacks tulip, classes of the data'),
+    ('map.json', '{"rose": "dgo", "tulip": 1}', "'dgo' is no class of the model; did you mean dog"),
+    ('map.json', '{"rose": 5, "tulip": 1}', '5 is no class of the model'),
+    ('map.json', '{"rose": true, "tulip": 1}', 'True is no class of the model'),
+    ('map.json', '{"roes": 0, "tulip": 1}', "'roes' is no class of the data; did you mean rose"),
+    ('map.json', '[1, 2]', 'no JSON object'),
+    ('map.json', '{', 'damaged'),
+    ('map.json', '{"rose": 1, "tulip": 1}', '1 of the classes'),
+    ('map.csv', 'rose,1\ntulip,2\n', 'not the columns data and model'),
+    ('none.json', None, 'no such file'),
+  ],
+)
+def test_a_label_map_that_cannot_be_is_told_in_a_line(name, text, said, tmp_path):
+  if text is not None:
+    (tmp_path / name).write_text(text)
+  with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+    labels.match(('rose', 'tulip'), NAMES, label_map=tmp_path / name)
+  assert '\n' not in str(error.value)
+
+
+def test_the_classes_of_imagenet_are_those_of_tfds_and_words_of_other_packages_are_known():
+  common = pytest.importorskip('tensorflow_datasets.datasets.imagenet2012.imagenet_common')
+  from tensorflow_datasets.datasets.siscore import labels as siscore
+
+  assert tuple(pathlib.Path(common.label_names_file()).read_text().split()) == WNIDS
+  assert imagenet.is_complete(siscore.IMAGENET_LABELS_LIST)
+  assert not imagenet.is_complete(NUMBERS) and not imagenet.is_complete(WORDS[::-1])
+
+
+def test_imagenet_a_and_r_use_200_classes_each():
+  a, r = imagenet.used('imagenet_a'), imagenet.used('tfds:imagenet_r:0.2.0?data_dir=x')
+  assert len(a) == len(r) == 200 and len(a & r) == 86 and a | r <= set(WNIDS)
+  assert [imagenet.used(name) for name in ('imagenet2012', 'folder:imagenet_a', 'digits')] == [
+    None
+  ] * 3
+  assert {'imagenet_a', 'imagenet_r'} <= set(presets.PRESETS)
+  assert {WNIDS[place] for place in (6, 11, 13)} <= a and {WNIDS[place] for place in (1, 2, 4)} <= r
+
+
+@pytest.mark.parametrize('names', [NUMBERS, WORDS])
+def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
+  found = model_of(1000, names=names)
+  used = [place for place, name in enumerate(WNIDS) if name in imagenet.used('imagenet_a')]
+  data = split_of(24, classes=WNIDS, label=lambda i: used[7 * i], name='imagenet_a')
+  values = accuracy.of_model(found, data)
+  logits = logits_of(found, 24)[:, used]
+  truth = 7 * np.arange(24)
+  assert values['count'] == 24 and len(values['confusion']) == 200
+  assert values['accuracy'] == np.mean(logits.argmax(1) == truth)
+  loss = -np.log(softmax(logits)[np.arange(24), truth]).mean()
+  assert values['loss'] == pytest.approx(loss, rel=1e-5)
+  assert 'restricted to 200 of 1000' in values['matched']
+  assert [row['name'] for row in values['classes']] == [WNIDS[place] for place in used]
+
+
+# Features
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('count', [1, 13, 24])
+def test_features_are_of_every_image_once_in_order(count, devices, monkeypatch):
+  on_devices(devices, monkeypatch)
+  data = split_of(count, bad={3}, label=lambda i: -1 if i == 5 else i % 5)
+  told = []
+  made = features.of_split(model_of(), data, batch_size=2, say=told.append)
+  kept = [i for i in range(count) if i != 3]
+  assert made.indices.tolist() == kept and made.bad_images == len(told) == int(count > 3)
+  assert made.labels.tolist() == [-1 if i == 5 else i % 5 for i in kept]
+  found = vit_jax.predict.Run(**vars(model_of()))
+  np.testing.assert_allclose(made.values, found.features([picture(i) for i in kept]), atol=1e-5)
+  assert made.labelled().indices.tolist() == [i for i in kept if i != 5]
+
+
+def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path, monkeypatch):
+  computed = []
+  results = inputs.results
+
+  def counted(*args, **how):
+    computed.append(args[2].split)
+    return results(*args, **how)
+
+  monkeypatch.setattr(inputs, 'results', counted)
+  take = functools.partial(features.of_split, cache=tmp_path / 'kept', say=quiet)
+  data = split_of(20, bad={4})
+  first = take(model_of(), data)
+  again = take(model_of(), data)
+  assert computed == ['test'] and again.bad_images == first.bad_images == 1
+  for name in ('values', 'labels', 'indices'):
+    np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+  others = [
+    (model_of(), split_of(20, bad={4}, split='test[:50%]'), {}),
+    (model_of(), split_of(20, bad={4}, name='other'), {}),
+    (model_of(), split_of(21, bad={4}), {}),
+    (model_of(), split_of(20, bad={4}, classes=NAMES[::-1]), {}),
+    (model_of(seed=1), data, {}),
+    (model_of(), data, {'preprocess': 'resize | grayscale(1)'}),
+  ]
+  for found, where, how in others:
+    take(found, where, **how)
+  assert len(computed) == 1 + len(others)
+  for file in (tmp_path / 'kept').iterdir():
+    file.write_bytes(file.read_bytes()[:200])
+  take(model_of(), data)
+  assert len(computed) == 2 + len(others)
+
+
+def test_a_model_of_patches_has_no_features_of_an_image():
+  found = model_of()
+  patches = bundle.Bundle(
+    tiny(pool='none', depth=1), found.params, NAMES, found.preprocess, 'ViT-Ti/16'
+  )
+  with pytest.raises(ValueError, match='only of its patches'):
+    features.of_split(patches, split_of(4))
+
+
+# Probes
+
+
+def clusters(count, *, classes=4, width=6, noise=1.0, seed=0, split='train'):
+  """Features of as many images of each class, round centres that depend on the class alone."""
+  rng = np.random.default_rng(seed)
+  labels = rng.permutation(np.arange(count) % classes).astype(np.int32)
+  centres = np.random.default_rng(99).standard_normal((classes, width))
+  values = centres[labels] + noise * rng.standard_normal((count, width)) + 2
+  return features.Features(
+    np.float32(values), labels, np.arange(count), tuple('abcdefgh'[:classes]), 'made', split
+  )
+
+
+def test_neighbours_vote_as_in_float64(monkeypatch):
+  monkeypatch.setattr(knn, 'BLOCK', 16)
+  monkeypatch.setattr(knn, 'ROWS', 2)
+  train, test = clusters(53), clusters(37, seed=1, split='test')
+  ks = (1, 5, 20, 53)
+  rows = knn.measure(train, test, ks=ks)
+  a, b = (
+    v / np.linalg.norm(v, axis=1, keepdims=True)
+    for v in (np.float64(test.values), np.float64(train.values))
+  )
+  similarity = a @ b.T
+  for k, row in zip(ks, rows):
+    nearest = np.argsort(-similarity, axis=1)[:, :k]
+    votes = np.zeros((37, 4))
+    for i in range(37):
+      for j in nearest[i]:
+        votes[i, train.labels[j]] += np.exp(similarity[i, j] / 0.07)
+    assert row == {
+      'k': k,
+      'accuracy': np.mean(votes.argmax(1) == test.labels),
+      'train_count': 53,
+      'count': 37,
+    }
+  found = np.concatenate([places for _, places in knn.neighbours(train.values, test.values, k=5)])
+  np.testing.assert_array_equal(found, np.argsort(-similarity, axis=1)[:, :5])
+
+
+@pytest.mark.parametrize('k', [0, -1, 54])
+def test_more_neighbours_than_there_are_is_refused(k):
+  with pytest.raises(ValueError, match=f"k is {k}, must be 1 to 53, the images of split 'train'"):
+    knn.measure(clusters(53), clusters(7), ks=(1, k))
+
+
+@pytest.mark.parametrize('count, width', [(40, 6), (5, 6), (7, 6), (12, 30)])
+def test_ridge_regression_is_the_solution_of_its_equations(count, width):
+  train = clusters(count, width=width)
+  found = fewshot.fit(train.values, train.labels, 4, l2=fewshot.L2)
+  values = np.float64(train.values)
+  x = (values - values.mean(0)) / (values.std(0) + 1e-5)
+  x = np.hstack([x, np.full((count, 1), 100.0)])
+  y = 2.0 * (train.labels[:, None] == np.arange(4)) - 1
+  solved = np.linalg.solve(x.T @ x + 2.0**10 * np.eye(width + 1), x.T @ y)
+  np.testing.assert_allclose(found['weights'], solved, atol=1e-5)
+  test = clusters(30, width=width, seed=1)
+  new = (np.float64(test.values) - values.mean(0)) / (values.std(0) + 1e-5)
+  guesses = (np.hstack([new, np.full((30, 1), 100.0)]) @ solved).argmax(1)
+  np.testing.assert_array_equal(fewshot.predict(found, test.values), guesses)
+
+
+def test_shots_are_chosen_by_seed_class_after_class():
+  train, test = clusters(80), clusters(41, seed=1)
+  rows = fewshot.measure(train, test, shots=(1, 5), seeds=(0, 1, 2))
+  for row in rows:
+    found = []
+    for seed in (0, 1, 2):
+      rng = np.random.default_rng(seed)
+      chosen = np.concatenate(
+        [rng.permutation(np.where(train.labels == k)[0])[: row['shots']] for k in range(4)]
+      )
+      model = fewshot.fit(train.values[chosen], train.labels[chosen], 4, l2=1024.0)
+      found.append(np.mean(fewshot.predict(model, test.values) == test.labels))
+    assert row['accuracies'] == found
+    assert row['accuracy'] == pytest.approx(np.mean(found))
+    assert row['spread'] == pytest.approx(np.std(found, ddof=1))
+    assert (row['train_count'], row['count'], row['short']) == (4 * row['shots'], 41, {})
+
+
+def test_a_class_with_fewer_images_than_shots_is_told():
+  train = clusters(41)  # 11, 10, 10, 10
+  ample, short = fewshot.measure(train, clusters(9, seed=1), shots=(10, 11), seeds=(0,))
+  assert ample['short'] == {} and short['short'] == {'b': 10, 'c': 10, 'd': 10}
+  assert short['train_count'] == 41 and short['spread'] is None
+  assert 'fewer than 11 images of a class: b 10, c 10, d 10' in fewshot.lines([ample, short])[-1]
+
+
+@pytest.mark.parametrize('how', [{'shots': (0,)}, {'shots': ()}, {'seeds': ()}])
+def test_no_shots_or_seeds_are_refused(how):
+  with pytest.raises(ValueError, match='must be at least 1'):
+    fewshot.measure(clusters(9), clusters(9), **how)
+
+
+def test_regularisation_is_chosen_on_validation_data_and_the_last_fit_has_both():
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
+  train, validation, test = (
+    clusters(size, noise=2.5, seed=seed) for seed, size in enumerate((40, 61, 33))
+  )
+
+  def reference(c, parts, on):
+    values, truth = (np.concatenate([getattr(p, n) for p in parts]) for n in ('values', 'labels'))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
+    return model.fit(np.float64(values), truth).score(np.float64(on.values), on.labels)
+
+  grid = (10.0, 1e-4, 0.01)
+  found = linear.measure(train, validation, test, grid=grid)
+  searched = [reference(c, [train], validation) for c in sorted(grid)]
+  assert [row['C'] for row in found['search']] == sorted(grid)
+  assert [row['accuracy'] for row in found['search']] == searched
+  best = sorted(grid)[int(np.argmax(searched))]
+  assert found['C'] == best and found['validation_accuracy'] == max(searched)
+  assert found['accuracy'] == reference(best, [train, validation], test)
+  counts = [found[name] for name in ('train_count', 'validation_count', 'count')]
+  assert counts == [40, 61, 33]
+
+
+def test_a_regression_that_was_cut_off_says_so(monkeypatch):
+  monkeypatch.setattr(linear, 'STEPS', 1)
+  found = linear.measure(clusters(40), clusters(20, seed=1), clusters(9, seed=2), grid=(1.0,))
+  assert not found['converged'] and 'not converged' in linear.lines(found)[-1]
+
+
+@pytest.mark.parametrize('measure', [knn.measure, fewshot.measure])
+def test_several_labels_or_none_are_refused_by_the_probes(measure):
+  found = model_of()
+  many = features.of_split(found, split_of(9, label=several))
+  none = features.of_split(found, split_of(9, label=lambda _: -1))
+  one = features.of_split(found, split_of(30))
+  with pytest.raises(ValueError, match='several labels'):
+    measure(one, many)
+  with pytest.raises(ValueError, match="no image of split 'test' of made has a label"):
+    measure(one, none)
+
+
+# Commands
+
+
+@pytest.fixture
+def headless(tmp_path):
+  """A bundle of features only, for digits."""
+  model = tiny(num_classes=0, depth=1)
+  how = bundle.Preprocess('resize', SIZE)
+  made = bundle.Bundle(model, drawn(shapes(model)), (), how, 'ViT-Ti/16')
+  bundle.write(tmp_path / 'headless', made)
+  return tmp_path / 'headless'
+
+
+def told(words, capsys, code=0):
+  """What a command prints; of JSON, its value."""
+  assert vit.main(list(map(str, words))) == code
+  told = capsys.readouterr()
+  if code == 2:
+    assert told.err.count('\n') == 1 and told.out == '', told
+    return told.err
+  assert told.err == '' or code == 3
+  return json.loads(told.out) if 'json' in words else told.out
+
+
+@pytest.mark.parametrize('method', ['knn', 'fewshot', 'linear'])
+def test_a_model_without_a_head_is_measured_by_its_features(method, headless, tmp_path, capsys):
+  words = ['evaluate', headless, '--on', 'digits', '--method', method, '--train', 'train[:60]']
+  words += ['--validation', 'validation[:50]', '--split', 'test[:70]', '--shots', '1', '2']
+  words += ['--seeds', '3', '4', '--k', '1', '7']
+  found = told([*words, '--format', 'json', '--cache', tmp_path / 'kept'], capsys)
+  assert (found['source'], found['split'], found['count']) == ('digits', 'test[:70]', 70)
+  assert (found['train_split'], found['train_count']) == ('train[:60]', 60)
+  rows = found[method] if method != 'linear' else [found]
+  assert len(rows) == {'knn': 2, 'fewshot': 2, 'linear': 1}[method]
+  assert all(0.05 < row['accuracy'] <= 1 for row in rows)
+  table = told([*words, '--cache', tmp_path / 'kept'], capsys)
+  assert 'digits, split test[:70], 70 images' in table
+  assert all(f'{row["accuracy"]:.2%}' in table for row in rows)
+  kept = list((tmp_path / 'kept').iterdir())
+  assert len(kept) == (3 if method == 'linear' else 2)
+
+
+def test_the_file_has_what_is_printed(whole, tmp_path, capsys):
+  words = ['evaluate', whole, '--format', 'json', '--out', tmp_path / 'out.json']
+  found = told(words, capsys)
+  assert json.loads((tmp_path / 'out.json').read_text()) == found
+  assert list(tmp_path.iterdir()) == [tmp_path / 'out.json']
+  assert (found['method'], found['count'], found['unlabelled']) == ('accuracy', 359, 0)
+  assert np.sum(found['confusion']) == 359
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['evaluate', 'HEADLESS', '--on', 'digits'], 'no head'),
+    (['evaluate', 'HEADLESS'], 'names no data'),
+    (['evaluate', 'HEADLESS', '--on', 'digtis'], 'did you mean digits'),
+    (['evaluate', 'HEADLESS', '--on', 'digits', '--method', 'knn', '--k', '2000'], '1 to 1259'),
+    (
+      ['evaluate', 'HEADLESS', '--on', 'digits', '--method', 'knn', '--train', 'test'],
+      '359 images in',
+    ),
+    (
+      ['evaluate', 'HEADLESS', '--on', 'digits', '--method', 'linear', '--validation', 'train[:9]'],
+      '9 images in common',
+    ),
+    (
+      ['evaluate', 'HEADLESS', '--on', 'digits', '--method', 'fewshot', '--shots', '0'],
+      'at least 1',
+    ),
+    (['evaluate', 'RUN', '--on', 'folder:PHOTOS'], '--label_map'),
+    (['evaluate', 'RUN', '--on', 'folder:PHOTOS', '--split', 'test'], 'test'),
+    (['evaluate', 'RUN', '--out', '/dev/null/x.json'], 'x.json'),
+    (['evaluate', 'RUN', '--label_map', 'nowhere.json'], 'nowhere.json'),
+    (['evaluate', 'RUN', '--preprocess', 'resiez'], 'did you mean resize'),
+    (['features', 'RUN', '--out', 'OUT/f.txt'], 'f.txt'),
+    (['features', 'RUN', '--out', 'OUT/none/f.npz'], 'f.npz'),
+    (['features', 'RUN', 'PHOTOS', '--on', 'digits', '--out', 'OUT/f.npz'], 'not both'),
+    (['features', 'nowhere', '--out', 'OUT/f.npz'], 'nowhere'),
+  ],
+)
+def test_what_cannot_be_measured_is_one_line(
+  words, said, whole, headless, photos, tmp_path, capsys
+):
+  names = {'HEADLESS': headless, 'RUN': whole, 'PHOTOS': photos, 'OUT': tmp_path}
+  for name, path in names.items():
+    words = [word.replace(name, str(path)) for word in words]
+  assert said in told(words, capsys, code=2)
+  assert not list(tmp_path.glob('f.*'))
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+  """A folder of two classes of ten small images."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for label, name in enumerate(('rose', 'tulip')):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for index in range(10):
+      image = Image.fromarray(picture(100 * label + index))
+      image.save(tmp_path / 'photos' / name / f'{index}.png')
+  return tmp_path / 'photos'
+
+
+def test_features_of_a_data_set_are_in_the_file(whole, tmp_path, capsys):
+  words = ['features', whole, '--on', 'digits', '--split', 'test[:9]', '--out', tmp_path / 'f.npz']
+  assert '9 x 16 features' in told(words, capsys)
+  source = sources.open_source('digits', 'test[:9]')
+  want = vit_jax.load(whole).features([source[i]['image'] for i in range(9)])
+  with np.load(tmp_path / 'f.npz', allow_pickle=False) as kept:
+    assert kept['features'].dtype == np.float32
+    np.testing.assert_allclose(kept['features'], want, atol=1e-5)
+    assert kept['labels'].tolist() == [source[i]['label'] for i in range(9)]
+    assert kept['names'].tolist() == [source.describe(i) for i in range(9)]
+    assert kept['classes'].tolist() == list('0123456789')
+
+
+def test_features_of_images_are_named_by_their_files(whole, photos, tmp_path, capsys):
+  (photos / 'rose' / '3.png').write_bytes(b'')
+  words = ['features', whole, photos, tmp_path / 'gone.png', '--out', tmp_path / 'f.npz']
+  assert '19 x 16 features' in told(words, capsys, code=3)
+  with np.load(tmp_path / 'f.npz', allow_pickle=False) as kept:
+    names, values = kept['names'].tolist(), kept['features']
+    assert set(kept['labels'].tolist()) == {-1}
+  paths = [str(file) for file in sorted(photos.rglob('*.png')) if file.stat().st_size]
+  assert names == paths
+  np.testing.assert_allclose(values, vit_jax.load(whole).features(paths), atol=1e-5)
+
+
+@pytest.mark.parametrize('label', [lambda i: -1 if i == 2 else i % 5, several])
+def test_a_table_of_features_reads_back(label, tmp_path):
+  parquet = pytest.importorskip('pyarrow.parquet')
+  made = features.of_split(model_of(), split_of(9, label=label))
+  features.write(tmp_path / 'f.parquet', made, [f'{i}.png' for i in range(9)])
+  table = parquet.read_table(tmp_path / 'f.parquet')
+  rows = table.to_pylist()
+  assert [row['name'] for row in rows] == [f'{i}.png' for i in range(9)]
+  np.testing.assert_array_equal(np.float32([row['features'] for row in rows]), made.values)
+  if label is several:
+    assert rows[0]['label'] == [0, 2] and rows[2]['label'] == []
+  else:
+    assert [row['label'] for row in rows] == made.labels.tolist()
+    assert [row['class'] for row in rows[:3]] == ['ant', 'bee', None]
+  assert json.loads(table.schema.metadata[b'classes']) == list(NAMES)
+
+
+@pytest.mark.parametrize('kind', ['npz', 'parquet'])
+def test_features_cut_off_in_the_writing_leave_the_old_file(kind, tmp_path, monkeypatch):
+  if kind == 'parquet':
+    pytest.importorskip('pyarrow')
+  file = tmp_path / f'f.{kind}'
+  file.write_bytes(b'old')
+  made = features.of_split(model_of(), split_of(3))
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(features.np, 'savez', killed)
+  monkeypatch.setattr(features, 'write_table', killed)
+  with pytest.raises(KeyboardInterrupt):
+    features.write(file, made, ['a', 'b', 'c'])
+  assert file.read_bytes() == b'old' and list(tmp_path.iterdir()) == [file]
+
+
+# docs/evaluation.md
+
+
+def blocks(language):
+  fenced = re.findall(r'^```(\w*)\n(.*?)^```$', DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+  return [block for kind, block in fenced if kind == language]
+
+
+def rows_of_table(title):
+  """{what stands in code font in a row's first cell: the row}, of the table with that title."""
+  lines = DOCUMENT.read_text().splitlines()
+  start = next(n for n, line in enumerate(lines) if line.startswith(f'| {title} |'))
+  found = {}
+  for line in lines[start + 2 :]:
+    if not line.startswith('|'):
+      break
+    found[tuple(re.findall('`([^`]+)`', line.split('|')[1])) or line.split('|')[1].strip()] = line
+  return found
+
+
+@pytest.fixture
+def there(whole, photos, tmp_path, monkeypatch):
+  """The folder that the examples run in."""
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'digits').symlink_to(whole)
+  (mapping,) = blocks('json')
+  (tmp_path / 'photos.json').write_text(mapping)
+  monkeypatch.chdir(tmp_path)
+
+
+COMMANDS = [line for line in blocks('')[0].splitlines() if line]
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_a_command_of_the_page_runs(line, there, capsys):
+  program, *words = shlex.split(line)
+  assert program == 'vit' and vit.main(words) == 0
+  assert capsys.readouterr().err == ''
+
+
+def test_every_method_and_field_is_told(there, capsys):
+  assert [name for (name,) in rows_of_table('`--method`')] == list(command.METHODS)
+  found = told(['evaluate', 'runs/digits', '--format', 'json'], capsys)
+  assert {name for names in rows_of_table('field') for name in names} == set(found)
+
+
+def test_the_label_maps_told_are_presets():
+  for line in rows_of_table('data').values():
+    (name,) = re.findall(r'--on (\w+)', line)
+    assert presets.PRESETS[name].classes == 1000
+
+
+def test_the_numbers_told_are_those_that_hold():
+  text = ' '.join(DOCUMENT.read_text().split())
+  assert f'in {accuracy.BINS} bins' in text and f'exp(similarity / {knn.TEMPERATURE})' in text
+  assert f'over {accuracy.LARGEST_CONFUSION:,} classes' in text
+  assert f'{accuracy.LARGEST_SCORES:,} scores' in text
+  assert f'a constant of {fewshot.CONSTANT:.0f} appended' in text
+  assert f'a ridge of {fewshot.L2:.0f}' in text
+  assert f'C of {linear.GRID[0]:.5f} ... {linear.GRID[-1]:.0f}' in text
+
+
+def test_python_of_the_page_runs(there):
+  (block,) = blocks('python')
+  with contextlib.redirect_stderr(io.StringIO()):
+    exec(block, {})

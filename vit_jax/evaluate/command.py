@@ -1,0 +1,164 @@
+"""`vit evaluate`: a model, a split, a way to measure."""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vit_jax import bundle
+from vit_jax.convert import files
+from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
+
+Told = tuple[dict[str, Any], list[str]]  # as JSON, and as text
+
+
+def by_accuracy(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+  """The model's own head."""
+  values = accuracy.of_model(
+    found,
+    data,
+    label_map=given.label_map,
+    preprocess=given.preprocess,
+    batch_size=given.batch_size,
+  )
+  return values, accuracy.lines(values)
+
+
+def by_knn(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+  """Nearest neighbours among the features of the training split."""
+  train, test = featured(found, data, given, given.train)
+  rows = knn.measure(train, test, ks=given.k)
+  return summary(test, train) | {'knn': rows}, knn.lines(rows)
+
+
+def by_fewshot(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+  """Ridge regression on features of a few images of each class."""
+  train, test = featured(found, data, given, given.train)
+  rows = fewshot.measure(train, test, shots=given.shots, seeds=given.seeds)
+  return summary(test, train) | {'fewshot': rows}, fewshot.lines(rows)
+
+
+def by_linear(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+  """Logistic regression on features."""
+  train, validation, test = featured(found, data, given, given.train, given.validation)
+  values = linear.measure(train, validation, test)
+  told = summary(test, train) | {'validation_split': validation.split, **values}
+  return told, linear.lines(values)
+
+
+METHODS: dict[str, Callable[[bundle.Bundle, inputs.Split, argparse.Namespace], Told]] = {
+  'accuracy': by_accuracy,
+  'knn': by_knn,
+  'fewshot': by_fewshot,
+  'linear': by_linear,
+}
+
+
+def featured(
+  found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace, *others: str
+) -> list[features.Features]:
+  """Features of other splits of a data set, and last its own; none have an image in common."""
+  splits = [inputs.opened(given.model, on=data.name, split=other) for other in others] + [data]
+  for first, second in itertools.combinations(splits, 2):
+    inputs.check_apart(first, second)
+  how = dict(preprocess=given.preprocess, batch_size=given.batch_size, cache=given.cache)
+  return [features.of_split(found, split, **how) for split in splits]
+
+
+def summary(test: features.Features, train: features.Features) -> dict[str, Any]:
+  """What was measured on what."""
+  labelled = test.labelled()
+  return {
+    'source': test.source,
+    'split': test.split,
+    'count': len(labelled),
+    'unlabelled': len(test) - len(labelled),
+    'bad_images': test.bad_images,
+    'train_split': train.split,
+    'train_count': len(train.labelled()),
+  }
+
+
+def measured(given: argparse.Namespace) -> Told:
+  """What the flags ask for."""
+  found = bundle.read(given.model)
+  data = inputs.opened(given.model, on=given.on, split=given.split)
+  values, text = METHODS[given.method](found, data, given)
+  left_out = [
+    f', {values[key]} {what}' * bool(values[key])
+    for key, what in (('bad_images', 'unreadable'), ('unlabelled', 'without a label'))
+  ]
+  title = f'{values["source"]}, split {values["split"]}, {values["count"]} images'
+  if 'train_split' in values:
+    title += f'; by {given.method} from split {values["train_split"]}'
+    title += f', {values["train_count"]} images'
+  values = {'model': given.model, 'method': given.method, 'preprocess': given.preprocess} | values
+  return values, [title + ''.join(left_out), *text]
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit evaluate`: 0, or 2 for bad input."""
+  given = parser().parse_args(argv)
+  try:
+    check_out(given.out)
+    values, text = measured(given)
+    if given.out:
+      with files.replacing(given.out) as file:
+        file.write(json.dumps(values).encode())
+  except (ValueError, OSError) as error:
+    print(f'vit evaluate: {files.one_line(error)}', file=sys.stderr)
+    return 2
+  print(json.dumps(values) if given.format == 'json' else '\n'.join(text))
+  return 0
+
+
+def check_out(path: str) -> None:
+  """Raises ValueError for a file that could not be written, before anything is computed."""
+  folder = pathlib.Path(path).absolute().parent
+  if path and (not os.access(folder, os.W_OK) or os.path.isdir(path)):
+    raise ValueError(f'--out {path} cannot be written')
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(
+    prog='vit evaluate',
+    description='Measures a model: with its head, or by what can be told from its features.',
+  )
+  flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
+  features.add_data(flags)
+  flags.add_argument('--method', choices=METHODS, default='accuracy')
+  flags.add_argument(
+    '--label_map',
+    '--label-map',
+    default='',
+    help='accuracy: a .json or .csv file with the class of the model for each of the data',
+  )
+  flags.add_argument(
+    '--train', default='train', help='knn, fewshot, linear: the split to learn from'
+  )
+  flags.add_argument(
+    '--validation', default='validation', help='linear: the split that regularisation is chosen on'
+  )
+  flags.add_argument('--k', type=int, nargs='+', default=[20], help='knn: neighbours; default: 20')
+  flags.add_argument(
+    '--shots',
+    type=int,
+    nargs='+',
+    default=list(fewshot.SHOTS),
+    help='fewshot: images of each class; default: 1 5 10 25',
+  )
+  flags.add_argument(
+    '--seeds',
+    type=int,
+    nargs='+',
+    default=list(fewshot.SEEDS),
+    help='fewshot: of the choice of images; default: 0 1 2',
+  )
+  flags.add_argument('--cache', default='', help='a folder that keeps features for the next time')
+  flags.add_argument('--format', choices=('table', 'json'), default='table')
+  flags.add_argument('--out', default='', help='FILE.json gets all measures')
+  return flags

@@ -1,0 +1,311 @@
+"""Features of images: what a model's head reads; and `vit features`.
+
+N images, F features of one, L labels of one at most.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import bundle, models, objective
+from vit_jax.convert import files
+from vit_jax.data import pipeline
+from vit_jax.evaluate import inputs
+
+FORMAT = 1  # of the cache
+SUFFIXES = ('.npz', '.parquet')
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """Features of the images of a split that could be read.
+
+  Fields:
+    values: (N, F) float32.
+    labels: (N,) int32, or (N, L) where images have several; -1: none.
+    indices: (N,) of the images in the split.
+    classes: the name of each label.
+    source, split: where they are from.
+    bad_images: how many could not be read.
+  """
+
+  values: np.ndarray
+  labels: np.ndarray
+  indices: np.ndarray
+  classes: tuple[str, ...]
+  source: str
+  split: str
+  bad_images: int = 0
+
+  def __len__(self) -> int:
+    return len(self.values)
+
+  def labelled(self) -> 'Features':
+    """Those of images that have a label, of which each has one.
+
+    Raises:
+      ValueError: if images have several, or none has one.
+    """
+    if self.labels.ndim > 1:
+      raise ValueError(
+        f'images of {self.source} have several labels: accuracy alone measures these'
+      )
+    kept = self.labels >= 0
+    if not kept.any():
+      raise ValueError(f'no image of split {self.split!r} of {self.source} has a label')
+    if kept.all():
+      return self
+    values, labels, indices = self.values[kept], self.labels[kept], self.indices[kept]
+    return dataclasses.replace(self, values=values, labels=labels, indices=indices)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
+def forward(params: Any, batch: objective.Batch, *, model: Any, mean: Any, std: Any) -> Any:
+  """'pre_logits' of a batch in float32, and its labels."""
+  _, out = model.apply({'params': params}, objective.normalize(batch['image'], mean, std))
+  return {'values': out['pre_logits'].astype('float32'), 'labels': batch['label']}
+
+
+def of_split(
+  found: bundle.Bundle,
+  split: inputs.Split,
+  *,
+  preprocess: str = '',
+  batch_size: int = inputs.BATCH,
+  cache: str | os.PathLike[str] = '',
+  say: Callable[[str], object] = pipeline.tell,
+) -> Features:
+  """The features of every image of a split, in order, computed on all devices.
+
+  They are held in memory: 4 N F bytes.
+
+  Args:
+    found: the model, of `vit_jax.load` or `bundle.read`.
+    split: of `inputs.opened` or `inputs.of_paths`.
+    preprocess: another line of transforms than the model's; '' for its own.
+    batch_size: images at a time on each device.
+    cache: a folder that keeps them for the next time, see `cache_file`; '' for none.
+    say: takes a line for each image that cannot be read.
+
+  Raises:
+    DataError: if no image can be read.
+    ValueError: for a model that gives features of patches only.
+  """
+  ready = inputs.preprocess_of(found, split, preprocess)
+  if getattr(found.model, 'pool', '') == 'none':
+    raise ValueError(
+      f'{found.name} with pool none has no features of an image, only of its patches'
+    )
+  file = cache_file(cache, found, split, ready) if cache else None
+  if file is not None and (kept := remembered(file, split)):
+    return kept
+  step = functools.partial(forward, model=found.model, mean=tuple(ready.mean), std=tuple(ready.std))
+  whole: dict[str, np.ndarray] = {}
+  count = 0
+  with inputs.results(step, found.params, split, ready, batch_size=batch_size, say=say) as results:
+    for indices, rows in results.batches:
+      there = indices >= 0
+      for name, column in (rows | {'indices': indices}).items():
+        space = (len(split.source), *column.shape[1:])
+        rest = whole.setdefault(name, np.empty(space, column.dtype))[count:]
+        rest[: there.sum()] = column[there]
+      count += int(there.sum())
+    unreadable = results.unreadable.count
+  if not count:
+    raise pipeline.DataError('no features: not one of the images can be read')
+  made = Features(
+    **{name: column[:count] for name, column in whole.items()},
+    classes=split.source.classes,
+    source=split.name,
+    split=split.split,
+    bad_images=unreadable,
+  )
+  if file is not None:
+    remember(file, made)
+  return made
+
+
+# The cache
+
+
+def cache_file(
+  folder: str | os.PathLike[str],
+  found: bundle.Bundle,
+  split: inputs.Split,
+  preprocess: bundle.Preprocess,
+) -> pathlib.Path:
+  """Where a folder keeps the features of a model, a split and a preprocessing.
+
+  The name depends on the model's fields and the bytes of its parameters, on the names of data set
+  and split, the number of images, the classes, and every field of the preprocessing. It does not
+  depend on the images: where they change under the same name, the folder is to be deleted.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  fields = {name: str(value) for name, value in models.fields(found.model).items()}
+  data = [split.name, split.split, len(split.source), list(split.source.classes)]
+  told = [FORMAT, type(found.model).__name__, fields, data, dataclasses.asdict(preprocess)]
+  digest.update(json.dumps(told, sort_keys=True).encode())
+  for name, array in sorted(models.flat(jax.device_get(found.params)).items()):
+    digest.update(f'{name} {array.shape} {array.dtype}'.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+  return pathlib.Path(folder) / f'{digest.hexdigest()}.npz'
+
+
+def remember(file: pathlib.Path, made: Features) -> None:
+  """Keeps features, whole or not at all.
+
+  Raises:
+    OSError: if they cannot be written.
+  """
+  file.parent.mkdir(parents=True, exist_ok=True)
+  arrays = {name: getattr(made, name) for name in ('values', 'labels', 'indices')}
+  files.write_npz(file, arrays | {'bad_images': np.asarray(made.bad_images)})
+
+
+def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
+  """Kept features, if they are there and intact."""
+  if not file.is_file():
+    return None
+  try:
+    kept = files.read(file)
+    values, labels, indices = (np.asarray(kept[key]) for key in ('values', 'labels', 'indices'))
+    bad = int(kept['bad_images'])
+  except (KeyError, OSError, ValueError):
+    return None
+  source = split.source
+  if {len(labels), len(indices)} != {len(values)} or len(values) + bad != len(source):
+    return None
+  return Features(values, labels, indices, source.classes, split.name, split.split, bad)
+
+
+# Files
+
+
+def write(path: str | os.PathLike[str], made: Features, names: Sequence[str]) -> None:
+  """Writes features to a .npz or .parquet file, whole or not at all.
+
+  A .npz holds 'features' (N, F) float32, 'labels' (N,) or (N, L) int32, 'names' (N,) and 'classes'
+  as text. A .parquet table has a row for an image: 'name', 'label' (a list where there may be
+  several), 'class' (of one label; null without) and 'features', a list of F floats; its metadata
+  has 'classes' as JSON, 'source' and 'split'.
+
+  Args:
+    path: of the file.
+    made: the features.
+    names: (N,) of the images.
+
+  Raises:
+    ValueError: for a file of another kind, or without pyarrow for a .parquet.
+    OSError: if it cannot be written.
+  """
+  check_suffix(path)
+  with files.replacing(path) as file:
+    if pathlib.Path(path).suffix == '.npz':
+      np.savez(
+        file,
+        features=made.values,
+        labels=made.labels,
+        names=np.asarray(names, np.str_),
+        classes=np.asarray(made.classes, np.str_),
+      )
+    else:
+      write_table(file, made, names)
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+  """Raises ValueError for a file that `write` cannot write."""
+  if pathlib.Path(path).suffix not in SUFFIXES:
+    raise ValueError(f'{path}: features are written to a file {" or ".join(SUFFIXES)}')
+  if pathlib.Path(path).suffix == '.parquet':
+    try:
+      import pyarrow  # noqa: F401
+    except ModuleNotFoundError:
+      raise ValueError(f'{path}: to write Parquet files, pip install pyarrow') from None
+
+
+def write_table(file: Any, made: Features, names: Sequence[str]) -> None:
+  """Writes features to an open file as a Parquet table."""
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  flat = pa.array(made.values.reshape(-1))
+  columns = {
+    'name': pa.array(list(names), pa.string()),
+    'features': pa.FixedSizeListArray.from_arrays(flat, made.values.shape[1]),
+  }
+  if made.labels.ndim == 1:
+    columns['label'] = pa.array(made.labels)
+    known = [made.classes[label] if label >= 0 else None for label in made.labels.tolist()]
+    columns['class'] = pa.array(known, pa.string())
+  else:
+    lists = [[label for label in row if label >= 0] for row in made.labels.tolist()]
+    columns['label'] = pa.array(lists, pa.list_(pa.int32()))
+  about = {'classes': json.dumps(made.classes), 'source': made.source, 'split': made.split}
+  parquet.write_table(pa.table(columns).replace_schema_metadata(about), file)
+
+
+# vit features
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit features`: 0, 2 for bad input, 3 if some images could not be read."""
+  given = parser().parse_args(argv)
+  try:
+    made = written(given)
+  except (ValueError, OSError) as error:
+    print(f'vit features: {files.one_line(error)}', file=sys.stderr)
+    return 2
+  count, width = made.values.shape
+  bad = f'; {made.bad_images} could not be read' * bool(made.bad_images)
+  print(f'{count} x {width} features are in {given.out}{bad}')
+  return 3 if made.bad_images else 0
+
+
+def written(given: argparse.Namespace) -> Features:
+  """Does what the flags ask for."""
+  from vit_jax import predict
+
+  check_suffix(given.out)
+  if given.images and (given.on or given.split):
+    raise ValueError('give images, or a data set by --on and --split, not both')
+  found = bundle.read(given.model)
+  if given.images:
+    split = inputs.of_paths(predict.image_files(given.images))
+  else:
+    split = inputs.opened(given.model, on=given.on, split=given.split)
+  made = of_split(found, split, preprocess=given.preprocess, batch_size=given.batch_size)
+  write(given.out, made, [split.source.describe(index) for index in made.indices.tolist()])
+  return made
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(
+    prog='vit features',
+    description="Writes what a model's head reads: of images, or of a data set.",
+    epilog='Exit code: 0; 2 for bad input; 3 if an image could not be read, which is left out.',
+  )
+  flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
+  flags.add_argument('images', nargs='*', help='images, and folders of images')
+  flags.add_argument('--out', required=True, help='FILE.npz or FILE.parquet')
+  add_data(flags)
+  return flags
+
+
+def add_data(flags: argparse.ArgumentParser) -> None:
+  """Adds the flags that say which images, and how they are read."""
+  flags.add_argument('--on', default='', help="a data set; default: the run's own")
+  flags.add_argument('--split', default='', help='default: test, or without one validation')
+  flags.add_argument('--preprocess', default='', help="a line of transforms; default: the model's")
+  flags.add_argument(
+    '--batch-size', type=int, default=inputs.BATCH, help='images on each device; default: 256'
+  )

@@ -1,0 +1,188 @@
+"""What is measured: a model on a split, in batches over all devices.
+
+N images, B of them in a batch.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import bundle, sharding
+from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.sources import Record, Source
+
+BATCH = 256  # images at a time on each device
+AHEAD = 2  # batches that the host is ahead of the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of a data set.
+
+  Fields:
+    name: of the data set, as `sources.open_source` takes it.
+    split: in TFDS's language.
+    source: its images.
+  """
+
+  name: str
+  split: str
+  source: Source
+
+
+def opened(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
+  """The data that a model is to be measured on.
+
+  Args:
+    path: of a run, or of another model.
+    on: a data set; '' means the run's own.
+    split: of it; '' means its test split, or without one its validation split, or its only one.
+
+  Raises:
+    FileNotFoundError, ValueError: if there is no such data, or nothing says which.
+  """
+  own = {} if on else data_of(path)
+  name = on or own['source']
+  split = split or own.get('test') or own.get('validation') or default_split(name)
+  return Split(name, split, sources.open_source(name, split))
+
+
+def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The config of a run's data.
+
+  Raises:
+    ValueError: for what is not the folder of a run.
+  """
+  file = pathlib.Path(path) / 'config.json'
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    found = json.loads(file.read_text())
+    if isinstance(found['data']['source'], str):
+      return found['data']
+  raise ValueError(f'{path} is not the folder of a run: it names no data; --on SOURCE does')
+
+
+def default_split(name: str) -> str:
+  """Of a data set, where none is asked for."""
+  known = list(sources.splits_of(name))
+  for split in ('test', 'validation', *known[: len(known) == 1]):
+    if split in known:
+      return split
+  raise ValueError(f'{name} has no test split; give one of {", ".join(known)} by --split')
+
+
+def check_apart(first: Split, second: Split) -> None:
+  """Raises ValueError if two splits of a data set have images in common."""
+  if common := sources.overlap(first.source, second.source):
+    splits = f'splits {first.split!r} and {second.split!r} of {first.name}'
+    raise ValueError(f'{splits} have {common} images in common')
+
+
+class Paths(Sequence[Record]):
+  """Image files without labels, as records of a source."""
+
+  def __init__(self, paths: Sequence[str]):
+    self.paths = paths
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, index: Any) -> Any:
+    return {'image': pathlib.Path(self.paths[index]).read_bytes(), 'label': np.int32(-1)}
+
+
+def of_paths(paths: Sequence[str]) -> Split:
+  """Image files as a split without labels."""
+  return Split('', '', Source(Paths(paths), (), lambda index: str(paths[index])))
+
+
+def preprocess_of(found: bundle.Bundle, split: Split, line: str = '') -> bundle.Preprocess:
+  """A model's preprocessing, or with another line of transforms.
+
+  Raises:
+    ValueError: if the line does not give images of the model's size.
+  """
+  if not line:
+    return found.preprocess
+  asked = dataclasses.replace(found.preprocess, steps=line)
+  bundle.check_steps(line)
+  image = pipeline.first_record(split.source)['image']
+  rows, columns, _ = transforms.compose(line, asked.size)(image, np.random.default_rng(0)).shape
+  if (rows, columns) != tuple(asked.size):
+    height, width = asked.size
+    raise ValueError(f'{line!r} gives {rows}x{columns} pixels; the model takes {height}x{width}')
+  return asked
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What a step gives for a split's images, a batch at a time, and what could not be read.
+
+  Fields:
+    batches: (indices, result): (B,) of the images in the split, -1 for padding and for what could
+      not be read; the step's result on the host.
+    unreadable: whose `count` is complete after the last batch.
+  """
+
+  batches: Iterator[tuple[np.ndarray, Any]]
+  unreadable: pipeline.Unreadable
+
+
+@contextlib.contextmanager
+def results(
+  step: Callable[[Any, Any], Any],
+  params: Any,
+  split: Split,
+  preprocess: bundle.Preprocess,
+  *,
+  batch_size: int = BATCH,
+  say: Callable[[str], object] = pipeline.tell,
+) -> Iterator[Results]:
+  """Takes a jitted step over every image of a split once, in order.
+
+  Args:
+    step: (params, batch) -> a tree of arrays; batches as of `pipeline.evaluation_batches`, split
+      over all devices.
+    params: of the model, placed on the devices by `sharding.RULES`.
+    split: to be read.
+    preprocess: of its images.
+    batch_size: images at a time on each device, at most.
+    say: takes a line for each image that cannot be read.
+
+  Raises:
+    ValueError: for a batch size below 1.
+  """
+  if batch_size < 1:
+    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
+  mesh = sharding.make_mesh()
+  on_each = -(-len(split.source) // mesh.size)
+  rows = mesh.size * min(batch_size, 1 << (on_each - 1).bit_length())  # few shapes to compile
+  unreadable = pipeline.Unreadable(split.source, say=say, limit=None)
+  transform = transforms.compose(preprocess.steps, preprocess.size)
+
+  def indices(number: int) -> np.ndarray:
+    found = np.arange(number * rows, (number + 1) * rows)
+    absent = np.isin(found, list(unreadable.found)) | (found >= len(split.source))
+    return np.where(absent, -1, found)
+
+  def fetched(batches: Iterator[Any]) -> Iterator[tuple[np.ndarray, Any]]:
+    placed, running = sharding.place(params, mesh), collections.deque[Any]()
+    for number, batch in enumerate(sharding.prefetch(batches, mesh)):
+      running.append((number, step(placed, batch)))
+      if len(running) > AHEAD:
+        number, result = running.popleft()
+        yield indices(number), jax.device_get(result)
+    for number, result in running:
+      yield indices(number), jax.device_get(result)
+
+  with pipeline.evaluation_batches(
+    split.source, transform, batch_size=rows, unreadable=unreadable
+  ) as batches:
+    yield Results(fetched(batches), unreadable)

@@ -1,0 +1,252 @@
+"""`vit vtab`: a checkpoint on the 19 tasks of VTAB-1k (arXiv 1910.04867), fine-tuned.
+
+For each task every learning rate is tried on 800 images and looked at on 200 others; with the best
+the model is trained once more on all 1,000, and that one is measured, once, on the full test set.
+Each of these is a run in a folder of its own, so that what was done is not done again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from vit_jax import config, models, plan, train
+from vit_jax.convert import files
+from vit_jax.data import presets
+from vit_jax.data.pipeline import tell
+
+RATES = (0.001, 0.003, 0.01, 0.03)
+RESULT = 'vtab.json'
+FINAL = ('data.train=trainval', 'data.validation=', 'data.test=test', 'evaluation.patience=0')
+SWEPT = ('data.train=train', 'data.validation=validation', 'data.test=')
+GROUP = {task: group for group, tasks in presets.VTAB.items() for task in tasks}
+
+
+class Stopped(Exception):
+  """A run was stopped, and saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """What is trained, and where.
+
+  Fields:
+    model: as the config's argument has it: a name, a path or a URL.
+    workdir: of all runs: TASK/rate_0.01 and TASK/final.
+    rates: learning rates to try.
+    recipe: a config that takes MODEL,TASK.
+    overrides: 'FIELD=VALUE' for all runs.
+  """
+
+  model: str
+  workdir: pathlib.Path
+  rates: tuple[float, ...] = RATES
+  recipe: str = 'vtab'
+  overrides: tuple[str, ...] = ()
+
+  def on(self, task: str) -> dict[str, Any]:
+    """The result of a task: the missing runs are carried out first.
+
+    Returns:
+      'rate', the one with the best validation accuracy, of equals the smallest; 'search', that
+      accuracy of each, without those whose loss was not finite; 'validation_accuracy' and
+      'validation_count' of the best; 'accuracy' and 'count' of the test, after training on all
+      images.
+
+    Raises:
+      Stopped: if a run was stopped by the user or its time limit.
+      ValueError, OSError: if one cannot be carried out, or none of the search was finished.
+      FloatingPointError: if the last one's loss was not finite.
+    """
+    folder, search = self.workdir / task, {}
+    for rate in sorted(self.rates):
+      try:
+        found = self.run(task, folder / f'rate_{rate:g}', rate, SWEPT)
+        search[rate] = measured(found, 'validation')
+      except FloatingPointError as error:
+        tell(f'{task}, rate {rate:g}: {files.one_line(error)}')
+    if not search:
+      raise ValueError('none of the rates gave a finished run')
+    best = max(search, key=lambda rate: search[rate]['accuracy'])
+    test = measured(self.run(task, folder / 'final', best, FINAL), 'test')
+    return {
+      'rate': best,
+      'search': {f'{rate:g}': found['accuracy'] for rate, found in search.items()},
+      'validation_accuracy': search[best]['accuracy'],
+      'validation_count': int(search[best]['count']),
+      'accuracy': test['accuracy'],
+      'count': int(test['count']),
+    }
+
+  def run(
+    self, task: str, folder: pathlib.Path, rate: float, splits: Sequence[str]
+  ) -> pathlib.Path:
+    """Carries out a run, or goes on with it; its folder."""
+    given = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
+    asked = config.load(f'{self.recipe}:{self.model},{task}', given)
+    ready = plan.make_plan(asked, folder)
+    plan.claim(folder, ready.config, ready.splits['train'])
+    tell(f'{folder}: {task}, rate {rate:g}')
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+      finished = train.train(ready, folder)
+    if not finished:
+      raise Stopped
+    return folder
+
+
+def measured(run: pathlib.Path, split: str) -> dict[str, float]:
+  """The last 'accuracy' and 'count' that a run measured on a split.
+
+  Raises:
+    ValueError: if it measured none.
+  """
+  file = run / 'metrics.jsonl'
+  rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+  found = [row for row in rows if f'{split}/accuracy' in row]
+  if not found:
+    raise ValueError(f'{run} is no finished run: it measured nothing on its {split} split')
+  return {name: found[-1][f'{split}/{name}'] for name in ('accuracy', 'count')}
+
+
+def sweep(
+  protocol: Protocol, tasks: Sequence[str], *, say: Callable[[str], object] = tell
+) -> dict[str, Any]:
+  """The results of tasks, which are written to `RESULT` in the folder after each.
+
+  A task that cannot be carried out is told and left out; the others go on.
+
+  Returns:
+    'model', 'tasks': {task: see `Protocol.on`}, 'failed': {task: why}, 'means': see `means`.
+
+  Raises:
+    Stopped: if a run was stopped.
+  """
+  found: dict[str, Any] = {'model': protocol.model, 'tasks': {}, 'failed': {}, 'means': {}}
+  protocol.workdir.mkdir(parents=True, exist_ok=True)
+  for task in tasks:
+    try:
+      found['tasks'][task] = protocol.on(task)
+    except (ValueError, OSError, FloatingPointError) as error:
+      found['failed'][task] = files.one_line(error)
+      say(f'vit vtab: {task} is left out: {files.one_line(error)}')
+    found['means'] = means(found['tasks'])
+    with files.replacing(protocol.workdir / RESULT) as file:
+      file.write(json.dumps(found, indent=1).encode())
+  return found
+
+
+def means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """The mean test accuracy of each group and of all tasks, over 'done' of 'tasks' ones."""
+  groups = {**presets.VTAB, 'all': tuple(GROUP)}
+  found = {}
+  for group, members in groups.items():
+    done = [tasks[task]['accuracy'] for task in members if task in tasks]
+    mean = statistics.mean(done) if done else None
+    found[group] = {'accuracy': mean, 'done': len(done), 'tasks': len(members)}
+  return found
+
+
+def kept(workdir: pathlib.Path) -> dict[str, Any]:
+  """What `sweep` wrote to a folder.
+
+  Raises:
+    ValueError: if that is nothing, or without a finished task.
+  """
+  file = workdir / RESULT
+  found = files.read_object(file) if file.is_file() else {}
+  if not found.get('tasks'):
+    raise ValueError(f'{workdir} has no finished task: there is nothing to show')
+  return found
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+  """Results as text."""
+  yield f'{"task":22} {"group":11}   rate  validation             test'
+  for task, row in found['tasks'].items():
+    yield (
+      f'{task:22} {GROUP[task]:11} {row["rate"]:6g}  '
+      f'{row["validation_accuracy"]:6.2%} of {row["validation_count"]:4}  '
+      f'{row["accuracy"]:6.2%} of {row["count"]:6}'
+    )
+  for task, why in found['failed'].items():
+    yield f'{task:22} {GROUP[task]:11} left out: {why}'
+  yield ''
+  for group, row in found['means'].items():
+    if row['done']:
+      yield f'mean of {group:12} {row["accuracy"]:6.2%}  {row["done"]} of {row["tasks"]} tasks'
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit vtab`: 0; 2 for bad input; 3 if tasks were left out."""
+  words = list(argv)
+  overrides = [word.removeprefix('--config.') for word in words if word.startswith('--config.')]
+  given = parser().parse_args([word for word in words if not word.startswith('--config.')])
+  workdir = pathlib.Path(given.workdir)
+  try:
+    if given.show:
+      found = kept(workdir)
+    else:
+      found = sweep(asked(given, overrides), [known(task) for task in given.tasks or GROUP])
+  except (ValueError, OSError) as error:
+    print(f'vit vtab: {files.one_line(error)}', file=sys.stderr)
+    return 2
+  except Stopped:
+    return 0  # the run has said so
+  print(json.dumps(found) if given.format == 'json' else '\n'.join(lines(found)))
+  return 3 if found['failed'] else 0
+
+
+def asked(given: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
+  """What the flags ask for.
+
+  Raises:
+    ValueError: for a rate that is none, or a field that the protocol itself sets.
+  """
+  if not given.model:
+    raise ValueError('MODEL is missing: a name, a path or a URL')
+  for rate in given.rates:
+    if not 0 < rate < math.inf:
+      raise ValueError(f'--rates {rate:g} must be above 0')
+  own = {text.partition('=')[0] for text in (*FINAL, *SWEPT)} | {'schedule.learning_rate'}
+  for override in overrides:
+    if (field := override.partition('=')[0]) in own - {'evaluation.patience'}:
+      raise ValueError(f'{field} is what the protocol sets' + '; see --rates' * ('rate' in field))
+  return Protocol(
+    given.model,
+    pathlib.Path(given.workdir),
+    tuple(given.rates),
+    given.config,
+    tuple(overrides),
+  )
+
+
+def known(task: str) -> str:
+  """A task by its name, 'vtab/NAME' or NAME; ValueError for another."""
+  name = task.removeprefix('vtab/')
+  if name not in GROUP:
+    raise ValueError(f'unknown task {task!r}{models.nearest(name, list(GROUP))}')
+  return name
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(
+    prog='vit vtab',
+    description='Fine-tunes a checkpoint on the tasks of VTAB-1k; the same line again goes on.',
+    epilog='--config.FIELD=VALUE replaces a field of every run. Exit code: 0; 2 for bad input; 3 '
+    'if tasks were left out.',
+    allow_abbrev=False,
+  )
+  flags.add_argument('model', nargs='?', help='as finetune.py takes it: B_16, a path, a URL')
+  flags.add_argument('--workdir', required=True, help='gets a folder for each run, and vtab.json')
+  flags.add_argument('--tasks', nargs='+', help='some of the 19; default: all')
+  flags.add_argument('--rates', nargs='+', type=float, default=list(RATES), help='to try')
+  flags.add_argument('--config', default='vtab', help='a recipe that takes MODEL,TASK')
+  flags.add_argument('--show', action='store_true', help='only tell what is there')
+  flags.add_argument('--format', choices=('table', 'json'), default='table')
+  return flags
