@@ -18,9 +18,16 @@ def get_config() -> ConfigDict:
   config.accumulate = 1  # micro-batches that an update's gradient is taken in
   config.ema = 0.0  # decay per step of averaged parameters, which then are the model; 0: none
   config.image_size = (224, 224)  # (height, width) in pixels, or one number
+  config.time_limit = ''  # '11h', '90m': it then saves and exits; the same command goes on
+
+  config.pretrained = ''  # checkpoint to start from: file, run, URL or published name; '': none
+  config.pretrained_dir = ''  # folder or URL where a name that is no path is looked for
+  # A head of zeros, and no tanh layer before it unless model.representation asks for one; False
+  # keeps the checkpoint's, which must be for as many classes.
+  config.new_head = True
 
   config.model = ConfigDict(type_safe=False)
-  config.model.name = 'ViT-S/16'  # `vit models` lists them
+  config.model.name = 'ViT-S/16'  # `vit models` lists them; '': what pretrained is
   config.model.patch = placeholder(tuple)  # (height, width) in pixels, or one number
   config.model.width = placeholder(int)
   config.model.depth = placeholder(int)  # layers
@@ -69,8 +76,9 @@ def get_config() -> ConfigDict:
   config.data.repeats = 1  # times that an image comes in a row, each augmented anew
   config.data.augment = 'inception_crop | flip'  # training transforms, see data/transforms.py
   config.data.preprocess = 'resize_small(256) | central_crop'  # evaluation, prediction
-  config.data.mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]; with std 0.5 the model sees [-1, 1]
-  config.data.std = (0.5, 0.5, 0.5)
+  # Of pixels in [0, 1]; None: the checkpoint's, else 0.5, by which the model sees [-1, 1].
+  config.data.mean = placeholder(tuple)
+  config.data.std = placeholder(tuple)
 
   config.objective = ConfigDict(type_safe=False)
   config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes
@@ -88,6 +96,12 @@ def get_config() -> ConfigDict:
   config.optimizer.momentum = 0.9  # of sgd, adafactor and muon
   config.optimizer.nesterov = False
   config.optimizer.momentum_dtype = 'float32'  # of the stored first moment; 'bfloat16' halves it
+  config.optimizer.layer_decay = 1.0  # of the learning rate, for each layer further from the head
+
+  config.freeze = ConfigDict(type_safe=False)  # what is not trained
+  config.freeze.body = False  # all but the head
+  config.freeze.layers = 0  # the first so many, and all that comes before them
+  config.freeze.names = ''  # a regular expression of whole parameter names; '': none
 
   config.schedule = ConfigDict(type_safe=False)
   config.schedule.name = 'cosine'  # 'linear', 'constant', 'rsqrt', 'step'

@@ -421,8 +421,8 @@ def test_a_checkpoint_of_eight_devices_restores_to_the_same_bits_on_others(meshe
 # Patience and the best
 
 
-def scripted(values, monkeypatch):
-  """Evaluations give these accuracies by step; parameters and steps stay real."""
+def scripted(values, monkeypatch, losses=None):
+  """Evaluations give these accuracies and losses by step; parameters and steps stay real."""
   told, at = train.Evaluator.__call__, []
 
   def call(self, step, state):
@@ -431,7 +431,8 @@ def scripted(values, monkeypatch):
 
   def over(self, use, params):
     value = values.get(at[0], 0.0) if use == 'validation' else 0.0
-    return {'loss': 1 - value, 'accuracy': value, 'count': 1.0}
+    loss = 1 - value if losses is None else losses.get(at[0], 1.0)
+    return {'loss': loss, 'accuracy': value, 'count': 1.0}
 
   monkeypatch.setattr(train.Evaluator, '__call__', call)
   monkeypatch.setattr(train.Evaluator, 'over', over)
@@ -461,6 +462,17 @@ def test_patience_ends_a_run_with_the_model_of_its_best_step(
   assert 'takes the parameters of step 2, the best on validation' in capsys.readouterr().out
   assert max(step for step, _ in names_by_step(tmp_path)) == 5
   assert_model_is(tmp_path, state_of(whole, 2))
+
+
+@pytest.mark.parametrize('metric, best', [('accuracy', 2), ('loss', 3)])
+def test_the_metric_that_is_named_decides_which_step_is_the_best(
+  whole, metric, best, tmp_path, monkeypatch
+):
+  scripted(CURVE, monkeypatch, losses={1: 0.9, 2: 0.8, 3: 0.1, 4: 0.2, 5: 0.3, 6: 0.4})
+  assert vit_train(tmp_path, PATIENT | {'evaluation.metric': metric}) == 0
+  assert max(step for step, _ in names_by_step(tmp_path)) == best + 3
+  assert best in steps_kept(tmp_path)
+  assert_model_is(tmp_path, state_of(whole, best))
 
 
 @pytest.mark.parametrize('stop', [2, 4])

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import vit_jax
 from tests.conftest import drawn, flat, shapes, tiny
 from vit_jax import optim, sharding, train
+from vit_jax.data import pipeline
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 FIELDS = {
@@ -60,7 +61,8 @@ def trained(plan):
     placed = on(plan, shape)
     abstract, state = train.abstract_state(placed), train.placed_state(placed)
     first, losses = jax.device_get(state), []
-    with placed.training_batches(0) as batches:
+    unreadable = pipeline.Unreadable(placed.splits['train'])
+    with placed.training_batches(0, unreadable) as batches:
       batches = [next(batches) for _ in range(6)]
     step = train.updater(placed).lower(abstract, batches[0]).compile()
     for batch in batches:

@@ -4,13 +4,17 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import os
 import pathlib
+import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
 from vit_jax import optim
+from vit_jax.data import presets
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
 INF = float('inf')
@@ -29,6 +33,8 @@ RANGES = {  # at least, below
   'optimizer.b2': (0, 1),
   'optimizer.eps': (0, INF),
   'optimizer.momentum': (0, 1),
+  'optimizer.layer_decay': (0, INF),
+  'freeze.layers': (0, INF),
   'schedule.learning_rate': (0, INF),
   'schedule.end': (0, INF),
   'schedule.factor': (0, INF),
@@ -37,6 +43,65 @@ RANGES = {  # at least, below
   'system.threads': (1, INF),
   'system.workers': (0, INF),
   'system.prefetch': (0, INF),
+}
+EXAMPLES = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.5, 0.5, 0.5)}  # where the default is None
+
+Old = Callable[[ConfigDict, str], dict[str, str]]  # an old field's value -> overrides of today
+
+
+def renamed(field: str) -> Old:
+  """An old field that is another one now, with the same values."""
+  return lambda config, value: {field: value}
+
+
+def old_dataset(config: ConfigDict, value: str) -> dict[str, str]:
+  """A preset, a folder of images, or a set of TFDS, which may have no images for validation."""
+  if value in presets.PRESETS or ':' in value:
+    return {'data.source': value}
+  if os.path.isdir(value):
+    return {'data.source': f'folder:{value}'}
+  return {'data.source': f'tfds:{value}', 'data.validation': ''}
+
+
+def old_split(use: str) -> Old:
+  """A split of a set of TFDS, or the preset's of the same images."""
+
+  def split(config: ConfigDict, value: str) -> dict[str, str]:
+    preset = presets.PRESETS.get(config.data.source)
+    same = preset is not None and preset.splits.get(use) == value
+    return {f'data.{use}': use if same else value}
+
+  return split
+
+
+def old_resize(config: ConfigDict, value: str) -> dict[str, str]:
+  """The side that images are squashed to before a random crop."""
+  return {'data.augment': f'resize({value}) | random_crop | flip'}
+
+
+# Fields of google-research/vision_transformer: what each is now; None: nothing.
+OLD: dict[str, Old | None] = {
+  'dataset': old_dataset,
+  'pp.train': old_split('train'),
+  'pp.test': old_split('test'),
+  'pp.crop': renamed('image_size'),
+  'pp.resize': old_resize,
+  'base_lr': renamed('schedule.learning_rate'),
+  'decay_type': renamed('schedule.name'),
+  'warmup_steps': renamed('schedule.warmup'),
+  'total_steps': renamed('duration'),
+  'batch': renamed('batch_size'),
+  'batch_eval': None,
+  'accum_steps': renamed('accumulate'),
+  'grad_norm_clip': renamed('optimizer.clip'),
+  'optim_dtype': renamed('optimizer.momentum_dtype'),
+  'eval_every': renamed('evaluation.every'),
+  'checkpoint_every': renamed('checkpoint.every'),
+  'progress_every': renamed('system.log_every'),
+  'prefetch': renamed('system.prefetch'),
+  'shuffle_buffer': None,
+  'model.transformer.dropout_rate': renamed('model.dropout'),
+  'model.transformer.attention_dropout_rate': renamed('model.attention_dropout'),
 }
 
 
@@ -98,13 +163,27 @@ def assign(config: ConfigDict, override: str) -> str:
   field, separator, text = override.partition('=')
   if not separator:
     return f'{override!r} is not FIELD=VALUE'
+  if field in OLD:
+    return assign_old(config, field, text)
   if field not in (fields := flat(default())):
     return unknown(field, list(fields))
   try:
-    put(config, field, coerced(literal(text), *fields[field]))
+    put(config, field, of_field(field, literal(text), *fields[field]))
   except ValueError as error:
     return f'{field} {error}'
   return ''
+
+
+def assign_old(config: ConfigDict, field: str, text: str) -> str:
+  """Carries out an override of one of OLD, and tells its name of today."""
+  translate = OLD[field]
+  if translate is None:
+    print(f'--config.{field} has no effect: there is nothing like it', file=sys.stderr)
+    return ''
+  today = [f'{name}={value}' for name, value in translate(config, text).items()]
+  told = ' '.join(f'--config.{override}' for override in today)
+  print(f'--config.{field}={text} is now {told}', file=sys.stderr)
+  return '; '.join(fault for override in today if (fault := assign(config, override)))
 
 
 def literal(text: str) -> Any:
@@ -130,7 +209,7 @@ def checked(config: ConfigDict) -> FrozenConfigDict:
   for field, (standard, kind) in schema.items():
     if field in given:
       try:
-        put(clean, field, coerced(given[field][0], standard, kind))
+        put(clean, field, of_field(field, given[field][0], standard, kind))
       except ValueError as error:
         wrong.append(f'{field} {error}')
   if wrong:
@@ -160,6 +239,12 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
     else:
       fields[prefix + name] = (value, config.get_type(name))
   return fields
+
+
+def of_field(field: str, value: Any, standard: Any, kind: type) -> Any:
+  """A value in the type of that field, by its default or its example."""
+  example = EXAMPLES.get(field) if standard is None and value is not None else standard
+  return coerced(value, example, kind)
 
 
 def coerced(value: Any, standard: Any, kind: type) -> Any:

@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vit_jax.data.pipeline import DataError
 
     asked = config.load(flags.config, overrides)
-    ready = plan.make_plan(asked)
-    plan.claim(flags.workdir, asked, ready.splits['train'])
+    ready = plan.make_plan(asked, flags.workdir)
+    plan.claim(flags.workdir, ready.config, ready.splits['train'])
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:

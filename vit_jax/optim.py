@@ -1,16 +1,19 @@
-"""Durations, learning-rate schedules and optimisers, each made from plain arguments.
+"""Durations, learning-rate schedules, what is trained, and optimisers, made from plain arguments.
 
 An optimiser reads as its recipe: clip, then the method's own scaling, then decoupled weight decay
-on the kernels, then the learning rate.
+on the kernels, then the learning rate, then its decay by layers.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import traverse_util
 
 from vit_jax import models
 
@@ -18,6 +21,11 @@ Schedule = Callable[[Any], jax.Array]
 
 UNITS = r'steps?|epochs?|%'
 DURATION = re.compile(rf'([0-9]{{1,3}}(?:_?[0-9]{{1,3}}){{0,3}}(?:\.[0-9]+)?)\s*({UNITS})?')
+TIME = re.compile(r'(?:(\d{1,6})\s*h)?\s*(?:(\d{1,6})\s*m)?\s*(?:(\d{1,6})\s*s)?')
+
+FIRST = ('embed', 'cls', 'dist', 'registers', 'positions', 'pre_norm', 'stem', 'root')
+UNIT = re.compile(r'stage(\d+)/unit(\d+)/')  # of BiT, at the start of a name
+HEADS = ('head', 'head_dist')
 
 
 def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:
@@ -40,6 +48,20 @@ def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int
     raise ValueError(f'{duration!r} is not a whole number of steps')
   unit_steps = {'step': 1.0, 'epoch': epoch, '%': (total or 0) / 100}
   return max(round(count * unit_steps[unit]), 1) if count else 0
+
+
+def seconds(text: str) -> int:
+  """A time in seconds: '11h', '90m', '45s', '1h30m'; 0 for '', none.
+
+  Raises:
+    ValueError: if it is none of these.
+  """
+  match = TIME.fullmatch(text.strip())
+  parts = [int(part or 0) for part in match.groups()] if match else [0]
+  total = sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
+  if text and not total:
+    raise ValueError(f"{text!r} is not a time such as '11h', '90m', '45s' or '1h30m'")
+  return total
 
 
 def make_schedule(
@@ -107,6 +129,110 @@ def make_schedule(
   return schedule
 
 
+def layers_of(params: Any) -> tuple[dict[str, Any], int]:
+  """The layer of each parameter by its name, and L, how many layers there are.
+
+  Stem, patch embedding, tokens and positions are layer 0, block i of the encoder is layer i + 1,
+  and all after the blocks is L + 1; of blocks stacked in one array it is a vector. The units of a
+  BiT count as blocks, and its root as the stem.
+  """
+  named = models.flat(params)
+  matches = {name: match for name in named if (match := UNIT.match(name))}
+  units = {name: (int(match[1]), int(match[2])) for name, match in matches.items()}
+  place = {unit: i + 1 for i, unit in enumerate(sorted(set(units.values())))}
+  stacked = [leaf.shape[0] for name, leaf in named.items() if is_stacked(name)]
+  depth = max([len(place), *stacked])
+
+  def layer(name: str) -> Any:
+    if is_stacked(name):
+      return np.arange(1, depth + 1)
+    if name in units:
+      return place[units[name]]
+    return 0 if name.split('/')[0] in FIRST else depth + 1
+
+  return {name: layer(name) for name in named}, depth
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """What is not trained: no gradient of it is taken, and no optimiser state held for it.
+
+  Fields:
+    names: of parameters that are not trained at all.
+    layers: so many of the first layers of stacked parameters are not trained, either.
+  """
+
+  names: frozenset[str] = frozenset()
+  layers: int = 0
+
+  def __bool__(self) -> bool:
+    return bool(self.names or self.layers)
+
+  def rest(self, tree: Any) -> Any:
+    """What is trained of a tree such as the parameters, under the same names."""
+    if not self:
+      return tree
+    rest = {name: leaf for name, leaf in models.flat(tree).items() if name not in self.names}
+    cut = {name: leaf[self.layers :] if self.cuts(name) else leaf for name, leaf in rest.items()}
+    return traverse_util.unflatten_dict(cut, sep='/')
+
+  def with_rest(self, tree: Any, rest: Any) -> Any:
+    """The tree with what is trained replaced by `rest`."""
+    if not self:
+      return rest
+    trained = models.flat(rest)
+
+    def whole(name: str, leaf: Any) -> Any:
+      new = trained.get(name, leaf)
+      return jnp.concatenate([leaf[: self.layers], new]) if self.cuts(name) else new
+
+    return models.map_named(whole, tree)
+
+  def cuts(self, name: str) -> bool:
+    """Whether some layers of that parameter are trained, and others are not."""
+    return self.layers > 0 and is_stacked(name) and name not in self.names
+
+
+ALL_TRAINED = Frozen()
+
+
+def make_frozen(params: Any, *, body: bool = False, layers: int = 0, names: str = '') -> Frozen:
+  """What is frozen of a model's parameters.
+
+  Args:
+    params: a tree of them, or of their shapes.
+    body: all but the head.
+    layers: layers 0 to this one, see `layers_of`; 0 freezes none.
+    names: a regular expression: parameters whose whole name it matches.
+
+  Raises:
+    ValueError: if there are not so many layers, the expression is none or matches nothing, or
+      nothing is left to train.
+  """
+  layer, depth = layers_of(params)
+  if layers > depth:
+    raise ValueError(f'freeze.layers is {layers}, the model has {depth}')
+  frozen = {name for name in layer if body and name.split('/')[0] not in HEADS}
+  frozen |= {name for name in layer if layers and np.max(layer[name]) <= layers}
+  frozen |= matching(names, list(layer)) if names else set()
+  if len(frozen) == len(layer):
+    raise ValueError('freeze leaves nothing to train')
+  partly = any(is_stacked(name) for name in layer if name not in frozen)
+  return Frozen(frozenset(frozen), layers if partly else 0)
+
+
+def matching(expression: str, names: list[str]) -> set[str]:
+  """The names that a regular expression matches as a whole; at least one."""
+  try:
+    found = {name for name in names if re.fullmatch(expression, name)}
+  except re.error as error:
+    raise ValueError(f'freeze.names {expression!r} is no regular expression: {error}') from None
+  if not found:
+    shown = ', '.join(names[:: max(len(names) // 4, 1)])
+    raise ValueError(f'freeze.names {expression!r} matches no whole name; there are {shown}, ...')
+  return found
+
+
 def make_optimizer(
   name: str,
   schedule: Schedule,
@@ -119,6 +245,8 @@ def make_optimizer(
   momentum: float = 0.9,
   nesterov: bool = False,
   momentum_dtype: str | None = None,
+  layer_decay: float = 1.0,
+  params: Any = None,
 ) -> optax.GradientTransformation:
   """The optimiser of that name.
 
@@ -136,6 +264,10 @@ def make_optimizer(
     nesterov: of SGD and of both parts of Muon.
     momentum_dtype: of the first moment or momentum kept between steps; None keeps float32. SGD
       updates with the float32 sum before it is stored.
+    layer_decay: multiplies the learning rate, and with it weight decay, once for each layer
+      further from the head, as in BEiT (arXiv 2106.08254); see `layers_of`.
+    params: all parameters, or their shapes, whose layers are counted; None where the optimiser is
+      given all of them.
 
   Raises:
     ValueError: for an unknown name.
@@ -160,7 +292,28 @@ def make_optimizer(
     *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
     *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
     optax.scale_by_learning_rate(schedule),
+    *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
+
+
+def scale_by_layer(decay: float, params: Any = None) -> optax.GradientTransformation:
+  """Each update times decay^(L + 1 - layer), the layers being those of `params`; see `layers_of`.
+
+  Of stacked layers an update may have the last ones only.
+  """
+
+  def scaled(updates: Any, _: Any) -> Any:
+    layers, depth = layers_of(updates if params is None else params)
+
+    def of(name: str, update: jax.Array) -> jax.Array:
+      rate = jnp.asarray(decay ** (depth + 1.0 - layers[name]), update.dtype)
+      if rate.ndim:
+        rate = rate[-len(update) :].reshape(-1, *(1,) * (update.ndim - 1))
+      return rate * update
+
+    return models.map_named(of, updates)
+
+  return optax.stateless(scaled)
 
 
 def scale_by_adafactor(momentum: float, dtype: str | None) -> optax.GradientTransformation:

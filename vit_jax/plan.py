@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,13 +11,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections.config_dict import FrozenConfigDict
 
-from vit_jax import bundle, models, objective, optim, sharding
+from vit_jax import bundle, convert, models, objective, optim, sharding
 from vit_jax.config import default
+from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
+
+MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
+PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
+UNTOLD = ('head_bias',)  # of a model, by its checkpoint: what a new head starts with
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A checkpoint's parameters for the model of a run, and what was done to them."""
+
+  params: Any
+  report: adapt.Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +40,15 @@ class Plan:
   """What follows from a config.
 
   Fields:
-    config: of `vit_jax.config.load`.
+    config: of `vit_jax.config.load`, with what it leaves to the checkpoint that it starts from.
     mesh: of all devices.
     model, loss, tx, schedule: what a training step is made of.
+    frozen: what is not trained.
+    pretrained: gives the parameters to start from; None where they are drawn.
     splits: sources by use: 'train', 'validation', 'test'; the last two may be absent.
     transforms: by use: 'train' and 'evaluation'.
     total, evaluate_every, checkpoint_every, patience, log_every: durations in steps; 0 is never.
+    time_limit: in seconds; 0 is none.
   """
 
   config: Any
@@ -38,6 +57,8 @@ class Plan:
   loss: Callable[..., Any]
   tx: optax.GradientTransformation
   schedule: optim.Schedule
+  frozen: optim.Frozen
+  pretrained: Callable[[], Pretrained] | None
   splits: dict[str, sources.Source]
   transforms: dict[str, transforms.Transform]
   total: int
@@ -45,6 +66,7 @@ class Plan:
   checkpoint_every: int
   patience: int
   log_every: int
+  time_limit: int
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -123,11 +145,17 @@ class Plan:
     return pipeline.Reading(share, self.config.system.threads, workers)
 
 
-def make_plan(config: Any) -> Plan:
-  """Reads the config once and checks what it names.
+def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Plan:
+  """Reads the config once and checks what it names, and the checkpoint that it starts from.
+
+  Args:
+    config: of `vit_jax.config.load`.
+    workdir: the run's folder. A run that is gone on with has its parameters there, and what the
+      checkpoint told: it is not opened again.
 
   Raises:
     ValueError: for a name, size or combination that cannot be.
+    FileNotFoundError: if there is no such data or checkpoint.
   """
   check_values(config)
   data, system = config.data, config.system
@@ -144,15 +172,20 @@ def make_plan(config: Any) -> Plan:
   def steps(duration: int | str) -> int:
     return optim.steps(duration, epoch=epoch, total=total)
 
+  config, checkpoint = completed(config, workdir)
+  data = config.data
   model = make_model(config, num_classes=len(splits['train'].classes))
+  params = shapes(model, config.image_size)
   schedule = make_schedule(config.schedule, steps, total)
   return Plan(
     config=config,
     mesh=mesh,
     model=model,
     loss=objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective),
-    tx=optim.make_optimizer(schedule=schedule, **config.optimizer),
+    tx=optim.make_optimizer(schedule=schedule, params=params, **config.optimizer),
     schedule=schedule,
+    frozen=optim.make_frozen(params, **config.freeze),
+    pretrained=start(config, model, checkpoint) if config.pretrained else None,
     splits=splits,
     transforms=make_transforms(data, config.image_size, splits['train']),
     total=total,
@@ -160,7 +193,92 @@ def make_plan(config: Any) -> Plan:
     checkpoint_every=steps(config.checkpoint.every),
     patience=steps(config.evaluation.patience),
     log_every=steps(system.log_every),
+    time_limit=optim.seconds(config.time_limit),
   )
+
+
+def completed(
+  config: Any, workdir: str | os.PathLike[str] | None
+) -> tuple[Any, convert.Checkpoint | None]:
+  """The config with what it leaves to a checkpoint, and that checkpoint if it was opened for it."""
+  held, checkpoint = own_start(config, workdir), None
+  if held:
+    told = {'model': held['model'], 'data': {name: held['data'][name] for name in PIXELS}}
+  elif config.pretrained:
+    checkpoint = opened(config)
+    told = told_by(checkpoint, new_head=config.new_head)
+  else:
+    told = {'model': {}, 'data': {}}
+  whole = config.to_dict()
+  for name, fields in (*told.items(), ('data', PIXELS)):
+    open_fields = [field for field in fields if whole[name].get(field, 0) in (None, '')]
+    known = {field: models.tupled(fields[field]) for field in open_fields}
+    whole[name] |= {field: value for field, value in known.items() if value is not None}
+  config = FrozenConfigDict(whole)
+  check_values(config)
+  return config, checkpoint
+
+
+def own_start(config: Any, workdir: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+  """The config of a run that started from a checkpoint and has saved states of its own since."""
+  if not (config.pretrained and workdir):
+    return None
+  saved = any(pathlib.Path(workdir).glob('checkpoints/[0-9]*'))
+  return held_config(pathlib.Path(workdir)) if saved else None
+
+
+def opened(config: Any) -> convert.Checkpoint:
+  """The checkpoint that a config starts from.
+
+  Raises:
+    ValueError: if it cannot be read, or is of another variant than the config names.
+    FileNotFoundError: if there is none.
+  """
+  from vit_jax import published
+
+  path = published.local(config.pretrained, config.pretrained_dir)
+  checkpoint = bundle.opened(path, heads=config.model.heads)
+  name = config.model.name
+  if name and models.canonical(name) != models.canonical(checkpoint.name):
+    raise ValueError(f'{config.pretrained} is a {checkpoint.name}, model.name is {name!r}')
+  return checkpoint
+
+
+def told_by(checkpoint: convert.Checkpoint, *, new_head: bool) -> dict[str, dict[str, Any]]:
+  """What a checkpoint tells of a config's sections: its model, and the pixels that it takes.
+
+  A new head is one without the tanh layer that some were pre-trained with, as in the ViT paper.
+  """
+  untold = (*UNTOLD, *(['representation'] if new_head else []))
+  fields = {field: value for field, value in checkpoint.fields.items() if field not in untold}
+  pixels = {name: checkpoint.preprocess.get(name) for name in PIXELS}
+  return {'model': {'name': checkpoint.name, **fields}, 'data': pixels}
+
+
+def start(
+  config: Any, model: models.Model, checkpoint: convert.Checkpoint | None
+) -> Callable[[], Pretrained]:
+  """Gives the parameters that training starts with; read now from a checkpoint that is open."""
+
+  def adapted(checkpoint: convert.Checkpoint) -> Pretrained:
+    check_head(config, model, checkpoint)
+    size, new_head = config.image_size, config.new_head
+    return Pretrained(*adapt.params(checkpoint, model, image_size=size, new_head=new_head))
+
+  if checkpoint is None:
+    return functools.cache(lambda: adapted(opened(config)))
+  found = adapted(checkpoint)
+  return lambda: found
+
+
+def check_head(config: Any, model: models.Model, checkpoint: convert.Checkpoint) -> None:
+  """Raises ValueError if a head shall be kept that is for another number of classes."""
+  there, here = checkpoint.fields.get('num_classes', 0), model.num_classes
+  if not config.new_head and there != here:
+    raise ValueError(
+      f'the head of {config.pretrained} is for {there:,} classes, {config.data.source} has '
+      f'{here:,}: new_head=True starts with a new one'
+    )
 
 
 def make_model(config: Any, num_classes: int) -> models.Model:
@@ -169,7 +287,16 @@ def make_model(config: Any, num_classes: int) -> models.Model:
   fields = {'dtype': models.device_dtype()} | given
   model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
   models.check_size(model, config.image_size)
+  if config.freeze.layers and 'unroll' not in given and hasattr(model, 'unroll'):
+    # Only in a straight-line program are the gradients of some of its layers left out.
+    model = model.clone(unroll=model.depth)
   return model
+
+
+def shapes(model: models.Model, image_size: tuple[int, int]) -> Any:
+  """The model's parameters as a tree of shapes."""
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
 
 
 def make_schedule(section: Any, steps: Callable[[int | str], int], total: int) -> optim.Schedule:
@@ -201,7 +328,14 @@ def check_values(config: Any) -> None:
   """Raises ValueError for fields whose values do not go together, or are not for training."""
   if not config.data.train:
     raise ValueError('data.train is empty, must name a split')
-  if min(config.data.std) <= 0:
+  if not (config.new_head or config.pretrained):
+    raise ValueError('new_head is False, but without pretrained there is no head to keep')
+  if not 0 < config.optimizer.layer_decay <= 1:
+    raise ValueError(
+      f'optimizer.layer_decay is {config.optimizer.layer_decay}, must be above 0 and at most 1'
+    )
+  optim.seconds(config.time_limit)
+  if config.data.std is not None and min(config.data.std) <= 0:
     raise ValueError(f'data.std is {config.data.std}, must be positive')
   if config.model.pool == 'none':
     raise ValueError("model.pool is 'none', which classifies patches, not images")
@@ -232,6 +366,11 @@ def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
   for use, source in splits.items():
     if source.classes != train.classes:
       raise ValueError(f'{name}: split {config.data[use]!r} has other classes than {use!r}')
+    if use != 'train' and (shared := sources.overlap(train, source)):
+      raise ValueError(
+        f'data.{use} {config.data[use]!r} overlaps data.train {config.data.train!r} of {name}: '
+        f'{shared:,} images are in both'
+      )
 
 
 def check_division(config: Any, mesh: Mesh) -> None:
@@ -267,18 +406,11 @@ def claim(
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
     check_same(ours)
-  if file.exists():
-    try:
-      theirs = json.loads(file.read_text())
-    except ValueError:
-      theirs = None
-    if not isinstance(theirs, dict):
-      raise ValueError(f'{file} is damaged: not a config in JSON')
-    theirs = filled(theirs, json.loads(json.dumps(default().to_dict())))
+  if (theirs := held_config(folder)) is not None:
     differing = [
       f'{name} is {old!r} there and {new!r} here'
       for name, old, new in differences(theirs, ours)
-      if not name.startswith('system.') and name != 'data.bad_images'
+      if not name.startswith(MAY_DIFFER)
     ]
     if differing:
       raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
@@ -289,6 +421,24 @@ def claim(
       partial = path.with_suffix('.partial')
       partial.write_text(json.dumps(value, indent=1))
       os.replace(partial, path)
+
+
+def held_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The config of the run in a folder, as JSON has it; None where there is none.
+
+  Raises:
+    ValueError: if it is damaged.
+  """
+  file = folder / 'config.json'
+  if not file.exists():
+    return None
+  try:
+    config = json.loads(file.read_text())
+  except ValueError:
+    config = None
+  if not isinstance(config, dict):
+    raise ValueError(f'{file} is damaged: not a config in JSON')
+  return filled(config, json.loads(json.dumps(default().to_dict())))
 
 
 def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:

@@ -5,11 +5,13 @@ B batch, K classes.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,7 +35,7 @@ class State:
   Fields:
     step: updates made, () int32.
     params: the model's parameters, float32.
-    opt_state: the optimiser's.
+    opt_state: the optimiser's, of what is trained.
     ema: averaged parameters, or None.
   """
 
@@ -56,6 +58,7 @@ def make_step(
   seed: int = 0,
   accumulate: int = 1,
   ema: float = 0.0,
+  frozen: optim.Frozen = optim.ALL_TRAINED,
 ) -> Callable[[State, objective.Batch], tuple[State, dict[str, Any]]]:
   """One update as a pure function: step(state, batch) -> state, measured.
 
@@ -69,14 +72,18 @@ def make_step(
     seed: of dropout: the key is fold_in(seed, step).
     accumulate: micro-batches that the gradient is summed over, each with a key of its own.
     ema: decay of the averaged parameters.
+    frozen: what is not trained: it stays as it is, to the bit, in the average too.
   """
 
   def update(state: State, grads: Any) -> tuple[State, Array]:
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = frozen.rest(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     average = None
     if state.ema is not None:
-      average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params)
+      mean = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, frozen.rest(state.ema), trained)
+      average = frozen.with_rest(state.ema, mean)
+    params = frozen.with_rest(state.params, trained)
     new = State(state.step + 1, params, opt_state, average)
     return new, jnp.isfinite(optax.tree.norm(updates))
 
@@ -86,7 +93,7 @@ def make_step(
 
   def step(state: State, batch: objective.Batch) -> tuple[State, dict[str, Any]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    sums, grads = gradient(loss, state.params, batch, key, accumulate=accumulate)
+    sums, grads = gradient(loss, state.params, batch, key, accumulate=accumulate, frozen=frozen)
     norm = optax.tree.norm(grads)
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
     # A branch, as a choice between old and new would hold both in memory.
@@ -98,18 +105,28 @@ def make_step(
 
 
 def gradient(
-  loss: Callable[..., Any], params: Any, batch: objective.Batch, key: Array, *, accumulate: int
+  loss: Callable[..., Any],
+  params: Any,
+  batch: objective.Batch,
+  key: Array,
+  *,
+  accumulate: int,
+  frozen: optim.Frozen = optim.ALL_TRAINED,
 ) -> tuple[objective.Sums, Any]:
-  """Sums over the batch and the gradient of its mean loss, in equal micro-batches."""
-  summed = jax.grad(loss, has_aux=True)
+  """Sums over the batch and its mean loss's gradient by what is trained, in equal micro-batches."""
+
+  def loss_of_rest(rest: Any, batch: objective.Batch, key: Array) -> tuple[Array, objective.Sums]:
+    return loss(frozen.with_rest(params, rest), batch, key)
+
+  summed, trained = jax.grad(loss_of_rest, has_aux=True), frozen.rest(params)
 
   def add(total: Any, indexed: tuple[Array, objective.Batch]) -> tuple[Any, None]:
     index, micro = indexed
-    grads, sums = summed(params, micro, jax.random.fold_in(key, index))
+    grads, sums = summed(trained, micro, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, (grads, sums)), None
 
   if accumulate == 1:
-    grads, sums = summed(params, batch, jax.random.fold_in(key, 0))
+    grads, sums = summed(trained, batch, jax.random.fold_in(key, 0))
   else:
     # Row j of micro-batch i is row j * accumulate + i: a device's rows stay on it.
     micro = {
@@ -119,19 +136,23 @@ def gradient(
     first = jax.tree.map(lambda rows: rows[0], micro)
     zeros = jax.tree.map(
       lambda shape: jnp.zeros(shape.shape, shape.dtype),
-      jax.eval_shape(summed, params, first, key),
+      jax.eval_shape(summed, trained, first, key),
     )
     (grads, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
   count = jnp.maximum(sums['count'], 1)
   return sums, jax.tree.map(lambda g: g / count, grads)
 
 
-def new_state(plan: Plan) -> State:
-  """A state before its first step."""
-  images = jnp.zeros((1, *plan.config.image_size, 3))
-  params = plan.model.init(jax.random.key(plan.config.seed), images)['params']
+def first_state(plan: Plan, params: Any) -> State:
+  """The state of those parameters before the first step."""
   average = jax.tree.map(jnp.copy, params) if plan.config.ema else None
-  return State(jnp.zeros((), jnp.int32), params, plan.tx.init(params), average)
+  return State(jnp.zeros((), jnp.int32), params, plan.tx.init(plan.frozen.rest(params)), average)
+
+
+def new_state(plan: Plan) -> State:
+  """A state before its first step, with parameters drawn from the seed."""
+  images = jnp.zeros((1, *plan.config.image_size, 3))
+  return first_state(plan, plan.model.init(jax.random.key(plan.config.seed), images)['params'])
 
 
 def abstract_state(plan: Plan) -> State:
@@ -145,9 +166,13 @@ def abstract_state(plan: Plan) -> State:
 
 
 def placed_state(plan: Plan) -> State:
-  """A new state, made in place on the mesh; the same for every mesh."""
+  """A first state, made in place on the mesh; the same for every mesh."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
-  return jax.jit(lambda: new_state(plan), out_shardings=shardings)()
+  if plan.pretrained is None:
+    return jax.jit(lambda: new_state(plan), out_shardings=shardings)()
+  params = sharding.place(plan.pretrained().params, plan.mesh)
+  first = functools.partial(first_state, plan)
+  return jax.jit(first, out_shardings=shardings, donate_argnums=0)(params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +185,7 @@ class Run:
   log: metrics.Log
   display: metrics.Display
   unreadable: dict[str, pipeline.Unreadable]  # by use of the split
+  ends: float  # of `time.monotonic()`, when the time limit is over
 
 
 def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
@@ -170,13 +196,14 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
     workdir: the run's folder, which `claim` has made this plan's.
 
   Returns:
-    Whether the run is finished: False if it was interrupted, and saved.
+    Whether the run is finished: False if it was interrupted or its time was over, and it is saved.
 
   Raises:
     FloatingPointError: when a loss or gradient is not finite; names the step and the tensor.
     OSError: when a checkpoint cannot be written.
   """
   config, folder = plan.config, pathlib.Path(workdir)
+  ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
   if checkpoint.agreed(bundle.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
@@ -192,7 +219,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
     log = metrics.Log(folder, start=start)
     unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-    run = Run(plan, folder, saved, log, display, unreadable)
+    run = Run(plan, folder, saved, log, display, unreadable, ends)
     introduce(run, start)
     with contextlib.closing(log), display:
       evaluate = Evaluator(run)
@@ -206,13 +233,14 @@ def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
 
 
 def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
-  """Updates until the end, or until patience or the user ends it: the last step and state."""
+  """Updates until the end, or until patience, time or the user ends it: the last step and state."""
   plan, saved = run.plan, run.saved
   stale = is_stale(run, step)
   if stale or step == plan.total:
     return step, state
   with (
     interruption(run.display.say) as interrupted,
+    time_limit(run) as over,
     plan.training_batches(step, run.unreadable['train']) as batches,
     jax.transfer_guard('disallow'),
   ):
@@ -225,7 +253,7 @@ def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int,
       state, measured = update(state, batch)
       step += 1
       watch.add(step, state, batch, measured)
-      stop = interrupted() or saved.interrupted(step)
+      stop = interrupted() or over() or saved.interrupted(step)
       evaluation = due(step, plan.evaluate_every, plan.total)
       if evaluation or stop or step == plan.total or due(step, plan.checkpoint_every, plan.total):
         with watch.settled(state):
@@ -247,6 +275,7 @@ def updater(plan: Plan) -> Any:
     seed=config.seed,
     accumulate=config.accumulate,
     ema=config.ema,
+    frozen=plan.frozen,
   )
   same = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
   return jax.jit(step, donate_argnums=0, out_shardings=(same, None))
@@ -337,7 +366,8 @@ class Watch:
     display.step(step)
     if due(step, plan.log_every, plan.total):
       values = self.meter.read()
-      if plan.model.dtype == 'bfloat16' and (peak := metrics.peak_flops()):
+      whole = plan.model.dtype == 'bfloat16' and not plan.frozen
+      if whole and (peak := metrics.peak_flops()):
         used = 3 * plan.model.flops(*plan.config.image_size)
         values['mfu'] = used * values['images_per_second'] / (peak * jax.device_count())
       values['bad_images'] = self.run.unreadable['train'].count
@@ -366,7 +396,9 @@ def first_nonfinite(plan: Plan, step: int, params: Any, batch: objective.Batch) 
     logits, out = plan.model.apply(
       {'params': params}, images, train=True, rngs={'dropout': jax.random.fold_in(key, 0)}
     )
-    sums, grads = gradient(plan.loss, params, batch, key, accumulate=plan.config.accumulate)
+    sums, grads = gradient(
+      plan.loss, params, batch, key, accumulate=plan.config.accumulate, frozen=plan.frozen
+    )
     tensors = [(f'parameter {name}', leaf) for name, leaf in models.flat(params).items()]
     tensors += [('images', images), ('labels', batch['label']), *intermediates(out)]
     tensors += [('logits', logits), ('loss', sums['loss'])]
@@ -417,6 +449,34 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     restore()
 
 
+@contextlib.contextmanager
+def time_limit(run: Run) -> Iterator[Callable[[], bool]]:
+  """Asks the loop to end after its step when the run's time is over.
+
+  With several processes the first one's clock counts: it tells the others as a scheduler would, by
+  a SIGTERM to itself, which Orbax has all of them stop for at the same step.
+  """
+  over = threading.Event()
+
+  def end() -> None:
+    run.display.say(f'the time limit, {run.plan.config.time_limit}, is over: saving')
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      over.set()
+
+  if run.ends == float('inf') or jax.process_index() > 0:
+    yield over.is_set
+    return
+  timer = threading.Timer(max(run.ends - time.monotonic(), 0), end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield over.is_set
+  finally:
+    timer.cancel()
+
+
 def introduce(run: Run, start: int) -> None:
   """Says what is about to be trained, on what and with what."""
   plan, display = run.plan, run.display
@@ -431,10 +491,24 @@ def introduce(run: Run, start: int) -> None:
     f'{len(plan.splits["train"]):,} training images of {config.data.source}, '
     f'{len(plan.classes)} classes, {plan.total:,} steps'
   )
+  if plan.frozen:
+    display.say(freezing(plan))
   if whole := sharding.unsplit(abstract_state(plan).params, mesh):
     display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
   if start:
     display.say(f'goes on from step {start}')
+  elif plan.pretrained:
+    display.say(str(plan.pretrained().report))
+
+
+def freezing(plan: Plan) -> str:
+  """How much of the model is trained, and what the rest is."""
+  params = abstract_state(plan).params
+  trained = metrics.parameters(jax.eval_shape(plan.frozen.rest, params))
+  rest = 'the rest is frozen'
+  if not plan.config.pretrained:
+    rest += ' as it was drawn: without config.pretrained it has learnt nothing'
+  return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {rest}'
 
 
 def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
