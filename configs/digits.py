@@ -2,9 +2,11 @@
 
 python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Test accuracy 98.89 % (seeds 0 to 5: 98.05, 98.89, 98.05, 99.44, 99.72, 99.16), measured at commit
-98e20d8; 80 s a run on 2 cores of an AMD EPYC, measured at commit 099c4f5. Choices were made on the
-validation split.
+Hardware: a CPU.
+Time: 80 s on 2 cores of an AMD EPYC, measured at commit 099c4f5.
+Result: 98.89 % of the test images (seeds 0 to 5: 98.05, 98.89, 98.05, 99.44, 99.72, 99.16); what
+  was chosen was chosen by validation images.
+Measured: at commit 98e20d8.
 """
 
 from vit_jax.configs import default

@@ -161,7 +161,7 @@ def of_documents(*paths):
   return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
 
 
-DOCUMENTS = of_documents(README, CHECKPOINTS, DATA)
+DOCUMENTS = of_documents(README, CHECKPOINTS, DATA, ROOT / 'docs' / 'recipes.md')
 
 
 @of_documents(README, CHECKPOINTS)

