@@ -8,8 +8,8 @@ pre-trained on the digits 0 to 4. With 1, 5, 10 and 25 images of each of the dig
 then fine-tuned, probed and compared with the same model from nothing. Rates, the probe's C and k
 are chosen once, on the validation images with 10 images of each digit and seed 0.
 
-`optimizers`: the recipe of configs/digits.py with Adam and linear decay, AdamW and cosine, SGD and
-cosine, each at the rate that is best on the validation images for seed 0.
+`optimizers`: the recipe of configs/digits.py, for half as long, with Adam and linear decay, AdamW
+and cosine, SGD and cosine, each at the rate that is best on the validation images for seed 0.
 
 Both repeat all that is random with three seeds. Runs that are done are not done again, so the same
 line goes on. Results are written as JSON, and printed.
@@ -250,6 +250,7 @@ def optimizers(work: pathlib.Path) -> dict[str, Any]:
 
   def run(name: str, rate: float, seed: int) -> pathlib.Path:
     given = [*OPTIMIZERS[name][0], f'schedule.learning_rate={rate}', f'seed={seed}']
+    given += ['duration=35 epochs']
     given += [f'optimizer.weight_decay={DECAY[name]}'] if name in DECAY else []
     folder = work / f'{name.replace(", ", "_")}_{rate:g}_{seed}'
     return ran(folder, 'digits', given)

@@ -92,7 +92,8 @@ def test_both_processes_exit_with_zero(pair, index):
 def test_only_the_first_process_speaks(pair):
   assert f'step {STEPS}/{STEPS}' in told_by(pair, 0)[1]
   lines = told_by(pair, 1)[1].splitlines()
-  assert [line for line in lines if '[Gloo]' not in line and 'peer ranks' not in line] == []
+  ours = [line for line in lines if '[Gloo]' not in line and 'peer ranks' not in line]
+  assert not ''.join(ours).strip()  # Gloo's threads break each other's lines
   for index in (0, 1):
     assert 'Traceback' not in told_by(pair, index)[2]
 
