@@ -12,7 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-from tests.conftest import shapes
+import vit_jax
+from tests.conftest import SIZE, drawn, flat, shapes, tiny
 from vit_jax import __main__ as vit
 from vit_jax import bundle, config, convert, models, published
 from vit_jax import plan as plans
@@ -394,3 +395,18 @@ def test_a_run_that_starts_from_a_name_fetches_it(server, tmp_path):
   plan = plans.make_plan(config.load('finetune:Ti_8,digits', small))
   start = models.flat(plan.pretrained().params)
   assert (start['cls'] == 1).all() and not start['head/kernel'].any()
+
+
+# Where a URL is taken for a path
+
+
+def test_a_model_is_loaded_from_a_url(server):
+  model = tiny()
+  arrays = flat(drawn(shapes(model)))
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  server.files['/tiny.npz'] = buffer.getvalue()
+  loaded = vit_jax.load_params(f'{server.url}/tiny.npz', model, image_size=SIZE, report=None)
+  assert all(np.array_equal(flat(loaded)[name], array) for name, array in arrays.items())
+  with pytest.raises(FileNotFoundError, match='cannot be fetched'):
+    vit_jax.load(f'{server.url}/none.npz')

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import convert, models
+from vit_jax import convert, models, published
 from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
 from vit_jax.data import decoding, transforms
@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
   """The bundle in a folder, in the `model` folder of a run, or made of a published checkpoint.
 
   Args:
-    path: of the folder or file.
+    path: of the folder or file, or its URL.
     native: for images of the size that the table of positions is for, where the file's
       preprocessing names another, so that no array is resampled.
 
@@ -126,14 +126,15 @@ def opened(
   """The checkpoint at a path: a bundle's, a run's, or any that `convert.read` knows.
 
   Args:
-    path: of the file or folder.
+    path: of the file or folder; or a URL, which is fetched once.
     heads, image_size: as `convert.read` takes them, where nothing in the file tells.
 
   Raises:
     FileNotFoundError: one that says what is missing.
     ValueError: one line, if it cannot be read.
   """
-  path = pathlib.Path(path)
+  text = os.fspath(path)
+  path = published.fetched(text) if '://' in text else pathlib.Path(text)
   try:
     folder = own_folder(path)
     if folder is not None:
@@ -259,7 +260,7 @@ def load_params(
   the head become the model's. A head for another number of classes starts at zero.
 
   Args:
-    path: of the file or folder.
+    path: of the file or folder, or its URL.
     model: which they are for.
     image_size: (height, width) in pixels that it will take, or one number for both; None is the
       size that the checkpoint is for.
