@@ -479,3 +479,10 @@ def test_the_document_has_every_recipe_and_every_old_field():
   assert told >= set(FILES)
   for old in config.OLD:
     assert f'`{old}`' in DOCUMENT
+
+
+@pytest.mark.quick
+def test_every_field_that_the_page_sets_is_one():
+  told = re.findall(r'`config\.([\w.]+=[^`]*)`', DOCUMENT)
+  assert len(told) >= 8
+  assert [config.assign(config.default(), text) for text in told] == [''] * len(told)
