@@ -7,32 +7,38 @@ from vit_jax.data import pipeline, presets, sources
 USES = ('train', 'validation', 'test')
 
 
-def use(config, dataset):
+def use(config, dataset, known):
   """Makes a data set the recipe's, with the splits that it has, and the loss for its labels.
 
   Args:
     config: that is changed.
-    dataset: a preset, or a source such as 'folder:photos', which is opened.
+    dataset: a preset, or a source such as 'folder:photos'.
+    known: short names of the presets that the recipe has numbers for; another set is opened.
 
   Returns:
-    The source of its training images; None for a preset, which is not opened.
+    The source of its training images, to which the recipe is to be fitted; None of a known set.
 
   Raises:
     ValueError, FileNotFoundError: if there is no such set.
   """
   config.data.source = dataset
-  preset = presets.PRESETS.get(dataset)
+  preset = presets.find(dataset)
   splits = preset.splits if preset else sources.splits_of(dataset)
   if 'train' not in splits:
     raise ValueError(f'{dataset} has no images for training, but {", ".join(splits)}')
   for name in USES:
     config.data[name] = name if name in splits else ''
-  if preset:
+  if short(dataset) in known:
     return None
   source = sources.open_source(dataset, 'train')
   if np.ndim(pipeline.first_record(source)['label']):  # an image may be of several classes
     config.objective.loss = 'sigmoid'
   return source
+
+
+def short(dataset):
+  """A preset's name without its options: 'cifar10' of 'cifar10?data_dir=/data'."""
+  return dataset.partition('?')[0]
 
 
 def fit(config, source):

@@ -62,7 +62,8 @@ def finetuning(name, dataset):
   config.model.dropout = 0.0
   if dataset:
     finetune.on(config, dataset)
-    config.schedule.learning_rate = RATES.get(dataset, config.schedule.learning_rate)
+    rate = RATES.get(_data.short(dataset), config.schedule.learning_rate)
+    config.schedule.learning_rate = rate
   else:
     config.data.source = ''
     config.data.test = 'test'
@@ -77,7 +78,7 @@ def finetuning(name, dataset):
 
 def of_recommended(config, known):
   """The published rate on ImageNet, and the image size where it is a smaller one."""
-  if config.data.source == 'imagenet2012':
+  if _data.short(config.data.source) == 'imagenet2012':
     config.schedule.learning_rate = known.learning_rate
   if known.image_size < 384:
     config.image_size = (known.image_size, known.image_size)
@@ -100,8 +101,8 @@ def pretraining(argument):
   config.optimizer.weight_decay = 0.1
   config.schedule.learning_rate = 1e-3
   config.schedule.warmup = '10000 steps'
-  source = _data.use(config, dataset)
-  if dataset == 'imagenet21k':
+  source = _data.use(config, dataset, ('imagenet2012', 'imagenet21k'))
+  if _data.short(dataset) == 'imagenet21k':
     config.model.pool = 'gap'
     config.model.head_bias = -10.0
     level = level or ON_IMAGENET21K.get(name, '')
@@ -109,6 +110,8 @@ def pretraining(argument):
     config.model.representation = models.VARIANTS[name]['width']
     config.model.head_bias = -6.9
     level = level or ON_IMAGENET.get(name, 'medium2')
+  if not level:
+    raise ValueError(f'wants a level for {name} on {dataset}: {", ".join(LEVELS)}')
   if level not in LEVELS:
     raise ValueError(f'unknown augmentation {level!r}{models.nearest(level, list(LEVELS))}')
   config.objective.mixup, randaug = LEVELS[level]

@@ -12,7 +12,7 @@ and the multiple of 14 nearest to 384 for patches of 14. cifar10, cifar100, imag
 oxford_iiit_pet, oxford_flowers102 and food101 have the steps and rates that were published:
 those of vision_transformer, for Pets and Flowers big_vision's rate; Food-101 has those of CIFAR.
 
-A data set of one's own, folder:photos, is looked at first. Its run takes 20 epochs; a batch is 512,
+Any other set, such as folder:photos, is looked at first. Its run takes 20 epochs; a batch is 512,
 or as small as gives an epoch eight steps, the rate in proportion.
 
 Hardware: A100 GPUs (published); an eighth of a batch is in memory at a time.
@@ -45,7 +45,7 @@ def get_config(argument):
   config = base()
   start(config, model, 'gs://vit_models/imagenet21k')
   on(config, dataset)
-  if size := SIZES.get((config.model.name, dataset)):
+  if size := SIZES.get((config.model.name, _data.short(dataset))):
     config.image_size = (size, size)
   config.data.augment = 'inception_crop | flip'
   config.data.preprocess = 'resize'
@@ -97,9 +97,9 @@ def is_path(model):
 
 def on(config, dataset):
   """Fine-tunes on a data set, for as long and at the rate that suit it."""
-  source = _data.use(config, dataset)
-  steps, warmup, rate = RECIPES.get(dataset, (0, 0, 0.03))
-  config.schedule.learning_rate = RATES.get((config.model.name, dataset), rate)
+  source, name = _data.use(config, dataset, RECIPES), _data.short(dataset)
+  steps, warmup, rate = RECIPES.get(name, (0, 0, 0.03))
+  config.schedule.learning_rate = RATES.get((config.model.name, name), rate)
   if steps:
     config.duration = f'{steps} steps'
     config.schedule.warmup = f'{warmup} steps'

@@ -37,12 +37,13 @@ RECIPES = {  # steps, warm-up, rate, crop
 def get_config(argument):
   model, rest = _data.split(argument, 'MODEL,DATASET[,CROP]', 'transfer:B_32,cifar10')
   dataset, _, crop = rest.partition(',')
-  if dataset not in RECIPES:
+  name = _data.short(dataset)
+  if name not in RECIPES:
     raise ValueError(f'has no recipe for {dataset}{models.nearest(dataset, list(RECIPES))}')
   config = finetune.base()
   start(config, model)
-  _data.use(config, dataset)
-  steps, warmup, config.schedule.learning_rate, best = RECIPES[dataset]
+  _data.use(config, dataset, RECIPES)
+  steps, warmup, config.schedule.learning_rate, best = RECIPES[name]
   config.duration, config.schedule.warmup = f'{steps} steps', f'{warmup} steps'
   crop = crop or best
   if crop not in CROPS:

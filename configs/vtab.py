@@ -31,7 +31,7 @@ def get_config(argument):
     raise ValueError(f'unknown task {task!r}{models.nearest(task, TASKS)}')
   config = finetune.base()
   finetune.start(config, model, 'gs://vit_models/imagenet21k')
-  _data.use(config, f'vtab/{task}')
+  _data.use(config, f'vtab/{task}', [f'vtab/{task}'])
   config.data.test = ''
   config.data.augment = config.data.preprocess = 'resize'
   config.duration = '2500 steps'

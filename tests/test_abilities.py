@@ -378,6 +378,13 @@ def test_fields_of_the_config_win_over_the_checkpoints(whole):
   assert plan.model.width == TINY['model.width']
 
 
+def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
+  theirs = bundle.read(whole).model
+  ours = plan_of(tuned(whole, **{'model.dropout': None, 'model.attention_dropout': None})).model
+  assert (theirs.dropout, theirs.attention_dropout) == (0.1, 0.1)
+  assert (ours.dropout, ours.attention_dropout) == (0.0, 0.0)
+
+
 def test_pixels_are_the_checkpoints_unless_told_and_else_centred(whole, tmp_path):
   shutil.copytree(whole / 'model', tmp_path / 'other')
   file = tmp_path / 'other/config.json'
@@ -482,6 +489,14 @@ def test_another_checkpoint_to_start_from_is_another_run(fine_tuned, capsys):
   assert vit_train(fine_tuned, tuned(fine_tuned) | SHORT) == 2
   [line] = capsys.readouterr().err.splitlines()
   assert 'holds another run: pretrained is' in line
+
+
+def test_another_regularisation_is_another_run_though_the_checkpoint_tells_none(
+  fine_tuned, whole, capsys
+):
+  assert vit_train(fine_tuned, tuned(whole) | SHORT | {'model.dropout': None}) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'holds another run: model.dropout is 0.0 there and None here' in line
 
 
 def test_frozen_layers_of_a_fine_tuned_run_are_the_checkpoints_to_the_bit(fine_tuned, whole):

@@ -303,6 +303,8 @@ def test_the_classes_of_imagenet_are_those_of_tfds_and_words_of_other_packages_a
 
 def test_imagenet_a_and_r_use_200_classes_each():
   a, r = imagenet.used('imagenet_a'), imagenet.used('tfds:imagenet_r:0.2.0?data_dir=x')
+  assert imagenet.used('imagenet_a?data_dir=/x') == a
+  assert imagenet.used('imagenet_r?data_dir=/x') == r
   assert len(a) == len(r) == 200 and len(a & r) == 86 and a | r <= set(WNIDS)
   assert [imagenet.used(name) for name in ('imagenet2012', 'folder:imagenet_a', 'digits')] == [
     None

@@ -323,6 +323,14 @@ def test_the_command_of_a_file_is_one_that_the_config_takes(index, capsys):
   assert models.canonical(loaded.model.name) == 'ViT-B/16'
 
 
+def test_the_command_of_a_file_names_a_set_that_is_no_preset_as_one_of_tfds(tmp_path, capsys):
+  path = tmp_path / 'index.csv'
+  rows = [row('B_16-i21k-300ep-lr_1-a', 0.47, adapt='resisc45', validation=0.9)]
+  path.write_text('\n'.join([COLUMNS, *rows, '']))
+  found = listed(capsys, '--augreg', 'B_16', '--adapt', 'resisc45', '--index', path)
+  assert ',tfds:resisc45 ' in found['files'][0]['command']
+
+
 def test_a_table_names_urls_and_the_command_of_the_best(index, capsys):
   words = ['--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', str(index)]
   assert vit.main(['models', *words]) == 0

@@ -340,6 +340,41 @@ def test_a_small_set_of_ones_own_has_batches_and_a_rate_that_fit(folder):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
+  'recipe', ['finetune:B_16,{}', 'augreg:S_16,{}', 'pretrain:S/16,{}', 'augreg:pretrain,S/16,{}']
+)
+def test_a_preset_that_a_recipe_has_no_numbers_for_is_looked_at_as_a_set_of_ones_own(
+  recipe, folder, monkeypatch
+):
+  preset = presets.Preset(f'arrays:{folder}/one.npz', dict(train='train', validation='val'), 5)
+  monkeypatch.setitem(presets.PRESETS, 'vtab/dtd', preset)
+  loaded = config.load(recipe.format('vtab/dtd'))
+  own = config.load(recipe.format(preset.source))
+  assert (loaded.batch_size, loaded.schedule) == (own.batch_size, own.schedule)
+  assert (loaded.batch_size, loaded.schedule.warmup) == (4, '5%')
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'finetune:B_16,cifar10',
+    'finetune:L_16,imagenet2012',
+    'augreg:B_16,imagenet2012',
+    'augreg:B_16,cifar100',
+    'pretrain:B/16,imagenet21k',
+    'augreg:pretrain,B/16,imagenet21k',
+    'bit:imagenet21k',
+    'transfer:B_32,oxford_iiit_pet',
+  ],
+)
+def test_a_presets_options_change_nothing_of_its_recipe(spec, monkeypatch):
+  monkeypatch.setattr(plans.sources, 'splits_of', None)  # nothing is opened
+  source = re.split('[:,]', spec)[-1]
+  assert difference(f'{spec}?data_dir=/x', of=spec) == {'data.source': f'{source}?data_dir=/x'}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
   'spec, said',
   [
     ('finetune', 'wants MODEL,DATASET'),
@@ -353,7 +388,7 @@ def test_a_small_set_of_ones_own_has_batches_and_a_rate_that_fit(folder):
     ('augreg:H_14,cifar10', 'recommends no file of H_14'),
     ('augreg:pretrain,B/16', 'wants pretrain,MODEL,DATASET'),
     ('augreg:pretrain,B/16,imagenet2012,medium3', 'did you mean medium2'),
-    ('augreg:pretrain,H/14,imagenet21k', 'unknown augmentation'),
+    ('augreg:pretrain,H/14,imagenet21k', 'wants a level for ViT-H/14 on imagenet21k'),
     ('augreg:pretrain,BiT-R50x1,imagenet2012', 'not BiT-R50x1'),
     ('transfer:B_32,food101', 'has no recipe for food101'),
     ('transfer:B_32,cifar10,centre_crop', 'unknown crop'),

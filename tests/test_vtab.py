@@ -142,6 +142,8 @@ def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
     (['--tasks', 'vtab/dtb'], "unknown task 'vtab/dtb'; did you mean dtd or dmlab?"),
     (['--rates', '0'], '--rates 0 must be above 0'),
     (['--config.data.test=train'], 'data.test is what the protocol sets'),
+    (['--config.evaluation.patience=3'], 'evaluation.patience is what the protocol sets'),
+    (['--config.data.source=digits'], 'data.source is what the protocol sets'),
     (['--show'], 'has no finished task'),
   ],
 )

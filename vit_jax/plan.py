@@ -24,7 +24,7 @@ from vit_jax.data import pipeline, sources, transforms
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
-UNTOLD = ('head_bias',)  # of a model, by its checkpoint: what a new head starts with
+UNTOLD = ('head_bias', 'dropout', 'attention_dropout', 'drop_path')  # of a checkpoint's model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +203,11 @@ def completed(
   """The config with what it leaves to a checkpoint, and that checkpoint if it was opened for it."""
   held, checkpoint = own_start(config, workdir), None
   if held:
-    told = {'model': held['model'], 'data': {name: held['data'][name] for name in PIXELS}}
+    told = told_by(held['model'], held['data'], new_head=config.new_head)
   elif config.pretrained:
     checkpoint = opened(config)
-    told = told_by(checkpoint, new_head=config.new_head)
+    fields = {'name': checkpoint.name, **checkpoint.fields}
+    told = told_by(fields, checkpoint.preprocess, new_head=config.new_head)
   else:
     told = {'model': {}, 'data': {}}
   whole = config.to_dict()
@@ -244,15 +245,17 @@ def opened(config: Any) -> convert.Checkpoint:
   return checkpoint
 
 
-def told_by(checkpoint: convert.Checkpoint, *, new_head: bool) -> dict[str, dict[str, Any]]:
+def told_by(
+  model: dict[str, Any], data: dict[str, Any], *, new_head: bool
+) -> dict[str, dict[str, Any]]:
   """What a checkpoint tells of a config's sections: its model, and the pixels that it takes.
 
-  A new head is one without the tanh layer that some were pre-trained with, as in the ViT paper.
+  Not how it was regularised, or is computed. A new head is one without the tanh layer that some
+  were pre-trained with, as in the ViT paper.
   """
-  untold = (*UNTOLD, *(['representation'] if new_head else []))
-  fields = {field: value for field, value in checkpoint.fields.items() if field not in untold}
-  pixels = {name: checkpoint.preprocess.get(name) for name in PIXELS}
-  return {'model': {'name': checkpoint.name, **fields}, 'data': pixels}
+  untold = {*UNTOLD, *bundle.HOW, *(['representation'] if new_head else [])}
+  fields = {field: value for field, value in model.items() if field not in untold}
+  return {'model': fields, 'data': {name: data.get(name) for name in PIXELS}}
 
 
 def start(

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from vit_jax import models
+from vit_jax.data import presets
 
 GOOGLE = 'https://storage.googleapis.com/'
 AUGREG = 'gs://vit_models/augreg'
@@ -313,7 +314,7 @@ def described(row: Row, adapt: str) -> dict[str, Any]:
     }
     if told['learning_rate']:
       rate = f' --config.schedule.learning_rate={told["learning_rate"]:g}'
-  data = adapt or 'folder:PATH'
+  data = adapt if adapt in presets.PRESETS else f'tfds:{adapt}' if adapt else 'folder:PATH'
   told['command'] = f'vit train --config=augreg:{file},{data} --workdir=DIR{rate}'
   return told
 

@@ -53,7 +53,7 @@ def used(source: str) -> frozenset[str] | None:
   Args:
     source: a name as `sources.open_source` takes it.
   """
-  preset = presets.PRESETS.get(source)
+  preset = presets.find(source)
   kind, _, rest = (preset.source if preset else source).partition(':')
   letter = SUBSETS.get(re.split('[:/?]', rest)[0]) if kind == 'tfds' else None
   return frozenset(name for name, letters, _ in table() if letter in letters) if letter else None

@@ -23,8 +23,9 @@ from vit_jax.data.pipeline import tell
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
-FINAL = ('data.train=trainval', 'data.validation=', 'data.test=test', 'evaluation.patience=0')
-SWEPT = ('data.train=train', 'data.validation=validation', 'data.test=')
+WHOLE = 'evaluation.patience=0'  # so that the last parameters are those that are measured
+FINAL = ('data.train=trainval', 'data.validation=', 'data.test=test', WHOLE)
+SWEPT = ('data.train=train', 'data.validation=validation', 'data.test=', WHOLE)
 GROUP = {task: group for group, tasks in presets.VTAB.items() for task in tasks}
 
 
@@ -213,9 +214,10 @@ def asked(given: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
   for rate in given.rates:
     if not 0 < rate < math.inf:
       raise ValueError(f'--rates {rate:g} must be above 0')
-  own = {text.partition('=')[0] for text in (*FINAL, *SWEPT)} | {'schedule.learning_rate'}
+  own = {text.partition('=')[0] for text in (*FINAL, *SWEPT)}
+  own |= {'data.source', 'schedule.learning_rate'}
   for override in overrides:
-    if (field := override.partition('=')[0]) in own - {'evaluation.patience'}:
+    if (field := override.partition('=')[0]) in own:
       raise ValueError(f'{field} is what the protocol sets' + '; see --rates' * ('rate' in field))
   return Protocol(
     given.model,
