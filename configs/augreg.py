@@ -51,6 +51,8 @@ RATES = {'cifar10': 0.003, 'cifar100': 0.01}  # transfer.py's, which are of this
 
 def get_config(argument):
   first, _, rest = argument.partition(',')
+  if not first:
+    raise ValueError('wants FILE[,DATASET], as in augreg:R_Ti_16,folder:photos')
   return pretraining(rest) if first == 'pretrain' else finetuning(first, rest)
 
 

@@ -32,6 +32,8 @@ AUGMENT = 'inception_crop(area_min=0.08, method="bicubic_antialias") | flip'
 
 def get_config(argument):
   model, _, checkpoint = argument.partition(',')
+  if not model:
+    raise ValueError('wants MODEL[,CHECKPOINT], as in deit3:S/16')
   name = models.canonical(model)
   if name not in RECIPES:
     raise ValueError(f'has no recipe for {name}, but for {", ".join(RECIPES)}')

@@ -123,7 +123,6 @@ def test_a_moved_file_is_followed(server):
 @pytest.mark.parametrize(
   'path, reason',
   [
-    ('/none.npz', '404 Not Found'),
     ('/short.npz', 'only 1,000 of 350,000 bytes came'),
     ('/silent.npz', 'timed out'),
     ('/negative.npz', 'many'),
@@ -136,6 +135,11 @@ def test_what_cannot_be_fetched_whole_is_one_line_and_leaves_nothing(
   line = refused(server.url + path)
   assert line.startswith(f'{server.url}{path} cannot be fetched (') and reason in line
   assert 'give its path' in line
+  assert in_cache() == []
+
+
+def test_a_file_that_there_is_not_is_one_line(server):
+  assert refused(f'{server.url}/none.npz') == f'there is no {server.url}/none.npz (404 Not Found)'
   assert in_cache() == []
 
 
@@ -304,8 +308,8 @@ def test_files_are_listed_once_by_their_own_validation(index, capsys):
 
 def test_files_are_listed_by_what_they_reach_on_a_data_set(index, capsys):
   found = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
-  assert endings(found) == ['b', 'a', 'a', 'd']
-  assert [file['learning_rate'] for file in found['files']] == [0.03, 0.03, 0.01, 0.03]
+  assert endings(found) == ['a', 'a', 'b', 'd']  # validation first, then what has a test alone
+  assert [file['learning_rate'] for file in found['files']] == [0.03, 0.01, 0.03, 0.03]
   assert endings(listed(capsys, '--augreg', 'B_16', '--adapt', 'cifar100', '--index', index)) == [
     'c'
   ]
@@ -313,12 +317,14 @@ def test_files_are_listed_by_what_they_reach_on_a_data_set(index, capsys):
 
 def test_the_command_of_a_file_is_one_that_the_config_takes(index, capsys):
   found = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
-  second = found['files'][2]
+  second = found['files'][1]
   assert second['url'] == 'gs://vit_models/augreg/B_16-i21k-300ep-lr_1-a.npz'
   words = second['command'].split()
   assert words[:2] == ['vit', 'train'] and words[3] == '--workdir=DIR'
-  loaded = config.load(words[2].removeprefix('--config='), [words[4].removeprefix('--config.')])
+  overrides = [word.removeprefix('--config.') for word in words[4:]]
+  loaded = config.load(words[2].removeprefix('--config='), overrides)
   assert loaded.pretrained == 'B_16-i21k-300ep-lr_1-a'
+  assert (loaded.duration, loaded.image_size) == (20_000, (384, 384))
   assert (loaded.data.source, loaded.schedule.learning_rate) == ('imagenet2012', 0.01)
   assert models.canonical(loaded.model.name) == 'ViT-B/16'
 
@@ -337,7 +343,7 @@ def test_a_table_names_urls_and_the_command_of_the_best(index, capsys):
   title, *rows, command, count = capsys.readouterr().out.splitlines()
   assert title.split('  ')[:3] == ['upstream validation', 'validation', 'test']
   assert len(rows) == 4 and all('gs://vit_models/augreg/B_16' in line for line in rows)
-  assert '--config=augreg:B_16-i21k-300ep-lr_1-b,imagenet2012' in command
+  assert '--config=augreg:B_16-i21k-300ep-lr_1-a,imagenet2012' in command
   assert count.startswith('4 of 4 files of B_16')
 
 
@@ -365,7 +371,10 @@ def test_an_index_is_read_from_a_url(server, index, capsys):
     (['--augreg', 'B_16', '--adapt', 'cifar10'], 'did you mean cifar100?'),
     (['--augreg', 'B_16', '--top', '0'], '--top must be at least 1'),
     (['--augreg', 'B_16', '--index', 'none.csv'], 'none.csv'),
-    (['--augreg', 'B_16', '--index', ''], 'no checkpoint'),
+    (['--augreg', 'B_16', '--index', ''], 'there is no such file'),
+    (['--augreg', 'B_16', '--index', '.'], 'there is no such file'),
+    (['--adapt', 'cifar100'], '--augreg MODEL'),
+    (['B/16', '--format', 'json'], '--augreg MODEL'),
   ],
 )
 def test_bad_input_is_one_line(index, capsys, words, said):
@@ -416,5 +425,5 @@ def test_a_model_is_loaded_from_a_url(server):
   server.files['/tiny.npz'] = buffer.getvalue()
   loaded = vit_jax.load_params(f'{server.url}/tiny.npz', model, image_size=SIZE, report=None)
   assert all(np.array_equal(flat(loaded)[name], array) for name, array in arrays.items())
-  with pytest.raises(FileNotFoundError, match='cannot be fetched'):
+  with pytest.raises(FileNotFoundError, match='there is no http'):
     vit_jax.load(f'{server.url}/none.npz')

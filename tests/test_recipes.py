@@ -383,7 +383,8 @@ def test_a_presets_options_change_nothing_of_its_recipe(spec, monkeypatch):
     ('finetune:B_16,cifar11', 'did you mean'),
     ('finetune:B_16,folder:none', 'no such folder'),
     ('finetune:B_16,imagenet_v2', 'no images for training'),
-    ('augreg', 'unknown model'),
+    ('augreg', 'config augreg: wants FILE[,DATASET]'),
+    ('deit3', 'config deit3: wants MODEL[,CHECKPOINT]'),
     ('augreg:Q_16,cifar10', 'unknown model'),
     ('augreg:H_14,cifar10', 'recommends no file of H_14'),
     ('augreg:pretrain,B/16', 'wants pretrain,MODEL,DATASET'),
@@ -424,7 +425,8 @@ def test_a_wrong_argument_is_one_line(spec, said):
 def test_an_old_recipe_is_one_of_today(spec, today, tmp_path):
   assert difference(spec, of=today) == {}
   name, _, argument = spec.partition(':')
-  for path in (f'{ROOT}/configs/{name}.py', f'{ROOT}/vit_jax/configs/{name}.py'):
+  paths = [f'configs/{name}.py', f'vit_jax/configs/{name}.py']  # from any folder
+  for path in (*paths, *(f'{ROOT}/{path}' for path in paths)):
     assert difference(f'{path}:{argument}' if argument else path, of=today) == {}
 
 

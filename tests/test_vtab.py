@@ -1,6 +1,7 @@
 """Laws of the VTAB-1k protocol: search on 800 and 200, train on all, test once, go on."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -125,6 +126,12 @@ def test_a_task_that_cannot_be_had_is_told_and_the_others_go_on(tasks, capsys):
   assert 'mean of specialized' in out
   found = json.loads((tasks / 'runs' / 'vtab.json').read_text())
   assert (list(found['tasks']), list(found['failed'])) == (['eurosat'], ['pets'])
+
+
+def test_what_saving_logs_is_not_told(tasks, caplog):
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.01') == 0
+  assert not [record for record in caplog.records if record.name == 'absl']
 
 
 def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ def main(argv: Sequence[str]) -> int:
   """A table of all variants, or of a model's files in AugReg's index; 2 for bad input."""
   given = parser().parse_args(argv)
   try:
+    check_flags(given)
     lines = list(files(given) if given.augreg else variants(given.name, given.image_size))
   except (ValueError, OSError) as error:
     print(f'vit models: {" ".join(str(error).split())}', file=sys.stderr)
@@ -31,6 +33,14 @@ def parser() -> argparse.ArgumentParser:
   index.add_argument('--top', type=int, default=10, help='how many; default: %(default)s')
   index.add_argument('--format', choices=('table', 'json'), default='table')
   return flags
+
+
+def check_flags(given: argparse.Namespace) -> None:
+  """Raises ValueError for a flag of the published files without the model that they are of."""
+  standard = parser().parse_args([])
+  for name in ('adapt', 'index', 'top', 'format'):
+    if not given.augreg and getattr(given, name) != getattr(standard, name):
+      raise ValueError(f'--{name} is of published files: --augreg MODEL says of which model')
 
 
 def variants(names: Sequence[str], size: int) -> Iterator[str]:
@@ -56,6 +66,19 @@ def variants(names: Sequence[str], size: int) -> Iterator[str]:
   yield f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches'
 
 
+def index_file(name: str) -> pathlib.Path:
+  """Where an index is on this machine.
+
+  Raises:
+    FileNotFoundError: if it is not there, or cannot be fetched.
+  """
+  if '://' in name:
+    return published.local(name)
+  if not (path := pathlib.Path(name).expanduser()).is_file():
+    raise FileNotFoundError(f'--index {name}: there is no such file')
+  return path
+
+
 def files(given: argparse.Namespace) -> Iterator[str]:
   """What AugReg's index has of a model, as a table or JSON.
 
@@ -66,7 +89,7 @@ def files(given: argparse.Namespace) -> Iterator[str]:
     raise ValueError(f'--top must be at least 1, got {given.top}')
   short = published.short_name(given.augreg)
   try:
-    path = published.local(given.index)
+    path = index_file(given.index)
   except FileNotFoundError as error:
     known = published.RECOMMENDED.get(short)
     also = f'; without an index, the recommended file is {known.file}' if known else ''

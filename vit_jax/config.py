@@ -129,7 +129,8 @@ def find(spec: str) -> tuple[pathlib.Path, str]:
   path = pathlib.Path(name)
   if path.suffix == '.py' and path.is_file():
     return path, argument
-  shipped = SHIPPED / (name.removesuffix('.py').removeprefix('configs/') + '.py')
+  stem = name.removesuffix('.py').removeprefix('vit_jax/').removeprefix('configs/')
+  shipped = SHIPPED / f'{stem}.py'
   if shipped.is_file():
     return shipped, argument
   known = sorted(file.stem for file in SHIPPED.glob('[!_]*.py') if file.stem != 'default')
@@ -148,6 +149,8 @@ def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
       raise ValueError(f'takes no argument, got {argument!r}')
     config = module.get_config(argument) if takes_argument else module.get_config()
   except (Exception, SystemExit) as error:
+    if is_shipped(path) and isinstance(error, (ValueError, OSError)):  # of its argument
+      raise ValueError(f'config {path.stem}: {" ".join(str(error).split())}') from error
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
     where = f'{path}:{lines[-1]}' if lines else str(path)
@@ -156,6 +159,11 @@ def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
   if not isinstance(config, ConfigDict):
     raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
   return config
+
+
+def is_shipped(path: pathlib.Path) -> bool:
+  """Whether a file is one of the configs of this package."""
+  return path.resolve().parent == SHIPPED.resolve()
 
 
 def assign(config: ConfigDict, override: str) -> str:

@@ -127,6 +127,8 @@ def fetch(address: str, file: pathlib.Path) -> None:
     os.replace(partial, file)
   except urllib.error.HTTPError as error:
     with error:
+      if error.code in (404, 410):
+        raise FileNotFoundError(f'there is no {address} ({error.code} {error.reason})') from None
       raise unfetched(address, f'{error.code} {error.reason}') from None
   except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
     raise unfetched(address, getattr(error, 'reason', '') or error) from None
@@ -254,7 +256,7 @@ def read_index(path: pathlib.Path) -> list[Row]:
   except csv.Error as error:
     raise ValueError(f'{path} is no table in CSV: {error}') from None
   if not rows or 'filename' not in rows[0]:
-    found = ', '.join(rows[0])[:80] if rows else 'no rows'
+    found = repr(', '.join(rows[0])[:80]) if rows else 'no rows'
     raise ValueError(f'{path} is no index of files: it has {found}, and no column filename')
   return rows
 
@@ -265,9 +267,9 @@ def matches(rows: Sequence[Row], model: str, adapt: str = '') -> list[dict[str, 
   Args:
     rows: of `read_index`.
     model: in any spelling.
-    adapt: a data set: the files that were fine-tuned on it, by accuracy on its validation images,
-      or test images where the index lacks those. '' takes every pre-trained file once, by accuracy
-      on its own validation images.
+    adapt: a data set: the files that were fine-tuned on it, by accuracy on its validation images;
+      after them those that have test images only, by these. '' takes every pre-trained file once,
+      by accuracy on its own validation images.
 
   Raises:
     ValueError: for an unknown model or data set, or one that the index lacks.
@@ -286,13 +288,15 @@ def matches(rows: Sequence[Row], model: str, adapt: str = '') -> list[dict[str, 
     found = [row for row in found if row.get('adapt_ds') == adapt]
   else:
     found = list({row['filename']: row for row in found}.values())
-  return sorted((described(row, adapt) for row in found), key=lambda file: -rank(file, adapt))
+  return sorted(
+    (described(row, adapt) for row in found), key=lambda f: rank(f, adapt), reverse=True
+  )
 
 
-def rank(file: dict[str, Any], adapt: str) -> float:
+def rank(file: dict[str, Any], adapt: str) -> list[float]:
   """What files are sorted by; one without a number comes last."""
   names = ('validation', 'test') if adapt else ('upstream_validation',)
-  return next((file[name] for name in names if file[name] is not None), -math.inf)
+  return [-math.inf if file[name] is None else file[name] for name in names]
 
 
 def described(row: Row, adapt: str) -> dict[str, Any]:
@@ -301,7 +305,7 @@ def described(row: Row, adapt: str) -> dict[str, Any]:
   told: dict[str, Any] = {'file': file, 'url': f'{AUGREG}/{file}.npz'}
   told['upstream_validation'] = number(row, 'final_val')
   told['images_per_second'] = number(row, 'infer_samples_per_sec')
-  rate = ''
+  how = ''
   if adapt:
     adapted = row.get('adapt_filename', '').removesuffix('.npz')
     told |= {
@@ -312,10 +316,14 @@ def described(row: Row, adapt: str) -> dict[str, Any]:
       'image_size': number(row, 'adapt_resolution'),
       'adapted_url': f'{AUGREG}/{adapted}.npz' if adapted else None,
     }
-    if told['learning_rate']:
-      rate = f' --config.schedule.learning_rate={told["learning_rate"]:g}'
+    fields = {
+      'schedule.learning_rate': told['learning_rate'],
+      'duration': told['steps'],
+      'image_size': told['image_size'],
+    }
+    how = ''.join(f' --config.{field}={value:g}' for field, value in fields.items() if value)
   data = adapt if adapt in presets.PRESETS else f'tfds:{adapt}' if adapt else 'folder:PATH'
-  told['command'] = f'vit train --config=augreg:{file},{data} --workdir=DIR{rate}'
+  told['command'] = f'vit train --config=augreg:{file},{data} --workdir=DIR{how}'
   return told
 
 

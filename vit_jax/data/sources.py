@@ -128,6 +128,8 @@ def splits_of(name: str) -> Splits:
   """
   from vit_jax.data import presets
 
+  if not name:
+    raise ValueError('data.source is empty, must name a data set, such as folder:photos')
   if preset := presets.find(name):
     whole, own = splits_of(preset.source), preset.splits.items()
     return {part: functools.partial(chosen, preset.source, whole, text) for part, text in own}

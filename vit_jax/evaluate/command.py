@@ -3,8 +3,6 @@
 import argparse
 import itertools
 import json
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,6 +83,8 @@ def summary(test: features.Features, train: features.Features) -> dict[str, Any]
 
 def measured(given: argparse.Namespace) -> Told:
   """What the flags ask for."""
+  if given.label_map and given.method != 'accuracy':
+    raise ValueError(f'--label_map is for --method accuracy, got {given.method}')
   found = bundle.read(given.model)
   data = inputs.opened(given.model, on=given.on, split=given.split)
   values, text = METHODS[given.method](found, data, given)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
   """`vit evaluate`: 0, or 2 for bad input."""
   given = parser().parse_args(argv)
   try:
-    check_out(given.out)
+    features.check_out(given.out)
     values, text = measured(given)
     if given.out:
       with files.replacing(given.out) as file:
@@ -114,13 +114,6 @@ def main(argv: Sequence[str]) -> int:
     return 2
   print(json.dumps(values) if given.format == 'json' else '\n'.join(text))
   return 0
-
-
-def check_out(path: str) -> None:
-  """Raises ValueError for a file that could not be written, before anything is computed."""
-  folder = pathlib.Path(path).absolute().parent
-  if path and (not os.access(folder, os.W_OK) or os.path.isdir(path)):
-    raise ValueError(f'--out {path} cannot be written')
 
 
 def parser() -> argparse.ArgumentParser:

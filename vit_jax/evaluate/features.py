@@ -222,6 +222,13 @@ def write(path: str | os.PathLike[str], made: Features, names: Sequence[str]) ->
       write_table(file, made, names)
 
 
+def check_out(path: str) -> None:
+  """Raises ValueError for a file that could not be written, before anything is computed."""
+  folder = pathlib.Path(path).absolute().parent
+  if path and (not os.access(folder, os.W_OK) or os.path.isdir(path)):
+    raise ValueError(f'--out {path} cannot be written')
+
+
 def check_suffix(path: str | os.PathLike[str]) -> None:
   """Raises ValueError for a file that `write` cannot write."""
   if pathlib.Path(path).suffix not in SUFFIXES:
@@ -276,6 +283,7 @@ def written(given: argparse.Namespace) -> Features:
   from vit_jax import predict
 
   check_suffix(given.out)
+  check_out(given.out)
   if given.images and (given.on or given.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
   found = bundle.read(given.model)

@@ -82,7 +82,7 @@ def check_apart(first: Split, second: Split) -> None:
   """Raises ValueError if two splits of a data set have images in common."""
   if common := sources.overlap(first.source, second.source):
     splits = f'splits {first.split!r} and {second.split!r} of {first.name}'
-    raise ValueError(f'{splits} have {common} images in common')
+    raise ValueError(f'{splits} have {common} images in common: see --train, --validation, --split')
 
 
 class Paths(Sequence[Record]):

@@ -9,12 +9,15 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from vit_jax import config, models, plan, train
 from vit_jax.convert import files
@@ -96,6 +99,7 @@ class Protocol:
     tell(f'{folder}: {task}, rate {rate:g}')
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
       finished = train.train(ready, folder)
+    jax.clear_caches()  # of dozens of runs, compiled programs would pile up
     if not finished:
       raise Stopped
     return folder
@@ -133,7 +137,7 @@ def sweep(
   for task in tasks:
     try:
       found['tasks'][task] = protocol.on(task)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
       found['failed'][task] = files.one_line(error)
       say(f'vit vtab: {task} is left out: {files.one_line(error)}')
     found['means'] = means(found['tasks'])
@@ -189,6 +193,7 @@ def main(argv: Sequence[str]) -> int:
   overrides = [word.removeprefix('--config.') for word in words if word.startswith('--config.')]
   given = parser().parse_args([word for word in words if not word.startswith('--config.')])
   workdir = pathlib.Path(given.workdir)
+  logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
   try:
     if given.show:
       found = kept(workdir)
