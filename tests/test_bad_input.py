@@ -22,6 +22,7 @@ WRONG = {
   'a field without its section': ({'width': 3}, ["'width'", "'model.width'"]),
   'a section': ({'model': 3}, ["'model' is a section"]),
   'a data set': ({'data.source': 'digit'}, ["unknown dataset 'digit'", 'digits']),
+  'no data set': ({'data.source': ''}, ['data.source is empty']),
   'a training split': ({'data.train': 'trian'}, ["no split 'trian'", 'did you mean train']),
   'no training split': ({'data.train': ''}, ['data.train']),
   'a validation split': ({'data.validation': 'vali'}, ["no split 'vali'", 'validation']),

@@ -134,6 +134,31 @@ def test_what_saving_logs_is_not_told(tasks, caplog):
   assert not [record for record in caplog.records if record.name == 'absl']
 
 
+def test_results_of_other_tasks_stay_and_those_of_another_model_do_not(tasks):
+  file = tasks / 'runs' / 'vtab.json'
+  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.1') == 0
+  first = json.loads(file.read_text())['tasks']['dtd']
+  assert swept(tasks, '--tasks', 'eurosat', '--rates', '0.1') == 0
+  found = json.loads(file.read_text())
+  assert list(found['tasks']) == ['dtd', 'eurosat'] and found['tasks']['dtd'] == first
+  assert found['means']['all']['done'] == 2
+  assert swept(tasks, '--tasks', 'pets') == 3
+  found = json.loads(file.read_text())
+  assert (list(found['tasks']), list(found['failed'])) == (['dtd', 'eurosat'], ['pets'])
+  file.write_text(json.dumps(found | {'model': 'another'}))
+  assert swept(tasks, '--tasks', 'pets') == 3
+  assert json.loads(file.read_text())['tasks'] == {}
+
+
+@pytest.mark.quick
+def test_a_model_that_cannot_be_had_is_one_line_before_any_task(tmp_path, capsys):
+  words = ['vtab', f'{tmp_path}/none.npz', f'--workdir={tmp_path}/runs']
+  assert vit(words) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'none.npz' in line
+  assert not (tmp_path / 'runs').exists()
+
+
 def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
   assert swept(tasks, '--tasks', 'dtd', '--rates', '0.01', '1e30', '--config.optimizer.clip=0') == 0
   found = json.loads((tasks / 'runs' / 'vtab.json').read_text())

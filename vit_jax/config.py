@@ -252,6 +252,8 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
 def of_field(field: str, value: Any, standard: Any, kind: type) -> Any:
   """A value in the type of that field, by its default or its example."""
   example = EXAMPLES.get(field) if standard is None and value is not None else standard
+  if field == 'time_limit' and type(value) is int:
+    value = str(value)  # to be told what a time is
   return coerced(value, example, kind)
 
 

@@ -337,7 +337,7 @@ def check_values(config: Any) -> None:
     raise ValueError(
       f'optimizer.layer_decay is {config.optimizer.layer_decay}, must be above 0 and at most 1'
     )
-  optim.seconds(config.time_limit)
+  check_time(config.time_limit)
   if config.data.std is not None and min(config.data.std) <= 0:
     raise ValueError(f'data.std is {config.data.std}, must be positive')
   if config.model.pool == 'none':
@@ -353,6 +353,14 @@ def check_values(config: Any) -> None:
   looks = config.data.validation and optim.steps(config.evaluation.every, epoch=1, total=1)
   if optim.steps(config.evaluation.patience, epoch=1, total=1) and not looks:
     raise ValueError('evaluation.patience needs data.validation and evaluation.every')
+
+
+def check_time(limit: str) -> None:
+  """Raises ValueError for a time limit that is no time."""
+  try:
+    optim.seconds(limit)
+  except ValueError as error:
+    raise ValueError(f'time_limit {error}') from None
 
 
 def check_source(config: Any, splits: dict[str, sources.Source]) -> None:

@@ -88,6 +88,12 @@ class Protocol:
       'count': int(test['count']),
     }
 
+  def check(self, task: str) -> None:
+    """Raises ValueError or OSError for a recipe or a checkpoint that cannot be had for any task."""
+    asked = config.load(f'{self.recipe}:{self.model},{task}', self.overrides)
+    if asked.pretrained:
+      plan.opened(asked)
+
   def run(
     self, task: str, folder: pathlib.Path, rate: float, splits: Sequence[str]
   ) -> pathlib.Path:
@@ -124,15 +130,19 @@ def sweep(
 ) -> dict[str, Any]:
   """The results of tasks, which are written to `RESULT` in the folder after each.
 
-  A task that cannot be carried out is told and left out; the others go on.
+  A task that cannot be carried out is told and left out; the others go on. What the file has of
+  this model's other tasks stays there.
 
   Returns:
     'model', 'tasks': {task: see `Protocol.on`}, 'failed': {task: why}, 'means': see `means`.
 
   Raises:
     Stopped: if a run was stopped.
+    ValueError, OSError: if the model or the recipe cannot be had.
   """
-  found: dict[str, Any] = {'model': protocol.model, 'tasks': {}, 'failed': {}, 'means': {}}
+  found: dict[str, Any] = {'model': protocol.model, 'tasks': known_results(protocol)}
+  found |= {'failed': {}, 'means': {}}
+  protocol.check(tasks[0])
   protocol.workdir.mkdir(parents=True, exist_ok=True)
   for task in tasks:
     try:
@@ -144,6 +154,15 @@ def sweep(
     with files.replacing(protocol.workdir / RESULT) as file:
       file.write(json.dumps(found, indent=1).encode())
   return found
+
+
+def known_results(protocol: Protocol) -> dict[str, Any]:
+  """The finished tasks of this model that the file tells of."""
+  try:
+    found = kept(protocol.workdir)
+    return dict(found['tasks']) if found['model'] == protocol.model else {}
+  except (ValueError, KeyError, TypeError):
+    return {}
 
 
 def means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
