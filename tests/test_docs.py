@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import inspect
+import json
 import pathlib
 import re
 
@@ -161,7 +162,9 @@ def of_documents(*paths):
   return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
 
 
-DOCUMENTS = of_documents(README, CHECKPOINTS, DATA, ROOT / 'docs' / 'recipes.md')
+DOCUMENTS = of_documents(
+  README, CHECKPOINTS, DATA, *(ROOT / 'docs' / f'{page}.md' for page in ('recipes', 'evaluation'))
+)
 
 
 @of_documents(README, CHECKPOINTS)
@@ -383,3 +386,19 @@ def test_the_line_that_shows_photos_shows_them(there, capsys):
 
 def test_the_page_on_data_has_fewer_than_250_lines():
   assert len(DATA.read_text().splitlines()) < 250
+
+
+# docs/results.md
+
+RESULTS = ROOT / 'docs/results.md'
+
+
+@pytest.mark.parametrize('experiment', ['transfer', 'optimizers'])
+def test_results_are_those_that_were_measured(experiment):
+  found = json.loads((ROOT / f'benchmarks/results/{experiment}.json').read_text())
+  assert found['seeds'] == [0, 1, 2]
+  for name, row in found['accuracy'].items():
+    cells = [row] if 'mean' in row else row.values()
+    told = [f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}' for cell in cells]
+    assert f'| {" | ".join([name, *told])} |' in RESULTS.read_text()
+  assert found['provenance']['commit'][:7] in RESULTS.read_text()
