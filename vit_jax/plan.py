@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections.config_dict import FrozenConfigDict
 
-from vit_jax import bundle, convert, models, objective, optim, sharding
+from vit_jax import bundle, convert, models, objective, optim, published, sharding
 from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
@@ -235,8 +235,6 @@ def opened(config: Any) -> convert.Checkpoint:
     ValueError: if it cannot be read, or is of another variant than the config names.
     FileNotFoundError: if there is none.
   """
-  from vit_jax import published
-
   path = published.local(config.pretrained, config.pretrained_dir)
   checkpoint = bundle.opened(path, heads=config.model.heads)
   name = config.model.name

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from vit_jax import models
+from vit_jax.data import folder as folders
 from vit_jax.data import presets
 
 GOOGLE = 'https://storage.googleapis.com/'
@@ -103,10 +104,7 @@ def web_address(url: str) -> str:
 
 def cache() -> pathlib.Path:
   """The folder that fetched files are kept in."""
-  base = os.environ.get('XDG_CACHE_HOME', '')
-  if not os.path.isabs(base):  # as its specification says
-    base = os.path.expanduser('~/.cache')
-  return pathlib.Path(base) / 'vit_jax' / 'checkpoints'
+  return pathlib.Path(folders.cache_folder('checkpoints'))
 
 
 def fetch(address: str, file: pathlib.Path) -> None:

@@ -337,11 +337,17 @@ def check_count(where: str, classes: Sequence[str]) -> None:
 
 def cache_file(root: bytes) -> str | None:
   """Where the index of a folder is kept; None for a user without a home."""
+  name = hashlib.sha256(root).hexdigest()[:32]
+  folder = cache_folder('index')
+  return os.path.join(folder, f'{name}.npz') if os.path.isabs(folder) else None
+
+
+def cache_folder(kind: str) -> str:
+  """Where what was made or fetched once is kept; no absolute path for a user without a home."""
   base = os.environ.get('XDG_CACHE_HOME', '')
   if not os.path.isabs(base):  # as its specification says
     base = os.path.expanduser('~/.cache')
-  name = hashlib.sha256(root).hexdigest()[:32]
-  return os.path.join(base, 'vit_jax', 'index', f'{name}.npz') if os.path.isabs(base) else None
+  return os.path.join(base, 'vit_jax', kind)
 
 
 def remember(index: Index) -> None:
