@@ -24,7 +24,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,30 @@ def transfer(work: pathlib.Path) -> dict[str, Any]:
     (shots, seed): featured(bases[seed], few[shots, seed])
     for shots, seed in itertools.product(SHOTS, SEEDS)
   }
+  chosen, by_features = of_features(held)
+  methods |= by_features
+  return {
+    'chosen': {'rates': rates, **chosen},
+    'pretraining': spread([accuracy(run, 'test') for run in bases.values()]),
+    'count': len(held[10, 0]['test']),
+    'accuracy': {
+      method: {shots: spread([measure(shots, seed) for seed in SEEDS]) for shots in SHOTS}
+      for method, measure in methods.items()
+    },
+  }
+
+
+def of_features(
+  held: Mapping[tuple[int, int], dict[str, features.Features]],
+) -> tuple[dict[str, Any], dict[str, Callable[[int, int], float]]]:
+  """What is chosen for the methods that learn from features alone, and these.
+
+  Args:
+    held: by shots and seed, the features of each split.
+
+  Returns:
+    'C' and 'k'; by name of the method, (shots, seed) -> its accuracy on the test images.
+  """
   c, k = chosen_probe(held[10, 0]), chosen_k(held[10, 0])
 
   def probed(shots: int, seed: int) -> float:
@@ -211,15 +235,10 @@ def transfer(work: pathlib.Path) -> dict[str, Any]:
     most = min(k, len(there['train']))
     return knn.measure(there['train'], there['test'], ks=[most])[0]['accuracy']
 
-  methods |= {'linear probe': probed, 'few-shot regression': regressed, 'k-NN': neighbour}
-  return {
-    'chosen': {'rates': rates, 'C': c, 'k': k},
-    'pretraining': spread([accuracy(run, 'test') for run in bases.values()]),
-    'count': len(held[10, 0]['test']),
-    'accuracy': {
-      method: {shots: spread([measure(shots, seed) for seed in SEEDS]) for shots in SHOTS}
-      for method, measure in methods.items()
-    },
+  return {'C': c, 'k': k}, {
+    'linear probe': probed,
+    'few-shot regression': regressed,
+    'k-NN': neighbour,
   }
 
 
