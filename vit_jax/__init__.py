@@ -6,6 +6,7 @@ logits, out = model.apply({'params': params}, images)       # images float [-1, 
 run = vit_jax.load('runs/flowers')                          # the same: .model .params .classes …
 run.predict('rose.jpg', top=3)                              # [{'label': 'rose', 'score': 0.98}, …]
 run.features(paths)                                         # (N, F) float32
+run.attention('rose.jpg').weights                           # (L, A, T, T) float32
 """
 
 from vit_jax.bundle import load_params

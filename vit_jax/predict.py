@@ -1,4 +1,4 @@
-"""Using a trained model: `load` it, then `predict`, `features`; and `vit predict`.
+"""Using a trained model: `load` it, then `predict`, `features`, `attention`; and `vit predict`.
 
 N images, K classes, F pre-logits.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import bundle, objective
+from vit_jax import analysis, bundle, objective
 from vit_jax.data import transforms
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -75,6 +75,31 @@ class Run(bundle.Bundle):
       for start in range(0, max(len(images), 1), BATCH)  # so that few images are in memory
     ]
     return np.concatenate([part['pre_logits'] for part in parts])
+
+  def attention(self, images: Source | Sequence[Source]) -> Any:
+    """The attention weights of every head of every layer; arrays of `analysis.Attention`.
+
+    `.weights` is (L, A, T, T); `.maps()` and `.rollout_maps()` are by patch. A list of images gives
+    a list. All weights of an image are in memory at once: 22 MB for B/16 at 224 pixels, 4 GB for
+    H/14 at 518, for which `vit inspect` has what pictures need.
+
+    Raises:
+      FileNotFoundError, ValueError: for a file that is not there, no image, or a model without
+        attention.
+    """
+    analysis.check_attention(self.model)
+    if isinstance(images, (str, os.PathLike, np.ndarray)):
+      return analysis.attention(self, self.prepared(images))
+    return [analysis.attention(self, self.prepared(image)) for image in images]
+
+  def export(self, path: str | os.PathLike[str], *, to: str = '', check: bool = True) -> list[str]:
+    """Writes the model for others: 'flowers.stablehlo', 'flowers.onnx', 'flowers.npz', or a folder.
+
+    `vit_jax.export.write` says what its arguments are, what it raises, and what the lines tell.
+    """
+    from vit_jax import export  # which no prediction needs
+
+    return export.write(path, self, to=to, check=check)
 
   def ranked(self, scores: np.ndarray, top: int) -> list[dict[str, Any]]:
     """The `top` classes of (K,) scores, best first."""

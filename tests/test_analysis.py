@@ -1,0 +1,832 @@
+"""Laws of looking inside: an analysis is what its definition says, of what the model computed."""
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import pathlib
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from tests.conftest import SIZE, drawn, forward, shapes, tiny
+from tests.test_docs import blocks, coded, table
+from vit_jax import __main__ as vit
+from vit_jax import analysis, bundle, inspection, models, pictures, predict
+
+NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
+
+
+def run_of(model, size=SIZE, name='ViT-Ti/16'):
+  """A model whose every parameter is drawn, ready to use."""
+  how = bundle.Preprocess('resize', size)
+  return predict.Run(model, drawn(shapes(model, size)), NAMES, how, name)
+
+
+@functools.cache
+def vit_of(**fields):
+  return run_of(tiny(**(dict(depth=2) | fields)))
+
+
+@functools.cache
+def mixer_of():
+  return run_of(vit_jax.build('Mixer-S/16', num_classes=5, patch=4, width=16, depth=2,
+                              tokens_dim=8, mlp_dim=24, unroll=1), name='Mixer-S/16')  # fmt: skip
+
+
+@functools.cache
+def hybrid_of():
+  return run_of(tiny(patch=(32, 32), depth=1, stem=(), stem_width=32), (32, 64))
+
+
+@functools.cache
+def resnet_of():
+  return run_of(vit_jax.build('BiT-R50x1', num_classes=5, blocks=(1, 1)), (32, 48), 'BiT-R50x1')
+
+
+def picture(seed=0, size=SIZE):
+  return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def seen_by(run, seed=0):
+  """A picture, the trace that it leaves, and what the usual forward pass gives for it."""
+  image = picture(seed, run.preprocess.size)
+  normal = np.float32(image[None] / 127.5 - 1)
+  logits, out = forward(run.model, run.params, normal)
+  return analysis.trace(run, image), logits[0], out
+
+
+def close(found, expected, atol=1e-5):
+  np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=atol, rtol=0)
+
+
+VARIANTS = {
+  'token': dict(pool='token'),
+  'gap': dict(pool='gap'),
+  'map': dict(pool='map', class_token=True),
+  'token_gap': dict(pool='token_gap'),
+  'none': dict(pool='none', class_token=True),
+  'registers': dict(pool='gap', class_token=True, registers=2, cls_position=False),
+  'distilled': dict(pool='token', distillation='head'),
+  'dinov3': dict(positions='rope', registers=1, swiglu=True, layer_scale=0.5, qk_norm=True),
+  'normed': dict(pool='gap', final_norm='pooled', representation=7, pre_norm=True),
+}
+EACH = pytest.mark.parametrize('variant', VARIANTS)
+
+
+# What the forward pass really used
+
+
+@EACH
+def test_weights_are_those_of_the_forward_pass(variant):
+  run = vit_of(**VARIANTS[variant])
+  seen = analysis.trace(run, picture())
+  normal = np.float32(picture()[None] / 127.5 - 1)
+  logits, out = forward(run.model, run.params, normal, attention=True)
+  close(np.stack(list(analysis.layer_weights(run, seen))), out['attention'][:, 0])
+  close(seen.logits, logits[0])
+  close(seen.layers, np.concatenate([out['embedded'][None], out['blocks']])[:, 0])
+  assert (seen.pool is None) == (variant != 'map')
+  if seen.pool is not None:
+    close(seen.pool, out['pool_attention'][0, :, 0])
+
+
+@EACH
+def test_a_layer_with_its_weights_gives_what_the_forward_pass_gave_without_them(variant):
+  run = vit_of(**VARIANTS[variant])
+  seen = analysis.trace(run, picture())
+  for layer in range(run.model.depth):
+    given = seen.layers[layer]
+    made, weights = analysis.block(run.params, given, layer, model=run.model, grid=seen.grid)
+    close(made, seen.layers[layer + 1])
+    close(weights.sum(-1), np.ones(weights.shape[:2]))
+
+
+def test_a_hybrids_weights_are_those_of_the_forward_pass():
+  run = hybrid_of()
+  normal = np.float32(picture(0, (32, 64))[None] / 127.5 - 1)
+  _, asked = forward(run.model, run.params, normal, attention=True)
+  found = run.attention(picture(0, (32, 64)))
+  close(found.weights, asked['attention'][:, 0])
+
+
+def test_memory_holds_the_weights_of_one_layer_and_not_of_all():
+  model = tiny(depth=12, pool='map')
+  params = shapes(model, (64, 64))
+  tokens = 16 * 16
+  one = 4 * model.heads * tokens**2
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+  half = (0.5, 0.5, 0.5)
+  whole = analysis.passed.lower(params, image, model=model, mean=half, std=half).compile()
+  layer = analysis.block.lower(
+    params, jax.ShapeDtypeStruct((tokens, 16), jnp.float32), 0, model=model, grid=(16, 16)
+  ).compile()
+  for program in (whole, layer):
+    assert 0 < program.memory_analysis().temp_size_in_bytes < 6 * one  # of the 12
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap', 'token_gap'])
+def test_what_is_read_of_the_last_tokens_is_what_the_head_gets(pool):
+  run = vit_of(**VARIANTS[pool])
+  seen, _, out = seen_by(run)
+  read, encoded = analysis.reading(run.model, seen), np.asarray(seen.encoded)
+  if pool == 'token_gap':
+    expected = np.asarray(out['pre_logits'][0]).reshape(2, -1).mean(0)
+  else:
+    expected = out['pre_logits'][0]
+  close(read @ encoded, expected)
+  assert read.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_distillation_token_has_half_a_say_and_the_probe_reads_as_it_attends():
+  seen, _, _ = seen_by(vit_of(**VARIANTS['distilled']))
+  read = analysis.reading(vit_of(**VARIANTS['distilled']).model, seen)
+  np.testing.assert_array_equal(read, [0.5, 0.5, *[0] * 6])
+  run = vit_of(**VARIANTS['map'])
+  seen, _, _ = seen_by(run)
+  close(analysis.reading(run.model, seen), np.asarray(seen.pool).mean(0))
+
+
+# Attention maps
+
+
+def test_maps_are_the_class_tokens_row():
+  run = vit_of(**VARIANTS['token'])
+  found = run.attention(picture())
+  close(found.maps(), found.weights[:, :, 0, 1:].reshape(2, 2, 2, 3), atol=0)
+  close(found.maps(3), found.weights[:, :, 3, 1:].reshape(2, 2, 2, 3), atol=0)
+  for token in (-1, 7):
+    with pytest.raises(ValueError, match=f'token is {token}'):
+      found.maps(token)
+
+
+def test_maps_of_mean_pooling_are_the_mean_over_patches_and_registers_are_left_out():
+  found = vit_of(**VARIANTS['registers']).attention(picture())
+  assert found.prefix == 3 and found.weights.shape == (2, 2, 9, 9)
+  close(found.maps(), found.weights[:, :, 3:, 3:].mean(2).reshape(2, 2, 2, 3), atol=1e-7)
+
+
+@EACH
+def test_a_summary_is_what_all_the_weights_tell(variant):
+  run = vit_of(**VARIANTS[variant])
+  whole = run.attention(picture())
+  for how in (dict(), dict(fusion='max', discard=0.3)):
+    found = analysis.attention_summary(run, analysis.trace(run, picture()), **how)
+    close(found['maps'], whole.maps(), atol=1e-6)
+    close(found['distances'], whole.distances())
+    close(found['rollout'], whole.rollout_maps(**how), atol=1e-6)
+
+
+def test_attention_of_a_file_is_that_of_its_pixels(tmp_path):
+  run = vit_of()
+  Image.fromarray(picture()).save(tmp_path / 'rose.png')
+  found, listed = run.attention(tmp_path / 'rose.png'), run.attention([picture(), picture(1)])
+  np.testing.assert_array_equal(found.weights, listed[0].weights)
+  assert len(listed) == 2 and not np.array_equal(listed[0].weights, listed[1].weights)
+
+
+@pytest.mark.parametrize('run, name', [(mixer_of, 'Mixer'), (resnet_of, 'ResNet')])
+def test_what_has_no_attention_says_so(run, name):
+  with pytest.raises(ValueError, match=f'a {name} has no attention'):
+    run().attention(picture(0, run().preprocess.size))
+
+
+# Rollout
+
+
+def random_weights(layers=3, heads=2, tokens=7, seed=0):
+  scores = np.random.default_rng(seed).standard_normal((layers, heads, tokens, tokens))
+  weights = np.exp(scores)
+  return np.float32(weights / weights.sum(-1, keepdims=True))
+
+
+def attention_of(weights, **more):
+  tokens = weights.shape[-1]
+  fields = dict(read=np.eye(tokens, dtype=np.float32)[0], grid=(2, 3), prefix=1, patch=(4, 4))
+  return analysis.Attention(weights, **(fields | more))
+
+
+@pytest.mark.parametrize('fusion', analysis.FUSIONS)
+@pytest.mark.parametrize('discard', [0.0, 0.5, 0.99])
+def test_rows_of_rollout_sum_to_one(fusion, discard):
+  found = attention_of(random_weights()).rollout(fusion=fusion, discard=discard)
+  assert found.shape == (3, 7, 7) and found.min() >= 0
+  close(found.sum(-1), np.ones((3, 7)), atol=1e-6)
+
+
+def test_rollout_is_the_product_of_the_papers_layers():
+  weights = random_weights()
+  expected = np.eye(7)
+  for layer in weights:
+    expected = (0.5 * layer.mean(0) + 0.5 * np.eye(7)) @ expected
+  close(attention_of(weights).rollout()[-1], expected, atol=1e-6)
+
+
+def test_rollout_of_attention_to_oneself_stays_where_it_is():
+  weights = np.tile(np.eye(7, dtype=np.float32), (3, 2, 1, 1))
+  for fusion in analysis.FUSIONS:
+    close(attention_of(weights).rollout(fusion=fusion), np.tile(np.eye(7), (3, 1, 1)), atol=0)
+
+
+@pytest.mark.parametrize(
+  'fusion, discard, row',
+  [
+    ('mean', 0.0, [0.5, 0.3, 0.2]),
+    ('max', 0.0, [0.6, 0.4, 0.3]),
+    ('min', 0.0, [0.4, 0.2, 0.1]),
+    ('mean', 0.4, [0.5, 0.3, 0.0]),  # a third of the three
+    ('mean', 0.7, [0.5, 0.0, 0.0]),
+  ],
+)
+def test_heads_are_joined_and_the_smallest_weights_left_out(fusion, discard, row):
+  weights = np.stack([[[0.6, 0.2, 0.3]] * 3, [[0.4, 0.4, 0.1]] * 3]).astype(np.float32)
+  expected = np.add(row, [1, 0, 0])
+  found = analysis.rolled(weights, jnp.eye(3), fusion=fusion, discard=discard)
+  close(found[0], expected / expected.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize('how', [dict(fusion='median'), dict(discard=1.0), dict(discard=-0.1)])
+def test_a_rollout_that_there_is_not_is_refused(how):
+  with pytest.raises(ValueError, match=next(iter(how))):
+    attention_of(random_weights()).rollout(**how)
+  with pytest.raises(ValueError, match=next(iter(how))):
+    analysis.attention_summary(vit_of(), analysis.trace(vit_of(), picture()), **how)
+
+
+# Distances
+
+
+@pytest.mark.parametrize('count', [2, 7, 30])
+def test_uniform_attention_in_a_row_of_patches_has_its_closed_form(count):
+  uniform = np.full((1, count, count), 1 / count, np.float32)
+  far = analysis.mean_distance(uniform, analysis.patch_distances((1, count), (16, 16)))
+  assert far[0] == pytest.approx(16 * (count**2 - 1) / (3 * count), rel=1e-5)
+
+
+def test_uniform_attention_on_a_grid_has_the_mean_over_all_offsets():
+  rows, columns, high, wide = 5, 3, 8, 16
+  expected = 0.0
+  for y in range(-rows + 1, rows):
+    for x in range(-columns + 1, columns):
+      share = (rows - abs(y)) * (columns - abs(x)) / (rows * columns) ** 2
+      expected += share * math.hypot(high * y, wide * x)
+  tokens = rows * columns + 2
+  uniform = np.full((4, tokens, tokens), 1 / tokens, np.float32)  # two are no patches
+  apart = analysis.patch_distances((rows, columns), (high, wide))
+  close(analysis.mean_distance(uniform, apart), np.full(4, expected), atol=1e-4)
+
+
+def test_attention_to_oneself_goes_no_way_and_to_the_neighbour_one_patch():
+  apart = analysis.patch_distances((1, 4), (16, 16))
+  there = np.eye(4, dtype=np.float32)[None]
+  assert analysis.mean_distance(there, apart)[0] == 0
+  close(analysis.mean_distance(there[:, [1, 0, 3, 2]], apart), [16], atol=0)
+
+
+def test_what_goes_to_other_tokens_has_no_distance():
+  weights = random_weights(1, 2, 7)[0]
+  apart = analysis.patch_distances((2, 3), (4, 4))
+  half = np.concatenate([np.ones((2, 7, 1)), weights[..., 1:]], -1).astype(np.float32) / 2
+  close(analysis.mean_distance(half, apart), analysis.mean_distance(weights, apart))
+  weights[:, 3] = np.eye(7)[0]  # a patch that attends to no patch
+  others = np.delete(weights[:, 1:], 2, 1)[..., 1:]
+  expected = (others * np.delete(apart, 2, 0)).sum(-1) / others.sum(-1)
+  close(analysis.mean_distance(weights, apart), expected.mean(-1))
+
+
+def test_a_hybrids_patch_has_its_stems_stride_in_it():
+  found = hybrid_of().attention(picture(0, (32, 64)))
+  assert found.grid == (1, 2) and found.patch == (32, 32)
+  there = np.eye(3, dtype=np.float32)[[0, 2, 1]]  # each of the two patches attends to the other
+  moved = dataclasses.replace(found, weights=np.tile(there, (1, 2, 1, 1)))
+  close(moved.distances(), [[32, 32]], atol=1e-5)
+
+
+# Filters and positions
+
+
+@pytest.mark.parametrize(
+  'run, shape, what',
+  [
+    (vit_of, (15, 4, 4, 3), 'patch embedding'),
+    (mixer_of, (15, 4, 4, 3), 'patch embedding'),
+    (hybrid_of, (28, 7, 7, 3), 'first convolution'),
+    (resnet_of, (28, 7, 7, 3), 'first convolution'),
+  ],
+)
+def test_filters_are_orthonormal_and_the_first_explain_most(run, shape, what):
+  found = analysis.filters(run().model, run().params)
+  assert found.components.shape == shape and found.of.endswith(what)
+  flat = found.components.reshape(len(found.components), -1)
+  close(flat @ flat.T, np.eye(len(flat)))
+  assert (np.diff(found.variance) <= 0).all() and found.variance.sum() <= 1 + 1e-6
+  assert (flat.max(1) >= -flat.min(1) - 1e-6).all()
+
+
+def test_filters_of_two_kinds_have_one_principal_component_each():
+  model = tiny(width=16)
+  kernel = np.zeros((4, 4, 3, 16), np.float32)
+  kernel[1, 2, 0, :8] = np.tile([3, -3], 4)
+  kernel[0, 0, 2, 8:] = np.tile([-1, 1], 4)
+  found = analysis.filters(model, {'embed': {'kernel': kernel + 5}})
+  expected = np.zeros((2, 4, 4, 3))
+  expected[0, 1, 2, 0] = expected[1, 0, 0, 2] = 1
+  close(found.components[:2], expected, atol=1e-6)
+  close(found.variance[:3], [0.9, 0.1, 0], atol=1e-6)
+
+
+def test_filters_of_a_resnet_are_standardised_as_it_uses_them():
+  run = resnet_of()
+  kernel, _ = analysis.pixel_kernel(run.model, run.params)
+  close(kernel.mean((0, 1, 2)), np.zeros(64))
+  close(kernel.std((0, 1, 2)), np.ones(64), atol=1e-4)
+
+
+def test_similarity_of_learned_positions_is_a_cosine_and_leaves_class_rows_out():
+  run = vit_of(distillation='token')
+  found = analysis.position_similarity(run.model, run.params, SIZE)
+  table = np.asarray(run.params['positions'])[0]
+  unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+  close(found.patches[1, 2], (unit[2:] @ unit[2 + 5]).reshape(2, 3), atol=1e-6)
+  close(found.prefix, (unit[:2] @ unit[2:].T).reshape(2, 2, 3), atol=1e-6)
+  close(np.einsum('rcrc->rc', found.patches), np.ones((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize('positions', ['sincos2d', 'rope'])
+def test_similarity_of_computed_positions_depends_on_the_offset_alone(positions):
+  run = vit_of(positions=positions)
+  found = analysis.position_similarity(run.model, run.params, (24, 24))
+  close(found.patches[1:, 1:, 1:, 1:], found.patches[:-1, :-1, :-1, :-1], atol=1e-5)
+  close(np.einsum('rcrc->rc', found.patches), np.ones((6, 6)), atol=1e-6)
+  assert found.prefix.shape == (0, 6, 6)
+
+
+def test_positions_that_are_zero_are_like_none():
+  params = {'positions': np.zeros((1, 7, 16), np.float32)}
+  assert not analysis.position_similarity(tiny(), params, SIZE).patches.any()
+
+
+@pytest.mark.parametrize(
+  'run, said',
+  [
+    (lambda: vit_of(positions='none'), 'a ViT without positions'),
+    (mixer_of, 'a Mixer'),
+    (resnet_of, 'a ResNet'),
+  ],
+)
+def test_what_has_no_positions_says_so(run, said):
+  with pytest.raises(ValueError, match=f'{said} has no position embeddings'):
+    analysis.position_similarity(run().model, run().params, run().preprocess.size)
+
+
+# Similarity of layers
+
+
+def test_cka_of_a_matrix_with_itself_is_one_however_it_is_turned():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((40, 6))
+  turn, _ = np.linalg.qr(rng.standard_normal((6, 6)))
+  assert analysis.cka(x, x) == pytest.approx(1, abs=1e-6)
+  assert analysis.cka(x, 3 * x @ turn + 7) == pytest.approx(1, abs=1e-6)
+  assert analysis.cka(x, x * [5, 1, 1, 1, 1, 1]) < 0.95
+
+
+def test_cka_is_that_of_the_covariances():
+  rng = np.random.default_rng(1)
+  x, y = rng.standard_normal((30, 5)), rng.standard_normal((30, 8))
+  y[:, :3] += x[:, :3]
+  a, b = x - x.mean(0), y - y.mean(0)
+  norm = np.linalg.norm
+  expected = norm(b.T @ a) ** 2 / (norm(a.T @ a) * norm(b.T @ b))
+  assert analysis.cka(x, y) == analysis.cka(y, x) == pytest.approx(expected, abs=1e-6)
+
+
+def test_cka_of_what_has_nothing_in_common_is_zero_and_of_nothing_unknown():
+  x = np.array([[1, 0], [-1, 0], [0, 0], [0, 0]])
+  y = np.array([[0, 0], [0, 0], [0, 1], [0, -1]])
+  assert analysis.cka(x, y) == pytest.approx(0, abs=1e-7)
+  assert math.isnan(analysis.cka(x, np.ones((4, 2))))
+
+
+@pytest.mark.parametrize('run, layers', [(vit_of, 3), (mixer_of, 3), (resnet_of, 3)])
+def test_layers_are_compared_on_the_patches_of_all_images(run, layers):
+  run = run()
+  images = [picture(seed, run.preprocess.size) for seed in range(3)]
+  found = analysis.layer_similarity(run, images)
+  assert found.shape == (layers, layers)
+  close(found, found.T)
+  close(np.diag(found), np.ones(layers))
+  traces = [analysis.trace(run, image) for image in images]
+  if isinstance(run.model, models.vit.ViT):
+    first, last = (np.concatenate([t.layers[i, t.prefix :] for t in traces]) for i in (0, -1))
+    assert found[0, -1] == pytest.approx(analysis.cka(first, last), abs=1e-6)
+  assert not np.allclose(found, 1)
+
+
+def test_a_sample_of_patches_is_the_same_each_time_and_no_patch_twice(monkeypatch):
+  monkeypatch.setattr(analysis, 'EXAMPLES', 20)
+  for image in range(2):
+    chosen = analysis.chosen_patches((4, 5), images=2, image=image)
+    assert len(set(chosen.tolist())) == 10 and chosen.max() < 20
+    np.testing.assert_array_equal(chosen, analysis.chosen_patches((4, 5), images=2, image=image))
+
+
+# Evidence
+
+
+@pytest.mark.parametrize('run', [
+  lambda: vit_of(pool='gap'),
+  lambda: vit_of(pool='gap', class_token=True, registers=1),
+  lambda: vit_of(pool='token_gap'),
+  lambda: vit_of(pool='gap', class_token=True, distillation='head'),
+  mixer_of,
+  resnet_of,
+])  # fmt: skip
+def test_the_evidence_of_all_patches_makes_the_logits(run):
+  seen, logits, _ = seen_by(run())
+  found = analysis.evidence(run(), seen, range(5))
+  assert found.shape == (*seen.grid, 5)
+  close(found.mean((0, 1)), logits)
+
+
+@pytest.mark.parametrize('variant', [name for name in VARIANTS if 'token' not in name])
+def test_the_evidence_of_an_only_patch_is_the_logits(variant):
+  fields = dict(depth=1, pool='gap') | VARIANTS[variant]
+  if fields['pool'] == 'token':
+    fields |= dict(pool='gap', class_token=True)
+  run = run_of(tiny(**fields), (4, 4))
+  seen, logits, _ = seen_by(run)
+  close(analysis.evidence(run, seen, range(5))[0, 0], logits.reshape(-1))
+
+
+@pytest.mark.parametrize('fields', [{}, dict(distillation='head'), dict(registers=2)])
+def test_with_a_class_token_a_patch_is_read_in_its_place(fields):
+  run = vit_of(pool='token', representation=7, **fields)
+  seen, _, _ = seen_by(run)
+  params = run.params
+  patches = np.asarray(seen.encoded)[seen.prefix :]
+  hidden = np.tanh(patches @ params['pre_logits']['kernel'] + params['pre_logits']['bias'])
+  expected = hidden @ params['head']['kernel'] + params['head']['bias']
+  if fields.get('distillation'):
+    other = patches @ params['head_dist']['kernel'] + params['head_dist']['bias']
+    expected = (expected + other) / 2
+  close(analysis.evidence(run, seen, [3, 1]), expected[:, [3, 1]].reshape(2, 3, 2))
+
+
+def test_without_a_head_there_is_no_evidence():
+  run = vit_of(num_classes=0)
+  with pytest.raises(ValueError, match='no head'):
+    analysis.evidence(run, analysis.trace(run, picture()), [0])
+
+
+# Occlusion
+
+
+def brightness(images):
+  """Scores of two classes: how bright the upper left quarter of 8 x 12 pixels is, and nothing."""
+  bright = np.stack(images)[:, :4, :6].mean((1, 2, 3)) / 255
+  return np.stack([bright, np.zeros(len(images))], 1)
+
+
+def test_a_square_takes_what_it_hides():
+  white = np.full((8, 12, 3), 255, np.uint8)
+  found = analysis.occlusion(brightness, white, 0, square=(4, 6), stride=(4, 6), grey=(0, 0, 0))
+  close(found.drop, [[1, 0], [0, 0]], atol=1e-6)
+  assert found.score == 1 and (found.tops.tolist(), found.lefts.tolist()) == ([0, 4], [0, 6])
+  field = found.field((8, 12))
+  assert (field[:4, :6] == 1).all() and field.sum() == 24
+
+
+def test_a_class_that_sees_nothing_loses_nothing():
+  found = analysis.occlusion(brightness, picture(), 1, square=(3, 3), stride=(2, 2))
+  assert not found.drop.any()
+
+
+@pytest.mark.parametrize('square, stride', [((3, 5), (2, 3)), ((8, 12), (1, 1)), ((1, 1), (1, 1))])
+def test_squares_hide_every_pixel_and_end_with_the_image(square, stride):
+  found = analysis.occlusion(brightness, picture(), 0, square=square, stride=stride)
+  assert found.tops[-1] + square[0] == 8 and found.lefts[-1] + square[1] == 12
+  assert found.drop.shape == (len(found.tops), len(found.lefts))
+  assert np.isfinite(found.field((8, 12))).all()
+
+
+def test_a_pixel_has_the_mean_of_the_squares_that_hide_it_and_none_where_none_does():
+  found = analysis.Occlusion(
+    np.array([[1, 3]], np.float32), np.array([0]), np.array([0, 1]), (1, 2), 0.5
+  )
+  np.testing.assert_array_equal(found.field((2, 3)), [[1, 2, 3], [np.nan] * 3])
+
+
+def test_a_models_drops_are_those_of_its_scores():
+  run = vit_of()
+  image = picture()
+  scores = lambda images: run.forward(images)['scores']  # noqa: E731
+  found = analysis.occlusion(scores, image, 2, square=(4, 4), stride=(4, 8), grey=(1, 2, 3))
+  hidden = image.copy()
+  hidden[4:8, 8:12] = (1, 2, 3)
+  whole, less = run.forward([image, hidden])['scores'][:, 2]
+  assert found.drop[1, 1] == pytest.approx(whole - less, abs=1e-6)
+
+
+@pytest.mark.parametrize('square, stride', [((9, 1), (1, 1)), ((0, 1), (1, 1)), ((1, 1), (1, 0))])
+def test_squares_that_do_not_fit_are_refused(square, stride):
+  with pytest.raises(ValueError, match='does not fit an image of 8x12'):
+    analysis.occlusion(brightness, picture(), 0, square=square, stride=stride)
+
+
+@pytest.mark.parametrize(
+  'patch, size, square, stride',
+  [
+    ((16, 16), (224, 224), (32, 32), (16, 16)),
+    ((14, 14), (518, 518), (84, 84), (42, 42)),
+    ((32, 32), (224, 224), (64, 64), (32, 32)),
+    ((2, 2), (8, 8), (4, 4), (2, 2)),
+    ((8, 8), (8, 8), (8, 8), (8, 8)),
+  ],
+)
+def test_squares_are_of_whole_patches_about_fourteen_across(patch, size, square, stride):
+  assert analysis.occlusion_steps(tiny(patch=patch), size) == (square, stride)
+
+
+def test_grey_is_what_the_model_sees_as_nothing():
+  assert analysis.grey_of(bundle.Preprocess('resize', SIZE, (0.0, 0.4, 1.0))) == (0, 102, 255)
+
+
+def test_an_image_of_another_size_is_refused():
+  with pytest.raises(ValueError, match=r'uint8 8x12x3, not uint8 \(8, 8, 3\)'):
+    analysis.trace(vit_of(), picture(0, (8, 8)))
+
+
+# vit inspect
+
+
+def saved(run, folder):
+  bundle.write(folder / 'model', run)
+  return str(folder / 'model')
+
+
+@pytest.fixture
+def photos(tmp_path):
+  folder = tmp_path / 'photos'
+  folder.mkdir()
+  for i in range(2):
+    Image.fromarray(picture(i)).save(folder / f'rose {i}.png')
+  return folder
+
+
+def files_in(folder):
+  return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+
+
+def inspect(*words):
+  return vit.main(['inspect', *map(str, words)])
+
+
+OF_IMAGE = ('attention', 'rollout', 'evidence', 'occlusion')
+
+
+def test_inspect_writes_every_picture_with_its_arrays(tmp_path, photos, capsys):
+  run, out = vit_of(), tmp_path / 'out'
+  assert inspect(saved(run, tmp_path), photos, '--out', out) == 0
+  told = capsys.readouterr()
+  assert told.err == '' and str(out) in told.out
+  expected = {'inspect.json', 'attention.html'}
+  for suffix in ('png', 'npz'):
+    expected |= {f'{n}.{suffix}' for n in ('filters', 'positions', 'distances', 'layers')}
+    expected |= {f'{n:02d}_rose_{n}/{kind}.{suffix}' for n in range(2) for kind in OF_IMAGE}
+  assert files_in(out) == expected
+  for path in out.rglob('*.png'):
+    with Image.open(path) as drawn:
+      assert min(drawn.size) > 100 and len(drawn.convert('RGB').getcolors(1 << 24)) > 10, path
+  index = json.loads((out / 'inspect.json').read_text())
+  assert [image['folder'] for image in index['images']] == ['00_rose_0', '01_rose_1']
+  assert index['images'][1]['predictions'] == run.predict(picture(1), top=5)
+
+
+def test_the_arrays_are_those_of_the_analysis(tmp_path, photos):
+  run, out = vit_of(), tmp_path / 'out'
+  words = ('--fusion', 'max', '--discard', '0.4', '--square', '3', '--stride', '2')
+  assert inspect(saved(run, tmp_path), photos, '--out', out, '--label', 'dog', *words) == 0
+  whole = run.attention(picture(1))
+  arrays = {path.stem: dict(np.load(path)) for path in (out / '01_rose_1').glob('*.npz')}
+  close(arrays['attention']['maps'], whole.maps(), atol=1e-6)
+  close(arrays['rollout']['rollout'], whole.rollout_maps(fusion='max', discard=0.4), atol=1e-6)
+  seen = analysis.trace(run, picture(1))
+  close(arrays['evidence']['logits'], analysis.evidence(run, seen, [3])[..., 0])
+  assert arrays['occlusion']['drop'].shape == (4, 6) and arrays['occlusion']['label'] == 3
+  each = [run.attention(picture(i)).distances() for i in range(2)]
+  close(np.load(out / 'distances.npz')['distances'], np.mean(each, 0))
+  similar = analysis.layer_similarity(run, [picture(0), picture(1)])
+  close(np.load(out / 'layers.npz')['similarity'], similar)
+
+
+@pytest.mark.parametrize('run', [mixer_of, resnet_of])
+def test_what_a_model_has_not_is_left_out_with_a_line(run, tmp_path, photos, capsys):
+  out = tmp_path / 'out'
+  assert inspect(saved(run(), tmp_path), photos, '--out', out) == 0
+  told = capsys.readouterr().out
+  family = type(run().model).__name__
+  assert f'left out positions: a {family} has no position embeddings' in told
+  assert f'left out distances, page, attention, rollout: a {family} has no attention' in told
+  kept = {'filters', 'layers', '00_rose_0/evidence', '01_rose_1/occlusion'}
+  assert {f'{name}.png' for name in kept} < files_in(out)
+  assert inspect(saved(run(), tmp_path), photos, '--out', out, '--only', 'rollout') == 2
+
+
+@pytest.mark.parametrize('fields, said', [
+  (dict(num_classes=0), 'evidence, occlusion: the model has no head'),
+  (dict(pool='none'), 'evidence, occlusion: with pool none'),
+  (dict(positions='none'), 'positions: this ViT has no position'),
+])  # fmt: skip
+def test_a_model_without_something_shows_the_rest(fields, said, tmp_path, photos, capsys):
+  run = vit_of(**fields)
+  if not run.model.num_classes:
+    run = dataclasses.replace(run, classes=())
+  only = ('--only', 'filters', 'positions', 'rollout', 'evidence', 'occlusion')
+  assert inspect(saved(run, tmp_path), photos, '--out', tmp_path / 'out', *only) == 0
+  assert f'left out {said}' in capsys.readouterr().out
+  assert {'filters.png', '00_rose_0/rollout.png'} < files_in(tmp_path / 'out')
+
+
+def test_without_images_the_weights_are_drawn(tmp_path, capsys):
+  assert inspect(saved(vit_of(), tmp_path), '--out', tmp_path / 'out') == 0
+  assert 'there is no image to look at' in capsys.readouterr().out
+  expected = {f'{n}.{suffix}' for n in ('filters', 'positions') for suffix in ('png', 'npz')}
+  assert files_in(tmp_path / 'out') == expected | {'inspect.json'}
+
+
+def test_images_of_a_data_set_lie_evenly_in_it(tmp_path):
+  out = tmp_path / 'out'
+  words = ('--on', 'digits', '--split', 'test', '--count', '3', '--only', 'rollout')
+  assert inspect(saved(vit_of(), tmp_path), '--out', out, *words) == 0
+  index = json.loads((out / 'inspect.json').read_text())
+  assert [image['file'] for image in index['images']] == ['image 0', 'image 179', 'image 358']
+
+
+def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photos, monkeypatch):
+  run, out = vit_of(), tmp_path / 'out'
+  monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes)
+  assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 0
+  index = json.loads((out / 'inspect.json').read_text())
+  assert index['pictures']['page'] == 'every weight of 1 of 2 images'
+  monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes - 1)
+  assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 2
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_drawn(tmp_path, photos, capsys):
+  (photos / 'broken.png').write_bytes(b'no image')
+  words = ('--out', tmp_path / 'out', '--only', 'rollout')
+  assert inspect(saved(vit_of(), tmp_path), photos, *words) == 3
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1 and 'broken.png' in told
+  assert {'00_rose_0/rollout.png', '01_rose_1/rollout.png'} < files_in(tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['MODEL', '--out', 'OUT', '--label', 'yak'], 'yak'),
+    (['MODEL', '--out', 'OUT', '--discard', '1'], 'discard is 1.0'),
+    (['MODEL', '--out', 'OUT', '--square', '9'], 'square of 9x9'),
+    (['MODEL', '--out', 'OUT', '--stride', '-1'], '--stride'),
+    (['MODEL', '--out', 'OUT', '--count', '0'], '--count'),
+    (['MODEL', '--out', 'OUT', '--on', 'digit'], 'did you mean digits'),
+    (['MODEL', '--out', 'OUT', '--only', 'rollout'], 'there is no image'),
+    (['MODEL', 'nowhere.png', '--out', 'OUT', '--only', 'rollout'], 'nowhere.png'),
+    (['MODEL', 'rose.png', '--on', 'digits', '--out', 'OUT'], 'not both'),
+    (['MODEL', '--out', 'MODEL/config.json'], 'config.json'),
+    (['nowhere', '--out', 'OUT'], 'nowhere'),
+  ],
+)
+def test_what_cannot_be_inspected_is_refused_in_one_line(words, said, tmp_path, capsys):
+  places = {'MODEL': saved(vit_of(), tmp_path), 'OUT': str(tmp_path / 'out')}
+  before = files_in(tmp_path)
+  for name, place in places.items():
+    words = [word.replace(name, place) for word in words]
+  assert inspect(*words) == 2
+  told = capsys.readouterr()
+  assert told.err.count('\n') == 1 and said in told.err and told.out == ''
+  assert files_in(tmp_path) == before and not (tmp_path / 'out').exists()
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path, photos, monkeypatch):
+  out, model = tmp_path / 'out', saved(vit_of(), tmp_path)
+  out.mkdir()
+  (out / 'notes.txt').write_text('mine')
+  (out / 'filters.png').write_text('old')
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(inspection, 'occlusion', full)
+    assert inspect(model, photos, '--out', out) == 2
+  assert files_in(out) == {'notes.txt', 'filters.png'}
+  assert (out / 'filters.png').read_text() == 'old' and not list(tmp_path.rglob('.vit-*'))
+  assert inspect(model, '--out', out) == 0
+  assert (out / 'notes.txt').read_text() == 'mine' and len(files_in(out)) == 6
+  assert (out / 'filters.png').stat().st_size > 100
+
+
+# Pictures
+
+
+def test_equal_arrays_make_equal_pictures_and_others_do_not():
+  image, maps = picture(), random_weights(2, 3, 6)
+  drawn = pictures.attention(image, maps, 'maps')
+  assert drawn == pictures.attention(image, maps.copy(), 'maps')
+  assert drawn != pictures.attention(image, maps[:, ::-1], 'maps')
+
+
+def test_tiles_lie_in_order_with_gaps_between():
+  found = pictures.tiled(np.arange(12.0).reshape(2, 3, 1, 2))
+  nan = np.nan
+  expected = [[0, 1, nan, 2, 3, nan, 4, 5], [nan] * 8, [6, 7, nan, 8, 9, nan, 10, 11]]
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('draw', [
+  lambda: pictures.filters(np.ones((1, 2, 2, 3)), 'alike'),
+  lambda: pictures.positions(np.zeros((20, 1, 20, 1)), 'a column'),
+  lambda: pictures.distances(np.zeros((30, 2)), 'no way'),
+  lambda: pictures.layers(np.full((40, 40), np.nan), [str(i) for i in range(40)], 'unknown'),
+  lambda: pictures.attention(picture(), np.zeros((1, 1, 2, 3)), 'nothing'),
+  lambda: pictures.rollout(picture(), np.zeros((1, 2, 3)), 'one layer'),
+  lambda: pictures.rollout(picture(), np.zeros((48, 2, 3)), 'many'),
+  lambda: pictures.beside(picture(), np.full((8, 12), np.nan), 'x', 'unknown', signed=True),
+])  # fmt: skip
+def test_a_picture_of_nothing_is_a_picture(draw):
+  with Image.open(io.BytesIO(draw())) as drawn:
+    assert drawn.format == 'PNG' and max(drawn.size) < 2000
+
+
+# docs/look_inside.md
+
+DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs' / 'look_inside.md'
+
+
+@pytest.fixture
+def there(tmp_path, photos, monkeypatch):
+  """The folder that the page's examples run in, with the run and the images that they name."""
+  run = dataclasses.replace(vit_of(), classes=('rose', *NAMES[1:]))
+  (tmp_path / 'runs' / 'flowers').mkdir(parents=True)
+  bundle.write(tmp_path / 'runs' / 'flowers' / 'model', run)
+  data = {'source': 'digits', 'test': 'test', 'validation': 'validation'}
+  (tmp_path / 'runs' / 'flowers' / 'config.json').write_text(json.dumps({'data': data}))
+  Image.fromarray(picture(5)).save(tmp_path / 'rose.jpg')
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+COMMANDS = [line for (block,) in [blocks(DOCUMENT, '')] for line in block.splitlines()]
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_a_command_of_the_page_runs(line, there, capsys):
+  words = shlex.split(line)
+  assert words[:2] == ['vit', 'inspect'] and vit.main(words[1:]) == 0
+  told = capsys.readouterr()
+  assert told.err == '' and 'left out' not in told.out
+  index = json.loads((there / words[words.index('--out') + 1] / 'inspect.json').read_text())
+  assert len(index['images']) == {'photos': 2, 'rose.jpg': 1}.get(words[3], 8) or '--only' in words
+
+
+def test_the_python_of_the_page_runs_and_its_comments_are_right(there):
+  (block,) = blocks(DOCUMENT, 'python')
+  values = {}
+  exec(block, values)
+  assert values['found'].weights.shape == (2, 2, 7, 7)
+  assert values['found'].maps().shape == (2, 2, 2, 3)
+  assert values['found'].rollout_maps().shape == (2, 2, 3)
+  assert values['evidence'].shape == (2, 3, 5)
+
+
+def test_every_picture_and_every_flag_is_told():
+  rows = table('name', DOCUMENT)
+  assert [coded(row[0])[0] for row in rows] == list(inspection.NAMES)
+  told = DOCUMENT.read_text()
+  flags = {flag for action in inspection.parser()._actions for flag in action.option_strings}
+  assert [flag for flag in flags - {'-h', '--help'} if f'{flag}' not in told] == []
+
+
+def test_the_arrays_told_are_those_that_are_written(there):
+  bundle.write('runs/flowers/model', vit_of(**VARIANTS['map']))  # which has all of them
+  assert vit.main(['inspect', 'runs/flowers', 'rose.jpg', '--out', 'out']) == 0
+  for row in table('name', DOCUMENT):
+    (name,), arrays = coded(row[0]), [text.split()[0] for text in coded(row[2])]
+    if name != 'page':
+      (file,) = (there / 'out').rglob(f'{name}.npz')
+      assert sorted(arrays) == sorted(np.load(file)), name
+
+
+def test_the_sizes_told_are_those_that_hold():
+  told = ' '.join(DOCUMENT.read_text().split())
+  assert f'{analysis.EXAMPLES:,} patches' in told
+  assert f'first {analysis.COMPONENTS} principal components' in told
+  assert f'{inspection.PAGE >> 20} MiB' in told

@@ -1,0 +1,208 @@
+"""Pictures of what `vit_jax.analysis` finds: arrays in, PNG files as bytes out.
+
+H, W pixels; R, C rows and columns of patches; A heads, L depth.
+"""
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_jax.data import transforms
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+DPI = 100
+ACROSS = 7  # filters in a row: ViT's figure 7
+TILES = 16  # rows and columns of patches that a grid of positions shows, at most
+SHOWN = 24  # layers in a row, and ticks of an axis, at most
+SMALL = 24  # cells of a tile's longer side, at least
+GAP = np.nan  # between tiles: nothing is drawn
+
+
+def figure(width: float, height: float) -> 'Figure':
+  """An empty figure of that many inches; it needs no display."""
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), dpi=DPI, layout='constrained')
+
+
+def png(drawn: 'Figure') -> bytes:
+  """A figure's file; equal figures have equal files."""
+  file = io.BytesIO()
+  drawn.savefig(file, format='png', metadata={'Software': None})
+  return file.getvalue()
+
+
+def tiled(tiles: np.ndarray, gap: int = 1) -> np.ndarray:
+  """A table of tiles (rows, columns, h, w, ...) as one array, with `gap` cells of NaN between."""
+  rows, columns, height, width, *rest = tiles.shape
+  cells = np.full((rows, height + gap, columns, width + gap, *rest), GAP)
+  cells[:, :height, :, :width] = np.moveaxis(tiles, 1, 2)
+  flat = cells.reshape(rows * (height + gap), columns * (width + gap), *rest)
+  return flat[: -gap or None, : -gap or None]
+
+
+def magnified(tiles: np.ndarray) -> np.ndarray:
+  """Tiles (rows, columns, h, w, ...) with cells repeated, so that gaps are narrow beside them."""
+  times = max(SMALL // max(tiles.shape[2:4]), 1)
+  return tiles.repeat(times, axis=2).repeat(times, axis=3)
+
+
+def named(title: str, width: float) -> str:
+  """A title in as many lines as a figure of that many inches needs."""
+  return textwrap.fill(title, max(int(width * 13), 20))
+
+
+def table(axes: Any, tiles: np.ndarray, names: tuple[Any, Any], **how: Any) -> Any:
+  """Draws tiles (rows, columns, h, w, ...), and names rows and columns at the tiles' middles."""
+  tiles = magnified(tiles)
+  rows, columns, height, width = tiles.shape[:4]
+  drawn = axes.imshow(tiled(tiles), interpolation='nearest', **how)
+  axes.set_yticks(np.arange(rows) * (height + 1) + (height - 1) / 2, names[0])
+  axes.set_xticks(np.arange(columns) * (width + 1) + (width - 1) / 2, names[1])
+  axes.tick_params(length=0, labelsize=8)
+  axes.spines[:].set_visible(False)
+  return drawn
+
+
+def filters(components: np.ndarray, title: str) -> bytes:
+  """Principal components (n, rows, columns, 3), each from its smallest to its largest value."""
+  n, height, width, _ = components.shape
+  low, high = (f(axis=(1, 2, 3), keepdims=True) for f in (components.min, components.max))
+  scaled = (components - low) / np.maximum(high - low, 1e-12)
+  across = min(ACROSS, n)
+  rows = math.ceil(n / across)
+  blank = np.ones((rows * across - n, height, width, 3))
+  tiles = np.concatenate([scaled, blank]).reshape(rows, across, height, width, 3)
+  drawn = figure(1 + 0.8 * across, 0.8 + 0.8 * rows)
+  axes = drawn.subplots()
+  axes.imshow(np.nan_to_num(tiled(magnified(tiles)), nan=1.0), interpolation='nearest')
+  axes.set_axis_off()
+  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  return png(drawn)
+
+
+def positions(similarity: np.ndarray, title: str) -> bytes:
+  """Cosines (R, C, R, C): the tile at a patch shows how alike all others' positions are."""
+  rows, columns = (np.arange(0, n, math.ceil(n / TILES)) for n in similarity.shape[:2])
+  drawn = figure(8, 7)
+  axes = drawn.subplots()
+  image = table(
+    axes, similarity[rows][:, columns], (rows + 1, columns + 1), vmin=-1, vmax=1, cmap='viridis'
+  )
+  axes.set(xlabel='column of the patch', ylabel='row of the patch')
+  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  drawn.colorbar(image, ax=axes, label='cosine similarity')
+  return png(drawn)
+
+
+def distances(pixels: np.ndarray, title: str) -> bytes:
+  """Mean attention distances (L, A): a point for each head over the depth."""
+  depth, heads = pixels.shape
+  drawn = figure(6.4, 4.8)
+  axes = drawn.subplots()
+  colours = np.tile(np.arange(heads), depth)
+  layers = np.repeat(np.arange(1, depth + 1), heads)
+  axes.scatter(layers, pixels.reshape(-1), c=colours, cmap='viridis', s=18)
+  top = 1.05 * max(np.nan_to_num(pixels).max(), 1e-3)
+  axes.set(xlabel='layer', ylabel='mean attention distance (pixels)', ylim=(0, top))
+  axes.set_xticks(ticks(depth) + 1)
+  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  return png(drawn)
+
+
+def ticks(count: int) -> np.ndarray:
+  """Of 0 ... count - 1, as many as there is room for."""
+  return np.arange(0, count, max(math.ceil(count / SHOWN), 1))
+
+
+def layers(similarity: np.ndarray, names: Sequence[str], title: str) -> bytes:
+  """Similarities (l, l) in [0, 1] of layers, the first at the lower left."""
+  drawn = figure(6.4, 5.6)
+  axes = drawn.subplots()
+  image = axes.imshow(similarity, origin='lower', vmin=0, vmax=1, cmap='magma')
+  shown = ticks(len(names))
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_ticks(shown, [names[i] for i in shown], fontsize=8)
+  axes.tick_params(axis='x', labelrotation=90)
+  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  drawn.colorbar(image, ax=axes, label='linear CKA')
+  return png(drawn)
+
+
+def attention(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
+  """The image, and maps (L, A, R, C), each from 0 to its own largest value; a row for a layer."""
+  depth, heads, rows, columns = maps.shape
+  largest = maps.max(axis=(2, 3), keepdims=True)
+  drawn = figure(3.2 + 0.55 * heads * columns / rows, 1 + 0.55 * depth)
+  left, right = drawn.subplots(1, 2, width_ratios=(2, max(0.55 * heads * columns / rows, 1)))
+  left.imshow(image)
+  left.set_axis_off()
+  names = (range(1, depth + 1), range(1, heads + 1))
+  table(right, maps / np.maximum(largest, 1e-12), names, vmin=0, vmax=1, cmap='inferno')
+  right.set(xlabel='head', ylabel='layer')
+  drawn.suptitle(named(title, drawn.get_figwidth()), fontsize=9)
+  return png(drawn)
+
+
+def rollout(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
+  """The image, and under each layer's rollout (R, C) of maps (L, R, C) the image again."""
+  shown = [depth for depth in ticks(len(maps) - 1)] + [len(maps) - 1]
+  titles = [f'layer {depth + 1}' for depth in shown]
+  return over(image, [maps[depth] for depth in shown], titles, title)
+
+
+def over(
+  image: np.ndarray, fields: Sequence[np.ndarray], titles: Sequence[str], title: str
+) -> bytes:
+  """An image, and beside it itself under each field (R, C), from its least to its largest value."""
+  across = min(len(fields) + 1, 6)
+  down = math.ceil((len(fields) + 1) / across)
+  drawn = figure(1.9 * across, 0.5 + 2.1 * down * image.shape[0] / image.shape[1])
+  panels = drawn.subplots(down, across, squeeze=False).reshape(-1)
+  for axes in panels:
+    axes.set_axis_off()
+  panels[0].imshow(image)
+  for axes, field, name in zip(panels[1:], fields, titles):
+    axes.imshow(image)
+    axes.imshow(enlarged(field, image.shape[:2]), alpha=0.6, cmap='inferno')
+    axes.set_title(name, fontsize=8)
+  drawn.suptitle(named(title, drawn.get_figwidth()), fontsize=9)
+  return png(drawn)
+
+
+def enlarged(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """A field (R, C) at (H, W), interpolated for the eye."""
+  wide = transforms.opencv()
+  return wide.resize(np.asarray(field, np.float32), size[::-1], interpolation=wide.INTER_LINEAR)
+
+
+def beside(image: np.ndarray, field: np.ndarray, name: str, title: str, *, signed: bool) -> bytes:
+  """An image, and a field (R, C) or (H, W) beside it.
+
+  Args:
+    image: (H, W, 3) uint8.
+    field: drawn from its least to its largest value; NaN is left white.
+    name: of its values.
+    title: of the figure.
+    signed: red above zero and blue below, both by one scale.
+  """
+  how: dict[str, Any] = {'cmap': 'inferno'}
+  if signed:
+    most = max(float(np.nan_to_num(np.abs(field)).max()), 1e-12)
+    how = {'cmap': 'RdBu_r', 'vmin': -most, 'vmax': most}
+  height, width = image.shape[:2]
+  drawn = figure(6.4, 0.8 + 2.8 * height / width)
+  left, right = drawn.subplots(1, 2)
+  left.imshow(image)
+  shown = right.imshow(field, extent=(0, width, height, 0), interpolation='nearest', **how)
+  for axes in (left, right):
+    axes.set_axis_off()
+  drawn.colorbar(shown, ax=right, shrink=0.8, label=name)
+  drawn.suptitle(named(title, 6.4), fontsize=9)
+  return png(drawn)
