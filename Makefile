@@ -1,6 +1,6 @@
 # make demo          makes .venv, installs, trains on scikit-learn's digits, predicts
 # make test          the tests
-# make test-interop  makes .venv-interop with torch, timm and transformers, compares with them
+# make test-interop  makes .venv-interop with torch, timm, transformers and onnxruntime, compares with them
 # make lint          style and types
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -24,12 +24,13 @@ $(VENV)/installed: pyproject.toml setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build
+# torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build;
+# jax2onnx without them: it demands an older Orbax than ours, and does not import it here
 $(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
 	$(make_venv)
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,onnx]' \
 	  -r tests/interop/requirements.txt
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 jax2onnx==0.17.1
 	touch $@
 
 demo: $(VENV)/installed

@@ -1,0 +1,438 @@
+"""Laws of models that leave: an export is `apply`, whole or not there; and what a card says."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.conftest import SIZE, drawn, shapes, tiny
+from tests.test_run import cache, contents, pytestmark, whole
+from vit_jax import __main__ as vit
+from vit_jax import bundle, card, export, predict
+from vit_jax.models import vit as vits
+
+__all__ = ['cache', 'pytestmark', 'whole']
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / 'docs' / 'export.md'
+CLASSES = ('rose', 'tulip', 'lily', 'iris', 'other | none')
+LAST = dict(pool='map', positions='rope', swiglu=True, width=32, registers=2, qk_norm=True)
+SMALL = dict(num_classes=5, depth=2, width=16, patch=4, mlp_dim=16)
+FAMILIES = {
+  'vit': lambda: (tiny(), SIZE),
+  'sigmoid': lambda: (tiny(pool='gap', positions='sincos2d', activation='gelu_erf'), SIZE),
+  'map': lambda: (tiny(**LAST), SIZE),
+  'patches': lambda: (tiny(pool='none'), SIZE),
+  'mixer': lambda: (vit_jax.build('Mixer-S/16', tokens_dim=8, **SMALL), SIZE),
+  'bit': lambda: (vit_jax.build('BiT-R50x1', num_classes=5, blocks=(1,)), (16, 16)),
+}
+NAMES = {'mixer': 'Mixer-S/16', 'bit': 'BiT-R50x1'}
+
+
+def made(family='vit', **fields):
+  """A small bundle, every number of which counts."""
+  model, size = FAMILIES[family]()
+  params = drawn(shapes(model, size))
+  preprocess = bundle.Preprocess('resize', size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+  values = dict(
+    model=model,
+    params=params,
+    classes=CLASSES,
+    preprocess=preprocess,
+    name=NAMES.get(family, 'ViT-Ti/16'),
+    scores='sigmoid' if family == 'sigmoid' else 'softmax',
+  )
+  return bundle.Bundle(**values | fields)
+
+
+def uint8(count, size=SIZE):
+  return np.random.default_rng(count).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
+def applied(source, images):
+  """`apply` of the model, as `Run.predict` has it."""
+  run = predict.Run(**vars(source))
+  return np.asarray(run.apply(run.params, images)['scores'])
+
+
+@pytest.fixture(scope='module')
+def source():
+  return made()
+
+
+@pytest.fixture(scope='module')
+def program(source, tmp_path_factory):
+  """A StableHLO file of it, checked in a process of its own; and what was told."""
+  path = tmp_path_factory.mktemp('export') / 'flowers.stablehlo'
+  return path, export.write(path, source)
+
+
+@pytest.fixture
+def saved(source, tmp_path):
+  """The folder of a run that has nothing but its model."""
+  bundle.write(tmp_path / 'run' / 'model', source)
+  return tmp_path / 'run'
+
+
+# StableHLO
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_program_gives_the_bits_of_apply_for_every_batch_size(family, tmp_path):
+  source = made(family)
+  export.write(tmp_path / 'model.stablehlo', source, check=False)
+  loaded = export.load(tmp_path / 'model.stablehlo')
+  for count in (1, 2, 5):
+    images = uint8(count, source.preprocess.size)
+    scores = loaded(images)
+    assert scores.dtype == np.float32 and scores.std() > 0.01
+    np.testing.assert_array_equal(scores, applied(source, images))
+
+
+def test_the_check_tells_in_one_line_that_nothing_differs(program):
+  assert program[1] == [
+    'stablehlo: differs by 0 from apply, in batches of 1 and 3 on a CPU',
+  ]
+
+
+def test_one_file_is_for_cpu_cuda_and_tpu(program):
+  assert export.load(program[0]).platforms == ('cpu', 'cuda', 'tpu')
+
+
+def test_the_machine_that_exports_leaves_no_trace_in_the_program(program, source, monkeypatch):
+  monkeypatch.setattr(vits, 'has_flash_attention', lambda: True)
+  monkeypatch.setattr(vits.jax, 'default_backend', lambda: 'gpu')
+  fast = bundle.Bundle(**vars(source) | {'model': source.model.clone(dtype='bfloat16')})
+  path = program[0].with_name('gpu.stablehlo')
+  export.write(path, fast, check=False)
+  codes = [bytes(np.load(file)['program']) for file in (path, program[0])]
+  assert codes[0] == codes[1]
+  assert b'cudnn' not in codes[0] and b'/vit_jax/' not in codes[0] and b'.py' not in codes[0]
+
+
+def test_the_lines_of_the_page_run_it_with_jax_and_numpy_alone(program, source, tmp_path):
+  blocks = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
+  (lines,) = [block for block in blocks if 'deserialize' in block]
+  np.save(tmp_path / 'images.npy', uint8(3))
+  alone = (
+    'import sys\nfor name in ("vit_jax", "flax", "optax", "orbax"): sys.modules[name] = None\n'
+    'import numpy\nimages = numpy.load("images.npy")\n'
+    f'{lines.replace("flowers.stablehlo", str(program[0]))}\nnumpy.save("scores.npy", scores)\n'
+  )
+  ended = subprocess.run([sys.executable, '-c', alone], cwd=tmp_path, capture_output=True)
+  assert ended.returncode == 0, ended.stderr.decode()
+  found = np.load(tmp_path / 'scores.npy')
+  np.testing.assert_allclose(found, applied(source, uint8(3)), atol=1e-6)  # threads may differ
+
+
+def test_the_file_beside_a_program_tells_all_that_its_caller_needs(program, source):
+  told = json.loads(export.beside(program[0]).read_text())
+  assert (told['vit_jax'], told['jax']) == (vit_jax.__version__, jax.__version__)
+  assert told['classes'] == list(CLASSES) and told['scores'] == 'softmax'
+  assert told['input'] == {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *SIZE, 3]}
+  assert told['output']['shape'] == ['batch', 5]
+  assert told['preprocess'] == {
+    'before': 'resize',
+    'inside': {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.3, 0.25]},
+  }
+
+
+def test_a_loaded_program_knows_its_classes_size_and_preprocessing(program):
+  loaded = export.load(program[0])
+  assert (loaded.classes, loaded.size, loaded.preprocess) == (CLASSES, SIZE, 'resize')
+  assert (loaded.scores, loaded.model) == ('softmax', 'ViT-Ti/16')
+
+
+@pytest.mark.parametrize(
+  'images',
+  [
+    np.zeros((2, *SIZE, 3), np.float32),
+    np.zeros((*SIZE, 3), np.uint8),
+    np.zeros((2, 12, 8, 3), np.uint8),
+    np.zeros((0, *SIZE, 3), np.uint8),
+  ],
+)
+def test_other_images_than_it_takes_are_refused(program, images):
+  with pytest.raises(ValueError, match=r'images are uint8 \(N, 8, 12, 3\), not'):
+    export.load(program[0])(images)
+
+
+@pytest.fixture
+def copied(program, tmp_path):
+  path = tmp_path / 'copied.stablehlo'
+  for file in (path, export.beside(path)):
+    file.write_bytes(program[0].with_name(file.name.replace('copied', 'flowers')).read_bytes())
+  return path
+
+
+def test_a_damaged_program_is_refused(copied):
+  data = bytearray(copied.read_bytes())
+  data[len(data) // 2] ^= 1
+  copied.write_bytes(data)
+  with pytest.raises(ValueError, match='damaged'):
+    export.load(copied)
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_program_without_one_of_its_two_files_is_refused(copied, lost):
+  missing = (copied, export.beside(copied))[lost]
+  missing.unlink()
+  with pytest.raises(FileNotFoundError, match=re.escape(f'{missing}: there is no such file')):
+    export.load(copied)
+
+
+@pytest.mark.parametrize('change', [{'kind': 'onnx'}, {'format': 2}])
+def test_a_file_beside_it_that_tells_of_something_else_is_refused(copied, change):
+  told = json.loads(export.beside(copied).read_text())
+  export.beside(copied).write_text(json.dumps(told | change))
+  with pytest.raises(ValueError, match='does not tell of a StableHLO program of format 1'):
+    export.load(copied)
+
+
+def test_a_program_that_this_jax_cannot_read_says_who_made_it(copied):
+  with np.load(copied) as file:
+    arrays = {name: file[name] for name in file.files}
+  with copied.open('wb') as file:
+    np.savez(file, **arrays | {'program': arrays['program'][:100]})
+  told = json.loads(export.beside(copied).read_text())
+  told |= {'sha256': export.digest(copied), 'jax': '9.9'}
+  export.beside(copied).write_text(json.dumps(told))
+  with pytest.raises(ValueError, match=r'cannot be read \(made by jax 9.9, read by'):
+    export.load(copied)
+
+
+# Whole or not at all
+
+
+def test_an_export_that_differs_from_apply_is_not_written(source, tmp_path, monkeypatch):
+  def spoilt(path, source):
+    params = jax.tree.map(lambda leaf: leaf * 1.0001, source.params)
+    return export.write_stablehlo(path, bundle.Bundle(**vars(source) | {'params': params}))
+
+  monkeypatch.setitem(export.WRITERS, 'stablehlo', spoilt)
+  with pytest.raises(
+    ValueError, match=r'nothing was written: stablehlo: differs by .* more than 0'
+  ):
+    export.write(tmp_path / 'model.stablehlo', source)
+  assert contents(tmp_path) == {} and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
+  rename, done = os.rename, []
+
+  def full(old, new):
+    done.append(new)
+    if len(done) == 2:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    rename(old, new)
+
+  monkeypatch.setattr(export.os, 'rename', full)
+  with pytest.raises(OSError, match='No space left') as error:
+    export.write(tmp_path / 'model.stablehlo', source, check=False)
+  assert error.value.filename == str(tmp_path / 'model.stablehlo')
+  assert len(done) == 2 and list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+  '--to stablehlo --out x.onnx': 'stablehlo is written to a file that ends in .stablehlo',
+  '--to onnx --out x': 'onnx is written to a file that ends in .onnx',
+  '--to npz --out x': 'npz is written to .npz',
+  '--to hf --out x.npz': 'hf is written to a folder',
+  '--to stablehol': "unknown target 'stablehol'; did you mean stablehlo?",
+  '--out x.tflite': 'x.tflite: its suffix tells no target; give one of stablehlo, onnx, npz',
+  '': 'give --to: stablehlo, onnx, npz, timm, hf',
+  '--to stablehlo --out there.stablehlo': 'there.stablehlo exists already',
+  '--to stablehlo --out beside.stablehlo': 'beside.stablehlo.json exists already',
+  '--to hf --out file/x': 'file',
+}
+
+
+@pytest.mark.parametrize('words', REFUSED)
+def test_what_cannot_be_exported_is_told_in_one_line(saved, words, monkeypatch, capsys):
+  monkeypatch.chdir(saved.parent)
+  for name in ('there.stablehlo', 'beside.stablehlo.json', 'file'):
+    pathlib.Path(name).write_text('')
+  before = contents(saved.parent)
+  assert vit.main(['export', 'run', *words.split()]) == 2
+  out, err = capsys.readouterr()
+  assert out == '' and err.startswith('vit export: ') and err.count('\n') == 1
+  assert REFUSED[words] in err
+  assert contents(saved.parent) == before
+
+
+def test_a_run_that_is_not_there_is_told_in_one_line(tmp_path, capsys):
+  words = ['export', str(tmp_path / 'none'), '--out', str(tmp_path / 'x.npz')]
+  assert vit.main(words) == 2
+  assert capsys.readouterr().err.count('\n') == 1 and list(tmp_path.iterdir()) == []
+
+
+SQUARE = (8, 8)
+
+
+def square(classes=CLASSES):
+  """A bundle for square images, whose table of positions any reader understands."""
+  model = tiny(num_classes=len(classes))
+  params = drawn(shapes(model, SQUARE))
+  return made(
+    model=model, params=params, classes=classes, preprocess=bundle.Preprocess('resize', SQUARE)
+  )
+
+
+@pytest.mark.parametrize('to', export.PROGRAMS)
+def test_a_model_without_a_head_makes_no_program(to, tmp_path):
+  with pytest.raises(ValueError, match='has no head here'):
+    export.write(tmp_path / f'model.{to}', square(()))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_head_has_parameters_to_write(tmp_path):
+  export.write(tmp_path / 'model.npz', square(()), check=False)
+  assert vit_jax.load(tmp_path / 'model.npz').classes == ()
+
+
+def test_onnx_without_its_libraries_says_how_to_get_them(source, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(ValueError, match=r"pip install 'vit_jax\[onnx\]'"):
+    export.write(tmp_path / 'model.onnx', source)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_is_refused_beyond_what_its_file_holds(source, tmp_path, monkeypatch):
+  monkeypatch.setattr(export, 'LARGEST', 1000)
+  with pytest.raises(ValueError, match='an ONNX file holds less than 2 GiB'):
+    export.write(tmp_path / 'model.onnx', source)
+
+
+def test_onnx_is_refused_where_jax2onnx_has_no_pooling(tmp_path):
+  with pytest.raises(ValueError, match=r'does not convert the pooling of BiT-R50x1'):
+    export.write(tmp_path / 'model.onnx', made('bit'))
+
+
+def test_one_version_of_jax2onnx_is_told_installed_and_tested():
+  files = ('docs/export.md', 'Makefile', 'pyproject.toml', 'tests/interop/requirements.txt')
+  found = [re.findall(r'jax2onnx==([\d.]+)', (ROOT / file).read_text()) for file in files]
+  assert all(found) and len({version for versions in found for version in versions}) == 1
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(('to', 'name'), [('timm', 'folder'), ('hf', 'folder'), ('npz', 'm.npz')])
+def test_what_is_written_for_another_library_loads_as_the_same_model(to, name, tmp_path):
+  source = square()
+  export.write(tmp_path / name, source, to=to, check=to == 'timm')
+  again = vit_jax.load(tmp_path / name)
+  images = uint8(2, SQUARE)
+  np.testing.assert_array_equal(applied(again, images), applied(source, images))
+  assert (tmp_path / name / 'README.md').is_file() is (name == 'folder')
+
+
+def test_the_check_of_parameters_names_the_file_that_is_left(tmp_path, capsys):
+  bundle.write(tmp_path / 'run' / 'model', square())
+  assert vit.main(['export', str(tmp_path / 'run'), '--to', 'npz']) == 0
+  out, err = capsys.readouterr()
+  path = tmp_path / 'run' / 'model.npz'
+  first, last = out.splitlines()
+  assert first == f'{path}: ViT-Ti/16, 8x8 pixels, 5 classes'
+  assert last.startswith(f'{path}, read again by us') and 'difference 0.0e+00 of' in last
+  assert all(line.startswith('vit export: ') for line in err.splitlines())
+
+
+def test_a_run_is_exported_by_the_suffix(source, tmp_path, capsys):
+  run = predict.Run(**vars(source))
+  assert run.export(tmp_path / 'flowers.stablehlo', check=False) == []
+  assert export.load(tmp_path / 'flowers.stablehlo').classes == CLASSES
+  with pytest.raises(ValueError, match='its suffix tells no target'):
+    run.export(tmp_path / 'flowers')
+
+
+@pytest.mark.parametrize(
+  ('run', 'to', 'path'),
+  [
+    ('.', 'stablehlo', 'model.stablehlo'),
+    ('.', 'timm', 'model-timm'),
+    ('a/B_16.npz', 'onnx', 'B_16.onnx'),
+    ('https://there/B_16.npz', 'hf', 'B_16-hf'),
+  ],
+)
+def test_without_a_path_an_export_lies_in_the_run_or_here(run, to, path):
+  assert export.default_path(run, to) == pathlib.Path(path)
+
+
+# The card
+
+CONFIG = {
+  'data': {
+    'source': 'folder:/home/anna/flowers',
+    'train': 'train',
+    'validation': 'val',
+    'test': 'test',
+    'augment': 'flip | resize',
+  },
+  'objective': {'loss': 'softmax', 'smoothing': 0.1},
+  'optimizer': {'name': 'adamw', 'weight_decay': 0.05},
+  'schedule': {'name': 'cosine', 'learning_rate': 1e-3, 'warmup': '5%'},
+  'pretrained': '/home/anna/B_16.npz',
+  'duration': '3 epochs',
+  'batch_size': 8,
+  'seed': 0,
+}
+ROWS = [
+  {'step': 4, 'validation/loss': 0.9, 'validation/accuracy': 0.5, 'validation/count': 10.0},
+  {'step': 8, 'validation/loss': 0.7, 'validation/accuracy': 0.6, 'validation/count': 10.0},
+  {'step': 4, 'test/loss': None, 'test/accuracy': 0.25, 'test/count': 1234.0},
+]
+
+
+def test_a_card_gives_each_measure_with_its_split_images_and_step(source):
+  text = card.text(source, CONFIG, ROWS)
+  assert '| folder:flowers, split val | 10 | 0.5000 | 0.9000 | 4 |' in text
+  assert '| folder:flowers, split test | 1,234 | 0.2500 | - | 4 |' in text
+  assert '0.6000' not in text
+
+
+def test_a_card_without_a_test_has_the_last_validation(source):
+  assert '| 0.6000 | 0.7000 | 8 |' in card.text(source, CONFIG, ROWS[:2])
+
+
+def test_a_card_takes_the_measures_of_the_average_where_that_is_the_model(source):
+  row = ROWS[0] | {'validation/ema_accuracy': 0.75, 'validation/ema_loss': 0.4}
+  assert '| 0.7500 | 0.4000 | 4 |' in card.text(source, CONFIG, [row])
+
+
+def test_a_card_tells_nothing_of_the_machine_it_was_trained_on(source):
+  text = card.text(source, CONFIG, ROWS)
+  assert 'anna' not in text and '| B_16.npz |' in text
+
+
+def test_a_card_without_a_run_claims_no_training_and_no_results(source):
+  text = card.text(source)
+  assert '## Training' not in text and 'None were measured here.' in text
+
+
+def test_a_name_with_a_bar_stays_in_its_cell(source):
+  (row,) = [row for row in card.text(source).splitlines() if row.startswith('| classes')]
+  assert row.endswith(r'iris, other \| none |')
+
+
+def test_a_finished_run_has_a_card_with_the_measures_of_its_model(whole):
+  text = (whole / 'model' / 'README.md').read_text()
+  rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  (tested,) = [row for row in rows if 'test/accuracy' in row]
+  assert f'| {tested["test/accuracy"]:.4f} | {tested["test/loss"]:.4f} | 8 |' in text
+  assert '| data | digits, split train |' in text
+
+
+def test_an_exported_folder_has_the_card_of_its_run(whole, tmp_path):
+  words = ['export', str(whole), '--to', 'timm', '--no-check', '--out', str(tmp_path / 'm')]
+  assert vit.main(words) == 0
+  written = (whole / 'model' / 'README.md').read_text()
+  assert (tmp_path / 'm' / 'README.md').read_text() == written

@@ -1,0 +1,203 @@
+"""The model card: README.md in a model's folder, written from its run.
+
+It holds what the config and the measures say, and nothing that a clock or a path would change.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from vit_jax import bundle, metrics
+from vit_jax.convert import files
+from vit_jax.version import __version__
+
+NAME = 'README.md'
+SHOWN = 20  # class names
+FRONT = """---
+library_name: vit_jax
+pipeline_tag: image-classification
+tags:
+- image-classification
+- vision-transformer
+- jax
+---
+"""
+LIMITS = """\
+- Nothing is known of it beyond the measures above: not of other kinds of images, cameras or places,
+  nor of groups of people.
+- An image of something else gets a class all the same: look at the score before the name.
+- The data, and a checkpoint that training started from, have licences and biases of their own,
+  which this model takes on; vit_jax does not know them.
+"""
+
+
+def write(folder: pathlib.Path, source: bundle.Bundle, config: Any, *, step: int) -> None:
+  """Writes the card of a finished run beside its model.
+
+  Args:
+    folder: of the run, with its metrics.jsonl.
+    source: the model.
+    config: of the run.
+    step: whose parameters became the model.
+  """
+  rows = metrics.read_rows(folder / 'metrics.jsonl')
+  with files.replacing(folder / 'model' / NAME) as file:
+    file.write(text(source, config, rows, step=step).encode())
+
+
+def of_run(path: str | os.PathLike[str], source: bundle.Bundle) -> str:
+  """The card of what `path` names: the one that lies there, or a new one."""
+  folder = pathlib.Path(path)
+  for written in (folder / 'model' / NAME, folder / NAME):
+    if bundle.exists(written.parent) and written.is_file():
+      return written.read_text()
+  if (folder / 'metrics.jsonl').is_file() and (folder / bundle.DESCRIPTION).is_file():
+    config = files.read_object(folder / bundle.DESCRIPTION)
+    return text(source, config, metrics.read_rows(folder / 'metrics.jsonl'))
+  return text(source)
+
+
+def text(
+  source: bundle.Bundle,
+  config: Mapping[str, Any] | None = None,
+  rows: Sequence[Mapping[str, Any]] = (),
+  *,
+  step: int | None = None,
+) -> str:
+  """The whole card, in Markdown.
+
+  Args:
+    source: the model.
+    config: of its run, as config.json has it; None where it was trained elsewhere.
+    rows: of metrics.jsonl.
+    step: whose parameters the model has; None is that of the test, or the last measured.
+  """
+  sections = {'Model': model_rows(source), 'Training': training_rows(config)}
+  parts = [f'{FRONT}\n# {source.name}, {kinds(source)}\n', USE.format(steps=cell(steps(source)))]
+  parts += [f'## {title}\n\n{table(rows)}' for title, rows in sections.items() if rows]
+  measured = results(config, rows, step)
+  parts.append(f'## Results\n\n{measured or "None were measured here."}\n')
+  parts.append(f'## Limits\n\n{LIMITS}')
+  parts.append(f'Written by vit_jax {__version__}, with jax {jax.__version__}.\n')
+  return '\n'.join(parts)
+
+
+USE = """\
+```python
+import vit_jax
+
+run = vit_jax.load('.')  # the folder of this file
+run.predict('image.jpg', top=3)
+```
+
+Images are RGB. Before the model they go through {steps}.
+"""
+
+
+def kinds(source: bundle.Bundle) -> str:
+  return f'{len(source.classes)} classes' if source.classes else 'features without classes'
+
+
+def steps(source: bundle.Bundle) -> str:
+  """The preprocessing in words."""
+  line, mean, std = (getattr(source.preprocess, name) for name in ('steps', 'mean', 'std'))
+  return f'`{line}`, then (pixel / 255 - mean) / std with mean {listed(mean)} and std {listed(std)}'
+
+
+def listed(values: Sequence[float]) -> str:
+  return ', '.join(f'{value:g}' for value in values)
+
+
+def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:
+  """What the model is."""
+  model, (height, width) = source.model, source.preprocess.size
+  sizes = ('patch', 'width', 'depth', 'heads', 'mlp_dim', 'blocks', 'width_factor', 'pool')
+  shape = [f'{name} {dimensions(getattr(model, name))}' for name in sizes if hasattr(model, name)]
+  rows = [
+    ('architecture', f'{source.name}: {", ".join(shape)}'),
+    ('parameters', f'{metrics.parameters(source.params):,}'),
+    ('images', f'{height} x {width} pixels (height x width), RGB'),
+    ('floating-point operations', f'{metrics.si(model.flops(height, width))} an image'),
+  ]
+  if source.classes:
+    names = ', '.join(source.classes[:SHOWN]) + ', …' * (len(source.classes) > SHOWN)
+    rows.append(('classes', f'{len(source.classes)}: {names}'))
+    one = 'shares of one' if source.scores == 'softmax' else 'of each class by itself'
+    rows.append(('scores', f'{source.scores}, {one}'))
+  return rows
+
+
+def dimensions(value: Any) -> str:
+  return 'x'.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def training_rows(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+  """How it was trained, from the run's config; nothing where there is none."""
+  if config is None:
+    return []
+  data, objective = config['data'], config['objective']
+  optimizer, schedule = config['optimizer'], config['schedule']
+  start = shown(config.get('pretrained')) or 'parameters drawn at random'
+  recipe = (
+    f'{optimizer["name"]}, weight decay {optimizer["weight_decay"]:g}, learning rate '
+    f'{schedule["learning_rate"]:g}, {schedule["name"]}, warm-up {schedule["warmup"]}'
+  )
+  loss = [objective['loss']]
+  loss += [f'{k} {objective[k]:g}' for k in ('smoothing', 'mixup', 'cutmix') if objective.get(k)]
+  rows = [
+    ('data', f'{shown(data["source"])}, split {data["train"]}'),
+    ('augmentation', f'`{data["augment"]}`'),
+    ('started from', start),
+    ('duration', f'{config["duration"]}, {config["batch_size"]} images an update'),
+    ('optimiser', recipe),
+    ('loss', ', '.join(loss)),
+    ('seed', str(config['seed'])),
+  ]
+  if config.get('ema'):
+    rows.append(('average', f'of the parameters, decay {config["ema"]:g}'))
+  return rows
+
+
+def results(
+  config: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], step: int | None
+) -> str:
+  """A table of what was measured of these parameters, each with its split."""
+  if step is None:
+    told = [row['step'] for use in ('test', 'validation') for row in rows if f'{use}/loss' in row]
+    step = told[0] if any('test/loss' in row for row in rows) else max(told, default=0)
+  lines = ['| split | images | accuracy | loss | step |', '|---|---|---|---|---|']
+  for use in ('validation', 'test'):
+    found = [row for row in rows if row['step'] == step and f'{use}/loss' in row]
+    if found and config:
+      values = {name: found[-1].get(f'{use}/{name}') for name in ('count', 'accuracy', 'loss')}
+      values |= {k: v for k in values if (v := found[-1].get(f'{use}/ema_{k}')) is not None}
+      split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'
+      lines.append(
+        f'| {cell(split)} | {number(values["count"], ",.0f")} | '
+        f'{number(values["accuracy"], ".4f")} | {number(values["loss"], ".4f")} | {step} |'
+      )
+  return '\n'.join(lines) if len(lines) > 2 else ''
+
+
+def shown(text: str | None) -> str:
+  """A source or checkpoint, of a path that tells of a machine and its user the name alone."""
+  kind, colon, path = (text or '').rpartition(':')
+  private = path.startswith(('/', '~')) and not path.startswith('//')  # as a URL's does
+  return f'{kind}{colon}{pathlib.PurePath(path).name if private else path}'
+
+
+def number(value: Any, form: str) -> str:
+  """A measure; null, as a number that is not finite is logged, is a dash."""
+  return format(value, form) if isinstance(value, int | float) else '-'
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+  return '\n'.join(['| | |', '|---|---|', *(f'| {k} | {cell(v)} |' for k, v in rows), ''])
+
+
+def cell(value: str) -> str:
+  """Text on one line that does not end its cell."""
+  return files.one_line(value).replace('|', '\\|')
