@@ -132,5 +132,6 @@ def get_config() -> ConfigDict:
   config.system.workers = 0  # processes that do so beside the main one, per host
   config.system.prefetch = 2  # batches on their way to the device
   config.system.log_every = '50 steps'
+  config.system.report = True  # report.html and report.png at the end; the model is measured for it
 
   return config

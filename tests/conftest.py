@@ -16,6 +16,7 @@ if os.environ.get('VIT_JAX_TEST_DEVICE') != 'gpu':
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import vit_jax
 from vit_jax import models
@@ -60,3 +61,11 @@ def forward(model, params, images, key=None, *, train=False, attention=False):
   """`model.apply`, compiled once for each model and shape."""
   rngs = None if key is None else {'dropout': key}
   return model.apply({'params': params}, images, train=train, attention=attention, rngs=rngs)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+  """Training in a test's own process ends without a report, which would take longer than it."""
+  from vit_jax import report
+
+  monkeypatch.setattr(report, 'after_training', lambda folder, say: None)

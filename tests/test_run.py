@@ -50,6 +50,7 @@ TINY = {
   'checkpoint.every': '1 steps',
   'checkpoint.keep_latest': STEPS + 1,
   'system.log_every': '1 steps',
+  'system.report': False,  # test_pages.py has it
 }
 RATES = ('train/images_per_second', 'train/data_wait', 'train/mfu')
 

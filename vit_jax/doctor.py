@@ -26,6 +26,7 @@ PACKAGES = (
   'rich',
   'tensorboardX',
   'scikit-learn',
+  'matplotlib',
 )
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import bundle, checkpoint, metrics, models, objective, optim, sharding
+from vit_jax import bundle, card, checkpoint, metrics, models, objective, optim, sharding
 from vit_jax.data import pipeline
 from vit_jax.evaluate import accuracy
 from vit_jax.plan import Plan
@@ -529,7 +529,12 @@ def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
   )
   if jax.process_index() == 0:
     bundle.write(run.folder / 'model', model)
+    card.write(run.folder, model, plan.config, step=step)
   checkpoint.sync('bundle')
+  if plan.config.system.report:
+    from vit_jax import report  # what it needs is loaded when it is needed
+
+    report.after_training(run.folder, display.say)
   display.say(f'the model is in {run.folder / "model"}; try: vit predict {run.folder} IMAGE...')
 
 

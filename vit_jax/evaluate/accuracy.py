@@ -88,8 +88,9 @@ def measure(
     'sums', over the images that count: () 'loss', 'correct', 'top' (right among the first TOP),
     'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
     likeliest class, and right ones.
-    'rows': (N,) 'label', of several the first, and 'guess', -1 where it does not count; of several
-    labels and a sigmoid (N, K) 'logits' and 'targets' too.
+    'rows': (N,) 'label', of several the first, 'guess', its probability as 'confidence', and
+    'right', each -1 where it does not count; of several labels and a sigmoid (N, K) 'logits' and
+    'targets' too.
   """
   several = objective.several(given)
   count = logits.shape[-1]
@@ -117,6 +118,7 @@ def measure(
     'bins': jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS),
   }
   rows = {'label': y.argmax(-1), 'guess': ranked[:, 0]}
+  rows |= {'confidence': confidence, 'right': right[:, 0]}
   rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
   if several and scores == 'sigmoid':
     rows |= {'logits': logits, 'targets': y}
@@ -237,6 +239,7 @@ def of_model(
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
   say: Callable[[str], object] = pipeline.tell,
+  each: Callable[[np.ndarray, dict[str, np.ndarray]], object] | None = None,
 ) -> dict[str, Any]:
   """Every measure of a model on a split, all over the same images.
 
@@ -247,6 +250,7 @@ def of_model(
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
     say: takes a line for each image that cannot be read.
+    each: takes the places of every batch's images in the split, and its 'rows' of `measure`.
 
   Returns:
     'source', 'split'; 'matched', how the classes were; 'count' of images scored, 'unlabelled' and
@@ -281,8 +285,10 @@ def of_model(
     scores=found.scores,
   )
   with inputs.results(step, found.params, split, ready, batch_size=batch_size, say=say) as results:
-    for _, batch in results.batches:
+    for places, batch in results.batches:
       tally.add(batch)
+      if each is not None:
+        each(places, batch['rows'])
     unreadable = results.unreadable.count
   values = tally.result()
   left_out = {

@@ -1,0 +1,183 @@
+"""`attention.html`, and what pages that need nothing but a browser are made of.
+
+H, W pixels of an image, L layers, A heads, T tokens, Q queries: the tokens, and the head where it
+reads more than one of them.
+"""
+
+import base64
+import dataclasses
+import gzip
+import html
+import importlib.resources
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax import analysis, predict
+from vit_jax.models import vit
+
+UNIT = 1e-4  # of a stored weight: a hundredth of a percent, the last digit that is shown
+DISCARDS = (0.0, 0.5, 0.75, 0.9)  # of rollout
+LARGEST = 2**29 - 2**20  # letters of a text that browsers can hold
+READER = 'what the head reads'
+RAMP = np.array([(0, 0, 10), (80, 18, 110), (185, 52, 84), (248, 140, 16), (252, 253, 170)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What a model made of an image.
+
+  Fields:
+    name: of the image.
+    image: (H, W, 3) uint8, as the model took it.
+    predictions: [{'label': 'rose', 'score': 0.98}, ...], best first; of a model without a head [].
+    attention: all its weights.
+  """
+
+  name: str
+  image: np.ndarray
+  predictions: Sequence[Mapping[str, Any]]
+  attention: analysis.Attention
+
+
+def seen(run: predict.Run, source: predict.Source, *, name: str = '', top: int = 5) -> Seen:
+  """What a model makes of an image: a path, or an array (H, W, 3) uint8.
+
+  Raises:
+    FileNotFoundError, ValueError: if there is no such image, or the model has no attention.
+  """
+  if not name and not isinstance(source, np.ndarray):
+    name = pathlib.Path(source).name
+  image = run.prepared(source)
+  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.classes else []
+  return Seen(name or 'image', image, guesses, analysis.attention(run, image))
+
+
+def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:
+  """The page: every head of every layer, and the rollout, for every query of every image.
+
+  Weights are stored in hundredths of a percent, and so is the mean of the heads: the page shows
+  each of these arrays rounded to that, exactly; a highest or lowest head is one of them.
+
+  Args:
+    title: of the model.
+    model: which the images, all of one size, were seen by.
+    images: at least one; one at a time is held.
+
+  Raises:
+    ValueError: if there is no image, they differ in size, or browsers could not hold one's weights.
+  """
+  packs, told = [], []
+  grids = set()
+  for one in images:
+    packs.append(packed(one.attention))
+    if len(packs[-1]) > LARGEST:
+      raise ValueError(f'{len(packs[-1]) >> 20} MiB of weights are more than a browser holds')
+    told.append(described(one))
+    grids.add((one.attention.weights.shape, one.attention.grid, len(readers(one.attention)) > 0))
+  if len(grids) != 1:
+    raise ValueError('a page of attention is of one or more images, all of one size')
+  ((layers, heads, *_), (rows, columns), read) = grids.pop()
+  facts = {
+    'layers': layers,
+    'heads': heads,
+    'rows': rows,
+    'columns': columns,
+    'prefix': prefix(model),
+    'readers': [READER] * read,
+    'discards': DISCARDS,
+    'images': told,
+  }
+  return filled(
+    'attention.html',
+    title=html.escape(title),
+    style=part('style.css'),
+    script=part('attention.js'),
+    told=embedded(facts),
+    weights='\n'.join(
+      f'<script type="application/octet-stream" id="weights-{number}">{pack}</script>'
+      for number, pack in enumerate(packs)
+    ),
+  )
+
+
+def prefix(model: vit.ViT) -> list[str]:
+  """The names of the tokens before the patches, in their order."""
+  names = ['class token'] * model.has_class_token
+  names += ['distillation token'] * (model.distillation != 'none')
+  return names + [f'register {number + 1}' for number in range(model.registers)]
+
+
+def readers(whole: analysis.Attention) -> np.ndarray:
+  """(1, T) how much of each token the head reads; (0, T) where that is one token."""
+  return whole.read[None, :] if whole.read.max() < 1 else whole.read[None, :][:0]
+
+
+def packed(whole: analysis.Attention) -> str:
+  """The weights of heads and their mean, (L, A + 1, Q, T), then rollouts (R, L, Q, T), as base64.
+
+  Little-endian uint16, in `UNIT`, compressed by gzip.
+  """
+  zipped = io.BytesIO()
+  read = readers(whole).astype(np.float64)  # (0 or 1, T)
+  with gzip.GzipFile(fileobj=zipped, mode='wb', compresslevel=6, mtime=0) as file:
+
+    def write(matrix: np.ndarray) -> None:  # (T, T)
+      rows = np.concatenate([matrix, read @ matrix])  # (Q, T)
+      if not np.isfinite(rows).all():
+        raise ValueError('the attention of the model is not finite')
+      file.write(np.rint(rows / UNIT).astype('<u2').tobytes())
+
+    for layer in whole.weights:
+      heads = layer.astype(np.float64)
+      for matrix in (*heads, heads.mean(axis=0)):
+        write(matrix)
+    for discard in DISCARDS:
+      for matrix in whole.rollout(discard=discard):
+        write(matrix.astype(np.float64))
+  return base64.b64encode(zipped.getvalue()).decode()
+
+
+def described(one: Seen) -> dict[str, Any]:
+  """An image as the page's script takes it."""
+  guesses = [{'label': str(g['label']), 'score': float(g['score'])} for g in one.predictions]
+  told = {'name': one.name, 'width': one.image.shape[1], 'predictions': guesses}
+  return told | {'src': picture(one.image)}
+
+
+def picture(pixels: np.ndarray) -> str:
+  """(H, W, 3) or, with opacity, (H, W, 4) uint8 as the address of a PNG that holds it."""
+  from PIL import Image
+
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, 'PNG')
+  return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'
+
+
+def heat(weights: np.ndarray, *, strength: float = 0.7) -> str:
+  """(rows, columns) weights as the address of a picture to lay over the image."""
+  share = weights / max(weights.max(), 1e-30) * (len(RAMP) - 1)
+  low = np.minimum(share.astype(int), len(RAMP) - 2)
+  mixed = RAMP[low] + (RAMP[low + 1] - RAMP[low]) * (share - low)[..., None]
+  alpha = np.full((*weights.shape, 1), 255 * strength)
+  return picture(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
+
+
+def part(name: str) -> str:
+  """The text of a file of `vit_jax/pages`."""
+  return importlib.resources.files('vit_jax').joinpath('pages', name).read_text('utf-8')
+
+
+def filled(name: str, **parts: str) -> str:
+  """A page of `vit_jax/pages` with every {{part}} in its place."""
+  return re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], part(name))
+
+
+def embedded(value: Any) -> str:
+  """JSON that no text in it can break out of a script element with."""
+  return json.dumps(value, allow_nan=False).replace('<', '\\u003c')

@@ -1,0 +1,257 @@
+'use strict';
+// L layers, H heads and their mean, Q queries, T tokens, R discards. A stored weight is a whole
+// number of hundredths of a percent, so that what is shown is what is stored.
+
+const told = JSON.parse(document.getElementById('told').textContent);
+const byId = (id) => document.getElementById(id);
+const patches = told.rows * told.columns;
+const tokens = told.prefix.length + patches;  // T
+const queries = tokens + told.readers.length;  // Q: readers attend, but nothing attends to them
+const RAMP = [[0, 0, 10], [80, 18, 110], [185, 52, 84], [248, 140, 16], [252, 253, 170]];
+const state = {
+  image: 0, mode: 'attention', layer: told.layers - 1, head: 'mean', discard: 0,
+  query: told.readers.length ? tokens : 0, pointed: null, held: false,
+};
+const weights = new Map();  // by image: Uint16Array
+const cells = [];  // by token: its element
+
+function percent(value) {
+  return (value / 100).toFixed(2) + ' %';
+}
+
+function named(token) {
+  if (token >= tokens) return told.readers[token - tokens];
+  if (token < told.prefix.length) return told.prefix[token];
+  const patch = token - told.prefix.length;
+  return `row ${Math.floor(patch / told.columns) + 1}, column ${patch % told.columns + 1}`;
+}
+
+async function unpacked(image) {
+  if (!weights.has(image)) {
+    const text = byId(`weights-${image}`).textContent.trim();
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+    const view = new DataView(await new Response(stream).arrayBuffer());
+    const values = new Uint16Array(view.byteLength / 2);
+    for (let i = 0; i < values.length; i++) values[i] = view.getUint16(2 * i, true);
+    weights.set(image, values);
+  }
+  return weights.get(image);
+}
+
+// The T weights of a query, as the controls ask for them: (L, H, Q, T), then rollout (R, L, Q, T).
+function row(values, query) {
+  const at = (start, matrix) => {
+    const from = start + (matrix * queries + query) * tokens;
+    return values.subarray(from, from + tokens);
+  };
+  const kept = told.heads + 1;
+  if (state.mode === 'rollout') {
+    return at(told.layers * kept * queries * tokens, state.discard * told.layers + state.layer);
+  }
+  if (state.head === 'mean') return at(0, state.layer * kept + told.heads);
+  if (state.head !== 'max' && state.head !== 'min') return at(0, state.layer * kept + Number(state.head));
+  const all = Array.from({length: told.heads}, (_, head) => at(0, state.layer * kept + head));
+  return Uint16Array.from(all[0], (_, token) => Math[state.head](...all.map((one) => one[token])));
+}
+
+function colour(share, alpha) {
+  const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
+  const low = Math.min(Math.floor(place), RAMP.length - 2);
+  const mixed = RAMP[low].map((c, i) => Math.round(c + (RAMP[low + 1][i] - c) * (place - low)));
+  return `rgba(${mixed.join(',')},${alpha})`;
+}
+
+function draw() {
+  const values = weights.get(state.image);
+  if (!values) return;
+  const shown = row(values, state.query);
+  const highest = shown.reduce((a, b) => Math.max(a, b), 0);
+  const strength = byId('strength').value / 100;
+  cells.forEach((cell, token) => {
+    const paint = token < told.prefix.length || token >= tokens ? cell.firstChild : cell;
+    if (token < tokens) {
+      cell.dataset.weight = shown[token];
+      paint.style.backgroundColor = colour(shown[token] / (highest || 1), paint === cell ? strength : 1);
+    }
+    cell.classList.toggle('query', token === state.query && paint === cell);
+    cell.setAttribute(paint === cell ? 'aria-selected' : 'aria-pressed', String(token === state.query));
+  });
+  byId('highest').textContent = percent(highest);
+  byId('query').textContent = `Query: ${named(state.query)}`;
+  byId('held').textContent = state.held ? '(held)' : '';
+  const pointed = state.pointed ?? state.query;
+  byId('pointed').textContent = pointed < tokens ? `To ${named(pointed)}: ${percent(shown[pointed])}` : '';
+  const ranked = Array.from(shown.keys()).sort((a, b) => shown[b] - shown[a] || a - b).slice(0, 5);
+  byId('highest-list').replaceChildren(...ranked.map((token) => {
+    const item = document.createElement('li');
+    item.textContent = `${named(token)}: ${percent(shown[token])}`;
+    return item;
+  }));
+}
+
+function drawControls() {
+  byId('layer-shown').textContent = `${state.layer + 1} of ${told.layers}`;
+  byId('discard-shown').textContent = `${Math.round(told.discards[state.discard] * 100)} %`;
+  byId('strength-shown').textContent = `${byId('strength').value} %`;
+  byId('head').disabled = state.mode === 'rollout';
+  byId('discard').disabled = state.mode !== 'rollout';
+  byId('layer').setAttribute('aria-valuetext', byId('layer-shown').textContent);
+  byId('discard').setAttribute('aria-valuetext', byId('discard-shown').textContent);
+}
+
+async function drawImage() {
+  const image = told.images[state.image];
+  byId('image').src = image.src;
+  byId('image').alt = image.name;
+  byId('image').classList.toggle('pixels', image.width < 200);
+  byId('predictions').replaceChildren(...image.predictions.map((guess) => {
+    const line = document.createElement('tr');
+    for (const text of [guess.label, (100 * guess.score).toFixed(2) + ' %', '']) {
+      const cell = document.createElement('td');
+      cell.textContent = text;
+      line.append(cell);
+    }
+    line.lastChild.className = 'bars';
+    const bar = document.createElement('span');
+    bar.className = 'bar';
+    bar.style.width = `${100 * guess.score}%`;
+    line.lastChild.append(bar);
+    return line;
+  }));
+  const asked = state.image;
+  await unpacked(asked);
+  if (asked === state.image) draw();
+}
+
+function point(token) {
+  state.pointed = token;
+  if (!state.held) state.query = token;
+  draw();
+}
+
+function hold(token) {
+  state.held = !(state.held && token === state.query);
+  state.query = token;
+  state.pointed = token;
+  draw();
+}
+
+function release() {
+  state.held = false;
+  if (state.pointed !== null) state.query = state.pointed;
+  draw();
+}
+
+function reach(token) {  // one patch is in the tab order
+  for (const cell of cells.slice(told.prefix.length, tokens)) cell.tabIndex = -1;
+  cells[token].tabIndex = 0;
+}
+
+function moved(patch, key) {
+  const [r, c] = [Math.floor(patch / told.columns), patch % told.columns];
+  const to = {
+    ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1],
+    Home: [r, 0], End: [r, told.columns - 1],
+  }[key];
+  if (!to) return null;
+  const row = Math.min(Math.max(to[0], 0), told.rows - 1);
+  return row * told.columns + Math.min(Math.max(to[1], 0), told.columns - 1);
+}
+
+function listen(cell, token) {
+  cell.addEventListener('pointerenter', () => point(token));
+  cell.addEventListener('focus', () => point(token));
+  cell.addEventListener('click', () => hold(token));
+}
+
+function buildTokens() {
+  const button = (token) => {
+    const made = document.createElement('button');
+    made.type = 'button';
+    made.append(document.createElement('i'), named(token));
+    if (token >= tokens) made.firstChild.hidden = true;
+    listen(made, token);
+    return made;
+  };
+  const made = [...told.prefix.keys(), ...told.readers.map((_, i) => tokens + i)].map((token) => {
+    cells[token] = button(token);
+    return cells[token];
+  });
+  byId('tokens').append(...made);
+  byId('tokens').hidden = !made.length;
+}
+
+function buildPatches() {
+  const grid = byId('patches');
+  grid.style.gridTemplate = `repeat(${told.rows}, 1fr) / repeat(${told.columns}, 1fr)`;
+  for (let r = 0; r < told.rows; r++) {
+    const line = document.createElement('div');
+    line.setAttribute('role', 'row');
+    for (let c = 0; c < told.columns; c++) {
+      const token = told.prefix.length + r * told.columns + c;
+      const cell = document.createElement('div');
+      cell.setAttribute('role', 'gridcell');
+      cell.setAttribute('aria-label', named(token));
+      cell.tabIndex = -1;
+      listen(cell, token);
+      cell.addEventListener('focus', () => reach(token));
+      cells[token] = cell;
+      line.append(cell);
+    }
+    grid.append(line);
+  }
+  reach(told.prefix.length);
+  grid.addEventListener('keydown', (event) => {
+    const token = cells.indexOf(event.target);
+    const to = moved(token - told.prefix.length, event.key);
+    if (event.key === 'Enter' || event.key === ' ') hold(token);
+    else if (to !== null) cells[told.prefix.length + to].focus();
+    else return;
+    event.preventDefault();
+  });
+}
+
+function buildControls() {
+  const option = (value, text) => new Option(text, value);
+  byId('which').append(...told.images.map((image, i) => option(i, image.name)));
+  byId('head').append(
+    option('mean', 'mean of all'), option('max', 'highest of all'), option('min', 'lowest of all'),
+    ...Array.from({length: told.heads}, (_, i) => option(i, `${i + 1} of ${told.heads}`)),
+  );
+  byId('layer').max = told.layers;
+  byId('layer').value = told.layers;
+  byId('discard').max = told.discards.length - 1;
+  byId('discard').value = 0;
+  byId('controls').addEventListener('submit', (event) => event.preventDefault());
+  byId('controls').addEventListener('input', (event) => {
+    const image = Number(byId('which').value);
+    state.mode = byId('controls').elements.mode.value;
+    state.layer = Number(byId('layer').value) - 1;
+    state.head = byId('head').value;
+    state.discard = Number(byId('discard').value);
+    drawControls();
+    if (image === state.image) return draw();
+    state.image = image;
+    start();
+  });
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') release();
+  });
+  byId('ramp').style.background =
+    `linear-gradient(to right, ${RAMP.map((c) => `rgb(${c.join(',')})`).join(', ')})`;
+}
+
+function start() {
+  drawImage().catch((error) => {
+    byId('problem').hidden = false;
+    byId('problem').textContent = `This browser cannot show the weights (${error.message}); a newer one can.`;
+  });
+}
+
+byId('controls').reset();
+buildTokens();
+buildPatches();
+buildControls();
+drawControls();
+start();
