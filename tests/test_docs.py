@@ -4,16 +4,22 @@ import ast
 import contextlib
 import inspect
 import json
+import os
 import pathlib
 import re
+import shlex
+import subprocess
+import tomllib
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import vit_jax
+from tests.conftest import drawn, shapes
 from tests.interop import ours
-from vit_jax import __main__, config, conversion, convert, plan
+from vit_jax import __main__, bundle, config, conversion, convert, main, plan, report
 from vit_jax.convert import engine, files, resample
 from vit_jax.data import augment, decoding, pipeline, presets, sources, transforms
 from vit_jax.data import table as table_of_data
@@ -163,11 +169,11 @@ def of_documents(*paths):
 
 
 DOCUMENTS = of_documents(
-  README, CHECKPOINTS, DATA, *(ROOT / 'docs' / f'{page}.md' for page in ('recipes', 'evaluation'))
+  README, *(page for page in sorted((ROOT / 'docs').glob('*.md')) if page.stem != 'results')
 )
 
 
-@of_documents(README, CHECKPOINTS)
+@of_documents(README, CHECKPOINTS, ROOT / 'docs' / 'quickstart.md')
 def test_python_in_documents_calls_what_there_is(path):
   seen = 0
   for block in blocks(path, 'python'):
@@ -181,13 +187,13 @@ def test_python_in_documents_calls_what_there_is(path):
         fields = set(bound.arguments.get('fields', {}))
         assert fields <= set(vit.ViT.__dataclass_fields__), ast.unparse(node)
         seen += 1
-  assert seen >= 3
+  assert seen
 
 
 @DOCUMENTS
 def test_commands_in_documents_exist(path):
   text = path.read_text()
-  told = re.findall(r'(?:^|`)vit ([a-z]+)\b', text, re.MULTILINE)
+  told = re.findall(r'(?:^|`)vit\s([a-z]+)\b', text, re.MULTILINE)
   assert told
   assert set(told) <= set(__main__.COMMANDS)
 
@@ -201,7 +207,10 @@ def test_links_in_documents_lead_somewhere(path):
 
 def test_the_readme_lists_every_file_or_its_folder():
   (tree,) = [block for block in blocks(README, '') if 'vit_jax/train.py' in block]
-  told = [line.split()[0] for line in tree.splitlines()]
+  told = []
+  for line in tree.splitlines():
+    first, *others = re.match(r'[^\s,]+(?:, [\w.]+\.py)*', line)[0].split(', ')
+    told += [first, *(f'{first.rpartition("/")[0]}/{other}' for other in others)]
   assert [path for path in told if not (ROOT / path).exists()] == []
   library = {str(path.relative_to(ROOT)) for path in (ROOT / 'vit_jax').rglob('*.py')}
   unlisted = {path for path in library if '/configs/' not in path} - set(told)
@@ -402,3 +411,194 @@ def test_results_are_those_that_were_measured(experiment):
     told = [f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}' for cell in cells]
     assert f'| {" | ".join([name, *told])} |' in RESULTS.read_text()
   assert found['provenance']['commit'][:7] in RESULTS.read_text()
+
+
+# docs/quickstart.md
+
+QUICKSTART = ROOT / 'docs/quickstart.md'
+
+
+def lines_of(block):
+  """The words of the `vit` lines of a block, without `vit`."""
+  found = [shlex.split(line, comments=True) for line in block.splitlines()]
+  return [words[1:] for words in found if words[:1] == ['vit']]
+
+
+def tiny_checkpoint(folder):
+  """A checkpoint of a tiny ViT, in the place of a published one that is fetched."""
+  sizes = dict(patch=8, width=16, depth=2, heads=2, mlp_dim=16)
+  model = vit_jax.build('ViT-S/16', num_classes=7, **sizes)
+  looks = bundle.Preprocess('resize', (16, 16))
+  params = drawn(shapes(model, looks.size), 0.1)
+  bundle.write(folder, bundle.Bundle(model, params, tuple('abcdefg'), looks, 'ViT-S/16'))
+  return folder
+
+
+AFTER_TRAINING = report.after_training  # which conftest replaces in tests
+SMALLER = {'duration': 2, 'schedule.warmup': 0}
+ON_DIGITS = {'model.width': 16, 'model.depth': 2, 'model.heads': 2, 'model.mlp_dim': 16}
+
+
+def ran(lines, fields, capsys):
+  """What each command printed; those that fine-tune have those fields, too."""
+  said = {}
+  for words in lines:
+    if words[0] == 'train':
+      smaller = SMALLER | (ON_DIGITS if '--config=digits' in words else fields)
+      words = [*words, *(f'--config.{field}={value}' for field, value in smaller.items())]
+    assert __main__.main(words) == 0, capsys.readouterr().err
+    said[words[0]] = capsys.readouterr().out
+  return said
+
+
+def fine_tuning(folder):
+  """Fields by which a tiny checkpoint takes the place of a published one."""
+  fields = {'pretrained': tiny_checkpoint(folder), 'model.name': 'ViT-S/16'}
+  return fields | {'image_size': 16, 'batch_size': 16}
+
+
+def test_the_lines_of_the_readme_run(photos, there, capsys):
+  (block,) = [block for block in blocks(README, '') if block.startswith('vit train')]
+  fields = fine_tuning(photos / 'tiny_readme')
+  convert.write(photos / 'B_16.npz', vit_jax.load(fields['pretrained']), to='npz')
+  lines = lines_of(block)
+  assert {words[0] for words in lines} >= {'train', 'evaluate', 'inspect', 'report', 'export'}
+  ran(lines, fields, capsys)
+  made = ['sheet.png', 'runs/digits/report.html', 'runs/digits/model.stablehlo', 'vit_b16']
+  assert [name for name in [*made, 'runs/photos/model'] if not (photos / name).exists()] == []
+
+
+def test_the_quickstart_runs_and_leaves_what_it_says(photos, there, capsys, monkeypatch):
+  monkeypatch.setattr(report, 'after_training', AFTER_TRAINING)
+  (photos / 'new').mkdir()
+  for index in (1, 2):
+    Image.fromarray(PHOTO).save(photos / 'new' / f'{index}.jpg')
+  lines = lines_of('\n'.join(blocks(QUICKSTART, '')))
+  assert len(lines) == 7
+  said = ran(lines, fine_tuning(photos / 'tiny'), capsys)
+  assert all(name in said['predict'] for name in ('1.jpg', '2.jpg', 'rose', 'tulip'))
+  made = ['look/attention.html', 'flowers.stablehlo', 'runs/flowers/model/README.md']
+  assert [name for name in made if not (photos / name).is_file()] == []
+  told = [name for row in table('in `runs/flowers`', QUICKSTART) for name in coded(row[0])]
+  assert len(told) == 8
+  assert [name for name in told if not (photos / 'runs/flowers' / name).exists()] == []
+  (block,) = blocks(QUICKSTART, 'python')
+  values = {}
+  exec(block, values)
+  assert set(values['run'].classes) == {'rose', 'tulip'}
+
+
+def test_the_extras_that_are_installed_are_those_of_the_project():
+  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+  told = re.findall(r'\[([a-z]+)\][\'"]', QUICKSTART.read_text() + SCALE_OUT.read_text())
+  assert {'cuda', 'tpu'} <= set(told) <= set(extras)
+
+
+# docs/scale_out.md
+
+SCALE_OUT = ROOT / 'docs/scale_out.md'
+
+
+def manifests():
+  return list(yaml.safe_load_all(blocks(SCALE_OUT, 'yaml')[0]))
+
+
+def trainings():
+  """The words of every training that the page starts, of whatever file."""
+  (job,) = [part for part in manifests() if part['kind'] == 'Job']
+  (container,) = job['spec']['template']['spec']['containers']
+  text = '\n'.join([*blocks(SCALE_OUT, 'sh'), *container['args']]).replace('\\\n', ' ')
+  found = re.findall(r'\bvit train (--[^&\'\n]+)', text)
+  return [shlex.split(words) for words in found]
+
+
+def test_every_training_of_the_page_is_a_config():
+  lines = trainings()
+  assert len(lines) == 6
+  for words in lines:
+    flags = main.parser().parse_args([w for w in words if not w.startswith('--config.')])
+    fields = [w.removeprefix('--config.') for w in words if w.startswith('--config.')]
+    config.load(flags.config, fields)
+    assert flags.workdir and '://' not in flags.workdir
+
+
+def test_the_mesh_of_eight_is_a_plan():
+  (words,) = [words for words in trainings() if '--workdir=runs/mesh' in words]
+  fields = [w.removeprefix('--config.') for w in words if w.startswith('--config.')]
+  ready = plan.make_plan(config.load('digits', fields))
+  assert dict(ready.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+
+
+def test_every_script_of_the_page_is_bash(tmp_path):
+  scripts = [block for block in blocks(SCALE_OUT, 'sh') if block.startswith('#!')]
+  (job,) = [part for part in manifests() if part['kind'] == 'Job']
+  scripts += job['spec']['template']['spec']['containers'][0]['args']
+  assert len(scripts) == 3
+  for script in scripts:
+    ended = subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, '')
+
+
+@pytest.mark.parametrize(
+  'does, signalled, code',
+  [
+    ('mkdir -p RUN/model', False, 0),
+    ('exit 2', False, 2),
+    ('true', False, 1),
+    ('trap "exit 0" TERM; echo ready; while :; do sleep 0.05; done', True, 1),
+    ('trap "mkdir -p RUN/model; exit 0" TERM; echo ready; while :; do sleep 0.05; done', True, 0),
+  ],
+  ids=['finished', 'failed', 'stopped and saved', 'signalled', 'signalled at the end'],
+)
+def test_a_pod_ends_with_zero_only_where_the_run_is_finished(does, signalled, code, tmp_path):
+  (job,) = [part for part in manifests() if part['kind'] == 'Job']
+  (script,) = job['spec']['template']['spec']['containers'][0]['args']
+  run = tmp_path / 'shared/runs/b16'
+  (tmp_path / 'bin').mkdir()
+  vit_ = tmp_path / 'bin/vit'
+  vit_.write_text(f'#!/usr/bin/env bash\n{does.replace("RUN", str(run))}\n')
+  vit_.chmod(0o755)
+  script = script.replace('/shared/runs/b16', str(run)).replace('{1..30}', '{1..1}')
+  env = os.environ | {'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'}
+  process = subprocess.Popen(['bash', '-c', script], env=env, stdout=subprocess.PIPE, text=True)
+  with process:
+    if signalled:
+      assert process.stdout.readline() == 'ready\n'
+      process.terminate()
+    assert process.wait(20) == code
+
+
+def test_the_kubernetes_variables_are_those_that_are_read():
+  (job,) = [part for part in manifests() if part['kind'] == 'Job']
+  spec = job['spec']['template']['spec']
+  names = {variable['name']: variable for variable in spec['containers'][0]['env']}
+  flags = ('coordinator_address', 'num_processes', 'process_id')
+  assert set(names) == {f'JAX_{flag.upper()}' for flag in flags}
+  assert int(names['JAX_NUM_PROCESSES']['value']) == job['spec']['completions']
+  (service,) = [part for part in manifests() if part['kind'] == 'Service']
+  assert spec['subdomain'] == service['metadata']['name']
+  first = f'{job["metadata"]["name"]}-0.{service["metadata"]["name"]}'
+  assert names['JAX_COORDINATOR_ADDRESS']['value'].startswith(f'{first}:')
+
+
+def test_the_messages_told_are_those_of_the_code():
+  code = '\n'.join(path.read_text() for path in (ROOT / 'vit_jax').glob('*.py'))
+  for row in table('what is said', SCALE_OUT):
+    (message,) = coded(row[0])
+    parts = [part.strip() for part in re.split(r'\.\.\.|\bN\b', message)]
+    assert [part for part in parts if part not in code] == [], message
+
+
+# docs/numerics.md
+
+NUMERICS = ROOT / 'docs/numerics.md'
+
+
+def test_the_bounds_told_are_those_of_the_tests():
+  found = [body for titles, body in tables(NUMERICS) if titles[0] == 'what is compared']
+  rows = [(row[-2], row[-1]) for body in found for row in body]
+  assert len(rows) >= 15
+  for bound, place in rows:
+    (path,) = re.findall(r'\]\(\.\./([^)]+)\)', place)
+    source = (ROOT / path).read_text()
+    assert (bound if float(bound) else 'array_equal') in source, (bound, path)
