@@ -1,0 +1,178 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Published checkpoints
+#
+# Load the weights of vision_transformer, big_vision, timm, Hugging Face or torchvision, compare
+# them, and write them in another library's names. `docs/checkpoints.md` lists what there is.
+
+# %%
+# Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
+import glob
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+
+if importlib.util.find_spec('vit_jax') is None:
+  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
+    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
+  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+
+# %% [markdown]
+# ## Which
+#
+# A path, or an address: gs:// and https:// are fetched once. A file is recognised by the names of
+# its arrays. `OTHER` is compared with it.
+
+# %%
+SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # tiny checkpoints, in seconds on a CPU
+
+AUGREG = 'gs://vit_models/augreg'
+CHECKPOINT = (
+  f'{AUGREG}/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+  '--imagenet2012-steps_20k-lr_0.03-res_224.npz'
+)
+OTHER = (
+  f'{AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+  '--imagenet2012-steps_20k-lr_0.03-res_224.npz'
+)
+FORMS = {'npz': 'again.npz', 'bigvision': 'bigvision.npz', 'timm': 'timm', 'bundle': 'bundle'}
+SIZE = 384  # pixels, for a model of another size
+
+if SMALL:
+  CHECKPOINT, OTHER = 'one.npz', 'other.npz'  # made below
+  SIZE = 48
+
+# %% [markdown]
+# The tiny checkpoints of the reduced setting are random parameters in Google's names.
+
+# %%
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_sample_image
+
+import vit_jax
+from vit_jax import bundle, convert, objective
+
+
+def make_tiny(file, *, seed):
+  """Writes a tiny ViT, every parameter drawn at random, as Google's files are."""
+  size = dict(patch=16, width=64, depth=2, heads=1, mlp_dim=128, num_classes=7)
+  model = vit_jax.build('ViT-Ti/16', **size)
+  params = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))['params']
+  draw = np.random.default_rng(seed)
+  params = jax.tree.map(lambda x: x + draw.normal(0, 0.1, x.shape).astype('float32'), params)
+  classes, images = tuple('abcdefg'), bundle.Preprocess('resize', (32, 32))
+  whole = bundle.Bundle(model, params, classes, images, 'ViT-Ti/16')
+  for line in convert.write(file, whole, to='npz'):
+    print(line)
+
+
+if SMALL:
+  for seed, file in enumerate((CHECKPOINT, OTHER)):
+    if not pathlib.Path(file).exists():
+      make_tiny(file, seed=seed)
+
+# %% [markdown]
+# ## Load
+#
+# `load` gives the model, its parameters, its classes and how images are prepared for it.
+
+# %%
+run = vit_jax.load(CHECKPOINT)
+print(run.model)
+print(run.preprocess)
+
+image = load_sample_image('flower.jpg')  # (427, 640, 3) uint8
+run.predict(image, top=3)
+
+# %% [markdown]
+# ## Compare two
+#
+# By what they hold, and by what they say of one image.
+
+# %%
+other = vit_jax.load(OTHER)
+
+
+def parameters(found):
+  """How many numbers a model has."""
+  return sum(array.size for array in jax.tree.leaves(found.params))
+
+
+for found in (run, other):
+  best = found.predict(image, top=1)[0]
+  print(f'{found.name}  {parameters(found):,} parameters  {best["label"]} {best["score"]:.1%}')
+
+
+# %% [markdown]
+# ## Convert
+#
+# `vit convert FROM TO --to FORM` in a shell. Each form is read again, and its logits are compared
+# with the first model's: only names and layouts change, so they are equal.
+
+
+# %%
+def logits(found):
+  """(1, K) of the image."""
+  how = run.preprocess
+  pixels = objective.normalize(run.prepared(image)[None], how.mean, how.std)
+  return np.asarray(found.model.apply({'params': found.params}, pixels)[0], np.float32)
+
+
+from vit_jax.__main__ import main
+
+differences = {}
+for form, path in FORMS.items():
+  for old in filter(os.path.exists, [path]):  # of this cell's last run
+    shutil.rmtree(old) if os.path.isdir(old) else os.remove(old)
+  if code := main(['convert', CHECKPOINT, path, '--to', form]):
+    raise RuntimeError(f'vit convert ended with {code}')
+  differences[form] = float(np.abs(logits(vit_jax.load(path)) - logits(run)).max())
+print(differences)
+
+# %% [markdown]
+# ## Another size, another head
+#
+# Positions are resampled, and a head for another number of classes starts at zero.
+
+# %%
+patch, width, depth = run.model.patch, run.model.width, run.model.depth
+fields = dict(patch=patch, width=width, depth=depth, heads=run.model.heads)
+model = vit_jax.build(run.name, **fields, mlp_dim=run.model.mlp_dim, num_classes=10)
+params = vit_jax.load_params(CHECKPOINT, model, image_size=SIZE)
+larger, out = model.apply({'params': params}, jnp.zeros((1, SIZE, SIZE, 3)))
+print(larger.shape, params['positions'].shape)
+
+# %% [markdown]
+# ## Numbers
+
+# %%
+import json
+
+numbers = {
+  'differences': differences,
+  'between the two': float(np.abs(logits(other) - logits(run)).max()),
+  'new head': float(np.abs(larger).max()),
+  'positions': params['positions'].shape[1],
+}
+print(json.dumps(numbers))

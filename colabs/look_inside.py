@@ -1,0 +1,180 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Look inside a Vision Transformer
+#
+# Filters, positions, how far heads look, and what a model looks at in an image: of a published
+# checkpoint, or of a run of your own. `docs/look_inside.md` defines each picture.
+
+# %%
+# Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
+import glob
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+
+if importlib.util.find_spec('vit_jax') is None:
+  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
+    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
+  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+
+# %% [markdown]
+# ## What to look at
+#
+# `MODEL` is a run's folder, or the path or address of any checkpoint in `docs/checkpoints.md`.
+# `IMAGES` are files; without any, two photos that come with scikit-learn are taken.
+
+# %%
+SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tiny model, in seconds on a CPU
+
+MODEL = (
+  'gs://vit_models/augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+  '--imagenet2012-steps_20k-lr_0.03-res_224.npz'
+)
+IMAGES = []
+OUT = 'look'
+
+if SMALL:
+  MODEL = 'tiny'  # made below
+
+# %% [markdown]
+# The tiny model of the reduced setting has random parameters: its pictures show nothing.
+
+# %%
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image as Picture
+from sklearn.datasets import load_sample_image
+
+import vit_jax
+from vit_jax import bundle
+
+
+def make_tiny(folder):
+  """Writes a tiny model with random parameters."""
+  size = dict(patch=8, width=32, depth=3, heads=4, mlp_dim=64, num_classes=3)
+  model = vit_jax.build('ViT-Ti/16', **size)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))['params']
+  images = bundle.Preprocess('resize_small(48) | central_crop', (48, 48))
+  bundle.write(folder, bundle.Bundle(model, params, ('a', 'b', 'c'), images, 'ViT-Ti/16'))
+
+
+if SMALL and not pathlib.Path(MODEL).exists():
+  make_tiny(MODEL)
+if not IMAGES:
+  IMAGES = ['china.png', 'flower.png']
+  for name in IMAGES:
+    Picture.fromarray(load_sample_image(name.replace('png', 'jpg'))).save(name)
+
+run = vit_jax.load(MODEL)
+print(run.name, run.preprocess.size, len(run.classes), 'classes')
+
+# %% [markdown]
+# ## All pictures by one command
+
+# %%
+from IPython.display import HTML, Image, display
+
+from vit_jax.__main__ import main
+
+
+def vit(*words):
+  """Runs a command of vit; stops the notebook where it fails."""
+  if code := main(words):
+    raise RuntimeError(f'vit {words[0]} ended with {code}')
+
+
+ONLY = ['filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence']
+vit('inspect', MODEL, *IMAGES, '--out', OUT, '--only', *ONLY)  # and 'occlusion', which takes longer
+
+# %% [markdown]
+# ## Filters and positions
+#
+# What the patch embedding looks for, and how alike the embeddings of positions are (arXiv
+# 2010.11929, figure 7, left and middle).
+
+# %%
+for name in ('filters', 'positions'):
+  display(Image(f'{OUT}/{name}.png'))
+
+# %% [markdown]
+# ## How far heads look
+#
+# In pixels, by depth (figure 7, right). Heads of the first layers that look far, or near, are what
+# sets a transformer apart from a convolution.
+
+# %%
+display(Image(f'{OUT}/distances.png'))
+
+# %% [markdown]
+# ## What the model looks at
+#
+# Each head of each layer, and attention followed through all layers (arXiv 2005.00928).
+
+# %%
+for file in sorted(pathlib.Path(OUT).glob('*/attention.png')):
+  display(Image(str(file)), Image(str(file.with_name('rollout.png'))))
+
+# %% [markdown]
+# `attention.html` has every weight: choose an image, layer and head, and point at a patch.
+
+# %%
+from html import escape
+
+text = pathlib.Path(OUT, 'attention.html').read_text()
+frame = f'<iframe srcdoc="{escape(text)}" width="100%" height="700"></iframe>'
+display(HTML(f'<div>{frame}</div>'))
+
+# %% [markdown]
+# ## The arrays
+#
+# Every picture comes from arrays, and Python has them directly.
+
+# %%
+import matplotlib.pyplot as plt
+
+found = run.attention(IMAGES[0])
+rollout = found.rollout(fusion='max', discard=0.9)  # (L, T, T)
+print('weights', found.weights.shape, 'rollout', rollout.shape)
+
+plt.imshow(found.rollout_maps(fusion='max', discard=0.9)[-1], cmap='inferno')
+plt.title('rollout, highest head, nine tenths of the weights discarded')
+plt.show()
+
+# %% [markdown]
+# ## Numbers
+#
+# Rows of attention and of rollout are shares, so they sum to 1; no head looks further than the
+# image's diagonal.
+
+# %%
+import json
+
+distances = found.distances()  # (L, A) in pixels
+numbers = {
+  'attention sums off by': float(np.abs(found.weights.sum(-1) - 1).max()),
+  'rollout sums off by': float(np.abs(rollout.sum(-1) - 1).max()),
+  'nearest head': float(distances.min()),
+  'furthest head': float(distances.max()),
+  'diagonal': float(np.hypot(*run.preprocess.size)),
+  'pictures': len(list(pathlib.Path(OUT).rglob('*.png'))),
+}
+print(json.dumps(numbers))

@@ -1,0 +1,146 @@
+"""The notebooks are their scripts, hold no outputs, and at the reduced setting run to the end."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import config, published
+
+jupytext = pytest.importorskip('jupytext')
+pytest.importorskip('nbclient')
+pytest.importorskip('ipykernel')
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = ('checkpoints', 'finetune', 'look_inside', 'pretrain_small')
+SECONDS = 180  # that a notebook may take on a CPU
+
+
+def read(name, kind):
+  """A notebook, from its script or from itself."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # what nbformat deprecates is not ours
+    return jupytext.read(ROOT / 'colabs' / f'{name}.{kind}')
+
+
+def cells(notebook):
+  return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+@pytest.fixture
+def numbers(tmp_path, monkeypatch):
+  """A function that runs a notebook in a folder of its own and gives the last cell's numbers."""
+  monkeypatch.setenv('VIT_JAX_SMALL', '1')
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))  # where an index of each data set is kept
+  monkeypatch.setenv('XLA_FLAGS', '')  # one device, as most people have
+
+  def run(name):
+    shutil.copy(ROOT / 'colabs' / f'{name}.ipynb', tmp_path)
+    command = [sys.executable, '-c', 'from nbclient.cli import main; main()', f'{name}.ipynb']
+    command += [f'--output={name}_done', '--kernel_name=python3']
+    how = dict(cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = json.loads((tmp_path / f'{name}_done.ipynb').read_text())['cells'][-1]
+    printed = ''.join(line for output in last['outputs'] for line in output.get('text', []))
+    return json.loads(printed.splitlines()[-1])
+
+  return run
+
+
+def test_every_notebook_has_its_script():
+  found = {file.name for file in (ROOT / 'colabs').iterdir() if file.suffix in ('.py', '.ipynb')}
+  assert found == {f'{name}.{kind}' for name in NAMES for kind in ('py', 'ipynb')}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_notebook_equals_its_script(name):
+  assert cells(read(name, 'ipynb')) == cells(read(name, 'py'))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_notebook_holds_no_outputs(name):
+  code = [cell for cell in read(name, 'ipynb').cells if cell.cell_type == 'code']
+  assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+def test_all_notebooks_install_in_the_same_way():
+  first = [next(c.source for c in read(n, 'py').cells if c.cell_type == 'code') for n in NAMES]
+  assert len(set(first)) == 1 and "find_spec('vit_jax') is None" in first[0]
+
+
+def settings(name):
+  """The values of a notebook's parameter cell at the full setting."""
+  (cell,) = [c.source for c in read(name, 'py').cells if 'SMALL = ' in c.source]
+  values = {'os': os}
+  exec(cell, values)
+  return values
+
+
+@pytest.mark.parametrize('data', ['cifar10', 'food101', 'folder:photos'])
+def test_the_full_setting_of_finetune_is_a_recipe(tmp_path, monkeypatch, data):
+  monkeypatch.delenv('VIT_JAX_SMALL', raising=False)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(tmp_path)
+  for number in range(40):
+    file = pathlib.Path('photos', 'train', 'ab'[number % 2], f'{number}.png')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(file)
+  asked = settings('finetune')
+  fields = [field.removeprefix('--config.') for field in asked['FIELDS']]
+  recipe = config.load(f'{asked["START"]},{data}', fields)
+  assert (recipe.duration, recipe.image_size) == ('10 epochs', (224, 224))
+  assert recipe.pretrained == published.RECOMMENDED['S_16'].file
+
+
+@pytest.mark.parametrize(
+  'name, value, model',
+  [
+    ('look_inside', 'MODEL', 'Ti_16'),
+    ('checkpoints', 'CHECKPOINT', 'Ti_16'),
+    ('checkpoints', 'OTHER', 'S_16'),
+  ],
+)
+def test_the_full_setting_names_a_fine_tuned_form_of_a_recommended_file(
+  monkeypatch, name, value, model
+):
+  monkeypatch.delenv('VIT_JAX_SMALL', raising=False)
+  whole = f'{published.AUGREG}/{published.RECOMMENDED[model].file}--imagenet2012-'
+  assert settings(name)[value].startswith(whole)
+
+
+def test_finetune_learns_to_tell_photos(numbers):
+  found = numbers('finetune')
+  assert found['accuracy'] > 0.8  # a third by chance
+  assert found['classes seen'] == 3
+  assert found['rows of attention sum to'] == pytest.approx(1, abs=1e-5)
+
+
+def test_look_inside_draws_what_attention_is(numbers):
+  found = numbers('look_inside')
+  assert found['attention sums off by'] < 1e-5 and found['rollout sums off by'] < 1e-5
+  assert 0 < found['nearest head'] <= found['furthest head'] < found['diagonal']
+  assert found['pictures'] == 4 + 2 * 3  # of the model; of each image
+
+
+def test_checkpoints_keep_their_logits_in_other_names(numbers):
+  found = numbers('checkpoints')
+  assert set(found['differences']) == {'npz', 'bigvision', 'timm', 'bundle'}
+  assert not any(found['differences'].values())  # only names and layouts change
+  assert found['between the two'] > 0.01  # so logits do tell models apart
+  assert found['new head'] == 0 and found['positions'] == 1 + (48 // 16) ** 2
+
+
+def test_pretrain_small_learns_digits(numbers):
+  found = numbers('pretrain_small')
+  assert found['last loss'] < found['first loss']
+  assert found['test accuracy'] > 0.8  # a tenth by chance
+  assert found['predictions'] == 8
