@@ -464,12 +464,13 @@ SHORT = {'schedule.warmup': 0, 'freeze.layers': 1, 'optimizer.layer_decay': 0.5}
 def test_a_fine_tuned_run_resumes_to_the_same_bits_without_its_checkpoint(
   fine_tuned, whole, tmp_path, monkeypatch, capsys
 ):
-  shutil.copytree(whole / 'model', tmp_path / 'start')
-  fields = tuned(tmp_path / 'start') | SHORT
+  start = tmp_path / 'start/model'  # the card tells a path's last name
+  shutil.copytree(whole / 'model', start)
+  fields = tuned(start) | SHORT
   with stopped_at(1, monkeypatch):
     assert vit_train(tmp_path / 'run', fields) == 0
   assert capsys.readouterr().out.count('loaded') == 1
-  shutil.rmtree(tmp_path / 'start')
+  shutil.rmtree(start)
   assert vit_train(tmp_path / 'run', fields) == 0
   said = capsys.readouterr().out
   assert 'goes on from step 1' in said and 'loaded' not in said
