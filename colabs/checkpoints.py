@@ -39,7 +39,7 @@ if importlib.util.find_spec('vit_jax') is None:
 # A path, or an address: gs:// and https:// are fetched once. A file is recognised by the names of
 # its arrays. `OTHER` is compared with it.
 
-# %%
+# %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # tiny checkpoints, in seconds on a CPU
 
 AUGREG = 'gs://vit_models/augreg'
@@ -51,9 +51,16 @@ OTHER = (
   f'{AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
   '--imagenet2012-steps_20k-lr_0.03-res_224.npz'
 )
-FORMS = {'npz': 'again.npz', 'bigvision': 'bigvision.npz', 'timm': 'timm', 'bundle': 'bundle'}
+FORMS = {
+  'npz': 'again.npz',
+  'bigvision': 'bigvision.npz',
+  'timm': 'timm',
+  'hf': 'hf',
+  'bundle': 'bundle',
+}
 SIZE = 384  # pixels, for a model of another size
 
+# %%
 if SMALL:
   CHECKPOINT, OTHER = 'one.npz', 'other.npz'  # made below
   SIZE = 48

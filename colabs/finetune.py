@@ -40,7 +40,7 @@ if importlib.util.find_spec('vit_jax') is None:
 # `docs/data.md`. Without a folder `photos` here, one is made up, to see how it goes.
 # `START` is a published model, or the path or address of any checkpoint in `docs/checkpoints.md`.
 
-# %%
+# %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tiny model, in seconds on a CPU
 
 DATA = 'folder:photos'  # or 'folder:/content/drive/MyDrive/photos', 'food101', 'cifar10'
@@ -52,6 +52,7 @@ FIELDS = [  # of configs/default.py: shorter, and smaller images, than what was 
   '--config.data.augment=resize(256) | random_crop | flip',
 ]
 
+# %%
 if SMALL:
   START = 'finetune:start'  # made below
   FIELDS = [

@@ -39,7 +39,7 @@ if importlib.util.find_spec('vit_jax') is None:
 # `MODEL` is a run's folder, or the path or address of any checkpoint in `docs/checkpoints.md`.
 # `IMAGES` are files; without any, two photos that come with scikit-learn are taken.
 
-# %%
+# %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tiny model, in seconds on a CPU
 
 MODEL = (
@@ -49,6 +49,7 @@ MODEL = (
 IMAGES = []
 OUT = 'look'
 
+# %%
 if SMALL:
   MODEL = 'tiny'  # made below
 

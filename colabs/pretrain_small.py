@@ -38,13 +38,14 @@ if importlib.util.find_spec('vit_jax') is None:
 #
 # `digits` is a file in `configs/`; any field of `configs/default.py` can be replaced here.
 
-# %%
+# %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tenth of the epochs
 
 RECIPE = 'digits'
 RUN = 'runs/small'
 FIELDS = []  # such as '--config.model.depth=6', '--config.seed=1'
 
+# %%
 if SMALL:
   FIELDS = [
     '--config.duration=8 epochs',

@@ -464,7 +464,7 @@ SHORT = {'schedule.warmup': 0, 'freeze.layers': 1, 'optimizer.layer_decay': 0.5}
 def test_a_fine_tuned_run_resumes_to_the_same_bits_without_its_checkpoint(
   fine_tuned, whole, tmp_path, monkeypatch, capsys
 ):
-  start = tmp_path / 'start/model'  # the card tells a path's last name
+  start = tmp_path / 'start/run'  # the card tells a path's last name: the same as the other's
   shutil.copytree(whole / 'model', start)
   fields = tuned(start) | SHORT
   with stopped_at(1, monkeypatch):

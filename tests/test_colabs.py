@@ -31,7 +31,7 @@ def read(name, kind):
 
 
 def cells(notebook):
-  return [(cell.cell_type, cell.source) for cell in notebook.cells]
+  return [(cell.cell_type, cell.source, cell.metadata.get('tags')) for cell in notebook.cells]
 
 
 @pytest.fixture
@@ -78,10 +78,11 @@ def test_all_notebooks_install_in_the_same_way():
 
 
 def settings(name):
-  """The values of a notebook's parameter cell at the full setting."""
-  (cell,) = [c.source for c in read(name, 'py').cells if 'SMALL = ' in c.source]
+  """The values of a notebook's parameter cell, which has the tag of papermill, at full setting."""
+  (cell,) = [c for c in read(name, 'py').cells if 'parameters' in c.metadata.get('tags', [])]
   values = {'os': os}
-  exec(cell, values)
+  exec(cell.source, values)
+  assert values['SMALL'] is False
   return values
 
 
@@ -133,7 +134,7 @@ def test_look_inside_draws_what_attention_is(numbers):
 
 def test_checkpoints_keep_their_logits_in_other_names(numbers):
   found = numbers('checkpoints')
-  assert set(found['differences']) == {'npz', 'bigvision', 'timm', 'bundle'}
+  assert set(found['differences']) == {'npz', 'bigvision', 'timm', 'hf', 'bundle'}
   assert not any(found['differences'].values())  # only names and layouts change
   assert found['between the two'] > 0.01  # so logits do tell models apart
   assert found['new head'] == 0 and found['positions'] == 1 + (48 // 16) ** 2

@@ -19,11 +19,15 @@ from PIL import Image
 import vit_jax
 from tests.conftest import drawn, shapes
 from tests.interop import ours
+from tests.test_processes import free_port
+from tests.test_run import cache, ended, environment, started
 from vit_jax import __main__, bundle, config, conversion, convert, main, plan, report
 from vit_jax.convert import engine, files, resample
 from vit_jax.data import augment, decoding, pipeline, presets, sources, transforms
 from vit_jax.data import table as table_of_data
 from vit_jax.models import vit
+
+__all__ = ['cache']
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, CHECKPOINTS = ROOT / 'README.md', ROOT / 'docs' / 'checkpoints.md'
@@ -418,10 +422,10 @@ def test_results_are_those_that_were_measured(experiment):
 QUICKSTART = ROOT / 'docs/quickstart.md'
 
 
-def lines_of(block):
-  """The words of the `vit` lines of a block, without `vit`."""
-  found = [shlex.split(line, comments=True) for line in block.splitlines()]
-  return [words[1:] for words in found if words[:1] == ['vit']]
+def lines_of(text):
+  """The words of the `vit` lines of a text, without `vit`."""
+  lines = text.replace('\\\n', ' ').splitlines()
+  return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith('vit ')]
 
 
 def tiny_checkpoint(folder):
@@ -436,7 +440,8 @@ def tiny_checkpoint(folder):
 
 AFTER_TRAINING = report.after_training  # which conftest replaces in tests
 SMALLER = {'duration': 2, 'schedule.warmup': 0}
-ON_DIGITS = {'model.width': 16, 'model.depth': 2, 'model.heads': 2, 'model.mlp_dim': 16}
+TINY = {'model.width': 16, 'model.depth': 2, 'model.heads': 2, 'model.mlp_dim': 16}
+FROM_NOTHING = {'digits': TINY, 'default': TINY | {'image_size': 16}}  # by the config's name
 
 
 def ran(lines, fields, capsys):
@@ -444,7 +449,8 @@ def ran(lines, fields, capsys):
   said = {}
   for words in lines:
     if words[0] == 'train':
-      smaller = SMALLER | (ON_DIGITS if '--config=digits' in words else fields)
+      (name,) = [w.removeprefix('--config=') for w in words if w.startswith('--config=')]
+      smaller = SMALLER | FROM_NOTHING.get(name, fields)
       words = [*words, *(f'--config.{field}={value}' for field, value in smaller.items())]
     assert __main__.main(words) == 0, capsys.readouterr().err
     said[words[0]] = capsys.readouterr().out
@@ -457,15 +463,37 @@ def fine_tuning(folder):
   return fields | {'image_size': 16, 'batch_size': 16}
 
 
-def test_the_lines_of_the_readme_run(photos, there, capsys):
-  (block,) = [block for block in blocks(README, '') if block.startswith('vit train')]
-  fields = fine_tuning(photos / 'tiny_readme')
-  convert.write(photos / 'B_16.npz', vit_jax.load(fields['pretrained']), to='npz')
-  lines = lines_of(block)
-  assert {words[0] for words in lines} >= {'train', 'evaluate', 'inspect', 'report', 'export'}
-  ran(lines, fields, capsys)
-  made = ['sheet.png', 'runs/digits/report.html', 'runs/digits/model.stablehlo', 'vit_b16']
-  assert [name for name in [*made, 'runs/photos/model'] if not (photos / name).exists()] == []
+@pytest.fixture
+def beside(photos, tmp_path, monkeypatch):
+  """An empty folder but for what the lines of a page name; fields that fine-tune from there."""
+  fields = fine_tuning(tmp_path / 'tiny')
+  convert.write(tmp_path / 'B_16.npz', vit_jax.load(fields['pretrained']), to='npz')
+  bundle.write(tmp_path / 'runs/flowers/model', vit_jax.load(fields['pretrained']))
+  for name in ('photos', 'new_photos'):
+    (tmp_path / name).symlink_to(photos / 'photos')
+  (tmp_path / 'images').symlink_to(photos / 'photos' / 'rose')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(photos / 'cache'))
+  return fields
+
+
+MADE = {
+  'README.md': ('sheet.png', 'runs/digits/report.html', 'runs/digits/model.stablehlo', 'vit_b16'),
+  'docs/checkpoints.md': ('vit_b16/model.safetensors',),
+  'docs/data.md': ('sheet.png', 'runs/photos/model'),
+  'docs/export.md': ('runs/flowers/model.stablehlo', 'runs/flowers/model-hf', 'vit_b16'),
+}
+
+
+@pytest.mark.parametrize('page', MADE)
+def test_the_lines_of_a_page_run_and_leave_their_files(page, beside, capsys):
+  found = [lines_of(block) for block in blocks(ROOT / page, '')]
+  lines = [words for block in found for words in block]
+  lines = [words for words in lines if 'onnx' not in words]  # tests/interop/test_onnx.py has that
+  if page == 'README.md':  # images that another line saves
+    pathlib.Path('images').unlink()
+  assert lines and ran(lines, beside, capsys)
+  assert [name for name in MADE[page] if not pathlib.Path(name).exists()] == []
 
 
 def test_the_quickstart_runs_and_leaves_what_it_says(photos, there, capsys, monkeypatch):
@@ -522,11 +550,24 @@ def test_every_training_of_the_page_is_a_config():
     assert flags.workdir and '://' not in flags.workdir
 
 
-def test_the_mesh_of_eight_is_a_plan():
+def test_the_mesh_of_eight_trains(beside, capsys):
   (words,) = [words for words in trainings() if '--workdir=runs/mesh' in words]
-  fields = [w.removeprefix('--config.') for w in words if w.startswith('--config.')]
-  ready = plan.make_plan(config.load('digits', fields))
-  assert dict(ready.mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert 'data 2 x fsdp 2 x tensor 2' in ran([['train', *words]], {}, capsys)['train']
+
+
+def test_the_lines_of_two_processes_train_one_model(beside, cache):
+  lines = [words for words in trainings() if '--workdir=runs/two' in words]
+  address = f'--coordinator_address=127.0.0.1:{free_port()}'
+  smaller = [f'--config.{name}={value}' for name, value in (SMALLER | TINY).items()]
+  smaller.append('--config.system.report=False')
+  processes = []
+  for words in lines:
+    kept = [word for word in words if not word.startswith('--coordinator')]
+    command = ['-m', 'vit_jax.main', *kept, address, *smaller]
+    processes.append(started(command, environment(cache, devices=1), cwd=pathlib.Path.cwd()))
+  for code, _, err in map(ended, processes):
+    assert code == 0, err
+  assert vit_jax.load('runs/two').classes == tuple('0123456789')
 
 
 def test_every_script_of_the_page_is_bash(tmp_path):

@@ -150,12 +150,11 @@ def started(words, env, **options):
   return subprocess.Popen(
     [sys.executable, *map(str, words)],
     env=env,
-    cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
-    **options,
+    **{'cwd': ROOT} | options,
   )
 
 

@@ -1,6 +1,9 @@
 """An ONNX file is `apply`, by onnxruntime, to 1e-5; and its check and its limits are real."""
 
 import json
+import pathlib
+import re
+import shlex
 
 import numpy as np
 import onnxruntime
@@ -9,6 +12,7 @@ import pytest
 import vit_jax
 from tests import test_export as laws
 from tests.conftest import drawn, shapes
+from vit_jax import __main__ as vit
 from vit_jax import bundle, export
 
 MADE = ('vit', 'sigmoid', 'map', 'patches', 'mixer')
@@ -31,10 +35,20 @@ def test_onnx_gives_the_scores_of_apply_for_every_batch_size(family, tmp_path):
 
 def test_the_check_of_onnx_tells_the_difference_in_one_line(tmp_path):
   (line,) = export.write(tmp_path / 'model.onnx', laws.made())
-  assert line.startswith('onnx: differs by ') and '-07 from apply, in batches of 1 and 3' in line
+  found = re.fullmatch(r'onnx: differs by (\S+) from apply, in batches of 1 and 3 on a CPU', line)
+  assert float(found[1]) <= 1e-5
   told = json.loads((tmp_path / 'model.onnx.json').read_text())
   assert (told['kind'], told['classes']) == ('onnx', list(laws.CLASSES))
   assert told['sha256'] == export.digest(tmp_path / 'model.onnx')
+
+
+def test_the_line_of_the_page_writes_an_onnx_file(tmp_path, monkeypatch):
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'export.md'
+  (line,) = [line for line in page.read_text().splitlines() if '--to onnx --out' in line]
+  bundle.write(tmp_path / 'runs/flowers/model', laws.made())
+  monkeypatch.chdir(tmp_path)
+  assert vit.main(shlex.split(line)[1:]) == 0
+  assert (tmp_path / 'flowers.onnx').is_file()
 
 
 def test_an_onnx_file_beyond_1e_5_is_not_written(tmp_path, monkeypatch):
