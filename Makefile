@@ -38,8 +38,8 @@ demo: $(VENV)/installed
 	$(PY) -m vit_jax data save digits $(RUN)/test_images --split test --count 8
 	$(PY) -m vit_jax predict $(RUN) $(RUN)/test_images
 	@echo "Each folder is named for the digit that its images show."
-	@echo "Look at: $(RUN)/model  the trained model;  $(RUN)/metrics.jsonl  its curves;"
-	@echo "         $(RUN)/test_images  the images;  $(PY) -m vit_jax evaluate $(RUN)"
+	@echo "Look at: $(RUN)/report.html  curves, mistakes, measures;  $(RUN)/model  the trained model;"
+	@echo "         $(RUN)/test_images  the images;  $(PY) -m vit_jax inspect $(RUN) --out $(RUN)/look"
 
 test: $(VENV)/installed
 	$(PY) -m pytest -n 2 $(TESTS)

@@ -119,20 +119,23 @@ for name in ('filters', 'positions'):
 # %% [markdown]
 # ## How far heads look
 #
-# In pixels, by depth (figure 7, right). Heads of the first layers that look far, or near, are what
-# sets a transformer apart from a convolution.
+# In pixels, by depth (figure 7, right). A convolution's reach is fixed; heads of the first layers
+# may look both near and far. And how alike the layers are (linear CKA).
 
 # %%
-display(Image(f'{OUT}/distances.png'))
+display(Image(f'{OUT}/distances.png'), Image(f'{OUT}/layers.png'))
 
 # %% [markdown]
 # ## What the model looks at
 #
-# Each head of each layer, and attention followed through all layers (arXiv 2005.00928).
+# Each head of each layer; attention followed through all layers (arXiv 2005.00928); and the logit
+# of the likeliest class, patch by patch.
 
 # %%
 for file in sorted(pathlib.Path(OUT).glob('*/attention.png')):
-  display(Image(str(file)), Image(str(file.with_name('rollout.png'))))
+  display(
+    *(Image(str(file.with_name(f'{name}.png'))) for name in ('attention', 'rollout', 'evidence'))
+  )
 
 # %% [markdown]
 # `attention.html` has every weight: choose an image, layer and head, and point at a patch.

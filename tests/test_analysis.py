@@ -7,6 +7,8 @@ import json
 import math
 import pathlib
 import shlex
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,10 @@ from PIL import Image
 import vit_jax
 from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_docs import blocks, coded, table
+from tests.test_run import ended, environment, started
 from vit_jax import __main__ as vit
-from vit_jax import analysis, bundle, inspection, models, pictures, predict
+from vit_jax import analysis, bundle, inspection, metrics, models, pictures, predict
+from vit_jax.data import sources
 
 NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
 
@@ -124,7 +128,7 @@ def test_memory_holds_the_weights_of_one_layer_and_not_of_all():
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
   half = (0.5, 0.5, 0.5)
   whole = analysis.passed.lower(params, image, model=model, mean=half, std=half).compile()
-  layer = analysis.block.lower(
+  layer = analysis.weights_of.lower(
     params, jax.ShapeDtypeStruct((tokens, 16), jnp.float32), 0, model=model, grid=(16, 16)
   ).compile()
   for program in (whole, layer):
@@ -188,6 +192,7 @@ def test_attention_of_a_file_is_that_of_its_pixels(tmp_path):
   Image.fromarray(picture()).save(tmp_path / 'rose.png')
   found, listed = run.attention(tmp_path / 'rose.png'), run.attention([picture(), picture(1)])
   np.testing.assert_array_equal(found.weights, listed[0].weights)
+  assert repr(found) == 'Attention(2 layers, 2 heads, 7 tokens, 2x3 patches)'
   assert len(listed) == 2 and not np.array_equal(listed[0].weights, listed[1].weights)
 
 
@@ -235,20 +240,21 @@ def test_rollout_of_attention_to_oneself_stays_where_it_is():
 
 
 @pytest.mark.parametrize(
-  'fusion, discard, row',
+  'fusion, discard, rows',
   [
-    ('mean', 0.0, [0.5, 0.3, 0.2]),
-    ('max', 0.0, [0.6, 0.4, 0.3]),
-    ('min', 0.0, [0.4, 0.2, 0.1]),
-    ('mean', 0.4, [0.5, 0.3, 0.0]),  # a third of the three
-    ('mean', 0.7, [0.5, 0.0, 0.0]),
+    ('mean', 0.0, [[0.6, 0.4], [0.3, 0.7]]),
+    ('max', 0.0, [[0.8, 0.6], [0.4, 0.8]]),
+    ('min', 0.0, [[0.4, 0.2], [0.2, 0.6]]),
+    ('mean', 0.3, [[0.6, 0.4], [0.0, 0.7]]),  # one of the four, whichever row it is in
+    ('mean', 0.5, [[0.6, 0.0], [0.0, 0.7]]),
+    ('mean', 0.9, [[0.0, 0.0], [0.0, 0.7]]),  # a row may lose all: the identity stays
   ],
 )
-def test_heads_are_joined_and_the_smallest_weights_left_out(fusion, discard, row):
-  weights = np.stack([[[0.6, 0.2, 0.3]] * 3, [[0.4, 0.4, 0.1]] * 3]).astype(np.float32)
-  expected = np.add(row, [1, 0, 0])
-  found = analysis.rolled(weights, jnp.eye(3), fusion=fusion, discard=discard)
-  close(found[0], expected / expected.sum(), atol=1e-6)
+def test_heads_are_joined_and_the_smallest_weights_left_out(fusion, discard, rows):
+  weights = np.float32([[[0.8, 0.2], [0.4, 0.6]], [[0.4, 0.6], [0.2, 0.8]]])
+  expected = np.add(rows, np.eye(2))
+  found = analysis.rollout_step(weights, jnp.eye(2), fusion=fusion, discard=discard)
+  close(found, expected / expected.sum(1, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize('how', [dict(fusion='median'), dict(discard=1.0), dict(discard=-0.1)])
@@ -265,7 +271,7 @@ def test_a_rollout_that_there_is_not_is_refused(how):
 @pytest.mark.parametrize('count', [2, 7, 30])
 def test_uniform_attention_in_a_row_of_patches_has_its_closed_form(count):
   uniform = np.full((1, count, count), 1 / count, np.float32)
-  far = analysis.mean_distance(uniform, analysis.patch_distances((1, count), (16, 16)))
+  far = analysis.mean_attention_distance(uniform, analysis.patch_distances((1, count), (16, 16)))
   assert far[0] == pytest.approx(16 * (count**2 - 1) / (3 * count), rel=1e-5)
 
 
@@ -279,25 +285,27 @@ def test_uniform_attention_on_a_grid_has_the_mean_over_all_offsets():
   tokens = rows * columns + 2
   uniform = np.full((4, tokens, tokens), 1 / tokens, np.float32)  # two are no patches
   apart = analysis.patch_distances((rows, columns), (high, wide))
-  close(analysis.mean_distance(uniform, apart), np.full(4, expected), atol=1e-4)
+  close(analysis.mean_attention_distance(uniform, apart), np.full(4, expected), atol=1e-4)
 
 
 def test_attention_to_oneself_goes_no_way_and_to_the_neighbour_one_patch():
   apart = analysis.patch_distances((1, 4), (16, 16))
   there = np.eye(4, dtype=np.float32)[None]
-  assert analysis.mean_distance(there, apart)[0] == 0
-  close(analysis.mean_distance(there[:, [1, 0, 3, 2]], apart), [16], atol=0)
+  assert analysis.mean_attention_distance(there, apart)[0] == 0
+  close(analysis.mean_attention_distance(there[:, [1, 0, 3, 2]], apart), [16], atol=0)
 
 
 def test_what_goes_to_other_tokens_has_no_distance():
   weights = random_weights(1, 2, 7)[0]
   apart = analysis.patch_distances((2, 3), (4, 4))
   half = np.concatenate([np.ones((2, 7, 1)), weights[..., 1:]], -1).astype(np.float32) / 2
-  close(analysis.mean_distance(half, apart), analysis.mean_distance(weights, apart))
+  close(
+    analysis.mean_attention_distance(half, apart), analysis.mean_attention_distance(weights, apart)
+  )
   weights[:, 3] = np.eye(7)[0]  # a patch that attends to no patch
   others = np.delete(weights[:, 1:], 2, 1)[..., 1:]
   expected = (others * np.delete(apart, 2, 0)).sum(-1) / others.sum(-1)
-  close(analysis.mean_distance(weights, apart), expected.mean(-1))
+  close(analysis.mean_attention_distance(weights, apart), expected.mean(-1))
 
 
 def test_a_hybrids_patch_has_its_stems_stride_in_it():
@@ -432,9 +440,9 @@ def test_layers_are_compared_on_the_patches_of_all_images(run, layers):
 def test_a_sample_of_patches_is_the_same_each_time_and_no_patch_twice(monkeypatch):
   monkeypatch.setattr(analysis, 'EXAMPLES', 20)
   for image in range(2):
-    chosen = analysis.chosen_patches((4, 5), images=2, image=image)
+    chosen = analysis.sample_patches((4, 5), images=2, image=image)
     assert len(set(chosen.tolist())) == 10 and chosen.max() < 20
-    np.testing.assert_array_equal(chosen, analysis.chosen_patches((4, 5), images=2, image=image))
+    np.testing.assert_array_equal(chosen, analysis.sample_patches((4, 5), images=2, image=image))
 
 
 # Evidence
@@ -648,10 +656,10 @@ def test_a_model_without_something_shows_the_rest(fields, said, tmp_path, photos
   run = vit_of(**fields)
   if not run.model.num_classes:
     run = dataclasses.replace(run, classes=())
-  only = ('--only', 'filters', 'positions', 'rollout', 'evidence', 'occlusion')
-  assert inspect(saved(run, tmp_path), photos, '--out', tmp_path / 'out', *only) == 0
+  assert inspect(saved(run, tmp_path), photos, '--out', tmp_path / 'out') == 0
   assert f'left out {said}' in capsys.readouterr().out
-  assert {'filters.png', '00_rose_0/rollout.png'} < files_in(tmp_path / 'out')
+  shown = {'filters.png', '00_rose_0/rollout.png', 'attention.html'}
+  assert shown < files_in(tmp_path / 'out')
 
 
 def test_without_images_the_weights_are_drawn(tmp_path, capsys):
@@ -667,6 +675,51 @@ def test_images_of_a_data_set_lie_evenly_in_it(tmp_path):
   assert inspect(saved(vit_of(), tmp_path), '--out', out, *words) == 0
   index = json.loads((out / 'inspect.json').read_text())
   assert [image['file'] for image in index['images']] == ['image 0', 'image 179', 'image 358']
+  records = sources.open_source('digits', 'test')
+  labels = [str(records[place]['label']) for place in (0, 179, 358)]
+  assert [image['label'] for image in index['images']] == labels
+
+
+def test_pictures_of_images_of_an_earlier_command_are_removed_and_nothing_else(tmp_path, photos):
+  out, model = tmp_path / 'out', saved(vit_of(), tmp_path)
+  only = ('--out', out, '--only', 'rollout')
+  assert inspect(model, photos, *only) == 0
+  (out / '01_rose_1/notes.txt').write_text('mine')
+  Image.fromarray(picture(2)).save(tmp_path / 'tulip.png')
+  assert inspect(model, tmp_path / 'tulip.png', *only) == 0
+  assert files_in(out) == {
+    'inspect.json', '00_tulip/rollout.png', '00_tulip/rollout.npz', '01_rose_1/notes.txt'
+  }  # fmt: skip
+  assert inspect(model, '--out', out, '--only', 'filters') == 0
+  assert '00_tulip/rollout.png' in files_in(out)  # as no image was drawn
+
+
+def test_a_folder_in_the_way_is_named_before_anything_is_replaced(tmp_path, capsys):
+  out = tmp_path / 'out'
+  (out / 'positions.png').mkdir(parents=True)
+  assert inspect(saved(vit_of(), tmp_path), '--out', out) == 2
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1 and f'{out / "positions.png"} cannot be written' in told
+  assert files_in(out) == set() and [path.name for path in out.iterdir()] == ['positions.png']
+
+
+def test_a_run_whose_data_is_gone_shows_its_weights(tmp_path, capsys):
+  model = saved(vit_of(), tmp_path)
+  (tmp_path / 'config.json').write_text('{"data": {"source": "folder:gone", "test": "test"}}')
+  assert inspect(tmp_path, '--out', tmp_path / 'out', '--only', 'filters', 'rollout') == 3
+  told = capsys.readouterr().err
+  assert told.count('\n') == 1 and 'gone' in told and model
+  assert 'filters.png' in files_in(tmp_path / 'out')
+
+
+@pytest.mark.parametrize('spoilt, said', [(np.nan, 'parameters that are not'), (1e30, 'finite')])
+def test_a_model_that_is_not_finite_is_refused(spoilt, said, tmp_path, photos, capsys):
+  run = vit_of()
+  params = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(spoilt), run.params)
+  model = saved(dataclasses.replace(run, params=params), tmp_path)
+  assert inspect(model, photos, '--out', tmp_path / 'out', '--only', 'evidence') == 2
+  told = capsys.readouterr().err
+  assert told.splitlines()[-1].startswith('vit inspect: ') and said in told
 
 
 def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photos, monkeypatch):
@@ -674,7 +727,8 @@ def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photo
   monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes)
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 0
   index = json.loads((out / 'inspect.json').read_text())
-  assert index['pictures']['page'] == 'every weight of 1 of 2 images'
+  size = metrics.si((out / 'attention.html').stat().st_size)
+  assert index['pictures']['page'] == f'every weight of 1 of 2 images, {size}B'
   monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes - 1)
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 2
 
@@ -701,6 +755,8 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_drawn(tmp_path, ph
     (['MODEL', 'nowhere.png', '--out', 'OUT', '--only', 'rollout'], 'nowhere.png'),
     (['MODEL', 'rose.png', '--on', 'digits', '--out', 'OUT'], 'not both'),
     (['MODEL', '--out', 'MODEL/config.json'], 'config.json'),
+    (['MODEL', '--out', ''], '--out is empty'),
+    (['MODEL', 'nowhere.png', '--out', 'OUT'], 'nowhere.png: there is no such file'),
     (['nowhere', '--out', 'OUT'], 'nowhere'),
   ],
 )
@@ -734,7 +790,33 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path, photos, monkeypatch
   assert (out / 'filters.png').stat().st_size > 100
 
 
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_interrupted_ends_with_its_code_and_leaves_nothing(number, code, tmp_path, photos):
+  for index in range(40):  # enough to be in the middle of
+    Image.fromarray(picture(index)).save(photos / f'tulip {index}.png')
+  words = ['-m', 'vit_jax', 'inspect', saved(vit_of(), tmp_path), photos, '--out', tmp_path / 'out']
+  process = started(words, environment(tmp_path / 'cache'))
+  while process.poll() is None and not list(tmp_path.glob('.vit-*/00_*')):
+    time.sleep(0.01)
+  process.send_signal(number)
+  found, _, err = ended(process)
+  assert found == code and 'Traceback' not in err and 'Fatal' not in err
+  assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.vit-*'))
+
+
 # Pictures
+
+
+def test_a_rollout_is_drawn_layer_by_layer(monkeypatch):
+  drawn = {}
+  monkeypatch.setattr(pictures, 'over', lambda image, fields, titles, title: drawn.update(
+    zip(titles, fields)
+  ))  # fmt: skip
+  maps = random_weights(2, 3, 6)[:, 0]
+  pictures.rollout(picture(), maps, 'rollout')
+  assert list(drawn) == ['layer 1', 'layer 2', 'layer 3'][: len(maps)]
+  for layer, name in enumerate(drawn):
+    np.testing.assert_array_equal(drawn[name], maps[layer])
 
 
 def test_equal_arrays_make_equal_pictures_and_others_do_not():
@@ -759,7 +841,7 @@ def test_tiles_lie_in_order_with_gaps_between():
   lambda: pictures.attention(picture(), np.zeros((1, 1, 2, 3)), 'nothing'),
   lambda: pictures.rollout(picture(), np.zeros((1, 2, 3)), 'one layer'),
   lambda: pictures.rollout(picture(), np.zeros((48, 2, 3)), 'many'),
-  lambda: pictures.beside(picture(), np.full((8, 12), np.nan), 'x', 'unknown', signed=True),
+  lambda: pictures.beside(picture(), np.full((8, 12), np.nan), 'x', 'unknown', 0),
 ])  # fmt: skip
 def test_a_picture_of_nothing_is_a_picture(draw):
   with Image.open(io.BytesIO(draw())) as drawn:

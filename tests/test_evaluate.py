@@ -127,6 +127,25 @@ def test_measures_are_those_of_float64_over_every_image_once(count, devices, mon
   assert off == confusion.sum() - np.trace(confusion)
 
 
+@pytest.mark.parametrize('devices', [1, 8])
+def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeypatch):
+  on_devices(devices, monkeypatch)
+  bad, unlabelled = {2, 11}, {5, 12}
+  data = split_of(60, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
+  found = accuracy.of_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
+  scores = softmax(logits_of(model_of(), 60))
+  guess = scores.argmax(1)
+  wrong = [i for i in range(60) if i not in bad | unlabelled and guess[i] != (3 * i) % 5]
+  surest = sorted(wrong, key=lambda i: -scores[i].max())[: accuracy.MISTAKES]
+  assert len(wrong) > accuracy.MISTAKES and [row['index'] for row in found] == surest
+  for row, index in zip(found, surest):
+    assert row['image'] == data.source.describe(index)
+    assert (row['label'], row['guess']) == (NAMES[(3 * index) % 5], NAMES[guess[index]])
+    assert row['confidence'] == pytest.approx(scores[index].max(), abs=1e-6)
+  right = split_of(20, label=lambda i: int(guess[i]))
+  assert accuracy.of_model(model_of(), right)['mistakes'] == []
+
+
 def test_top_five_counts_a_label_among_the_first_five():
   names = tuple(f'class {k}' for k in range(7))
   found = model_of(7, names=names)

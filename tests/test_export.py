@@ -1,5 +1,6 @@
-"""Laws of models that leave: an export is `apply`, whole or not there; and what a card says."""
+"""Laws of exporting a model: an export is `apply`, whole or not there; and what a card says."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ import vit_jax
 from tests.conftest import SIZE, drawn, shapes, tiny
 from tests.test_run import cache, contents, pytestmark, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, card, export, predict
+from vit_jax import bundle, card, export, predict, sharding
 from vit_jax.models import vit as vits
 
 __all__ = ['cache', 'pytestmark', 'whole']
@@ -26,15 +27,21 @@ PAGE = ROOT / 'docs' / 'export.md'
 CLASSES = ('rose', 'tulip', 'lily', 'iris', 'other | none')
 LAST = dict(pool='map', positions='rope', swiglu=True, width=32, registers=2, qk_norm=True)
 SMALL = dict(num_classes=5, depth=2, width=16, patch=4, mlp_dim=16)
+HYBRID = dict(depth=1, width=16, heads=2, mlp_dim=16, patch=8, stem=(1, 1), stem_width=32)
+DEIT = dict(distillation='head', layer_scale=0.5, drop_path=0.2)
+POOLED = dict(pool='gap', final_norm='pooled', dropout=0.1, attention_dropout=0.1, remat='full')
 FAMILIES = {
   'vit': lambda: (tiny(), SIZE),
   'sigmoid': lambda: (tiny(pool='gap', positions='sincos2d', activation='gelu_erf'), SIZE),
   'map': lambda: (tiny(**LAST), SIZE),
   'patches': lambda: (tiny(pool='none'), SIZE),
+  'deit': lambda: (tiny(**DEIT), SIZE),
+  'pooled': lambda: (tiny(unroll=None, **POOLED), SIZE),
+  'hybrid': lambda: (vit_jax.build('R26+ViT-S/32', num_classes=5, **HYBRID), (16, 16)),
   'mixer': lambda: (vit_jax.build('Mixer-S/16', tokens_dim=8, **SMALL), SIZE),
   'bit': lambda: (vit_jax.build('BiT-R50x1', num_classes=5, blocks=(1,)), (16, 16)),
 }
-NAMES = {'mixer': 'Mixer-S/16', 'bit': 'BiT-R50x1'}
+NAMES = {'mixer': 'Mixer-S/16', 'bit': 'BiT-R50x1', 'hybrid': 'R26+ViT-S/32'}
 
 
 def made(family='vit', **fields):
@@ -97,10 +104,47 @@ def test_a_program_gives_the_bits_of_apply_for_every_batch_size(family, tmp_path
     np.testing.assert_array_equal(scores, applied(source, images))
 
 
+def test_the_program_of_split_parameters_is_that_of_whole_ones(program, source, tmp_path):
+  mesh = sharding.make_mesh(fsdp=2)
+  split = dataclasses.replace(source, params=sharding.place(source.params, mesh))
+  assert not split.params['head']['kernel'].is_fully_replicated
+  export.write(tmp_path / 'split.stablehlo', split, check=False)
+  with np.load(program[0]) as whole, np.load(tmp_path / 'split.stablehlo') as found:
+    assert sorted(found.files) == sorted(whole.files)
+    assert all(np.array_equal(found[name], whole[name]) for name in whole.files)
+
+
 def test_the_check_tells_in_one_line_that_nothing_differs(program):
   assert program[1] == [
-    'stablehlo: differs by 0 from apply, in batches of 1 and 3 on a CPU',
+    'stablehlo: differs by 0 from apply, in log-odds by 0 of the largest, '
+    'in batches of 1 and 3 on a CPU',
   ]
+
+
+LOGITS = np.random.default_rng(0).normal(-12, 0.02, (2, 21843))  # of very many classes
+
+
+@pytest.mark.parametrize('scores', ['softmax', 'sigmoid'])
+def test_classes_in_another_order_differ_in_log_odds_alone(scores):
+  here = np.asarray(getattr(jax.nn, scores)(np.float32(LOGITS)))
+  apart, in_odds = export.differences(np.roll(here, 1, axis=-1), here)
+  assert apart < export.NEAR['onnx'] and in_odds > 10 * export.NEAR_ODDS
+
+
+@pytest.mark.parametrize('scale', [1, 3, 30])
+@pytest.mark.parametrize('scores', ['softmax', 'sigmoid'])
+def test_logits_in_another_rounding_do_not_differ(scores, scale):
+  logits = np.float32(LOGITS * scale)
+  noise = np.random.default_rng(1).uniform(-1e-6, 1e-6, logits.shape)
+  found = [
+    np.asarray(getattr(jax.nn, scores)(np.float32(x))) for x in (logits, logits * (1 + noise))
+  ]
+  assert export.differences(*found)[1] <= export.NEAR_ODDS
+
+
+@pytest.mark.parametrize('there', [np.full((2, 3), np.nan), np.full((2, 4), 0.5)])
+def test_scores_that_are_not_finite_or_not_as_many_are_far_from_all(there):
+  assert export.differences(there, np.full((2, 3), 0.5)) == (np.inf, np.inf)
 
 
 def test_one_file_is_for_cpu_cuda_and_tpu(program):
@@ -183,17 +227,26 @@ def test_a_damaged_program_is_refused(copied):
 
 @pytest.mark.parametrize('lost', [0, 1])
 def test_a_program_without_one_of_its_two_files_is_refused(copied, lost):
-  missing = (copied, export.beside(copied))[lost]
-  missing.unlink()
-  with pytest.raises(FileNotFoundError, match=re.escape(f'{missing}: there is no such file')):
+  (copied, export.beside(copied))[lost].unlink()
+  with pytest.raises(
+    FileNotFoundError, match='there is no such file|copied.stablehlo.json is not beside it'
+  ):
     export.load(copied)
 
 
-@pytest.mark.parametrize('change', [{'kind': 'onnx'}, {'format': 2}])
-def test_a_file_beside_it_that_tells_of_something_else_is_refused(copied, change):
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    ({'kind': 'onnx'}, 'is an ONNX file'),
+    ({'format': 2}, 'does not tell of a StableHLO program of format 1'),
+    ({'classes': ['one']}, 'tells of other images or classes'),
+    ({'input': {'shape': ['batch', 9, 9, 3]}}, 'tells of other images or classes'),
+  ],
+)
+def test_a_file_beside_it_that_tells_of_something_else_is_refused(copied, change, said):
   told = json.loads(export.beside(copied).read_text())
   export.beside(copied).write_text(json.dumps(told | change))
-  with pytest.raises(ValueError, match='does not tell of a StableHLO program of format 1'):
+  with pytest.raises(ValueError, match=said):
     export.load(copied)
 
 
@@ -212,17 +265,32 @@ def test_a_program_that_this_jax_cannot_read_says_who_made_it(copied):
 # Whole or not at all
 
 
-def test_an_export_that_differs_from_apply_is_not_written(source, tmp_path, monkeypatch):
-  def spoilt(path, source):
-    params = jax.tree.map(lambda leaf: leaf * 1.0001, source.params)
-    return export.write_stablehlo(path, bundle.Bundle(**vars(source) | {'params': params}))
+def dimmer(source):
+  """With another mean of the pixels."""
+  mean = tuple(value + 1e-3 for value in source.preprocess.mean)
+  return dataclasses.replace(source, preprocess=dataclasses.replace(source.preprocess, mean=mean))
 
-  monkeypatch.setitem(export.WRITERS, 'stablehlo', spoilt)
-  with pytest.raises(
-    ValueError, match=r'nothing was written: stablehlo: differs by .* more than 0'
-  ):
-    export.write(tmp_path / 'model.stablehlo', source)
-  assert contents(tmp_path) == {} and list(tmp_path.iterdir()) == []
+
+def larger(source):
+  """With other parameters."""
+  return dataclasses.replace(source, params=jax.tree.map(lambda x: x * 1.001, source.params))
+
+
+@pytest.mark.parametrize(
+  ('to', 'change', 'told'),
+  [
+    ('stablehlo', larger, r'stablehlo: differs by .* more than 0 in probability'),
+    ('stablehlo', dimmer, r'stablehlo: differs by .* more than 0 in probability'),
+    ('hf', dimmer, r'mean is \[0.501, 0.501, 0.501\] there, not \[0.5, 0.5, 0.5\]'),
+    ('npz', larger, r'largest difference'),
+  ],
+)
+def test_an_export_that_differs_from_apply_is_not_written(to, change, told, tmp_path, monkeypatch):
+  right = export.WRITERS[to]
+  monkeypatch.setitem(export.WRITERS, to, lambda path, source: right(path, change(source)))
+  with pytest.raises(ValueError, match=f'nothing was written: .*{told}'):
+    export.write(tmp_path / f'model{export.SUFFIXES[to]}', square(), to=to)
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
@@ -286,6 +354,12 @@ def square(classes=CLASSES):
   )
 
 
+def test_other_classes_than_the_head_has_are_refused(source, tmp_path):
+  with pytest.raises(ValueError, match='2 classes for a head of 5'):
+    export.write(tmp_path / 'model.npz', dataclasses.replace(source, classes=('a', 'b')))
+  assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize('to', export.PROGRAMS)
 def test_a_model_without_a_head_makes_no_program(to, tmp_path):
   with pytest.raises(ValueError, match='has no head here'):
@@ -317,8 +391,16 @@ def test_onnx_is_refused_where_jax2onnx_has_no_pooling(tmp_path):
 
 
 def test_one_version_of_jax2onnx_is_told_installed_and_tested():
-  files = ('docs/export.md', 'Makefile', 'pyproject.toml', 'tests/interop/requirements.txt')
-  found = [re.findall(r'jax2onnx==([\d.]+)', (ROOT / file).read_text()) for file in files]
+  files = (
+    'vit_jax/export.py',
+    'docs/export.md',
+    'Makefile',
+    'pyproject.toml',
+    'tests/interop/requirements.txt',
+  )
+  found = [
+    re.findall(r"(?:jax2onnx==|JAX2ONNX = ')([\d.]+)", (ROOT / file).read_text()) for file in files
+  ]
   assert all(found) and len({version for versions in found for version in versions}) == 1
 
 
@@ -328,7 +410,9 @@ def test_one_version_of_jax2onnx_is_told_installed_and_tested():
 @pytest.mark.parametrize(('to', 'name'), [('timm', 'folder'), ('hf', 'folder'), ('npz', 'm.npz')])
 def test_what_is_written_for_another_library_loads_as_the_same_model(to, name, tmp_path):
   source = square()
-  export.write(tmp_path / name, source, to=to, check=to == 'timm')
+  run = predict.Run(**vars(source))
+  told = run.export(tmp_path / name, to=to)
+  assert 'largest difference' in told[-1]
   again = vit_jax.load(tmp_path / name)
   images = uint8(2, SQUARE)
   np.testing.assert_array_equal(applied(again, images), applied(source, images))
@@ -431,8 +515,44 @@ def test_a_finished_run_has_a_card_with_the_measures_of_its_model(whole):
   assert '| data | digits, split train |' in text
 
 
-def test_an_exported_folder_has_the_card_of_its_run(whole, tmp_path):
-  words = ['export', str(whole), '--to', 'timm', '--no-check', '--out', str(tmp_path / 'm')]
-  assert vit.main(words) == 0
+def by_command(run, path):
+  assert vit.main(['export', str(run), '--to', 'timm', '--no-check', '--out', str(path)]) == 0
+
+
+def in_python(run, path):
+  vit_jax.load(run).export(path, to='timm', check=False)
+
+
+@pytest.mark.parametrize('exported', [by_command, in_python])
+def test_an_exported_folder_has_the_card_of_its_run(exported, whole, tmp_path):
+  exported(whole, tmp_path / 'm')
   written = (whole / 'model' / 'README.md').read_text()
+  assert '## Training' in written
   assert (tmp_path / 'm' / 'README.md').read_text() == written
+
+
+def test_a_bundle_is_written_with_its_card(source, tmp_path):
+  bundle.write(tmp_path / 'a', dataclasses.replace(source, card='# ü'))
+  assert bundle.read(tmp_path / 'a').card == '# ü'
+  bundle.write(tmp_path / 'a', source)
+  assert bundle.read(tmp_path / 'a').card == '' and not (tmp_path / 'a' / 'README.md').exists()
+
+
+def test_the_card_of_another_library_is_not_the_models(source, tmp_path):
+  export.write(tmp_path / 'm', square(), to='hf', check=False)
+  assert (tmp_path / 'm' / 'README.md').is_file() and bundle.read(tmp_path / 'm').card == ''
+
+
+@pytest.mark.parametrize(
+  ('family', 'tag'),
+  [('hybrid', 'vision-transformer'), ('mixer', 'mlp-mixer'), ('bit', 'big-transfer')],
+)
+def test_a_card_is_tagged_by_its_family(family, tag):
+  text = card.text(made(family))
+  assert text.startswith('---\n') and f'\n- image-classification\n- {tag}\n- jax\n---\n' in text
+
+
+def test_the_card_of_a_model_without_a_head_tells_of_features():
+  text = card.text(square(()))
+  assert 'pipeline_tag: image-feature-extraction' in text and 'classification' not in text
+  assert 'run.features(' in text and 'run.predict(' not in text and 'gets a class' not in text

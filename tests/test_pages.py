@@ -1,13 +1,18 @@
 """Pages show their arrays, by mouse and keyboard, on any screen, and ask for no other file."""
 
 import base64
+import dataclasses
 import gzip
+import io
 import itertools
 import json
 import pathlib
 import re
+import shlex
 import shutil
+from html import escape, unescape
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +21,20 @@ import vit_jax
 from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import __main__ as commands
-from vit_jax import analysis, bundle, chart, main, page, predict, report
+from vit_jax import (
+  analysis,
+  bundle,
+  chart,
+  main,
+  metrics,
+  page,
+  pictures,
+  predict,
+  provenance,
+  report,
+  train,
+)
+from vit_jax.data import sources
 from vit_jax.evaluate import accuracy, inputs
 
 SIZE = (8, 12)  # 2 x 3 patches
@@ -42,7 +60,7 @@ def run():
 
 @pytest.fixture(scope='module')
 def seen(run):
-  return [page.seen(run, pixels(i), name=f'image <{i}>') for i in range(2)]
+  return [page.seen(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -121,14 +139,14 @@ def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(seen, h
 
 
 def test_a_class_token_that_alone_is_read_needs_no_other_query():
-  one = page.seen(run_of(), pixels(0))
+  one = page.seen(run_of(), run_of().prepared(pixels(0)), 'image')
   assert not len(page.readers(one.attention))
   assert '"readers": []' in page.attention('a model', run_of().model, [one])
 
 
 def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
   found = run_of(pool='map')
-  one = page.seen(found, pixels(0))
+  one = page.seen(found, found.prepared(pixels(0)), 'image')
   values = np.frombuffer(gzip.decompress(base64.b64decode(page.packed(one.attention))), '<u2')
   tokens = len(one.attention.read)
   first = values[: (tokens + 1) * tokens].reshape(tokens + 1, tokens)
@@ -297,6 +315,38 @@ def test_on_a_phone_nothing_is_cut_off_and_a_tap_asks(tab, seen):
   assert overlay(tab) == hundredths(seen[0].attention.weights[-1].astype(float).mean(0)[7])
 
 
+def test_colours_are_scaled_by_patches_so_that_a_register_cannot_darken_them(tab):
+  colours = set()
+  for row, column in itertools.product((1, 2), (1, 2, 3)):
+    tab.hover(patch(row, column))
+    weights = overlay(tab)
+    place = int(np.argmax(weights[3:]))
+    told = patch(place // 3 + 1, place % 3 + 1)
+    colours.add(tab.run(f"document.querySelector('{told}').style.backgroundColor"))
+    assert shown_weight(tab.text('#highest')) == weights[3 + place]
+  assert colours == {'rgba(252, 253, 170, 0.7)'}
+
+
+def test_no_weights_lie_over_an_image_whose_own_are_not_there_yet(tab):
+  change = 'dispatchEvent(new Event("input", {bubbles: true}))'
+  which = 'document.getElementById("which")'
+  count = 'document.querySelectorAll("[data-weight]").length'
+  assert tab.run(f'(() => {{{which}.value = "1"; {which}.{change}; return {count}; }})()') == 0
+  tab.until(count)
+  assert len(overlay(tab)) == 3 + 6
+
+
+def test_on_a_phone_the_weight_is_read_beside_the_image(tab):
+  tab.window(360, 740)
+  tab.run("document.getElementById('patches').scrollIntoView()")
+  edges = tab.run(
+    "['#patches', '.reading'].map((s) => document.querySelector(s).getBoundingClientRect())"
+    '.map((r) => [r.top, r.bottom])'
+  )
+  assert all(-1 < top < bottom < 741 for top, bottom in edges)
+  assert tab.run("document.querySelector('.reading').contains(document.querySelector('#pointed'))")
+
+
 # Reports
 
 AFTER_TRAINING = report.after_training  # which conftest replaces in tests
@@ -309,19 +359,32 @@ FLAGS = {
   'model.unroll': 1,
   'batch_size': 32,
   'duration': '12 steps',
+  'schedule.learning_rate': 1e-2,
+  'schedule.warmup': '1 steps',
   'evaluation.every': '6 steps',
   'checkpoint.every': '12 steps',
   'system.log_every': '2 steps',
 }
 
 
+def words_of(folder, fields=()):
+  """What trains a tiny run in a folder, with some fields replaced."""
+  flags = [f'--config.{name}={value}' for name, value in (FLAGS | dict(fields)).items()]
+  return ['--config=digits', f'--workdir={folder}', *flags]
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """A finished run with the report that its training wrote."""
   folder = tmp_path_factory.mktemp('runs') / 'digits'
-  words = [f'--config.{name}={value}' for name, value in FLAGS.items()]
-  assert main.main(['--config=digits', f'--workdir={folder}', *words]) == 0
+  assert main.main(words_of(folder)) == 0
   return folder
+
+
+@pytest.fixture(scope='module')
+def whole(trained):
+  """What a report tells of it."""
+  return report.gather(trained, say=print)
 
 
 @pytest.fixture(scope='module')
@@ -353,9 +416,47 @@ def test_training_ends_with_a_page_a_picture_and_a_record(trained):
   assert text.startswith('<!doctype html>') and '{{' not in text
   with Image.open(trained / report.PICTURE) as picture:
     assert min(picture.size) >= 500
-  held = json.loads((trained / report.ENVIRONMENT).read_text())
-  assert held['packages']['jax'] and held['devices'] and held['command']
-  assert held['command'] in text.replace('&#x27;', "'").replace('&quot;', '"').replace('&amp;', '&')
+  held = json.loads((trained / provenance.NAME).read_text())
+  assert held['packages']['jax'] and held['devices']
+  assert shlex.split(held['command']) == ['vit', 'train', *words_of(trained)]
+  assert unescape(text).count(f'<pre id="command">{held["command"]}</pre>') == 1
+  commit = provenance.git('rev-parse', 'HEAD')
+  assert held.get('commit') == commit and (not commit or commit in text)
+
+
+def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_path, monkeypatch):
+  def failing(*_):
+    raise FloatingPointError('step 1')
+
+  monkeypatch.setattr(train, 'carry_out', failing)
+  assert main.main(words_of(tmp_path)) == 1
+  monkeypatch.setattr('sys.argv', ['main.py', *words_of(tmp_path), '--config.system.threads=1'])
+  for start, words in (
+    (['vit', 'train'], words_of(tmp_path)),
+    (['python', '-m', 'vit_jax.main'], [*words_of(tmp_path), '--config.system.threads=1']),
+  ):
+    held = json.loads((tmp_path / provenance.NAME).read_text())
+    assert shlex.split(held['command']) == [*start, *words]
+    found = report.gather(tmp_path, say=print)
+    assert unescape(report.environment(found)).startswith(
+      f'<pre id="command">{held["command"]}</pre>'
+    )
+    assert main.main() == 1
+
+
+def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
+  folder = copied(trained, tmp_path)
+  before = (folder / provenance.NAME).read_bytes()
+  assert main.main(words_of(folder, {'seed': 5})) == 2
+  assert main.main(words_of(folder)) == 0  # it is finished
+  assert (folder / provenance.NAME).read_bytes() == before
+
+
+def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
+  folder = copied(trained, tmp_path)
+  (folder / provenance.NAME).unlink()
+  found = report.gather(folder, measure=False, say=print)
+  assert 'Not recorded' in report.as_html(found)
 
 
 def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(opened, values):
@@ -408,23 +509,125 @@ def test_the_page_fits_a_phone_and_the_dark(opened):
   assert ratio > 7 and not light
 
 
+@pytest.mark.parametrize('width', [360, 1100])
+def test_no_number_is_broken_in_two_lines(opened, width):
+  opened.window(width, 700)
+  opened.run(
+    'lines = (cell) => {const text = document.createRange(); text.selectNodeContents(cell); '
+    'return new Set(Array.from(text.getClientRects(), (box) => box.top)).size}'
+  )
+  broken = opened.run(
+    "Array.from(document.querySelectorAll('thead th, td'))"
+    '.filter((cell) => /^[\\d.,]+( %)?$|^[a-z]+$/.test(cell.textContent))'
+    '.filter((cell) => lines(cell) > 1).map((cell) => cell.textContent)'
+  )
+  assert broken == []
+
+
 def test_mistakes_are_wrong_and_the_surest_of_all(trained):
-  found = report.gather(trained, say=print)
+  found, run = report.gather(trained, say=print), vit_jax.load(trained)
   data = inputs.opened(trained)
-  images = [found.run.transform(row['image'], None) for row in data.source]
-  scores = found.run.forward(images)['scores']
+  images = [run.transform(row['image'], None) for row in data.source]
+  scores = run.forward(images)['scores']
   labels = np.array([row['label'] for row in data.source])
   wrong = np.flatnonzero(scores.argmax(1) != labels)
-  surest = wrong[np.argsort(-scores.max(1)[wrong])][: report.MISTAKES]
-  assert len(found.mistakes) == len(surest) == report.MISTAKES
+  surest = wrong[np.argsort(-scores.max(1)[wrong])][: accuracy.MISTAKES]
+  assert len(found.mistakes) == len(surest) == accuracy.MISTAKES
   for mistake, place in zip(found.mistakes, surest):
+    assert mistake.name == data.source.describe(place)
     assert mistake.confidence == pytest.approx(scores[place].max(), abs=1e-6)
     assert mistake.label == str(labels[place])
     assert mistake.guess == str(scores[place].argmax())
     np.testing.assert_array_equal(mistake.image, images[place])
-  whole = analysis.attention(found.run, found.mistakes[0].image)
-  map_ = whole.maps()[-1].mean(0)
-  np.testing.assert_allclose(found.mistakes[0].attention, map_, atol=1e-6)
+
+
+def embedded(text, kind='png'):
+  """The pictures in a page, as arrays."""
+  files = [
+    base64.b64decode(found) for found in re.findall(rf'data:image/{kind};base64,([\w+/=]+)', text)
+  ]
+  return [np.asarray(Image.open(io.BytesIO(file)).convert('RGBA')) for file in files]
+
+
+def test_beside_a_mistake_lies_the_attention_of_its_image(trained, whole):
+  run = vit_jax.load(trained)
+  for mistake in whole.mistakes:
+    weights = analysis.attention(run, mistake.image).maps()[-1].mean(0)
+    np.testing.assert_allclose(mistake.attention, weights, atol=1e-6)
+    image, overlay = embedded(report.mistaken(mistake))  # the image once
+    np.testing.assert_array_equal(image[..., :3], mistake.image)
+    (expected,) = embedded(page.heat(mistake.attention))
+    np.testing.assert_array_equal(overlay, expected)
+    np.testing.assert_array_equal(overlay.shape[:2], weights.shape)
+    darkest, brightest = (
+      overlay[..., :3].sum(-1).ravel()[f(weights)] for f in (np.argmin, np.argmax)
+    )
+    assert darkest < brightest
+
+
+@pytest.mark.parametrize(
+  'fields', [{}, {'registers': 2, 'pool': 'gap', 'class_token': True}, {'pool': 'map'}]
+)
+def test_the_attention_of_a_mistake_is_what_the_head_reads_in_the_last_layer(fields):
+  found = run_of(**fields)
+  weights = analysis.attention(found, pixels(0)).maps()[-1].mean(0)
+  np.testing.assert_allclose(report.attended(found, pixels(0)), weights, atol=1e-6)
+
+
+def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trained):
+  shots = opened.run(
+    'Array.from(document.querySelectorAll(".pair"), (pair) => Array.from(pair.children, (shot) => '
+    '[getComputedStyle(shot).backgroundImage, shot.offsetWidth, shot.offsetHeight, '
+    'shot.querySelectorAll("img").length]))'
+  )
+  assert len(shots) == accuracy.MISTAKES
+  for plain, over in shots:
+    assert plain[0].startswith('url("data:image/png') and plain[:3] == over[:3]
+    assert plain[1] == pytest.approx(plain[2], abs=1) and plain[1] > 50  # 8 x 8 pixels
+    assert (plain[3], over[3]) == (0, 1)
+  attention = np.ones((2, 3))
+  for name in ('A', 'data:image', '"><b>', '--image'):
+    mistake = report.Mistake(name, pixels(0), 'a', 'b', 0.5, attention)
+    image, _ = embedded(report.mistaken(mistake))
+    np.testing.assert_array_equal(image[..., :3], pixels(0))
+    assert f'aria-label="{escape(name)}"' in report.mistaken(mistake)
+
+
+def test_photos_are_jpegs_of_that_image():
+  image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+  image = np.asarray(Image.fromarray(image).resize((100, 64), Image.Resampling.BICUBIC))
+  (shown,) = embedded(report.photo(image), 'jpeg')
+  assert shown.shape[:2] == (64, 100)
+  assert np.abs(shown[..., :3].astype(int) - image).mean() < 8
+  assert len(report.photo(image)) < len(page.picture(image))
+  assert report.photo(image[:63]).startswith('data:image/png')
+
+
+def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, monkeypatch):
+  def without_memory(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(report, 'attended', without_memory)
+  found = report.gather(trained, say=print)
+  assert found.measured and found.left_out == [
+    'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
+  ]
+  assert 'They could not be drawn.' in report.as_html(found)
+  found.measured['mistakes'] = []
+  assert 'No image was misclassified.' in report.as_html(found)
+
+
+@pytest.mark.parametrize('where', ['read', 'of_model'])
+def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, monkeypatch):
+  def without_memory(*_, **__):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(
+    *{'read': (bundle, 'read'), 'of_model': (accuracy, 'of_model')}[where], without_memory
+  )
+  found = report.gather(trained, say=print)
+  assert len(found.left_out) == 1 and found.left_out[0].endswith('out of memory')
+  assert 'train/loss' in report.as_html(found) and report.as_png(found)
 
 
 def test_a_model_without_attention_has_mistakes_without_it():
@@ -471,6 +674,17 @@ def test_a_report_that_fails_is_a_line_and_no_failure_of_the_run(trained, tmp_pa
   assert not (folder / report.PAGE).exists()
 
 
+def test_what_is_left_out_is_told_with_its_paths_as_they_are(trained, tmp_path):
+  config = json.loads((trained / 'config.json').read_text())
+  config['data']['source'] = f'folder:{tmp_path}/Photos/ROSES'
+  folder = copied(trained, tmp_path)
+  (folder / 'config.json').write_text(json.dumps(config))
+  found = report.gather(folder, say=print)
+  (line,) = found.left_out
+  assert f'{tmp_path}/Photos/ROSES' in line
+  assert escape(f'T{line[1:]}.') in report.as_html(found)
+
+
 def test_names_in_a_report_are_text(trained):
   found = report.gather(trained, say=print)
   for row in found.measured['classes']:
@@ -490,23 +704,241 @@ def test_many_classes_are_a_picture(trained):
   assert report.classes(found).startswith('<details>')
 
 
+@pytest.mark.parametrize('count', [31, 1000, 1001, 2500])
+def test_the_picture_of_the_confusion_has_the_shares_of_neighbours_together(count):
+  random = np.random.default_rng(0)
+  matrix = random.integers(0, 5, (count, count))
+  matrix[3] = 0
+  size = -(-count // report.CELLS)
+  side = -(-count // size)
+  assert side <= 1000
+  shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  expected = np.zeros((side, side))
+  labels, guesses = np.indices(matrix.shape) // size
+  np.add.at(expected, (labels, guesses), shares)
+  expected /= np.bincount(np.arange(count) // size)[:, None]
+  np.testing.assert_allclose(report.binned(matrix), expected, atol=1e-7)
+  (shown,) = embedded(report.confusion_picture(matrix))
+  assert shown.shape[:2] == (side, side)
+  ((colours,),) = embedded(report.palette(np.linspace(0, 1, 256)[None]))
+  places = np.rint(255 * np.sqrt(np.float32(expected))).astype(int)
+  different = np.abs(shown.astype(int) - colours[places]).max(-1) > 2  # a place beside, of 256
+  assert not different.any()
+  assert tuple(colours[0, :3]) == tuple(page.RAMP[0]) and tuple(colours[-1, :3]) == tuple(
+    page.RAMP[-1]
+  )
+
+
+def test_more_classes_than_a_list_takes_are_counted_and_those_without_images_apart(whole, capsys):
+  classes = [
+    {'name': str(k), 'count': 4 * (k > 2), 'precision': 0.0, 'recall': k / 2000 if k > 2 else None}
+    for k in range(1010)
+  ]
+  values = whole.measured | {'classes': classes, 'confusion': None, 'mistakes': []}
+  found = dataclasses.replace(whole, measured=values, mistakes=[])
+  text = report.as_html(found)
+  assert '... and 10 more: 7 with no lower recall, 3 without images.' in text
+  assert 'too many classes for a matrix' in text and report.as_png(found)
+  assert (
+    accuracy.lines(values)[-2] == '... and 1,000 more: 997 with no lower recall, 3 without images'
+  )
+  few = values | {'classes': classes[:5]}
+  assert not any('more' in line for line in accuracy.lines(few)[:-1])
+
+
+def test_the_table_of_calibration_is_that_of_evaluation(opened, values):
+  rows = opened.run(
+    'Array.from(document.querySelectorAll("[aria-labelledby=calibration] tbody tr"), '
+    '(row) => Array.from(row.children, (cell) => cell.textContent))'
+  )
+  expected = [
+    [
+      f'{chart.share(row["from"])} to {chart.share(row["to"])}',
+      str(row['count']),
+      chart.share(row['confidence']),
+      chart.share(row['accuracy']),
+    ]
+    for row in values['calibration']
+    if row['count']
+  ]
+  assert rows == expected and len(rows) > 1
+  told = opened.text('[aria-labelledby=calibration] p')
+  assert f'error {chart.share(values["calibration_error"])},' in told
+
+
+def test_filters_and_positions_are_those_of_inspection(trained, whole):
+  run = vit_jax.load(trained)
+  filters = analysis.filters(run.model, run.params).components
+  positions = analysis.position_similarity(run.model, run.params, run.preprocess.size).patches
+  files = [pictures.filters(filters, 'Filters'), pictures.positions(positions, 'Positions')]
+  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report.inside(whole))
+  assert [base64.b64decode(text) for text in found] == files
+
+
+def test_the_picture_has_every_curve_and_the_headlines(whole):
+  figure = report.summary(whole)
+  axes = {axis.get_title(): axis for axis in figure.axes}
+  for curve in report.CURVES:
+    lines = {line.get_label(): line for line in axes[curve.title].lines}
+    logged = [name for name in curve.names if len(whole.curve(name)[0])]
+    assert sorted(lines) == sorted(logged) and logged
+    for name in logged:
+      np.testing.assert_array_equal(lines[name].get_xydata().T, whole.curve(name))
+  bins = [row for row in whole.measured['calibration'] if row['count']]
+  drawn = axes['Accuracy by confidence'].lines[-1].get_xydata()
+  np.testing.assert_array_equal(drawn, [[row['confidence'], row['accuracy']] for row in bins])
+  (image,) = axes['Label (down) by guess (across)'].images
+  matrix = np.array(whole.measured['confusion'])
+  np.testing.assert_allclose(
+    np.asarray(image.get_array()) ** 2, matrix / matrix.sum(1, keepdims=True), atol=1e-6
+  )
+  (text,) = figure.axes[0].texts
+  told = ' '.join(text.get_text().split())
+  assert all(f'{number} {what}' in told for number, what in report.headlines(whole))
+
+
+# Which parameters became the model
+
+
+def quoted(found, use):
+  """{number: step} of what training measured on a split, as the report tells it."""
+  split = found.config['data'][use]
+  rows = [row for row in report.headlines(found) if f'split {split} of digits' in row[1]]
+  return [(number, what) for number, what in rows if 'during training' in what]
+
+
+def test_of_an_average_the_report_tells_what_was_measured_of_it(trained, tmp_path):
+  folder = copied(trained, tmp_path)
+  rows = metrics.read_rows(folder / 'metrics.jsonl')
+  for row in rows:
+    if 'validation/loss' in row:
+      row |= {'validation/ema_accuracy': 0.125, 'validation/ema_loss': 3.0}
+  (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  found = report.gather(folder, measure=False, say=print)
+  assert [number for number, _ in quoted(found, 'validation')] == ['12.50 %']
+
+
+def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
+  tmp_path, monkeypatch
+):
+  losses = {1: 0.9, 2: 0.5, 3: 0.7, 4: 0.8, 5: 0.8, 6: 0.8, 7: 0.8, 8: 0.8}
+  told, at = train.Evaluator.__call__, []
+
+  def call(self, step, state):
+    at[:] = [step]
+    return told(self, step, state)
+
+  def over(self, use, params):
+    loss = losses[at[0]]
+    return {'loss': loss, 'accuracy': 1 - loss, 'count': 359.0}
+
+  monkeypatch.setattr(train.Evaluator, '__call__', call)
+  monkeypatch.setattr(train.Evaluator, 'over', over)
+  fields = {'evaluation.every': '1 steps', 'evaluation.patience': '3 steps', 'data.test': ''}
+  fields |= {'evaluation.metric': 'loss', 'ema': 0.5}
+  assert main.main(words_of(tmp_path, fields)) == 0
+  found = report.gather(tmp_path, measure=False, say=print)
+  assert metrics.model_step(found.config, found.rows) == 2
+  ((number, what),) = quoted(found, 'validation')
+  assert number == '50.00 %' and 'at step 2,' in what
+  assert f'| {0.5:.4f} | {0.5:.4f} | 2 |' in (tmp_path / 'model' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
+def test_the_step_of_a_model_is_the_tested_the_best_or_the_last(metric):
+  rows = [
+    {'step': 1, 'validation/loss': None, 'validation/accuracy': 0.1},
+    {'step': 2, 'validation/loss': 0.3, 'validation/accuracy': 0.8},
+    {'step': 3, 'validation/loss': 0.3, 'validation/accuracy': 0.8},
+    {'step': 4, 'validation/loss': 0.4, 'validation/accuracy': 0.7},
+    {'step': 5, 'train/loss': 0.1},
+  ]
+  ema = [{name.replace('/', '/ema_'): value for name, value in row.items()} for row in rows]
+  worse = [row | {'validation/loss': 1 / row['step'], 'validation/accuracy': 0.2} for row in rows]
+  config = {'evaluation': {'metric': metric, 'patience': '2 epochs'}}
+  if metric != 'ema_loss':
+    assert metrics.model_step(config, rows) == 2
+  averaged = [a | b for a, b in zip(worse[:4], ema)]
+  assert metrics.model_step(config | {'ema': 0.9}, averaged) == 2
+  config['evaluation']['patience'] = '0 steps'
+  assert metrics.model_step(config, rows) == metrics.model_step({}, rows) == 4
+  tested = [*rows, {'step': 3, 'test/loss': 0.1, 'test/accuracy': 0.9, 'test/count': 5.0}]
+  assert metrics.model_step(config, tested) == 3
+  assert metrics.of_model(config, tested) == {
+    'validation': {'step': 3, 'count': None, 'accuracy': 0.8, 'loss': 0.3},
+    'test': {'step': 3, 'count': 5.0, 'accuracy': 0.9, 'loss': 0.1},
+  }
+  assert metrics.model_step(config, []) is None and metrics.of_model(config, []) == {}
+
+
+def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):
+  other = inputs.Split('others', 'test', sources.open_source('digits', 'test[:50]'))
+  with monkeypatch.context() as patch:
+    patch.setattr(inputs, 'opened', lambda folder, on, split: other)
+    found = report.gather(trained, on='others', split='test', say=print)
+  assert (found.measured['source'], found.measured['count']) == ('others', 50)
+  ((number, what),) = quoted(found, 'test')
+  assert 'on 359 images' in what
+  own = report.gather(trained, say=print)
+  assert quoted(own, 'test') == [] and len(quoted(own, 'validation')) == 1
+  assert number == chart.share(own.measured['accuracy'])
+
+
+def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
+  folder = copied(trained, tmp_path)
+  shutil.rmtree(folder / 'model')
+  rows = [row for row in metrics.read_rows(folder / 'metrics.jsonl') if 'test/loss' not in row]
+  (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  found = report.gather(folder, say=print)
+  ((number, what),) = quoted(found, 'validation')
+  assert 'at step 12,' in what and number == chart.share(found.curve('validation/accuracy')[1][-1])
+
+
+def test_a_report_of_sigmoid_scores_and_several_labels(whole):
+  model = dataclasses.replace(whole.model, scores='sigmoid')
+  base = sources.open_source('digits', 'test[:40]')
+  records = [
+    {'image': base[i]['image'], 'label': np.array([base[i]['label'], -1 if i % 2 else 3], np.int32)}
+    for i in range(40)
+  ]
+  data = inputs.Split('made', 'all', sources.Source(records, base.classes))
+  found = dataclasses.replace(whole, model=model)
+  found = report.looked_at(report.measured(found, data, batch_size=2, say=print), data)
+  text = report.as_html(found)
+  assert found.measured['confusion'] is None and 'several labels' in text
+  average = chart.share(found.measured['mean_average_precision'])
+  assert (average, 'mean average precision on 40 images, split all of made') in report.headlines(
+    found
+  )
+  assert report.as_png(found)
+  for mistake, row in zip(found.mistakes, found.measured['mistakes'], strict=True):
+    labels = [found.model.classes[k] for k in records[row['index']]['label'] if k >= 0]
+    assert mistake.guess not in labels and mistake.label in labels
+
+
+def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypatch):
+  sizes = []
+  of_model = accuracy.of_model
+
+  def noting(*args, batch_size, **how):
+    sizes.append(batch_size)
+    return of_model(*args, batch_size=batch_size, **how)
+
+  monkeypatch.setattr(accuracy, 'of_model', noting)
+  report.gather(trained, say=print)
+  assert commands.main(['report', str(trained), '--batch_size', '3']) == 0
+  assert commands.main(['report', str(trained), '--batch_size', '0']) == 2
+  assert sizes == [max(32 // jax.device_count(), 1), 3]
+  assert report.batch_of({'batch_size': 4096 * jax.device_count(), 'accumulate': 2}) == inputs.BATCH
+  assert report.batch_of({'batch_size': 64 * jax.device_count(), 'accumulate': 2}) == 32
+  assert report.batch_of({'batch_size': 1}) == 1
+
+
 def test_the_time_of_the_steps_is_what_their_rates_say(trained):
   found = report.gather(trained, measure=False, say=print)
   rows = [row for row in found.rows if 'train/images_per_second' in row]
   expected = sum(2 * 32 / row['train/images_per_second'] for row in rows)
   assert report.seconds_of_steps(found) == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_command_is_a_line_for_the_shell():
-  words = ['--config=digits', "--config.freeze.names=head|'x y'"]
-  quoted = "--config=digits '--config.freeze.names=head|'\"'\"'x y'\"'\"''"
-  for script, start in (
-    ('/a/bin/vit', 'vit'),
-    ('/a/vit_jax/main.py', 'python -m vit_jax.main'),
-    ('/a/vit_jax/__main__.py', 'python -m vit_jax'),
-    ('/a/mine/main.py', 'main.py'),
-  ):
-    assert report.command([script, *words]) == f'{start} {quoted}'
 
 
 def test_every_command_of_the_document_runs(trained, capsys):
@@ -547,7 +979,24 @@ def test_a_chart_of_few_or_equal_values_stays_inside_its_frame(xs, ys):
   assert (places >= 0).all() and (places <= [width, height]).all()
 
 
+def test_a_chart_reaches_to_round_values_that_hold_its_lines():
+  steps, shares = np.array([50.0, 393.0]), np.array([0.2, 0.96])
+  axes = chart.Axes.of({'accuracy': (steps, shares)})
+  assert (axes.low, axes.high) == (0, 1)
+  text = chart.drawn('Accuracy', {'accuracy': (steps, shares)}, percent=True)
+  assert '>100 %</text>' in text and '>step</text>' in text
+
+
 def test_long_curves_are_thinned_but_keep_their_ends():
   steps, values = report.thinned(np.arange(10_000.0), np.arange(10_000.0) ** 2)
   assert len(steps) <= report.POINTS and (steps[0], steps[-1]) == (0, 9999)
   np.testing.assert_array_equal(values, steps**2)
+
+
+# Pictures
+
+
+def test_names_in_pictures_are_text_whatever_their_letters():
+  image, field = np.zeros((4, 4, 3), np.uint8), np.eye(2)
+  for name in ('a $x$ b', '$\\nosuch$', '\u72d7', 'a' * 300):
+    assert pictures.beside(image, field, 'logit', name, 0).startswith(b'\x89PNG')

@@ -61,7 +61,8 @@ def pair(tmp_path_factory, cache):
   def make(folder):
     (folder / 'noting.py').write_text(NOTING)
     address = f'127.0.0.1:{free_port()}'
-    words = ['--config=digits', f'--workdir={folder / "run"}', *flags(FIELDS)]
+    asked = flags(FIELDS | {'system.report': True})
+    words = ['--config=digits', f'--workdir={folder / "run"}', *asked]
     told = [f'--coordinator_address={address}', '--num_processes=2', '--process_id=0']
     variables = {
       'JAX_COORDINATOR_ADDRESS': address,
@@ -132,6 +133,20 @@ def test_two_processes_leave_what_one_leaves(pair, whole):
   }
   assert len(list((pair / 'run').glob('events*'))) == 1
   assert steps_kept(pair / 'run') == list(range(1, STEPS + 1))
+
+
+def test_the_first_process_writes_a_report_and_says_that_it_did_not_measure(pair):
+  held = json.loads((pair / 'run/environment.json').read_text())
+  assert held['processes'] == 2 and held['devices'].startswith('8 ')
+  assert held['command'].startswith('vit train --config=digits')
+  assert held['command'].endswith('--num_processes=2 --process_id=0')
+  told = 'he model was not measured here; vit report does it on one host'
+  text = (pair / 'run/report.html').read_text()
+  assert f'T{told}.' in text and f'report: t{told}' in told_by(pair, 0)[1]
+  points = re.findall(r'<title>train/loss, step \d+: ', text)
+  assert len(points) == STEPS == len(losses(pair / 'run'))
+  assert 'accuracy at step 8, during training, on 359 images, split test of digits' in text
+  assert 'aria-labelledby="confusion"' not in text and (pair / 'run/report.png').is_file()
 
 
 def test_one_process_goes_on_with_the_run_of_two(pair, whole, tmp_path, capsys):

@@ -230,6 +230,22 @@ def test_a_run_killed_between_its_test_and_its_model_logs_the_test_once(
   assert names_by_step(tmp_path / 'run') == names_by_step(whole)
 
 
+def test_the_report_is_drawn_when_nothing_of_the_run_is_left_on_the_devices(
+  tmp_path, monkeypatch, capsys
+):
+  from vit_jax import report
+
+  def held():
+    return sum(array.nbytes for array in jax.live_arrays())
+
+  before, left = held(), []
+  monkeypatch.setattr(report, 'after_training', lambda folder, say: left.append(held() - before))
+  assert vit_train(tmp_path, {'system.report': True}) == 0
+  params = 4 * metrics.parameters(vit_jax.load(tmp_path).params)
+  assert len(left) == 1 and left[0] < params / 2  # of a state of four times as much
+  assert capsys.readouterr().out.splitlines()[-1].startswith('the model is in ')
+
+
 def test_a_finished_run_says_so_and_changes_nothing(whole, capsys):
   before = contents(whole)
   assert vit_train(whole) == 0

@@ -368,7 +368,8 @@ def test_a_bundle_goes_to_disk_and_back_with_every_bit(run, tmp_path):
   assert_same_bits(models.flat(back.params), models.flat(run.params))
   assert (back.model, back.classes, back.name) == (run.model, run.classes, run.name)
   assert back.preprocess == run.preprocess
-  assert sorted(contents(tmp_path)) == ['model/config.json', 'model/model.safetensors']
+  files = ['README.md', 'config.json', 'model.safetensors']
+  assert sorted(contents(tmp_path)) == [f'model/{name}' for name in files]
 
 
 def test_a_run_loads_by_its_folder_its_bundle_and_a_file_of_it(run, whole):

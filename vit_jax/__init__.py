@@ -9,9 +9,26 @@ run.features(paths)                                         # (N, F) float32
 run.attention('rose.jpg').weights                           # (L, A, T, T) float32
 """
 
-from vit_jax.bundle import load_params
-from vit_jax.models import build
-from vit_jax.predict import load
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vit_jax.version import __version__
 
+if TYPE_CHECKING:
+  from vit_jax.bundle import load_params
+  from vit_jax.models import build
+  from vit_jax.predict import load
+
 __all__ = ['__version__', 'build', 'load', 'load_params']
+HOMES = {'build': 'models', 'load': 'predict', 'load_params': 'bundle'}
+
+
+def __getattr__(name: str) -> Any:
+  """A function of `__all__`: its module, and JAX, are imported when it is first asked for."""
+  if name not in HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{HOMES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *HOMES})

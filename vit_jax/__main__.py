@@ -1,9 +1,12 @@
 """`vit COMMAND`: a dispatch table. Each command's module is imported when it is called."""
 
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 COMMANDS = {
   'train': ('vit_jax.main', 'train a model, or go on with a run'),
@@ -53,5 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def console() -> NoReturn:
+  """`main` as a process of its own: it ends with the code, and SIGTERM leaves nothing half done."""
+  signal.signal(signal.SIGTERM, terminated)  # training has a handler of its own
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
+  try:
+    code: Any = main()
+  except SystemExit as ended:
+    code = ended.code
+  if code in (130, 143):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # XLA may crash at shutdown if a compilation was cut off
+  sys.exit(code)
+
+
+def terminated(number: int, frame: Any) -> NoReturn:
+  """Unwinds the command, so that what is unfinished is removed."""
+  sys.exit(128 + number)
+
+
 if __name__ == '__main__':
-  sys.exit(main())
+  console()

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, models, objective
+from vit_jax import bundle, models
 from vit_jax.convert import resample
 from vit_jax.models import resnet, vit
 
@@ -29,7 +29,6 @@ FUSIONS: dict[str, Callable[..., Array]] = {'mean': jnp.mean, 'max': jnp.max, 'm
 COMPONENTS = 28  # of the filters: ViT's figure 7, left
 EXAMPLES = 1024  # patches that layers are compared on
 STEPS = 14  # of a square that hides part of an image, down and across
-BATCH = 32  # occluded images at a time
 
 
 # Weights alone
@@ -209,8 +208,7 @@ def trace(found: bundle.Bundle, image: np.ndarray) -> Trace:
 def passed(params: Any, images: Array, *, model: Any, mean: Any, std: Any) -> dict[str, Any]:
   """The arrays of a `Trace` of one image (1, H, W, 3) uint8; no attention weights are kept."""
   map_pool = getattr(model, 'pool', '') == 'map'
-  normal = objective.normalize(images, mean, std)
-  logits, out = model.apply({'params': params}, normal, attention=map_pool)
+  logits, out = bundle.forward(model, params, images, mean=mean, std=std, attention=map_pool)
   layers: Any
   if isinstance(model, resnet.ResNet):
     layers = [stage[0] for stage in (out['stem'], *out['stages'])]
@@ -234,8 +232,9 @@ def layer_weights(found: bundle.Bundle, seen: Trace) -> Iterator[Array]:
     ValueError: for a model without attention.
   """
   check_attention(found.model)
+  params = jax.device_put(found.params)
   for layer in range(found.model.depth):
-    yield block(found.params, seen.layers[layer], layer, model=found.model, grid=seen.grid)[1]
+    yield weights_of(params, seen.layers[layer], layer, model=found.model, grid=seen.grid)
 
 
 def check_attention(model: models.Model) -> None:
@@ -245,6 +244,11 @@ def check_attention(model: models.Model) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'grid'))
+def weights_of(params: Any, tokens: Array, layer: Any, **how: Any) -> Array:
+  """A layer's weights alone, as `block` gives them: its MLP is not computed."""
+  return block(params, tokens, layer, **how)[1]
+
+
 def block(
   params: Any, tokens: Array, layer: Any, *, model: vit.ViT, grid: tuple[int, int]
 ) -> tuple[Array, Array]:
@@ -255,7 +259,7 @@ def block(
   return x[0], left['attention'][0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Attention:
   """The attention of one image, whole: 4 L A T^2 bytes.
 
@@ -278,6 +282,11 @@ class Attention:
   patch: tuple[int, int]
   pool: np.ndarray | None = None
 
+  def __repr__(self) -> str:
+    layers, heads, tokens, _ = self.weights.shape
+    patches = f'{self.grid[0]}x{self.grid[1]} patches'
+    return f'Attention({layers} layers, {heads} heads, {tokens} tokens, {patches})'
+
   def maps(self, token: int | None = None) -> np.ndarray:
     """(L, A, R, C): how much of each patch is read, in every head of every layer.
 
@@ -297,21 +306,22 @@ class Attention:
     return rows.reshape(*rows.shape[:2], *self.grid)
 
   def distances(self) -> np.ndarray:
-    """(L, A) pixels, see `mean_distance`."""
+    """(L, A) pixels, see `mean_attention_distance`."""
     apart = patch_distances(self.grid, self.patch)
-    return np.stack([np.asarray(mean_distance(layer, apart)) for layer in self.weights])
+    return np.stack([np.asarray(mean_attention_distance(layer, apart)) for layer in self.weights])
 
   def rollout(self, *, fusion: str = 'mean', discard: float = 0.0) -> np.ndarray:
-    """(L, T, T) float32: [l] is the rollout of the first l + 1 layers, see `rolled`.
+    """(L, T, T) float32: [l] is the rollout of the first l + 1 layers, see `rollout_step`.
 
     Raises:
       ValueError: for a fusion that there is not, or a share of weights outside [0, 1).
     """
     check_rollout(fusion, discard)
-    steps = [jnp.eye(len(self.read))]
+    step, steps = jnp.eye(len(self.read)), []
     for layer in self.weights:
-      steps.append(rolled(layer, steps[-1], fusion=fusion, discard=discard))
-    return np.stack(steps[1:])
+      step = rollout_step(layer, step, fusion=fusion, discard=discard)
+      steps.append(np.asarray(step))
+    return np.stack(steps)
 
   def rollout_maps(self, *, fusion: str = 'mean', discard: float = 0.0) -> np.ndarray:
     """(L, R, C): how much of each patch is in what the head would read of each layer's tokens."""
@@ -378,9 +388,9 @@ def attention_summary(
   before = jnp.eye(len(read))
   kept: dict[str, list[np.ndarray]] = {'maps': [], 'distances': [], 'rollout': []}
   for weights in layer_weights(found, seen):
-    before = rolled(weights, before, fusion=fusion, discard=discard)
+    before = rollout_step(weights, before, fusion=fusion, discard=discard)
     kept['maps'].append(np.asarray(jnp.einsum('t,ats->as', read, weights, precision='highest')))
-    kept['distances'].append(np.asarray(mean_distance(weights, apart)))
+    kept['distances'].append(np.asarray(mean_attention_distance(weights, apart)))
     kept['rollout'].append(np.asarray(jnp.matmul(read, before, precision='highest')))
   arrays = {name: np.stack(values) for name, values in kept.items()}
   for name in ('maps', 'rollout'):
@@ -400,7 +410,7 @@ def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> np.ndarray
 
 
 @jax.jit
-def mean_distance(weights: Array, apart: Array) -> Array:
+def mean_attention_distance(weights: Array, apart: Array) -> Array:
   """(A,) pixels: the mean attention distance of each head (arXiv 2010.11929, figure 7, right).
 
   Of a patch's query it is the distance to all patches, weighted by how much it attends to them;
@@ -427,13 +437,15 @@ def check_rollout(fusion: str, discard: float) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=('fusion', 'discard'))
-def rolled(weights: Array, before: Array, *, fusion: str = 'mean', discard: float = 0.0) -> Array:
+def rollout_step(
+  weights: Array, before: Array, *, fusion: str = 'mean', discard: float = 0.0
+) -> Array:
   """The rollout (T, T) of one more layer (Abnar and Zuidema, arXiv 2005.00928, equation 1).
 
-  Heads are joined by their mean, maximum or minimum; in each row the `discard` share of the
-  weights that are smallest becomes 0 (but for those equal to the smallest that stays); the
-  identity is added for the residual branch, rows are scaled to sum to 1, and multiplied with the
-  layers before. With the mean, and nothing discarded, that is (weights + 1) / 2 of the paper.
+  Heads are joined by their mean, maximum or minimum; the `discard` share of the whole matrix's
+  weights, the smallest, becomes 0 (but for those equal to the smallest that stays); the identity
+  is added for the residual branch, rows are scaled to sum to 1, and multiplied with the layers
+  before. With the mean, and nothing discarded, that is (weights + 1) / 2 of the paper.
 
   Args:
     weights: (A, T, T).
@@ -442,9 +454,9 @@ def rolled(weights: Array, before: Array, *, fusion: str = 'mean', discard: floa
     discard: in [0, 1).
   """
   fused = FUSIONS[fusion](jnp.asarray(weights), axis=0)  # (T, T)
-  count = int(discard * len(fused))
+  count = int(discard * fused.size)
   if count:
-    fused = jnp.where(fused < jnp.sort(fused, axis=1)[:, count, None], 0, fused)
+    fused = jnp.where(fused < jnp.sort(fused, axis=None)[count], 0, fused)
   mixed = fused + jnp.eye(len(fused))
   mixed = mixed / mixed.sum(axis=1, keepdims=True)
   return jnp.matmul(mixed, before, precision='highest')
@@ -470,10 +482,11 @@ def similarity_of(features: Sequence[np.ndarray]) -> np.ndarray:
   grams = []
   for x in features:
     centred = x - np.mean(x, 0, np.float64)
-    gram = single(centred @ centred.T).reshape(-1)  # (n^2,)
-    norm = np.linalg.norm(gram.astype(np.float64))
-    grams.append(gram / np.float32(norm) if norm else np.full_like(gram, np.nan))
-  return np.array([[np.dot(a, b.astype(np.float64)) for b in grams] for a in grams])
+    gram = (centred @ centred.T).reshape(-1)  # (n^2,)
+    norm = np.linalg.norm(gram)
+    grams.append(gram / norm if norm else np.full_like(gram, np.nan))
+  stacked = np.stack(grams)
+  return stacked @ stacked.T
 
 
 def layer_features(seen: Trace, patches: np.ndarray) -> list[np.ndarray]:
@@ -497,7 +510,7 @@ def layer_features(seen: Trace, patches: np.ndarray) -> list[np.ndarray]:
   return brought
 
 
-def chosen_patches(grid: tuple[int, int], *, images: int, image: int) -> np.ndarray:
+def sample_patches(grid: tuple[int, int], *, images: int, image: int) -> np.ndarray:
   """Numbers of the patches of one of `images` that layers are compared on: EXAMPLES in all."""
   count, own = math.prod(grid), max(EXAMPLES // images, 1)
   return np.sort(np.random.default_rng(image).permutation(count)[:own])
@@ -513,7 +526,7 @@ def layer_similarity(found: bundle.Bundle, images: Sequence[np.ndarray]) -> np.n
   parts = []
   for index, image in enumerate(images):
     seen = trace(found, image)
-    chosen = chosen_patches(seen.grid, images=len(images), image=index)
+    chosen = sample_patches(seen.grid, images=len(images), image=index)
     parts.append(layer_features(seen, chosen))
   return similarity_of([np.concatenate(layer) for layer in zip(*parts)])
 
@@ -521,22 +534,14 @@ def layer_similarity(found: bundle.Bundle, images: Sequence[np.ndarray]) -> np.n
 # Where a class comes from
 
 
-class Tail(vit.ViT):
+class Readout(vit.ViT):
   """A ViT's pooling and head alone, with its parameters."""
 
   @nn.compact
   def __call__(self, tokens: Array) -> Array:  # type: ignore[override]
     """(N, prefix + 1, D), after the encoder's last norm -> (N, K)."""
-    x, _ = self.pooled(tokens, 1, train=False, attention=False)
-    x = x[:, 0] if self.pool == 'none' else x
-    if self.final_norm == 'pooled':
-      x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='fc_norm')(x)
-    if self.representation:
-      x = nn.tanh(nn.Dense(self.representation, dtype=self.dtype, name='pre_logits')(x))
-    logits = self.classify('head', x)
-    if self.distillation == 'head':
-      logits = (logits + self.classify('head_dist', tokens[:, 1])) / 2
-    return logits
+    logits, _ = self.readout(tokens, 1, train=False, attention=False)
+    return logits[:, 0] if self.pool == 'none' else logits
 
 
 def evidence(found: bundle.Bundle, seen: Trace, labels: Sequence[int]) -> np.ndarray:
@@ -569,8 +574,8 @@ def patch_logits(params: Any, tokens: Array, labels: Array, *, model: Any) -> Ar
       prefix = jnp.concatenate([patches, patches], 1)
     prefix = jnp.broadcast_to(prefix, (len(patches), *prefix.shape[1:]))
     alone = jnp.concatenate([prefix, patches], 1)
-    tail: Any = Tail(**models.fields(model))
-    logits = tail.apply({'params': params}, alone)
+    readout: Any = Readout(**models.fields(model))
+    logits = readout.apply({'params': params}, alone)
   else:
     head: Any = resnet.classifier(model.num_classes, model.head_bias, 'head')
     logits = head.apply({'params': params['head']}, tokens.astype(jnp.float32))
@@ -620,7 +625,7 @@ def occlusion(
   The squares begin at multiples of the stride, and the last ones end with the image.
 
   Args:
-    scores: of a list of at most BATCH images: (N, K).
+    scores: of a list of images: (N, K).
     image: (H, W, 3) uint8.
     label: of the class.
     square: height and width in pixels.
@@ -633,11 +638,8 @@ def occlusion(
   check_squares(image.shape, square, stride)
   tops, lefts = (starts(*sides) for sides in zip(image.shape, square, stride))
   places = [(top, left) for top in tops for left in lefts]
-  found = [scores([image])[:, label]]
-  for first in range(0, len(places), BATCH):
-    hidden = [covered(image, place, square, grey) for place in places[first : first + BATCH]]
-    found.append(scores(hidden)[:, label])
-  whole, *rest = np.concatenate(found)
+  hidden = [covered(image, place, square, grey) for place in places]
+  whole, *rest = scores([image, *hidden])[:, label]
   drop = single(whole - np.array(rest).reshape(len(tops), len(lefts)))
   return Occlusion(drop, tops, lefts, square, float(whole))
 

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import itertools
 import json
 import os
@@ -31,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import metrics, models, objective, optim, train
+from vit_jax.provenance import ROOT, installed, source
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODES = ('train', 'infer')
 CLASSES = 1000
 HALF = (0.5, 0.5, 0.5)
@@ -417,10 +416,8 @@ def compare(
 
 def provenance() -> dict[str, Any]:
   """Where numbers come from: the code, the packages, the machine, the command, the time."""
-  commit = git('rev-parse', 'HEAD')
   return {
-    'commit': commit,
-    'uncommitted_changes': bool(git('status', '--porcelain')) if commit else None,
+    **source(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': ' '.join(re.sub(r'^/.*/', '', word) for word in sys.argv),  # nobody else's folders
     'python': platform.python_version(),
@@ -428,23 +425,6 @@ def provenance() -> dict[str, Any]:
     'cpu': {'model': cpu_model(), 'cores': usable_cores()},
     'load_average': os.getloadavg()[0],
   }
-
-
-def git(*words: str) -> str | None:
-  """What git says of the checkout that this package is in; None outside one."""
-  if not (ROOT / '.git').exists():
-    return None
-  with contextlib.suppress(FileNotFoundError):
-    found = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
-  return None
-
-
-def installed(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def cpu_model() -> str:

@@ -1,4 +1,7 @@
-"""A model on disk: `model.safetensors` with the parameters, `config.json` with all else."""
+"""A model on disk: `model.safetensors` with the parameters, `config.json` with all else.
+
+N images, K classes.
+"""
 
 import dataclasses
 import math
@@ -7,19 +10,19 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from vit_jax import convert, models, published
+from vit_jax import convert, models, objective, published
 from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
 from vit_jax.data import decoding, transforms
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
+WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
 SCORES = ('softmax', 'sigmoid')
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
@@ -46,7 +49,7 @@ class Preprocess:
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bundle:
   """A model with its parameters, class names and preprocessing.
 
@@ -58,6 +61,8 @@ class Bundle:
     name: the variant that `vit_jax.build` made it from.
     scores: what logits become: 'softmax', shares of one, or 'sigmoid', where an image may be of
       several classes.
+    card: the text of README.md in its folder; '' where there is none. It is of these parameters:
+      who replaces them gives `card=''` too.
   """
 
   model: models.Model
@@ -66,10 +71,45 @@ class Bundle:
   preprocess: Preprocess
   name: str
   scores: str = 'softmax'
+  card: str = ''
+
+  def __repr__(self) -> str:
+    size = 'x'.join(map(str, self.preprocess.size))
+    told = f'{self.name}, {size} pixels, {len(self.classes)} classes'
+    return f'{type(self).__name__}({told})'
+
+  @property
+  def names_images(self) -> bool:
+    """Whether logits are (N, K) of named classes: not without a head, nor with pool 'none'."""
+    return bool(self.classes) and getattr(self.model, 'pool', '') != 'none'
+
+
+def forward(
+  model: models.Model,
+  params: Any,
+  images: Any,
+  *,
+  mean: Sequence[float],
+  std: Sequence[float],
+  **how: Any,
+) -> tuple[jax.Array, dict[str, Any]]:
+  """What a model gives for uint8 images (N, height, width, 3): logits (N, K), and the rest.
+
+  Args:
+    model, params: of a bundle.
+    images: of the model's size.
+    mean, std: of its preprocessing.
+    how: further arguments of the model's call, as `attention`.
+  """
+  logits, out = model.apply({'params': params}, objective.normalize(images, mean, std), **how)
+  return logits, dict(out)
 
 
 def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
-  """Writes a bundle, whole or not at all: it appears under its name when it is complete."""
+  """Writes a bundle or a run, whole or not at all: it is there when it is complete.
+
+  Its card is written last, as it is no part of the model.
+  """
   fields = {k: v for k, v in models.fields(bundle.model).items() if k not in HOW}
   description = {
     'format': FORMAT,
@@ -80,6 +120,9 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
   }
   arrays = models.flat(jax.device_get(bundle.params))
   translate.write_folder(folder, arrays, {DESCRIPTION: description})
+  if bundle.card:
+    with files.replacing(pathlib.Path(folder) / CARD) as file:
+      file.write(bundle.card.encode())
 
 
 def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
@@ -114,7 +157,14 @@ def built(source: convert.Checkpoint, *, native: bool = False) -> Bundle:
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{told_by} does not describe a model: {error}') from None
   params, _ = adapt.params(source, model, image_size=preprocess.size, new_head=None)
-  return Bundle(model, params, source.classes, preprocess, source.name, source.scores)
+  card = card_in(pathlib.Path(source.path).parent) if own else ''  # others' is of their library
+  return Bundle(model, params, source.classes, preprocess, source.name, source.scores, card)
+
+
+def card_in(folder: pathlib.Path) -> str:
+  """The text of the card in a bundle's folder; '' if there is none."""
+  path = folder / CARD
+  return path.read_text('utf-8', errors='replace') if path.is_file() else ''
 
 
 def opened(
@@ -224,7 +274,7 @@ def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...])
   models.check_size(model, pair(preprocess.size))
   for name, least in (('mean', -LARGEST), ('std', 1 / LARGEST)):
     values = getattr(preprocess, name)
-    fine = isinstance(values, tuple) and all(type(value) in (int, float) for value in values)
+    fine = isinstance(values, tuple | list) and all(type(value) in (int, float) for value in values)
     if not fine or len(values) != 3 or not all(least <= value <= LARGEST for value in values):
       more = ' above 0' if least > 0 else ''
       raise ValueError(f'preprocess {name} is {values}, not three finite numbers{more}')

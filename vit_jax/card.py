@@ -3,7 +3,6 @@
 It holds what the config and the measures say, and nothing that a clock or a path would change.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,25 +11,33 @@ import jax
 
 from vit_jax import bundle, metrics
 from vit_jax.convert import files
+from vit_jax.models import mixer, resnet, vit
 from vit_jax.version import __version__
 
-NAME = 'README.md'
 SHOWN = 20  # class names
 FRONT = """---
 library_name: vit_jax
-pipeline_tag: image-classification
+pipeline_tag: {task}
 tags:
-- image-classification
-- vision-transformer
+- {task}
+- {family}
 - jax
 ---
 """
+FAMILIES: dict[type, str] = {
+  vit.ViT: 'vision-transformer',
+  mixer.Mixer: 'mlp-mixer',
+  resnet.ResNet: 'big-transfer',
+}
 LIMITS = """\
 - Nothing is known of it beyond the measures above: not of other kinds of images, cameras or places,
   nor of groups of people.
-- An image of something else gets a class all the same: look at the score before the name.
+{}\
 - The data, and a checkpoint that training started from, have licences and biases of their own,
   which this model takes on; vit_jax does not know them.
+"""
+ALL_THE_SAME = """\
+- An image of something else gets a class all the same: look at the score before the name.
 """
 
 
@@ -44,20 +51,8 @@ def write(folder: pathlib.Path, source: bundle.Bundle, config: Any, *, step: int
     step: whose parameters became the model.
   """
   rows = metrics.read_rows(folder / 'metrics.jsonl')
-  with files.replacing(folder / 'model' / NAME) as file:
+  with files.replacing(folder / 'model' / bundle.CARD) as file:
     file.write(text(source, config, rows, step=step).encode())
-
-
-def of_run(path: str | os.PathLike[str], source: bundle.Bundle) -> str:
-  """The card of what `path` names: the one that lies there, or a new one."""
-  folder = pathlib.Path(path)
-  for written in (folder / 'model' / NAME, folder / NAME):
-    if bundle.exists(written.parent) and written.is_file():
-      return written.read_text()
-  if (folder / 'metrics.jsonl').is_file() and (folder / bundle.DESCRIPTION).is_file():
-    config = files.read_object(folder / bundle.DESCRIPTION)
-    return text(source, config, metrics.read_rows(folder / 'metrics.jsonl'))
-  return text(source)
 
 
 def text(
@@ -73,24 +68,37 @@ def text(
     source: the model.
     config: of its run, as config.json has it; None where it was trained elsewhere.
     rows: of metrics.jsonl.
-    step: whose parameters the model has; None is that of the test, or the last measured.
+    step: whose parameters the model has; None is `metrics.model_step`.
   """
   sections = {'Model': model_rows(source), 'Training': training_rows(config)}
-  parts = [f'{FRONT}\n# {source.name}, {kinds(source)}\n', USE.format(steps=cell(steps(source)))]
+  parts = [f'{front(source)}\n# {source.name}, {kinds(source)}\n', use(source)]
   parts += [f'## {title}\n\n{table(rows)}' for title, rows in sections.items() if rows]
   measured = results(config, rows, step)
   parts.append(f'## Results\n\n{measured or "None were measured here."}\n')
-  parts.append(f'## Limits\n\n{LIMITS}')
+  parts.append(f'## Limits\n\n{LIMITS.format(ALL_THE_SAME if source.classes else "")}')
   parts.append(f'Written by vit_jax {__version__}, with jax {jax.__version__}.\n')
   return '\n'.join(parts)
+
+
+def front(source: bundle.Bundle) -> str:
+  """What model hubs sort by."""
+  task = 'image-classification' if source.classes else 'image-feature-extraction'
+  family = next(tag for kind, tag in FAMILIES.items() if isinstance(source.model, kind))
+  return FRONT.format(task=task, family=family)
+
+
+def use(source: bundle.Bundle) -> str:
+  """How it is run."""
+  call = "run.predict('image.jpg', top=3)" if source.names_images else "run.features('image.jpg')"
+  return USE.format(call=call, steps=files.one_line(steps(source)))
 
 
 USE = """\
 ```python
 import vit_jax
 
-run = vit_jax.load('.')  # the folder of this file
-run.predict('image.jpg', top=3)
+run = vit_jax.load('PATH/OF/THIS/FOLDER')
+{call}
 ```
 
 Images are RGB. Before the model they go through {steps}.
@@ -165,20 +173,15 @@ def results(
   config: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], step: int | None
 ) -> str:
   """A table of what was measured of these parameters, each with its split."""
-  if step is None:
-    told = [row['step'] for use in ('test', 'validation') for row in rows if f'{use}/loss' in row]
-    step = told[0] if any('test/loss' in row for row in rows) else max(told, default=0)
+  if config is None:
+    return ''
   lines = ['| split | images | accuracy | loss | step |', '|---|---|---|---|---|']
-  for use in ('validation', 'test'):
-    found = [row for row in rows if row['step'] == step and f'{use}/loss' in row]
-    if found and config:
-      values = {name: found[-1].get(f'{use}/{name}') for name in ('count', 'accuracy', 'loss')}
-      values |= {k: v for k in values if (v := found[-1].get(f'{use}/ema_{k}')) is not None}
-      split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'
-      lines.append(
-        f'| {cell(split)} | {number(values["count"], ",.0f")} | '
-        f'{number(values["accuracy"], ".4f")} | {number(values["loss"], ".4f")} | {step} |'
-      )
+  for use, values in metrics.of_model(config, rows, step).items():
+    split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'
+    lines.append(
+      f'| {cell(split)} | {number(values["count"], ",.0f")} | '
+      f'{number(values["accuracy"], ".4f")} | {number(values["loss"], ".4f")} | {values["step"]} |'
+    )
   return '\n'.join(lines) if len(lines) > 2 else ''
 
 
@@ -200,4 +203,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def cell(value: str) -> str:
   """Text on one line that does not end its cell."""
-  return files.one_line(value).replace('|', '\\|')
+  text = files.one_line(value)
+  for letter, written in (('<', '&lt;'), ('|', '\\|')):
+    text = text.replace(letter, written)
+  return text

@@ -1,33 +1,13 @@
 """`vit doctor`: what this machine has, and what is wrong with it."""
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Sequence
 
-PACKAGES = (
-  'vit_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'tensorflow-datasets',
-  'ml_collections',
-  'numpy',
-  'safetensors',
-  'Pillow',
-  'opencv-python-headless',
-  'simplejpeg',
-  'rich',
-  'tensorboardX',
-  'scikit-learn',
-  'matplotlib',
-)
+from vit_jax.provenance import PACKAGES, installed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,13 +26,6 @@ def main(argv: Sequence[str]) -> int:
     print(f'!! {fault}', file=sys.stderr)
   print('all is well' if not faults else f'{len(faults)} to mend, see above')
   return 1 if faults else 0
-
-
-def installed(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def devices() -> list[str]:

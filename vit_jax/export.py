@@ -1,4 +1,4 @@
-"""Models that leave: `vit export`, `write`, and `load` for a StableHLO program.
+"""A model for others to run or read: `vit export`, `write`, and `load` for a StableHLO program.
 
 N images, K classes.
 """
@@ -25,18 +25,22 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, card, convert, models, objective
+from vit_jax import bundle, card, convert, models
 from vit_jax.convert import files, translate
-from vit_jax.models import resnet, vit
+from vit_jax.models import resnet
 from vit_jax.version import __version__
 
 FORMAT = 1
+JAX2ONNX = '0.17.1'  # the version that is tested
 SUFFIXES = {'stablehlo': '.stablehlo', 'onnx': '.onnx', 'npz': '.npz', 'timm': '', 'hf': ''}
 PROGRAMS = ('stablehlo', 'onnx')  # which run by themselves; the others are parameters
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM = 'program'  # its name among the arrays of a StableHLO file
 LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file: protobuf holds less than 2 GiB
+PLAIN: dict[str, Any] = dict(dtype='float32', unroll=1, remat='none')  # `bundle.HOW`, in programs
 NEAR = {'stablehlo': 0.0, 'onnx': 1e-5}  # from `apply` on a CPU, in probability
+NEAR_ODDS = 1e-4  # of the largest log-odds: where all probabilities are small, NEAR sees nothing
+LEAST, MOST = 1e-30, 0.999  # probabilities outside have log-odds that float32 does not resolve
 BATCHES = (1, 3)  # images that a program is checked with
 
 Function = Callable[[Any, Any], jax.Array]
@@ -51,33 +55,33 @@ def write(
   *,
   to: str = '',
   check: bool = True,
-  readme: str = '',
 ) -> list[str]:
   """Writes a model for others to run or read: whole, and only if the check holds, or not at all.
 
   'stablehlo' and 'onnx' are programs with the parameters inside: uint8 images (N, height, width, 3)
   go in, float32 probabilities (N, K) come out, for any N; a JSON file beside them, `beside`, has
-  class names, preprocessing and versions. 'timm', 'hf' and 'npz' are `convert.write`'s.
+  class names, preprocessing and versions. 'timm', 'hf' and 'npz' are `convert.write`'s; a folder
+  gets the card of `source`, or a new one that tells of no training and no results.
 
   Args:
     path: of a new file or folder.
     source: a bundle or a run.
     to: one of SUFFIXES; '' is told by the suffix of the path.
     check: read what was written in a new process, on a CPU, and compare it with `apply`.
-    readme: text for README.md, where a folder is written; '' is `card.text`'s.
 
   Returns:
     Lines to tell the user: what readers will do otherwise, and last the result of the check.
 
   Raises:
-    ValueError: one line for an unknown target, a wrong suffix, a path that exists, a program of a
-      model without a head, an ONNX file beyond 2 GiB, what ONNX or a dialect cannot say, or a check
-      that fails.
+    ValueError: one line for an unknown target, a wrong suffix, a path that exists, fields of
+      `source` that do not fit its model, a program of a model without a head, an ONNX file beyond
+      2 GiB, what ONNX or a dialect cannot say, or a check that fails.
     OSError: if it cannot be written.
   """
   path = pathlib.Path(path)
   to = target(path, to)
   check_path(path, to)
+  bundle.check(source.model, source.preprocess, source.classes)
   if to in PROGRAMS:
     check_program(source, to)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def write(
     try:
       told = WRITERS[to](new, source)
       if new.is_dir():
-        (new / 'README.md').write_text(readme or card.text(source))
+        (new / bundle.CARD).write_text(source.card or card.text(source), encoding='utf-8')
       if check:
         told.append(checked(new, source, to))
       publish(new.parent, path.parent)
@@ -120,7 +124,7 @@ def check_path(path: pathlib.Path, to: str) -> None:
     raise ValueError(f'{path}: {to} is written to a file that ends in {SUFFIXES[to]}')
   for there in (path, beside(path)) if to in PROGRAMS else (path,):
     if os.path.lexists(there):
-      raise ValueError(f'{there} exists already')
+      raise ValueError(f'{there} exists already; remove it, or give another --out')
 
 
 def check_program(source: bundle.Bundle, to: str) -> None:
@@ -186,34 +190,36 @@ def digest(path: pathlib.Path) -> str:
 def output_shape(source: bundle.Bundle) -> list[Any]:
   """Of the scores: ['batch', K], or ['batch', patches, K] where every patch is classified."""
   images = jax.ShapeDtypeStruct((2, *source.preprocess.size, 3), jnp.uint8)
-  shape = jax.eval_shape(scored(source, unroll=1), source.params, images).shape
+  shape = jax.eval_shape(scored(source), source.params, images).shape
   return ['batch', *shape[1:]]
 
 
-def scored(source: bundle.Bundle, *, unroll: int) -> Function:
-  """(params, uint8 images) -> float32 scores: what `apply` gives for normalised images.
+def scored(
+  source: bundle.Bundle, *, sigmoid: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+) -> Function:
+  """(params, uint8 images) -> float32 scores, as `Run.apply` gives them.
 
   It computes in float32, wherever the model was trained, and so takes no kernel of one device.
 
   Args:
     source: whose parameters are not used.
-    unroll: layers per iteration of the compiled loop, where the model has one.
+    sigmoid: by which logits become scores, where the model's are a sigmoid.
   """
-  loop: dict[str, Any] = {'unroll': unroll} if hasattr(source.model, 'unroll') else {}
-  model = source.model.clone(dtype='float32', **loop)
+  fields = models.fields(source.model)
+  model = source.model.clone(**{k: v for k, v in PLAIN.items() if k in fields})
+  become = {'softmax': jax.nn.softmax, 'sigmoid': sigmoid}[source.scores]
+  how = source.preprocess
 
   def scores(params: Any, images: Any) -> jax.Array:
-    normalized = objective.normalize(images, source.preprocess.mean, source.preprocess.std)
-    logits, _ = model.apply({'params': params}, normalized)
-    return getattr(jax.nn, source.scores)(logits)
+    logits, _ = bundle.forward(model, params, images, mean=how.mean, std=how.std)
+    return become(logits)
 
   return scores
 
 
-def straight(source: bundle.Bundle) -> Function:
-  """`scored` without a loop over the layers, up to `vit.UNROLL_UP_TO` of them."""
-  depth = getattr(source.model, 'depth', 1)
-  return scored(source, unroll=depth if depth <= vit.UNROLL_UP_TO else 1)
+def written_sigmoid(logits: jax.Array) -> jax.Array:
+  """The sigmoid by its definition: onnxruntime's own is 0.6 % off at -12, and 0 at -18."""
+  return 1 / (1 + jnp.exp(-logits))
 
 
 def batches_of(source: bundle.Bundle) -> jax.ShapeDtypeStruct:
@@ -225,17 +231,18 @@ def batches_of(source: bundle.Bundle) -> jax.ShapeDtypeStruct:
 def write_stablehlo(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   """An .npz file: 'program', bytes for `jax.export.deserialize`, and its first argument's arrays.
 
-  The program is (parameters by name, images) -> scores; the layers are a loop on a CPU, and one
-  after another elsewhere. As arguments, parameters are in memory once for batches of all sizes.
+  The program is (parameters by name, images) -> scores, with a loop over the layers, and the same
+  for all PLATFORMS: what is checked on a CPU is what the others run. Parameters are arguments, and
+  so not in the program but beside it, because XLA folds constants: it would give other bits than
+  `apply`, compile several times as long, and hold them once for each size of batch.
   """
+  apply = scored(source)
 
   def program(named: dict[str, Any], images: Any) -> jax.Array:
-    params = flax.traverse_util.unflatten_dict(named, sep='/')
-    return jax.lax.platform_dependent(
-      params, images, cpu=scored(source, unroll=1), default=straight(source)
-    )
+    return apply(flax.traverse_util.unflatten_dict(named, sep='/'), images)
 
-  held = {name: np.asarray(leaf) for name, leaf in models.flat(source.params).items()}
+  flat = models.flat(jax.device_get(source.params))
+  held = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
   with without_locations():
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(held, batches_of(source))
   code = np.frombuffer(exported.serialize(), np.uint8)
@@ -248,7 +255,7 @@ def write_stablehlo(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
 def without_locations() -> Iterator[None]:
   """Keeps the paths of the source files of this machine out of what is lowered."""
   option = 'jax_traceback_in_locations_limit'
-  before = jax.config.values[option]
+  before = getattr(jax.config, option)
   jax.config.update(option, 0)
   try:
     yield
@@ -265,9 +272,8 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   if isinstance(source.model, resnet.ResNet) or getattr(source.model, 'stem', None) is not None:
     raise ValueError(f'jax2onnx does not convert the pooling of {source.name}: BiT and hybrids')
   to_onnx = converter()
-  held, apply = jax.device_get(source.params), straight(source)
+  held, apply = jax.device_get(source.params), scored(source, sigmoid=written_sigmoid)
   images = batches_of(source)
-  logging.getLogger('onnx_ir').setLevel(logging.ERROR)  # it warns of every shape that it infers
   with jax.disable_jit():  # in which a scan is a loop in Python
     traced = jax.make_jaxpr(lambda images: apply(held, images))(images)
   # Its operations by themselves: jax2onnx's stand-ins for functions do not fit flax's scan.
@@ -291,13 +297,15 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
 
 def converter() -> Callable[..., Any]:
   """jax2onnx's function; ValueError where it, or onnxruntime, is not installed."""
+  for name in ('onnx_ir', 'jax2onnx'):  # which warn of shapes they infer, and of what is not here
+    logging.getLogger(name).setLevel(logging.ERROR)
   try:
     import onnxruntime  # noqa: F401
     from jax2onnx import to_onnx
   except ImportError as error:
     raise ValueError(
       f"--to onnx needs {error.name}: pip install 'vit_jax[onnx]' and "
-      'pip install --no-deps jax2onnx'
+      f'pip install --no-deps jax2onnx=={JAX2ONNX}'
     ) from None
   return to_onnx
 
@@ -324,7 +332,7 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
     ValueError: one line, if they differ, or it did not come to an end.
   """
   folder = path.parents[1] / 'model'  # where what is not to stay is held
-  bundle.write(folder, plain(source))
+  bundle.write(folder, source)
   code = 'import sys; from vit_jax import export; sys.exit(export.compare(*sys.argv[1:]))'
   ended = subprocess.run(
     [sys.executable, '-c', code, to, str(path), str(folder)],
@@ -340,12 +348,6 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
   raise ValueError(f'the check failed, so nothing was written: {why}')
 
 
-def plain(source: bundle.Bundle) -> bundle.Bundle:
-  """A run as a bundle on the host."""
-  values = {field.name: getattr(source, field.name) for field in dataclasses.fields(bundle.Bundle)}
-  return bundle.Bundle(**values | {'params': jax.device_get(source.params)})
-
-
 def environment() -> dict[str, str]:
   """Of the process that checks: a CPU, and this library wherever it was found."""
   here = str(pathlib.Path(__file__).parents[1])
@@ -356,28 +358,73 @@ def environment() -> dict[str, str]:
 def compare(to: str, path: str, folder: str) -> int:
   """Prints how far a file is from the bundle in a folder: 0 if it is near enough, else 3."""
   source = bundle.read(folder)
-  if to in PROGRAMS:
-    found = max(difference(to, pathlib.Path(path), source, count) for count in BATCHES)
-    fine = found <= NEAR[to]
-    bound = '' if fine else f', more than {NEAR[to]:g}'
-    counts = ' and '.join(map(str, BATCHES))
-    print(f'{to}: differs by {found:.2g} from apply, in batches of {counts} on a CPU{bound}')
-  else:
-    from vit_jax import parity
-
-    line, fine = parity.compare(source, {'written': (path, to)})
-    print(line)
+  compared = compare_program if to in PROGRAMS else compare_parameters
+  line, fine = compared(to, path, source)
+  print(line)
   return 0 if fine else 3
 
 
-def difference(to: str, path: pathlib.Path, source: bundle.Bundle, count: int) -> float:
-  """The largest between the scores of a program and of `apply`, on so many random images."""
-  shape = (count, *source.preprocess.size, 3)
-  images = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
-  apart = np.abs(
-    OPENERS[to](path)(images) - jax.jit(scored(source, unroll=1))(source.params, images)
+def compare_program(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
+  """How far a program's scores are from those of `apply` on random images, and if near enough."""
+  run, apply = OPENERS[to](pathlib.Path(path)), jax.jit(scored(source))
+  apart, odds_apart = 0.0, 0.0
+  for count in BATCHES:
+    shape = (count, *source.preprocess.size, 3)
+    images = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+    found = differences(run(images), np.asarray(apply(source.params, images)))
+    apart, odds_apart = max(apart, found[0]), max(odds_apart, found[1])
+  over = [
+    f', more than {bound:g} {unit}'
+    for found, bound, unit in (
+      (apart, NEAR[to], 'in probability'),
+      (odds_apart, NEAR_ODDS, 'in log-odds'),
+    )
+    if found > bound
+  ]
+  line = (
+    f'{to}: differs by {apart:.2g} from apply, in log-odds by {odds_apart:.2g} of the largest, '
+    f'in batches of {" and ".join(map(str, BATCHES))} on a CPU'
   )
-  return float(apart.max()) if np.isfinite(apart).all() else float('inf')
+  return line + ''.join(over), not over
+
+
+def differences(there: np.ndarray, here: np.ndarray) -> tuple[float, float]:
+  """The largest difference of probabilities, and of log-odds in units of the largest, at least 1.
+
+  Log-odds are logits again: of a sigmoid exactly, of a softmax up to what all classes share where
+  they are small. Of thousands of classes each probability may be below any absolute bound.
+
+  Returns:
+    Both infinite if a score is not finite, or there are others than here.
+  """
+  if there.shape != here.shape or not (np.isfinite(there).all() and np.isfinite(here).all()):
+    return float('inf'), float('inf')
+  theirs, ours = log_odds(there), log_odds(here)
+  apart = np.abs(theirs - ours).max() / max(1.0, np.abs(ours).max())
+  return float(np.abs(there - here).max()), float(apart)
+
+
+def log_odds(scores: np.ndarray) -> np.ndarray:
+  """log(p / (1 - p)) in float64, of p from LEAST to MOST."""
+  p = np.clip(scores.astype(np.float64), LEAST, MOST)
+  return np.log(p) - np.log1p(-p)
+
+
+def compare_parameters(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
+  """`parity.compare` of what was written; and of a folder, whether it tells the same of pixels."""
+  from vit_jax import parity
+
+  line, fine = parity.compare(source, {'written': (path, to)})
+  if not pathlib.Path(path).is_dir():
+    return line, fine
+  ours, theirs = source.preprocess, bundle.read(path, native=True).preprocess
+  told = [(name, getattr(ours, name), getattr(theirs, name)) for name in ('mean', 'std')]
+  wrong = [
+    f'; {name} is {list(there)} there, not {list(here)}'
+    for name, here, there in told
+    if not np.allclose(here, there, rtol=1e-6, atol=0)
+  ]
+  return line + ''.join(wrong), fine and not wrong
 
 
 def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -393,7 +440,7 @@ def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 # ---- read ----
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Program:
   """A StableHLO program: `program(images)` gives the scores.
 
@@ -414,6 +461,11 @@ class Program:
   model: str
   platforms: tuple[str, ...]
   call: Callable[[Any], jax.Array]
+
+  def __repr__(self) -> str:
+    shape = ', '.join(map(str, (*self.size, 3)))
+    told = f'{self.model}, uint8 (N, {shape}) -> float32, {len(self.classes)} classes'
+    return f'Program({told}, {" ".join(self.platforms)})'
 
   def __call__(self, images: Any) -> np.ndarray:
     """uint8 (N, height, width, 3) RGB -> float32 (N, K) probabilities.
@@ -440,10 +492,13 @@ def load(path: str | os.PathLike[str]) -> Program:
     ValueError: one line, if they do not belong together, or this jax does not read the program.
   """
   path = pathlib.Path(path)
-  for file in (path, beside(path)):
-    if not file.is_file():
-      raise FileNotFoundError(f'{file}: there is no such file')
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: there is no such file')
+  if not beside(path).is_file():
+    raise FileNotFoundError(f'{path} is no exported program: {beside(path).name} is not beside it')
   told = files.read_object(beside(path))
+  if told.get('kind') == 'onnx':
+    raise ValueError(f'{path} is an ONNX file: onnxruntime opens it')
   if told.get('kind') != 'stablehlo' or told.get('format') != FORMAT:
     raise ValueError(f'{beside(path)} does not tell of a StableHLO program of format {FORMAT}')
   if told.get('sha256') != digest(path):
@@ -452,8 +507,8 @@ def load(path: str | os.PathLike[str]) -> Program:
     with np.load(path) as arrays:
       params = {name: arrays[name] for name in arrays.files}
     exported = jax.export.deserialize(bytearray(params.pop(PROGRAM)))
-    return Program(
-      classes=tuple(told['classes']),
+    found = Program(
+      classes=tuple(map(str, told['classes'])),
       size=tuple(told['input']['shape'][1:3]),
       preprocess=told['preprocess']['before'],
       scores=told['scores'],
@@ -461,9 +516,13 @@ def load(path: str | os.PathLike[str]) -> Program:
       platforms=tuple(exported.platforms),
       call=functools.partial(jax.jit(exported.call), jax.device_put(params)),
     )
+    taken, given = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
+    if taken != (*found.size, 3) or given != len(found.classes):
+      raise ValueError(f'{beside(path).name} tells of other images or classes')
+    return found
   except Exception as error:  # of whatever kind: jax says by several that it is too old
     what = files.one_line(f'{type(error).__name__}: {error}')[:200]
-    made = f'made by jax {told.get("jax")}, read by {jax.__version__}'
+    made = files.one_line(f'made by jax {told.get("jax")}, read by {jax.__version__}')
     raise ValueError(f'{path} cannot be read ({made}): {what}') from None
 
 
@@ -480,14 +539,15 @@ def main(argv: Sequence[str]) -> int:
   """`vit export`: 0 if it was written, 2 if not, with one line that says why."""
   flags = parser().parse_args(argv)
   try:
+    if not flags.run:
+      raise ValueError('the run is empty, must be a path')
     if not flags.out and not flags.to:
       raise ValueError(f'give --to: {", ".join(SUFFIXES)}')
     to = target(pathlib.Path(flags.out), flags.to)
     path = pathlib.Path(flags.out or default_path(flags.run, to))
     check_path(path, to)
     source = bundle.read(flags.run, native=to not in PROGRAMS)
-    readme = card.of_run(flags.run, source)
-    told = write(path, source, to=to, check=flags.check, readme=readme)
+    told = write(path, source, to=to, check=flags.check)
   except (ValueError, OSError) as error:
     print(f'vit export: {files.one_line(error)}', file=sys.stderr)
     return 2

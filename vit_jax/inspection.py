@@ -13,16 +13,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from vit_jax import analysis, page, pictures, predict
+from vit_jax import analysis, metrics, models, page, pictures, predict
 from vit_jax.convert import files
 from vit_jax.data import pipeline, show, transforms
 from vit_jax.evaluate import inputs
 from vit_jax.models import vit
 
 INDEX = 'inspect.json'
-PAGE = 1 << 28  # bytes of attention weights that attention.html is made of, at most
+PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
+PAGES = 1 << 27  # of all its images; of these a page holds about half
 SIDE = 4096  # pixels of a picture's side, about: more tiles are not drawn
 DRAWN = {  # of each of these
   'model': ('filters', 'positions'),
@@ -40,13 +42,13 @@ class Image:
 
   Fields:
     name: its path, or its place in a split.
-    source: the path, or pixels (H, W, 3) uint8.
-    pixels: as the model takes it.
+    pixels: uint8, as the model takes it.
+    label: the name of its class, where a data set tells it.
   """
 
   name: str
-  source: predict.Source
   pixels: np.ndarray
+  label: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,10 @@ class Drawing:
 def main(argv: Sequence[str]) -> int:
   """`vit inspect`: 0 if all went well, 2 for bad input, 3 if some images could not be read."""
   given = parser().parse_args(argv)
+  given.only = given.only or NAMES
   try:
     lines, failed = inspected(given)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
     print(f'vit inspect: {files.one_line(error)}', file=sys.stderr)
     return 2
   print('\n'.join(lines))
@@ -95,13 +98,16 @@ def parser() -> argparse.ArgumentParser:
   )
   flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
   flags.add_argument(
-    'images', nargs='*', help="images, and folders of images; default: of the run's test split"
+    'images',
+    nargs='*',
+    default=[],
+    help="images, and folders of images; default: of the run's test split",
   )
   flags.add_argument('--out', required=True, help='the folder that gets the pictures and arrays')
   flags.add_argument('--on', default='', help='a data set to take images from')
   flags.add_argument('--split', default='', help='default: test, or without one validation')
   flags.add_argument('--count', type=int, default=8, help='images of a data set; default: 8')
-  flags.add_argument('--only', nargs='+', choices=NAMES, default=NAMES, help='default: all')
+  flags.add_argument('--only', nargs='+', action='extend', choices=NAMES, help='default: all')
   flags.add_argument(
     '--label', default='', help='the class of evidence and occlusion; default: the likeliest'
   )
@@ -120,8 +126,11 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   """Does what the flags ask for: lines about it, and about images that could not be read."""
   check(given)
   run = predict.load(given.model)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params)):
+    raise ValueError(f'{given.model} has parameters that are not finite')
   if given.label and given.label not in run.classes:
-    raise ValueError(f'--label is {given.label!r}, which is no class of {run.name}')
+    near = models.nearest(given.label, list(run.classes[:SIDE]))
+    raise ValueError(f'--label {given.label!r} is no class of {given.model}{near}')
   task = Task(run, given)
   check_squares(task)
   images, failed = chosen(task) if set(given.only) - set(DRAWN['model']) else ([], [])
@@ -138,13 +147,16 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
         shown.append(drawn_of_image(task, image, folder, number))
         advance(1)
     index = {'model': str(given.model), 'pictures': told, 'images': shown, 'left_out': absent}
-    (folder / INDEX).write_text(json.dumps(index | {'settings': settings(task)}, indent=1))
+    index['settings'] = settings(task)
+    (folder / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
   return lines_of(index, given.out), failed
 
 
 def check(given: argparse.Namespace) -> None:
   """Raises ValueError for flags that do not go together, before anything is computed."""
   analysis.check_rollout(given.fusion, given.discard)
+  if not given.out:
+    raise ValueError('--out is empty, must be a folder')
   if given.count < 1:
     raise ValueError(f'--count must be at least 1, got {given.count}')
   if min(given.square, given.stride) < 0:
@@ -152,7 +164,7 @@ def check(given: argparse.Namespace) -> None:
   if given.images and (given.on or given.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
   out = pathlib.Path(given.out)
-  there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+  there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
   if not there.is_dir() or not os.access(there, os.W_OK):
     raise ValueError(f'--out {given.out} cannot be written')
 
@@ -175,29 +187,42 @@ def settings(task: Task) -> dict[str, Any]:
 
 def chosen(task: Task) -> tuple[list[Image], list[str]]:
   """The images to look at, and a line for each that cannot be read; none where none are known."""
-  given = task.given
   images: list[Image] = []
   failed: list[str] = []
-  for name, read in named_images(given):
+  try:
+    named = named_images(task.given)
+  except (ValueError, OSError) as error:
+    if task.given.images or task.given.on or task.given.split:
+      raise
+    return [], [f"the run's images cannot be read: {files.one_line(error)}"]
+  for name, read in named:
     try:
-      source = read()
-      images.append(Image(name, source, task.run.prepared(source)))
+      source, label = read()
+      images.append(Image(name, task.run.prepared(source), label))
     except (ValueError, OSError) as error:
       told = pipeline.told(error)
       failed.append(told if name in told else f'{name}: {told}')
   return images, failed
 
 
-Named = Iterator[tuple[str, Callable[[], predict.Source]]]
+Named = tuple[str, Callable[[], tuple[predict.Source, str]]]
 
 
-def named_images(given: argparse.Namespace) -> Named:
-  """The names of the images asked for, and how to read each."""
+def named_images(given: argparse.Namespace) -> list[Named]:
+  """The names of the images asked for, and what reads each and tells its class."""
+  for path in given.images:
+    if not os.path.lexists(path):
+      raise FileNotFoundError(f'{path}: there is no such file')
   if given.images:
-    for path in predict.image_files(given.images):
-      yield path, functools.partial(str, path)
-  elif given.on or is_run(given.model):
-    yield from of_split(inputs.opened(given.model, on=given.on, split=given.split), given.count)
+    return [(path, functools.partial(of_file, path)) for path in predict.image_files(given.images)]
+  if given.on or is_run(given.model):
+    return of_split(inputs.opened(given.model, on=given.on, split=given.split), given.count)
+  return []
+
+
+def of_file(path: str) -> tuple[str, str]:
+  """An image whose class is not told."""
+  return path, ''
 
 
 def is_run(path: str) -> bool:
@@ -209,15 +234,18 @@ def is_run(path: str) -> bool:
   return True
 
 
-def of_split(split: inputs.Split, count: int) -> Named:
+def of_split(split: inputs.Split, count: int) -> list[Named]:
   """Images that lie evenly in a split."""
+  source, total = split.source, len(split.source)
 
-  def pixels(index: int) -> np.ndarray:
-    return transforms.pixels(split.source[index]['image'])
+  def read(index: int) -> tuple[np.ndarray, str]:
+    record = source[index]
+    label = np.asarray(record.get('label', -1))
+    name = source.classes[int(label)] if label.ndim == 0 and label >= 0 else ''
+    return transforms.pixels(record['image']), name
 
-  total = len(split.source)
-  for index in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist():
-    yield split.source.describe(index), functools.partial(pixels, index)
+  places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
+  return [(source.describe(index), functools.partial(read, index)) for index in places]
 
 
 # What is drawn
@@ -238,7 +266,7 @@ def left_out(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
     leave(('positions',), 'this ViT has no position embeddings')
   if not run.classes:
     leave(OF_CLASSES, 'the model has no head here, so no classes')
-  elif getattr(model, 'pool', '') == 'none':
+  elif not run.names_images:
     leave(OF_CLASSES, 'with pool none the model names classes of patches, not of an image')
   if not images:
     leave((*DRAWN['images'], *DRAWN['image']), 'there is no image to look at: give some')
@@ -258,8 +286,9 @@ def weights_size(run: predict.Run) -> int:
 
 
 def shown_in_page(run: predict.Run) -> int:
-  """How many images' attention a page holds."""
-  return PAGE // max(weights_size(run), 1)
+  """How many images' attention a page holds: one that is large, or several that are not."""
+  size = max(weights_size(run), 1)
+  return min(PAGE // size, max(PAGES // size, 1))
 
 
 def drawn_of_model(task: Task, folder: pathlib.Path) -> dict[str, str]:
@@ -282,16 +311,21 @@ def drawn_of_images(task: Task, images: Sequence[Image], folder: pathlib.Path) -
   }
   if 'page' in task.wanted:
     shown = images[: shown_in_page(task.run)]
-    (folder / 'attention.html').write_text(page_of(task, shown))
-    told['page'] = f'every weight of {len(shown)} of {counted(images)}'
+    size = (folder / 'attention.html').write_text(page_of(task, shown))
+    told['page'] = f'every weight of {len(shown)} of {counted(images)}, {metrics.si(size)}B'
   return told
 
 
 def page_of(task: Task, images: Sequence[Image]) -> str:
   """The text of attention.html."""
   run: Any = task.run
-  seen = (page.seen(run, image.source, name=pathlib.Path(image.name).name) for image in images)
+  seen = (page.seen(run, image.pixels, named(image)) for image in images)
   return page.attention(pathlib.Path(task.given.model).name, run.model, seen)
+
+
+def named(image: Image) -> str:
+  """An image's name without folders, and its class where that is known."""
+  return pathlib.Path(image.name).name + f', {image.label}' * bool(image.label)
 
 
 def drawn_of_image(task: Task, image: Image, folder: pathlib.Path, number: int) -> dict[str, Any]:
@@ -299,13 +333,17 @@ def drawn_of_image(task: Task, image: Image, folder: pathlib.Path, number: int) 
   name = re.sub(r'[^\w.-]+', '_', pathlib.Path(image.name).stem)[:60]
   own = folder / f'{number:02d}_{name}'
   guesses: list[dict[str, Any]] = []
-  if task.run.classes and getattr(task.run.model, 'pool', '') != 'none':
-    guesses = task.run.ranked(task.run.forward([image.pixels])['scores'][0], 5)
+  if task.run.names_images:
+    scores = task.run.forward([image.pixels])['scores'][0]
+    if not np.isfinite(scores).all():
+      raise ValueError(f'the model gives {image.name} scores that are not finite')
+    guesses = task.run.ranked(scores, 5)
   told: dict[str, str] = {}
   for kind, drawing in drawings_of_image(task, image, guesses):
     own.mkdir(exist_ok=True)
     told[kind] = written(own, kind, drawing)
-  return {'file': image.name, 'folder': own.name, 'predictions': guesses, 'pictures': told}
+  shown = {'file': image.name, 'label': image.label, 'folder': own.name}
+  return shown | {'predictions': guesses, 'pictures': told}
 
 
 def drawings_of_image(
@@ -362,7 +400,8 @@ def layers(run: predict.Run, images: Sequence[Image]) -> Drawing:
   tokens = not hasattr(run.model, 'blocks')
   first = 'embedded' if tokens else 'root'
   names = [first, *(f'{layer}' if tokens else f'stage {layer}' for layer in range(1, len(found)))]
-  told = f'linear CKA of {len(found)} layers, patches of {counted(images)}'
+  layers = f'the embedding and {len(found) - 1} layers' if tokens else f'{len(found)} stages'
+  told = f'linear CKA of {layers}, patches of {counted(images)}'
   return Drawing(pictures.layers(found, names, told), {'similarity': found}, told)
 
 
@@ -371,14 +410,15 @@ def of_attention(task: Task, image: Image, seen: analysis.Trace) -> Iterator[tup
   given = task.given
   found = analysis.attention_summary(task.run, seen, fusion=given.fusion, discard=given.discard)
   if 'attention' in task.wanted:
-    told = 'attention of what the head reads to the patches, each head by its own scale'
+    told = 'attention from what the classifier reads to each patch, each map by its own scale'
     arrays = {'maps': found['maps'], 'distances': found['distances']}
     if seen.pool is not None:
       arrays['pool'] = np.asarray(seen.pool)[:, seen.prefix :].reshape(-1, *seen.grid)
     drawn = pictures.attention(image.pixels, thinned(found['maps']), told)
     yield 'attention', Drawing(drawn, arrays, told)
   if 'rollout' in task.wanted:
-    told = f'attention rollout, {given.fusion} of heads, {given.discard:.0%} discarded'
+    told = f'attention rollout, {given.fusion} of heads, each layer by its own scale'
+    told += f', smallest {given.discard:.0%} of weights discarded' * bool(given.discard)
     drawn = pictures.rollout(image.pixels, found['rollout'], told)
     yield 'rollout', Drawing(drawn, {'rollout': found['rollout']}, told)
 
@@ -397,8 +437,12 @@ def of_classes(
   """Where in one image a class comes from."""
   if 'evidence' in task.wanted:
     found = analysis.evidence(task.run, seen, [label])[..., 0]  # (R, C)
-    told = f'{task.run.classes[label]}: the logit of each patch by itself'
-    drawn = pictures.beside(image.pixels, found, 'logit', told, signed=False)
+    told = f'evidence of {task.run.classes[label]}: the logit of each patch by itself'
+    told += ', read in the place of the class token' * (
+      getattr(task.run.model, 'pool', '') == 'token'
+    )
+    told += f', {found.min():.2f} to {found.max():.2f}'
+    drawn = pictures.beside(image.pixels, found - found.mean(), 'logit, less its mean', told, 0.5)
     yield 'evidence', Drawing(drawn, {'logits': found, 'label': np.array(label)}, told)
   if 'occlusion' in task.wanted:
     yield 'occlusion', occlusion(task, image, label)
@@ -414,22 +458,23 @@ def occlusion(task: Task, image: Image, label: int) -> Drawing:
     stride=stride,
     grey=analysis.grey_of(run.preprocess),
   )
-  told = f'{run.classes[label]} {found.score:.1%}: how much a grey square of '
-  told += f'{square[0]}x{square[1]} pixels takes of it'
+  told = f'occlusion of {run.classes[label]}, {found.score:.1%}: a grey square of '
+  told += f'{square[0]}x{square[1]} pixels takes {100 * found.drop.max():.2g} points at most'
   field = analysis.single(found.field(image.pixels.shape[:2]))
   arrays = {'drop': found.drop, 'tops': found.tops, 'lefts': found.lefts, 'field': field}
   arrays |= {'square': np.array(square), 'score': np.array(found.score), 'label': np.array(label)}
-  drawn = pictures.beside(image.pixels, field, 'drop of the score', told, signed=True)
+  drawn = pictures.beside(image.pixels, 100 * field, 'drop of the score (points)', told, 5)
   return Drawing(drawn, arrays, told)
 
 
 def squares(task: Task) -> tuple[tuple[int, int], tuple[int, int]]:
   """Height and width of the occluding square, and of its step."""
-  square, stride = analysis.occlusion_steps(task.run.model, task.run.preprocess.size)
+  size = task.run.preprocess.size
+  square, stride = analysis.occlusion_steps(task.run.model, size)
   if task.given.square:
     square = (task.given.square, task.given.square)
   if task.given.stride:
-    stride = (task.given.stride, task.given.stride)
+    stride = (min(task.given.stride, size[0]), min(task.given.stride, size[1]))
   return square, stride
 
 
@@ -440,16 +485,34 @@ def squares(task: Task) -> tuple[tuple[int, int], tuple[int, int]]:
 def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
   """A folder to write into, whose files go to `out` when all went well, and are gone otherwise.
 
-  Files of the same names are replaced, others stay.
+  Files of the same names are replaced. Where there are images among the new files, the pictures of
+  images that `out` has of an earlier command are removed. Others stay.
   """
   beside = out if out.is_dir() else out.absolute().parent
   beside.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.vit-', dir=beside, ignore_cleanup_errors=True) as hold:
     yield pathlib.Path(hold)
-    for file in sorted(path for path in pathlib.Path(hold).rglob('*') if path.is_file()):
-      place = out / file.relative_to(hold)
-      place.parent.mkdir(parents=True, exist_ok=True)
-      os.replace(file, place)
+    new = [path.relative_to(hold) for path in pathlib.Path(hold).rglob('*') if path.is_file()]
+    for place in (out / file for file in new):
+      if place.is_dir() or (os.path.lexists(place.parent) and not place.parent.is_dir()):
+        raise ValueError(f'{place} cannot be written: another file or folder is in the way')
+    if any(len(file.parts) > 1 for file in new):
+      remove_images(out)
+    for file in sorted(new, key=lambda file: file.name == INDEX):  # which tells of the others last
+      (out / file).parent.mkdir(parents=True, exist_ok=True)
+      os.replace(hold / file, out / file)
+
+
+def remove_images(out: pathlib.Path) -> None:
+  """Removes the pictures of images that an earlier command's index in `out` tells of."""
+  with contextlib.suppress(ValueError, OSError, TypeError, KeyError):
+    for image in files.read_object(out / INDEX)['images']:
+      folder = out / pathlib.Path(image['folder']).name
+      for kind in DRAWN['image']:
+        for suffix in ('png', 'npz'):
+          (folder / f'{kind}.{suffix}').unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # what somebody else put there stays
+        folder.rmdir()
 
 
 def written(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
@@ -465,8 +528,8 @@ def lines_of(index: Mapping[str, Any], out: str) -> list[str]:
   lines = [f'{named.get(name, name + ".png")}: {told}' for name, told in index['pictures'].items()]
   for image in index['images']:
     guesses = '  '.join(f'{g["label"]} {g["score"]:.1%}' for g in image['predictions'][:3])
-    drawn = ', '.join(image['pictures'])
-    lines.append(f'{image["folder"]}: {drawn}' + f'; {guesses}' * bool(guesses))
+    parts = [', '.join(image['pictures']), f'is {image["label"]}' * bool(image['label']), guesses]
+    lines.append(f'{image["folder"]}: {"; ".join(filter(None, parts))}')
   reasons: dict[str, list[str]] = {}
   for name, reason in index['left_out'].items():
     reasons.setdefault(reason, []).append(name)

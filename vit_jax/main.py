@@ -6,6 +6,7 @@ python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FI
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0 when it finished, or was stopped and saved; 1 when it failed; 2 for bad input.
   """
+  start = 'python -m vit_jax.main' if argv is None else 'vit train'
   argv = list(sys.argv[1:] if argv is None else argv)
   overrides = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
   flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:
-    train.train(ready, flags.workdir)
+    train.train(ready, flags.workdir, command=f'{start} {shlex.join(argv)}')
   except (FloatingPointError, OSError, DataError) as error:
     return failure(error, 1)
   except KeyboardInterrupt:

@@ -6,11 +6,13 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from vit_jax import optim
 
 # bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
 PEAK_FLOPS = {  # the first name found in a device's kind counts
@@ -78,6 +80,55 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     with contextlib.suppress(ValueError):
       rows.append(json.loads(line))
   return [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
+
+
+def of_model(
+  config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], step: int | None = None
+) -> dict[str, dict[str, Any]]:
+  """What was measured of the parameters that became a run's model: the average where one is kept.
+
+  Args:
+    config: of the run, as config.json has it.
+    rows: of metrics.jsonl.
+    step: whose parameters they are; None is `model_step`.
+
+  Returns:
+    'validation' and 'test', where they were measured at that step: 'step', 'count', 'accuracy' and
+    'loss'; a value that is not finite is None.
+  """
+  step = model_step(config, rows) if step is None else step
+  found = {}
+  for use in ('validation', 'test'):
+    for row in rows:
+      if row['step'] == step and f'{use}/loss' in row:
+        values = {name: row.get(f'{use}/{name}') for name in ('count', 'accuracy', 'loss')}
+        average = {name: row[f'{use}/ema_{name}'] for name in values if f'{use}/ema_{name}' in row}
+        found[use] = {'step': step, **values, **average}
+  return found
+
+
+def model_step(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int | None:
+  """The step whose parameters became the model, or would if the run ended here; None: not known.
+
+  It is the step that was tested; without a test the best on validation if the run has patience, as
+  `checkpoint.Checkpoints.rank` has it, and otherwise the last that was validated.
+  """
+  tested = [row['step'] for row in rows if 'test/loss' in row]
+  if tested:
+    return tested[-1]
+  validated = [row for row in rows if 'validation/loss' in row]
+  evaluation = config.get('evaluation', {})
+  if not validated or not optim.steps(evaluation.get('patience', 0), epoch=1, total=1):
+    return max((row['step'] for row in validated), default=None)
+  name = evaluation['metric'].removeprefix('ema_')
+  name = f'validation/{"ema_" * bool(config.get("ema"))}{name}'
+  sign = -1 if name.endswith('loss') else 1
+
+  def rank(row: Mapping[str, Any]) -> tuple[float, int]:
+    value = row.get(name)
+    return (-math.inf if value is None else sign * value, -row['step'])
+
+  return max(validated, key=rank)['step']
 
 
 def plain(value: Any) -> float | None:

@@ -11,7 +11,6 @@ import html
 import importlib.resources
 import io
 import json
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from vit_jax.models import vit
 UNIT = 1e-4  # of a stored weight: a hundredth of a percent, the last digit that is shown
 DISCARDS = (0.0, 0.5, 0.75, 0.9)  # of rollout
 LARGEST = 2**29 - 2**20  # letters of a text that browsers can hold
-READER = 'what the head reads'
+READER = 'what the classifier reads'
 RAMP = np.array([(0, 0, 10), (80, 18, 110), (185, 52, 84), (248, 140, 16), (252, 253, 170)])
 
 
@@ -45,17 +44,14 @@ class Seen:
   attention: analysis.Attention
 
 
-def seen(run: predict.Run, source: predict.Source, *, name: str = '', top: int = 5) -> Seen:
-  """What a model makes of an image: a path, or an array (H, W, 3) uint8.
+def seen(run: predict.Run, image: np.ndarray, name: str, *, top: int = 5) -> Seen:
+  """What a model makes of an image (H, W, 3) uint8, as `run.prepared` makes it.
 
   Raises:
-    FileNotFoundError, ValueError: if there is no such image, or the model has no attention.
+    ValueError: if the model has no attention.
   """
-  if not name and not isinstance(source, np.ndarray):
-    name = pathlib.Path(source).name
-  image = run.prepared(source)
-  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.classes else []
-  return Seen(name or 'image', image, guesses, analysis.attention(run, image))
+  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
+  return Seen(name, image, guesses, analysis.attention(run, image))
 
 
 def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:

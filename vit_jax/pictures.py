@@ -6,35 +6,40 @@ H, W pixels; R, C rows and columns of patches; A heads, L depth.
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.data import transforms
-
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 DPI = 100
+LARGEST = 60.0  # inches of a figure's side
 ACROSS = 7  # filters in a row: ViT's figure 7
 TILES = 16  # rows and columns of patches that a grid of positions shows, at most
 SHOWN = 24  # layers in a row, and ticks of an axis, at most
 SMALL = 24  # cells of a tile's longer side, at least
 GAP = np.nan  # between tiles: nothing is drawn
+TILE = 0.7  # inches of a map of attention
+TITLE, LABEL = 11, 9  # points
 
 
 def figure(width: float, height: float) -> 'Figure':
-  """An empty figure of that many inches; it needs no display."""
+  """An empty figure of that many inches, LARGEST at most; it needs no display."""
   from matplotlib.figure import Figure
 
+  width, height = min(width, LARGEST), min(height, LARGEST)
   return Figure(figsize=(width, height), dpi=DPI, layout='constrained')
 
 
 def png(drawn: 'Figure') -> bytes:
   """A figure's file; equal figures have equal files."""
   file = io.BytesIO()
-  drawn.savefig(file, format='png', metadata={'Software': None})
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'Glyph', UserWarning)  # a font without letters of a name
+    drawn.savefig(file, format='png', metadata={'Software': None})
   return file.getvalue()
 
 
@@ -53,9 +58,10 @@ def magnified(tiles: np.ndarray) -> np.ndarray:
   return tiles.repeat(times, axis=2).repeat(times, axis=3)
 
 
-def named(title: str, width: float) -> str:
-  """A title in as many lines as a figure of that many inches needs."""
-  return textwrap.fill(title, max(int(width * 13), 20))
+def entitle(drawn: 'Figure', title: str) -> None:
+  """Gives a figure its title, as text and never as a formula, in as many lines as it needs."""
+  across = max(int(drawn.get_figwidth() * 10), 20)
+  drawn.suptitle(textwrap.fill(title, across), fontsize=TITLE, parse_math=False)
 
 
 def table(axes: Any, tiles: np.ndarray, names: tuple[Any, Any], **how: Any) -> Any:
@@ -65,7 +71,7 @@ def table(axes: Any, tiles: np.ndarray, names: tuple[Any, Any], **how: Any) -> A
   drawn = axes.imshow(tiled(tiles), interpolation='nearest', **how)
   axes.set_yticks(np.arange(rows) * (height + 1) + (height - 1) / 2, names[0])
   axes.set_xticks(np.arange(columns) * (width + 1) + (width - 1) / 2, names[1])
-  axes.tick_params(length=0, labelsize=8)
+  axes.tick_params(length=0, labelsize=LABEL)
   axes.spines[:].set_visible(False)
   return drawn
 
@@ -83,7 +89,7 @@ def filters(components: np.ndarray, title: str) -> bytes:
   axes = drawn.subplots()
   axes.imshow(np.nan_to_num(tiled(magnified(tiles)), nan=1.0), interpolation='nearest')
   axes.set_axis_off()
-  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  entitle(drawn, title)
   return png(drawn)
 
 
@@ -96,7 +102,7 @@ def positions(similarity: np.ndarray, title: str) -> bytes:
     axes, similarity[rows][:, columns], (rows + 1, columns + 1), vmin=-1, vmax=1, cmap='viridis'
   )
   axes.set(xlabel='column of the patch', ylabel='row of the patch')
-  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  entitle(drawn, title)
   drawn.colorbar(image, ax=axes, label='cosine similarity')
   return png(drawn)
 
@@ -106,13 +112,14 @@ def distances(pixels: np.ndarray, title: str) -> bytes:
   depth, heads = pixels.shape
   drawn = figure(6.4, 4.8)
   axes = drawn.subplots()
-  colours = np.tile(np.arange(heads), depth)
-  layers = np.repeat(np.arange(1, depth + 1), heads)
-  axes.scatter(layers, pixels.reshape(-1), c=colours, cmap='viridis', s=18)
+  layers, names = np.repeat(np.arange(depth), heads) + 1, np.tile(np.arange(heads), depth) + 1
+  look: dict[str, Any] = {'s': 32, 'edgecolors': '0.25', 'linewidths': 0.6}
+  points = axes.scatter(layers, pixels.reshape(-1), c=names, cmap='viridis', **look)
   top = 1.05 * max(np.nan_to_num(pixels).max(), 1e-3)
   axes.set(xlabel='layer', ylabel='mean attention distance (pixels)', ylim=(0, top))
   axes.set_xticks(ticks(depth) + 1)
-  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  drawn.colorbar(points, ax=axes, label='head', ticks=ticks(heads) + 1)
+  entitle(drawn, title)
   return png(drawn)
 
 
@@ -128,9 +135,10 @@ def layers(similarity: np.ndarray, names: Sequence[str], title: str) -> bytes:
   image = axes.imshow(similarity, origin='lower', vmin=0, vmax=1, cmap='magma')
   shown = ticks(len(names))
   for axis in (axes.xaxis, axes.yaxis):
-    axis.set_ticks(shown, [names[i] for i in shown], fontsize=8)
+    axis.set_ticks(shown, [names[i] for i in shown], fontsize=LABEL)
   axes.tick_params(axis='x', labelrotation=90)
-  axes.set_title(named(title, drawn.get_figwidth()), fontsize=9)
+  axes.set(xlabel='layer', ylabel='layer')
+  entitle(drawn, title)
   drawn.colorbar(image, ax=axes, label='linear CKA')
   return png(drawn)
 
@@ -139,14 +147,16 @@ def attention(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
   """The image, and maps (L, A, R, C), each from 0 to its own largest value; a row for a layer."""
   depth, heads, rows, columns = maps.shape
   largest = maps.max(axis=(2, 3), keepdims=True)
-  drawn = figure(3.2 + 0.55 * heads * columns / rows, 1 + 0.55 * depth)
-  left, right = drawn.subplots(1, 2, width_ratios=(2, max(0.55 * heads * columns / rows, 1)))
+  wide = TILE * heads * columns / rows
+  drawn = figure(3.2 + wide, 1 + TILE * depth)
+  left, right = drawn.subplots(1, 2, width_ratios=(2, max(wide, 1)))
   left.imshow(image)
   left.set_axis_off()
+  left.set_anchor('N')
   names = (range(1, depth + 1), range(1, heads + 1))
   table(right, maps / np.maximum(largest, 1e-12), names, vmin=0, vmax=1, cmap='inferno')
   right.set(xlabel='head', ylabel='layer')
-  drawn.suptitle(named(title, drawn.get_figwidth()), fontsize=9)
+  entitle(drawn, title)
   return png(drawn)
 
 
@@ -161,48 +171,47 @@ def over(
   image: np.ndarray, fields: Sequence[np.ndarray], titles: Sequence[str], title: str
 ) -> bytes:
   """An image, and beside it itself under each field (R, C), from its least to its largest value."""
-  across = min(len(fields) + 1, 6)
+  across = min(len(fields) + 1, 7)
   down = math.ceil((len(fields) + 1) / across)
-  drawn = figure(1.9 * across, 0.5 + 2.1 * down * image.shape[0] / image.shape[1])
+  height, width = image.shape[:2]
+  drawn = figure(1.9 * across, 0.5 + down * (0.3 + 1.8 * height / width))
   panels = drawn.subplots(down, across, squeeze=False).reshape(-1)
   for axes in panels:
     axes.set_axis_off()
   panels[0].imshow(image)
-  for axes, field, name in zip(panels[1:], fields, titles):
+  for axes, field, told in zip(panels[1:], fields, titles):
     axes.imshow(image)
-    axes.imshow(enlarged(field, image.shape[:2]), alpha=0.6, cmap='inferno')
-    axes.set_title(name, fontsize=8)
-  drawn.suptitle(named(title, drawn.get_figwidth()), fontsize=9)
+    axes.imshow(field, extent=edges(image), interpolation='nearest', alpha=0.6, cmap='inferno')
+    axes.set_title(told, fontsize=LABEL)
+  entitle(drawn, title)
   return png(drawn)
 
 
-def enlarged(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """A field (R, C) at (H, W), interpolated for the eye."""
-  wide = transforms.opencv()
-  return wide.resize(np.asarray(field, np.float32), size[::-1], interpolation=wide.INTER_LINEAR)
+def edges(image: np.ndarray) -> tuple[float, float, float, float]:
+  """Left, right, bottom and top of an image (H, W, 3), whose pixels are whole numbers."""
+  height, width = image.shape[:2]
+  return -0.5, width - 0.5, height - 0.5, -0.5
 
 
-def beside(image: np.ndarray, field: np.ndarray, name: str, title: str, *, signed: bool) -> bytes:
-  """An image, and a field (R, C) or (H, W) beside it.
+def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, least: float) -> bytes:
+  """An image, and a field (R, C) or (H, W) beside it, red above zero and blue below.
 
   Args:
     image: (H, W, 3) uint8.
-    field: drawn from its least to its largest value; NaN is left white.
-    name: of its values.
+    field: drawn by one scale on both sides of zero; NaN is left white.
+    label: of its values.
     title: of the figure.
-    signed: red above zero and blue below, both by one scale.
+    least: the end of the scale at least, so that next to nothing does not look like much.
   """
-  how: dict[str, Any] = {'cmap': 'inferno'}
-  if signed:
-    most = max(float(np.nan_to_num(np.abs(field)).max()), 1e-12)
-    how = {'cmap': 'RdBu_r', 'vmin': -most, 'vmax': most}
+  most = max(float(np.nan_to_num(np.abs(field)).max()), least)
+  how: dict[str, Any] = {'cmap': 'RdBu_r', 'vmin': -most, 'vmax': most}
   height, width = image.shape[:2]
   drawn = figure(6.4, 0.8 + 2.8 * height / width)
   left, right = drawn.subplots(1, 2)
   left.imshow(image)
-  shown = right.imshow(field, extent=(0, width, height, 0), interpolation='nearest', **how)
+  shown = right.imshow(field, extent=edges(image), interpolation='nearest', **how)
   for axes in (left, right):
     axes.set_axis_off()
-  drawn.colorbar(shown, ax=right, shrink=0.8, label=name)
-  drawn.suptitle(named(title, 6.4), fontsize=9)
+  drawn.colorbar(shown, ax=right, shrink=0.8, label=label)
+  entitle(drawn, title)
   return png(drawn)

@@ -14,12 +14,12 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, objective
+from vit_jax import analysis, bundle
 from vit_jax.data import transforms
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
@@ -59,9 +59,11 @@ class Run(bundle.Bundle):
     return [self.ranked(row, top) for row in scores]
 
   def check_classes(self) -> None:
-    """Raises ValueError for a model without a head, whose logits are no classes'."""
+    """Raises ValueError for a model whose logits are no classes', or are of patches."""
     if not self.classes:
       raise ValueError(f'{self.name} has no head here: it gives features, but names no classes')
+    if not self.names_images:
+      raise ValueError(f"{self.name} has pool 'none': it names classes of patches, not of an image")
 
   def features(self, images: Source | Sequence[Source]) -> np.ndarray:
     """What the head reads, float32: (F,) for one image, (N, F) for a list.
@@ -76,8 +78,14 @@ class Run(bundle.Bundle):
     ]
     return np.concatenate([part['pre_logits'] for part in parts])
 
-  def attention(self, images: Source | Sequence[Source]) -> Any:
-    """The attention weights of every head of every layer; arrays of `analysis.Attention`.
+  @overload  # a str is a sequence of str too, but taken for one path
+  def attention(self, images: Source) -> analysis.Attention: ...  # type: ignore[overload-overlap]
+  @overload
+  def attention(self, images: Sequence[Source]) -> list[analysis.Attention]: ...
+  def attention(
+    self, images: Source | Sequence[Source]
+  ) -> analysis.Attention | list[analysis.Attention]:
+    """The attention weights of every head of every layer.
 
     `.weights` is (L, A, T, T); `.maps()` and `.rollout_maps()` are by patch. A list of images gives
     a list. All weights of an image are in memory at once: 22 MB for B/16 at 224 pixels, 4 GB for
@@ -95,7 +103,8 @@ class Run(bundle.Bundle):
   def export(self, path: str | os.PathLike[str], *, to: str = '', check: bool = True) -> list[str]:
     """Writes the model for others: 'flowers.stablehlo', 'flowers.onnx', 'flowers.npz', or a folder.
 
-    `vit_jax.export.write` says what its arguments are, what it raises, and what the lines tell.
+    A folder gets the card of the run. `vit_jax.export.write` says what the arguments are, what it
+    raises, and what the lines tell.
     """
     from vit_jax import export  # which no prediction needs
 
@@ -138,8 +147,8 @@ class Run(bundle.Bundle):
     """(params, uint8 images) -> 'scores' and 'pre_logits', jitted."""
 
     def apply(params: Any, images: Any) -> dict[str, jax.Array]:
-      normalized = objective.normalize(images, self.preprocess.mean, self.preprocess.std)
-      logits, out = self.model.apply({'params': params}, normalized)
+      how = self.preprocess
+      logits, out = bundle.forward(self.model, params, images, mean=how.mean, std=how.std)
       scores = getattr(jax.nn, self.scores)(logits)
       return {'scores': scores, 'pre_logits': out['pre_logits'].astype('float32')}
 
@@ -154,8 +163,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     ValueError: if it is damaged, or of no kind that `docs/checkpoints.md` lists.
   """
   found = bundle.read(path)
-  params = jax.device_put(found.params)
-  return Run(found.model, params, found.classes, found.preprocess, found.name, found.scores)
+  return Run(**vars(found) | {'params': jax.device_put(found.params)})
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -4,15 +4,13 @@ K classes, N images.
 """
 
 import argparse
+import base64
 import dataclasses
-import datetime
-import heapq
+import io
 import json
 import math
 import os
 import pathlib
-import platform
-import shlex
 import sys
 import textwrap
 import warnings
@@ -22,17 +20,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, chart, doctor, metrics, page, pictures, predict
+from vit_jax import analysis, bundle, chart, metrics, page, pictures, provenance
 from vit_jax.chart import number, share, text
 from vit_jax.convert import files
-from vit_jax.data import pipeline
+from vit_jax.data import pipeline, transforms
 from vit_jax.evaluate import accuracy, inputs
+from vit_jax.models import vit
 
-PAGE, PICTURE, ENVIRONMENT = 'report.html', 'report.png', 'environment.json'
-MISTAKES = 12  # that are shown
+PAGE, PICTURE = 'report.html', 'report.png'
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
-SIDE = 32  # pixels of a tile at least, about
+CELLS = 1000  # of a side of the confusion matrix's picture, at most
+PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
+QUALITY = 90  # of it
 POINTS = 600  # of a curve at most
 FAULTS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices
 Say = Callable[[str], object]
@@ -71,8 +71,7 @@ class Mistake:
     image: (H, W, 3) uint8, as the model took it.
     label, guess: names of classes.
     confidence: the probability of the guess.
-    attention: (R, C), what the head reads of each patch in the last layer, mean of the heads; None
-      for a model without attention.
+    attention: (R, C), of `attended`; None for a model without attention.
   """
 
   name: str
@@ -91,8 +90,8 @@ class Facts:
     folder: of the run.
     rows: of `metrics.jsonl`.
     config: as JSON has it.
-    environment: of `record`; {} if it is not there.
-    run: the model; None while there is none.
+    environment: of `provenance.record`; {} if it is not there.
+    model: with its parameters on the host; None while there is none.
     measured: of `accuracy.of_model`; None if nothing was.
     mistakes: the most confident first.
     left_out: why something is not there, in lines.
@@ -102,7 +101,7 @@ class Facts:
   rows: list[dict[str, Any]]
   config: dict[str, Any]
   environment: dict[str, Any]
-  run: predict.Run | None
+  model: bundle.Bundle | None
   measured: dict[str, Any] | None
   mistakes: list[Mistake]
   left_out: list[str]
@@ -112,11 +111,6 @@ class Facts:
     found = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
     steps, values = np.array(found, float).reshape(-1, 2).T
     return steps, values
-
-  def last(self, name: str) -> float | None:
-    """The last value that was logged under a name."""
-    _, values = self.curve(name)
-    return float(values[-1]) if len(values) else None
 
 
 def usable(value: Any) -> bool:
@@ -128,7 +122,13 @@ def usable(value: Any) -> bool:
 
 
 def gather(
-  folder: pathlib.Path, *, on: str = '', split: str = '', measure: bool = True, say: Say
+  folder: pathlib.Path,
+  *,
+  on: str = '',
+  split: str = '',
+  measure: bool = True,
+  batch_size: int | None = None,
+  say: Say,
 ) -> Facts:
   """Reads a run, and measures its model.
 
@@ -136,98 +136,93 @@ def gather(
     folder: of the run.
     on, split: another data set or split than the run's test, or without one validation, split.
     measure: whether the model is taken over that split.
+    batch_size: images at a time on each device; None is `batch_of`.
     say: takes a line for each image that cannot be read.
 
   Raises:
-    ValueError: if the folder is not a run's.
+    ValueError: if the folder is not a run's, or for a batch size below 1.
   """
+  if batch_size is not None and batch_size < 1:
+    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
-  held = folder / ENVIRONMENT
+  held = folder / provenance.NAME
   found = Facts(
     folder=folder,
     rows=metrics.read_rows(folder / 'metrics.jsonl'),
     config=config,
     environment=files.read_object(held) if held.is_file() else {},
-    run=None,
+    model=None,
     measured=None,
     mistakes=[],
     left_out=[],
   )
   if not bundle.exists(folder / 'model'):
     return with_fault(found, 'the training is not finished: there is no model yet')
-  found = dataclasses.replace(found, run=predict.load(folder))
+  try:
+    found = dataclasses.replace(found, model=bundle.read(folder))
+  except FAULTS as error:
+    return with_fault(found, f'the model could not be read: {files.one_line(error)}')
   if not measure:
     return with_fault(found, 'the model was not measured here; vit report does it on one host')
   if not (on or split or config['data'].get('test') or config['data'].get('validation')):
     return with_fault(found, 'the run kept no split to measure its model on; see --split')
   try:
-    return measured(found, inputs.opened(folder, on=on, split=split), say)
+    data = inputs.opened(folder, on=on, split=split)
+    found = measured(found, data, batch_size=batch_size or batch_of(config), say=say)
   except FAULTS as error:
     return with_fault(found, f'the model could not be measured: {files.one_line(error)}')
+  try:
+    return looked_at(found, data)
+  except FAULTS as error:
+    return with_fault(found, f'its mistakes could not be drawn: {files.one_line(error)}')
+
+
+def batch_of(config: dict[str, Any]) -> int:
+  """Images at a time on each device: as many as training had on so many, at most `inputs.BATCH`."""
+  rows = config.get('batch_size', inputs.BATCH) // config.get('accumulate', 1)
+  return min(max(rows // jax.device_count(), 1), inputs.BATCH)
 
 
 def with_fault(found: Facts, line: str) -> Facts:
   return dataclasses.replace(found, left_out=[*found.left_out, line])
 
 
-def measured(found: Facts, data: inputs.Split, say: Say) -> Facts:
-  """The same with every measure on a split, and the most confident mistakes there."""
-  assert found.run is not None
-  worst: list[tuple[float, int, int, int]] = []  # a heap of (confidence, -place, label, guess)
+def measured(found: Facts, data: inputs.Split, *, batch_size: int, say: Say) -> Facts:
+  """The same with every measure on a split."""
+  assert found.model is not None
+  values = accuracy.of_model(found.model, data, batch_size=batch_size, say=say)
+  return dataclasses.replace(found, measured=values)
 
-  def each(places: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-    for at in np.flatnonzero((rows['label'] >= 0) & (rows['right'] == 0)):
-      label, guess = int(rows['label'][at]), int(rows['guess'][at])
-      heapq.heappush(worst, (float(rows['confidence'][at]), -int(places[at]), label, guess))
-      if len(worst) > MISTAKES:
-        heapq.heappop(worst)
 
-  values = accuracy.of_model(found.run, data, say=say, each=each)
-  names = [row['name'] for row in values['classes']]
+def looked_at(found: Facts, data: inputs.Split) -> Facts:
+  """The same with the images of the most confident mistakes."""
+  model, values = found.model, found.measured
+  assert model is not None and values is not None
+  transform = transforms.compose(model.preprocess.steps, model.preprocess.size)
+  placed = dataclasses.replace(model, params=jax.device_put(model.params))
   mistakes = []
-  for confidence, place, label, guess in sorted(worst, reverse=True):
-    image = found.run.transform(data.source[-place]['image'], np.random.default_rng(0))
-    name, attention = data.source.describe(-place), attended(found.run, image)
-    mistakes.append(Mistake(name, image, names[label], names[guess], confidence, attention))
-  return dataclasses.replace(found, measured=values, mistakes=mistakes)
+  for row in values['mistakes']:
+    image = transform(data.source[row['index']]['image'], np.random.default_rng(0))
+    told = {name: row[name] for name in ('label', 'guess', 'confidence')}
+    mistakes.append(Mistake(row['image'], image, **told, attention=attended(placed, image)))
+  return dataclasses.replace(found, mistakes=mistakes)
 
 
-def attended(run: predict.Run, image: np.ndarray) -> np.ndarray | None:
-  """(R, C): what the head reads of each patch in the last layer, mean of the heads."""
-  try:
-    summary = analysis.attention_summary(run, analysis.trace(run, image))
-  except ValueError:
-    return None  # of a model without attention
-  return np.asarray(summary['maps'][-1].mean(axis=0))
+def attended(found: bundle.Bundle, image: np.ndarray) -> np.ndarray | None:
+  """(R, C): how much of each patch the tokens that the head reads take up in the last layer.
 
-
-def record(folder: pathlib.Path) -> None:
-  """Writes `ENVIRONMENT`: with what the run is carried out, and the command."""
-  devices = jax.devices()
-  versions = {name: doctor.installed(name) for name in ('vit_jax', *doctor.PACKAGES)}
-  found = {
-    'command': command(sys.argv),
-    'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'python': platform.python_version(),
-    'platform': platform.platform(),
-    'devices': f'{len(devices)} {devices[0].device_kind}',
-    'processes': jax.process_count(),
-    'packages': {name: version for name, version in versions.items() if version},
-  }
-  with files.replacing(folder / ENVIRONMENT) as file:
-    file.write(json.dumps(found, indent=1).encode())
-
-
-def command(argv: Sequence[str]) -> str:
-  """The line of a shell that started a process."""
-  modules = {'main.py': 'python -m vit_jax.main', '__main__.py': 'python -m vit_jax'}
-  script, *rest = argv
-  name = os.path.basename(script)
-  known = os.path.basename(os.path.dirname(os.path.abspath(script))) == 'vit_jax'
-  start = modules.get(name, name) if known else name
-  return ' '.join([start, *map(shlex.quote, rest)])
+  It is the mean of the heads; None of a model without attention.
+  """
+  if not isinstance(found.model, vit.ViT):
+    return None
+  seen, last = analysis.trace(found, image), found.model.depth - 1
+  weights = analysis.weights_of(
+    found.params, seen.layers[last], last, model=found.model, grid=seen.grid
+  )  # (A, T, T)
+  read = analysis.reading(found.model, seen) @ np.asarray(weights).mean(axis=0)  # (T,)
+  return np.asarray(read[seen.prefix :].reshape(seen.grid))
 
 
 def seconds_of_steps(found: Facts) -> float:
@@ -273,8 +268,9 @@ def headline(found: Facts) -> str:
 
 
 def headlines(found: Facts) -> list[tuple[str, str]]:
-  """(number, what it is) of the page and the picture."""
+  """(number, what it is) of the page and the picture: of the model, then of its training."""
   told = []
+  own = found.config['data']
   if values := found.measured:
     on = f'on {values["count"]:,} images, split {values["split"]} of {values["source"]}'
     top = next(name for name in values if name.startswith('top'))
@@ -284,27 +280,29 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
       (number(values['loss']), f'loss {on}'),
       (share(values['calibration_error']), f'calibration error {on}'),
     ]
-  for use in ('test', 'validation'):
-    last, split = found.last(f'{use}/accuracy'), found.config['data'].get(use)
-    if last is None or (values and (values['split'], use) == (split, 'test')):
-      continue
-    count, step = found.last(f'{use}/count'), found.curve(f'{use}/accuracy')[0][-1]
-    on = f'on {count or 0:,.0f} images, split {split} of {found.config["data"].get("source")}'
-    told.append((share(last), f'accuracy at step {step:,.0f}, during training, {on}'))
-  return told + [(value, what) for what, value in training(found)]
+    if 'mean_average_precision' in values:
+      told.append((share(values['mean_average_precision']), f'mean average precision {on}'))
+  for use, logged in metrics.of_model(found.config, found.rows).items():
+    where = (own.get('source'), own.get(use))
+    if values and where == (values['source'], values['split']):
+      continue  # the same parameters on the same images
+    on = f'on {logged["count"] or 0:,.0f} images, split {where[1]} of {where[0]}'
+    what = f'accuracy at step {logged["step"]:,}, during training, {on}'
+    told.append((share(logged['accuracy']), what))
+  return told + training(found)
 
 
 def training(found: Facts) -> list[tuple[str, str]]:
-  """(what, number) of the training itself."""
+  """(number, what it is) of the training itself."""
   told = []
-  if found.run is not None:
-    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(found.run.params))
-    told.append((f'parameters of {found.run.name}', f'{count:,}'))
+  if found.model is not None:
+    count = metrics.parameters(found.model.params)
+    told.append((f'{count:,}', f'parameters of {found.model.name}'))
   if found.rows:
     step = max(row['step'] for row in found.rows)
-    told.append(('steps', f'{step:,}'))
+    told.append((f'{step:,}', 'steps'))
   if len(found.curve('train/images_per_second')[0]):
-    told.append(('in training steps, evaluation left out', duration(seconds_of_steps(found))))
+    told.append((duration(seconds_of_steps(found)), 'in training steps, evaluation left out'))
   return told
 
 
@@ -362,20 +360,74 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def confusion_picture(matrix: np.ndarray) -> str:
-  """(K, K) counts as a pixel each, the brighter the larger their share of the row."""
-  shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  """(K, K) counts as a picture, the brighter the larger their share of the row."""
+  shares = binned(matrix)
+  told = 'Confusion matrix, the brighter the larger the share of the row'
+  if len(shares) < len(matrix):
+    told += (
+      f'; a pixel is the mean of up to {blocks(len(matrix))} labels and the sum of as many guesses'
+    )
   return (
-    f'<img class="pixels" style="width:36rem" src="{page.heat(np.sqrt(shares), strength=1)}" '
-    'alt="confusion matrix, the brighter the larger the share of the row">'
+    f'<figure><img class="pixels" style="width:36rem" src="{palette(np.sqrt(shares))}" '
+    f'alt="{text(told)}"><figcaption>{text(told)}.</figcaption></figure>'
   )
+
+
+def blocks(count: int) -> int:
+  """Classes that share a row and a column of the picture."""
+  return math.ceil(count / CELLS)
+
+
+def binned(matrix: np.ndarray) -> np.ndarray:
+  """(K, K) counts as shares of their rows, float32, at most `CELLS` a side.
+
+  Above that, neighbouring classes are taken together: guesses are summed, labels averaged.
+  """
+  size = blocks(len(matrix))
+  starts = np.arange(0, len(matrix), size)
+  totals = np.maximum(matrix.sum(1, keepdims=True), 1)
+  shares = np.float32(np.add.reduceat(matrix, starts, axis=1) / totals)  # (K, k)
+  labels = np.diff(starts, append=len(matrix))[:, None]
+  return np.add.reduceat(shares, starts, axis=0) / labels  # (k, k)
+
+
+def palette(shares: np.ndarray) -> str:
+  """(rows, columns) in [0, 1] as the address of a PNG with a byte for each."""
+  from PIL import Image
+
+  places = np.linspace(0, 1, 256) * (len(page.RAMP) - 1)
+  colours = [np.interp(places, np.arange(len(page.RAMP)), channel) for channel in page.RAMP.T]
+  image = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).convert('P')
+  image.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
+  return encoded(image, 'PNG')
+
+
+def photo(image: np.ndarray) -> str:
+  """(H, W, 3) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
+  from PIL import Image
+
+  drawn = Image.fromarray(image)
+  if min(drawn.size) < PHOTO:
+    return encoded(drawn, 'PNG')
+  return encoded(drawn, 'JPEG', quality=QUALITY)
+
+
+def encoded(image: Any, form: str, **how: Any) -> str:
+  """An image of Pillow as the address of a file of that form."""
+  stream = io.BytesIO()
+  image.save(stream, form, **how)
+  return address(stream.getvalue(), form)
+
+
+def address(content: bytes, form: str = 'PNG') -> str:
+  """A picture's file as a `data:` URL."""
+  return f'data:image/{form.lower()};base64,{base64.b64encode(content).decode()}'
 
 
 def classes(found: Facts) -> str:
   """Precision and recall of every class, the worst first."""
   assert found.measured is not None
-  rows = sorted(
-    found.measured['classes'], key=lambda row: 2 if row['recall'] is None else row['recall']
-  )
+  rows = accuracy.by_recall(found.measured['classes'])
   shown = table(
     ('class', 'images', 'precision', 'recall'),
     [
@@ -383,8 +435,8 @@ def classes(found: Facts) -> str:
       for row in rows[:LISTED]
     ],
   )
-  if len(rows) > LISTED:
-    shown += f'<p>… and {len(rows) - LISTED:,} classes with a higher recall.</p>'
+  if rest := accuracy.unlisted(rows, rows[:LISTED]):
+    shown += f'<p>{text(rest)}.</p>'
   if len(rows) <= SMALL:
     return shown
   return f'<details><summary>{min(len(rows), LISTED):,} classes</summary>{shown}</details>'
@@ -392,8 +444,11 @@ def classes(found: Facts) -> str:
 
 def mistakes(found: Facts) -> str:
   """Images that the model was surest of, and wrong."""
+  assert found.measured is not None
+  if not found.measured['mistakes']:
+    return '<p>No image was misclassified.</p>'
   if not found.mistakes:
-    return '<p>There is none: every image was recognised.</p>'
+    return '<p>They could not be drawn.</p>'
   told = '<p>The surest first.'
   if found.mistakes[0].attention is not None:
     told += (
@@ -404,14 +459,17 @@ def mistakes(found: Facts) -> str:
 
 
 def mistaken(mistake: Mistake) -> str:
-  small = ' class="pixels"' if mistake.image.shape[1] < 200 else ''
-  image = f'<img{small} src="{page.picture(mistake.image)}" alt="{text(mistake.name)}">'
-  shown = image
+  """The image, and beside it the same under its attention; both show one embedded picture."""
+  height, width = mistake.image.shape[:2]
+  look = 'shot pixels' if width < 200 else 'shot'
+  shown = f'<div class="{look}" role="img" aria-label="{text(mistake.name)}"></div>'
   if mistake.attention is not None:
     over = f'<img src="{page.heat(mistake.attention)}" alt="its attention">'
-    shown += f'<div class="over">{image.replace(text(mistake.name), "")}{over}</div>'
+    shown += f'<div class="{look}">{over}</div>'
+  image = f'--image:url({photo(mistake.image)});--ratio:{width}/{height}'
   return (
-    f'<figure><div class="pair">{shown}</div><figcaption><b>{text(mistake.label)}</b> taken for '
+    f'<figure><div class="pair" style="{image}">{shown}</div>'
+    f'<figcaption><b>{text(mistake.label)}</b> taken for '
     f'<b>{text(mistake.guess)}</b> at {share(mistake.confidence)}<br>'
     f'<span class="faint">{text(mistake.name)}</span></figcaption></figure>'
   )
@@ -446,62 +504,33 @@ def calibration(found: Facts) -> str:
 
 def inside(found: Facts) -> str:
   """Filters and positions of the model."""
-  run = found.run
-  assert run is not None
-  filters = analysis.filters(run.model, run.params)
+  model = found.model
+  assert model is not None
+  filters = analysis.filters(model.model, model.params)
   explained = share(float(filters.variance.sum()))
-  parts = [
-    pictured(
-      filter_tiles(filters.components),
-      f'The first {len(filters.components)} principal components of {filters.count} filters of '
-      f'{filters.of}: {explained} of their variance.',
-    )
-  ]
+  told = (
+    f'The first {len(filters.components)} principal components of {filters.count} filters of '
+    f'{filters.of}: {explained} of their variance.'
+  )
+  parts = [pictured(pictures.filters(filters.components, 'Filters'), told)]
   try:
-    positions = analysis.position_similarity(run.model, run.params, run.preprocess.size)
+    positions = analysis.position_similarity(model.model, model.params, model.preprocess.size)
   except ValueError as error:
-    parts.append(f'<p>{text(str(error).capitalize())}.</p>')
+    parts.append(f'<p>{text(sentence(str(error)))}</p>')
   else:
     patches = positions.patches
     told = (
       'Each tile: how alike the position of its patch is to those of all patches; cosines of '
-      f'{positions.of}, {patches.min():.2f} to {patches.max():.2f}, the brighter the higher.'
+      f'{positions.of}, {patches.min():.2f} to {patches.max():.2f}.'
     )
-    parts.append(pictured(position_tiles(patches), told))
+    parts.append(pictured(pictures.positions(patches, 'Positions'), told))
   return f'<div class="charts inside">{"".join(parts)}</div>'
 
 
-def pictured(tiles: np.ndarray, told: str) -> str:
-  """A picture of `tiled` with what it shows."""
-  image = f'<img src="{tiled(tiles)}" alt="{text(told)}">'
+def pictured(png: bytes, told: str) -> str:
+  """A picture of `pictures` with what it shows."""
+  image = f'<img src="{address(png)}" alt="{text(told)}">'
   return f'<figure>{image}<figcaption>{text(told)}</figcaption></figure>'
-
-
-def filter_tiles(components: np.ndarray) -> np.ndarray:
-  """(n, h, w, 3) as (rows, columns, h, w, 3) in [0, 1], each by itself; what is missing is NaN."""
-  low = components.min(axis=(1, 2, 3), keepdims=True)
-  high = components.max(axis=(1, 2, 3), keepdims=True)
-  scaled = (components - low) / np.maximum(high - low, 1e-30)
-  rows = -(-len(scaled) // pictures.ACROSS)
-  missing = np.full((rows * pictures.ACROSS - len(scaled), *scaled.shape[1:]), np.nan)
-  whole = np.concatenate([scaled, missing])
-  return whole.reshape(rows, pictures.ACROSS, *scaled.shape[1:])
-
-
-def position_tiles(patches: np.ndarray) -> np.ndarray:
-  """(R, C, R, C) cosines as greys (R, C, R, C, 3) in [0, 1], together from least to greatest."""
-  low, high = patches.min(), patches.max()
-  grey = (patches - low) / max(high - low, 1e-30)
-  return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def tiled(tiles: np.ndarray) -> str:
-  """(rows, columns, h, w, 3) in [0, 1] as the address of a picture; NaN is clear."""
-  times = max(SIDE // tiles.shape[2], 1)
-  pixels = pictures.tiled(tiles.repeat(times, axis=2).repeat(times, axis=3), gap=2)
-  opaque = np.isfinite(pixels[..., :1])
-  whole = np.concatenate([np.nan_to_num(pixels), opaque], axis=-1)
-  return page.picture(np.rint(255 * whole).astype(np.uint8))
 
 
 def settings(found: Facts) -> str:
@@ -513,12 +542,12 @@ def settings(found: Facts) -> str:
 def environment(found: Facts) -> str:
   """The command, and with what it was carried out."""
   if not found.environment:
-    return '<p>Not recorded: that is done when a training finishes.</p>'
+    return '<p>Not recorded: an earlier version of vit_jax started the run.</p>'
   told = {k: v for k, v in found.environment.items() if k not in ('command', 'packages')}
   packages = found.environment.get('packages', {})
-  return f'<pre id="command">{text(found.environment.get("command", ""))}</pre>' + table(
-    ('', ''), [*told.items(), *packages.items()]
-  )
+  command = found.environment.get('command')
+  line = f'<pre id="command">{text(command)}</pre>' if command else '<p>No command started it.</p>'
+  return line + table(('', ''), [*told.items(), *packages.items()])
 
 
 def as_html(found: Facts) -> str:
@@ -531,7 +560,7 @@ def as_html(found: Facts) -> str:
       'Mistakes': mistakes(found),
       'Calibration': calibration(found),
     }
-  if found.run is not None:
+  if found.model is not None:
     sections['Filters and positions'] = inside(found)
   sections |= {'Command and environment': environment(found), 'Config': settings(found)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}
@@ -539,7 +568,7 @@ def as_html(found: Facts) -> str:
   return page.filled(
     'report.html',
     title=text(title),
-    subtitle=' '.join(text(f'{line.capitalize()}.') for line in found.left_out),
+    subtitle=' '.join(text(sentence(line)) for line in found.left_out),
     style=page.part('style.css'),
     nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
     body='\n'.join(
@@ -549,16 +578,26 @@ def as_html(found: Facts) -> str:
   )
 
 
+def sentence(line: str) -> str:
+  """A line with a capital and a full stop; the rest of it, paths for one, as it is."""
+  return f'{line[:1].upper()}{line[1:]}.'
+
+
 def name_of(found: Facts) -> str:
   """The model's variant, as the config has it, or of what it started from."""
-  return found.config['model'].get('name') or (found.run.name if found.run else 'a model')
+  return found.config['model'].get('name') or (found.model.name if found.model else 'a model')
 
 
 # The picture
 
 
 def as_png(found: Facts) -> bytes:
-  """The summary: headline numbers, curves and calibration."""
+  """The summary: headline numbers, curves, calibration and confusion."""
+  return pictures.png(summary(found))
+
+
+def summary(found: Facts) -> Any:
+  """The figure of `as_png`."""
   figure = pictures.figure(12, 7)
   axes = figure.subplots(2, 4)
   title = f'{name_of(found)} on {found.config["data"].get("source")}'
@@ -572,7 +611,7 @@ def as_png(found: Facts) -> bytes:
       plot(axis, found, curve)
     plot_calibration(axes[1, 2], found.measured)
     plot_confusion(axes[1, 3], found.measured)
-    return pictures.png(figure)
+  return figure
 
 
 def plot(axis: Any, found: Facts, curve: Curve) -> None:
@@ -599,8 +638,10 @@ def plot_calibration(axis: Any, values: dict[str, Any] | None) -> None:
 def plot_confusion(axis: Any, values: dict[str, Any] | None) -> None:
   axis.set_title('Label (down) by guess (across)', fontsize=9)
   axis.tick_params(labelsize=7)
-  matrix = np.array(values['confusion']) if values and values['confusion'] else np.zeros((1, 1))
-  axis.imshow(np.sqrt(matrix / np.maximum(matrix.sum(1, keepdims=True), 1)), vmin=0, vmax=1)
+  if values and values['confusion']:
+    matrix = np.array(values['confusion'])
+    edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
+    axis.imshow(np.sqrt(binned(matrix)), vmin=0, vmax=1, extent=edges)
 
 
 # The commands
@@ -612,17 +653,19 @@ def write(
   on: str = '',
   split: str = '',
   measure: bool = True,
+  batch_size: int | None = None,
   say: Say = pipeline.tell,
 ) -> Facts:
   """Writes `report.html` and `report.png` into a run's folder, each whole or not at all.
 
   Args:
-    folder, on, split, measure, say: see `gather`.
+    folder, on, split, measure, batch_size, say: see `gather`.
 
   Raises:
     ValueError, OSError: if the folder is not a run's, or cannot be written to.
   """
-  found = gather(pathlib.Path(folder), on=on, split=split, measure=measure, say=say)
+  how: dict[str, Any] = {'on': on, 'split': split, 'measure': measure, 'batch_size': batch_size}
+  found = gather(pathlib.Path(folder), **how, say=say)
   contents = {PAGE: as_html(found).encode(), PICTURE: as_png(found)}
   for name, content in contents.items():
     with files.replacing(found.folder / name) as file:
@@ -631,14 +674,13 @@ def write(
 
 
 def after_training(folder: str | os.PathLike[str], say: Say) -> None:
-  """Records the environment, and writes the report; what goes wrong is told in a line.
+  """Writes the report; what goes wrong is told in a line.
 
   With several processes the model is not measured again, which would take them all.
   """
   if jax.process_index() > 0:
     return
   try:
-    record(pathlib.Path(folder))
     found = write(folder, measure=jax.process_count() == 1, say=say)
   except Exception as error:  # a run that is done must not fail for its report
     say(f'no report: {files.one_line(error)}')
@@ -652,7 +694,7 @@ def main(argv: Sequence[str]) -> int:
   """`vit report`: 0; 2 for bad input; 3 if the report lacks something."""
   given = parser().parse_args(argv)
   try:
-    found = write(given.run, on=given.on, split=given.split)
+    found = write(given.run, on=given.on, split=given.split, batch_size=given.batch_size)
   except FAULTS as error:
     print(f'vit report: {files.one_line(error)}', file=sys.stderr)
     return 2
@@ -671,4 +713,10 @@ def parser() -> argparse.ArgumentParser:
   flags.add_argument('run', help="a run's folder")
   flags.add_argument('--on', default='', help="a data set to measure on; default: the run's own")
   flags.add_argument('--split', default='', help='default: test, or without one validation')
+  flags.add_argument(
+    '--batch_size',
+    '--batch-size',
+    type=int,
+    help='images at a time on each device; default: those of training, at most 256',
+  )
   return flags

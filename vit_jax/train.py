@@ -20,7 +20,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import bundle, card, checkpoint, metrics, models, objective, optim, sharding
+from vit_jax import (
+  bundle,
+  card,
+  checkpoint,
+  metrics,
+  models,
+  objective,
+  optim,
+  provenance,
+  sharding,
+)
 from vit_jax.data import pipeline
 from vit_jax.evaluate import accuracy
 from vit_jax.plan import Plan
@@ -188,48 +198,81 @@ class Run:
   ends: float  # of `time.monotonic()`, when the time limit is over
 
 
-def train(plan: Plan, workdir: str | os.PathLike[str]) -> bool:
+def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> bool:
   """Carries out a run, or goes on with it where it was; writes the model at its end.
 
   Args:
     plan: of `make_plan`.
     workdir: the run's folder, which `claim` has made this plan's.
+    command: the line that was typed, for the record; '' where there was none.
 
   Returns:
     Whether the run is finished: False if it was interrupted or its time was over, and it is saved.
 
   Raises:
     FloatingPointError: when a loss or gradient is not finite; names the step and the tensor.
-    OSError: when a checkpoint cannot be written.
+    OSError: when the record or a checkpoint cannot be written.
   """
-  config, folder = plan.config, pathlib.Path(workdir)
+  folder = pathlib.Path(workdir)
   ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
   if checkpoint.agreed(bundle.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
-  saved = checkpoint.Checkpoints(
-    folder / 'checkpoints',
-    keep_latest=config.checkpoint.keep_latest,
-    keep_best=config.checkpoint.keep_best,
-    metric=plan.metric,
-    say=display.say,
-  )
-  with contextlib.closing(saved):
-    start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
-    log = metrics.Log(folder, start=start)
-    unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-    run = Run(plan, folder, saved, log, display, unreadable, ends)
-    introduce(run, start)
-    with contextlib.closing(log), display:
-      evaluate = Evaluator(run)
-      step, state = loop(run, state, start, evaluate)
-      finished = step == plan.total or is_stale(run, step)
-      if finished:
-        finish(run, state, step, evaluate)
-      else:
-        display.say(f'stopped at step {step}, saved: the same command goes on from there')
+  if jax.process_index() == 0:
+    provenance.record(folder, command)
+  with contextlib.closing(checkpoints(plan, folder, display.say)) as saved:
+    finished = carry_out(plan, folder, saved, display, ends)
+  if finished:  # and nothing of it is left on the devices
+    tell_end(plan, folder, display.say)
   return finished
+
+
+def checkpoints(
+  plan: Plan, folder: pathlib.Path, say: Callable[[str], None]
+) -> checkpoint.Checkpoints:
+  """Those of a run."""
+  how = plan.config.checkpoint
+  return checkpoint.Checkpoints(
+    folder / 'checkpoints',
+    keep_latest=how.keep_latest,
+    keep_best=how.keep_best,
+    metric=plan.metric,
+    say=say,
+  )
+
+
+def carry_out(
+  plan: Plan,
+  folder: pathlib.Path,
+  saved: checkpoint.Checkpoints,
+  display: metrics.Display,
+  ends: float,
+) -> bool:
+  """From the state that was saved, or a first one, to the model, or to where it is stopped."""
+  start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
+  log = metrics.Log(folder, start=start)
+  unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
+  run = Run(plan, folder, saved, log, display, unreadable, ends)
+  introduce(run, start)
+  with contextlib.closing(log), display:
+    evaluate = Evaluator(run)
+    step, state = loop(run, state, start, evaluate)
+    finished = step == plan.total or is_stale(run, step)
+    if finished:
+      finish(run, state, step, evaluate)
+    else:
+      display.say(f'stopped at step {step}, saved: the same command goes on from there')
+  return finished
+
+
+def tell_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> None:
+  """Writes the report if it is asked for, and says where the model is."""
+  if plan.config.system.report:
+    from vit_jax import report  # what it needs is loaded when it is needed
+
+    report.after_training(folder, say)
+  say(f'the model is in {folder / "model"}; try: vit predict {folder} IMAGE...')
 
 
 def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
@@ -531,11 +574,6 @@ def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
     bundle.write(run.folder / 'model', model)
     card.write(run.folder, model, plan.config, step=step)
   checkpoint.sync('bundle')
-  if plan.config.system.report:
-    from vit_jax import report  # what it needs is loaded when it is needed
-
-    report.after_training(run.folder, display.say)
-  display.say(f'the model is in {run.folder / "model"}; try: vit predict {run.folder} IMAGE...')
 
 
 def gathered(tree: Any) -> Any:

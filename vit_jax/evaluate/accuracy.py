@@ -5,6 +5,8 @@ N images, K classes that are scored, S classes of the data, M of the model.
 
 import collections
 import functools
+import heapq
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ TOP = 5
 LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are given
 LARGEST_SCORES = 2**27  # numbers held for the average precision
 CONFUSED = 10  # pairs of classes that are told
+MISTAKES = 12  # images that are told
 NOTHING = 'nothing to evaluate: not one of the images can be read, or has a label'
 
 
@@ -135,6 +138,7 @@ class Tally:
     sums: of `measure`, in float64.
     confusion: (K, K) how often each class (rows) was taken for each; None for too many classes.
     pairs: {(class, guess): how often} of those that differ.
+    worst: a heap of (confidence, -index, class, guess) of the most confident mistakes.
     scores, targets: of images with several labels, as far as they are held.
     several: whether images have several labels.
   """
@@ -145,11 +149,12 @@ class Tally:
     small = len(names) <= LARGEST_CONFUSION and not several
     self.confusion = np.zeros((len(names),) * 2, np.int64) if small else None
     self.pairs: collections.Counter[tuple[int, int]] = collections.Counter()
+    self.worst: list[tuple[float, int, int, int]] = []
     self.scores: list[np.ndarray] = []
     self.targets: list[np.ndarray] = []
 
-  def add(self, batch: dict[str, dict[str, np.ndarray]]) -> None:
-    """Takes what `measure` gives for a batch."""
+  def add(self, batch: dict[str, dict[str, np.ndarray]], indices: np.ndarray) -> None:
+    """Takes what `measure` gives for a batch, and the (N,) indices of its images in the split."""
     for name, value in batch['sums'].items():
       self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64)
     rows = batch['rows']
@@ -163,6 +168,15 @@ class Tally:
     if 'logits' in rows and held < LARGEST_SCORES:
       self.scores.append(rows['logits'][counts])
       self.targets.append(rows['targets'][counts])
+    self.add_mistakes(rows, indices)
+
+  def add_mistakes(self, rows: dict[str, np.ndarray], indices: np.ndarray) -> None:
+    """Keeps the most confident `MISTAKES`; of equal ones the first in the split."""
+    for at in np.flatnonzero((rows['label'] >= 0) & (rows['right'] == 0)):
+      label, guess = int(rows['label'][at]), int(rows['guess'][at])
+      heapq.heappush(self.worst, (float(rows['confidence'][at]), -int(indices[at]), label, guess))
+      if len(self.worst) > MISTAKES:
+        heapq.heappop(self.worst)
 
   def result(self) -> dict[str, Any]:
     """The measures, see `of_model`.
@@ -194,6 +208,15 @@ class Tally:
       'confused': [
         {'label': self.names[label], 'guess': self.names[guess], 'count': times}
         for (label, guess), times in self.pairs.most_common(CONFUSED)
+      ],
+      'mistakes': [
+        {
+          'index': -place,
+          'label': self.names[label],
+          'guess': self.names[guess],
+          'confidence': confidence,
+        }
+        for confidence, place, label, guess in sorted(self.worst, reverse=True)
       ],
       'confusion': None if self.confusion is None else self.confusion.tolist(),
     }
@@ -239,7 +262,6 @@ def of_model(
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
   say: Callable[[str], object] = pipeline.tell,
-  each: Callable[[np.ndarray, dict[str, np.ndarray]], object] | None = None,
 ) -> dict[str, Any]:
   """Every measure of a model on a split, all over the same images.
 
@@ -250,7 +272,6 @@ def of_model(
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
     say: takes a line for each image that cannot be read.
-    each: takes the places of every batch's images in the split, and its 'rows' of `measure`.
 
   Returns:
     'source', 'split'; 'matched', how the classes were; 'count' of images scored, 'unlabelled' and
@@ -258,8 +279,10 @@ def of_model(
     'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
     'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
     lists of K counts, a row for each true class, and 'confused', its largest entries off the
-    diagonal. Of images with several labels there is no confusion (see `measure`), and where the
-    model has sigmoid scores, 'mean_average_precision'.
+    diagonal; 'mistakes', the `MISTAKES` most confident ones, a dict of 'image', what messages call
+    it, its 'index' in the split, 'label', of several the first, 'guess' and 'confidence' for each.
+    Of images with several labels there is no confusion (see `measure`), and where the model has
+    sigmoid scores, 'mean_average_precision'.
 
   Raises:
     DataError, ValueError: if the model has no head or other classes, or no image can be scored.
@@ -285,12 +308,12 @@ def of_model(
     scores=found.scores,
   )
   with inputs.results(step, found.params, split, ready, batch_size=batch_size, say=say) as results:
-    for places, batch in results.batches:
-      tally.add(batch)
-      if each is not None:
-        each(places, batch['rows'])
+    for indices, batch in results.batches:
+      tally.add(batch, indices)
     unreadable = results.unreadable.count
   values = tally.result()
+  for mistake in values['mistakes']:
+    mistake['image'] = split.source.describe(mistake['index'])
   left_out = {
     'unlabelled': len(split.source) - unreadable - values['count'],
     'bad_images': unreadable,
@@ -320,7 +343,7 @@ def measured(
     places: (S + 1,) of the data's classes in `columns`; the last, which label -1 finds, is -1.
     mean, std: of the pixels.
   """
-  logits, _ = model.apply({'params': params}, objective.normalize(batch['image'], mean, std))
+  logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
   logits = logits[:, columns].astype(jnp.float32)  # (N, M) -> (N, K)
   return measure(logits, places[batch['label']], batch['mask'], scores=scores)
 
@@ -358,9 +381,8 @@ def lines(found: dict[str, Any]) -> list[str]:
   )
   if found.get('mean_average_precision') is not None:
     shown += f'  mean average precision {found["mean_average_precision"]:.2%}'
-  rows = [row for row in found['classes'] if row['count'] or row['precision'] is not None]
-  rows = sorted(rows, key=lambda row: 1 if row['recall'] is None else row['recall'])
-  worst = rows[:CONFUSED]
+  rows = by_recall(found['classes'])
+  worst = [row for row in rows if row['count'] or row['precision'] is not None][:CONFUSED]
   width = max(len('class'), *(len(row['name'][:40]) for row in worst))
   told = [shown, f'classes: {found["matched"]}', '']
   told.append(f'{"class":{width}}  images  precision  recall')
@@ -369,7 +391,21 @@ def lines(found: dict[str, Any]) -> list[str]:
       f'{row[key]:.1%}' if row[key] is not None else '-' for key in ('precision', 'recall')
     )
     told.append(f'{row["name"][:40]:{width}}  {row["count"]:6}  {precision:>9}  {recall:>6}')
-  if len(rows) > len(worst):
-    told.append(f'... and {len(rows) - len(worst)} classes with a higher recall')
+  if rest := unlisted(rows, worst):
+    told.append(rest)
   pairs = [f'{p["label"]} as {p["guess"]} {p["count"]}' for p in found['confused'][:5]]
   return told + ([f'most confused: {", ".join(pairs)}'] if pairs else [])
+
+
+def by_recall(classes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The lowest first, classes without images last."""
+  return sorted(classes, key=lambda row: math.inf if row['recall'] is None else row['recall'])
+
+
+def unlisted(classes: Sequence[dict[str, Any]], listed: Sequence[dict[str, Any]]) -> str:
+  """What is told of the classes that a list `by_recall` leaves out; '' if there are none."""
+  without = sum(not row['count'] for row in classes) - sum(not row['count'] for row in listed)
+  others = len(classes) - len(listed) - without
+  parts = [f'{others:,} with no lower recall'] * bool(others)
+  parts += [f'{without:,} without images'] * bool(without)
+  return f'... and {len(classes) - len(listed):,} more: {", ".join(parts)}' if parts else ''

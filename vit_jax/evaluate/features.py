@@ -72,7 +72,7 @@ class Features:
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
 def forward(params: Any, batch: objective.Batch, *, model: Any, mean: Any, std: Any) -> Any:
   """'pre_logits' of a batch in float32, and its labels."""
-  _, out = model.apply({'params': params}, objective.normalize(batch['image'], mean, std))
+  _, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
   return {'values': out['pre_logits'].astype('float32'), 'labels': batch['label']}
 
 

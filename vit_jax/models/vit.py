@@ -381,8 +381,16 @@ class ViT(nn.Module):
       name='encoder',
     )(x, self.rope(rows, columns))
     out |= left
-    out['encoded'] = tokens = x
-    x, weights = self.pooled(x, rows * columns, train=train, attention=attention)
+    out['encoded'] = x
+    logits, left = self.readout(x, rows * columns, train=train, attention=attention)
+    return logits, out | left
+
+  def readout(
+    self, tokens: Array, patches: int, *, train: bool, attention: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """Encoded tokens (N, T, D), the patches last -> float32 logits (N, K), and intermediates."""
+    out: dict[str, Array] = {}
+    x, weights = self.pooled(tokens, patches, train=train, attention=attention)
     if weights is not None:
       out['pool_attention'] = weights
     if self.final_norm == 'pooled':
