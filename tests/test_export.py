@@ -229,7 +229,7 @@ def test_a_damaged_program_is_refused(copied):
 def test_a_program_without_one_of_its_two_files_is_refused(copied, lost):
   (copied, export.beside(copied))[lost].unlink()
   with pytest.raises(
-    FileNotFoundError, match='there is no such file|copied.stablehlo.json is not beside it'
+    FileNotFoundError, match=r'there is no such file|copied\.stablehlo\.json is not beside it'
   ):
     export.load(copied)
 

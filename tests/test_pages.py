@@ -650,8 +650,49 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
   (unfinished / 'config.json').write_text(json.dumps(config))
   shutil.copytree(trained / 'model', unfinished / 'model')
   assert commands.main(['report', str(unfinished)]) == 3
-  assert 'could not be measured' in capsys.readouterr().err
+  assert 'the data cannot be opened' in capsys.readouterr().err
   assert 'Filters and positions' in (unfinished / report.PAGE).read_text()
+
+
+@pytest.mark.parametrize(
+  'flags', [('--split', 'tset'), ('--on', 'nonsense'), ('--on', 'digits', '--split', 'test[:0]')]
+)
+def test_a_mistake_in_a_flag_costs_a_line_and_no_report(flags, trained, tmp_path, capsys):
+  folder = copied(trained, tmp_path)
+  (folder / report.PAGE).write_text('kept')
+  assert commands.main(['report', str(folder), *flags]) == 2
+  assert capsys.readouterr().err.count('\n') == 1
+  assert (folder / report.PAGE).read_text() == 'kept'
+
+
+def test_neither_file_is_replaced_where_one_cannot_be(trained, tmp_path, capsys):
+  folder = copied(trained, tmp_path)
+  (folder / report.PICTURE).unlink(missing_ok=True)
+  (folder / report.PICTURE).mkdir()
+  (folder / report.PAGE).write_text('kept')
+  assert commands.main(['report', str(folder)]) == 2
+  assert report.PICTURE in capsys.readouterr().err
+  assert (folder / report.PAGE).read_text() == 'kept' and not list(folder.glob('.report*'))
+
+
+@pytest.mark.parametrize(
+  'name, content',
+  [
+    ('metrics.jsonl', '{"step": 1, "train/loss": 1' + '0' * 400 + '}'),
+    ('metrics.jsonl', '{"step": 1' + '0' * 400 + ', "train/loss": 1}'),
+    ('metrics.jsonl', '{"step": 1, "train/loss": 1.7e308}\n{"step": 2, "train/loss": -1.7e308}'),
+    ('metrics.jsonl', '[' * 100_000),
+    ('environment.json', '{"packages": ["a"]}'),
+    ('environment.json', '{"packages": null, "comm'),
+  ],
+)
+def test_damaged_files_of_a_run_cost_what_they_hold_and_not_the_report(
+  name, content, trained, tmp_path
+):
+  folder = copied(trained, tmp_path)
+  (folder / name).write_text(content)
+  found = report.gather(folder, measure=False, say=print)
+  assert 'Filters and positions' in report.as_html(found) and report.as_png(found)
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"data": 1}'])
@@ -785,9 +826,9 @@ def test_the_picture_has_every_curve_and_the_headlines(whole):
     for name in logged:
       np.testing.assert_array_equal(lines[name].get_xydata().T, whole.curve(name))
   bins = [row for row in whole.measured['calibration'] if row['count']]
-  drawn = axes['Accuracy by confidence'].lines[-1].get_xydata()
+  drawn = axes['Calibration'].lines[-1].get_xydata()
   np.testing.assert_array_equal(drawn, [[row['confidence'], row['accuracy']] for row in bins])
-  (image,) = axes['Label (down) by guess (across)'].images
+  (image,) = axes['Confusion'].images
   matrix = np.array(whole.measured['confusion'])
   np.testing.assert_allclose(
     np.asarray(image.get_array()) ** 2, matrix / matrix.sum(1, keepdims=True), atol=1e-6

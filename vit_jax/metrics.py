@@ -77,9 +77,14 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a metrics file; lines that were cut off or damaged are left out."""
   rows = []
   for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
       rows.append(json.loads(line))
-  return [row for row in rows if isinstance(row, dict) and isinstance(row.get('step'), int)]
+  return [row for row in rows if isinstance(row, dict) and is_step(row.get('step'))]
+
+
+def is_step(value: Any) -> bool:
+  """Whether a row of the file may be of this step."""
+  return type(value) is int and 0 <= value < 2**53
 
 
 def of_model(

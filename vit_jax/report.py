@@ -5,6 +5,7 @@ K classes, N images.
 
 import argparse
 import base64
+import contextlib
 import dataclasses
 import io
 import json
@@ -34,6 +35,9 @@ CELLS = 1000  # of a side of the confusion matrix's picture, at most
 PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
 QUALITY = 90  # of it
 POINTS = 600  # of a curve at most
+LARGEST = 1e100  # number that is drawn
+NUMBERS = 8  # of the picture's first panel
+NAMED = 12  # classes, up to which the picture names them
 FAULTS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices
 Say = Callable[[str], object]
 
@@ -114,8 +118,8 @@ class Facts:
 
 
 def usable(value: Any) -> bool:
-  """Whether it is a finite number."""
-  return isinstance(value, int | float) and math.isfinite(value)
+  """Whether it is a finite number, and not so large that a chart's axis would not be."""
+  return type(value) in (int, float) and abs(value) < LARGEST
 
 
 # What is told
@@ -140,25 +144,25 @@ def gather(
     say: takes a line for each image that cannot be read.
 
   Raises:
-    ValueError: if the folder is not a run's, or for a batch size below 1.
+    FileNotFoundError, ValueError: if the folder is not a run's, for a batch size below 1, or if
+      the data of `on` and `split` cannot be opened.
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
-  held = folder / provenance.NAME
   found = Facts(
     folder=folder,
     rows=metrics.read_rows(folder / 'metrics.jsonl'),
     config=config,
-    environment=files.read_object(held) if held.is_file() else {},
+    environment=recorded(folder / provenance.NAME),
     model=None,
     measured=None,
     mistakes=[],
     left_out=[],
   )
-  if not bundle.exists(folder / 'model'):
+  if not (folder / 'model').exists():
     return with_fault(found, 'the training is not finished: there is no model yet')
   try:
     found = dataclasses.replace(found, model=bundle.read(folder))
@@ -170,6 +174,11 @@ def gather(
     return with_fault(found, 'the run kept no split to measure its model on; see --split')
   try:
     data = inputs.opened(folder, on=on, split=split)
+  except FAULTS as error:
+    if on or split:  # bad input, for which no report is lost
+      raise
+    return with_fault(found, f'the data cannot be opened: {files.one_line(error)}')
+  try:
     found = measured(found, data, batch_size=batch_size or batch_of(config), say=say)
   except FAULTS as error:
     return with_fault(found, f'the model could not be measured: {files.one_line(error)}')
@@ -179,10 +188,22 @@ def gather(
     return with_fault(found, f'its mistakes could not be drawn: {files.one_line(error)}')
 
 
+def recorded(path: pathlib.Path) -> dict[str, Any]:
+  """A run's `provenance.NAME`, of strings and the dict 'packages'; {} where it is damaged."""
+  try:
+    found = files.read_object(path)
+  except (OSError, ValueError):
+    return {}
+  packages = found.get('packages')
+  return found | {'packages': packages if isinstance(packages, dict) else {}}
+
+
 def batch_of(config: dict[str, Any]) -> int:
   """Images at a time on each device: as many as training had on so many, at most `inputs.BATCH`."""
-  rows = config.get('batch_size', inputs.BATCH) // config.get('accumulate', 1)
-  return min(max(rows // jax.device_count(), 1), inputs.BATCH)
+  rows, pieces = config.get('batch_size'), config.get('accumulate', 1)
+  if type(rows) is not int or type(pieces) is not int or pieces < 1:
+    return inputs.BATCH
+  return min(max(rows // pieces // jax.device_count(), 1), inputs.BATCH)
 
 
 def with_fault(found: Facts, line: str) -> Facts:
@@ -228,7 +249,8 @@ def attended(found: bundle.Bundle, image: np.ndarray) -> np.ndarray | None:
 def seconds_of_steps(found: Facts) -> float:
   """How long the training steps took, evaluations left out, by the rates that were logged."""
   steps, rates = found.curve('train/images_per_second')
-  batch = found.config.get('batch_size', 0)
+  batch = found.config.get('batch_size')
+  batch = batch if type(batch) is int else 0
   taken = np.diff(steps, prepend=0) * batch / np.maximum(rates, 1e-9)
   return float(taken.sum())
 
@@ -254,7 +276,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     for first, *rest in rows
   )
   return (
-    f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+    f'<tbody>{body}</tbody></table></div>'
   )
 
 
@@ -338,7 +361,8 @@ def confusion(found: Facts) -> str:
   )
   shown = confusion_table(matrix, names) if len(names) <= SMALL else confusion_picture(matrix)
   on = f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
-  return f'<p>{text(on)}. A row for each label, a column for each guess.</p>{shown}{pairs}'
+  most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(values['confused'])
+  return f'<p>{text(on)}. A row for each label, a column for each guess.</p>{shown}{most}'
 
 
 def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -354,7 +378,7 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
     )
     rows.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
   return (
-    '<div class="wide"><table class="confusion"><thead><tr><td></td>'
+    '<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>'
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
   )
 
@@ -598,15 +622,15 @@ def as_png(found: Facts) -> bytes:
 
 def summary(found: Facts) -> Any:
   """The figure of `as_png`."""
-  figure = pictures.figure(12, 7)
+  figure = pictures.figure(18, 8.5)
   axes = figure.subplots(2, 4)
   title = f'{name_of(found)} on {found.config["data"].get("source")}'
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)  # a font without letters of a name
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(textwrap.fill(title, 100), fontsize=18, parse_math=False)
     axes[0, 0].axis('off')
-    lines = [f'{value}\n{textwrap.fill(told, 44)}' for value, told in headlines(found)]
-    axes[0, 0].text(0, 1, '\n\n'.join(lines), va='top', fontsize=7, parse_math=False)
+    lines = [f'{value}\n{textwrap.fill(told, 48)}' for value, told in headlines(found)[:NUMBERS]]
+    axes[0, 0].text(0, 1, '\n\n'.join(lines), va='top', fontsize=10.5, parse_math=False)
     for axis, curve in zip(axes.flat[1:], CURVES):
       plot(axis, found, curve)
     plot_calibration(axes[1, 2], found.measured)
@@ -616,32 +640,48 @@ def summary(found: Facts) -> Any:
 
 def plot(axis: Any, found: Facts, curve: Curve) -> None:
   """A curve of the page."""
-  axis.set_title(curve.title, fontsize=9)
-  axis.tick_params(labelsize=7)
-  axis.grid(alpha=0.3)
-  for name in curve.names:
+  from matplotlib.ticker import PercentFormatter
+
+  label(axis, curve.title, x='step')
+  if curve.percent:
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+  for name, line in zip(curve.names, ('-', '--', ':')):
     steps, values = thinned(*found.curve(name))
     if len(steps):
-      axis.plot(steps, values, label=name, marker='.' if len(steps) < 20 else None)
-  if axis.lines:
-    axis.legend(fontsize=6)
+      axis.plot(steps, values, line, label=name, marker='.' if len(steps) < 20 else None)
+  if len(axis.lines) > 1:
+    axis.legend(fontsize=10)
+
+
+def label(axis: Any, title: str, *, x: str, y: str = '') -> None:
+  """Titles of a panel, in letters that are read on a slide."""
+  axis.set_title(title, fontsize=13)
+  axis.set_xlabel(x, fontsize=11)
+  axis.set_ylabel(y, fontsize=11)
+  axis.tick_params(labelsize=10)
+  axis.grid(alpha=0.3)
 
 
 def plot_calibration(axis: Any, values: dict[str, Any] | None) -> None:
-  axis.set_title('Accuracy by confidence', fontsize=9)
-  axis.tick_params(labelsize=7)
+  label(axis, 'Calibration', x='confidence', y='accuracy')
   axis.plot([0, 1], [0, 1], color='grey', linewidth=1)
   rows = [row for row in values['calibration'] if row['count']] if values else []
   axis.plot([row['confidence'] for row in rows], [row['accuracy'] for row in rows], marker='o')
 
 
 def plot_confusion(axis: Any, values: dict[str, Any] | None) -> None:
-  axis.set_title('Label (down) by guess (across)', fontsize=9)
-  axis.tick_params(labelsize=7)
-  if values and values['confusion']:
-    matrix = np.array(values['confusion'])
-    edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
-    axis.imshow(np.sqrt(binned(matrix)), vmin=0, vmax=1, extent=edges)
+  label(axis, 'Confusion', x='guess', y='label')
+  axis.grid(False)
+  if not values or not values['confusion']:
+    return
+  matrix = np.array(values['confusion'])
+  edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
+  axis.imshow(np.sqrt(binned(matrix)), vmin=0, vmax=1, extent=edges)
+  if len(matrix) <= NAMED:
+    names = [textwrap.shorten(row['name'], 12, placeholder='…') for row in values['classes']]
+    axis.set_yticks(range(len(names)), names, parse_math=False)
+    turn = 90 if max(map(len, names)) > 2 else 0
+    axis.set_xticks(range(len(names)), names, parse_math=False, rotation=turn)
 
 
 # The commands
@@ -666,10 +706,10 @@ def write(
   """
   how: dict[str, Any] = {'on': on, 'split': split, 'measure': measure, 'batch_size': batch_size}
   found = gather(pathlib.Path(folder), **how, say=say)
-  contents = {PAGE: as_html(found).encode(), PICTURE: as_png(found)}
-  for name, content in contents.items():
-    with files.replacing(found.folder / name) as file:
-      file.write(content)
+  contents = {PAGE: as_html(found).encode(errors='replace'), PICTURE: as_png(found)}
+  with contextlib.ExitStack() as both:  # neither is replaced before both are written
+    for name, content in contents.items():
+      both.enter_context(files.replacing(found.folder / name)).write(content)
   return found
 
 

@@ -877,6 +877,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
       yield file
     os.replace(partial, path)
   except OSError as error:
+    if error.filename not in (None, str(partial), partial):
+      raise  # of another file
     raise OSError(error.errno, error.strerror, str(path)) from None
   finally:
     with contextlib.suppress(OSError):
