@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, bundle, chart, metrics, page, pictures, provenance
+from vit_jax.card import dimensions
 from vit_jax.chart import number, share, text
 from vit_jax.convert import files
 from vit_jax.data import pipeline, transforms
@@ -36,6 +37,7 @@ PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
 QUALITY = 90  # of it
 POINTS = 600  # of a curve at most
 LARGEST = 1e100  # number that is drawn
+SIZES = ('patch', 'width', 'depth')  # that a config may replace
 NUMBERS = 8  # of the picture's first panel
 NAMED = 12  # classes, up to which the picture names them
 FAULTS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices
@@ -608,8 +610,12 @@ def sentence(line: str) -> str:
 
 
 def name_of(found: Facts) -> str:
-  """The model's variant, as the config has it, or of what it started from."""
-  return found.config['model'].get('name') or (found.model.name if found.model else 'a model')
+  """The model's variant, of the config or of what it started from, and its other sizes."""
+  config = found.config['model']
+  name = config.get('name') or (found.model.name if found.model else 'a model')
+  sizes = {size: config[size] for size in SIZES if config.get(size) is not None}
+  told = ', '.join(f'{size} {dimensions(value)}' for size, value in sizes.items())
+  return f'{name} with {told}' if told else name
 
 
 # The picture
@@ -622,19 +628,19 @@ def as_png(found: Facts) -> bytes:
 
 def summary(found: Facts) -> Any:
   """The figure of `as_png`."""
-  figure = pictures.figure(18, 8.5)
-  axes = figure.subplots(2, 4)
+  figure = pictures.figure(20, 8.5)
+  axes = figure.subplot_mosaic('ABCDH;AEFGH', width_ratios=(1.1, 1, 1, 1, 1.3))
   title = f'{name_of(found)} on {found.config["data"].get("source")}'
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)  # a font without letters of a name
     figure.suptitle(textwrap.fill(title, 100), fontsize=18, parse_math=False)
-    axes[0, 0].axis('off')
-    lines = [f'{value}\n{textwrap.fill(told, 48)}' for value, told in headlines(found)[:NUMBERS]]
-    axes[0, 0].text(0, 1, '\n\n'.join(lines), va='top', fontsize=10.5, parse_math=False)
-    for axis, curve in zip(axes.flat[1:], CURVES):
-      plot(axis, found, curve)
-    plot_calibration(axes[1, 2], found.measured)
-    plot_confusion(axes[1, 3], found.measured)
+    axes['A'].axis('off')
+    lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
+    axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
+    for place, curve in zip('BCDEF', CURVES):
+      plot(axes[place], found, curve)
+    plot_calibration(axes['G'], found.measured)
+    plot_confusion(axes['H'], found.measured)
   return figure
 
 
