@@ -703,6 +703,16 @@ def test_a_folder_in_the_way_is_named_before_anything_is_replaced(tmp_path, caps
   assert files_in(out) == set() and [path.name for path in out.iterdir()] == ['positions.png']
 
 
+def test_a_head_that_reads_no_patch_has_no_distance_and_the_others_have(monkeypatch):
+  nan = np.nan
+  each = iter(np.float32([[[nan, 2.0], [nan, 4.0]], [[nan, nan], [6.0, 8.0]]]))
+  monkeypatch.setattr(analysis, 'attention_summary', lambda run, seen: {'distances': next(each)})
+  images = [inspection.Image(str(index), picture(index)) for index in range(2)]
+  drawn = inspection.distances(vit_of(), images)
+  np.testing.assert_array_equal(drawn.arrays['distances'], [[nan, 2.0], [6.0, 6.0]])
+  assert drawn.told == 'mean attention distance over 2 images: 2.0 to 6.0 pixels'
+
+
 def test_a_run_whose_data_is_gone_shows_its_weights(tmp_path, capsys):
   model = saved(vit_of(), tmp_path)
   (tmp_path / 'config.json').write_text('{"data": {"source": "folder:gone", "test": "test"}}')

@@ -389,9 +389,11 @@ def distances(run: predict.Run, images: Sequence[Image]) -> Drawing:
     analysis.attention_summary(run, analysis.trace(run, image.pixels))['distances']
     for image in images
   ])  # fmt: skip
-  mean = each.mean(axis=0)
-  told = f'mean attention distance over {counted(images)}: {mean.min():.1f} to '
-  told += f'{mean.max():.1f} pixels'
+  seen = np.isfinite(each)  # a head may read no patch of an image
+  mean = np.where(seen, each, 0).sum(axis=0) / np.where(seen.any(axis=0), seen.sum(axis=0), np.nan)
+  told = f'mean attention distance over {counted(images)}'
+  if seen.any():
+    told += f': {np.nanmin(mean):.1f} to {np.nanmax(mean):.1f} pixels'
   return Drawing(pictures.distances(mean, told), {'distances': mean, 'images': each}, told)
 
 
