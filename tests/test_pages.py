@@ -32,6 +32,7 @@ from vit_jax import (
   predict,
   provenance,
   report,
+  report_page,
   train,
 )
 from vit_jax.data import sources
@@ -438,7 +439,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
     held = json.loads((tmp_path / provenance.NAME).read_text())
     assert shlex.split(held['command']) == [*start, *words]
     found = report.gather(tmp_path, say=print)
-    assert unescape(report.environment(found)).startswith(
+    assert unescape(report_page.environment(found)).startswith(
       f'<pre id="command">{held["command"]}</pre>'
     )
     assert main.main() == 1
@@ -456,7 +457,7 @@ def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_pat
   folder = copied(trained, tmp_path)
   (folder / provenance.NAME).unlink()
   found = report.gather(folder, measure=False, say=print)
-  assert 'Not recorded' in report.as_html(found)
+  assert 'Not recorded' in report_page.as_html(found)
 
 
 def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(opened, values):
@@ -489,7 +490,7 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(opened, va
 
 def test_curves_have_a_point_for_every_logged_number(opened, trained):
   rows = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
-  for curve in report.CURVES:
+  for curve in report_page.CURVES:
     for name in curve.names:
       logged = [row for row in rows if name in row]
       prefix = json.dumps(f'{name}, step ')
@@ -554,9 +555,9 @@ def test_beside_a_mistake_lies_the_attention_of_its_image(trained, whole):
   for mistake in whole.mistakes:
     weights = analysis.attention(run, mistake.image).maps()[-1].mean(0)
     np.testing.assert_allclose(mistake.attention, weights, atol=1e-6)
-    image, overlay = embedded(report.mistaken(mistake))  # the image once
+    image, overlay = embedded(report_page.mistaken(mistake))  # the image once
     np.testing.assert_array_equal(image[..., :3], mistake.image)
-    (expected,) = embedded(page.heat(mistake.attention))
+    (expected,) = embedded(page.heatmap(mistake.attention))
     np.testing.assert_array_equal(overlay, expected)
     np.testing.assert_array_equal(overlay.shape[:2], weights.shape)
     darkest, brightest = (
@@ -587,20 +588,20 @@ def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trai
     assert (plain[3], over[3]) == (0, 1)
   attention = np.ones((2, 3))
   for name in ('A', 'data:image', '"><b>', '--image'):
-    mistake = report.Mistake(name, pixels(0), 'a', 'b', 0.5, attention)
-    image, _ = embedded(report.mistaken(mistake))
+    mistake = report_page.Mistake(name, pixels(0), 'a', 'b', 0.5, attention)
+    image, _ = embedded(report_page.mistaken(mistake))
     np.testing.assert_array_equal(image[..., :3], pixels(0))
-    assert f'aria-label="{escape(name)}"' in report.mistaken(mistake)
+    assert f'aria-label="{escape(name)}"' in report_page.mistaken(mistake)
 
 
 def test_photos_are_jpegs_of_that_image():
   image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
   image = np.asarray(Image.fromarray(image).resize((100, 64), Image.Resampling.BICUBIC))
-  (shown,) = embedded(report.photo(image), 'jpeg')
+  (shown,) = embedded(report_page.photo(image), 'jpeg')
   assert shown.shape[:2] == (64, 100)
   assert np.abs(shown[..., :3].astype(int) - image).mean() < 8
-  assert len(report.photo(image)) < len(page.picture(image))
-  assert report.photo(image[:63]).startswith('data:image/png')
+  assert len(report_page.photo(image)) < len(page.data_uri(image))
+  assert report_page.photo(image[:63]).startswith('data:image/png')
 
 
 def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, monkeypatch):
@@ -612,9 +613,9 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
   assert found.measured and found.left_out == [
     'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
   ]
-  assert 'They could not be drawn.' in report.as_html(found)
+  assert 'They could not be drawn.' in report_page.as_html(found)
   found.measured['mistakes'] = []
-  assert 'No image was misclassified.' in report.as_html(found)
+  assert 'No image was misclassified.' in report_page.as_html(found)
 
 
 @pytest.mark.parametrize('where', ['read', 'of_model'])
@@ -627,7 +628,7 @@ def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, monkeypatc
   )
   found = report.gather(trained, say=print)
   assert len(found.left_out) == 1 and found.left_out[0].endswith('out of memory')
-  assert 'train/loss' in report.as_html(found) and report.as_png(found)
+  assert 'train/loss' in report_page.as_html(found) and report_page.as_png(found)
 
 
 def test_a_model_without_attention_has_mistakes_without_it():
@@ -635,8 +636,8 @@ def test_a_model_without_attention_has_mistakes_without_it():
   params = drawn(shapes(model, SIZE))
   run = predict.Run(model, params, (), bundle.Preprocess('resize', SIZE), 'Mixer-S/32')
   assert report.attended(run, pixels(0)) is None
-  mistake = report.Mistake('one', pixels(0), 'a', 'b', 0.5, None)
-  assert 'its attention' not in report.mistaken(mistake)
+  mistake = report_page.Mistake('one', pixels(0), 'a', 'b', 0.5, None)
+  assert 'its attention' not in report_page.mistaken(mistake)
 
 
 def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys):
@@ -692,7 +693,7 @@ def test_damaged_files_of_a_run_cost_what_they_hold_and_not_the_report(
   folder = copied(trained, tmp_path)
   (folder / name).write_text(content)
   found = report.gather(folder, measure=False, say=print)
-  assert 'Filters and positions' in report.as_html(found) and report.as_png(found)
+  assert 'Filters and positions' in report_page.as_html(found) and report_page.as_png(found)
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"data": 1}'])
@@ -723,26 +724,26 @@ def test_what_is_left_out_is_told_with_its_paths_as_they_are(trained, tmp_path):
   found = report.gather(folder, say=print)
   (line,) = found.left_out
   assert f'{tmp_path}/Photos/ROSES' in line
-  assert escape(f'T{line[1:]}.') in report.as_html(found)
+  assert escape(f'T{line[1:]}.') in report_page.as_html(found)
 
 
 def test_names_in_a_report_are_text(trained):
   found = report.gather(trained, say=print)
   for row in found.measured['classes']:
     row['name'] = f'<script>{row["name"]}'
-  assert '<script' not in report.as_html(found)
-  assert '&lt;script&gt;0' in report.as_html(found)
+  assert '<script' not in report_page.as_html(found)
+  assert '&lt;script&gt;0' in report_page.as_html(found)
 
 
 def test_many_classes_are_a_picture(trained):
   found = report.gather(trained, say=print)
-  count = report.SMALL + 1
+  count = report_page.SMALL + 1
   found.measured['confusion'] = np.eye(count, dtype=int).tolist()
   row = found.measured['classes'][0]
   found.measured['classes'] = [row | {'name': str(k)} for k in range(count)]
-  assert '<table class="confusion"' not in report.confusion(found)
-  assert 'data:image/png' in report.confusion(found)
-  assert report.classes(found).startswith('<details>')
+  assert '<table class="confusion"' not in report_page.confusion(found)
+  assert 'data:image/png' in report_page.confusion(found)
+  assert report_page.classes(found).startswith('<details>')
 
 
 @pytest.mark.parametrize('count', [31, 1000, 1001, 2500])
@@ -750,7 +751,7 @@ def test_the_picture_of_the_confusion_has_the_shares_of_neighbours_together(coun
   random = np.random.default_rng(0)
   matrix = random.integers(0, 5, (count, count))
   matrix[3] = 0
-  size = -(-count // report.CELLS)
+  size = -(-count // report_page.CELLS)
   side = -(-count // size)
   assert side <= 1000
   shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -758,10 +759,10 @@ def test_the_picture_of_the_confusion_has_the_shares_of_neighbours_together(coun
   labels, guesses = np.indices(matrix.shape) // size
   np.add.at(expected, (labels, guesses), shares)
   expected /= np.bincount(np.arange(count) // size)[:, None]
-  np.testing.assert_allclose(report.binned(matrix), expected, atol=1e-7)
-  (shown,) = embedded(report.confusion_picture(matrix))
+  np.testing.assert_allclose(report_page.binned(matrix), expected, atol=1e-7)
+  (shown,) = embedded(report_page.confusion_picture(matrix))
   assert shown.shape[:2] == (side, side)
-  ((colours,),) = embedded(report.palette(np.linspace(0, 1, 256)[None]))
+  ((colours,),) = embedded(report_page.palette(np.linspace(0, 1, 256)[None]))
   places = np.rint(255 * np.sqrt(np.float32(expected))).astype(int)
   different = np.abs(shown.astype(int) - colours[places]).max(-1) > 2  # a place beside, of 256
   assert not different.any()
@@ -777,9 +778,9 @@ def test_more_classes_than_a_list_takes_are_counted_and_those_without_images_apa
   ]
   values = whole.measured | {'classes': classes, 'confusion': None, 'mistakes': []}
   found = dataclasses.replace(whole, measured=values, mistakes=[])
-  text = report.as_html(found)
+  text = report_page.as_html(found)
   assert '... and 10 more: 7 with no lower recall, 3 without images.' in text
-  assert 'too many classes for a matrix' in text and report.as_png(found)
+  assert 'too many classes for a matrix' in text and report_page.as_png(found)
   assert (
     accuracy.lines(values)[-2] == '... and 1,000 more: 997 with no lower recall, 3 without images'
   )
@@ -812,14 +813,14 @@ def test_filters_and_positions_are_those_of_inspection(trained, whole):
   filters = analysis.filters(run.model, run.params).components
   positions = analysis.position_similarity(run.model, run.params, run.preprocess.size).patches
   files = [pictures.filters(filters, 'Filters'), pictures.positions(positions, 'Positions')]
-  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report.inside(whole))
+  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report_page.inside(whole))
   assert [base64.b64decode(text) for text in found] == files
 
 
 def test_the_picture_has_every_curve_and_the_headlines(whole):
-  figure = report.summary(whole)
+  figure = report_page.summary(whole)
   axes = {axis.get_title(): axis for axis in figure.axes}
-  for curve in report.CURVES:
+  for curve in report_page.CURVES:
     lines = {line.get_label(): line for line in axes[curve.title].lines}
     logged = [name for name in curve.names if len(whole.curve(name)[0])]
     assert sorted(lines) == sorted(logged) and logged
@@ -835,7 +836,7 @@ def test_the_picture_has_every_curve_and_the_headlines(whole):
   )
   (text,) = figure.axes[0].texts
   told = ' '.join(text.get_text().split())
-  assert all(f'{number} {what}' in told for number, what in report.headlines(whole))
+  assert all(f'{number} {what}' in told for number, what in report_page.headlines(whole))
 
 
 # Which parameters became the model
@@ -844,7 +845,7 @@ def test_the_picture_has_every_curve_and_the_headlines(whole):
 def quoted(found, use):
   """{number: step} of what training measured on a split, as the report tells it."""
   split = found.config['data'][use]
-  rows = [row for row in report.headlines(found) if f'split {split} of digits' in row[1]]
+  rows = [row for row in report_page.headlines(found) if f'split {split} of digits' in row[1]]
   return [(number, what) for number, what in rows if 'during training' in what]
 
 
@@ -945,13 +946,14 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
   data = inputs.Split('made', 'all', sources.Source(records, base.classes))
   found = dataclasses.replace(whole, model=model)
   found = report.looked_at(report.measured(found, data, batch_size=2, say=print), data)
-  text = report.as_html(found)
+  text = report_page.as_html(found)
   assert found.measured['confusion'] is None and 'several labels' in text
   average = chart.share(found.measured['mean_average_precision'])
-  assert (average, 'mean average precision on 40 images, split all of made') in report.headlines(
-    found
-  )
-  assert report.as_png(found)
+  assert (
+    average,
+    'mean average precision on 40 images, split all of made',
+  ) in report_page.headlines(found)
+  assert report_page.as_png(found)
   for mistake, row in zip(found.mistakes, found.measured['mistakes'], strict=True):
     labels = [found.model.classes[k] for k in records[row['index']]['label'] if k >= 0]
     assert mistake.guess not in labels and mistake.label in labels
@@ -979,7 +981,7 @@ def test_the_time_of_the_steps_is_what_their_rates_say(trained):
   found = report.gather(trained, measure=False, say=print)
   rows = [row for row in found.rows if 'train/images_per_second' in row]
   expected = sum(2 * 32 / row['train/images_per_second'] for row in rows)
-  assert report.seconds_of_steps(found) == pytest.approx(expected, rel=1e-6)
+  assert report_page.seconds_of_steps(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_command_of_the_document_runs(trained, capsys):
@@ -1029,8 +1031,8 @@ def test_a_chart_reaches_to_round_values_that_hold_its_lines():
 
 
 def test_long_curves_are_thinned_but_keep_their_ends():
-  steps, values = report.thinned(np.arange(10_000.0), np.arange(10_000.0) ** 2)
-  assert len(steps) <= report.POINTS and (steps[0], steps[-1]) == (0, 9999)
+  steps, values = report_page.thinned(np.arange(10_000.0), np.arange(10_000.0) ** 2)
+  assert len(steps) <= report_page.POINTS and (steps[0], steps[-1]) == (0, 9999)
   np.testing.assert_array_equal(values, steps**2)
 
 

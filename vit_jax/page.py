@@ -87,14 +87,15 @@ def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:
     'prefix': prefix(model),
     'readers': [READER] * read,
     'discards': DISCARDS,
+    'ramp': RAMP.tolist(),
     'images': told,
   }
-  return filled(
+  return render(
     'attention.html',
     title=html.escape(title),
-    style=part('style.css'),
-    script=part('attention.js'),
-    told=embedded(facts),
+    style=asset('style.css'),
+    script=asset('attention.js'),
+    told=script_json(facts),
     weights='\n'.join(
       f'<script type="application/octet-stream" id="weights-{number}">{pack}</script>'
       for number, pack in enumerate(packs)
@@ -143,10 +144,10 @@ def described(one: Seen) -> dict[str, Any]:
   """An image as the page's script takes it."""
   guesses = [{'label': str(g['label']), 'score': float(g['score'])} for g in one.predictions]
   told = {'name': one.name, 'width': one.image.shape[1], 'predictions': guesses}
-  return told | {'src': picture(one.image)}
+  return told | {'src': data_uri(one.image)}
 
 
-def picture(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray) -> str:
   """(H, W, 3) or, with opacity, (H, W, 4) uint8 as the address of a PNG that holds it."""
   from PIL import Image
 
@@ -155,25 +156,25 @@ def picture(pixels: np.ndarray) -> str:
   return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'
 
 
-def heat(weights: np.ndarray, *, strength: float = 0.7) -> str:
+def heatmap(weights: np.ndarray, *, strength: float = 0.7) -> str:
   """(rows, columns) weights as the address of a picture to lay over the image."""
   share = weights / max(weights.max(), 1e-30) * (len(RAMP) - 1)
   low = np.minimum(share.astype(int), len(RAMP) - 2)
   mixed = RAMP[low] + (RAMP[low + 1] - RAMP[low]) * (share - low)[..., None]
   alpha = np.full((*weights.shape, 1), 255 * strength)
-  return picture(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
+  return data_uri(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
 
 
-def part(name: str) -> str:
+def asset(name: str) -> str:
   """The text of a file of `vit_jax/pages`."""
   return importlib.resources.files('vit_jax').joinpath('pages', name).read_text('utf-8')
 
 
-def filled(name: str, **parts: str) -> str:
+def render(name: str, **parts: str) -> str:
   """A page of `vit_jax/pages` with every {{part}} in its place."""
-  return re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], part(name))
+  return re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], asset(name))
 
 
-def embedded(value: Any) -> str:
+def script_json(value: Any) -> str:
   """JSON that no text in it can break out of a script element with."""
   return json.dumps(value, allow_nan=False).replace('<', '\\u003c')

@@ -7,7 +7,7 @@ const byId = (id) => document.getElementById(id);
 const patches = told.rows * told.columns;
 const tokens = told.prefix.length + patches;  // T
 const queries = tokens + told.readers.length;  // Q: readers attend, but nothing attends to them
-const RAMP = [[0, 0, 10], [80, 18, 110], [185, 52, 84], [248, 140, 16], [252, 253, 170]];
+const RAMP = told.ramp;
 const state = {
   image: 0, mode: 'attention', layer: told.layers - 1, head: 'mean', discard: 0,
   query: told.readers.length ? tokens : 0, pointed: null, held: false,

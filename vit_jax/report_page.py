@@ -1,0 +1,555 @@
+"""The page and the picture of a report: `report.html` and `report.png`.
+
+K classes, N images.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax import analysis, bundle, chart, metrics, page, pictures
+from vit_jax.card import dimensions
+from vit_jax.chart import number, share, text
+from vit_jax.evaluate import accuracy
+
+SMALL = 30  # classes, up to which the confusion matrix is a table
+LISTED = 1000  # classes at most in the table of classes
+CELLS = 1000  # of a side of the confusion matrix's picture, at most
+PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
+QUALITY = 90  # of it
+POINTS = 600  # of a curve at most
+LARGEST = 1e100  # number that is drawn
+SIZES = ('patch', 'width', 'depth')  # that a config may replace
+NUMBERS = 8  # of the picture's first panel
+NAMED = 12  # classes, up to which the picture names them
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A chart of the page.
+
+  Fields:
+    title: of the chart.
+    names: of what is drawn, as `metrics.jsonl` has it.
+    percent: whether values are shares.
+  """
+
+  title: str
+  names: tuple[str, ...]
+  percent: bool = False
+
+
+CURVES = (
+  Curve('Loss', ('train/loss', 'validation/loss', 'validation/ema_loss')),
+  Curve('Accuracy', ('train/accuracy', 'validation/accuracy', 'validation/ema_accuracy'), True),
+  Curve('Learning rate', ('train/learning_rate',)),
+  Curve('Images a second', ('train/images_per_second',)),
+  Curve('Time waiting for data', ('train/data_wait',), True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """An image that was taken for something else.
+
+  Fields:
+    name: what the data set calls it.
+    image: (H, W, 3) uint8, as the model took it.
+    label, guess: names of classes.
+    confidence: the probability of the guess.
+    attention: (R, C), of `attended`; None for a model without attention.
+  """
+
+  name: str
+  image: np.ndarray
+  label: str
+  guess: str
+  confidence: float
+  attention: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """All that a report tells.
+
+  Fields:
+    folder: of the run.
+    rows: of `metrics.jsonl`.
+    config: as JSON has it.
+    environment: of `provenance.record`; {} if it is not there.
+    model: with its parameters on the host; None while there is none.
+    measured: of `accuracy.of_model`; None if nothing was.
+    mistakes: the most confident first.
+    left_out: why something is not there, in lines.
+  """
+
+  folder: pathlib.Path
+  rows: list[dict[str, Any]]
+  config: dict[str, Any]
+  environment: dict[str, Any]
+  model: bundle.Bundle | None
+  measured: dict[str, Any] | None
+  mistakes: list[Mistake]
+  left_out: list[str]
+
+  def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of what was logged under a name."""
+    found = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
+
+
+def usable(value: Any) -> bool:
+  """Whether it is a finite number, and not so large that a chart's axis would not be."""
+  return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def seconds_of_steps(found: Facts) -> float:
+  """How long the training steps took, evaluations left out, by the rates that were logged."""
+  steps, rates = found.curve('train/images_per_second')
+  batch = found.config.get('batch_size')
+  batch = batch if type(batch) is int else 0
+  taken = np.diff(steps, prepend=0) * batch / np.maximum(rates, 1e-9)
+  return float(taken.sum())
+
+
+# The page
+
+
+def duration(seconds: float) -> str:
+  """5025 -> '1 h 23 min'."""
+  minutes, hours = int(seconds // 60 % 60), int(seconds // 3600)
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {int(seconds % 60)} s' if minutes else f'{seconds:.1f} s'
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+  """Cells are text; the first column names the row."""
+  head = ''.join(f'<th scope="col">{text(title)}</th>' for title in titles)
+  body = ''.join(
+    f'<tr><th scope="row">{text(first)}</th>'
+    + ''.join(f'<td>{text(c)}</td>' for c in rest)
+    + '</tr>'
+    for first, *rest in rows
+  )
+  return (
+    f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+    f'<tbody>{body}</tbody></table></div>'
+  )
+
+
+def card(value: str, told: str) -> str:
+  return f'<div class="card"><b>{text(value)}</b>{text(told)}</div>'
+
+
+def headline(found: Facts) -> str:
+  """The numbers to quote, each with what it was measured on."""
+  return f'<div class="cards">{"".join(card(*line) for line in headlines(found))}</div>'
+
+
+def headlines(found: Facts) -> list[tuple[str, str]]:
+  """(number, what it is) of the page and the picture: of the model, then of its training."""
+  told = []
+  own = found.config['data']
+  if values := found.measured:
+    on = f'on {values["count"]:,} images, split {values["split"]} of {values["source"]}'
+    top = next(name for name in values if name.startswith('top'))
+    told += [
+      (share(values['accuracy']), f'accuracy {on}'),
+      (share(values[top]), f'top-{top[3:]} accuracy {on}'),
+      (number(values['loss']), f'loss {on}'),
+      (share(values['calibration_error']), f'calibration error {on}'),
+    ]
+    if 'mean_average_precision' in values:
+      told.append((share(values['mean_average_precision']), f'mean average precision {on}'))
+  for use, logged in metrics.of_model(found.config, found.rows).items():
+    where = (own.get('source'), own.get(use))
+    if values and where == (values['source'], values['split']):
+      continue  # the same parameters on the same images
+    on = f'on {logged["count"] or 0:,.0f} images, split {where[1]} of {where[0]}'
+    what = f'accuracy at step {logged["step"]:,}, during training, {on}'
+    told.append((share(logged['accuracy']), what))
+  return told + training(found)
+
+
+def training(found: Facts) -> list[tuple[str, str]]:
+  """(number, what it is) of the training itself."""
+  told = []
+  if found.model is not None:
+    count = metrics.parameters(found.model.params)
+    told.append((f'{count:,}', f'parameters of {found.model.name}'))
+  if found.rows:
+    step = max(row['step'] for row in found.rows)
+    told.append((f'{step:,}', 'steps'))
+  if len(found.curve('train/images_per_second')[0]):
+    told.append((duration(seconds_of_steps(found)), 'in training steps, evaluation left out'))
+  return told
+
+
+def curves(found: Facts) -> str:
+  """What was logged during training."""
+  return f'<div class="charts">{"".join(curve_of(found, curve) for curve in CURVES)}</div>'
+
+
+def curve_of(found: Facts, curve: Curve) -> str:
+  lines = {name: thinned(*found.curve(name)) for name in curve.names}
+  lines = {name: line for name, line in lines.items() if len(line[0])}
+  if not lines:
+    return f'<figure><h3>{text(curve.title)}</h3><p class="faint">Nothing was logged.</p></figure>'
+  return chart.drawn(curve.title, lines, percent=curve.percent)
+
+
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """At most `POINTS` points of a curve, the first and the last among them."""
+  chosen = np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))
+  return steps[chosen], values[chosen]
+
+
+def confusion(found: Facts) -> str:
+  """How often each class was taken for each."""
+  values = found.measured or {}
+  if not values.get('confusion'):
+    return '<p>Images have several labels, or there are too many classes for a matrix.</p>'
+  matrix = np.array(values['confusion'])  # (K, K)
+  names = [row['name'] for row in values['classes']]
+  pairs = table(
+    ('label', 'taken for', 'times'),
+    [(pair['label'], pair['guess'], pair['count']) for pair in values['confused']],
+  )
+  shown = confusion_table(matrix, names) if len(names) <= SMALL else confusion_picture(matrix)
+  on = f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
+  most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(values['confused'])
+  return f'<p>{text(on)}. A row for each label, a column for each guess.</p>{shown}{most}'
+
+
+def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
+  """(K, K) counts with a shade for their share of the row."""
+  shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  head = ''.join(f'<th scope="col">{text(name)}</th>' for name in names)
+  rows = []
+  for label, name in enumerate(names):
+    cells = ''.join(
+      f'<td{" class=miss" * (guess != label and count > 0)} '
+      f'style="--share:{shares[label, guess]:.3f}">{count}</td>'
+      for guess, count in enumerate(matrix[label].tolist())
+    )
+    rows.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
+  return (
+    '<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>'
+    f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+  )
+
+
+def confusion_picture(matrix: np.ndarray) -> str:
+  """(K, K) counts as a picture, the brighter the larger their share of the row."""
+  shares = binned(matrix)
+  told = 'Confusion matrix, the brighter the larger the share of the row'
+  if len(shares) < len(matrix):
+    told += (
+      f'; a pixel is the mean of up to {blocks(len(matrix))} labels and the sum of as many guesses'
+    )
+  return (
+    f'<figure><img class="pixels" style="width:36rem" src="{palette(np.sqrt(shares))}" '
+    f'alt="{text(told)}"><figcaption>{text(told)}.</figcaption></figure>'
+  )
+
+
+def blocks(count: int) -> int:
+  """Classes that share a row and a column of the picture."""
+  return math.ceil(count / CELLS)
+
+
+def binned(matrix: np.ndarray) -> np.ndarray:
+  """(K, K) counts as shares of their rows, float32, at most `CELLS` a side.
+
+  Above that, neighbouring classes are taken together: guesses are summed, labels averaged.
+  """
+  size = blocks(len(matrix))
+  starts = np.arange(0, len(matrix), size)
+  totals = np.maximum(matrix.sum(1, keepdims=True), 1)
+  shares = np.float32(np.add.reduceat(matrix, starts, axis=1) / totals)  # (K, k)
+  labels = np.diff(starts, append=len(matrix))[:, None]
+  return np.add.reduceat(shares, starts, axis=0) / labels  # (k, k)
+
+
+def palette(shares: np.ndarray) -> str:
+  """(rows, columns) in [0, 1] as the address of a PNG with a byte for each."""
+  from PIL import Image
+
+  places = np.linspace(0, 1, 256) * (len(page.RAMP) - 1)
+  colours = [np.interp(places, np.arange(len(page.RAMP)), channel) for channel in page.RAMP.T]
+  image = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).convert('P')
+  image.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
+  return encoded(image, 'PNG')
+
+
+def photo(image: np.ndarray) -> str:
+  """(H, W, 3) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
+  from PIL import Image
+
+  drawn = Image.fromarray(image)
+  if min(drawn.size) < PHOTO:
+    return encoded(drawn, 'PNG')
+  return encoded(drawn, 'JPEG', quality=QUALITY)
+
+
+def encoded(image: Any, form: str, **how: Any) -> str:
+  """An image of Pillow as the address of a file of that form."""
+  stream = io.BytesIO()
+  image.save(stream, form, **how)
+  return address(stream.getvalue(), form)
+
+
+def address(content: bytes, form: str = 'PNG') -> str:
+  """A picture's file as a `data:` URL."""
+  return f'data:image/{form.lower()};base64,{base64.b64encode(content).decode()}'
+
+
+def classes(found: Facts) -> str:
+  """Precision and recall of every class, the worst first."""
+  assert found.measured is not None
+  rows = accuracy.by_recall(found.measured['classes'])
+  shown = table(
+    ('class', 'images', 'precision', 'recall'),
+    [
+      (row['name'], f'{row["count"]:,}', share(row['precision']), share(row['recall']))
+      for row in rows[:LISTED]
+    ],
+  )
+  if rest := accuracy.unlisted(rows, rows[:LISTED]):
+    shown += f'<p>{text(rest)}.</p>'
+  if len(rows) <= SMALL:
+    return shown
+  return f'<details><summary>{min(len(rows), LISTED):,} classes</summary>{shown}</details>'
+
+
+def mistakes(found: Facts) -> str:
+  """Images that the model was surest of, and wrong."""
+  assert found.measured is not None
+  if not found.measured['mistakes']:
+    return '<p>No image was misclassified.</p>'
+  if not found.mistakes:
+    return '<p>They could not be drawn.</p>'
+  told = '<p>The surest first.'
+  if found.mistakes[0].attention is not None:
+    told += (
+      ' Beside each image: how much of each patch the tokens that the head reads take up in the '
+      'last layer, mean of the heads.'
+    )
+  return f'{told}</p><div class="gallery">{"".join(map(mistaken, found.mistakes))}</div>'
+
+
+def mistaken(mistake: Mistake) -> str:
+  """The image, and beside it the same under its attention; both show one embedded picture."""
+  height, width = mistake.image.shape[:2]
+  look = 'shot pixels' if width < 200 else 'shot'
+  shown = f'<div class="{look}" role="img" aria-label="{text(mistake.name)}"></div>'
+  if mistake.attention is not None:
+    over = f'<img src="{page.heatmap(mistake.attention)}" alt="its attention">'
+    shown += f'<div class="{look}">{over}</div>'
+  image = f'--image:url({photo(mistake.image)});--ratio:{width}/{height}'
+  return (
+    f'<figure><div class="pair" style="{image}">{shown}</div>'
+    f'<figcaption><b>{text(mistake.label)}</b> taken for '
+    f'<b>{text(mistake.guess)}</b> at {share(mistake.confidence)}<br>'
+    f'<span class="faint">{text(mistake.name)}</span></figcaption></figure>'
+  )
+
+
+def calibration(found: Facts) -> str:
+  """Accuracy by confidence (Guo et al., arXiv 1706.04599)."""
+  assert found.measured is not None
+  rows = [row for row in found.measured['calibration'] if row['count']]
+  confidence, right = (np.array([row[key] for row in rows]) for key in ('confidence', 'accuracy'))
+  diagonal = np.array([0.0, 1.0])
+  lines = {'accuracy': (confidence, right), 'calibrated': (diagonal, diagonal)}
+  drawn = chart.drawn('Accuracy by confidence', lines, percent=True, x='confidence')
+  told = table(
+    ('confidence', 'images', 'mean confidence', 'accuracy'),
+    [
+      (
+        f'{share(row["from"])} to {share(row["to"])}',
+        f'{row["count"]:,}',
+        share(row['confidence']),
+        share(row['accuracy']),
+      )
+      for row in rows
+    ],
+  )
+  error = share(found.measured['calibration_error'])
+  return (
+    f'<p>Expected calibration error {error}, of the likeliest class, in {accuracy.BINS} bins.</p>'
+    f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{told}</details>'
+  )
+
+
+def inside(found: Facts) -> str:
+  """Filters and positions of the model."""
+  model = found.model
+  assert model is not None
+  filters = analysis.filters(model.model, model.params)
+  explained = share(float(filters.variance.sum()))
+  told = (
+    f'The first {len(filters.components)} principal components of {filters.count} filters of '
+    f'{filters.of}: {explained} of their variance.'
+  )
+  parts = [pictured(pictures.filters(filters.components, 'Filters'), told)]
+  try:
+    positions = analysis.position_similarity(model.model, model.params, model.preprocess.size)
+  except ValueError as error:
+    parts.append(f'<p>{text(sentence(str(error)))}</p>')
+  else:
+    patches = positions.patches
+    told = (
+      'Each tile: how alike the position of its patch is to those of all patches; cosines of '
+      f'{positions.of}, {patches.min():.2f} to {patches.max():.2f}.'
+    )
+    parts.append(pictured(pictures.positions(patches, 'Positions'), told))
+  return f'<div class="charts inside">{"".join(parts)}</div>'
+
+
+def pictured(png: bytes, told: str) -> str:
+  """A picture of `pictures` with what it shows."""
+  image = f'<img src="{address(png)}" alt="{text(told)}">'
+  return f'<figure>{image}<figcaption>{text(told)}</figcaption></figure>'
+
+
+def settings(found: Facts) -> str:
+  """The config, whole."""
+  told = text(json.dumps(found.config, indent=1))
+  return f'<details><summary>config.json</summary><pre>{told}</pre></details>'
+
+
+def environment(found: Facts) -> str:
+  """The command, and with what it was carried out."""
+  if not found.environment:
+    return '<p>Not recorded: an earlier version of vit_jax started the run.</p>'
+  told = {k: v for k, v in found.environment.items() if k not in ('command', 'packages')}
+  packages = found.environment.get('packages', {})
+  command = found.environment.get('command')
+  line = f'<pre id="command">{text(command)}</pre>' if command else '<p>No command started it.</p>'
+  return line + table(('', ''), [*told.items(), *packages.items()])
+
+
+def as_html(found: Facts) -> str:
+  """The page: one file, without scripts, that asks for no other."""
+  sections = {'Results': headline(found), 'Curves': curves(found)}
+  if found.measured is not None:
+    sections |= {
+      'Confusion': confusion(found),
+      'Classes': classes(found),
+      'Mistakes': mistakes(found),
+      'Calibration': calibration(found),
+    }
+  if found.model is not None:
+    sections['Filters and positions'] = inside(found)
+  sections |= {'Command and environment': environment(found), 'Config': settings(found)}
+  ids = {title: title.lower().replace(' ', '-') for title in sections}
+  title = f'{name_of(found)} on {found.config["data"].get("source")}'
+  return page.render(
+    'report.html',
+    title=text(title),
+    subtitle=' '.join(text(sentence(line)) for line in found.left_out),
+    style=page.asset('style.css'),
+    nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
+    body='\n'.join(
+      f'<section aria-labelledby="{ids[title]}"><h2 id="{ids[title]}">{title}</h2>{body}</section>'
+      for title, body in sections.items()
+    ),
+  )
+
+
+def sentence(line: str) -> str:
+  """A line with a capital and a full stop; the rest of it, paths for one, as it is."""
+  return f'{line[:1].upper()}{line[1:]}.'
+
+
+def name_of(found: Facts) -> str:
+  """The model's variant, of the config or of what it started from, and its other sizes."""
+  config = found.config['model']
+  name = config.get('name') or (found.model.name if found.model else 'a model')
+  sizes = {size: config[size] for size in SIZES if config.get(size) is not None}
+  told = ', '.join(f'{size} {dimensions(value)}' for size, value in sizes.items())
+  return f'{name} with {told}' if told else name
+
+
+# The picture
+
+
+def as_png(found: Facts) -> bytes:
+  """The summary: headline numbers, curves, calibration and confusion."""
+  return pictures.png(summary(found))
+
+
+def summary(found: Facts) -> Any:
+  """The figure of `as_png`."""
+  figure = pictures.figure(20, 8.5)
+  axes = figure.subplot_mosaic('ABCDH;AEFGH', width_ratios=(1.1, 1, 1, 1, 1.3))
+  title = f'{name_of(found)} on {found.config["data"].get("source")}'
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', UserWarning)  # a font without letters of a name
+    figure.suptitle(textwrap.fill(title, 100), fontsize=18, parse_math=False)
+    axes['A'].axis('off')
+    lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
+    axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
+    for place, curve in zip('BCDEF', CURVES):
+      plot(axes[place], found, curve)
+    plot_calibration(axes['G'], found.measured)
+    plot_confusion(axes['H'], found.measured)
+  return figure
+
+
+def plot(axis: Any, found: Facts, curve: Curve) -> None:
+  """A curve of the page."""
+  from matplotlib.ticker import PercentFormatter
+
+  label(axis, curve.title, x='step')
+  if curve.percent:
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+  for name, line in zip(curve.names, ('-', '--', ':')):
+    steps, values = thinned(*found.curve(name))
+    if len(steps):
+      axis.plot(steps, values, line, label=name, marker='.' if len(steps) < 20 else None)
+  if len(axis.lines) > 1:
+    axis.legend(fontsize=10)
+
+
+def label(axis: Any, title: str, *, x: str, y: str = '') -> None:
+  """Titles of a panel, in letters that are read on a slide."""
+  axis.set_title(title, fontsize=13)
+  axis.set_xlabel(x, fontsize=11)
+  axis.set_ylabel(y, fontsize=11)
+  axis.tick_params(labelsize=10)
+  axis.grid(alpha=0.3)
+
+
+def plot_calibration(axis: Any, values: dict[str, Any] | None) -> None:
+  label(axis, 'Calibration', x='confidence', y='accuracy')
+  axis.plot([0, 1], [0, 1], color='grey', linewidth=1)
+  rows = [row for row in values['calibration'] if row['count']] if values else []
+  axis.plot([row['confidence'] for row in rows], [row['accuracy'] for row in rows], marker='o')
+
+
+def plot_confusion(axis: Any, values: dict[str, Any] | None) -> None:
+  label(axis, 'Confusion', x='guess', y='label')
+  axis.grid(False)
+  if not values or not values['confusion']:
+    return
+  matrix = np.array(values['confusion'])
+  edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
+  axis.imshow(np.sqrt(binned(matrix)), vmin=0, vmax=1, extent=edges)
+  if len(matrix) <= NAMED:
+    names = [textwrap.shorten(row['name'], 12, placeholder='…') for row in values['classes']]
+    axis.set_yticks(range(len(names)), names, parse_math=False)
+    turn = 90 if max(map(len, names)) > 2 else 0
+    axis.set_xticks(range(len(names)), names, parse_math=False, rotation=turn)
