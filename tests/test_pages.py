@@ -182,6 +182,21 @@ def test_pointing_at_a_patch_shows_what_it_attends_to_in_every_layer_and_head(ta
       assert tab.text('#query') == f'Query: row {row}, column {column}'
 
 
+def test_each_patch_is_painted_in_the_colour_of_its_share_of_the_highest(tab, seen):
+  tab.hover(patch(1, 2))
+  shown = np.array(overlay(tab)[3:]) / max(overlay(tab)[3:])  # of the patches
+  assert shown.min() < 0.9  # so that colours differ
+  painted = tab.run(
+    'Array.from(document.querySelectorAll("#patches [data-weight]"), '
+    '(cell) => getComputedStyle(cell).backgroundColor)'
+  )
+  found = [[float(part) for part in re.findall(r'[\d.]+', colour)] for colour in painted]
+  places = np.linspace(0, 1, len(page.RAMP))
+  expected = np.stack([np.interp(shown, places, channel) for channel in page.RAMP.T], axis=1)
+  np.testing.assert_allclose(np.array(found)[:, :3], expected, atol=0.6)
+  assert {alpha for *_, alpha in found} == {0.7}
+
+
 @pytest.mark.parametrize('fused', ['mean', 'max', 'min'])
 def test_heads_are_joined_as_the_arrays_say(tab, seen, fused):
   choose(tab, layer=2, head=fused)
