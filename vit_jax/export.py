@@ -124,7 +124,7 @@ def check_path(path: pathlib.Path, to: str) -> None:
     raise ValueError(f'{path}: {to} is written to a file that ends in {SUFFIXES[to]}')
   for there in (path, beside(path)) if to in PROGRAMS else (path,):
     if os.path.lexists(there):
-      raise ValueError(f'{there} exists already; remove it, or give another --out')
+      raise ValueError(f'{there} exists already; remove it, or give another path')
 
 
 def check_program(source: bundle.Bundle, to: str) -> None:
