@@ -147,22 +147,38 @@ def described(one: Seen) -> dict[str, Any]:
   return told | {'src': data_uri(one.image)}
 
 
-def data_uri(pixels: np.ndarray) -> str:
-  """(H, W, 3) or, with opacity, (H, W, 4) uint8 as the address of a PNG that holds it."""
+def data_uri(pixels: Any, form: str = 'PNG', **how: Any) -> str:
+  """A picture as a `data:` URL.
+
+  Args:
+    pixels: (H, W, 3) or, with opacity, (H, W, 4) uint8; or an image of Pillow.
+    form: of the file that it holds, as Pillow names it.
+    how: further arguments of Pillow's `save`.
+  """
   from PIL import Image
 
   stream = io.BytesIO()
-  Image.fromarray(pixels).save(stream, 'PNG')
-  return f'data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'
+  image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+  image.save(stream, form, **how)
+  return file_uri(stream.getvalue(), form)
+
+
+def file_uri(content: bytes, form: str = 'PNG') -> str:
+  """A picture's file as a `data:` URL."""
+  return f'data:image/{form.lower()};base64,{base64.b64encode(content).decode()}'
 
 
 def heatmap(weights: np.ndarray, *, strength: float = 0.7) -> str:
   """(rows, columns) weights as the address of a picture to lay over the image."""
-  share = weights / max(weights.max(), 1e-30) * (len(RAMP) - 1)
-  low = np.minimum(share.astype(int), len(RAMP) - 2)
-  mixed = RAMP[low] + (RAMP[low + 1] - RAMP[low]) * (share - low)[..., None]
   alpha = np.full((*weights.shape, 1), 255 * strength)
+  mixed = colours(weights / max(weights.max(), 1e-30))
   return data_uri(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
+
+
+def colours(shares: np.ndarray) -> np.ndarray:
+  """(...) shares in [0, 1] -> (..., 3) of `RAMP`, [0, 255]."""
+  places = np.linspace(0, 1, len(RAMP))
+  return np.stack([np.interp(shares, places, channel) for channel in RAMP.T], axis=-1)
 
 
 def asset(name: str) -> str:

@@ -3,14 +3,11 @@
 K classes, N images.
 """
 
-import base64
 import dataclasses
-import io
 import json
 import math
 import pathlib
 import textwrap
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -162,7 +159,7 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
   told = []
   own = found.config['data']
   if values := found.measured:
-    on = f'on {values["count"]:,} images, split {values["split"]} of {values["source"]}'
+    on = f'on {measured_on(values)}'
     top = next(name for name in values if name.startswith('top'))
     told += [
       (share(values['accuracy']), f'accuracy {on}'),
@@ -180,6 +177,11 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
     what = f'accuracy at step {logged["step"]:,}, during training, {on}'
     told.append((share(logged['accuracy']), what))
   return told + training(found)
+
+
+def measured_on(values: dict[str, Any]) -> str:
+  """The images that `Facts.measured` is of."""
+  return f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
 
 
 def training(found: Facts) -> list[tuple[str, str]]:
@@ -227,9 +229,9 @@ def confusion(found: Facts) -> str:
     [(pair['label'], pair['guess'], pair['count']) for pair in values['confused']],
   )
   shown = confusion_table(matrix, names) if len(names) <= SMALL else confusion_picture(matrix)
-  on = f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
   most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(values['confused'])
-  return f'<p>{text(on)}. A row for each label, a column for each guess.</p>{shown}{most}'
+  on = text(measured_on(values))
+  return f'<p>{on}. A row for each label, a column for each guess.</p>{shown}{most}'
 
 
 def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -286,33 +288,16 @@ def palette(shares: np.ndarray) -> str:
   """(rows, columns) in [0, 1] as the address of a PNG with a byte for each."""
   from PIL import Image
 
-  places = np.linspace(0, 1, 256) * (len(page.RAMP) - 1)
-  colours = [np.interp(places, np.arange(len(page.RAMP)), channel) for channel in page.RAMP.T]
   image = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).convert('P')
-  image.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
-  return encoded(image, 'PNG')
+  image.putpalette(np.rint(page.colours(np.linspace(0, 1, 256))).astype(np.uint8).tobytes())
+  return page.data_uri(image)
 
 
 def photo(image: np.ndarray) -> str:
   """(H, W, 3) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
-  from PIL import Image
-
-  drawn = Image.fromarray(image)
-  if min(drawn.size) < PHOTO:
-    return encoded(drawn, 'PNG')
-  return encoded(drawn, 'JPEG', quality=QUALITY)
-
-
-def encoded(image: Any, form: str, **how: Any) -> str:
-  """An image of Pillow as the address of a file of that form."""
-  stream = io.BytesIO()
-  image.save(stream, form, **how)
-  return address(stream.getvalue(), form)
-
-
-def address(content: bytes, form: str = 'PNG') -> str:
-  """A picture's file as a `data:` URL."""
-  return f'data:image/{form.lower()};base64,{base64.b64encode(content).decode()}'
+  if min(image.shape[:2]) < PHOTO:
+    return page.data_uri(image)
+  return page.data_uri(image, 'JPEG', quality=QUALITY)
 
 
 def classes(found: Facts) -> str:
@@ -420,7 +405,7 @@ def inside(found: Facts) -> str:
 
 def pictured(png: bytes, told: str) -> str:
   """A picture of `pictures` with what it shows."""
-  image = f'<img src="{address(png)}" alt="{text(told)}">'
+  image = f'<img src="{page.file_uri(png)}" alt="{text(told)}">'
   return f'<figure>{image}<figcaption>{text(told)}</figcaption></figure>'
 
 
@@ -455,10 +440,9 @@ def as_html(found: Facts) -> str:
     sections['Filters and positions'] = inside(found)
   sections |= {'Command and environment': environment(found), 'Config': settings(found)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}
-  title = f'{name_of(found)} on {found.config["data"].get("source")}'
   return page.render(
     'report.html',
-    title=text(title),
+    title=text(title_of(found)),
     subtitle=' '.join(text(sentence(line)) for line in found.left_out),
     style=page.asset('style.css'),
     nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
@@ -472,6 +456,11 @@ def as_html(found: Facts) -> str:
 def sentence(line: str) -> str:
   """A line with a capital and a full stop; the rest of it, paths for one, as it is."""
   return f'{line[:1].upper()}{line[1:]}.'
+
+
+def title_of(found: Facts) -> str:
+  """The model and the data."""
+  return f'{name_of(found)} on {found.config["data"].get("source")}'
 
 
 def name_of(found: Facts) -> str:
@@ -495,17 +484,14 @@ def summary(found: Facts) -> Any:
   """The figure of `as_png`."""
   figure = pictures.figure(20, 8.5)
   axes = figure.subplot_mosaic('ABCDH;AEFGH', width_ratios=(1.1, 1, 1, 1, 1.3))
-  title = f'{name_of(found)} on {found.config["data"].get("source")}'
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', UserWarning)  # a font without letters of a name
-    figure.suptitle(textwrap.fill(title, 100), fontsize=18, parse_math=False)
-    axes['A'].axis('off')
-    lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
-    axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
-    for place, curve in zip('BCDEF', CURVES):
-      plot(axes[place], found, curve)
-    plot_calibration(axes['G'], found.measured)
-    plot_confusion(axes['H'], found.measured)
+  figure.suptitle(textwrap.fill(title_of(found), 100), fontsize=18, parse_math=False)
+  axes['A'].axis('off')
+  lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
+  axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
+  for place, curve in zip('BCDEF', CURVES):
+    plot(axes[place], found, curve)
+  plot_calibration(axes['G'], found.measured)
+  plot_confusion(axes['H'], found.measured)
   return figure
 
 
