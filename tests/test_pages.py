@@ -671,6 +671,23 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
+  'spoilt, said',
+  [(np.nan, 'parameters that are not finite'), (1e30, 'could not be measured: its loss is not')],
+)
+def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
+  spoilt, said, trained, tmp_path, capsys
+):
+  folder, model = copied(trained, tmp_path), bundle.read(trained)
+  params = jax.tree.map(lambda leaf: leaf * np.float32(spoilt), model.params)
+  shutil.rmtree(folder / 'model')
+  bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
+  assert commands.main(['report', str(folder)]) == 3
+  told = capsys.readouterr().err
+  assert told.splitlines()[-1].startswith('vit report: ') and said in told
+  assert 'train/loss' in (folder / report.PAGE).read_text()
+
+
+@pytest.mark.parametrize(
   'flags', [('--split', 'tset'), ('--on', 'nonsense'), ('--on', 'digits', '--split', 'test[:0]')]
 )
 def test_a_mistake_in_a_flag_costs_a_line_and_no_report(flags, trained, tmp_path, capsys):

@@ -117,8 +117,8 @@ def position_similarity(
   """
   prefix, table, of = position_tables(model, params, size)
   rows, columns = grid_of(model, size)
-  near = unit(table) @ unit(table).T  # (P, P)
-  seen = unit(prefix) @ unit(table).T  # (rows, P)
+  near = single(unit(table) @ unit(table).T)  # (P, P)
+  seen = single(unit(prefix) @ unit(table).T)  # (rows, P)
   return PositionSimilarity(
     near.reshape(rows, columns, rows, columns), seen.reshape(-1, rows, columns), of
   )
@@ -152,7 +152,8 @@ def single(values: Any) -> np.ndarray:
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-  """Rows of length one; of zeros, zeros."""
+  """Rows of length one, float64; of zeros, zeros."""
+  rows = rows.astype(np.float64)
   return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 

@@ -83,6 +83,11 @@ class Bundle:
     """Whether logits are (N, K) of named classes: not without a head, nor with pool 'none'."""
     return bool(self.classes) and getattr(self.model, 'pool', '') != 'none'
 
+  @property
+  def is_finite(self) -> bool:
+    """Whether every parameter is a finite number."""
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
+
 
 def forward(
   model: models.Model,

@@ -126,7 +126,7 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   """Does what the flags ask for: lines about it, and about images that could not be read."""
   check(given)
   run = predict.load(given.model)
-  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params)):
+  if not run.is_finite:
     raise ValueError(f'{given.model} has parameters that are not finite')
   if given.label and given.label not in run.classes:
     near = models.nearest(given.label, list(run.classes[:SIDE]))

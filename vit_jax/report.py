@@ -6,6 +6,7 @@ K classes.
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -67,9 +68,12 @@ def gather(
   if not (folder / 'model').exists():
     return with_fault(found, 'the training is not finished: there is no model yet')
   try:
-    found = dataclasses.replace(found, model=bundle.read(folder))
+    model = bundle.read(folder)
   except FAULTS as error:
     return with_fault(found, f'the model could not be read: {files.one_line(error)}')
+  if not model.is_finite:
+    return with_fault(found, 'the model has parameters that are not finite')
+  found = dataclasses.replace(found, model=model)
   if not measure:
     return with_fault(found, 'the model was not measured here; vit report does it on one host')
   if not (on or split or config['data'].get('test') or config['data'].get('validation')):
@@ -113,9 +117,11 @@ def with_fault(found: Facts, line: str) -> Facts:
 
 
 def measured(found: Facts, data: inputs.Split, *, batch_size: int, say: Say) -> Facts:
-  """The same with every measure on a split."""
+  """The same with every measure on a split; ValueError if the model's scores are not finite."""
   assert found.model is not None
   values = accuracy.of_model(found.model, data, batch_size=batch_size, say=say)
+  if not math.isfinite(values['loss']):
+    raise ValueError('its loss is not finite')
   return dataclasses.replace(found, measured=values)
 
 
