@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> NoReturn:
   """`main` as a process of its own: it ends with the code, and SIGTERM leaves nothing half done."""
-  signal.signal(signal.SIGTERM, terminated)  # training has a handler of its own
+  for number in (signal.SIGINT, signal.SIGTERM):  # training has handlers of its own
+    signal.signal(number, stop)
+  sys.unraisablehook = dropped
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
@@ -73,9 +75,19 @@ def console() -> NoReturn:
   sys.exit(code)
 
 
-def terminated(number: int, frame: Any) -> NoReturn:
+def stop(number: int, frame: Any) -> NoReturn:
   """Unwinds the command, so that what is unfinished is removed."""
-  sys.exit(128 + number)
+  raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def dropped(found: Any) -> None:
+  """Stops again where Python dropped the exception of `stop`, as it does in a callback."""
+  if not isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+    return sys.__unraisablehook__(found)
+  number = signal.SIGINT if isinstance(found.exc_value, KeyboardInterrupt) else signal.SIGTERM
+  signal.signal(signal.SIGALRM, lambda _, frame: stop(number, frame))
+  signal.setitimer(signal.ITIMER_REAL, 0.01)
+  return None
 
 
 if __name__ == '__main__':
