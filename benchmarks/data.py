@@ -118,6 +118,7 @@ def decode(folder: str) -> Turn:
 
 def ours(folder: str, *, threads: int = 1) -> Turn:
   from vit_jax.data import pipeline, sources, transforms
+  from vit_jax.data.columns import labelled_images
 
   source = sources.open_source(f'folder:{folder}', 'train')
   counter = itertools.count()
@@ -135,7 +136,7 @@ def ours(folder: str, *, threads: int = 1) -> Turn:
   def read() -> Iterator[Any]:
     with pipeline.training_batches(
       sources.Source(Counted(), source.classes, source.describe),  # type: ignore[arg-type]
-      transforms.compose(LINE, (SIDE, SIDE)),
+      labelled_images(source, transforms.compose(LINE, (SIDE, SIDE))),
       batch_size=BATCH,
       seed=0,
       reading=pipeline.Reading(threads=threads),
@@ -412,11 +413,13 @@ FIRST_BATCH = """
 import sys, time
 began = time.perf_counter()
 from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.columns import labelled_images
 imported = time.perf_counter()
 splits = [sources.open_source(f'folder:{sys.argv[1]}', name) for name in ('train', 'validation')]
 opened = time.perf_counter()
 line = transforms.compose('inception_crop | flip', (224, 224))
-with pipeline.training_batches(splits[0], line, batch_size=128, seed=0) as batches:
+columns = labelled_images(splits[0], line)
+with pipeline.training_batches(splits[0], columns, batch_size=128, seed=0) as batches:
   next(batches)
   ended = time.perf_counter()
 print(imported - began, opened - imported, ended - opened, len(splits[0]) + len(splits[1]))

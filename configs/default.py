@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
   config.image_size = (224, 224)  # (height, width) in pixels, or one number
   config.time_limit = ''  # '11h', '90m': it then saves and exits; the same command goes on
 
+  config.task = 'classify'  # what is learned; or 'package.module:name' (docs/extending.md)
   config.pretrained = ''  # checkpoint to start from: file, run, URL or published name; '': none
   config.pretrained_dir = ''  # folder or URL where a name that is no path is looked for
   # A head of zeros, and no tanh layer before it unless model.representation asks for one; False
@@ -81,7 +82,8 @@ def get_config() -> ConfigDict:
   config.data.std = placeholder(tuple)
 
   config.objective = ConfigDict(type_safe=False)
-  config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes
+  config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes; or 'package.module:name'
+  config.objective.scores = ''  # what logits become, softmax or sigmoid; '': what the loss says
   config.objective.smoothing = 0.0  # label smoothing
   config.objective.mixup = 0.0  # a of Beta(a, a), by which images of a batch are blended; 0: not
   config.objective.cutmix = 0.0  # the same for a box of one in another; with mixup, either in turn
@@ -131,7 +133,8 @@ def get_config() -> ConfigDict:
   config.system.threads = 2  # that read and transform images, per worker
   config.system.workers = 0  # processes that do so beside the main one, per host
   config.system.prefetch = 2  # batches on their way to the device
-  config.system.log_every = '50 steps'
-  config.system.report = True  # report.html and report.png at the end; the model is measured for it
+  config.system.log_every = placeholder(str)  # None: a hundredth of the run, at most 50 steps
+  config.system.logger = ''  # 'package.module:name', beside metrics.jsonl and TensorBoard
+  config.system.report = True  # report.html and report.png at the end
 
   return config

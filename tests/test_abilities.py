@@ -33,9 +33,11 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax import bundle, objective, optim, train
+from vit_jax import bundle, optim, stopping, train
 from vit_jax.convert import adapt
 from vit_jax.data import sources
+from vit_jax.step import State, make_step, untraced
+from vit_jax.tasks import classify
 
 __all__ = ['cache', 'pytestmark', 'whole']
 
@@ -64,7 +66,7 @@ LAST = {
 
 
 def make(name, **how):
-  return optim.make_optimizer(name, lambda step: jnp.asarray(RATE), **how)
+  return optim.make_optimizer(name, lambda _: jnp.asarray(RATE), **how)
 
 
 @functools.cache
@@ -158,13 +160,13 @@ def stepping(frozen, optimizer='sgd', accumulate=1, ema=0.0, decay=1.0, clip=Non
   model = tiny(**MODEL)
   params = drawn(shapes(model))
   tx = make(optimizer, weight_decay=0.1, clip=clip, layer_decay=decay, params=params)
-  loss = objective.make_objective(model.apply, mean=(0.5,) * 3, std=(0.5,) * 3)
-  step = train.make_step(
-    loss, tx, lambda step: jnp.asarray(RATE), accumulate=accumulate, ema=ema, frozen=frozen
+  loss = classify.make_loss(model.apply, mean=(0.5,) * 3, std=(0.5,) * 3)
+  step = make_step(
+    loss, tx, lambda _: jnp.asarray(RATE), accumulate=accumulate, ema=ema, frozen=frozen
   )
   average = jax.tree.map(lambda leaf: leaf / 3, params) if ema else None
-  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(frozen.rest(params)), average)
-  return jax.jit(step).lower(state, batch_of()).compile(), state
+  state = State(jnp.zeros((), jnp.int32), params, tx.init(frozen.rest(params)), average)
+  return jax.jit(untraced(step)).lower(state, batch_of()).compile(), state
 
 
 def frozen_of(how):
@@ -285,9 +287,9 @@ def test_all_layers_frozen_leave_what_comes_after_them(family):
 
 
 def test_frozen_layers_are_run_straight_however_deep_the_model_is():
-  assert plan_of({'freeze.layers': 1, 'model.unroll': None}).model.unroll == 2
-  assert plan_of({'model.unroll': None}).model.unroll is None
-  assert plan_of({'freeze.layers': 1}).model.unroll == 1  # as asked
+  assert plan_of({'freeze.layers': 1, 'model.unroll': None}).task.model.unroll == 2
+  assert plan_of({'model.unroll': None}).task.model.unroll is None
+  assert plan_of({'freeze.layers': 1}).task.model.unroll == 1  # as asked
 
 
 def test_frozen_layers_of_a_sharded_model_do_not_change_by_a_bit():
@@ -297,7 +299,7 @@ def test_frozen_layers_of_a_sharded_model_do_not_change_by_a_bit():
   state = train.placed_state(plan)
   before = jax.device_get(state.params)
   batch = batch_of(32) | {'image': np.ones((32, 8, 8, 3), np.uint8)}
-  after, measured = train.updater(plan)(state, batch)
+  after, measured = train.updater(plan)(state, batch, {})
   after = jax.device_get(after.params)
   assert measured['finite']
   assert_same_bits(parts(plan.frozen, before)[0], parts(plan.frozen, after)[0])
@@ -308,9 +310,10 @@ def test_frozen_layers_of_a_sharded_model_do_not_change_by_a_bit():
 def test_the_first_tensor_that_is_not_finite_is_named_of_a_frozen_model_too():
   plan = plan_of({'freeze.layers': 1, 'accumulate': 1, 'data.test': ''})
   state = train.placed_state(plan)
-  bad = state.params | {'head': jax.tree.map(lambda leaf: leaf * np.nan, state.params['head'])}
+  head = jax.tree.map(lambda leaf: leaf * np.nan, state.params['head'])
+  bad = state.replace(params=state.params | {'head': head})
   batch = batch_of(8) | {'image': np.zeros((8, 8, 8, 3), np.uint8)}
-  assert train.first_nonfinite(plan, 1, bad, batch) == 'parameter head/bias'
+  assert train.first_nonfinite(plan, {}, 1, bad, batch) == 'parameter head/bias'
 
 
 def test_a_run_says_how_much_of_the_model_it_trains(tmp_path, capsys):
@@ -345,7 +348,9 @@ def test_training_starts_from_the_checkpoint_with_a_new_head_and_positions_resam
   plan = plan_of(tuned(whole))
   theirs, ours = bundle.read(whole), first_params(plan)
   assert plan.config.model.name == theirs.name
-  expected, _ = adapt.params(bundle.opened(whole), plan.model, image_size=(16, 12), new_head=True)
+  expected, _ = adapt.params(
+    bundle.opened(whole), plan.task.model, image_size=(16, 12), new_head=True
+  )
   assert_same_bits(ours, flat(expected))
   assert not ours['head/kernel'].any() and flat(theirs.params)['head/kernel'].any()
   assert ours['positions'].shape[1] == 4 * 3
@@ -364,18 +369,18 @@ def test_the_average_starts_from_the_checkpoint_too_and_both_are_placed_by_the_r
 
 def test_the_checkpoints_arrays_are_its_own_after_steps_that_donate_theirs(whole):
   plan = plan_of(tuned(whole, **{'schedule.warmup': 0}))
-  before = jax.tree.map(np.copy, plan.pretrained().params)
+  before = jax.tree.map(np.copy, plan.task.start().params)
   state = train.placed_state(plan)
   batch = batch_of(32) | {'image': np.zeros((32, 16, 12, 3), np.uint8)}
-  train.updater(plan)(state, batch)
-  assert_same_bits(flat(before), flat(plan.pretrained().params))
+  train.updater(plan)(state, batch, {})
+  assert_same_bits(flat(before), flat(plan.task.start().params))
 
 
 def test_fields_of_the_config_win_over_the_checkpoints(whole):
   plan = plan_of(tuned(whole, **{'model.drop_path': 0.3, 'data.mean': (0.1, 0.2, 0.3)}))
-  assert plan.model.drop_path == 0.3
+  assert plan.task.model.drop_path == 0.3
   assert plan.config.data.mean == (0.1, 0.2, 0.3)
-  assert plan.model.width == TINY['model.width']
+  assert plan.task.model.width == TINY['model.width']
 
 
 def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
@@ -412,7 +417,7 @@ def test_a_new_head_has_no_tanh_layer_before_it_unless_asked_for(whole, tmp_path
   classes = tuple(map(str, range(model.num_classes)))
   bundle.write(tmp_path / 'b', bundle.Bundle(model, params, classes, preprocess, 'ViT-Ti/16'))
   plan = plan_of(tuned(tmp_path / 'b'))
-  assert plan.model.representation is None and plan.model.head_bias == 0.0
+  assert plan.task.model.representation is None and plan.task.model.head_bias == 0.0
   asked = plan_of(tuned(tmp_path / 'b', **{'model.representation': 16}))
   np.testing.assert_array_equal(
     first_params(asked)['pre_logits/kernel'], params['pre_logits']['kernel']
@@ -545,7 +550,7 @@ def time_over_at(step, monkeypatch):
       timers[-1].function()
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.threading, 'Timer', Timer)
+    patch.setattr(stopping.threading, 'Timer', Timer)
     patch.setattr(train.Watch, 'add', add)
     yield given
 

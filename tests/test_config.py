@@ -349,7 +349,7 @@ def test_what_follows_the_colon_is_the_argument_of_get_config(tmp_path):
 
 def kernels_decay(plan):
   """The update of kernels without a gradient, over the kernels, at the highest rate."""
-  params = drawn(shapes(plan.model, plan.config.image_size))
+  params = drawn(shapes(plan.task.model, plan.config.image_size))
 
   @jax.jit
   def update(params):
@@ -393,9 +393,9 @@ def test_the_papers_pre_training_is_within_reach_of_a_config():
     'label': np.array([0, 1]),
     'mask': np.ones(2, np.float32),
   }
-  params = drawn(shapes(plan.model, (8, 8)))
+  params = drawn(shapes(plan.task.model, (8, 8)))
   images = objective.normalize(batch['image'], (0.5,) * 3, (0.5,) * 3)
-  logits, _ = forward(plan.model, params, images)
+  logits, _ = forward(plan.task.model, params, images)
   loss, _ = jax.jit(plan.loss)(params, batch, jax.random.key(0))
   smooth = optax.smooth_labels(jax.nn.one_hot(batch['label'], 10), 0.1)
   expected = optax.softmax_cross_entropy(logits, smooth).sum()
@@ -423,7 +423,7 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
   rates = [float(plan.schedule(step)) for step in (0, 10, 55, 100)]
   np.testing.assert_allclose(rates, [0, 0.03, 0.015, 0], rtol=1e-5, atol=1e-9)
   assert not kernels_decay(plan).any()
-  params = drawn(shapes(plan.model, (8, 8)))
+  params = drawn(shapes(plan.task.model, (8, 8)))
   ours = jax.jit(lambda p: plan.tx.update(p, plan.tx.init(p), p)[1])(params)
   moments = [leaf for leaf in jax.tree.leaves(ours) if leaf.dtype == jnp.bfloat16]
   assert float(optax.tree.norm(moments)) == pytest.approx(1, rel=0.01)  # clipped, in 8 bits

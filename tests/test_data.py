@@ -9,6 +9,7 @@ from PIL import Image
 
 from vit_jax.convert import resample
 from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.columns import labelled_images
 
 # The pipeline
 
@@ -32,7 +33,7 @@ def taken(steps, *, start=0, seed=0, batch_size=4, count=20, **reading):
   """{'image', 'label', 'mask'} of some steps' batches, one after another: (steps, rows, ...)."""
   with pipeline.training_batches(
     numbered(count),
-    NOISY,
+    labelled_images(numbered(count), NOISY),
     batch_size=batch_size,
     seed=seed,
     start=start,
@@ -123,7 +124,10 @@ def test_a_batch_may_be_larger_than_the_data_set():
 
 def evaluated(batch_size, share, count):
   with pipeline.evaluation_batches(
-    numbered(count), UNCHANGED, batch_size=batch_size, reading=pipeline.Reading(share=share)
+    numbered(count),
+    labelled_images(numbered(count), UNCHANGED),
+    batch_size=batch_size,
+    reading=pipeline.Reading(share=share),
   ) as batches:
     return stacked(list(batches))
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vit_jax.data import folder, pipeline, sources, transforms
 from vit_jax.data import table as tables
+from vit_jax.data.columns import labelled_images
 
 
 @pytest.fixture(autouse=True)
@@ -409,7 +410,7 @@ def batches(source, count, *, said=None, policy='substitute'):
     source, policy=policy, say=(said if said is not None else []).append
   )
   with pipeline.training_batches(
-    source, SMALL, batch_size=8, seed=0, unreadable=unreadable
+    source, labelled_images(source, SMALL), batch_size=8, seed=0, unreadable=unreadable
   ) as read:
     return [next(read) for _ in range(count)]
 

@@ -10,8 +10,10 @@ import pytest
 import vit_jax
 from tests.golden import weights
 from tests.google_names import LEAVES, MIXER_LEAVES, drawn_params, google_arrays
-from vit_jax import objective, optim, train
+from vit_jax import optim
+from vit_jax import step as steps
 from vit_jax.models import mixer
+from vit_jax.tasks import classify
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden/golden.npz')
 
@@ -80,12 +82,12 @@ def test_twenty_training_steps_equal_the_reference_implementation():
   fields = dict(width=64, mlp_dim=128, depth=3, heads=4, num_classes=10, unroll=1)
   model = vit_jax.build('ViT-Ti/16', **fields)
   # a mean of 0 and a deviation of 1 / 255 leave the images as they are
-  loss = objective.make_objective(model.apply, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+  loss = classify.make_loss(model.apply, mean=(0.0,) * 3, std=(1 / 255,) * 3)
   rate = optim.make_schedule('cosine', learning_rate=0.03, total=20, warmup=5)
   tx = optim.make_optimizer('sgd', rate, clip=1.0, momentum=0.9, momentum_dtype='bfloat16')
-  step = jax.jit(train.make_step(loss, tx, rate))
+  step = jax.jit(steps.untraced(steps.make_step(loss, tx, rate)))
   params = drawn_params(model, 64)
-  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(params), None)
+  state = steps.make_state(params, tx)
   batch = {
     'image': weights.images(16, 64, seed=1),
     'label': np.arange(16) % 10,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax import objective, sharding
+from vit_jax.tasks import classify
 
 N, K = 6, 4
 RNG = np.random.default_rng(0)
@@ -124,9 +125,9 @@ def padded(where):
 @pytest.mark.parametrize('where', ['images', 'labels'])
 @pytest.mark.parametrize('loss', objective.LOSSES)
 def test_padding_that_is_not_finite_changes_no_loss(loss, where):
-  call = objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
-  total, sums = call(PARAMS, padded(where), jax.random.key(0))
-  clean, expected = call(PARAMS, batch(SOFT, HALF, image=IMAGES), jax.random.key(0))
+  call = classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
+  total, sums, _ = call(PARAMS, padded(where), jax.random.key(0), {})
+  clean, expected, _ = call(PARAMS, batch(SOFT, HALF, image=IMAGES), jax.random.key(0), {})
   same((total, sums), (clean, expected))
   assert float(sums['count']) == 3
 
@@ -134,8 +135,8 @@ def test_padding_that_is_not_finite_changes_no_loss(loss, where):
 @pytest.mark.parametrize('loss', objective.LOSSES)
 @pytest.mark.parametrize('where', ['images', 'labels'])
 def test_padding_that_is_not_finite_changes_no_gradient(loss, where):
-  call = objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
-  gradient = jax.grad(lambda *args: call(*args)[0])
+  call = classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
+  gradient = jax.grad(lambda *args: call(*args, {})[0])
   found = gradient(PARAMS, padded(where), jax.random.key(0))
   same(found, gradient(PARAMS, batch(SOFT, HALF, image=IMAGES), jax.random.key(0)))
 
@@ -148,11 +149,12 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
     return model(variables, images, train=train, rngs=rngs)
 
   mean, std, key = (0.5, 0.6, 0.7), (0.5, 0.6, 0.7), jax.random.key(7)
-  call = objective.make_objective(apply, mean=mean, std=std, loss='sigmoid', smoothing=0.1)
-  total, sums = call(PARAMS, batch(image=IMAGES), key)
+  call = classify.make_loss(apply, mean=mean, std=std, loss='sigmoid', smoothing=0.1)
+  total, sums, named = call(PARAMS, batch(image=IMAGES), key, {})
   logits, _ = model({'params': PARAMS}, objective.normalize(IMAGES, mean, std), train=1, rngs=0)
   same(sums, objective.measure(logits, batch(), loss='sigmoid', smoothing=0.1))
   assert float(total) == float(sums['loss'])
+  same((named['images'], named['logits']), (seen['images'], logits))
   same(seen['images'], objective.normalize(IMAGES, mean, std))
   assert seen['train'] is True
   assert seen['rngs'] == {'dropout': key}
@@ -160,7 +162,7 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
 
 def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
   with pytest.raises(ValueError, match=r"'hinge'; known: softmax, sigmoid"):
-    objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss='hinge')
+    classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss='hinge')
 
 
 SEVERAL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int32)
@@ -259,11 +261,11 @@ def mixer(**kinds):
     seen.update(images=images)
     return variables['params'], {}
 
-  call = objective.make_objective(apply, mean=(0.0,) * 3, std=(1.0,) * 3, loss='sigmoid', **kinds)
+  call = classify.make_loss(apply, mean=(0.0,) * 3, std=(1.0,) * 3, loss='sigmoid', **kinds)
 
   @jax.jit
   def both(rows, key):
-    gradient = jax.grad(lambda params: call(params, rows, key)[0])(
+    gradient = jax.grad(lambda params: call(params, rows, key, {})[0])(
       jnp.zeros((len(rows['mask']), K))
     )
     return seen['images'], 0.5 - gradient  # the sigmoid loss at logits 0 has gradient 1/2 - y
@@ -342,4 +344,4 @@ def test_labels_of_every_kind_are_mixed():
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_a_negative_amount_of_mixing_is_an_error(kind):
   with pytest.raises(ValueError, match='must be at least 0'):
-    objective.make_objective(model, mean=(0.5,) * 3, std=(0.5,) * 3, **{kind: -0.1})
+    classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, **{kind: -0.1})

@@ -17,6 +17,7 @@ from vit_jax import main as vit
 from vit_jax import plan as plans
 from vit_jax.config import default
 from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.columns import labelled_images
 
 CLASSES = ('even', 'odd')
 
@@ -49,7 +50,12 @@ TRANSFORM = transforms.compose('inception_crop | flip', (8, 8))
 def taken(source, steps, *, batch_size=20, transform=TRANSFORM, unreadable=None, **how):
   unreadable = unreadable or pipeline.Unreadable(source, say=str)
   with pipeline.training_batches(
-    source, transform, batch_size=batch_size, seed=3, unreadable=unreadable, **how
+    source,
+    labelled_images(source, transform),
+    batch_size=batch_size,
+    seed=3,
+    unreadable=unreadable,
+    **how,
   ) as batches:
     found = [next(batches) for _ in range(steps)]
   return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
@@ -155,7 +161,7 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
   transform = transforms.compose('resize', (8, 8))
   for _ in range(2):
     with pipeline.evaluation_batches(
-      source, transform, batch_size=64, unreadable=unreadable
+      source, labelled_images(source, transform), batch_size=64, unreadable=unreadable
     ) as batches:
       found = list(batches)
     mask = np.concatenate([batch['mask'] for batch in found])
@@ -372,6 +378,7 @@ def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
 WORKERS = """
 import numpy as np
 from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.columns import labelled_images
 
 if __name__ == '__main__':
   image = np.zeros((90, 90, 3), np.uint8)
@@ -379,7 +386,8 @@ if __name__ == '__main__':
   source = sources.Source(records, ('a', 'b'))
   transform = transforms.compose('inception_crop', (64, 64))
   reading = pipeline.Reading(workers=2)
-  with pipeline.training_batches(source, transform, batch_size=32, seed=0, reading=reading) as b:
+  columns = labelled_images(source, transform)
+  with pipeline.training_batches(source, columns, batch_size=32, seed=0, reading=reading) as b:
     print(next(b)['image'].shape)
   del b
 """

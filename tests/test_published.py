@@ -410,7 +410,7 @@ def test_a_run_that_starts_from_a_name_fetches_it(server, tmp_path):
   server.files['/vit_models/imagenet21k/ViT-Ti_8.npz'] = (tmp_path / 'a.npz').read_bytes()
   small = ['image_size=16', 'batch_size=16', 'model.heads=2']
   plan = plans.make_plan(config.load('finetune:Ti_8,digits', small))
-  start = models.flat(plan.pretrained().params)
+  start = models.flat(plan.task.start().params)
   assert (start['cls'] == 1).all() and not start['head/kernel'].any()
 
 

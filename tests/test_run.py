@@ -21,8 +21,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import vit_jax
-from vit_jax import bundle, checkpoint, config, main, metrics, models, train
+from vit_jax import bundle, checkpoint, config, main, metrics, models, stopping, train
 from vit_jax import plan as plans
+from vit_jax.step import make_state, make_step
 
 # A compiled program read while another pytest process writes it is compiled anew, with a warning.
 pytestmark = pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
@@ -371,7 +372,7 @@ def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once
 
 def test_a_second_signal_ends_at_once():
   said = []
-  with train.interruption(said.append) as asked:
+  with stopping.interruption(said.append) as asked:
     assert not asked()
     signal.raise_signal(signal.SIGINT)
     assert asked() and len(said) == 1
@@ -445,13 +446,13 @@ def scripted(values, monkeypatch, losses=None):
     at[:] = [step]
     return told(self, step, state)
 
-  def over(self, use, params):
+  def measure(self, use, params, *, keep=0):
     value = values.get(at[0], 0.0) if use == 'validation' else 0.0
     loss = 1 - value if losses is None else losses.get(at[0], 1.0)
-    return {'loss': loss, 'accuracy': value, 'count': 1.0}
+    return {'loss': loss, 'accuracy': value, 'count': 1.0}, {}
 
   monkeypatch.setattr(train.Evaluator, '__call__', call)
-  monkeypatch.setattr(train.Evaluator, 'over', over)
+  monkeypatch.setattr(train.Evaluator, 'measure', measure)
 
 
 PATIENT = {'evaluation.every': '1 steps', 'evaluation.patience': '3 steps'}
@@ -546,19 +547,18 @@ def test_the_average_is_evaluated_and_becomes_the_model(whole):
 # Non-finite numbers
 
 
-def quadratic(params, batch, key):
+def quadratic(params, batch, key, fixed):
   loss = jnp.sum(batch['image'] * params['w'] ** 2)
-  sums = {'loss': loss, 'correct': jnp.zeros(()), 'count': jnp.asarray(2.0)}
-  return loss, sums
+  return loss, {'loss': loss, 'count': jnp.asarray(2.0)}, {}
 
 
 def updated(learning_rate, pixels):
   """The state before and after one guarded update of a two-number model, and what was measured."""
   tx = optax.adam(learning_rate)
   params = {'w': jnp.asarray([1.0, 2.0])}
-  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(params), params)
-  step = jax.jit(train.make_step(quadratic, tx, lambda s: jnp.asarray(learning_rate), ema=0.5))
-  return state, *step(state, {'image': jnp.asarray(pixels)})
+  state = make_state(params, tx, ema=True)
+  step = make_step(quadratic, tx, lambda s: jnp.asarray(learning_rate), ema=0.5)
+  return state, *jax.jit(step)(state, {'image': jnp.asarray(pixels)})
 
 
 def test_a_finite_update_changes_parameters_moments_and_average():
@@ -572,7 +572,7 @@ def test_a_finite_update_changes_parameters_moments_and_average():
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_an_update_with_a_non_finite_loss_changes_only_the_step(bad):
   before, after, measured = updated(0.1, [1.0, bad])
-  assert not measured['finite'] and after.step == 1
+  assert not measured['finite'] and after.step == -1
   for part in ('params', 'opt_state', 'ema'):
     jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
 
@@ -600,7 +600,7 @@ def test_the_first_tensor_in_the_order_of_computation_is_named():
     'label': jnp.zeros(8, jnp.int32),
     'mask': jnp.ones(8),
   }
-  assert train.first_nonfinite(plan, 1, train.placed_state(plan).params, batch) == 'images'
+  assert train.first_nonfinite(plan, {}, 1, train.placed_state(plan), batch) == 'images'
 
 
 # What it shows
@@ -611,7 +611,7 @@ def test_without_a_terminal_it_shows_plain_lines(interrupted):
   assert 'compiling the training step ...' in out.splitlines()
   assert re.search(r'^compiled the training step in \d+\.\d s$', out, re.MULTILINE)
   number = r'[\d,]+'
-  step = rf'^step \d+/120  loss \d+\.\d+  accuracy \d+\.\d%  {number} images/s  data wait \d+\.\d%'
+  step = rf'^step \d+/120  loss \d+\.\d+  accuracy \d+\.\d+  {number} images/s  data wait \d+\.\d%'
   assert re.search(step + r'  ETA \d+ s$', out, re.MULTILINE)
   assert '\x1b' not in out
 
@@ -640,7 +640,7 @@ def test_on_a_terminal_it_shows_a_bar(tmp_path, interrupted, cache):
 def test_the_tables_total_is_the_number_of_parameters():
   plan = plan_of()
   params = train.abstract_state(plan).params
-  lines = metrics.summary(plan.model, params, (8, 8, 3), 32)
+  lines = metrics.summary(params, plan.forward_flops, 32)
   [total] = [line.split() for line in lines if line.startswith('total')]
   counted = sum(leaf.size for leaf in jax.tree.leaves(train.placed_state(plan).params))
   assert total == ['total', str(len(jax.tree.leaves(params))), f'{counted:,}']

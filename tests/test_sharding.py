@@ -64,7 +64,7 @@ def trained(plan):
     unreadable = pipeline.Unreadable(placed.splits['train'])
     with placed.training_batches(0, unreadable) as batches:
       batches = [next(batches) for _ in range(6)]
-    step = train.updater(placed).lower(abstract, batches[0]).compile()
+    step = train.updater(placed).lower(abstract, batches[0], {}).compile()
     for batch in batches:
       state, measured = step(state, batch)
       losses.append(float(measured['sums']['loss'] / measured['sums']['count']))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vit_jax.data import pipeline, presets, sources, tfrecord, transforms
 from vit_jax.data import tfds as tfds_sets
+from vit_jax.data.columns import labelled_images
 
 COUNTS = {'train': 20, 'test': 7}
 CLASSES = ('ant', 'bee', 'cat')
@@ -332,7 +333,7 @@ def test_workers_give_the_batches_that_threads_give(prepared_once, by_hand_once)
   for workers in (0, 1):
     reading = pipeline.Reading(workers=workers)
     with pipeline.training_batches(
-      source, transform, batch_size=8, seed=3, reading=reading
+      source, labelled_images(source, transform), batch_size=8, seed=3, reading=reading
     ) as made:
       batches.append([next(made) for _ in range(6)])
   for threads, worker in zip(*batches):

@@ -29,8 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import metrics, models, objective, optim, train
+from vit_jax import metrics, models, objective, optim
 from vit_jax.provenance import ROOT, installed, source
+from vit_jax.step import State, make_state, make_step, untraced
+from vit_jax.tasks import Batch, classify
 
 MODES = ('train', 'infer')
 CLASSES = 1000
@@ -114,21 +116,21 @@ class Program:
 
 
 def training(case: Case) -> Program:
-  """`train.make_step` with AdamW and clipping; its state is donated."""
+  """`step.make_step` with AdamW and clipping; its state is donated."""
   model, batches = case.build(), itertools.cycle(synthetic(case))
   schedule = optim.make_schedule('constant', learning_rate=1e-4, total=1)
   tx = optim.make_optimizer('adamw', schedule, weight_decay=0.05, clip=1.0)
-  loss = objective.make_objective(model.apply, mean=HALF, std=HALF)
+  loss = classify.make_loss(model.apply, mean=HALF, std=HALF)
   params = drawn(model, case)
-  state = train.State(jnp.zeros((), jnp.int32), params, tx.init(params), None)
-  step = jax.jit(train.make_step(loss, tx, schedule), donate_argnums=0)
+  state = make_state(params, tx)
+  step = jax.jit(untraced(make_step(loss, tx, schedule)), donate_argnums=0)
   compiled, facts = compile_timed(step, state, next(batches))
   facts |= {
     'state_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     'argument_copies': argument_copies(compiled.as_text()),
   }
 
-  def updates(state: train.State) -> Iterator[Any]:
+  def updates(state: State) -> Iterator[Any]:
     while True:
       state, measured = compiled(state, next(batches))
       yield measured
@@ -163,7 +165,7 @@ def drawn(model: nn.Module, case: Case) -> Any:
   return models.map_named(draw, jax.eval_shape(model.init, jax.random.key(0), images)['params'])
 
 
-def synthetic(case: Case) -> list[objective.Batch]:
+def synthetic(case: Case) -> list[Batch]:
   """Batches of random images and labels, on the device."""
   rng = np.random.default_rng(1)
   shape = (case.batch, case.image_size, case.image_size, 3)

@@ -12,6 +12,7 @@ import jax
 from vit_jax import bundle, metrics
 from vit_jax.convert import files
 from vit_jax.models import mixer, resnet, vit
+from vit_jax.tasks import classify
 from vit_jax.version import __version__
 
 SHOWN = 20  # class names
@@ -176,7 +177,8 @@ def results(
   if config is None:
     return ''
   lines = ['| split | images | accuracy | loss | step |', '|---|---|---|---|---|']
-  for use, values in metrics.of_model(config, rows, step).items():
+  step = metrics.model_step(config, rows, classify.RANKS) if step is None else step
+  for use, values in metrics.of_model(rows, step).items():
     split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'
     lines.append(
       f'| {cell(split)} | {number(values["count"], ",.0f")} | '

@@ -17,6 +17,7 @@ import numpy as np
 
 SEAL = 'seal.json'
 DAMAGED = '.damaged'
+SUMS = 'sums'  # an item of each step
 
 
 class Checkpoints:
@@ -26,7 +27,8 @@ class Checkpoints:
     folder: of the checkpoints; made if absent.
     keep_latest: how many of the newest steps stay.
     keep_best: how many of the best evaluated steps stay.
-    metric: name of the metric that ranks them; one that ends in 'loss' is better when smaller.
+    metric: name of the number that ranks them.
+    sign: 1 where more of it is better, -1 where less is.
     say: takes a line for the user.
   """
 
@@ -37,14 +39,14 @@ class Checkpoints:
     keep_latest: int = 1,
     keep_best: int = 1,
     metric: str = 'accuracy',
+    sign: int = 1,
     say: Callable[[str], None] = logging.warning,
   ):
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
     self.folder = pathlib.Path(folder).absolute()
-    self.sign = -1 if metric.endswith('loss') else 1
-    self.metric, self.say, self.saving = metric, say, -1
+    self.metric, self.sign, self.say, self.saving = metric, sign, say, -1
     best = keep.BestN(get_metric_fn=self.rank, n=keep_best, keep_checkpoints_without_metrics=False)
     policy = keep.AnyPreservationPolicy([keep.LatestN(keep_latest), best])
     options = ocp.CheckpointManagerOptions(
@@ -53,20 +55,27 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self.seal_saved),
     )
-    self.manager = ocp.CheckpointManager(self.folder, item_names=('state',), options=options)
+    self.manager = ocp.CheckpointManager(self.folder, item_names=('state', SUMS), options=options)
 
   def rank(self, metrics: dict[str, float]) -> tuple[float, float]:
     """Orders evaluated steps, best last; of equal ones the earlier is better."""
     value = self.sign * metrics.get(self.metric, float('nan'))
     return (value if value == value else -float('inf'), -metrics['step'])
 
-  def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    metrics: dict[str, float] | None = None,
+    sums: dict[str, Any] | None = None,
+  ) -> None:
     """Starts to write the state; returns once it is copied off the device.
 
     Args:
       step: of the state.
       state: a tree of arrays, of all processes together.
       metrics: of the evaluation at this step, if there was one.
+      sums: of the steps since the last logged row, see `sums_at`.
 
     Raises:
       OSError: if the step before could not be written.
@@ -76,7 +85,9 @@ class Checkpoints:
     self.wait()
     self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), **{SUMS: ocp.args.JsonSave(sums or {})}
+    )
     with jax.transfer_guard_device_to_host('allow'):  # the copy that is meant
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
@@ -122,6 +133,16 @@ class Checkpoints:
     if steps:
       self.say(f'{self.folder} holds no intact checkpoint: the run starts anew')
     return None
+
+  def sums_at(self, step: int) -> dict[str, Any]:
+    """What `save` was given as sums; {} of a step from before there were any."""
+    import orbax.checkpoint as ocp
+
+    if not (self.folder / str(step) / SUMS).is_dir():
+      return {}
+    return self.manager.restore(step, args=ocp.args.Composite(**{SUMS: ocp.args.JsonRestore()}))[
+      SUMS
+    ]
 
   def restore_best(self, like: Any) -> tuple[int, Any] | None:
     """The best intact evaluated step and its state."""

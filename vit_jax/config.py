@@ -44,7 +44,11 @@ RANGES = {  # at least, below
   'system.workers': (0, INF),
   'system.prefetch': (0, INF),
 }
-EXAMPLES = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.5, 0.5, 0.5)}  # where the default is None
+EXAMPLES = {  # where the default is None
+  'data.mean': (0.5, 0.5, 0.5),
+  'data.std': (0.5, 0.5, 0.5),
+  'system.log_every': '50 steps',
+}
 
 Old = Callable[[ConfigDict, str], dict[str, str]]  # an old field's value -> overrides of today
 

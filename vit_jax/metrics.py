@@ -27,11 +27,26 @@ PEAK_FLOPS = {  # the first name found in a device's kind counts
   'TPU v5': 459e12,  # v5p
 }
 
+UNSHOWN = ('grad_norm', 'learning_rate', 'bad_images')  # in a line about training
+
 
 def peak_flops() -> float | None:
   """bfloat16 FLOP/s of one of this machine's devices; None where it is not in the table."""
   kind = jax.devices()[0].device_kind
   return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+
+
+def utilization(flops: int, images_per_second: float) -> dict[str, float]:
+  """'mfu', the fraction of the devices' peak that a model's matmuls take; {} if not known.
+
+  Args:
+    flops: of an image's forward pass; the backward pass takes twice as many.
+    images_per_second: of training.
+  """
+  peak = peak_flops()
+  if not (flops and peak):
+    return {}
+  return {'mfu': 3 * flops * images_per_second / (peak * jax.device_count())}
 
 
 class Log:
@@ -42,18 +57,20 @@ class Log:
   Args:
     folder: the run's.
     start: the step that the run goes on from.
+    others: loggers beside these, each with `write(step, values)` and `close()`.
   """
 
-  def __init__(self, folder: str | os.PathLike[str], *, start: int = 0):
+  def __init__(self, folder: str | os.PathLike[str], *, start: int = 0, others: Sequence[Any] = ()):
     from tensorboardX import SummaryWriter
 
+    self.others = others
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
     self.writes = jax.process_index() == 0
     if not self.writes:
       return
     # A test at the end of a run that was cut off there will be taken again.
     rows = read_rows(self.path)
-    kept = [json.dumps(row) for row in rows if row['step'] <= start and 'test/loss' not in row]
+    kept = [json.dumps(row) for row in rows if row['step'] <= start and not of_split(row, 'test')]
     partial = self.path.with_suffix('.partial')
     partial.write_text(''.join(line + '\n' for line in kept))
     os.replace(partial, self.path)
@@ -67,10 +84,13 @@ class Log:
       lines.write(json.dumps({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
     for name, value in values.items():
       self.events.add_scalar(name, value, step)
+    for logger in self.others:
+      logger.write(step, values)
 
   def close(self) -> None:
     if self.writes:
-      self.events.close()
+      for logger in (self.events, *self.others):
+        logger.close()
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -82,52 +102,60 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return [row for row in rows if isinstance(row, dict) and is_step(row.get('step'))]
 
 
+def of_split(row: Mapping[str, Any], split: str) -> bool:
+  """Whether a row of the file holds what was measured on a split."""
+  return any(name.startswith(f'{split}/') for name in row)
+
+
 def is_step(value: Any) -> bool:
   """Whether a row of the file may be of this step."""
   return type(value) is int and 0 <= value < 2**53
 
 
-def of_model(
-  config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], step: int | None = None
-) -> dict[str, dict[str, Any]]:
-  """What was measured of the parameters that became a run's model: the average where one is kept.
+def of_model(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, dict[str, Any]]:
+  """What was measured of the parameters of a step that became a run's model: the average if kept.
 
   Args:
-    config: of the run, as config.json has it.
     rows: of metrics.jsonl.
-    step: whose parameters they are; None is `model_step`.
+    step: whose parameters they are, see `model_step`.
 
   Returns:
-    'validation' and 'test', where they were measured at that step: 'step', 'count', 'accuracy' and
-    'loss'; a value that is not finite is None.
+    'validation' and 'test', where they were measured at that step: 'step', and every number by its
+    name; a value that is not finite is None.
   """
-  step = model_step(config, rows) if step is None else step
-  found = {}
+  measured = {}
   for use in ('validation', 'test'):
     for row in rows:
-      if row['step'] == step and f'{use}/loss' in row:
-        values = {name: row.get(f'{use}/{name}') for name in ('count', 'accuracy', 'loss')}
-        average = {name: row[f'{use}/ema_{name}'] for name in values if f'{use}/ema_{name}' in row}
-        found[use] = {'step': step, **values, **average}
-  return found
+      if row['step'] == step and of_split(row, use):
+        prefix, average = f'{use}/', f'{use}/ema_'
+        values = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+        values |= {k.removeprefix(average): v for k, v in row.items() if k.startswith(average)}
+        measured[use] = {'step': step, **values}
+  return measured
 
 
-def model_step(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int | None:
+def model_step(
+  config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], ranks: Mapping[str, int]
+) -> int | None:
   """The step whose parameters became the model, or would if the run ended here; None: not known.
 
   It is the step that was tested; without a test the best on validation if the run has patience, as
   `checkpoint.Checkpoints.rank` has it, and otherwise the last that was validated.
+
+  Args:
+    config: of the run, as config.json has it.
+    rows: of metrics.jsonl.
+    ranks: of its task.
   """
-  tested = [row['step'] for row in rows if 'test/loss' in row]
+  tested = [row['step'] for row in rows if of_split(row, 'test')]
   if tested:
     return tested[-1]
-  validated = [row for row in rows if 'validation/loss' in row]
+  validated = [row for row in rows if of_split(row, 'validation')]
   evaluation = config.get('evaluation', {})
   if not validated or not optim.steps(evaluation.get('patience', 0), epoch=1, total=1):
     return max((row['step'] for row in validated), default=None)
   name = evaluation['metric'].removeprefix('ema_')
-  name = f'validation/{"ema_" * bool(config.get("ema"))}{name}'
-  sign = -1 if name.endswith('loss') else 1
+  sign, name = ranks.get(name, 1), f'validation/{"ema_" * bool(config.get("ema"))}{name}'
 
   def rank(row: Mapping[str, Any]) -> tuple[float, int]:
     value = row.get(name)
@@ -143,13 +171,24 @@ def plain(value: Any) -> float | None:
 
 
 class Meter:
-  """Sums what steps measured since the last reading, and how the time went."""
+  """Sums what steps measured since the last reading, and how the time went.
 
-  def __init__(self) -> None:
-    self.clear()
+  Args:
+    read: of the task: sums -> numbers.
+    sums: of the steps since the last reading that a run resumes after.
+  """
 
-  def clear(self) -> None:
-    self.sums: dict[str, float] = {}
+  def __init__(
+    self,
+    read: Callable[[Mapping[str, Any]], dict[str, float]],
+    sums: Mapping[str, Any] | None = None,
+  ):
+    self.read_sums = read
+    self.begin(sums or {})
+
+  def begin(self, sums: Mapping[str, Any]) -> None:
+    self.sums = {name: np.asarray(value, np.float64) for name, value in sums.items()}
+    self.before = float(self.sums.get('count', 0))  # examples that took none of this time
     self.latest: dict[str, float] = {}
     self.waited, self.began = 0.0, time.perf_counter()
 
@@ -168,28 +207,26 @@ class Meter:
     self.began += time.perf_counter() - began
 
   def add(self, sums: dict[str, float], latest: dict[str, float]) -> None:
-    """One step's sums ('loss', 'correct', 'count') and values of which the last one counts."""
+    """One step's sums, of a task, and values of which the last one counts."""
     for name, value in sums.items():
-      self.sums[name] = self.sums.get(name, 0.0) + float(value)
+      self.sums[name] = self.sums.get(name, 0.0) + np.asarray(value, np.float64)
     self.latest = latest
 
+  def state(self) -> dict[str, Any]:
+    """The sums since the last reading, as JSON."""
+    return {name: np.asarray(value).tolist() for name, value in self.sums.items()}
+
   def read(self) -> dict[str, float]:
-    """Means per image, rates and last values since the last reading."""
+    """The task's numbers, rates and last values since the last reading."""
     seconds = max(time.perf_counter() - self.began, 1e-9)
-    values = means(self.sums) | {
-      'images_per_second': self.sums.get('count', 0.0) / seconds,
+    values = self.read_sums(self.sums)
+    values |= {
+      'images_per_second': (values.pop('count') - self.before) / seconds,
       'data_wait': self.waited / seconds,
     }
     values |= {name: float(value) for name, value in self.latest.items()}
-    self.clear()
+    self.begin({})
     return values
-
-
-def means(sums: dict[str, Any]) -> dict[str, float]:
-  """{'loss', 'correct', 'count'} sums to 'loss' and 'accuracy' over exactly `count` images."""
-  count = max(float(sums.get('count', 0)), 1.0)
-  loss, correct = float(sums.get('loss', 0)), float(sums.get('correct', 0))
-  return {'loss': loss / count, 'accuracy': correct / count}
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
@@ -260,10 +297,10 @@ class Display:
 
   def show(self, step: int, values: dict[str, float]) -> None:
     """The latest numbers: beside the bar, or on a line of their own with the time left."""
-    shown = (
-      f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.1%}  '
-      f'{values["images_per_second"]:,.0f} images/s  data wait {values["data_wait"]:.1%}'
-    )
+    rates = ('images_per_second', 'data_wait', 'mfu')
+    told = [name for name in values if name not in (*rates, *UNSHOWN)]
+    shown = f'{numbers({name: values[name] for name in told})}  '
+    shown += f'{values["images_per_second"]:,.0f} images/s  data wait {values["data_wait"]:.1%}'
     if 'mfu' in values:
       shown += f'  MFU {values["mfu"]:.1%}'
     self.bar.update(self.task, completed=step, shown=shown, description='training')
@@ -273,27 +310,31 @@ class Display:
       self.say(f'step {step}/{self.total}  {shown}{eta}')
 
 
-def summary(
-  model: Any, params: Any, image_shape: tuple[int, int, int], batch_size: int
-) -> list[str]:
+def numbers(values: Mapping[str, float]) -> str:
+  """Measures on a line: 'loss 0.1234  accuracy 0.9876'."""
+  return '  '.join(f'{name} {value:.4f}' for name, value in values.items())
+
+
+def summary(params: Any, forward: int, batch_size: int) -> list[str]:
   """Lines of a table: the parameters by part, and the FLOPs of an image and of an update.
 
   Args:
-    model: with `flops(height, width, channels)`.
     params: the tree, of arrays or shapes.
-    image_shape: (height, width, channels).
+    forward: FLOPs of an image's forward pass; 0 where they are not known.
     batch_size: images per update.
   """
   parts = dict(params)
   parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
   rows = [(name, len(jax.tree.leaves(part)), parameters(part)) for name, part in parts.items()]
   rows.append(('total', len(jax.tree.leaves(params)), parameters(params)))
-  forward = model.flops(*image_shape)
+  flops = (
+    f'FLOPs: {si(forward)} an image forward, {si(3 * forward * batch_size)} an update of '
+    f'{batch_size} images'
+  )
   return [
     f'{"part":16}{"arrays":>8}{"parameters":>16}',
-    *(f'{name:16}{arrays:8}{numbers:16,}' for name, arrays, numbers in rows),
-    f'FLOPs: {si(forward)} an image forward, {si(3 * forward * batch_size)} an update of '
-    f'{batch_size} images',
+    *(f'{name:16}{arrays:8}{count:16,}' for name, arrays, count in rows),
+    *([flops] if forward else []),
   ]
 
 

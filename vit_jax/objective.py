@@ -1,19 +1,21 @@
-"""From a uint8 batch to a scalar: normalise, mix, make targets, and the losses.
+"""The parts of a classifier's loss: normalise, mix, make targets, compare with them.
 
 N images, H x W pixels, C channels, K classes, at most L labels of one image. A batch is a dict of
 'image' (N, H, W, C) uint8, 'label', and 'mask' (N,), 1 for an image that counts and 0 for padding.
 Labels are (N,) int, (N, L) int with -1 where there are fewer, or (N, K) float.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax import lookup
+
 Array = jax.Array
-Batch = dict[str, Array]
+Batch = Mapping[str, Array]
 Sums = dict[str, Array]
+Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,)
 
 MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
 
@@ -62,7 +64,41 @@ def sigmoid_cross_entropy(logits: Array, y: Array) -> Array:
   return -jnp.sum(per_class, axis=-1)
 
 
-LOSSES = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
+LOSSES: dict[str, Loss] = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
+
+
+def named_loss(name: str) -> str | Loss:
+  """A name of LOSSES as it is, or the function that 'package.module:name' stands for.
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  loss: Loss = lookup.named(name, LOSSES, 'loss')
+  return name if name in LOSSES else loss
+
+
+def scores_of(loss: str | Loss, scores: str = '') -> str:
+  """What logits that were trained with a loss become, a name of LOSSES.
+
+  Args:
+    loss: of `named_loss`; a function may say it by its attribute `scores`.
+    scores: what the config says; '' leaves it to the loss.
+
+  Raises:
+    ValueError: if neither says it, or it is none of LOSSES.
+  """
+  own = loss if isinstance(loss, str) else getattr(loss, 'scores', '')
+  chosen = scores or own
+  if not chosen:
+    raise ValueError(
+      'the loss has no attribute scores: set objective.scores to softmax or sigmoid, as which its '
+      'logits are read'
+    )
+  if chosen not in LOSSES:
+    raise ValueError(f'scores are {chosen!r}, must be softmax or sigmoid')
+  if isinstance(loss, str) and chosen != loss:
+    raise ValueError(f'objective.scores is {chosen!r}, but a {loss} loss makes {loss} scores')
+  return chosen
 
 
 def blanked(batch: Batch) -> Batch:
@@ -71,13 +107,23 @@ def blanked(batch: Batch) -> Batch:
   def blank(rows: Array) -> Array:
     return jnp.where(batch['mask'].reshape(-1, *(1,) * (rows.ndim - 1)) > 0, rows, 0)
 
-  return batch | {'image': blank(batch['image']), 'label': blank(batch['label'])}
+  return {**batch, 'image': blank(batch['image']), 'label': blank(batch['label'])}
 
 
-def measure(logits: Array, batch: Batch, *, loss: str = 'softmax', smoothing: float = 0.0) -> Sums:
-  """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'."""
+def measure(
+  logits: Array, batch: Batch, *, loss: str | Loss = 'softmax', smoothing: float = 0.0
+) -> Sums:
+  """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'.
+
+  Args:
+    logits: (N, K).
+    batch: with 'label' and 'mask'.
+    loss: of LOSSES, or a function of the same form.
+    smoothing: of the labels.
+  """
   labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
-  losses = LOSSES[loss](logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
+  of_image = LOSSES[loss] if isinstance(loss, str) else loss
+  losses = of_image(logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
   correct = hits(logits, labels) * mask
   # A padded image may hold anything, so it is left out rather than multiplied by zero.
   total = jnp.where(mask > 0, losses, 0).sum()
@@ -131,48 +177,3 @@ def mixed(rows: Array, weights: Array, mask: Array) -> Array:
   both = (mask > 0) & (jnp.roll(mask, 1) > 0)
   blend = weights * rows + (1 - weights) * jnp.roll(rows, 1, axis=0)
   return jnp.where(both.reshape(-1, *(1,) * (rows.ndim - 1)), blend, rows)
-
-
-def make_objective(
-  apply: Callable[..., Any],
-  *,
-  mean: Sequence[float],
-  std: Sequence[float],
-  loss: str = 'softmax',
-  smoothing: float = 0.0,
-  mixup: float = 0.0,
-  cutmix: float = 0.0,
-) -> Callable[[Any, Batch, Array], tuple[Array, Sums]]:
-  """objective(params, batch, key) -> the training loss summed over the batch, and `measure`'s sums.
-
-  Args:
-    apply: a model's; the key goes to its dropout, and one folded from it to the mixing.
-    mean, std: of `normalize`.
-    loss: 'softmax' or 'sigmoid'.
-    smoothing: label smoothing, in [0, 1).
-    mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
-      asks for the class with the larger share.
-
-  Raises:
-    ValueError: for an unknown loss, or a negative a.
-  """
-  if loss not in LOSSES:
-    raise ValueError(f'unknown loss {loss!r}; known: {", ".join(LOSSES)}')
-  if min(mixup, cutmix) < 0:
-    raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
-
-  def objective(params: Any, batch: Batch, key: Array) -> tuple[Array, Sums]:
-    batch = blanked(batch)
-    images = normalize(batch['image'], mean, std)
-    if mixup or cutmix:
-      size = images.shape[1:3]
-      weights = pixel_weights(jax.random.fold_in(key, MIXING), size, mixup=mixup, cutmix=cutmix)
-      images = mixed(images, weights[None, :, :, None], batch['mask'])
-    logits, _ = apply({'params': params}, images, train=True, rngs={'dropout': key})
-    if mixup or cutmix:
-      soft = targets(batch['label'], logits.shape[-1])
-      batch = batch | {'label': mixed(soft, weights.mean(), batch['mask'])}
-    sums = measure(logits, batch, loss=loss, smoothing=smoothing)
-    return sums['loss'], sums
-
-  return objective

@@ -11,28 +11,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections.config_dict import FrozenConfigDict
 
-from vit_jax import bundle, convert, models, objective, optim, published, sharding
+from vit_jax import bundle, convert, lookup, models, objective, optim, published, sharding
 from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data.columns import labelled_images
+from vit_jax.tasks import Batch, Start, Task, classify
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
 UNTOLD = ('head_bias', 'dropout', 'attention_dropout', 'drop_path')  # of a checkpoint's model
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A checkpoint's parameters for the model of a run, and what was done to them."""
-
-  params: Any
-  report: adapt.Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,40 +35,27 @@ class Plan:
   Fields:
     config: of `vit_jax.config.load`, with what it leaves to the checkpoint that it starts from.
     mesh: of all devices.
-    model, loss, tx, schedule: what a training step is made of.
+    task: what is learned from what.
+    tx, schedule: how a gradient becomes an update.
     frozen: what is not trained.
-    pretrained: gives the parameters to start from; None where they are drawn.
     splits: sources by use: 'train', 'validation', 'test'; the last two may be absent.
-    transforms: by use: 'train' and 'evaluation'.
     total, evaluate_every, checkpoint_every, patience, log_every: durations in steps; 0 is never.
     time_limit: in seconds; 0 is none.
   """
 
   config: Any
   mesh: Mesh
-  model: models.Model
-  loss: Callable[..., Any]
+  task: Task
   tx: optax.GradientTransformation
   schedule: optim.Schedule
   frozen: optim.Frozen
-  pretrained: Callable[[], Pretrained] | None
   splits: dict[str, sources.Source]
-  transforms: dict[str, transforms.Transform]
   total: int
   evaluate_every: int
   checkpoint_every: int
   patience: int
   log_every: int
   time_limit: int
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    return self.splits['train'].classes
-
-  @property
-  def preprocess(self) -> bundle.Preprocess:
-    data = self.config.data
-    return bundle.Preprocess(data.preprocess, self.config.image_size, data.mean, data.std)
 
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
@@ -96,13 +76,13 @@ class Plan:
   @contextlib.contextmanager
   def training_batches(
     self, start: int, unreadable: pipeline.Unreadable
-  ) -> Iterator[Iterator[objective.Batch]]:
+  ) -> Iterator[Iterator[Batch]]:
     """Global batches on the mesh from step `start` on."""
     config = self.config
     reading = self.reading(config.batch_size, config.system.workers)
     with pipeline.training_batches(
       self.splits['train'],
-      self.transforms['train'],
+      self.task.columns,
       batch_size=config.batch_size,
       seed=config.seed,
       start=start,
@@ -115,13 +95,13 @@ class Plan:
   @contextlib.contextmanager
   def evaluation_batches(
     self, use: str, unreadable: pipeline.Unreadable
-  ) -> Iterator[Iterator[objective.Batch]]:
+  ) -> Iterator[Iterator[Batch]]:
     """Every image of a split once, on the mesh, in batches of the size of a micro-batch."""
     batch_size = self.config.batch_size // self.config.accumulate
     reading = self.reading(batch_size, workers=0)
     with pipeline.evaluation_batches(
       self.splits[use],
-      self.transforms['evaluation'],
+      self.task.evaluation,
       batch_size=batch_size,
       unreadable=unreadable,
       reading=reading,
@@ -130,15 +110,33 @@ class Plan:
 
   def placed(
     self, batches: Iterator[pipeline.HostBatch], reading: pipeline.Reading
-  ) -> Iterator[objective.Batch]:
+  ) -> Iterator[Batch]:
     depth = self.config.system.prefetch
     return sharding.prefetch(batches, self.mesh, depth=depth, shares=reading.share[1])
+
+  @property
+  def forward_flops(self) -> int:
+    """Of the task's model, for an image; 0 where they are not known."""
+    count = getattr(self.task.model, 'flops', None)
+    return count(*self.config.image_size) if count else 0
+
+  def loggers(self, folder: pathlib.Path) -> list[Any]:
+    """Those of the config beside our own, on the first process: `logger(folder, config)` each."""
+    name = self.config.system.logger
+    if not name or jax.process_index() > 0:
+      return []
+    return [lookup.imported(name, 'logger')(folder, self.config)]
 
   @property
   def metric(self) -> str:
     """What ranks the evaluations: that of the average, where it becomes the model."""
     name = self.config.evaluation.metric
     return f'ema_{name}' if self.config.ema and not name.startswith('ema_') else name
+
+  @property
+  def sign(self) -> int:
+    """1 where more of the metric is better, -1 where less is: the task says."""
+    return self.task.ranks[self.config.evaluation.metric.removeprefix('ema_')]
 
   def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
     share = sharding.batch_share(batch_size, self.mesh)
@@ -173,28 +171,75 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
     return optim.steps(duration, epoch=epoch, total=total)
 
   config, checkpoint = completed(config, workdir)
-  data = config.data
-  model = make_model(config, num_classes=len(splits['train'].classes))
-  params = shapes(model, config.image_size)
+  task = make_task(config, splits['train'], checkpoint)
+  check_metric(config, task)
+  params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   schedule = make_schedule(config.schedule, steps, total)
   return Plan(
     config=config,
     mesh=mesh,
-    model=model,
-    loss=objective.make_objective(model.apply, mean=data.mean, std=data.std, **config.objective),
+    task=task,
     tx=optim.make_optimizer(schedule=schedule, params=params, **config.optimizer),
     schedule=schedule,
     frozen=optim.make_frozen(params, **config.freeze),
-    pretrained=start(config, model, checkpoint) if config.pretrained else None,
     splits=splits,
-    transforms=make_transforms(data, config.image_size, splits['train']),
     total=total,
     evaluate_every=steps(config.evaluation.every) if data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
     patience=steps(config.evaluation.patience),
-    log_every=steps(system.log_every),
+    log_every=log_every(system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
   )
+
+
+def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:
+  """Steps from one logged row to the next: by default a hundredth of the run, at most 50."""
+  return steps(duration) if duration is not None else min(max(total // 100, 1), 50)
+
+
+def make_task(config: Any, source: sources.Source, checkpoint: convert.Checkpoint | None) -> Task:
+  """The config's task: of TASKS, or any 'package.module:name'.
+
+  Such a function takes (config, source, start): the config, completed; the training source; and
+  `start(model)`, which gives the `Task.start` of a model that `config.pretrained` is for, or None.
+
+  Args:
+    config: completed.
+    source: of the training images.
+    checkpoint: that the run starts from, if it is open.
+  """
+  make = lookup.named(config.task, TASKS, 'task')
+  return make(config, source, functools.partial(start, config, checkpoint=checkpoint))
+
+
+def classification(
+  config: Any,
+  source: sources.Source,
+  start: Callable[[models.Model], Callable[[], Start] | None],
+) -> Task:
+  """The task 'classify': the model of `config.model` learns the classes of the source."""
+  data, fields = config.data, dict(config.objective)
+  model = make_model(config, num_classes=len(source.classes))
+  check_labels(config, source)
+  lines = make_transforms(data, config.image_size, source)
+  columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
+  loss = objective.named_loss(fields.pop('loss'))
+  scores = objective.scores_of(loss, fields.pop('scores'))
+  return classify.classify(
+    model,
+    classes=source.classes,
+    preprocess=bundle.Preprocess(data.preprocess, config.image_size, data.mean, data.std),
+    columns=columns,
+    evaluation=evaluation,
+    loss=loss,
+    scores=scores,
+    name=config.model.name,
+    start=start(model),
+    **fields,
+  )
+
+
+TASKS: dict[str, Callable[..., Task]] = {'classify': classification}
 
 
 def completed(
@@ -257,19 +302,27 @@ def told_by(
 
 
 def start(
-  config: Any, model: models.Model, checkpoint: convert.Checkpoint | None
-) -> Callable[[], Pretrained]:
-  """Gives the parameters that training starts with; read now from a checkpoint that is open."""
+  config: Any, model: models.Model, *, checkpoint: convert.Checkpoint | None = None
+) -> Callable[[], Start] | None:
+  """Gives a model the parameters of `config.pretrained`, read now from a checkpoint that is open.
 
-  def adapted(checkpoint: convert.Checkpoint) -> Pretrained:
+  Args:
+    config: of a run.
+    model: which they are for.
+    checkpoint: the one that the config names; None opens it when it is asked for.
+  """
+  if not config.pretrained:
+    return None
+
+  def adapted(checkpoint: convert.Checkpoint) -> Start:
     check_head(config, model, checkpoint)
     size, new_head = config.image_size, config.new_head
-    return Pretrained(*adapt.params(checkpoint, model, image_size=size, new_head=new_head))
+    return Start(*adapt.params(checkpoint, model, image_size=size, new_head=new_head))
 
   if checkpoint is None:
     return functools.cache(lambda: adapted(opened(config)))
-  found = adapted(checkpoint)
-  return lambda: found
+  read = adapted(checkpoint)
+  return lambda: read
 
 
 def check_head(config: Any, model: models.Model, checkpoint: convert.Checkpoint) -> None:
@@ -292,12 +345,6 @@ def make_model(config: Any, num_classes: int) -> models.Model:
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
   return model
-
-
-def shapes(model: models.Model, image_size: tuple[int, int]) -> Any:
-  """The model's parameters as a tree of shapes."""
-  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-  return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
 
 
 def make_schedule(section: Any, steps: Callable[[int | str], int], total: int) -> optim.Schedule:
@@ -340,17 +387,21 @@ def check_values(config: Any) -> None:
     raise ValueError(f'data.std is {config.data.std}, must be positive')
   if config.model.pool == 'none':
     raise ValueError("model.pool is 'none', which classifies patches, not images")
-  known = ['accuracy', 'loss'] + ['ema_accuracy', 'ema_loss'] * (config.ema > 0)
   if config.data.bad_images not in pipeline.POLICIES:
     raise ValueError(
       f'data.bad_images is {config.data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
     )
-  metric = config.evaluation.metric
-  if metric not in known:
-    raise ValueError(f'unknown evaluation.metric {metric!r}{models.nearest(metric, known)}')
   looks = config.data.validation and optim.steps(config.evaluation.every, epoch=1, total=1)
   if optim.steps(config.evaluation.patience, epoch=1, total=1) and not looks:
     raise ValueError('evaluation.patience needs data.validation and evaluation.every')
+
+
+def check_metric(config: Any, task: Task) -> None:
+  """Raises ValueError if evaluations are to be ranked by what the task does not rank by."""
+  known = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
+  if config.evaluation.metric not in known:
+    near = models.nearest(config.evaluation.metric, known)
+    raise ValueError(f'unknown evaluation.metric {config.evaluation.metric!r}{near}')
 
 
 def check_time(limit: str) -> None:
@@ -364,14 +415,10 @@ def check_time(limit: str) -> None:
 def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
   """Raises ValueError for data that cannot be trained on."""
   train, name = splits['train'], config.data.source
-  if len(train.classes) < 2:
-    raise ValueError(f'{name} has one class only, {train.classes[0]!r}: nothing to learn')
   if config.batch_size > len(train):
     raise ValueError(
       f'batch_size {config.batch_size} exceeds the {len(train)} training images of {name}'
     )
-  if config.objective.loss == 'softmax' and np.ndim(pipeline.first_record(train)['label']):
-    raise ValueError(f"images of {name} have several labels: objective.loss must be 'sigmoid'")
   for use, source in splits.items():
     if source.classes != train.classes:
       raise ValueError(f'{name}: split {config.data[use]!r} has other classes than {use!r}')
@@ -380,6 +427,17 @@ def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
         f'data.{use} {config.data[use]!r} overlaps data.train {config.data.train!r} of {name}: '
         f'{shared:,} images are in both'
       )
+
+
+def check_labels(config: Any, source: sources.Source) -> None:
+  """Raises ValueError for labels that the config's loss cannot learn."""
+  if len(source.classes) < 2:
+    name = config.data.source
+    raise ValueError(f'{name} has one class only, {source.classes[0]!r}: nothing to learn')
+  if config.objective.loss == 'softmax' and np.ndim(pipeline.first_record(source)['label']):
+    raise ValueError(
+      f"images of {config.data.source} have several labels: objective.loss must be 'sigmoid'"
+    )
 
 
 def check_division(config: Any, mesh: Mesh) -> None:

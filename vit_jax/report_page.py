@@ -17,6 +17,7 @@ from vit_jax import analysis, bundle, chart, metrics, page, pictures
 from vit_jax.card import dimensions
 from vit_jax.chart import number, share, text
 from vit_jax.evaluate import accuracy
+from vit_jax.tasks import classify
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
@@ -169,7 +170,8 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
     ]
     if 'mean_average_precision' in values:
       told.append((share(values['mean_average_precision']), f'mean average precision {on}'))
-  for use, logged in metrics.of_model(found.config, found.rows).items():
+  step = metrics.model_step(found.config, found.rows, classify.RANKS)
+  for use, logged in metrics.of_model(found.rows, step).items():
     where = (own.get('source'), own.get(use))
     if values and where == (values['source'], values['split']):
       continue  # the same parameters on the same images
@@ -373,7 +375,7 @@ def calibration(found: Facts) -> str:
   )
   error = share(found.measured['calibration_error'])
   return (
-    f'<p>Expected calibration error {error}, of the likeliest class, in {accuracy.BINS} bins.</p>'
+    f'<p>Expected calibration error {error}, of the likeliest class, in {classify.BINS} bins.</p>'
     f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{told}</details>'
   )
 

@@ -150,3 +150,12 @@ def prefetch(
     if len(ahead) > depth:
       yield ahead.pop(0)
   yield from ahead
+
+
+def gathered(tree: Any) -> Any:
+  """A tree of arrays on the mesh, whole and on the host of every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,7 +1,8 @@
 """Batches of a source, by Grain: shuffled and augmented for training, padded for evaluation.
 
-B batch, N images. Order and augmentation depend on the seed, the epoch and an image's index alone,
-so that any number of hosts, workers or threads, and a run resumed at any step, see the same.
+B batch, N records. Order and augmentation depend on the seed, the epoch and a record's index alone,
+so that any number of hosts, workers or threads, and a run resumed at any step, see the same. What a
+batch holds is what the columns say; the pipeline knows nothing of images.
 """
 
 import contextlib
@@ -13,11 +14,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from vit_jax.data import transforms
+from vit_jax.data.columns import Columns
 from vit_jax.data.sources import Record, Source
 
 HostBatch = dict[str, np.ndarray]
@@ -130,7 +131,7 @@ def told(error: Exception) -> str:
 @contextlib.contextmanager
 def training_batches(
   source: Source,
-  transform: transforms.Transform,
+  columns: Columns,
   *,
   batch_size: int,
   seed: int,
@@ -143,7 +144,7 @@ def training_batches(
 
   Args:
     source: to read.
-    transform: of `transforms.compose`; its generator is seeded by (seed, epoch, index, repeat).
+    columns: of a batch; their generators are seeded by (seed, epoch, index, repeat, view).
     batch_size: B over all processes; this one's batches hold B / reading.share[1] rows.
     seed: of order and augmentation.
     start: steps already taken.
@@ -153,7 +154,7 @@ def training_batches(
     reading: this process's part.
 
   Yields:
-    (inside the context) an iterator of {'image': uint8 (rows, H, W, 3), 'label', 'mask'}.
+    (inside the context) an iterator of the columns, (rows, *shape) each, and 'mask' (rows,) of 1.
   """
   import grain
 
@@ -162,12 +163,12 @@ def training_batches(
 
   def batch(step: int) -> HostBatch:
     first = (step * count + share) * rows
-    examples = Examples(source, transform, rows, seed=seed)
+    examples = Examples(source, columns, rows, seed=seed)
     for position in range(first, first + rows):
       epoch, place = divmod(position, len(source))
       image, repeat = divmod(place, repeats)
       examples.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
-    return examples.stacked()
+    return examples.batch()
 
   # A thread makes a whole batch: Grain costs as much for an image as for many.
   dataset = grain.MapDataset.range(start, 2**60).map(batch)
@@ -179,16 +180,16 @@ def training_batches(
 @contextlib.contextmanager
 def evaluation_batches(
   source: Source,
-  transform: transforms.Transform,
+  columns: Columns,
   *,
   batch_size: int,
   unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
 ) -> Iterator[Iterator[HostBatch]]:
-  """Every image once, in order; rows that fill up the last batch have mask 0.
+  """Every record once, in order; rows that fill up the last batch have mask 0.
 
-  So have images without a label and, where `unreadable` is given, such as cannot be read. All
-  processes yield the same number of batches.
+  So have, where `unreadable` is given, such as cannot be read. All processes yield the same number
+  of batches.
   """
   import grain
 
@@ -197,12 +198,10 @@ def evaluation_batches(
 
   def batch(step: int) -> HostBatch:
     first = (step * count + share) * rows
-    examples = Examples(source, transform, rows, seed=0, substitute=False)
+    examples = Examples(source, columns, rows, seed=0, substitute=False)
     for position in range(first, first + rows):
       examples.add(min(position, len(source) - 1), counts=position < len(source))
-    made = examples.stacked()
-    made['mask'] *= made['label'].reshape(rows, -1).max(axis=1) >= 0
-    return made
+    return examples.batch()
 
   dataset = grain.MapDataset.range(batches).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
@@ -218,61 +217,45 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Examples:
-  """Transformed images under way to a batch.
+  """Examples under way to a batch.
 
   Args:
     source: to read.
-    transform: of each image.
+    columns: what is made of each record.
     count: how many there will be.
-    seed: of the generator that a transform draws from.
-    substitute: whether another image takes the place of one that cannot be read.
+    seed: of the generators that columns draw from.
+    substitute: whether another record takes the place of one that cannot be read.
   """
 
   def __init__(
-    self,
-    source: Source,
-    transform: transforms.Transform,
-    count: int,
-    *,
-    seed: int,
-    substitute: bool = True,
+    self, source: Source, columns: Columns, count: int, *, seed: int, substitute: bool = True
   ):
-    self.source, self.transform, self.substitute = source, transform, substitute
+    self.source, self.columns, self.substitute = source, columns, substitute
     self.bits = np.random.Philox(key=seed)
     self.rng, self.state = np.random.Generator(self.bits), self.bits.state
-    self.images = np.empty((count, *transform.size, 3), np.uint8)
-    self.labels: list[Any] = []
+    self.arrays = {name: np.empty((count, *c.shape), c.dtype) for name, c in columns.items()}
     self.mask = np.zeros(count, np.float32)
     self.unreadable = np.full(count, -1, np.int64)
+    self.row = 0
 
   def add(self, index: int, epoch: int = 0, repeat: int = 0, *, counts: bool = True) -> None:
-    """Reads and transforms an image; `counts` becomes its mask.
+    """Makes an example of a record; `counts` becomes its mask.
 
     Raises:
-      DataError: if neither it nor any of the TRIES after it can be read, or for one that the
-        transform does not take, or gives another size.
+      DataError: if neither it nor any of the TRIES after it can be read, or for one that does not
+        fit its columns.
     """
-    row, tries = len(self.labels), TRIES if self.substitute else 1
+    row, tries = self.row, TRIES if self.substitute else 1
+    self.row += 1
     for at in range(index, index + tries):
       at %= len(self.source)
-      # As Philox(key=seed, counter=...), at a fifth of the time.
-      self.state['state']['counter'][:] = (0, at, epoch, repeat)
-      self.bits.state = self.state
       try:
-        record = self.source[at]
-        image = self.transform(record['image'], self.rng)
+        self.fill(row, at, epoch, repeat)
       except (transforms.BadImage, OSError) as error:
         self.unreadable[row], last = index, error
         continue
       except ValueError as error:
         raise DataError(f'{self.source.describe(at)}: {told(error)}') from None
-      if image.shape[:2] != self.transform.size:
-        given, wanted = ('{}x{}'.format(*size) for size in (image.shape[:2], self.transform.size))
-        raise DataError(
-          f'{self.source.describe(at)}: the transforms give {given} pixels, not {wanted}'
-        )
-      self.images[row] = image
-      self.labels.append(record['label'])
       self.mask[row] = counts
       return
     if self.substitute:
@@ -280,25 +263,29 @@ class Examples:
         f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
         f'{told(last)}'
       )
-    self.images[row] = 0
-    self.labels.append(unlabelled(self.source))
+    for name, column in self.columns.items():
+      self.arrays[name][row] = column.empty
 
-  def stacked(self) -> HostBatch:
-    """The rows as arrays.
+  def fill(self, row: int, index: int, epoch: int, repeat: int) -> None:
+    """Fills a row of every column from a record."""
+    record = self.source[index]
+    for name, column in self.columns.items():
+      if column.view is None:
+        value = np.asarray(column.fill(record, None))
+      else:
+        # As Philox(key=seed, counter=...), at a fifth of the time. The first word counts what is
+        # drawn, so a view begins 2^48 draws after the one before.
+        self.state['state']['counter'][:] = (column.view << 48, index, epoch, repeat)
+        self.bits.state = self.state
+        value = np.asarray(column.fill(record, self.rng))
+      if value.shape != column.shape or not np.can_cast(value.dtype, column.dtype, 'same_kind'):
+        wanted = f'{np.dtype(column.dtype)} {column.shape}'
+        raise ValueError(f'column {name!r} is {value.dtype} {value.shape}, must be {wanted}')
+      self.arrays[name][row] = value
 
-    Raises:
-      DataError: for a label that is none of the classes'.
-    """
-    labels = np.asarray(self.labels, np.int32)
-    if labels.max() >= len(self.source.classes) or labels.min() < -1:
-      wrong = next(n for n in labels.ravel() if not -1 <= n < len(self.source.classes))
-      raise DataError(f'label {wrong} is none of {len(self.source.classes)} classes')
-    return {
-      'image': self.images,
-      'label': labels,
-      'mask': self.mask,
-      'unreadable': self.unreadable,
-    }
+  def batch(self) -> HostBatch:
+    """The columns, 'mask', and 'unreadable' (rows,), the index of what could not be read, or -1."""
+    return {**self.arrays, 'mask': self.mask, 'unreadable': self.unreadable}
 
 
 def first_record(source: Source) -> Record:
@@ -315,14 +302,6 @@ def first_record(source: Source) -> Record:
     except (transforms.BadImage, OSError) as error:
       problem = problem or f'{source.describe(index)}: {told(error)}'
   raise DataError(f'none of the first {TRIES} images can be read; {problem}')
-
-
-def unlabelled(source: Source) -> np.ndarray:
-  """What stands for the label of an image that could not be read: -1 in the shape of the others."""
-  for index in range(min(len(source), TRIES)):
-    with contextlib.suppress(OSError):
-      return np.full_like(source[index]['label'], -1)
-  return np.asarray(-1, np.int32)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax import metrics
+from vit_jax.data import columns as fields
 from vit_jax.data import decoding, pipeline, presets, sources, transforms
 from vit_jax.data.folder import shown
 from vit_jax.data.sources import Source
@@ -335,12 +336,13 @@ def sheet(found: Survey, transform: transforms.Transform, *, seed: int = 0) -> n
     raise ValueError('a sheet needs an image that can be read')
   rows, draws = min(SHEET[0], len(readable)), SHEET[1]
   chosen = readable[np.linspace(0, len(readable) - 1, rows).round().astype(int)]
-  examples = pipeline.Examples(found.source, transform, rows * draws, seed=seed)
+  image = {'image': fields.image(transform)}
+  examples = pipeline.Examples(found.source, image, rows * draws, seed=seed)
   for index in chosen:
     for epoch in range(draws):
       examples.add(int(index), epoch)
   height, width = transform.size
-  grid = examples.stacked()['image'].reshape(rows, draws, height, width, 3)
+  grid = examples.batch()['image'].reshape(rows, draws, height, width, 3)
   return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, draws * width, 3)
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import bundle, models, objective
+from vit_jax import bundle, models, sharding
 from vit_jax.convert import files
 from vit_jax.data import pipeline
-from vit_jax.evaluate import inputs
+from vit_jax.evaluate import inputs, loop
+from vit_jax.tasks import Batch, Params
 
 FORMAT = 1  # of the cache
 SUFFIXES = ('.npz', '.parquet')
@@ -70,10 +71,11 @@ class Features:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
-def forward(params: Any, batch: objective.Batch, *, model: Any, mean: Any, std: Any) -> Any:
-  """'pre_logits' of a batch in float32, and its labels."""
+def forward(params: Params, batch: Batch, *, model: Any, mean: Any, std: Any) -> Any:
+  """'pre_logits' of a batch in float32, its labels and mask."""
   _, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
-  return {'values': out['pre_logits'].astype('float32'), 'labels': batch['label']}
+  values = out['pre_logits'].astype('float32')
+  return {'values': values, 'labels': batch['label'], 'mask': batch['mask']}
 
 
 def of_split(
@@ -109,18 +111,23 @@ def of_split(
   file = cache_file(cache, found, split, ready) if cache else None
   if file is not None and (kept := remembered(file, split)):
     return kept
-  step = functools.partial(forward, model=found.model, mean=tuple(ready.mean), std=tuple(ready.std))
+  how = dict(model=found.model, mean=tuple(ready.mean), std=tuple(ready.std))
+  mesh = sharding.make_mesh()
+  params = sharding.place(found.params, mesh)
   whole: dict[str, np.ndarray] = {}
   count = 0
-  with inputs.results(step, found.params, split, ready, batch_size=batch_size, say=say) as results:
-    for indices, rows in results.batches:
-      there = indices >= 0
-      for name, column in (rows | {'indices': indices}).items():
+  with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
+    batches, unreadable = read
+    first = 0  # image of a batch
+    for rows in loop.fetched(forward(params, batch, **how) for batch in batches):
+      readable = rows.pop('mask') > 0
+      rows['indices'] = np.arange(first, first + len(readable))
+      first += len(readable)
+      for name, column in rows.items():
         space = (len(split.source), *column.shape[1:])
         rest = whole.setdefault(name, np.empty(space, column.dtype))[count:]
-        rest[: there.sum()] = column[there]
-      count += int(there.sum())
-    unreadable = results.unreadable.count
+        rest[: readable.sum()] = column[readable]
+      count += int(readable.sum())
   if not count:
     raise pipeline.DataError('no features: not one of the images can be read')
   made = Features(
@@ -128,7 +135,7 @@ def of_split(
     classes=split.source.classes,
     source=split.name,
     split=split.split,
-    bad_images=unreadable,
+    bad_images=unreadable.count,
   )
   if file is not None:
     remember(file, made)

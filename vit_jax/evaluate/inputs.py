@@ -3,7 +3,6 @@
 N images, B of them in a batch.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -12,15 +11,15 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from vit_jax import bundle, sharding
-from vit_jax.data import pipeline, sources, transforms
+from vit_jax.data import columns, pipeline, sources, transforms
 from vit_jax.data.sources import Record, Source
+from vit_jax.tasks import Batch
 
 BATCH = 256  # images at a time on each device
-AHEAD = 2  # batches that the host is ahead of the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,68 +120,41 @@ def preprocess_of(found: bundle.Bundle, split: Split, line: str = '') -> bundle.
   return asked
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-  """What a step gives for a split's images, a batch at a time, and what could not be read.
-
-  Fields:
-    batches: (indices, result): (B,) of the images in the split, -1 for padding and for what could
-      not be read; the step's result on the host.
-    unreadable: whose `count` is complete after the last batch.
-  """
-
-  batches: Iterator[tuple[np.ndarray, Any]]
-  unreadable: pipeline.Unreadable
-
-
 @contextlib.contextmanager
-def results(
-  step: Callable[[Any, Any], Any],
-  params: Any,
+def placed_batches(
   split: Split,
   preprocess: bundle.Preprocess,
+  mesh: Mesh,
   *,
   batch_size: int = BATCH,
   say: Callable[[str], object] = pipeline.tell,
-) -> Iterator[Results]:
-  """Takes a jitted step over every image of a split once, in order.
+) -> Iterator[tuple[Iterator[Batch], pipeline.Unreadable]]:
+  """Every image of a split once, in order, in batches on all devices.
 
   Args:
-    step: (params, batch) -> a tree of arrays; batches as of `pipeline.evaluation_batches`, split
-      over all devices.
-    params: of the model, placed on the devices by `sharding.RULES`.
     split: to be read.
     preprocess: of its images.
+    mesh: of the devices that share a batch.
     batch_size: images at a time on each device, at most.
     say: takes a line for each image that cannot be read.
+
+  Yields:
+    Batches as of `pipeline.evaluation_batches`, and what could not be read, whose `count` is
+    complete after the last.
 
   Raises:
     ValueError: for a batch size below 1.
   """
   if batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
-  mesh = sharding.make_mesh()
   on_each = -(-len(split.source) // mesh.size)
   rows = mesh.size * min(batch_size, 1 << (on_each - 1).bit_length())  # few shapes to compile
   unreadable = pipeline.Unreadable(split.source, say=say, limit=None)
   transform = transforms.compose(preprocess.steps, preprocess.size)
-
-  def indices(number: int) -> np.ndarray:
-    found = np.arange(number * rows, (number + 1) * rows)
-    absent = np.isin(found, list(unreadable.found)) | (found >= len(split.source))
-    return np.where(absent, -1, found)
-
-  def fetched(batches: Iterator[Any]) -> Iterator[tuple[np.ndarray, Any]]:
-    placed, running = sharding.place(params, mesh), collections.deque[Any]()
-    for number, batch in enumerate(sharding.prefetch(batches, mesh)):
-      running.append((number, step(placed, batch)))
-      if len(running) > AHEAD:
-        number, result = running.popleft()
-        yield indices(number), jax.device_get(result)
-    for number, result in running:
-      yield indices(number), jax.device_get(result)
-
   with pipeline.evaluation_batches(
-    split.source, transform, batch_size=rows, unreadable=unreadable
+    split.source,
+    columns.labelled_images(split.source, transform),
+    batch_size=rows,
+    unreadable=unreadable,
   ) as batches:
-    yield Results(fetched(batches), unreadable)
+    yield sharding.prefetch(batches, mesh), unreadable

@@ -1,0 +1,82 @@
+"""The columns of a batch: what each array holds, and how a record of a source fills it.
+
+H, W pixels, L labels. Worker processes import this too.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import transforms
+from vit_jax.data.sources import Source
+
+Fill = Callable[[Mapping[str, Any], Any], Any]  # (record, NumPy generator or None) -> array
+TRIES = 100  # records that are tried for the shape of a label
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """One array of every example, of one shape and type.
+
+  Fields:
+    shape: of an example's; a batch of B has (B, *shape).
+    dtype: of NumPy.
+    fill: (record, rng) -> an array of that shape. BadImage and OSError mean that the record cannot
+      be read, another ValueError that it does not fit.
+    view: which random stream of an example `fill` draws from; None draws nothing, and gets no
+      generator. A stream depends on (seed, epoch, index, repeat, view) alone: columns of one view
+      draw alike, as an image and its mask have to, others independently, as two crops of an image.
+    empty: the value in the place of a record that cannot be read, where none is substituted.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  fill: Fill
+  view: int | None = None
+  empty: Any = 0
+
+
+Columns = Mapping[str, Column]
+
+
+def image(transform: transforms.Transform, *, view: int = 0) -> Column:
+  """A record's 'image', transformed: uint8 (H, W, 3) of the transform's size."""
+
+  def fill(record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    pixels = transform(record['image'], rng)
+    if pixels.shape[:2] != transform.size:
+      size, wanted = ('{}x{}'.format(*sides) for sides in (pixels.shape[:2], transform.size))
+      raise ValueError(f'the transforms give {size} pixels, not {wanted}')
+    return pixels
+
+  return Column((*transform.size, 3), np.uint8, fill, view)
+
+
+def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
+  """A record's 'label', int32: () or (L,), -1 for none; another class is a ValueError."""
+
+  def fill(record: Mapping[str, Any], _: None) -> np.ndarray:
+    labels = np.asarray(record['label'])
+    if labels.size and (labels.max() >= num_classes or labels.min() < -1):
+      wrong = next(n for n in labels.ravel() if not -1 <= n < num_classes)
+      raise ValueError(f'label {wrong} is none of {num_classes} classes')
+    return labels
+
+  return Column(shape, np.int32, fill, empty=-1)
+
+
+def labelled_images(source: Source, transform: transforms.Transform) -> dict[str, Column]:
+  """A classifier's columns: 'image' uint8 (H, W, 3), and 'label' int32 () or (L,)."""
+  shape = label_shape(source)
+  return {'image': image(transform), 'label': label(len(source.classes), shape=shape)}
+
+
+def label_shape(source: Source) -> tuple[int, ...]:
+  """() or (L,), of the first record that can be read."""
+  for index in range(min(len(source), TRIES)):
+    with contextlib.suppress(OSError):
+      return np.shape(source[index]['label'])
+  return ()

@@ -1,0 +1,83 @@
+"""What a name in a config stands for: one of ours, or 'package.module:name' of somebody else's."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from vit_jax import models
+
+T = TypeVar('T')
+PATH = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
+MARK = 'vit_jax_extension'
+
+
+def extension(function: T) -> T:
+  """Marks a transform or a source that files may name: `@vit_jax.extension` above it.
+
+  A model on disk says how its images are read, and a run's folder where they are. What these name
+  is imported and called only if its author has marked it so, as otherwise a file could call
+  anything that is installed.
+  """
+  setattr(function, MARK, True)
+  return function
+
+
+def is_path(name: Any) -> bool:
+  """Whether a name is of the form 'package.module:name'."""
+  return isinstance(name, str) and PATH.fullmatch(name) is not None
+
+
+def named(name: str, table: Mapping[str, Any], what: str) -> Any:
+  """The entry of a table, or what 'package.module:name' imports.
+
+  Args:
+    name: in a config.
+    table: ours.
+    what: the config's field is for, in a word.
+
+  Raises:
+    ValueError: if it is neither, or cannot be imported.
+  """
+  if name in table:
+    return table[name]
+  if not is_path(name):
+    raise ValueError(
+      f"unknown {what} {name!r}{models.nearest(name, list(table))}, or 'module:name'"
+    )
+  return imported(name, what)
+
+
+def imported(name: str, what: str, *, marked: bool = False) -> Any:
+  """What 'package.module:name' stands for; modules are also looked for in the working folder.
+
+  Args:
+    name: of that form.
+    what: it is for, in a word.
+    marked: refuse what is not marked by `extension`.
+
+  Raises:
+    ValueError: if there is no such module or name in it, importing it fails, or it is not marked.
+  """
+  module, _, attribute = name.partition(':')
+  here = os.getcwd()
+  if here not in sys.path:  # last, so that it hides nothing; processes that are started get it too
+    sys.path.append(here)
+  try:
+    value = getattr(importlib.import_module(module), attribute)
+  except ModuleNotFoundError as error:
+    raise ValueError(f'{what} {name!r}: there is no module {error.name!r} here') from None
+  except AttributeError:
+    raise ValueError(f'{what} {name!r}: {module} has no {attribute!r}') from None
+  except Exception as error:  # whatever the module does when it is imported
+    text = ' '.join(str(error).split())
+    raise ValueError(f'{what} {name!r}: {type(error).__name__}: {text}') from error
+  if not callable(value):
+    raise ValueError(f'{what} {name!r} is {type(value).__name__}, not a function or class')
+  if marked and getattr(value, MARK, False) is not True:
+    raise ValueError(
+      f'{what} {name!r} is not marked by @vit_jax.extension, which files may name alone'
+    )
+  return value

@@ -1,0 +1,202 @@
+"""The state, and one update of it as a pure function of (state, batch): of any task.
+
+A micro-batches.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from vit_jax import models, optim
+from vit_jax.tasks import Array, Batch, Fixed, Params, Sums
+
+
+@struct.dataclass
+class State:
+  """All that training changes; everything else follows from the config.
+
+  Fields:
+    step: updates made, () int32; -1 - s after the update from step s failed, and then no further
+      update changes anything.
+    params: the task's parameters, float32.
+    opt_state: the optimiser's, of what is trained.
+    ema: averaged parameters, or None.
+  """
+
+  step: Array
+  params: Params
+  opt_state: Any
+  ema: Params | None
+
+  @property
+  def model_params(self) -> Params:
+    """What is delivered: the average where one is kept."""
+    return self.params if self.ema is None else self.ema
+
+
+@struct.dataclass
+class Trace:
+  """Whether tensors are finite, by name in the order of computation."""
+
+  names: tuple[str, ...] = struct.field(pytree_node=False)
+  finite: tuple[Array, ...]  # () each
+
+  def __add__(self, other: 'Trace') -> 'Trace':
+    return Trace(self.names + other.names, self.finite + other.finite)
+
+
+Step = Callable[..., tuple[State, dict[str, Any]]]  # (state, batch, fixed) -> state, measured
+
+
+def trace(named: Mapping[str, Any]) -> Trace:
+  """Whether each array of a tree is finite; of stacked blocks or stages, each layer by itself."""
+  flags: dict[str, Array] = {}
+  for name, tensor in named.items():
+    for path, leaf in models.flat(tensor).items():
+      whole = '/'.join(part for part in (name, path) if part)
+      if name in ('blocks', 'stages') and not isinstance(tensor, Mapping):
+        layers = enumerate(tensor) if not path else [(path, leaf)]
+        flags |= {f'{name}[{layer}]': jnp.isfinite(rows).all() for layer, rows in layers}
+      elif jnp.issubdtype(leaf.dtype, jnp.inexact):
+        flags[whole] = jnp.isfinite(leaf).all()
+  return Trace(tuple(flags), tuple(flags.values()))
+
+
+def make_step(
+  loss: Callable[..., Any],
+  tx: optax.GradientTransformation,
+  schedule: optim.Schedule,
+  *,
+  seed: int = 0,
+  accumulate: int = 1,
+  ema: float = 0.0,
+  frozen: optim.Frozen = optim.ALL_TRAINED,
+) -> Step:
+  """One update as a pure function: step(state, batch, fixed) -> state, measured.
+
+  With a loss or gradient that is not finite nothing is updated, by this step or a later one.
+  `measured` has the task's 'sums', the 'latest' 'grad_norm' and 'learning_rate', 'finite', whether
+  loss, gradient and update were, and 'trace', which tensors were: `untraced`, it is not computed.
+
+  Args:
+    loss: of a task.
+    tx: the optimiser; it is handed `grad_fn(trained, *_)`, the gradient of the same batch with the
+      same key at other parameters, which sharpness-aware ones ask for.
+    schedule: its learning rate, to be logged.
+    seed: the step's key is fold_in(seed, step).
+    accumulate: micro-batches that the gradient is summed over, each with a key of its own.
+    ema: decay of the averaged parameters.
+    frozen: what is not trained: it stays as it is, to the bit, in the average too.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def step(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, dict[str, Any]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    fixed = {**(fixed or {}), 'ema': state.ema}
+
+    def gradients(trained: Params) -> tuple[Params, tuple[Sums, Trace]]:
+      def of_trained(trained: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Trace]]:
+        total, sums, named = loss(frozen.with_rest(state.params, trained), batch, key, fixed)
+        return total, (sums, trace(named))
+
+      return gradient(of_trained, trained, batch, key, accumulate=accumulate)
+
+    def update(state: State, grads: Params) -> tuple[State, Array]:
+      trained = frozen.rest(state.params)
+      updates, opt_state = tx.update(
+        grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
+      )
+      trained = optax.apply_updates(trained, updates)
+      average = None
+      if state.ema is not None:
+        mean = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, frozen.rest(state.ema), trained)
+        average = frozen.with_rest(state.ema, mean)
+      params = frozen.with_rest(state.params, trained)
+      finite = jnp.isfinite(optax.tree.norm(updates))
+      number = jnp.where(finite, state.step + 1, -1 - state.step)
+      return State(number, params, opt_state, average), finite
+
+    def leave(state: State, grads: Params) -> tuple[State, Array]:
+      failed = jnp.minimum(state.step, -1 - state.step)
+      return State(failed, state.params, state.opt_state, state.ema), jnp.asarray(False)
+
+    grads, (sums, tensors) = gradients(frozen.rest(state.params))
+    norm = optax.tree.norm(grads)
+    usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
+    # A branch, as a choice between old and new would hold both in memory.
+    new, finite = jax.lax.cond(usable, update, leave, state, grads)
+    parts = [(state.params, 'parameter'), (grads, 'gradient of')]
+    before, after = (
+      trace({f'{what} {name}': leaf for name, leaf in models.flat(tree).items()})
+      for tree, what in parts
+    )
+    tensors = before + tensors + trace({'loss': sums['loss']}) + after
+    latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
+    return new, {'sums': sums, 'latest': latest, 'finite': finite, 'trace': tensors}
+
+  return step
+
+
+def untraced(step: Step) -> Step:
+  """The step without its trace, which jit then leaves out of the program."""
+
+  def update(
+    state: State, batch: Batch, fixed: Fixed | None = None
+  ) -> tuple[State, dict[str, Any]]:
+    new, measured = step(state, batch, fixed)
+    del measured['trace']
+    return new, measured
+
+  return update
+
+
+def gradient(
+  loss: Callable[..., Any], trained: Params, batch: Batch, key: Array, *, accumulate: int
+) -> tuple[Params, tuple[Sums, Trace]]:
+  """The mean loss's gradient, and sums over the batch, taken in equal micro-batches.
+
+  Args:
+    loss: (trained, batch, key) -> (loss summed over the batch, (sums, trace)).
+    trained: the parameters that the gradient is by.
+    batch: whose size `accumulate` divides.
+    key: of the step.
+    accumulate: A.
+  """
+  summed = jax.grad(loss, has_aux=True)
+
+  def add(total: Any, indexed: tuple[Array, Batch]) -> tuple[Any, Trace]:
+    index, micro = indexed
+    grads, (sums, tensors) = summed(trained, micro, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, (grads, sums)), tensors
+
+  if accumulate == 1:
+    grads, (sums, tensors) = summed(trained, batch, jax.random.fold_in(key, 0))
+  else:
+    # Row j of micro-batch i is row j * accumulate + i: a device's rows stay on it.
+    micro = {
+      name: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
+      for name, rows in batch.items()
+    }
+    first = jax.tree.map(lambda rows: rows[0], micro)
+    shapes, (sum_shapes, _) = jax.eval_shape(summed, trained, first, key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), (shapes, sum_shapes))
+    (grads, sums), tensors = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
+    tensors = jax.tree.map(lambda flags: flags.all(0), tensors)  # (A,) -> ()
+  count = jnp.maximum(sums['count'], 1)
+  return jax.tree.map(lambda g: g / count, grads), (sums, tensors)
+
+
+def make_state(
+  params: Params,
+  tx: optax.GradientTransformation,
+  *,
+  ema: bool = False,
+  frozen: optim.Frozen = optim.ALL_TRAINED,
+) -> State:
+  """The state of those parameters before the first step."""
+  average = jax.tree.map(jnp.copy, params) if ema else None
+  return State(jnp.zeros((), jnp.int32), params, tx.init(frozen.rest(params)), average)

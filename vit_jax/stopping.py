@@ -1,0 +1,74 @@
+"""What ends a run before its last step: SIGTERM, Ctrl-C, the time limit."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+@contextlib.contextmanager
+def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+  """SIGTERM and Ctrl-C ask the loop to end after its step; the second one ends it at once.
+
+  With several processes SIGTERM is left to Orbax, which has all of them stop at the same step.
+  """
+  asked = threading.Event()
+  signals = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
+  if threading.current_thread() is not threading.main_thread():
+    signals = []
+
+  def ask(number: int, _: Any) -> None:
+    say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
+    asked.set()
+    restore()
+
+  before = {number: signal.getsignal(number) for number in signals}
+
+  def restore() -> None:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+  for number in signals:
+    signal.signal(number, ask)
+  try:
+    yield asked.is_set
+  finally:
+    restore()
+
+
+@contextlib.contextmanager
+def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+  """Asks the loop to end after its step when the run's time is over.
+
+  Args:
+    ends: of `time.monotonic()`, when it is.
+    limit: the time, in words.
+    say: takes a line when it is over.
+
+  With several processes the first one's clock counts: it tells the others as a scheduler would, by
+  a SIGTERM to itself, which Orbax has all of them stop for at the same step.
+  """
+  over = threading.Event()
+
+  def end() -> None:
+    say(f'the time limit, {limit}, is over: saving')
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      over.set()
+
+  if ends == float('inf') or jax.process_index() > 0:
+    yield over.is_set
+    return
+  timer = threading.Timer(max(ends - time.monotonic(), 0), end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield over.is_set
+  finally:
+    timer.cancel()

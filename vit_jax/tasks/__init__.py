@@ -1,0 +1,94 @@
+"""What is learned from what: the Task, beyond which step, loop and pipeline know nothing.
+
+B batch, N images of it that count.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax import models
+from vit_jax.bundle import Bundle
+from vit_jax.data.columns import Column as Column  # "as": these are names of this module too
+from vit_jax.data.columns import Columns as Columns
+
+Array = jax.Array
+Params = dict[str, Any]  # float32 arrays by name, nested: what is trained
+Batch = Mapping[str, Array]  # the task's columns, (B, *shape) each, and 'mask' (B,) of 0 and 1
+Sums = dict[
+  str, Array
+]  # of the examples that count; they add up over batches, hosts and micro-batches
+Rows = dict[str, Array]  # (B, ...) of each example, in the order of the batch
+Fixed = Mapping[str, Any]  # arrays that are read and not trained, nested
+Named = Mapping[str, Any]  # arrays on the way to a loss, in the order of computation
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Parameters that training starts with, in the place of those drawn.
+
+  Fields:
+    params: by name as in what `Task.init` draws, all of them or some; on the host.
+    report: what was done to the checkpoint's arrays, in lines for a user.
+  """
+
+  params: Params
+  report: Any = ''
+
+
+def no_details(sums: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+  """Of a task whose evaluation has nothing beyond its numbers."""
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is learned from what: plain functions, and what they read.
+
+  `init`, `loss` and `measure` are pure, and traced by JAX; the others run on the host. A wrapper is
+  a function that takes a Task and returns one (see `tasks.distil`).
+
+  Fields:
+    columns: of a training example; the pipeline fills them, of any name, shape and type.
+    evaluation: of an example that is evaluated.
+    init: (key) -> parameters, drawn; also under `jax.eval_shape`.
+    loss: (params, batch, key, fixed) -> (loss, sums, named). The loss () is summed over the
+      examples, float32; its gradient is divided by the sum 'count' (), the number of examples. The
+      key differs for each step and micro-batch. `fixed` holds what the field below has, and as
+      'ema' the averaged parameters, None where none are kept. `named` are tensors on the way: the
+      first that is not finite is named to the user; {} names none, and what is unread is free.
+    measure: (params, batch, fixed) -> (sums, rows) of a batch of `evaluation`, of the examples with
+      mask 1 alone. Rows are read where somebody asks for them.
+    read: (sums) -> named numbers of sums over any number of batches, of `loss` or of `measure`, as
+      numbers of NumPy; a mean is its sum by 'count', so that batches may differ in size.
+    ranks: the numbers of `read` that evaluations can be ranked by, with 1 where more is better and
+      -1 where less is; the first is the usual one.
+    deliver: (params on the host) -> the bundle that users get.
+    details: (sums, rows on the host) -> what `evaluation.json` has beyond `read`'s numbers.
+    fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
+      rules of `sharding`, an argument of the compiled step and no constant of it. A teacher.
+    start: gives parameters to start with; None where all are drawn.
+    model: the network that is trained, whose sizes are told; None where it is none of ours.
+  """
+
+  columns: Columns
+  evaluation: Columns
+  init: Callable[[Array], Params]
+  loss: Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
+  measure: Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
+  read: Callable[[Mapping[str, Any]], dict[str, float]]
+  ranks: Mapping[str, int]
+  deliver: Callable[[Params], Bundle]
+  details: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = no_details
+  fixed: Fixed = dataclasses.field(default_factory=dict)
+  start: Callable[[], Start] | None = None
+  model: models.Model | None = None
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+  """Every sum () by 'count', and 'count' itself: what `read` is for most tasks."""
+  count = float(sums.get('count', 0))
+  values = {name: float(value) / max(count, 1.0) for name, value in sums.items()}
+  return values | {'count': count}

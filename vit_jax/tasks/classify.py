@@ -1,0 +1,334 @@
+"""Classification: an image's class, or several of them, from its pixels.
+
+N images, K classes that are scored, S classes of the data, M of the model, L labels of an image.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import bundle, models, objective
+from vit_jax.data.columns import Columns
+from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Start, Sums, Task, means
+
+RANKS = {'accuracy': 1, 'loss': -1}
+BINS = 15  # of the calibration error
+TOP = 5
+LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are given
+CONFUSED = 10  # pairs of classes that are told
+MISTAKES = 12  # images that are told
+
+
+def classify(
+  model: models.Model,
+  *,
+  classes: Sequence[str],
+  preprocess: bundle.Preprocess,
+  columns: Columns | None = None,
+  evaluation: Columns | None = None,
+  loss: str | objective.Loss = 'softmax',
+  scores: str = 'softmax',
+  smoothing: float = 0.0,
+  mixup: float = 0.0,
+  cutmix: float = 0.0,
+  output: str = 'logits',
+  name: str = '',
+  start: Callable[[], Start] | None = None,
+) -> Task:
+  """The task of a model that gives (N, K) logits for (N, H, W, 3) images.
+
+  Args:
+    model: a flax module, (images) -> logits and intermediates.
+    classes: the names of what is scored.
+    preprocess: of the images that it takes.
+    columns, evaluation: 'image' and 'label', see `data.columns.labelled_images`; None where no
+      images are read by this task.
+    loss, smoothing, mixup, cutmix: see `make_loss`.
+    scores: what logits become, 'softmax' or 'sigmoid': the loss that is measured is the
+      cross-entropy of these, whatever the model was trained with.
+    output: see `make_loss`.
+    name: of the variant that the model was built from.
+    start: gives parameters to start with.
+  """
+  stats = dict(mean=tuple(preprocess.mean), std=tuple(preprocess.std))
+
+  def init(key: Array) -> Params:
+    return model.init(key, jnp.zeros((1, *preprocess.size, 3)))['params']
+
+  def deliver(params: Params) -> bundle.Bundle:
+    return bundle.Bundle(model, params, tuple(classes), preprocess, name, scores=scores)
+
+  return Task(
+    columns=columns or {},
+    evaluation=evaluation or {},
+    init=init,
+    loss=make_loss(
+      model.apply,
+      loss=loss,
+      smoothing=smoothing,
+      mixup=mixup,
+      cutmix=cutmix,
+      output=output,
+      **stats,
+    ),
+    measure=make_measure(model, scores=scores, **stats),
+    read=read,
+    ranks=RANKS,
+    deliver=deliver,
+    details=functools.partial(details, names=tuple(classes)),
+    start=start,
+    model=model,
+  )
+
+
+# Training
+
+
+def make_loss(
+  apply: Callable[..., Any],
+  *,
+  mean: Sequence[float],
+  std: Sequence[float],
+  loss: str | objective.Loss = 'softmax',
+  smoothing: float = 0.0,
+  mixup: float = 0.0,
+  cutmix: float = 0.0,
+  output: str = 'logits',
+) -> Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]:
+  """A task's loss: normalise, mix, apply, compare with targets.
+
+  Its sums are `objective.measure`'s. It names 'images' (N, H, W, 3) as the model saw them,
+  'targets' (N, K), the model's intermediates and 'logits' (N, K).
+
+  Args:
+    apply: a model's; the key goes to its dropout, and one folded from it to the mixing.
+    mean, std: of `objective.normalize`.
+    loss: of `objective.LOSSES`, or a function (logits (N, K), targets (N, K)) -> (N,).
+    smoothing: label smoothing, in [0, 1).
+    mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
+      asks for the class with the larger share.
+    output: what is trained: 'logits', or an intermediate (N, K) such as 'head'.
+
+  Raises:
+    ValueError: for an unknown loss, or a negative a.
+  """
+  if isinstance(loss, str) and loss not in objective.LOSSES:
+    raise ValueError(f'unknown loss {loss!r}; known: {", ".join(objective.LOSSES)}')
+  if min(mixup, cutmix) < 0:
+    raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
+
+  def of_batch(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
+    batch = objective.blanked(batch)
+    images = objective.normalize(batch['image'], mean, std)
+    if mixup or cutmix:
+      size = images.shape[1:3]
+      mixing = jax.random.fold_in(key, objective.MIXING)
+      weights = objective.pixel_weights(mixing, size, mixup=mixup, cutmix=cutmix)
+      images = objective.mixed(images, weights[None, :, :, None], batch['mask'])
+    logits, out = apply({'params': params}, images, train=True, rngs={'dropout': key})
+    logits = logits if output == 'logits' else out[output]
+    if mixup or cutmix:
+      soft = objective.targets(batch['label'], logits.shape[-1])
+      batch = {**batch, 'label': objective.mixed(soft, weights.mean(), batch['mask'])}
+    sums = objective.measure(logits, batch, loss=loss, smoothing=smoothing)
+    return sums['loss'], sums, {'images': images, **out, 'logits': logits}
+
+  return of_batch
+
+
+# Evaluation
+
+
+@functools.lru_cache(maxsize=32)  # one function for one model, by which JAX finds what it compiled
+def make_measure(
+  model: models.Model, *, mean: tuple[float, ...], std: tuple[float, ...], scores: str
+) -> Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]:
+  """A task's measure: `measure` of the model's logits, without dropout or label smoothing.
+
+  Where the data's classes are not the model's, `fixed` says which they are: 'columns' (K,), the
+  model's classes that are scored, and 'places' (S + 1,), of the data's classes in `columns`; the
+  last, which label -1 finds, is -1.
+  """
+
+  def of_batch(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
+    logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
+    labels = batch['label']
+    if 'columns' in fixed:
+      logits, labels = logits[:, fixed['columns']], fixed['places'][labels]  # (N, M) -> (N, K)
+    return measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
+
+  return of_batch
+
+
+def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[Sums, Rows]:
+  """What a batch adds to the measures of a split, and its predictions.
+
+  An image without a label adds nothing. Where images have several labels, a prediction is right
+  if it is one of them. The loss is then, of a softmax, the cross-entropy to equal shares for all
+  labels, and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives
+  over one half, otherwise the likeliest class is the one prediction.
+
+  Args:
+    logits: (N, K).
+    labels: as of `objective`.
+    mask: (N,) 1 for images that count.
+    scores: 'softmax' or 'sigmoid'.
+
+  Returns:
+    Sums over the images that count: () 'loss', 'correct', 'top' (right among the first TOP),
+    'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
+    likeliest class, and right ones.
+    Rows: (N,) 'label', of several the first, 'guess', its probability as 'confidence', and
+    'right', each -1 where it does not count; of several labels their number as 'labels', and with a
+    sigmoid (N, K) 'logits' and 'targets' too.
+  """
+  several = objective.several(labels)
+  count = logits.shape[-1]
+  y = objective.targets(labels, count)  # (N, K) of 0 and 1
+  counts = ((mask > 0) & (y.max(-1) > 0)).astype(jnp.float32)  # (N,)
+  shares = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
+  losses = objective.LOSSES[scores](logits, shares)  # (N,)
+  _, ranked = jax.lax.top_k(logits, min(TOP, count))  # (N, TOP)
+  right = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
+  confidence = getattr(jax.nn, scores)(logits).max(-1)  # (N,)
+  predicted = jax.nn.one_hot(ranked[:, 0], count)
+  if several and scores == 'sigmoid':
+    predicted = (logits > 0).astype(jnp.float32)
+  # A bin is open below and closed above (Guo et al., arXiv 1706.04599)
+  bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
+  parts = jnp.stack([jnp.ones_like(confidence), confidence, right[:, 0]], 1)  # (N, 3)
+  sums = {
+    'loss': jnp.where(counts > 0, losses, 0).sum(),
+    'correct': (counts * right[:, 0]).sum(),
+    'top': (counts * right.max(-1)).sum(),
+    'count': counts.sum(),
+    'hits': (counts[:, None] * predicted * y).sum(0),
+    'predicted': (counts[:, None] * predicted).sum(0),
+    'labelled': (counts[:, None] * y).sum(0),
+    'bins': jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS),
+  }
+  rows = {'label': y.argmax(-1), 'guess': ranked[:, 0]}
+  rows |= {'confidence': confidence, 'right': right[:, 0]}
+  rows |= {'labels': y.sum(-1)} if several else {}
+  rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
+  if several and scores == 'sigmoid':
+    rows |= {'logits': logits, 'targets': y}
+  return sums, rows
+
+
+def read(sums: Mapping[str, Any]) -> dict[str, float]:
+  """'loss', 'accuracy' and 'count'; of evaluations also 'top5' and 'calibration_error'.
+
+  With fewer than five classes 'top5' is called after their number. Other sums () become means.
+  """
+  values = means({name: value for name, value in sums.items() if np.ndim(value) == 0})
+  values['accuracy'] = values.pop('correct')
+  if 'bins' in sums:
+    values[f'top{min(TOP, len(sums["labelled"]))}'] = values.pop('top')
+    values['calibration_error'] = calibration(sums['bins'])['calibration_error']
+  return {name: values[name] for name in ('loss', 'accuracy')} | values
+
+
+def details(
+  sums: Mapping[str, Any], rows: Mapping[str, np.ndarray], *, names: Sequence[str]
+) -> dict[str, Any]:
+  """What is told of an evaluation beyond `read`.
+
+  Args:
+    sums: of `measure`, over a split.
+    rows: of `measure`, of every image of the split in order.
+    names: (K,) of the classes.
+
+  Returns:
+    'calibration', a dict for each bin; 'classes', a dict of 'name', 'count', 'precision' and
+    'recall' for each, None where that is 0 / 0; 'confusion', K lists of K counts, a row for each
+    true class (None for more than LARGEST_CONFUSION), and 'confused', its largest entries off the
+    diagonal; 'mistakes', the most confident MISTAKES, of equal ones the first in the split: 'index'
+    in the split, 'label', of several the first, 'guess' and 'confidence'. Of images with several
+    labels there is no confusion; with sigmoid scores there is 'mean_average_precision'.
+  """
+  several = 'labels' in rows
+  counts = rows['label'] >= 0
+  label, guess = rows['label'][counts], rows['guess'][counts]
+  pairs: Counter[tuple[int, int]] = Counter()
+  matrix = None
+  if not several:
+    pairs.update(zip(label[label != guess].tolist(), guess[label != guess].tolist()))
+    if len(names) <= LARGEST_CONFUSION:
+      matrix = np.zeros((len(names),) * 2, np.int64)
+      np.add.at(matrix, (label, guess), 1)
+  wrong = np.flatnonzero(counts & (rows['right'] == 0))
+  surest = wrong[np.argsort(-rows['confidence'][wrong], kind='stable')][:MISTAKES]
+  told = {
+    'calibration': calibration(sums['bins'])['calibration'],
+    'classes': by_class(sums, names),
+    'confused': [
+      {'label': names[label], 'guess': names[guess], 'count': times}
+      for (label, guess), times in pairs.most_common(CONFUSED)
+    ],
+    'mistakes': [
+      {
+        'index': int(index),
+        'label': names[rows['label'][index]],
+        'guess': names[rows['guess'][index]],
+        'confidence': float(rows['confidence'][index]),
+      }
+      for index in surest
+    ],
+    'confusion': None if matrix is None else matrix.tolist(),
+  }
+  if 'targets' in rows:
+    told['mean_average_precision'] = average_precision(rows['logits'], rows['targets'], counts)
+  return told
+
+
+def by_class(sums: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+  """'name', 'count', 'precision' and 'recall' of each class, None where that is 0 / 0."""
+  parts = (np.asarray(sums[key]).tolist() for key in ('hits', 'predicted', 'labelled'))
+  return [
+    {
+      'name': name,
+      'count': int(labelled),
+      'precision': hits / predicted if predicted else None,
+      'recall': hits / labelled if labelled else None,
+    }
+    for name, hits, predicted, labelled in zip(names, *parts)
+  ]
+
+
+def average_precision(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> float | None:
+  """The mean over classes that have images; None where not all scores were held."""
+  from sklearn.metrics import average_precision_score
+
+  if len(logits) < len(counts):
+    return None
+  logits, targets = logits[counts], targets[counts]
+  present = targets.any(0)
+  return float(average_precision_score(targets[:, present], logits[:, present], average='macro'))
+
+
+def calibration(bins: np.ndarray) -> dict[str, Any]:
+  """The expected calibration error (Guo et al., arXiv 1706.04599) and what it is made of.
+
+  Args:
+    bins: (BINS, 3) sums of images, probability of the likeliest class, and right ones.
+  """
+  bins = np.asarray(bins)
+  total = max(bins[:, 0].sum(), 1)
+  error = float(np.abs(bins[:, 1] - bins[:, 2]).sum() / total)
+  rows = [
+    {
+      'from': index / BINS,
+      'to': (index + 1) / BINS,
+      'count': int(count),
+      'confidence': confidence / count if count else None,
+      'accuracy': right / count if count else None,
+    }
+    for index, (count, confidence, right) in enumerate(bins.tolist())
+  ]
+  return {'calibration_error': error, 'calibration': rows}
