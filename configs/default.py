@@ -99,6 +99,10 @@ def get_config() -> ConfigDict:
   config.optimizer.nesterov = False
   config.optimizer.momentum_dtype = 'float32'  # of the stored first moment; 'bfloat16' halves it
   config.optimizer.layer_decay = 1.0  # of the learning rate, for each layer further from the head
+  # Sharpness-aware minimisation takes two gradients per update; GSAM's radius follows the rate.
+  config.optimizer.sam = 0.0  # radius that the parameters ascend by before the second; 0: none
+  config.optimizer.gsam = 0.0  # alpha of GSAM, 0.4 to 0.6; needs sam; 0: plain SAM
+  config.optimizer.sam_min = 0.0  # radius of GSAM at the lowest learning rate, schedule.end
 
   config.freeze = ConfigDict(type_safe=False)  # what is not trained
   config.freeze.body = False  # all but the head

@@ -45,7 +45,8 @@ PASSED_ON = {
   }
   - {'num_classes'},
   'schedule': {*inspect.signature(optim.make_schedule).parameters} - {'total'},
-  'optimizer': {*inspect.signature(optim.make_optimizer).parameters} - {'schedule', 'params'},
+  'optimizer': {*inspect.signature(optim.make_optimizer).parameters}
+  - {'schedule', 'rates', 'params'},
   'freeze': {*inspect.signature(optim.make_frozen).parameters} - {'params'},
   'objective': {*inspect.signature(objective.make_objective).parameters} - {'apply', 'mean', 'std'},
 }
@@ -439,6 +440,7 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
     (('data.preprocess=central_crop(4)',), '4x4'),
     (('data.preprocess=nope',), 'unknown transform'),
     (('optimizer.name=adamm',), 'unknown optimizer'),
+    (('optimizer.gsam=0.5',), 'gsam is 0.5, needs sam above 0'),
     (('schedule.name=cosin',), 'unknown schedule'),
     (('objective.loss=hinge',), 'unknown loss'),
     (('model.name=ViT-B/17',), 'unknown model'),

@@ -156,8 +156,8 @@ def program(plan):
   """The training step and the first state; plans that compute the same share what is compiled."""
   data, whole = plan.config.data, plan.config.to_dict()
   sections = [whole[name] for name in ('objective', 'optimizer', 'schedule', 'freeze')]
-  fields, rest = models.fields(plan.model), (plan.config.accumulate, plan.config.image_size)
-  pixels = (data.mean, data.std, plan.config.pretrained, plan.mesh.size, plan.preprocess.size)
+  fields, rest = models.fields(plan.task.model), (plan.config.accumulate, plan.config.image_size)
+  pixels = (data.mean, data.std, plan.config.pretrained, plan.mesh.size, plan.config.image_size)
   key = json.dumps([fields, sections, rest, pixels], default=str)
   if key not in PROGRAMS:
     PROGRAMS[key] = train.updater(plan), jax.device_get(train.placed_state(plan))
@@ -172,7 +172,7 @@ def trained(plan, folder):
   losses = []
   with plan.training_batches(0, plan.unreadable('train', print, folder)) as batches:
     for _ in range(2):
-      state, measured = update(state, next(batches))
+      state, measured = update(state, next(batches), {})
       assert measured['finite']
       losses.append(float(measured['sums']['loss'] / measured['sums']['count']))
   before, after = flat(first.params), flat(jax.device_get(state.params))

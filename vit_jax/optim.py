@@ -1,7 +1,8 @@
 """Durations, learning-rate schedules, what is trained, and optimisers, made from plain arguments.
 
 An optimiser reads as its recipe: clip, then the method's own scaling, then decoupled weight decay
-on the kernels, then the learning rate, then its decay by layers.
+on the kernels, then the learning rate, then its decay by layers. Sharpness-aware minimisation goes
+round all of it.
 """
 
 import dataclasses
@@ -246,6 +247,10 @@ def make_optimizer(
   nesterov: bool = False,
   momentum_dtype: str | None = None,
   layer_decay: float = 1.0,
+  sam: float = 0.0,
+  gsam: float = 0.0,
+  sam_min: float = 0.0,
+  rates: tuple[float, float] | None = None,
   params: Any = None,
 ) -> optax.GradientTransformation:
   """The optimiser of that name.
@@ -266,12 +271,18 @@ def make_optimizer(
       updates with the float32 sum before it is stored.
     layer_decay: multiplies the learning rate, and with it weight decay, once for each layer
       further from the head, as in BEiT (arXiv 2106.08254); see `layers_of`.
+    sam: radius of SAM, in the parameters' units; 0 for no SAM. With it an update needs `grad_fn`
+      and takes two gradients, and `clip` is of the second; see `sharpness_aware`.
+    gsam: alpha of GSAM, whose radius follows the learning rate; 0 for SAM, whose is constant.
+    sam_min: radius of GSAM at the lowest rate; see `radius_by_rate`.
+    rates: lowest and highest learning rate of the schedule, which GSAM needs.
     params: all parameters, or their shapes, whose layers are counted; None where the optimiser is
       given all of them.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name, or values that do not go together.
   """
+  check_sharpness(sam, gsam, sam_min, rates)
   dtype = momentum_dtype
   methods: dict[str, Callable[[], optax.GradientTransformation]] = {
     'sgd': lambda: optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype),
@@ -286,7 +297,7 @@ def make_optimizer(
     raise ValueError(f'unknown optimizer {name!r}; known: {", ".join(methods)}')
   if dtype not in (None, 'float32', 'bfloat16'):
     raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
-  return optax.chain(
+  tx = optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
     methods[name](),
     *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
@@ -294,6 +305,125 @@ def make_optimizer(
     optax.scale_by_learning_rate(schedule),
     *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
+  if not sam:
+    return tx
+  if not gsam or rates is None:
+    return sharpness_aware(tx, sam)
+  return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
+
+
+def check_sharpness(
+  sam: float, gsam: float, sam_min: float, rates: tuple[float, float] | None
+) -> None:
+  """Raises ValueError for arguments of SAM and GSAM that do not go together."""
+  if gsam and not sam:
+    raise ValueError(f'gsam is {gsam}, needs sam above 0')
+  if gsam and rates is None:
+    raise ValueError(f'gsam is {gsam}, needs rates: the lowest and highest of the schedule')
+  if sam_min and not gsam:
+    raise ValueError(f'sam_min is {sam_min}, needs gsam above 0')
+  if sam_min > sam:
+    raise ValueError(f'sam_min is {sam_min}, must be at most sam, {sam}')
+
+
+def sharpness_aware(
+  tx: optax.GradientTransformation, radius: float | Schedule, *, alpha: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
+  """`tx`, given the gradient at the worst point nearby: SAM (arXiv 2010.01412), GSAM (2203.08065).
+
+  An update ascends from the parameters by radius * g / |g|, takes the gradient g_p there, and hands
+  it to `tx` at the parameters themselves: two gradients in all, with the one that it is given. The
+  norm is that of the whole tree and the whole batch, however many devices hold them; the papers
+  ascend on each device's own part of the batch.
+
+  The state is that of `tx`, with nothing added, for GSAM too.
+
+  The update takes `params` and `grad_fn`, as `optax.contrib.sam` in its opaque mode does:
+  `grad_fn(params, 0)` gives the gradient of the same batch, with the same random key, at other
+  parameters.
+
+  Args:
+    tx: any optimiser.
+    radius: distance of the ascent; 0 for `tx` as it is, with one gradient. Or a function of the
+      step, which is the count of the learning-rate schedule in the state of `tx`.
+    alpha: of GSAM, 0.4 to 0.6 for ViTs: what is handed on is g_p - alpha * (the component of g
+      that is orthogonal to g_p), which narrows the surrogate gap and leaves the loss at the
+      perturbed point, to first order, alone. 0 for SAM.
+
+  Raises:
+    ValueError: from the update without `params` or `grad_fn`, or where the radius is a function
+      and `tx` follows no schedule.
+  """
+  inner = optax.with_extra_args_support(tx)
+  if not callable(radius) and radius == 0:
+    return inner
+
+  def update(
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    grad_fn: Callable[..., Any] | None = None,
+    **extra_args: Any,
+  ) -> tuple[Any, Any]:
+    if params is None or grad_fn is None:
+      missing = 'params' if params is None else 'grad_fn'
+      raise ValueError(f'{missing} is None, an update with SAM needs it')
+    distance = radius(schedule_step(state)) if callable(radius) else radius
+    ascent = optax.tree.scale(distance / safe_norm(updates), updates)
+    perturbed = grad_fn(optax.apply_updates(params, ascent), 0)
+    if alpha:
+      perturbed = narrow_gap(perturbed, updates, alpha)
+    return inner.update(perturbed, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def narrow_gap(perturbed: Any, clean: Any, alpha: float) -> Any:
+  """g_p - alpha * (g - its projection on g_p): the update of GSAM's Algorithm 1."""
+  projection = optax.tree.vdot(clean, perturbed) / safe_norm(perturbed) ** 2
+  return jax.tree.map(lambda p, g: p - alpha * (g - projection * p), perturbed, clean)
+
+
+def safe_norm(tree: Any) -> jax.Array:
+  """The global norm, or 1e-12 where it is less, so that zero divided by it is zero.
+
+  Squares of float32 vanish below 1e-19: a norm much nearer to zero would be no norm.
+  """
+  return jnp.maximum(optax.tree.norm(tree), 1e-12)
+
+
+def schedule_step(state: Any) -> jax.Array:
+  """The step that the learning rate of the next update is for, from an optimiser's state: () int32.
+
+  It is behind the training step where that has skipped updates, as the rate is.
+  """
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  nodes = filter(is_schedule, jax.tree.leaves(state, is_leaf=is_schedule))
+  step: jax.Array | None = next((node.count for node in nodes), None)
+  if step is None:
+    raise ValueError('the radius is a function of the step, but the optimiser follows no schedule')
+  return step
+
+
+def radius_by_rate(
+  schedule: Schedule, rates: tuple[float, float], radii: tuple[float, float]
+) -> Schedule:
+  """GSAM's radius by step, linear in the learning rate, from radii[0] at rates[0] to radii[1].
+
+  Rates outside give the nearer radius, in warm-up, where the published code goes on along the line.
+  It is radii[1] throughout if the rates are not in ascending order, as of a schedule that is flat.
+  """
+  (low, high), (smallest, largest) = rates, radii
+
+  def radius(step: Any) -> jax.Array:
+    fraction = (schedule(step) - low) / (high - low) if low < high else jnp.asarray(1.0)
+    return smallest + (largest - smallest) * jnp.clip(fraction, 0, 1)
+
+  return radius
 
 
 def scale_by_layer(decay: float, params: Any = None) -> optax.GradientTransformation:

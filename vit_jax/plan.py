@@ -179,7 +179,12 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
     config=config,
     mesh=mesh,
     task=task,
-    tx=optim.make_optimizer(schedule=schedule, params=params, **config.optimizer),
+    tx=optim.make_optimizer(
+      schedule=schedule,
+      rates=(config.schedule.end, config.schedule.learning_rate),
+      params=params,
+      **config.optimizer,
+    ),
     schedule=schedule,
     frozen=optim.make_frozen(params, **config.freeze),
     splits=splits,
