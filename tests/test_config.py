@@ -397,7 +397,7 @@ def test_the_papers_pre_training_is_within_reach_of_a_config():
   params = drawn(shapes(plan.task.model, (8, 8)))
   images = objective.normalize(batch['image'], (0.5,) * 3, (0.5,) * 3)
   logits, _ = forward(plan.task.model, params, images)
-  loss, _ = jax.jit(plan.loss)(params, batch, jax.random.key(0))
+  loss, *_ = jax.jit(plan.task.loss)(params, batch, jax.random.key(0), {})
   smooth = optax.smooth_labels(jax.nn.one_hot(batch['label'], 10), 0.1)
   expected = optax.softmax_cross_entropy(logits, smooth).sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
