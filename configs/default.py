@@ -88,6 +88,14 @@ def get_config() -> ConfigDict:
   config.objective.mixup = 0.0  # a of Beta(a, a), by which images of a batch are blended; 0: not
   config.objective.cutmix = 0.0  # the same for a box of one in another; with mixup, either in turn
 
+  config.teacher = ConfigDict(type_safe=False)  # a model that is learned from too, docs/teacher.md
+  config.teacher.checkpoint = ''  # a run, file, URL or published name; '': none
+  # 'logits' and 'hard', its likeliest class, for the logits; 'token' for the distillation token's
+  # head (model.distillation='head'); 'features', for what the head reads.
+  config.teacher.kind = 'logits'
+  config.teacher.temperature = placeholder(float)  # None: 1 for logits; token learns hard answers
+  config.teacher.weight = 0.5  # of the teacher's loss, in [0, 1]; the task's own has the rest
+
   config.optimizer = ConfigDict(type_safe=False)
   config.optimizer.name = 'adamw'  # 'sgd', 'adam', 'adafactor', 'lion', 'lamb', 'muon'
   config.optimizer.weight_decay = 0.1  # decoupled, times the learning rate; kernels only

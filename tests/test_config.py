@@ -16,6 +16,7 @@ from tests.conftest import drawn, flat, forward, shapes
 from vit_jax import config, models, objective, optim
 from vit_jax import plan as plans
 from vit_jax.models import mixer, resnet, vit
+from vit_jax.tasks import classify, distil
 
 DEFAULTS = {field: value for field, (value, _) in config.flat(config.default()).items()}
 FIELDS = list(DEFAULTS)
@@ -48,7 +49,10 @@ PASSED_ON = {
   'optimizer': {*inspect.signature(optim.make_optimizer).parameters}
   - {'schedule', 'rates', 'params'},
   'freeze': {*inspect.signature(optim.make_frozen).parameters} - {'params'},
-  'objective': {*inspect.signature(objective.make_objective).parameters} - {'apply', 'mean', 'std'},
+  'objective': {*inspect.signature(classify.make_loss).parameters, 'scores'}
+  - {'apply', 'mean', 'std', 'output'},
+  'teacher': {*inspect.signature(distil.distil).parameters, 'checkpoint'}
+  - {'task', 'teacher', 'mean', 'std'},
 }
 
 

@@ -26,7 +26,7 @@ TIME = re.compile(r'(?:(\d{1,6})\s*h)?\s*(?:(\d{1,6})\s*m)?\s*(?:(\d{1,6})\s*s)?
 
 FIRST = ('embed', 'cls', 'dist', 'registers', 'positions', 'pre_norm', 'stem', 'root')
 UNIT = re.compile(r'stage(\d+)/unit(\d+)/')  # of BiT, at the start of a name
-HEADS = ('head', 'head_dist')
+HEADS = ('head', 'head_dist', 'projection')
 
 
 def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:

@@ -21,7 +21,7 @@ from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import labelled_images
-from vit_jax.tasks import Batch, Start, Task, classify
+from vit_jax.tasks import Batch, Start, Task, classify, distil
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
@@ -214,7 +214,16 @@ def make_task(config: Any, source: sources.Source, checkpoint: convert.Checkpoin
     checkpoint: that the run starts from, if it is open.
   """
   make = lookup.named(config.task, TASKS, 'task')
-  return make(config, source, functools.partial(start, config, checkpoint=checkpoint))
+  task = make(config, source, functools.partial(start, config, checkpoint=checkpoint))
+  return taught(config, task, source) if config.teacher.checkpoint else task
+
+
+def taught(config: Any, task: Task, source: sources.Source) -> Task:
+  """The task with the config's teacher."""
+  fields = dict(config.teacher)
+  path = published.local(fields.pop('checkpoint'), config.pretrained_dir)
+  teacher = distil.read_teacher(path, source.classes, kind=config.teacher.kind)
+  return distil.distil(task, teacher, mean=config.data.mean, std=config.data.std, **fields)
 
 
 def classification(
@@ -228,6 +237,9 @@ def classification(
   check_labels(config, source)
   lines = make_transforms(data, config.image_size, source)
   columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
+  by_token = bool(config.teacher.checkpoint) and config.teacher.kind == 'token'
+  if by_token and getattr(model, 'distillation', '') != 'head':
+    raise ValueError("teacher.kind 'token' needs model.distillation='head', the head that learns")
   loss = objective.named_loss(fields.pop('loss'))
   scores = objective.scores_of(loss, fields.pop('scores'))
   return classify.classify(
@@ -238,6 +250,7 @@ def classification(
     evaluation=evaluation,
     loss=loss,
     scores=scores,
+    output='head' if by_token else 'logits',
     name=config.model.name,
     start=start(model),
     **fields,

@@ -356,6 +356,8 @@ def introduce(run: Run, start: int) -> None:
     f'{len(source):,} training images of {config.data.source}, '
     f'{len(source.classes)} classes, {plan.total:,} steps'
   )
+  for line in plan.task.about:
+    display.say(line)
   if plan.frozen:
     display.say(freezing(plan))
   if whole := sharding.unsplit(params, mesh):

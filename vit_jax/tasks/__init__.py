@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vit_jax import models
 from vit_jax.bundle import Bundle
@@ -70,6 +71,7 @@ class Task:
     fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
       rules of `sharding`, an argument of the compiled step and no constant of it. A teacher.
     start: gives parameters to start with; None where all are drawn.
+    about: lines that are told when training starts.
     model: the network that is trained, whose sizes are told; None where it is none of ours.
   """
 
@@ -84,7 +86,17 @@ class Task:
   details: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = no_details
   fixed: Fixed = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
+  about: tuple[str, ...] = ()
   model: models.Model | None = None
+
+
+def abstract_batch(columns: Columns, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """A batch of so many examples as shapes."""
+  mask = Column((), np.float32, lambda record, rng: 1.0)
+  return {
+    name: jax.ShapeDtypeStruct((count, *column.shape), column.dtype)
+    for name, column in {**columns, 'mask': mask}.items()
+  }
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
