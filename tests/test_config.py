@@ -236,7 +236,7 @@ def test_a_model_of_every_family_is_within_reach_of_a_config(overrides, fields):
   unset = [f'model.{f}=None' for f in ('patch', 'dropout', 'drop_path', 'positions')]
   model = plans.make_plan(
     load(*plain, *unset, 'image_size=64', 'data.augment=resize', *overrides)
-  ).model
+  ).task.model
   assert {field: getattr(model, field) for field in fields} == fields
 
 

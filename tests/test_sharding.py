@@ -66,7 +66,7 @@ def trained(plan):
       batches = [next(batches) for _ in range(6)]
     step = train.updater(placed).lower(abstract, batches[0], {}).compile()
     for batch in batches:
-      state, measured = step(state, batch)
+      state, measured = step(state, batch, {})
       losses.append(float(measured['sums']['loss'] / measured['sums']['count']))
     return step, abstract, first, losses, jax.device_get(state.params)
 

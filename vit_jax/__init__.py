@@ -16,11 +16,12 @@ from vit_jax.version import __version__
 
 if TYPE_CHECKING:
   from vit_jax.bundle import load_params
+  from vit_jax.lookup import extension
   from vit_jax.models import build
   from vit_jax.predict import load
 
-__all__ = ['__version__', 'build', 'load', 'load_params']
-HOMES = {'build': 'models', 'load': 'predict', 'load_params': 'bundle'}
+__all__ = ['__version__', 'build', 'extension', 'load', 'load_params']
+HOMES = {'build': 'models', 'extension': 'lookup', 'load': 'predict', 'load_params': 'bundle'}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -153,7 +154,7 @@ def built(source: convert.Checkpoint, *, native: bool = False) -> Bundle:
   own = source.dialect == 'vit_jax' and source.preprocess
   told_by = pathlib.Path(source.path).with_name(DESCRIPTION) if own else source.path
   try:
-    model = models.build(source.name, dtype=models.device_dtype(), **source.fields)
+    model = models.build(source.name, **models.default_fields(source.name), **source.fields)
     preprocess = Preprocess(**({'steps': 'resize', 'size': source.size} | source.preprocess))
     if native and preprocess.size != source.size:
       steps = lines.scaled(preprocess.steps, preprocess.size, source.size)
@@ -357,7 +358,7 @@ def height_width(image_size: Any) -> tuple[int, int]:
 
 def check_arguments(model: Any, channels: Any, resample: Any) -> None:
   """Raises ValueError for an argument of `load_params` of a wrong kind."""
-  if not isinstance(model, models.Model):
+  if not isinstance(model, nn.Module):
     how = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
     raise ValueError(f'model is {model!r:.80}, not a model{how}')
   if not is_whole(channels):

@@ -1,5 +1,6 @@
 """What a name in a config stands for: one of ours, or 'package.module:name' of somebody else's."""
 
+import difflib
 import importlib
 import os
 import re
@@ -7,11 +8,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vit_jax import models
-
 T = TypeVar('T')
 PATH = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
 MARK = 'vit_jax_extension'
+
+
+def nearest(name: str, known: list[str]) -> str:
+  """'; did you mean ...?' with the closest known names, or all of them where none is close."""
+  folded = {candidate.lower(): candidate for candidate in known}
+  close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
+  if close:
+    return f'; did you mean {" or ".join(folded[match] for match in close)}?'
+  return f'; known: {", ".join(known)}'
 
 
 def extension(function: T) -> T:
@@ -44,9 +52,7 @@ def named(name: str, table: Mapping[str, Any], what: str) -> Any:
   if name in table:
     return table[name]
   if not is_path(name):
-    raise ValueError(
-      f"unknown {what} {name!r}{models.nearest(name, list(table))}, or 'module:name'"
-    )
+    raise ValueError(f"unknown {what} {name!r}{nearest(name, list(table))}, or 'module:name'")
   return imported(name, what)
 
 

@@ -124,6 +124,8 @@ def measure(
   labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
   of_image = LOSSES[loss] if isinstance(loss, str) else loss
   losses = of_image(logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
+  if losses.shape != mask.shape:  # a mean, for one, would be summed as often as there are images
+    raise ValueError(f'the loss gives {losses.shape}, must give {mask.shape}: one for each image')
   correct = hits(logits, labels) * mask
   # A padded image may hold anything, so it is left out rather than multiplied by zero.
   total = jnp.where(mask > 0, losses, 0).sum()

@@ -6,6 +6,7 @@ round all of it.
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from vit_jax import models
+from vit_jax import lookup, models
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -259,7 +260,7 @@ def make_optimizer(
     name: 'sgd' (momentum), 'adam' or 'adamw' (one and the same here: the ViT paper's Adam with
       weight decay 0.1 is what was later called AdamW), 'adafactor' (as in arXiv 2106.04560: with
       momentum and without scaling by the parameters' size), 'lion', 'lamb', or 'muon' (kernels of
-      the encoder; Adam for the rest).
+      the encoder; Adam for the rest). Or 'package.module:name', see `optimizer_elsewhere`.
     schedule: learning rate by step.
     weight_decay: decoupled, times the learning rate, on kernels only; not on biases, norms,
       positions or tokens.
@@ -293,16 +294,23 @@ def make_optimizer(
     'lamb': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
     'muon': lambda: scale_by_muon(b1, b2, eps, momentum, nesterov, dtype),
   }
-  if name not in methods:
-    raise ValueError(f'unknown optimizer {name!r}; known: {", ".join(methods)}')
   if dtype not in (None, 'float32', 'bfloat16'):
     raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
+  if lookup.is_path(name):
+    values = dict(weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum)
+    method = [optimizer_elsewhere(name, schedule, values | {'nesterov': nesterov})]
+  elif name in methods:
+    method = [
+      methods[name](),
+      *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
+      *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
+      optax.scale_by_learning_rate(schedule),
+    ]
+  else:
+    raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(methods)}, or 'module:name'")
   tx = optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
-    methods[name](),
-    *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
-    *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
-    optax.scale_by_learning_rate(schedule),
+    *method,
     *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
   if not sam:
@@ -310,6 +318,44 @@ def make_optimizer(
   if not gsam or rates is None:
     return sharpness_aware(tx, sam)
   return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
+
+
+def optimizer_elsewhere(
+  name: str, schedule: Schedule, values: dict[str, Any]
+) -> optax.GradientTransformation:
+  """The optimiser that 'package.module:name' makes of a learning-rate schedule, 'optax:adabelief'.
+
+  It is called with the schedule, and with those of the values that it has parameters for; where it
+  has one, `mask` keeps its weight decay to kernels.
+
+  Args:
+    name: of a function, (schedule, ...) -> an optax transformation, whose updates are added to the
+      parameters.
+    schedule: learning rate by step.
+    values: by name, of the config.
+
+  Raises:
+    ValueError: if there is no such function, it makes no transformation, or it has no parameter for
+      a value that is not the default: such a value would do nothing.
+  """
+  make = lookup.imported(name, 'optimizer')
+  parameters = inspect.signature(make).parameters
+  defaults = inspect.signature(make_optimizer).parameters
+  for field, value in values.items():
+    if field not in parameters and value != defaults[field].default:
+      raise ValueError(
+        f'optimizer.{field} is {value}, but {name} has no parameter {field}: '
+        f'set it to {defaults[field].default}'
+      )
+  keywords = {field: value for field, value in values.items() if field in parameters}
+  keywords |= {'mask': is_kernel} if 'mask' in parameters else {}
+  try:
+    tx = make(schedule, **keywords)
+  except Exception as error:  # whatever it does
+    raise ValueError(f'optimizer {name!r}: {type(error).__name__}: {error}') from error
+  if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
+    raise ValueError(f'optimizer {name!r} gives {type(tx).__name__}, not an optax transformation')
+  return tx
 
 
 def check_sharpness(

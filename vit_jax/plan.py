@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import labelled_images
-from vit_jax.tasks import Batch, Start, Task, classify, distil
+from vit_jax.data.pipeline import DataError
+from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
@@ -125,7 +126,10 @@ class Plan:
     name = self.config.system.logger
     if not name or jax.process_index() > 0:
       return []
-    return [lookup.imported(name, 'logger')(folder, self.config)]
+    try:
+      return [lookup.imported(name, 'logger')(folder, self.config.to_dict())]
+    except Exception as error:  # whatever it does
+      raise DataError(f'logger {name!r}: {type(error).__name__}: {error}') from error
 
   @property
   def metric(self) -> str:
@@ -173,6 +177,8 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
   config, checkpoint = completed(config, workdir)
   task = make_task(config, splits['train'], checkpoint)
   check_metric(config, task)
+  if system.logger:
+    lookup.imported(system.logger, 'logger')
   params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   schedule = make_schedule(config.schedule, steps, total)
   return Plan(
@@ -215,7 +221,43 @@ def make_task(config: Any, source: sources.Source, checkpoint: convert.Checkpoin
   """
   make = lookup.named(config.task, TASKS, 'task')
   task = make(config, source, functools.partial(start, config, checkpoint=checkpoint))
+  if any(map(lookup.is_path, (config.task, config.model.name, config.objective.loss))):
+    check_elsewhere(config, task)
   return taught(config, task, source) if config.teacher.checkpoint else task
+
+
+def check_elsewhere(config: Any, task: Any) -> None:
+  """Raises ValueError for a task, model or loss from elsewhere that cannot be trained or read.
+
+  It is traced, on shapes alone, so that a mistake in it is told before anything is computed.
+  """
+  if not isinstance(task, Task):
+    raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
+  key = jax.eval_shape(jax.random.key, 0)
+  rows = config.batch_size // config.accumulate
+  try:
+    params = jax.eval_shape(task.init, key)
+    fixed = {**task.fixed, 'ema': params if config.ema else None}
+    total, sums, _ = jax.eval_shape(
+      task.loss, params, abstract_batch(task.columns, rows), key, fixed
+    )
+    if total.shape or any('count' not in each for each in (sums, sums_of(task, params, rows))):
+      raise ValueError(f"gives a loss {total.shape}, must give one (), and 'count' among its sums")
+    json.dumps(models.fields(task.model) if task.model is not None else {})
+  except Exception as error:  # whatever they do
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    names = [
+      name for name in (config.task, config.model.name, config.objective.loss) if ':' in name
+    ]
+    raise ValueError(f'{", ".join(names)}: {kind}{" ".join(str(error).split())}') from error
+
+
+def sums_of(task: Task, params: Any, rows: int) -> Mapping[str, Any]:
+  """What a task measures of a batch that is evaluated, as shapes."""
+  if not task.evaluation:
+    return {'count': ()}
+  batch = abstract_batch(task.evaluation, rows)
+  return jax.eval_shape(task.measure, params, batch, task.fixed)[0]
 
 
 def taught(config: Any, task: Task, source: sources.Source) -> Task:
@@ -356,7 +398,7 @@ def check_head(config: Any, model: models.Model, checkpoint: convert.Checkpoint)
 def make_model(config: Any, num_classes: int) -> models.Model:
   """The config's model; without a type of its own it computes in the device's."""
   given = {field: value for field, value in config.model.items() if value is not None}
-  fields = {'dtype': models.device_dtype()} | given
+  fields = models.default_fields(config.model.name) | given
   model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
   models.check_size(model, config.image_size)
   if config.freeze.layers and 'unroll' not in given and hasattr(model, 'unroll'):
@@ -381,13 +423,28 @@ def make_transforms(
   ready = {use: transforms.compose(line, size) for use, line in lines.items()}
   image = pipeline.first_record(source)['image']
   for use, transform in ready.items():
-    rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+    rows, columns = tried(transform, image, use)
     if (rows, columns) != tuple(size):
       raise ValueError(
         f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
         f'{size[0]}x{size[1]}'
       )
   return ready
+
+
+def tried(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple[int, int]:
+  """(height, width) of what transforms make of an image; ValueError if that is none."""
+  try:
+    made = transform(image, np.random.default_rng(0))
+  except ValueError:
+    raise
+  except Exception as error:  # of a step from elsewhere, whatever it does
+    text = ' '.join(str(error).split())
+    raise ValueError(f'the {use} transforms fail: {type(error).__name__}: {text}') from error
+  if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape[2:] != (3,):
+    form = f'{made.dtype} {made.shape}' if isinstance(made, np.ndarray) else type(made).__name__
+    raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')
+  return made.shape[0], made.shape[1]
 
 
 def check_values(config: Any) -> None:

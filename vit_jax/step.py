@@ -101,7 +101,7 @@ def make_step(
     def gradients(trained: Params) -> tuple[Params, tuple[Sums, Trace]]:
       def of_trained(trained: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Trace]]:
         total, sums, named = loss(frozen.with_rest(state.params, trained), batch, key, fixed)
-        return total, (sums, trace(named))
+        return total, ({**sums, 'loss': total}, trace(named))
 
       return gradient(of_trained, trained, batch, key, accumulate=accumulate)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import lookup
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
@@ -134,11 +134,33 @@ def splits_of(name: str) -> Splits:
     whole, own = splits_of(preset.source), preset.splits.items()
     return {part: functools.partial(chosen, preset.source, whole, text) for part, text in own}
   kind, _, rest = name.partition(':')
+  if kind not in KINDS and lookup.is_path(name):
+    return splits_elsewhere(name)
   if kind not in KINDS or (bool(rest) is (kind == 'digits')):
     known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
-    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else models.nearest(name, known)
+    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else lookup.nearest(name, known)
     raise ValueError(f'unknown dataset {name!r}{near}')
   return importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
+
+
+def splits_elsewhere(name: str) -> Splits:
+  """The splits that 'package.module:name' gives, called without arguments.
+
+  Raises:
+    ValueError: if it cannot be imported, is not marked by `vit_jax.extension`, or gives no splits.
+  """
+  try:
+    splits = lookup.imported(name, 'data set', marked=True)()
+  except (ValueError, OSError):
+    raise
+  except Exception as error:  # whatever it does
+    raise ValueError(f'data set {name!r}: {type(error).__name__}: {error}') from error
+  fine = isinstance(splits, Mapping) and all(
+    isinstance(split, str) and callable(opened) for split, opened in splits.items()
+  )
+  if not fine:
+    raise ValueError(f'data set {name!r} gives no {{split: function that opens a Source}}')
+  return splits
 
 
 TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
@@ -156,8 +178,10 @@ def chosen(name: str, splits: Splits, text: str) -> Source:
     if not match:
       raise ValueError(f'{term.strip()!r} is no split such as train, train[:98%] or train[10:20]')
     if match[1] not in splits:
-      raise ValueError(f'{name} has no split {match[1]!r}{models.nearest(match[1], list(splits))}')
+      raise ValueError(f'{name} has no split {match[1]!r}{lookup.nearest(match[1], list(splits))}')
     whole = splits[match[1]]()
+    if not isinstance(whole, Source):
+      raise ValueError(f'{name}: split {match[1]} is {type(whole).__name__}, must be a Source')
     if not whole.spans:
       whole = dataclasses.replace(whole, spans=((match[1], 0, len(whole)),))
     begin, end = (boundary(side, len(whole)) for side in (match[2] or '0', match[3] or '100%'))

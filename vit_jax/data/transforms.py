@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import models
+from vit_jax import lookup
 from vit_jax.data import augment
 from vit_jax.data.augment import check_range
 from vit_jax.data.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
@@ -336,13 +336,16 @@ def compose(line: str, size: tuple[int, int]) -> Transform:
 
 def parsed(text: str, size: tuple[int, int]) -> Step:
   """The step that 'name' or 'name(arguments)' stands for."""
-  match = re.fullmatch(r'(\w+)\s*(\(.*\))?', text)
-  name = match[1] if match else text
-  if name not in STEPS:
-    raise ValueError(f'unknown transform {name!r}{models.nearest(name, list(STEPS))}')
-  make = STEPS[name]
+  match = re.fullmatch(r'([\w.]+:\w+|\w+)\s*(\(.*\))?', text)
+  name, arguments = (match[1], match[2] or '()') if match else (text, '()')
+  if lookup.is_path(name):
+    make = lookup.imported(name, 'transform', marked=True)
+  elif name in STEPS:
+    make = STEPS[name]
+  else:
+    raise ValueError(f'unknown transform {name!r}{lookup.nearest(name, list(STEPS))}')
   try:
-    call: Any = ast.parse(text if match and match[2] else text + '()', mode='eval').body
+    call: Any = ast.parse(f'step{arguments}', mode='eval').body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
       raise ValueError('is not a call of one step')
     positional = [literal(argument) for argument in call.args]

@@ -1,7 +1,6 @@
 """Models by name: the papers' size tables, aliases, and `build`."""
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -13,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax import lookup
+from vit_jax.lookup import nearest as nearest  # "as": it is a name of this module too
 from vit_jax.models import mixer, resnet, vit
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
@@ -113,7 +114,8 @@ def build(name: str, *, num_classes: int = 1000, **fields: Any) -> Model:
 
   Args:
     name: one of `vit_jax.models.VARIANTS` ('ViT-B/16'), in Google's spelling ('ViT-B_16', 'B_16',
-      'b16') or timm's ('vit_base_patch16_224').
+      'b16') or timm's ('vit_base_patch16_224'); or 'package.module:name' of a flax module with a
+      field `num_classes`, called as ours are (docs/extending.md).
     num_classes: outputs of the head; 0 for none.
     **fields: of the model's class, `vit_jax.models.vit.ViT`, `mixer.Mixer` or `resnet.ResNet`;
       None leaves the variant's value where the field has no None of its own, and one number for
@@ -125,24 +127,43 @@ def build(name: str, *, num_classes: int = 1000, **fields: Any) -> Model:
   variant = canonical(name)
   module = family(variant)
   kinds = field_types(module)
-  chosen: dict[str, Any] = dict(VARIANTS[variant], num_classes=num_classes)
+  chosen: dict[str, Any] = dict(VARIANTS.get(variant, {}), num_classes=num_classes)
   for field, value in fields.items():
     if field not in kinds:
       raise ValueError(f'unknown field {field!r} of {name}{nearest(field, list(kinds))}')
     if value is not None or is_optional(kinds[field]):
       chosen[field] = value
   model = module(**{field: as_field(field, value) for field, value in chosen.items()})
-  check(model)
+  if isinstance(model, Model):
+    check(model)
   return model
 
 
-def family(variant: str) -> type[Model]:
-  """The class of a name in VARIANTS."""
-  return resnet.ResNet if variant in RESNETS else mixer.Mixer if variant in MIXERS else vit.ViT
+def family(variant: str) -> type[Any]:
+  """The class of a name in VARIANTS, or of 'package.module:name', which must be a flax module.
+
+  Raises:
+    ValueError: if there is no such class, it is none, or has no field num_classes.
+  """
+  if not lookup.is_path(variant):
+    return resnet.ResNet if variant in RESNETS else mixer.Mixer if variant in MIXERS else vit.ViT
+  module = lookup.imported(variant, 'model')
+  if not (isinstance(module, type) and issubclass(module, nn.Module)):
+    raise ValueError(f'model {variant!r} is no class of a flax.linen.Module')
+  if 'num_classes' not in field_types(module):
+    raise ValueError(f'model {variant!r} has no field num_classes, the outputs of its head')
+  return module
+
+
+def default_fields(name: str) -> dict[str, Any]:
+  """The type to compute in, for a model that has one and is not told: that of the device."""
+  return {'dtype': device_dtype()} if 'dtype' in field_types(family(canonical(name))) else {}
 
 
 def canonical(name: str) -> str:
-  """The name in VARIANTS that a Google or timm spelling stands for."""
+  """The name in VARIANTS that a Google or timm spelling stands for; 'module:name' as it is."""
+  if lookup.is_path(name):
+    return name
   bare = re.sub(r'\.\w+$', '', name)
   found = [name]
   for pattern, spelt in SPELLINGS:
@@ -161,15 +182,6 @@ def as_size(text: str) -> str:
   if text in SIZES:
     return text
   return ({size.lower(): size for size in SIZES} | TIMM_SIZES).get(text.lower(), '')
-
-
-def nearest(name: str, known: list[str]) -> str:
-  """'; did you mean ...?' with the closest known names, or all of them where none is close."""
-  folded = {candidate.lower(): candidate for candidate in known}
-  close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
-  if close:
-    return f'; did you mean {" or ".join(folded[match] for match in close)}?'
-  return f'; known: {", ".join(known)}'
 
 
 def field_types(module: type[nn.Module]) -> dict[str, Any]:
@@ -284,17 +296,18 @@ LARGEST = 1 << 28  # values of one image, or of its tokens: 1 GiB of float32
 
 def check_size(model: Any, image_size: tuple[int, int]) -> None:
   """Raises ValueError if (height, width) does not divide into patches, or exceeds our limits."""
-  cells = math.prod(side // patch for side, patch in zip(image_size, model.patch))
+  patches = getattr(model, 'patch', (1, 1))
+  cells = math.prod(side // patch for side, patch in zip(image_size, patches))
   values = max(3 * math.prod(image_size), cells * getattr(model, 'width', 1))
   if max(image_size) > LARGEST_SIDE or values > LARGEST:
     raise ValueError(
       f'image_size {image_size[0]}x{image_size[1]} is too large: at most {LARGEST_SIDE:,} pixels a '
       f'side, and {LARGEST:,} values of an image or of its tokens'
     )
-  if any(side < 1 or side % patch for side, patch in zip(image_size, model.patch)):
+  if any(side < 1 or side % patch for side, patch in zip(image_size, patches)):
     raise ValueError(
       f'image_size {image_size[0]}x{image_size[1]} does not divide into patches of '
-      f'{model.patch[0]}x{model.patch[1]} pixels'
+      f'{patches[0]}x{patches[1]} pixels'
     )
 
 

@@ -58,8 +58,9 @@ class Task:
     loss: (params, batch, key, fixed) -> (loss, sums, named). The loss () is summed over the
       examples, float32; its gradient is divided by the sum 'count' (), the number of examples. The
       key differs for each step and micro-batch. `fixed` holds what the field below has, and as
-      'ema' the averaged parameters, None where none are kept. `named` are tensors on the way: the
-      first that is not finite is named to the user; {} names none, and what is unread is free.
+      'ema' the averaged parameters, None where none are kept. The loss is added to the sums.
+      `named` are tensors on the way: the first that is not finite is named to the user; {} names
+      none, and what is unread is free.
     measure: (params, batch, fixed) -> (sums, rows) of a batch of `evaluation`, of the examples with
       mask 1 alone. Rows are read where somebody asks for them.
     read: (sums) -> named numbers of sums over any number of batches, of `loss` or of `measure`, as
