@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
   config.task = 'classify'  # what is learned; or 'package.module:name' (docs/extending.md)
   config.pretrained = ''  # checkpoint to start from: file, run, URL or published name; '': none
   config.pretrained_dir = ''  # folder or URL where a name that is no path is looked for
-  # A head of zeros, and no tanh layer before it unless model.representation asks for one; False
-  # keeps the checkpoint's, which must be for as many classes.
+  # A head as model.head_init starts it, and no tanh layer before it unless model.representation
+  # asks for one; False keeps the checkpoint's, which must be for as many classes.
   config.new_head = True
 
   config.model = ConfigDict(type_safe=False)
@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
   config.model.activation = placeholder(str)  # 'gelu_tanh', 'gelu_erf' or 'quick_gelu'
   config.model.norm_eps = placeholder(float)
   config.model.head_bias = placeholder(float)  # initial; -10 with the sigmoid loss
+  config.model.head_init = placeholder(str)  # of its kernel: 'zeros', or 'normal' of deviation 0.02
   config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
   config.model.unroll = placeholder(int)  # layers per loop iteration
   config.model.remat = placeholder(

@@ -34,6 +34,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax import bundle, optim, stopping, train
+from vit_jax import plan as plans
 from vit_jax.convert import adapt
 from vit_jax.data import sources
 from vit_jax.step import State, make_step, untraced
@@ -374,6 +375,28 @@ def test_the_checkpoints_arrays_are_its_own_after_steps_that_donate_theirs(whole
   batch = batch_of(32) | {'image': np.zeros((32, 16, 12, 3), np.uint8)}
   train.updater(plan)(state, batch, {})
   assert_same_bits(flat(before), flat(plan.task.start().params))
+
+
+def test_a_new_head_is_drawn_from_the_runs_seed_where_the_config_says_so(whole):
+  normal = {'model.head_init': 'normal'}
+  first, again = (first_params(plan_of(tuned(whole, **normal))) for _ in range(2))
+  other = first_params(plan_of(tuned(whole, seed=1, **normal)))
+  assert 0.01 < np.std(first['head/kernel']) < 0.03
+  assert_same_bits(first, again)
+  differing = [name for name in first if not np.array_equal(first[name], other[name])]
+  assert differing == ['head/kernel']
+
+
+def test_how_the_head_of_a_checkpoint_started_is_not_taken_from_it(whole, tmp_path):
+  shutil.copytree(whole / 'model', tmp_path / 'other')
+  file = tmp_path / 'other/config.json'
+  told = json.loads(file.read_text())
+  told['model']['head_init'] = 'normal'
+  file.write_text(json.dumps(told))
+  plan = plan_of(tuned(tmp_path / 'other'))
+  assert plan.task.model.head_init == 'zeros' and not first_params(plan)['head/kernel'].any()
+  held = plans.told_by({'head_init': 'normal', 'width': 16}, {}, new_head=True)
+  assert held['model'] == {'width': 16}
 
 
 def test_fields_of_the_config_win_over_the_checkpoints(whole):

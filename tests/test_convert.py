@@ -649,6 +649,24 @@ def test_a_head_is_kept_where_it_fits_unless_a_new_one_is_asked_for(
     assert bias is None or (found['head']['bias'] == bias).all()
 
 
+@pytest.mark.quick
+def test_a_new_head_is_drawn_from_the_seed_where_the_model_says_so(tmp_path):
+  path, params = saved(tmp_path)
+  model = small(num_classes=2_000, distillation='head', head_init='normal', head_bias=-4.0)
+  found, text = loaded(path, model, seed=3)
+  assert re.search(r'head \(5 classes there, 2,000 here, starts normal\)', text)
+  for head in ('head', 'head_dist'):
+    # 32,000 numbers: five times the deviation of their deviation
+    assert np.std(found[head]['kernel']) == pytest.approx(0.02, rel=5 / np.sqrt(2 * 32_000))
+    assert (found[head]['bias'] == -4).all()
+  assert not np.array_equal(found['head']['kernel'], found['head_dist']['kernel'])
+  assert_equal(found['encoder'], params['encoder'])
+  assert_equal(loaded(path, model, seed=3)[0], found)
+  assert not np.array_equal(loaded(path, model)[0]['head']['kernel'], found['head']['kernel'])
+  kept = loaded(path, small(head_init='normal'))[0]
+  assert_equal(kept, params)
+
+
 def test_a_file_without_a_head_gives_a_new_one_and_a_model_without_drops_it(tmp_path):
   path, params = saved(tmp_path)
   found, text = loaded(path, small(num_classes=0))
@@ -677,6 +695,7 @@ def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp
     (dict(image_size=-16), 'image_size is -16'),
     (dict(channels=0), 'channels'),
     (dict(channels=-1), 'channels'),
+    (dict(seed=0.5), 'seed is 0.5'),
   ],
   ids=str,
 )

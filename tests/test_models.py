@@ -2,9 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import vit_jax
+from tests.conftest import flat, tiny
 from vit_jax import catalogue, models
 from vit_jax.models import mixer, resnet, vit
 
@@ -120,6 +124,51 @@ def test_a_value_that_a_field_does_not_take_is_one_line_that_names_it(name, fiel
 def test_fields_that_do_not_go_together_are_an_error(name, fields, message):
   with pytest.raises(ValueError, match=message):
     vit_jax.build(name, **fields)
+
+
+SMALL = {
+  'vit': lambda **fields: tiny(width=96, distillation='head', **fields),
+  'mixer': lambda **fields: vit_jax.build(
+    'Mixer-S/16', patch=4, width=96, depth=1, tokens_dim=4, mlp_dim=8, unroll=1, **fields
+  ),
+  'bit': lambda **fields: vit_jax.build('BiT-R50x1', blocks=(1,), **fields),
+}
+
+
+def first_params(model, seed=0):
+  """The parameters that a model starts with."""
+  images = jnp.zeros((1, 8, 12, 3))
+  return flat(jax.jit(model.init)(jax.random.key(seed), images)['params'])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('family', SMALL)
+def test_a_head_starts_at_zero_or_is_drawn_and_nothing_else_changes(family):
+  default, normal = (
+    SMALL[family](num_classes=300),
+    SMALL[family](num_classes=300, head_init='normal'),
+  )
+  assert default == SMALL[family](num_classes=300, head_init='zeros')
+  zeros, drawn, other = first_params(default), first_params(normal), first_params(normal, seed=1)
+  kernels = {name for name in zeros if name.startswith('head') and name.endswith('kernel')}
+  assert kernels == {'head/kernel'} | ({'head_dist/kernel'} if family == 'vit' else set())
+  for name, leaf in zeros.items():
+    if name in kernels:
+      assert not leaf.any() and not np.array_equal(drawn[name], other[name])
+      # 28,800 numbers or more: five times the deviation of their deviation, and of their mean
+      assert np.std(drawn[name]) == pytest.approx(0.02, rel=5 / np.sqrt(2 * 28_800))
+      assert abs(np.mean(drawn[name])) < 5 * 0.02 / np.sqrt(28_800)
+    else:
+      np.testing.assert_array_equal(drawn[name], leaf)
+  if family == 'vit':
+    assert not np.array_equal(drawn['head/kernel'], drawn['head_dist/kernel'])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('name', ['ViT-B/16', 'R26+ViT-S/32', 'Mixer-B/16', 'BiT-R50x1'])
+def test_a_start_of_the_head_that_there_is_not_lists_those_that_there_are(name):
+  with pytest.raises(ValueError, match=r"^head_init is 'ones', known: zeros, normal$"):
+    vit_jax.build(name, head_init='ones')
 
 
 @pytest.mark.quick

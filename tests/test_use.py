@@ -1,6 +1,7 @@
 """Laws of using a trained model: predict, features, evaluate, and a bundle on disk."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -424,8 +425,8 @@ OTHER = dict(
 
 def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   standard = models.fields(vit_jax.build('ViT-Ti/16'))
-  how = {field for field in standard if field in bundle.HOW}
-  assert set(OTHER) | how == set(standard)  # a new field belongs into OTHER
+  omitted = {field for field in standard if field in bundle.OMITTED}
+  assert set(OTHER) | omitted == set(standard)  # a new field belongs into OTHER
   assert [f for f in OTHER if OTHER[f] == standard[f]] == []
   model = vit_jax.build('ViT-Ti/16', **OTHER)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
@@ -434,6 +435,17 @@ def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   back = bundle.read(tmp_path)
   assert back.model == model and back.preprocess == size and back.classes == ('a', 'b', 'ç')
   assert_same_bits(models.flat(back.params), models.flat(params))
+
+
+def test_a_bundle_does_not_say_how_its_head_started(run, tmp_path):
+  other = dataclasses.replace(run, model=run.model.clone(head_init='normal'))
+  bundle.write(tmp_path / 'zeros', run)
+  bundle.write(tmp_path / 'normal', other)
+  assert contents(tmp_path / 'zeros') == contents(tmp_path / 'normal')
+  assert 'head_init' not in (tmp_path / 'zeros/config.json').read_text()
+  back = bundle.read(tmp_path / 'normal')
+  assert back.model == run.model
+  assert_same_bits(models.flat(back.params), models.flat(run.params))
 
 
 def test_a_bundle_cut_off_in_the_writing_leaves_the_old_one(run, tmp_path, monkeypatch):

@@ -578,7 +578,9 @@ def patch_logits(params: Any, tokens: Array, labels: Array, *, model: Any) -> Ar
     readout: Any = Readout(**models.fields(model))
     logits = readout.apply({'params': params}, alone)
   else:
-    head: Any = resnet.classifier(model.num_classes, model.head_bias, 'head')
+    head: Any = resnet.classifier(
+      model.num_classes, model.head_bias, init=model.head_init, name='head'
+    )
     logits = head.apply({'params': params['head']}, tokens.astype(jnp.float32))
   return logits[:, labels]
 

@@ -27,6 +27,7 @@ WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
 SCORES = ('softmax', 'sigmoid')
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
+OMITTED = (*HOW, 'head_init')  # fields that a bundle leaves out: its head has started long ago
 
 
 def tell(text: str) -> None:
@@ -116,7 +117,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
 
   Its card is written last, as it is no part of the model.
   """
-  fields = {k: v for k, v in models.fields(bundle.model).items() if k not in HOW}
+  fields = {k: v for k, v in models.fields(bundle.model).items() if k not in OMITTED}
   description = {
     'format': FORMAT,
     'model': {'name': bundle.name, **fields},
@@ -214,7 +215,7 @@ def described(folder: pathlib.Path) -> convert.Checkpoint:
       path=str(folder / WEIGHTS),
       dialect='vit_jax',
       name=name,
-      fields={field: value for field, value in told.items() if field not in HOW},
+      fields={field: value for field, value in told.items() if field not in OMITTED},
       arrays={name: np.array(array, np.float32) for name, array in arrays.items()},
       size=pair(preprocess['size']),
       classes=tuple(description['classes']),
@@ -306,6 +307,7 @@ def load_params(
   channels: int = 3,
   resample: str | None = None,
   new_head: bool = False,
+  seed: int = 0,
   report: Callable[[str], object] | None = tell,
 ) -> Any:
   """The parameters of a model from any checkpoint, as a tree of float32 arrays.
@@ -313,7 +315,8 @@ def load_params(
   Takes Google's and big_vision's .npz, timm's, torchvision's and Hugging Face's files, and our own
   runs and bundles (docs/checkpoints.md lists them). Positions are resampled to the image size,
   the patch kernel to the model's patch and channels; class token, its position, the last norm and
-  the head become the model's. A head for another number of classes starts at zero.
+  the head become the model's. A head for another number of classes starts as the model's
+  `head_init` says, at zero if it says nothing.
 
   Args:
     path: of the file or folder, or its URL.
@@ -324,7 +327,8 @@ def load_params(
     resample: 'bilinear_align_corners' (Google), 'bicubic_antialias' (timm), 'bicubic' (Hugging
       Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
       that of the checkpoint's own kind.
-    new_head: start with a head of zeros even if the checkpoint's fits.
+    new_head: start with a new head even if the checkpoint's fits.
+    seed: of a new head that is drawn.
     report: takes the text that says what was loaded, renamed, resampled, reset and dropped; by
       default it goes to standard error if the checkpoint is not of ours, or was changed.
 
@@ -332,7 +336,7 @@ def load_params(
     FileNotFoundError: if there are none.
     ValueError: one that names every missing, unexpected and misshapen array.
   """
-  check_arguments(model, channels, resample)
+  check_arguments(model, channels, resample, seed)
   size = None if image_size is None else height_width(image_size)
   source = opened(path, heads=getattr(model, 'heads', None), image_size=size)
   params, done = adapt.params(
@@ -342,6 +346,7 @@ def load_params(
     channels=channels,
     rule=resample,
     new_head=new_head,
+    seed=seed,
   )
   if report is not None and (source.dialect != 'vit_jax' or done.changed or report is not tell):
     report(str(done))
@@ -356,13 +361,15 @@ def height_width(image_size: Any) -> tuple[int, int]:
   return (int(sides[0]), int(sides[1]))
 
 
-def check_arguments(model: Any, channels: Any, resample: Any) -> None:
+def check_arguments(model: Any, channels: Any, resample: Any, seed: Any) -> None:
   """Raises ValueError for an argument of `load_params` of a wrong kind."""
   if not isinstance(model, nn.Module):
     how = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
     raise ValueError(f'model is {model!r:.80}, not a model{how}')
   if not is_whole(channels):
     raise ValueError(f'channels is {channels!r}, not a whole number')
+  if not is_whole(seed):
+    raise ValueError(f'seed is {seed!r}, not a whole number')
   if resample is not None and not isinstance(resample, str):
     raise ValueError(f'resample is {resample!r}, not the name of a rule')
 

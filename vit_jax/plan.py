@@ -26,7 +26,8 @@ from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
-UNTOLD = ('head_bias', 'dropout', 'attention_dropout', 'drop_path')  # of a checkpoint's model
+# Of a checkpoint's model: how its head started and how it was regularised.
+UNTOLD = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,8 +354,8 @@ def told_by(
 ) -> dict[str, dict[str, Any]]:
   """What a checkpoint tells of a config's sections: its model, and the pixels that it takes.
 
-  Not how it was regularised, or is computed. A new head is one without the tanh layer that some
-  were pre-trained with, as in the ViT paper.
+  Not how it started, was regularised, or is computed. A new head is one without the tanh layer
+  that some were pre-trained with, as in the ViT paper.
   """
   untold = {*UNTOLD, *bundle.HOW, *(['representation'] if new_head else [])}
   fields = {field: value for field, value in model.items() if field not in untold}
@@ -376,8 +377,8 @@ def start(
 
   def adapted(checkpoint: convert.Checkpoint) -> Start:
     check_head(config, model, checkpoint)
-    size, new_head = config.image_size, config.new_head
-    return Start(*adapt.params(checkpoint, model, image_size=size, new_head=new_head))
+    fields = dict(image_size=config.image_size, new_head=config.new_head, seed=config.seed)
+    return Start(*adapt.params(checkpoint, model, **fields))
 
   if checkpoint is None:
     return functools.cache(lambda: adapted(opened(config)))

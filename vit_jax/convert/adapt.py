@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.convert import Checkpoint, resample
 from vit_jax.convert.engine import Arrays
-from vit_jax.models import vit
+from vit_jax.models import resnet, vit
 
 SHOWN = 8  # names in a line of a report
 MEANING = ('activation', 'norm_eps', 'stem_numerics', 'numerics', 'rope_theta', 'heads')
@@ -66,6 +66,7 @@ def params(
   channels: int = 3,
   rule: str | None = None,
   new_head: bool | None = False,
+  seed: int = 0,
   zero_biases: bool = False,
 ) -> tuple[Any, Report]:
   """The parameters of `model` from a checkpoint, and what was done to them.
@@ -76,8 +77,9 @@ def params(
     image_size: (height, width) in pixels that it will take.
     channels: of its images.
     rule: of `resample.RULES` for positions; None takes the dialect's own.
-    new_head: start with a head of zeros: always, where the checkpoint's does not fit, or with None
+    new_head: start with a new head: always, where the checkpoint's does not fit, or with None
       never.
+    seed: of a new head, where the model's `head_init` draws it.
     zero_biases: where the checkpoint lacks a bias, take zeros.
 
   Raises:
@@ -109,7 +111,7 @@ def params(
     fit_tokens(arrays, source, model, image_size, rule or source.resample, report)
     fit_norm(arrays, wanted, model, report)
   fit_kernels(arrays, wanted, rule or source.resample, report)
-  fit_head(arrays, wanted, model, new_head, report)
+  fit_head(arrays, wanted, model, new_head, seed, report)
   if zero_biases:
     fit_biases(arrays, wanted, report)
   check(source, arrays, wanted)
@@ -251,15 +253,20 @@ def fit_biases(arrays: Arrays, wanted: dict[str, Any], report: Report) -> None:
 
 
 def fit_head(
-  arrays: Arrays, wanted: dict[str, Any], model: models.Model, new_head: bool | None, report: Report
+  arrays: Arrays,
+  wanted: dict[str, Any],
+  model: models.Model,
+  new_head: bool | None,
+  seed: int,
+  report: Report,
 ) -> None:
-  """What lies between the pooling and the logits: kept, dropped, or new zeros."""
+  """What lies between the pooling and the logits: kept, dropped, or new by `head_init`."""
   unread = [name for part in ('pool/', 'pre_logits/') for name in arrays if name.startswith(part)]
   unread = [name for name in unread if name not in wanted]
   for name in unread:
     report.dropped.append(name)
     del arrays[name]
-  for head in ('head', 'head_dist'):
+  for index, head in enumerate(('head', 'head_dist')):
     kernel, bias = f'{head}/kernel', f'{head}/bias'
     there = arrays[kernel].shape[-1] if kernel in arrays else 0
     if kernel not in wanted:
@@ -270,12 +277,16 @@ def fit_head(
     if new_head is None:
       continue
     if new_head or there != here or any(name.startswith('pre_logits/') for name in unread):
-      arrays[kernel] = np.zeros(wanted[kernel].shape, np.float32)
+      # Not by model.init, which would trace the whole model for one array.
+      key = jax.random.fold_in(jax.random.key(seed), index)
+      init = resnet.HEAD_INITS[model.head_init]
+      arrays[kernel] = np.asarray(init(key, wanted[kernel].shape, jnp.float32))
       arrays.pop(bias, None)
       if bias in wanted:
         arrays[bias] = np.full(wanted[bias].shape, model.head_bias, np.float32)
       report.made |= {kernel, bias}
-      report.reset.append(f'{head} ({there:,} classes there, {here:,} here)')
+      start = '' if model.head_init == 'zeros' else f', starts {model.head_init}'
+      report.reset.append(f'{head} ({there:,} classes there, {here:,} here{start})')
 
 
 def check(source: Checkpoint, arrays: Arrays, wanted: dict[str, Any]) -> None:

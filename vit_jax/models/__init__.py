@@ -215,6 +215,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   'remat': tuple(vit.REMAT),
   'stem_numerics': tuple(resnet.NUMERICS),
   'numerics': tuple(resnet.NUMERICS),
+  'head_init': tuple(resnet.HEAD_INITS),
   'dtype': ('float32', 'bfloat16', 'float16'),
 }
 LEAST = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1

@@ -78,6 +78,7 @@ class Mixer(nn.Module):
     drop_path: stochastic-depth rate of the last layer; the first has 0, linear between.
     dropout: after the blocks' dense layers.
     head_bias: initial bias of the head; None leaves it out.
+    head_init: how the head's kernel starts, 'zeros' or 'normal'.
     dtype: of the computation; parameters, norm statistics and logits stay float32.
     unroll, remat: as of `vit.ViT`.
   """
@@ -93,6 +94,7 @@ class Mixer(nn.Module):
   drop_path: float = 0.0
   dropout: float = 0.0
   head_bias: float | None = 0.0
+  head_init: str = 'zeros'
   dtype: str = 'float32'
   unroll: int | None = None
   remat: str = 'none'
@@ -134,7 +136,8 @@ class Mixer(nn.Module):
     out = {'patches': patches, 'encoded': x, **left}
     x = out['pre_logits'] = x.mean(axis=1)  # (N, D)
     if self.num_classes:
-      x = resnet.classifier(self.num_classes, self.head_bias, 'head')(x.astype(jnp.float32))
+      head = resnet.classifier(self.num_classes, self.head_bias, init=self.head_init, name='head')
+      x = head(x.astype(jnp.float32))
     return x.astype(jnp.float32), out
 
   def embed(self, images: Array) -> Array:

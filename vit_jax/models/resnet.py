@@ -33,6 +33,10 @@ NUMERICS = {
   'bit': Numerics(norm_eps=1e-5, std_eps=0.0, var_eps=1e-10),  # big_transfer
 }
 GROUPS = 32  # of channels, in every GroupNorm
+HEAD_INITS = {
+  'zeros': nn.initializers.zeros,
+  'normal': nn.initializers.normal(0.02),  # timm, DeiT: they truncate at 2, 100 deviations away
+}
 
 
 class StdConv(nn.Module):
@@ -210,12 +214,12 @@ def staged(
   return outputs
 
 
-def classifier(num_classes: int, bias: float | None, name: str) -> nn.Dense:
-  """A head that starts at zero, with that bias or, for None, without one; in float32."""
+def classifier(num_classes: int, bias: float | None, *, init: str, name: str) -> nn.Dense:
+  """A head whose kernel starts by a row of HEAD_INITS, with that bias or, for None, without one."""
   return nn.Dense(
     num_classes,
     use_bias=bias is not None,
-    kernel_init=nn.initializers.zeros,
+    kernel_init=HEAD_INITS[init],
     bias_init=nn.initializers.constant(bias or 0.0),
     name=name,
   )
@@ -261,6 +265,7 @@ class ResNet(nn.Module):
     width_factor: multiplies all channels: the root has 64 times it.
     numerics: constants of kernels and norms, a row of NUMERICS.
     head_bias: initial bias of the head; None leaves it out.
+    head_init: how the head's kernel starts, a row of HEAD_INITS.
     dtype: of the computation; parameters, norm statistics, pre-logits and logits stay float32.
   """
 
@@ -269,6 +274,7 @@ class ResNet(nn.Module):
   width_factor: int = 1
   numerics: str = 'bit'
   head_bias: float | None = 0.0
+  head_init: str = 'zeros'
   dtype: str = 'float32'
 
   @nn.compact
@@ -300,7 +306,7 @@ class ResNet(nn.Module):
     x = encoded.astype(jnp.float32).mean(axis=(1, 2))  # (N, C)
     out = {'stem': stem, 'stages': tuple(stages), 'encoded': encoded, 'pre_logits': x}
     if self.num_classes:
-      x = classifier(self.num_classes, self.head_bias, 'head')(x)
+      x = classifier(self.num_classes, self.head_bias, init=self.head_init, name='head')(x)
     return x, out
 
   @property

@@ -299,6 +299,8 @@ class ViT(nn.Module):
     norm_eps: epsilon of every LayerNorm.
     head_bias: initial bias of the head, -10 suits a sigmoid loss over many classes; None leaves
       it out.
+    head_init: how the kernel of the head, and of a distillation head, starts: 'zeros', or 'normal'
+      with a deviation of 0.02.
     dtype: of the computation; parameters, softmax, norm statistics and logits stay float32.
     unroll: layers per iteration of the compiled loop; None: all of them up to 24 layers, but one
       in inference on a CPU.
@@ -335,6 +337,7 @@ class ViT(nn.Module):
   activation: str = 'gelu_tanh'
   norm_eps: float = 1e-6
   head_bias: float | None = 0.0
+  head_init: str = 'zeros'
   dtype: str = 'float32'
   unroll: int | None = None
   remat: str = 'none'
@@ -429,7 +432,8 @@ class ViT(nn.Module):
 
   def classify(self, name: str, x: Array) -> Array:
     """(N, D) -> (N, K) float32."""
-    return resnet.classifier(self.num_classes, self.head_bias, name)(x.astype(jnp.float32))
+    head = resnet.classifier(self.num_classes, self.head_bias, init=self.head_init, name=name)
+    return head(x.astype(jnp.float32))
 
   def embed(self, images: Array) -> Array:
     """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
