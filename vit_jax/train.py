@@ -350,7 +350,8 @@ def introduce(run: Run, start: int) -> None:
     display.say(line)
   device, source = jax.devices()[0], plan.splits['train']
   grid = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
-  name = config.task if model is None else f'{config.model.name} in {model.dtype}'
+  name = config.task if model is None else config.model.name
+  name += f' in {model.dtype}' if hasattr(model, 'dtype') else ''
   display.say(
     f'{name} on {mesh.size} {device.device_kind} ({grid}); '
     f'{len(source):,} training images of {config.data.source}, '

@@ -1,0 +1,201 @@
+"""docs/extending.md: each of its files, written into an empty folder, does what its line says."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import __main__ as commands
+from vit_jax import lookup
+
+ROOT = pathlib.Path(__file__).parents[1]
+TEXT = (ROOT / 'docs' / 'extending.md').read_text()
+FILES = dict(re.findall(r'```python\n# (\S+)\n(.*?)```', TEXT, re.DOTALL))
+LINES = re.findall(r'^vit (.*)$', TEXT, re.MULTILINE)
+SHORT = ['--config.duration=3', '--config.batch_size=32']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A working folder with the document's files."""
+  path = tmp_path_factory.mktemp('extending')
+  for name, text in FILES.items():
+    (path / name).write_text(text)
+  return path
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+  """The working folder; modules of it are imported anew."""
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(sys, 'path', [*sys.path, str(folder)])
+  yield folder
+  for name in FILES:
+    sys.modules.pop(name.removesuffix('.py'), None)
+
+
+def test_every_file_has_at_most_ten_lines_beside_its_imports():
+  assert len(FILES) >= 9
+  for name, text in FILES.items():
+    code = [line for line in text.splitlines() if line.strip() and 'import' not in line]
+    assert len(code) <= 10, name
+
+
+@pytest.mark.parametrize('line', LINES, ids=[line.split('runs/')[-1].split()[0] for line in LINES])
+def test_every_line_of_the_document_runs(here, line, capsys):
+  words = shlex.split(line)
+  more = SHORT if words[0] == 'train' else []
+  assert commands.main([*words, *more]) == 0, capsys.readouterr().err
+
+
+def run_of(here, name):
+  """A run of the document, which the test of its lines has made, or makes it."""
+  (line,) = [line for line in LINES if line.startswith('train') and f'runs/{name}' in line]
+  assert commands.main([*shlex.split(line), *SHORT]) == 0
+  return here / 'runs' / name
+
+
+def test_a_model_from_elsewhere_is_opened_again_and_predicts_in_another_process(here):
+  run = run_of(here, 'mlp')
+  described = json.loads((run / 'model' / 'config.json').read_text())
+  assert described['model'] == {'name': 'nets:Mlp', 'num_classes': 10, 'width': 48}
+  image = np.zeros((8, 8, 3), np.uint8)
+  expected = vit_jax.load(run).predict(image, top=1)
+  code = f'import vit_jax, numpy as np; print(vit_jax.load({str(run)!r}).predict('
+  code += 'np.zeros((8, 8, 3), np.uint8), top=1))'
+  env = os.environ | {'PYTHONPATH': str(ROOT)}
+  found = subprocess.run(
+    [sys.executable, '-c', code], cwd=here, env=env, capture_output=True, text=True, check=True
+  )
+  assert found.stdout.strip() == str(expected)
+
+
+def test_a_loss_from_elsewhere_decides_the_scores_of_the_model(here):
+  run = run_of(here, 'focal')
+  assert vit_jax.load(run).scores == 'softmax'
+  assert commands.main(['evaluate', str(run)]) == 0
+
+
+def test_a_run_with_names_from_elsewhere_is_finished_or_resumes_by_the_same_line(here, capsys):
+  run_of(here, 'ink')
+  run_of(here, 'ink')
+  assert 'is finished' in capsys.readouterr().out
+
+
+def test_a_transform_from_elsewhere_goes_through_workers(here, capsys):
+  (line,) = [line for line in LINES if 'runs/salt' in line]
+  words = shlex.split(line.replace('runs/salt', 'runs/salt_by_workers'))
+  assert commands.main([*words, *SHORT, '--config.system.workers=1']) == 0, capsys.readouterr().err
+
+
+def test_a_logger_from_elsewhere_gets_every_row(here):
+  run = run_of(here, 'lines')
+  rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  lines = (run / 'lines.txt').read_text().splitlines()
+  assert [int(line.split()[0]) for line in lines] == [row['step'] for row in rows]
+
+
+BAD = {
+  'no module': ('--config.objective.loss=absent:focal', "there is no module 'absent'"),
+  'no name': ('--config.objective.loss=losses:absent', "losses has no 'absent'"),
+  'not callable': ('--config.objective.loss=bad:NUMBER', 'is int, not a function'),
+  'no scores': ('--config.objective.loss=bad:mean', 'set objective.scores'),
+  'a mean': (
+    '--config.objective.loss=bad:mean --config.objective.scores=softmax',
+    'must give (32,): one for each image',
+  ),
+  'a loss that fails': ('--config.objective.loss=bad:failing', 'ZeroDivisionError'),
+  'other scores': ('--config.objective.scores=sigmoid', 'a softmax loss makes softmax scores'),
+  'unmarked step': ("--config.data.augment='bad:plain()'", 'not marked by @vit_jax.extension'),
+  'a step of floats': ("--config.data.augment='bad:floats()'", 'must give uint8 (H, W, 3)'),
+  'a step that fails': ("--config.data.augment='bad:breaking()'", 'IndexError'),
+  'unmarked source': ('--config.data.source=bad:source', 'not marked by @vit_jax.extension'),
+  'no splits': ('--config.data.source=bad:nothing', 'gives no {split: function'),
+  'no module class': ('--config.model.name=bad:plain', 'no class of a flax.linen.Module'),
+  'lacking fields': ('--config.model.name=nets:Mlp', "unknown field 'patch' of nets:Mlp"),
+  'no optimiser': ('--config.optimizer.name=bad:plain', 'TypeError'),
+  'unread value': ('--config.optimizer.name=optimisers:sign_descent', 'set it to 0.0'),
+  'no task': ('--config.task=bad:task', 'must give a Task'),
+  'unknown task': ('--config.task=classfy', 'did you mean classify?'),
+  'no logger': ('--config.system.logger=absent:Lines', "there is no module 'absent'"),
+  'a module that fails': ('--config.objective.loss=broken:x', 'broken:x'),
+}
+WRONG = """
+import jax
+import vit_jax
+
+NUMBER = 3
+
+def mean(logits, targets):
+  return -(targets * jax.nn.log_softmax(logits)).mean()
+
+def failing(logits, targets):
+  return 1 / 0
+failing.scores = 'softmax'
+
+def plain():
+  return lambda image, rng: image
+
+@vit_jax.extension
+def floats():
+  return lambda image, rng: image / 2.0
+
+@vit_jax.extension
+def breaking():
+  return lambda image, rng: [][1]
+
+def source():
+  return {}
+
+@vit_jax.extension
+def nothing():
+  return 3
+
+def task(config, source, start):
+  return 'nothing'
+"""
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_what_cannot_be_used_is_one_line_before_anything_is_written(case, here, capsys):
+  (here / 'bad.py').write_text(WRONG)
+  (here / 'broken.py').write_text('raise RuntimeError("no")')
+  words, expected = BAD[case]
+  line = ['train', '--config=small.py', '--workdir=refused', *SHORT, *shlex.split(words)]
+  assert commands.main(line) == 2
+  (message,) = capsys.readouterr().err.splitlines()
+  assert expected in message
+  assert not (here / 'refused').exists()
+  sys.modules.pop('bad', None)
+
+
+def test_a_models_file_cannot_have_just_anything_called(here):
+  run = run_of(here, 'focal')
+  file = run / 'model' / 'config.json'
+  text = file.read_text()
+  for path, key, value in (
+    ('model', 'name', 'os:getcwd'),
+    ('model', 'name', 'subprocess:Popen'),
+    ('preprocess', 'steps', 'os:system("touch called")'),
+  ):
+    described = json.loads(text)
+    described[path][key] = value
+    file.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r'flax|unknown field|extension'):
+      vit_jax.load(run)
+  file.write_text(text)
+  assert not (here / 'called').exists()
+
+
+def test_marked_functions_stay_what_they_are():
+  def step():
+    return 3
+
+  assert lookup.extension(step) is step and step() == 3
