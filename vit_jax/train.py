@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, card, checkpoint, metrics, models, provenance, sharding
-from vit_jax.convert import files
 from vit_jax.data import pipeline
 from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
@@ -238,8 +236,7 @@ class Evaluator:
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
     data |= {'matched': 'the same names', 'step': step, 'use': use}
     if jax.process_index() == 0:
-      with files.replacing(self.run.folder / accuracy.RESULT) as file:
-        file.write(json.dumps(data | result).encode())
+      accuracy.write_result(self.run.folder, data | result)
 
   def measure(
     self, use: str, params: Params, *, keep: int = 0

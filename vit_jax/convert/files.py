@@ -383,6 +383,20 @@ def read_json(text: bytes) -> dict[str, Any]:
   return value
 
 
+def as_json(value: Any) -> str:
+  """A value in JSON, which has no numbers that are not finite: they become null."""
+  return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+  """Nested dicts and lists with None for every number that is not finite."""
+  if isinstance(value, dict):
+    return {name: finite(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(part) for part in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   named: dict[str, Any] = {}
   for name, value in pairs:

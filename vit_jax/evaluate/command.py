@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,11 +107,11 @@ def main(argv: Sequence[str]) -> int:
     values, text = measured(given)
     if given.out:
       with files.replacing(given.out) as file:
-        file.write(json.dumps(values).encode())
+        file.write(files.as_json(values).encode())
   except (ValueError, OSError) as error:
     print(f'vit evaluate: {files.one_line(error)}', file=sys.stderr)
     return 2
-  print(json.dumps(values) if given.format == 'json' else '\n'.join(text))
+  print(files.as_json(values) if given.format == 'json' else '\n'.join(text))
   return 0
 
 
