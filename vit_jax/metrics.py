@@ -121,7 +121,7 @@ def of_model(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, d
 
   Returns:
     'validation' and 'test', where they were measured at that step: 'step', and every number by its
-    name; a value that is not finite is None.
+    name; a value that is not finite is None. Where the average was measured, its numbers alone.
   """
   measured = {}
   for use in ('validation', 'test'):
@@ -129,7 +129,8 @@ def of_model(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, d
       if row['step'] == step and of_split(row, use):
         prefix, average = f'{use}/', f'{use}/ema_'
         values = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-        values |= {k.removeprefix(average): v for k, v in row.items() if k.startswith(average)}
+        if ema := {k.removeprefix(average): v for k, v in row.items() if k.startswith(average)}:
+          values = {k: v for k, v in values.items() if k in ('count', 'bad_images')} | ema
         measured[use] = {'step': step, **values}
   return measured
 
@@ -139,13 +140,14 @@ def model_step(
 ) -> int | None:
   """The step whose parameters became the model, or would if the run ended here; None: not known.
 
-  It is the step that was tested; without a test the best on validation if the run has patience, as
-  `checkpoint.Checkpoints.rank` has it, and otherwise the last that was validated.
+  A finished run's `evaluation.json` has it; this is for others, and for those from before there was
+  one. It is the step that was tested; without a test the best on validation if the run has
+  patience, as `checkpoint.Checkpoints.rank` has it, and otherwise the last that was validated.
 
   Args:
     config: of the run, as config.json has it.
     rows: of metrics.jsonl.
-    ranks: of its task.
+    ranks: of its task, see `plan.held_ranks`.
   """
   tested = [row['step'] for row in rows if of_split(row, 'test')]
   if tested:

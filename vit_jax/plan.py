@@ -528,7 +528,10 @@ def check_division(config: Any, mesh: Mesh) -> None:
 
 
 def claim(
-  workdir: str | os.PathLike[str], config: Any, source: sources.Source | None = None
+  workdir: str | os.PathLike[str],
+  config: Any,
+  source: sources.Source | None = None,
+  ranks: Mapping[str, int] | None = None,
 ) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
@@ -536,6 +539,7 @@ def claim(
     workdir: the folder.
     config: of the run.
     source: its training images, whose classes and number must stay the same, too.
+    ranks: of its task, for those who read what it measured.
 
   Raises:
     ValueError: if it holds a run with another config or other data; names what differs.
@@ -544,7 +548,11 @@ def claim(
   folder = pathlib.Path(workdir)
   ours = json.loads(json.dumps(config.to_dict()))
   file, held = folder / 'config.json', folder / 'data.json'
-  data = {'images': len(source), 'classes': list(source.classes)} if source else {}
+  data: dict[str, Any] = {}
+  if source:
+    data |= {'images': len(source), 'classes': list(source.classes)}
+  if ranks:
+    data['ranks'] = dict(ranks)
   if not str(workdir) or '://' in str(workdir):
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
@@ -584,9 +592,23 @@ def held_config(folder: pathlib.Path) -> dict[str, Any] | None:
   return filled(config, json.loads(json.dumps(default().to_dict())))
 
 
+def held_ranks(folder: pathlib.Path) -> Mapping[str, int]:
+  """What the evaluations of a run in a folder can be ranked by, as `Task.ranks`.
+
+  A run from before its data.json told it is a classifier's.
+  """
+  try:
+    ranks = json.loads((folder / 'data.json').read_text())['ranks']
+    if ranks and all(type(sign) is int and abs(sign) == 1 for sign in ranks.values()):
+      return ranks
+  except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    pass
+  return classify.RANKS
+
+
 def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
   """Raises ValueError if a run's data is not what it was."""
-  if not file.exists() or not data:
+  if not file.exists() or 'images' not in data:
     return
   try:
     theirs = json.loads(file.read_text())
