@@ -23,6 +23,7 @@ from vit_jax import config, models, plan, train
 from vit_jax.convert import files
 from vit_jax.data import presets
 from vit_jax.data.pipeline import tell
+from vit_jax.evaluate import accuracy
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
@@ -111,18 +112,16 @@ class Protocol:
     return folder
 
 
-def measured(run: pathlib.Path, split: str) -> dict[str, float]:
-  """The last 'accuracy' and 'count' that a run measured on a split.
+def measured(run: pathlib.Path, use: str) -> dict[str, float]:
+  """The 'accuracy' and 'count' of what became a run's model, on its 'test' or 'validation' split.
 
   Raises:
-    ValueError: if it measured none.
+    ValueError: if it was not measured on that.
   """
-  file = run / 'metrics.jsonl'
-  rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-  found = [row for row in rows if f'{split}/accuracy' in row]
-  if not found:
-    raise ValueError(f'{run} is no finished run: it measured nothing on its {split} split')
-  return {name: found[-1][f'{split}/{name}'] for name in ('accuracy', 'count')}
+  found = accuracy.read_result(run) or {}
+  if found.get('use') != use or found.get('accuracy') is None:
+    raise ValueError(f'{run} is no finished run: it measured nothing on its {use} split')
+  return {name: found[name] for name in ('accuracy', 'count')}
 
 
 def sweep(
