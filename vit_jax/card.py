@@ -11,11 +11,12 @@ import jax
 
 from vit_jax import bundle, metrics
 from vit_jax.convert import files
+from vit_jax.evaluate import accuracy
 from vit_jax.models import mixer, resnet, vit
-from vit_jax.tasks import classify
 from vit_jax.version import __version__
 
 SHOWN = 20  # class names
+CLASSIFY = 'classify'  # the task that config.objective is for
 FRONT = """---
 library_name: vit_jax
 pipeline_tag: {task}
@@ -46,14 +47,17 @@ def write(folder: pathlib.Path, source: bundle.Bundle, config: Any, *, step: int
   """Writes the card of a finished run beside its model.
 
   Args:
-    folder: of the run, with its metrics.jsonl.
+    folder: of the run, with its metrics.jsonl and, if it was measured, its evaluation.json.
     source: the model.
     config: of the run.
     step: whose parameters became the model.
   """
   rows = metrics.read_rows(folder / 'metrics.jsonl')
+  evaluation = accuracy.read_result(folder)
+  if evaluation and evaluation['step'] != step:
+    evaluation = None
   with files.replacing(folder / 'model' / bundle.CARD) as file:
-    file.write(text(source, config, rows, step=step).encode())
+    file.write(text(source, config, rows, step=step, evaluation=evaluation).encode())
 
 
 def text(
@@ -62,6 +66,7 @@ def text(
   rows: Sequence[Mapping[str, Any]] = (),
   *,
   step: int | None = None,
+  evaluation: Mapping[str, Any] | None = None,
 ) -> str:
   """The whole card, in Markdown.
 
@@ -69,12 +74,13 @@ def text(
     source: the model.
     config: of its run, as config.json has it; None where it was trained elsewhere.
     rows: of metrics.jsonl.
-    step: whose parameters the model has; None is `metrics.model_step`.
+    step: whose parameters the model has; without it rows tell nothing of them.
+    evaluation: of `accuracy.read_result`: the model's numbers on the split that it names.
   """
   sections = {'Model': model_rows(source), 'Training': training_rows(config)}
   parts = [f'{front(source)}\n# {source.name}, {kinds(source)}\n', use(source)]
   parts += [f'## {title}\n\n{table(rows)}' for title, rows in sections.items() if rows]
-  measured = results(config, rows, step)
+  measured = results(config, rows, step, evaluation)
   parts.append(f'## Results\n\n{measured or "None were measured here."}\n')
   parts.append(f'## Limits\n\n{LIMITS.format(ALL_THE_SAME if source.classes else "")}')
   parts.append(f'Written by vit_jax {__version__}, with jax {jax.__version__}.\n')
@@ -162,29 +168,37 @@ def training_rows(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ('started from', start),
     ('duration', f'{config["duration"]}, {config["batch_size"]} images an update'),
     ('optimiser', recipe),
-    ('loss', ', '.join(loss)),
     ('seed', str(config['seed'])),
   ]
+  task = config.get('task', CLASSIFY)
+  rows.append(('loss', ', '.join(loss)) if task == CLASSIFY else ('task', task))
   if config.get('ema'):
     rows.append(('average', f'of the parameters, decay {config["ema"]:g}'))
   return rows
 
 
 def results(
-  config: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], step: int | None
+  config: Mapping[str, Any] | None,
+  rows: Sequence[Mapping[str, Any]],
+  step: int | None,
+  evaluation: Mapping[str, Any] | None,
 ) -> str:
   """A table of what was measured of these parameters, each with its split."""
-  if config is None:
+  measured: dict[str, Mapping[str, Any]] = {**metrics.of_model(rows, step)}
+  if evaluation:
+    measured[evaluation['use']] = evaluation
+  if config is None or not measured:
     return ''
-  lines = ['| split | images | accuracy | loss | step |', '|---|---|---|---|---|']
-  step = metrics.model_step(config, rows, classify.RANKS) if step is None else step
-  for use, values in metrics.of_model(rows, step).items():
+  tables = {use: accuracy.numbers(values) for use, values in measured.items()}
+  names = accuracy.numbers({name: None for table in tables.values() for name in table})
+  titles = ('split', 'images', *map(accuracy.words, names), 'step')
+  lines = [f'| {" | ".join(titles)} |', f'|{"---|" * len(titles)}']
+  for use, values in measured.items():
     split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'
-    lines.append(
-      f'| {cell(split)} | {number(values["count"], ",.0f")} | '
-      f'{number(values["accuracy"], ".4f")} | {number(values["loss"], ".4f")} | {values["step"]} |'
-    )
-  return '\n'.join(lines) if len(lines) > 2 else ''
+    numbers = [number(tables[use].get(name), '.4f') for name in names]
+    cells = (cell(split), number(values.get('count'), ',.0f'), *numbers, str(values['step']))
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
 
 
 def shown(text: str | None) -> str:
