@@ -1,12 +1,8 @@
-"""`vit report`: a run as a page and a picture, `report.html` and `report.png` in its folder.
-
-K classes.
-"""
+"""`vit report`: a run as a page and a picture, `report.html` and `report.png` in its folder."""
 
 import argparse
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import sys
@@ -16,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, metrics, provenance
+from vit_jax import analysis, bundle, metrics, plan, provenance
 from vit_jax.convert import files
 from vit_jax.data import pipeline, transforms
 from vit_jax.evaluate import accuracy, inputs
@@ -31,41 +27,43 @@ Say = Callable[[str], object]
 def gather(
   folder: pathlib.Path,
   *,
-  on: str = '',
-  split: str = '',
-  measure: bool = True,
-  batch_size: int | None = None,
-  say: Say,
+  evaluation: dict[str, Any] | None = None,
+  data: inputs.Split | None = None,
 ) -> Facts:
-  """Reads a run, and measures its model.
+  """What a run's files tell; nothing is measured.
 
   Args:
     folder: of the run.
-    on, split: another data set or split than the run's test, or without one validation, split.
-    measure: whether the model is taken over that split.
-    batch_size: images at a time on each device; None is `batch_of`.
-    say: takes a line for each image that cannot be read.
+    evaluation: the numbers of its model, of `accuracy.of_model`; None reads the run's own.
+    data: that they are of, if it is open.
 
   Raises:
-    FileNotFoundError, ValueError: if the folder is not a run's, for a batch size below 1, or if
-      the data of `on` and `split` cannot be opened.
+    FileNotFoundError, ValueError: if the folder is not a run's.
   """
-  if batch_size is not None and batch_size < 1:
-    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
+  held = accuracy.read_result(folder)
+  return with_evaluation(read(folder, held), evaluation or held, data)
+
+
+def read(folder: pathlib.Path, held: dict[str, Any] | None) -> Facts:
+  """What a run's files tell but for its evaluation, of which `held` is here only asked the step."""
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
+  rows, ranks = metrics.read_rows(folder / 'metrics.jsonl'), plan.held_ranks(folder)
+  step = held['step'] if held else None
   found = Facts(
     folder=folder,
-    rows=metrics.read_rows(folder / 'metrics.jsonl'),
+    rows=rows,
     config=config,
     environment=recorded(folder / provenance.NAME),
+    ranks=ranks,
+    step=metrics.model_step(config, rows, ranks) if step is None else step,
     model=None,
     measured=None,
     mistakes=[],
     left_out=[],
   )
-  if not (folder / 'model').exists():
+  if not is_finished(folder):
     return with_fault(found, 'the training is not finished: there is no model yet')
   try:
     model = bundle.read(folder)
@@ -73,21 +71,34 @@ def gather(
     return with_fault(found, f'the model could not be read: {files.one_line(error)}')
   if not model.is_finite:
     return with_fault(found, 'the model has parameters that are not finite')
-  found = dataclasses.replace(found, model=model)
-  if not measure:
-    return with_fault(found, 'the model was not measured here; vit report does it on one host')
-  if not (on or split or config['data'].get('test') or config['data'].get('validation')):
+  return dataclasses.replace(found, model=model)
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  return (folder / 'model').exists()
+
+
+def with_evaluation(
+  found: Facts, evaluation: dict[str, Any] | None, data: inputs.Split | None = None
+) -> Facts:
+  """The same with the numbers of the model, and the images of its most confident mistakes."""
+  if not is_finished(found.folder):
+    return found
+  if evaluation is None:
+    own = found.config['data']
+    if own.get('test') or own.get('validation'):
+      return with_fault(found, f'{accuracy.RESULT} is missing or damaged: see vit report')
     return with_fault(found, 'the run kept no split to measure its model on; see --split')
+  found = dataclasses.replace(found, measured=evaluation)
+  if evaluation.get('loss', 0) is None:
+    found = with_fault(found, 'the loss of the model is not finite')
+  if found.model is None or not evaluation.get('mistakes'):
+    return found
   try:
-    data = inputs.opened(folder, on=on, split=split)
+    name, split = evaluation['source'], evaluation['split']
+    data = data or inputs.opened(found.folder, on=name, split=split)
   except FAULTS as error:
-    if on or split:  # bad input, for which no report is lost
-      raise
     return with_fault(found, f'the data cannot be opened: {files.one_line(error)}')
-  try:
-    found = measured(found, data, batch_size=batch_size or batch_of(config), say=say)
-  except FAULTS as error:
-    return with_fault(found, f'the model could not be measured: {files.one_line(error)}')
   try:
     return looked_at(found, data)
   except FAULTS as error:
@@ -116,24 +127,22 @@ def with_fault(found: Facts, line: str) -> Facts:
   return dataclasses.replace(found, left_out=[*found.left_out, line])
 
 
-def measured(found: Facts, data: inputs.Split, *, batch_size: int, say: Say) -> Facts:
-  """The same with every measure on a split; ValueError if the model's scores are not finite."""
-  assert found.model is not None
-  values = accuracy.of_model(found.model, data, batch_size=batch_size, say=say)
-  if not math.isfinite(values['loss']):
-    raise ValueError('its loss is not finite')
-  return dataclasses.replace(found, measured=values)
-
-
 def looked_at(found: Facts, data: inputs.Split) -> Facts:
-  """The same with the images of the most confident mistakes."""
+  """The same with the images of the most confident mistakes.
+
+  Raises:
+    ValueError: if the data is not that which was measured.
+  """
   model, values = found.model, found.measured
   assert model is not None and values is not None
   transform = transforms.compose(model.preprocess.steps, model.preprocess.size)
   placed = dataclasses.replace(model, params=jax.device_put(model.params))
   mistakes = []
   for row in values['mistakes']:
-    image = transform(data.source[row['index']]['image'], np.random.default_rng(0))
+    index, name = row['index'], row['image']
+    if index >= len(data.source) or data.source.describe(index) != name:
+      raise ValueError(f'{name} is no longer image {index} of split {data.split} of {data.name}')
+    image = transform(data.source[index]['image'], np.random.default_rng(0))
     told = {name: row[name] for name in ('label', 'guess', 'confidence')}
     mistakes.append(Mistake(row['image'], image, **told, attention=attended(placed, image)))
   return dataclasses.replace(found, mistakes=mistakes)
@@ -142,7 +151,7 @@ def looked_at(found: Facts, data: inputs.Split) -> Facts:
 def attended(found: bundle.Bundle, image: np.ndarray) -> np.ndarray | None:
   """(R, C): how much of each patch the tokens that the head reads take up in the last layer.
 
-  It is the mean of the heads; None of a model without attention.
+  It is the mean of the heads; None of a model without attention, or where it is not finite.
   """
   if not isinstance(found.model, vit.ViT):
     return None
@@ -151,47 +160,27 @@ def attended(found: bundle.Bundle, image: np.ndarray) -> np.ndarray | None:
     found.params, seen.layers[last], last, model=found.model, grid=seen.grid
   )  # (A, T, T)
   read = analysis.reading(found.model, seen) @ np.asarray(weights).mean(axis=0)  # (T,)
-  return np.asarray(read[seen.prefix :].reshape(seen.grid))
+  return np.asarray(read[seen.prefix :].reshape(seen.grid)) if np.isfinite(read).all() else None
 
 
 # The commands
 
 
-def write(
-  folder: str | os.PathLike[str],
-  *,
-  on: str = '',
-  split: str = '',
-  measure: bool = True,
-  batch_size: int | None = None,
-  say: Say = pipeline.tell,
-) -> Facts:
-  """Writes `report.html` and `report.png` into a run's folder, each whole or not at all.
-
-  Args:
-    folder, on, split, measure, batch_size, say: see `gather`.
-
-  Raises:
-    ValueError, OSError: if the folder is not a run's, or cannot be written to.
-  """
-  how: dict[str, Any] = {'on': on, 'split': split, 'measure': measure, 'batch_size': batch_size}
-  found = gather(pathlib.Path(folder), **how, say=say)
+def write(found: Facts) -> None:
+  """Writes `report.html` and `report.png` into a run's folder, each whole or not at all."""
   contents = {PAGE: as_html(found).encode(errors='replace'), PICTURE: as_png(found)}
   with contextlib.ExitStack() as both:  # neither is replaced before both are written
     for name, content in contents.items():
       both.enter_context(files.replacing(found.folder / name)).write(content)
-  return found
 
 
 def after_training(folder: str | os.PathLike[str], say: Say) -> None:
-  """Writes the report; what goes wrong is told in a line.
-
-  With several processes the model is not measured again, which would take them all.
-  """
+  """Writes the report from what the run has written; what goes wrong is told in a line."""
   if jax.process_index() > 0:
     return
   try:
-    found = write(folder, measure=jax.process_count() == 1, say=say)
+    found = gather(pathlib.Path(folder))
+    write(found)
   except Exception as error:  # a run that is done must not fail for its report
     say(f'no report: {files.one_line(error)}')
     return
@@ -200,11 +189,63 @@ def after_training(folder: str | os.PathLike[str], say: Say) -> None:
   say(f'the report is {pathlib.Path(folder) / PAGE}')
 
 
+def measured(
+  folder: pathlib.Path,
+  *,
+  on: str = '',
+  split: str = '',
+  batch_size: int | None = None,
+  say: Say = pipeline.tell,
+) -> Facts:
+  """`gather`, with the numbers of the model measured now where the run has not the ones asked for.
+
+  Those of the run's own split are then written as its evaluation, unless there is one.
+
+  Args:
+    folder: of the run.
+    on, split: another data set or split than the run's test, or without one validation, split.
+    batch_size: images at a time on each device; None is `batch_of`, and needs no new measure.
+    say: takes a line for each image that cannot be read.
+
+  Raises:
+    FileNotFoundError, ValueError: if the folder is not a run's, for a batch size below 1, or if
+      the data of `on` and `split` cannot be opened.
+  """
+  if batch_size is not None and batch_size < 1:
+    raise ValueError(f'the batch size must be at least 1, got {batch_size}')
+  held = accuracy.read_result(folder)
+  found = read(folder, held)
+  own = found.config['data']
+  use = next((use for use in ('test', 'validation') if own.get(use)), None)
+  asked = bool(on or split or batch_size)
+  if found.model is None or not (asked or use) or (held and not asked):
+    return with_evaluation(found, held)
+  try:
+    data = inputs.opened(folder, on=on, split=split)
+  except FAULTS as error:
+    if on or split:  # bad input, for which no report is lost
+      raise
+    return with_fault(found, f'the data cannot be opened: {files.one_line(error)}')
+  if held and not batch_size and (data.name, data.split) == (held['source'], held['split']):
+    return with_evaluation(found, held, data)
+  rows = batch_size or batch_of(found.config)
+  try:
+    values = files.finite(accuracy.of_model(found.model, data, batch_size=rows, say=say))
+  except FAULTS as error:
+    return with_fault(found, f'the model could not be measured: {files.one_line(error)}')
+  if use and not held and (data.name, data.split) == (own['source'], own[use]):
+    values |= {'step': found.step, 'use': use}
+    accuracy.write_result(folder, values)
+  return with_evaluation(found, values, data)
+
+
 def main(argv: Sequence[str]) -> int:
   """`vit report`: 0; 2 for bad input; 3 if the report lacks something."""
   given = parser().parse_args(argv)
+  folder = pathlib.Path(given.run)
   try:
-    found = write(given.run, on=given.on, split=given.split, batch_size=given.batch_size)
+    found = measured(folder, on=given.on, split=given.split, batch_size=given.batch_size)
+    write(found)
   except FAULTS as error:
     print(f'vit report: {files.one_line(error)}', file=sys.stderr)
     return 2
@@ -227,6 +268,7 @@ def parser() -> argparse.ArgumentParser:
     '--batch_size',
     '--batch-size',
     type=int,
-    help='images at a time on each device; default: those of training, at most 256',
+    help='measures anew, with so many images at a time on each device; default: those of training, '
+    'at most 256',
   )
   return flags

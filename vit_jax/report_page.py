@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from vit_jax import analysis, bundle, chart, metrics, page, pictures
 from vit_jax.card import dimensions
 from vit_jax.chart import number, share, text
 from vit_jax.evaluate import accuracy
-from vit_jax.tasks import classify
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
@@ -46,9 +45,7 @@ class Curve:
   percent: bool = False
 
 
-CURVES = (
-  Curve('Loss', ('train/loss', 'validation/loss', 'validation/ema_loss')),
-  Curve('Accuracy', ('train/accuracy', 'validation/accuracy', 'validation/ema_accuracy'), True),
+RATES = (
   Curve('Learning rate', ('train/learning_rate',)),
   Curve('Images a second', ('train/images_per_second',)),
   Curve('Time waiting for data', ('train/data_wait',), True),
@@ -85,7 +82,10 @@ class Facts:
     config: as JSON has it.
     environment: of `provenance.record`; {} if it is not there.
     model: with its parameters on the host; None while there is none.
-    measured: of `accuracy.of_model`; None if nothing was.
+    ranks: of the run's task: the numbers that its evaluations can be ranked by.
+    step: whose parameters became the model, or would now; None if nothing tells it.
+    measured: an evaluation of the model, see `accuracy.of_model`: a task's numbers, whatever their
+      names, and details of which a task may lack any; None if there is none.
     mistakes: the most confident first.
     left_out: why something is not there, in lines.
   """
@@ -94,6 +94,8 @@ class Facts:
   rows: list[dict[str, Any]]
   config: dict[str, Any]
   environment: dict[str, Any]
+  ranks: Mapping[str, int]
+  step: int | None
   model: bundle.Bundle | None
   measured: dict[str, Any] | None
   mistakes: list[Mistake]
@@ -104,6 +106,17 @@ class Facts:
     found = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
     steps, values = np.array(found, float).reshape(-1, 2).T
     return steps, values
+
+  def curves(self) -> list[Curve]:
+    """The charts of a run: the loss, what else its task ranks by, and the rates."""
+    return [*map(curve_of, dict.fromkeys(('loss', *self.ranks))), *RATES]
+
+
+def curve_of(name: str) -> Curve:
+  """Of a task's number, in training and in its evaluations."""
+  title = accuracy.words(name)
+  names = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
+  return Curve(f'{title[:1].upper()}{title[1:]}', names, accuracy.is_share(name))
 
 
 def usable(value: Any) -> bool:
@@ -161,24 +174,25 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
   own = found.config['data']
   if values := found.measured:
     on = f'on {measured_on(values)}'
-    top = next(name for name in values if name.startswith('top'))
     told += [
-      (share(values['accuracy']), f'accuracy {on}'),
-      (share(values[top]), f'top-{top[3:]} accuracy {on}'),
-      (number(values['loss']), f'loss {on}'),
-      (share(values['calibration_error']), f'calibration error {on}'),
+      (shown(name, value), f'{accuracy.words(name)} {on}')
+      for name, value in accuracy.numbers(values).items()
     ]
-    if 'mean_average_precision' in values:
-      told.append((share(values['mean_average_precision']), f'mean average precision {on}'))
-  step = metrics.model_step(found.config, found.rows, classify.RANKS)
-  for use, logged in metrics.of_model(found.rows, step).items():
+  for use, logged in metrics.of_model(found.rows, found.step).items():
     where = (own.get('source'), own.get(use))
     if values and where == (values['source'], values['split']):
       continue  # the same parameters on the same images
-    on = f'on {logged["count"] or 0:,.0f} images, split {where[1]} of {where[0]}'
-    what = f'accuracy at step {logged["step"]:,}, during training, {on}'
-    told.append((share(logged['accuracy']), what))
+    on = f'on {logged.get("count") or 0:,.0f} images, split {where[1]} of {where[0]}'
+    when = f'at step {logged["step"]:,}, during training, {on}'
+    numbers = accuracy.numbers(logged)
+    usual = [name for name in found.ranks if name in numbers][:1]
+    told += [(shown(k, numbers[k]), f'{accuracy.words(k)} {when}') for k in usual or numbers]
   return told + training(found)
+
+
+def shown(name: str, value: float | None) -> str:
+  """A measure as it is read: in percent, or with four digits."""
+  return share(value) if accuracy.is_share(name) else number(value)
 
 
 def measured_on(values: dict[str, Any]) -> str:
@@ -202,10 +216,10 @@ def training(found: Facts) -> list[tuple[str, str]]:
 
 def curves(found: Facts) -> str:
   """What was logged during training."""
-  return f'<div class="charts">{"".join(curve_of(found, curve) for curve in CURVES)}</div>'
+  return f'<div class="charts">{"".join(charted(found, curve) for curve in found.curves())}</div>'
 
 
-def curve_of(found: Facts, curve: Curve) -> str:
+def charted(found: Facts, curve: Curve) -> str:
   lines = {name: thinned(*found.curve(name)) for name in curve.names}
   lines = {name: line for name, line in lines.items() if len(line[0])}
   if not lines:
@@ -226,12 +240,13 @@ def confusion(found: Facts) -> str:
     return '<p>Images have several labels, or there are too many classes for a matrix.</p>'
   matrix = np.array(values['confusion'])  # (K, K)
   names = [row['name'] for row in values['classes']]
+  confused = values.get('confused', ())
   pairs = table(
     ('label', 'taken for', 'times'),
-    [(pair['label'], pair['guess'], pair['count']) for pair in values['confused']],
+    [(pair['label'], pair['guess'], pair['count']) for pair in confused],
   )
   shown = confusion_table(matrix, names) if len(names) <= SMALL else confusion_picture(matrix)
-  most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(values['confused'])
+  most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(confused)
   on = text(measured_on(values))
   return f'<p>{on}. A row for each label, a column for each guess.</p>{shown}{most}'
 
@@ -356,10 +371,11 @@ def mistaken(mistake: Mistake) -> str:
 def calibration(found: Facts) -> str:
   """Accuracy by confidence (Guo et al., arXiv 1706.04599)."""
   assert found.measured is not None
-  rows = [row for row in found.measured['calibration'] if row['count']]
+  rows = filled(found.measured['calibration'])
   confidence, right = (np.array([row[key] for row in rows]) for key in ('confidence', 'accuracy'))
   diagonal = np.array([0.0, 1.0])
-  lines = {'accuracy': (confidence, right), 'calibrated': (diagonal, diagonal)}
+  lines = {'accuracy': (confidence, right)} if rows else {}
+  lines['calibrated'] = (diagonal, diagonal)
   drawn = chart.drawn('Accuracy by confidence', lines, percent=True, x='confidence')
   told = table(
     ('confidence', 'images', 'mean confidence', 'accuracy'),
@@ -373,11 +389,16 @@ def calibration(found: Facts) -> str:
       for row in rows
     ],
   )
-  error = share(found.measured['calibration_error'])
+  error, bins = share(found.measured.get('calibration_error')), found.measured['calibration']
   return (
-    f'<p>Expected calibration error {error}, of the likeliest class, in {classify.BINS} bins.</p>'
+    f'<p>Expected calibration error {error}, of the likeliest class, in {len(bins)} bins.</p>'
     f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{told}</details>'
   )
+
+
+def filled(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Those of the calibration that have images, and confidences that are finite."""
+  return [row for row in bins if row['count'] and None not in (row['confidence'], row['accuracy'])]
 
 
 def inside(found: Facts) -> str:
@@ -428,16 +449,20 @@ def environment(found: Facts) -> str:
   return line + table(('', ''), [*told.items(), *packages.items()])
 
 
+DETAILS = {  # sections of an evaluation, where its task gives what they are of
+  'Confusion': confusion,
+  'Classes': classes,
+  'Mistakes': mistakes,
+  'Calibration': calibration,
+}
+
+
 def as_html(found: Facts) -> str:
   """The page: one file, without scripts, that asks for no other."""
   sections = {'Results': headline(found), 'Curves': curves(found)}
-  if found.measured is not None:
-    sections |= {
-      'Confusion': confusion(found),
-      'Classes': classes(found),
-      'Mistakes': mistakes(found),
-      'Calibration': calibration(found),
-    }
+  for title, section in DETAILS.items():
+    if title.lower() in (found.measured or {}):
+      sections[title] = section(found)
   if found.model is not None:
     sections['Filters and positions'] = inside(found)
   sections |= {'Command and environment': environment(found), 'Config': settings(found)}
@@ -490,10 +515,12 @@ def summary(found: Facts) -> Any:
   axes['A'].axis('off')
   lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
   axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
-  for place, curve in zip('BCDEF', CURVES):
+  for place, curve in zip('BCDEF', found.curves()):
     plot(axes[place], found, curve)
   plot_calibration(axes['G'], found.measured)
   plot_confusion(axes['H'], found.measured)
+  for place, name in (('G', 'calibration'), ('H', 'confusion')):
+    axes[place].set_visible(found.measured is None or name in found.measured)
   return figure
 
 
@@ -524,14 +551,14 @@ def label(axis: Any, title: str, *, x: str, y: str = '') -> None:
 def plot_calibration(axis: Any, values: dict[str, Any] | None) -> None:
   label(axis, 'Calibration', x='confidence', y='accuracy')
   axis.plot([0, 1], [0, 1], color='grey', linewidth=1)
-  rows = [row for row in values['calibration'] if row['count']] if values else []
+  rows = filled(values.get('calibration', ())) if values else []
   axis.plot([row['confidence'] for row in rows], [row['accuracy'] for row in rows], marker='o')
 
 
 def plot_confusion(axis: Any, values: dict[str, Any] | None) -> None:
   label(axis, 'Confusion', x='guess', y='label')
   axis.grid(False)
-  if not values or not values['confusion']:
+  if not values or not values.get('confusion'):
     return
   matrix = np.array(values['confusion'])
   edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
