@@ -20,7 +20,18 @@ from tests.test_run import cache, pytestmark, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, sharding
 from vit_jax.data import imagenet, pipeline, presets, sources
-from vit_jax.evaluate import accuracy, command, features, fewshot, inputs, knn, labels, linear
+from vit_jax.evaluate import (
+  accuracy,
+  command,
+  features,
+  fewshot,
+  inputs,
+  knn,
+  labels,
+  linear,
+  loop,
+)
+from vit_jax.tasks import classify
 
 __all__ = ['cache', 'pytestmark', 'whole']
 
@@ -136,8 +147,8 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
   scores = softmax(logits_of(model_of(), 60))
   guess = scores.argmax(1)
   wrong = [i for i in range(60) if i not in bad | unlabelled and guess[i] != (3 * i) % 5]
-  surest = sorted(wrong, key=lambda i: -scores[i].max())[: accuracy.MISTAKES]
-  assert len(wrong) > accuracy.MISTAKES and [row['index'] for row in found] == surest
+  surest = sorted(wrong, key=lambda i: -scores[i].max())[: classify.MISTAKES]
+  assert len(wrong) > classify.MISTAKES and [row['index'] for row in found] == surest
   for row, index in zip(found, surest):
     assert row['image'] == data.source.describe(index)
     assert (row['label'], row['guess']) == (NAMES[(3 * index) % 5], NAMES[guess[index]])
@@ -160,7 +171,7 @@ def test_a_bin_holds_its_upper_edge_and_no_weight_is_lost():
   bins = np.zeros((15, 3))
   bins[14] = (4, 3.9, 1)
   bins[0] = (1, 0.05, 1)
-  found = accuracy.calibration(bins)
+  found = classify.calibration(bins)
   assert found['calibration_error'] == pytest.approx((2.9 + 0.95) / 5)
   assert (
     found['calibration'][14]['accuracy'] == 0.25 and found['calibration'][7]['accuracy'] is None
@@ -203,7 +214,7 @@ def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
 
 
 def test_a_set_of_many_classes_has_no_confusion_matrix_but_its_largest_entries(monkeypatch):
-  monkeypatch.setattr(accuracy, 'LARGEST_CONFUSION', 4)
+  monkeypatch.setattr(classify, 'LARGEST_CONFUSION', 4)
   values = accuracy.of_model(model_of(), split_of(20))
   assert values['confusion'] is None and values['confused']
 
@@ -368,13 +379,13 @@ def test_features_are_of_every_image_once_in_order(count, devices, monkeypatch):
 
 def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path, monkeypatch):
   computed = []
-  results = inputs.results
+  placed_batches = inputs.placed_batches
 
-  def counted(*args, **how):
-    computed.append(args[2].split)
-    return results(*args, **how)
+  def counted(split, *args, **how):
+    computed.append(split.split)
+    return placed_batches(split, *args, **how)
 
-  monkeypatch.setattr(inputs, 'results', counted)
+  monkeypatch.setattr(inputs, 'placed_batches', counted)
   take = functools.partial(features.of_split, cache=tmp_path / 'kept', say=quiet)
   data = split_of(20, bad={4})
   first = take(model_of(), data)
@@ -765,9 +776,9 @@ def test_the_label_maps_told_are_presets():
 
 def test_the_numbers_told_are_those_that_hold():
   text = ' '.join(DOCUMENT.read_text().split())
-  assert f'in {accuracy.BINS} bins' in text and f'exp(similarity / {knn.TEMPERATURE})' in text
-  assert f'over {accuracy.LARGEST_CONFUSION:,} classes' in text
-  assert f'{accuracy.LARGEST_SCORES:,} scores' in text
+  assert f'in {classify.BINS} bins' in text and f'exp(similarity / {knn.TEMPERATURE})' in text
+  assert f'over {classify.LARGEST_CONFUSION:,} classes' in text
+  assert f'{loop.LARGEST:,} scores' in text
   assert f'a constant of {fewshot.CONSTANT:.0f} appended' in text
   assert f'a ridge of {fewshot.L2:.0f}' in text
   assert f'C of {linear.GRID[0]:.5f} ... {linear.GRID[-1]:.0f}' in text

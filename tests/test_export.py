@@ -18,6 +18,7 @@ from tests.conftest import SIZE, drawn, shapes, tiny
 from tests.test_run import cache, contents, pytestmark, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, card, export, predict, sharding
+from vit_jax.evaluate import accuracy
 from vit_jax.models import vit as vits
 
 __all__ = ['cache', 'pytestmark', 'whole']
@@ -472,28 +473,39 @@ CONFIG = {
 ROWS = [
   {'step': 4, 'validation/loss': 0.9, 'validation/accuracy': 0.5, 'validation/count': 10.0},
   {'step': 8, 'validation/loss': 0.7, 'validation/accuracy': 0.6, 'validation/count': 10.0},
-  {'step': 4, 'test/loss': None, 'test/accuracy': 0.25, 'test/count': 1234.0},
 ]
+TESTED = {'source': 'folder:/home/anna/flowers', 'split': 'test', 'use': 'test', 'step': 4}
+TESTED |= {'matched': 'the same names', 'loss': None, 'accuracy': 0.25, 'count': 1234}
+TESTED |= {'calibration_error': 0.125, 'confusion': None, 'classes': [], 'bad_images': 3}
 
 
 def test_a_card_gives_each_measure_with_its_split_images_and_step(source):
-  text = card.text(source, CONFIG, ROWS)
-  assert '| folder:flowers, split val | 10 | 0.5000 | 0.9000 | 4 |' in text
-  assert '| folder:flowers, split test | 1,234 | 0.2500 | - | 4 |' in text
+  text = card.text(source, CONFIG, ROWS, step=4, evaluation=TESTED)
+  assert '| split | images | accuracy | loss | calibration error | step |' in text
+  assert '| folder:flowers, split val | 10 | 0.5000 | 0.9000 | - | 4 |' in text
+  assert '| folder:flowers, split test | 1,234 | 0.2500 | - | 0.1250 | 4 |' in text
   assert '0.6000' not in text
 
 
-def test_a_card_without_a_test_has_the_last_validation(source):
-  assert '| 0.6000 | 0.7000 | 8 |' in card.text(source, CONFIG, ROWS[:2])
+def test_a_card_quotes_the_evaluation_and_not_what_training_logged_of_its_split(source):
+  rows = [*ROWS, {'step': 4, 'test/accuracy': 0.75, 'test/count': 7.0}]
+  text = card.text(source, CONFIG, rows, step=4, evaluation=TESTED)
+  assert '0.2500' in text and '0.7500' not in text
+  assert '| 7 | 0.7500 | - | 4 |' in card.text(source, CONFIG, rows, step=4)
+  assert 'None were measured here.' in card.text(source, CONFIG, rows)
+
+
+def test_a_card_without_a_test_has_the_validation_of_its_step(source):
+  assert '| 0.6000 | 0.7000 | 8 |' in card.text(source, CONFIG, ROWS, step=8)
 
 
 def test_a_card_takes_the_measures_of_the_average_where_that_is_the_model(source):
   row = ROWS[0] | {'validation/ema_accuracy': 0.75, 'validation/ema_loss': 0.4}
-  assert '| 0.7500 | 0.4000 | 4 |' in card.text(source, CONFIG, [row])
+  assert '| 0.7500 | 0.4000 | 4 |' in card.text(source, CONFIG, [row], step=4)
 
 
 def test_a_card_tells_nothing_of_the_machine_it_was_trained_on(source):
-  text = card.text(source, CONFIG, ROWS)
+  text = card.text(source, CONFIG, ROWS, step=4, evaluation=TESTED)
   assert 'anna' not in text and '| B_16.npz |' in text
 
 
@@ -509,9 +521,9 @@ def test_a_name_with_a_bar_stays_in_its_cell(source):
 
 def test_a_finished_run_has_a_card_with_the_measures_of_its_model(whole):
   text = (whole / 'model' / 'README.md').read_text()
-  rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
-  (tested,) = [row for row in rows if 'test/accuracy' in row]
-  assert f'| {tested["test/accuracy"]:.4f} | {tested["test/loss"]:.4f} | 8 |' in text
+  held = accuracy.read_result(whole)
+  numbers = (f'{held[name]:.4f}' for name in ('accuracy', 'top5', 'loss', 'calibration_error'))
+  assert f'| digits, split test | 359 | {" | ".join(numbers)} | 8 |' in text
   assert '| data | digits, split train |' in text
 
 

@@ -24,19 +24,23 @@ from vit_jax import __main__ as commands
 from vit_jax import (
   analysis,
   bundle,
+  card,
   chart,
   main,
   metrics,
   page,
   pictures,
+  plan,
   predict,
   provenance,
   report,
   report_page,
   train,
 )
-from vit_jax.data import sources
+from vit_jax.convert import files
+from vit_jax.data import pipeline, sources
 from vit_jax.evaluate import accuracy, inputs
+from vit_jax.tasks import classify
 
 SIZE = (8, 12)  # 2 x 3 patches
 NAMES = ('rose', '<b>tulip</b>', 'fern & moss', 'oak', 'palm')
@@ -400,12 +404,12 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(trained):
   """What a report tells of it."""
-  return report.gather(trained, say=print)
+  return report.gather(trained)
 
 
 @pytest.fixture(scope='module')
 def values(trained):
-  return accuracy.of_run(trained)
+  return accuracy.read_result(trained)
 
 
 @pytest.fixture
@@ -425,6 +429,252 @@ def copied(trained, tmp_path):
   for name in (report.PAGE, report.PICTURE):
     (folder / name).unlink()
   return folder
+
+
+def on_other_data(folder, source):
+  """Has a run say that this is what it was trained and measured on."""
+  config = json.loads((folder / 'config.json').read_text())
+  config['data']['source'] = source
+  (folder / 'config.json').write_text(json.dumps(config))
+  accuracy.write_result(folder, accuracy.read_result(folder) | {'source': source})
+
+
+def measuring(monkeypatch):
+  """A list that gets (source, split, batch size) each time a model is measured."""
+  calls, of_model = [], accuracy.of_model
+
+  def noting(found, split, *, batch_size, **how):
+    calls.append((split.name, split.split, batch_size))
+    return of_model(found, split, batch_size=batch_size, **how)
+
+  monkeypatch.setattr(accuracy, 'of_model', noting)
+  return calls
+
+
+def close(one, other):
+  """Whether two values of JSON are the same, numbers with a point to 1e-6."""
+  if isinstance(one, dict):
+    return one.keys() == other.keys() and all(close(one[name], other[name]) for name in one)
+  if isinstance(one, list):
+    return len(one) == len(other) and all(map(close, one, other))
+  if isinstance(one, float):
+    return one == pytest.approx(other, rel=1e-6, abs=1e-6)
+  return one == other
+
+
+# One evaluation
+
+
+def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes(
+  trained, whole, capsys
+):
+  assert commands.main(['evaluate', str(trained), '--format', 'json']) == 0
+  given, held = json.loads(capsys.readouterr().out), accuracy.read_result(trained)
+  assert (held.pop('step'), held.pop('use')) == (12, 'test')
+  assert close(held, {name: given[name] for name in held})
+  assert given.keys() - held.keys() == {'model', 'method', 'preprocess'}
+  assert whole.measured == held | {'step': 12, 'use': 'test'} and whole.left_out == []
+  names = ('accuracy', 'top-5 accuracy', 'loss', 'calibration error')
+  on = 'on 359 images, split test of digits'
+  told = report_page.headlines(whole)
+  assert [what for _, what in told[:4]] == [f'{name} {on}' for name in names]
+  assert told[0][0] == chart.share(held['accuracy']) and told[2][0] == f'{held["loss"]:.4g}'
+
+
+@pytest.mark.parametrize('test', ['test[:50]', ''])
+def test_a_whole_training_with_its_report_reads_the_last_split_once(test, tmp_path, monkeypatch):
+  monkeypatch.setattr(report, 'after_training', AFTER_TRAINING)
+  passes, batches = [], pipeline.evaluation_batches
+
+  def counted(source, *args, **how):
+    passes.append(len(source))
+    return batches(source, *args, **how)
+
+  monkeypatch.setattr(pipeline, 'evaluation_batches', counted)
+  fields = {'data.validation': 'validation[:40]', 'data.test': test}
+  assert main.main(words_of(tmp_path, fields)) == 0
+  assert passes == [40, 40, 50 if test else 40]  # two evaluations on the way, and what is delivered
+  assert (tmp_path / report.PAGE).is_file()
+  held = accuracy.read_result(tmp_path)
+  assert (held['use'], held['count']) == (('test', 50) if test else ('validation', 40))
+
+
+def test_a_run_from_before_there_was_a_file_is_measured_once(trained, tmp_path, monkeypatch):
+  folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
+  file, before = folder / accuracy.RESULT, accuracy.read_result(trained)
+  file.unlink()
+  lines = []
+  AFTER_TRAINING(folder, lines.append)
+  assert lines[0].startswith('report: evaluation.json is missing') and not file.exists()
+  assert commands.main(['report', str(folder)]) == 0
+  assert calls == [('digits', 'test', max(32 // jax.device_count(), 1))]
+  assert close(accuracy.read_result(folder), before)
+  written = file.read_bytes()
+  assert commands.main(['report', str(folder)]) == 0
+  assert commands.main(['report', str(folder), '--split', 'test']) == 0
+  assert len(calls) == 1 and file.read_bytes() == written
+
+
+def damage(values, name, value):
+  """The text of an evaluation with a value replaced, at a path such as 'classes/0/name'."""
+  values = json.loads(json.dumps(values))
+  *path, last = (int(part) if part.isdigit() else part for part in name.split('/'))
+  place = values
+  for part in path:
+    place = place[part]
+  if value is KeyError:
+    del place[last]
+  else:
+    place[last] = value
+  return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('source', KeyError),
+    ('split', 5),
+    ('use', 'train'),
+    ('use', ['test']),
+    ('step', -1),
+    ('step', True),
+    ('count', '359'),
+    ('classes', None),
+    ('classes/0/name', 7),
+    ('classes/0/recall', 'all'),
+    ('classes/0/recall', float('nan')),
+    ('classes/9', KeyError),
+    ('confusion/0', [1]),
+    ('confusion/0/0', 1.5),
+    ('confusion/0/0', -1),
+    ('confusion/0/0', 10**30),
+    ('calibration/0', []),
+    ('calibration/0/count', KeyError),
+    ('mistakes/0/index', -1),
+    ('mistakes/0/confidence', float('inf')),
+    ('confused', {}),
+  ],
+)
+def test_a_file_that_is_no_evaluation_is_read_as_none(name, value, trained, tmp_path):
+  values = json.loads((trained / accuracy.RESULT).read_text())
+  assert accuracy.is_result(values)
+  (tmp_path / accuracy.RESULT).write_text(damage(values, name, value))
+  assert accuracy.read_result(tmp_path) is None
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"loss": 1', '{}', '[' * 100_000, '\udcff'])
+def test_a_damaged_file_is_measured_anew(content, trained, tmp_path, monkeypatch):
+  folder, file = copied(trained, tmp_path), tmp_path / 'run' / accuracy.RESULT
+  file.write_bytes(content.encode(errors='surrogateescape'))
+  assert accuracy.read_result(folder) is None
+  if content:
+    return  # one of them is enough to be measured
+  calls = measuring(monkeypatch)
+  assert commands.main(['report', str(folder)]) == 0
+  assert len(calls) == 1 and close(accuracy.read_result(folder), accuracy.read_result(trained))
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_numbers_of_other_data_are_told_and_never_written(
+  there, trained, tmp_path, monkeypatch, capsys
+):
+  folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
+  file = folder / accuracy.RESULT
+  before = file.read_bytes()
+  if not there:
+    file.unlink()
+  for flags in (('--split', 'validation[:30]'), ('--on', 'digits', '--split', 'test[:20]')):
+    assert commands.main(['report', str(folder), *flags]) == 0
+    count = re.search(r'\d+', flags[-1])[0]
+    assert f'accuracy on {count} images, split {flags[-1]} of' in (folder / report.PAGE).read_text()
+  assert len(calls) == 2
+  assert file.read_bytes() == before if there else not file.exists()
+
+
+def no_constant(name):
+  raise AssertionError(f'{name} is not JSON')
+
+
+def test_a_loss_that_is_not_finite_is_null_in_strict_json_and_a_dash(trained, tmp_path, capsys):
+  folder, model = copied(trained, tmp_path), bundle.read(trained)
+  params = jax.tree.map(lambda leaf: leaf * np.float32(1e30), model.params)
+  shutil.rmtree(folder / 'model')
+  bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
+  (folder / accuracy.RESULT).unlink()
+  assert commands.main(['report', str(folder)]) == 3
+  assert 'the loss of the model is not finite' in capsys.readouterr().err
+  text = (folder / accuracy.RESULT).read_text()
+  assert json.loads(text, parse_constant=no_constant)['loss'] is None
+  assert '<b>–</b>loss on 359 images' in (folder / report.PAGE).read_text()
+  out = tmp_path / 'out.json'
+  words = ['evaluate', str(folder), '--out', str(out), '--format', 'json']
+  assert commands.main(words) == 0
+  for given in (out.read_text(), capsys.readouterr().out):
+    assert json.loads(given, parse_constant=no_constant)['loss'] is None
+
+
+def test_what_is_not_finite_is_null_wherever_it_stands():
+  values = {'a': [float('nan'), 1.5, (float('inf'),)], 'b': {'c': -float('inf'), 'd': 'NaN'}}
+  text = files.as_json(values)
+  assert json.loads(text, parse_constant=no_constant) == {
+    'a': [None, 1.5, [None]],
+    'b': {'c': None, 'd': 'NaN'},
+  }
+
+
+def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(trained, tmp_path):
+  folder = copied(trained, tmp_path)
+  own = {'source': 'digits', 'split': 'test', 'step': 12, 'use': 'test', 'count': 359}
+  numbers = {'loss': 0.25, 'pixel_error': 1.5, 'sharpness': None}
+  accuracy.write_result(folder, own | numbers | {'unlabelled': 0, 'bad_images': 0, 'neurons': [1]})
+  rows = [
+    {'step': 12, 'train/loss': 0.5, 'train/pixel_error': 2.0},
+    {'step': 12, 'validation/loss': 0.375, 'validation/pixel_error': 1.75},
+  ]
+  (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  data = json.loads((folder / 'data.json').read_text())
+  (folder / 'data.json').write_text(json.dumps(data | {'ranks': {'pixel_error': -1}}))
+  config = json.loads((folder / 'config.json').read_text()) | {'task': 'mine:rebuild'}
+  (folder / 'config.json').write_text(json.dumps(config))
+  encoder = bundle.read(trained)
+  model = encoder.model.clone(num_classes=0)
+  params = {name: part for name, part in encoder.params.items() if name != 'head'}
+  encoder = dataclasses.replace(encoder, model=model, params=params, classes=(), card='')
+  shutil.rmtree(folder / 'model')
+  bundle.write(folder / 'model', encoder)
+  found = report.gather(folder)
+  on = 'on 359 images, split test of digits'
+  told = report_page.headlines(found)
+  assert told[:3] == [
+    ('0.25', f'loss {on}'),
+    ('1.5', f'pixel error {on}'),
+    ('–', f'sharpness {on}'),
+  ]
+  assert told[3][0] == '1.75' and told[3][1].startswith('pixel error at step 12, during training')
+  text = report_page.as_html(found)
+  assert found.left_out == [] and report_page.as_png(found)
+  assert not [title for title in report_page.DETAILS if f'>{title}</h2>' in text]
+  assert '<h3>Pixel error</h3>' in text and 'Accuracy' not in text
+  card.write(folder, encoder, config, step=12)
+  written = (folder / 'model' / 'README.md').read_text()
+  assert '| split | images | loss | pixel error | sharpness | step |' in written
+  assert '| digits, split validation | - | 0.3750 | 1.7500 | - | 12 |' in written
+  assert '| digits, split test | 359 | 0.2500 | 1.5000 | - | 12 |' in written
+  assert '| task | mine:rebuild |' in written and '| loss |' not in written.split('## Results')[0]
+
+
+def test_what_ranks_is_what_the_task_says_of_an_old_run_a_classifiers(trained, tmp_path):
+  assert plan.held_ranks(trained) == classify.RANKS
+  assert list(plan.held_ranks(trained)) == list(classify.RANKS)
+  assert plan.held_ranks(tmp_path) == classify.RANKS
+  for ranks, held in (
+    ({'recall': 1, 'loss': -1}, {'recall': 1, 'loss': -1}),
+    ({'recall': 'more'}, classify.RANKS),
+    ([1], classify.RANKS),
+    ({}, classify.RANKS),
+  ):
+    (tmp_path / 'data.json').write_text(json.dumps({'ranks': ranks}))
+    assert plan.held_ranks(tmp_path) == held
 
 
 def test_training_ends_with_a_page_a_picture_and_a_record(trained):
@@ -453,7 +703,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
   ):
     held = json.loads((tmp_path / provenance.NAME).read_text())
     assert shlex.split(held['command']) == [*start, *words]
-    found = report.gather(tmp_path, say=print)
+    found = report.gather(tmp_path)
     assert unescape(report_page.environment(found)).startswith(
       f'<pre id="command">{held["command"]}</pre>'
     )
@@ -471,14 +721,14 @@ def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
 def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
   folder = copied(trained, tmp_path)
   (folder / provenance.NAME).unlink()
-  found = report.gather(folder, measure=False, say=print)
+  found = report.gather(folder)
   assert 'Not recorded' in report_page.as_html(found)
 
 
 def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(opened, values):
   cards = opened.run('Array.from(document.querySelectorAll(".card"), (card) => card.innerText)')
   on = f'on {values["count"]} images, split test of digits'
-  assert cards[:4] == [
+  assert values['step'] == 12 and cards[:4] == [
     f'{100 * values["accuracy"]:.2f} %\naccuracy {on}',
     f'{100 * values["top5"]:.2f} %\ntop-5 accuracy {on}',
     f'{values["loss"]:.4g}\nloss {on}',
@@ -503,9 +753,9 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(opened, va
   assert {name: rest for name, *rest in rows} == told
 
 
-def test_curves_have_a_point_for_every_logged_number(opened, trained):
+def test_curves_have_a_point_for_every_logged_number(opened, trained, whole):
   rows = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
-  for curve in report_page.CURVES:
+  for curve in whole.curves():
     for name in curve.names:
       logged = [row for row in rows if name in row]
       prefix = json.dumps(f'{name}, step ')
@@ -541,14 +791,14 @@ def test_no_number_is_broken_in_two_lines(opened, width):
 
 
 def test_mistakes_are_wrong_and_the_surest_of_all(trained):
-  found, run = report.gather(trained, say=print), vit_jax.load(trained)
+  found, run = report.gather(trained), vit_jax.load(trained)
   data = inputs.opened(trained)
   images = [run.transform(row['image'], None) for row in data.source]
   scores = run.forward(images)['scores']
   labels = np.array([row['label'] for row in data.source])
   wrong = np.flatnonzero(scores.argmax(1) != labels)
-  surest = wrong[np.argsort(-scores.max(1)[wrong])][: accuracy.MISTAKES]
-  assert len(found.mistakes) == len(surest) == accuracy.MISTAKES
+  surest = wrong[np.argsort(-scores.max(1)[wrong])][: classify.MISTAKES]
+  assert len(found.mistakes) == len(surest) == classify.MISTAKES
   for mistake, place in zip(found.mistakes, surest):
     assert mistake.name == data.source.describe(place)
     assert mistake.confidence == pytest.approx(scores[place].max(), abs=1e-6)
@@ -596,7 +846,7 @@ def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trai
     '[getComputedStyle(shot).backgroundImage, shot.offsetWidth, shot.offsetHeight, '
     'shot.querySelectorAll("img").length]))'
   )
-  assert len(shots) == accuracy.MISTAKES
+  assert len(shots) == classify.MISTAKES
   for plain, over in shots:
     assert plain[0].startswith('url("data:image/png') and plain[:3] == over[:3]
     assert plain[1] == pytest.approx(plain[2], abs=1) and plain[1] > 50  # 8 x 8 pixels
@@ -624,7 +874,7 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   monkeypatch.setattr(report, 'attended', without_memory)
-  found = report.gather(trained, say=print)
+  found = report.gather(trained)
   assert found.measured and found.left_out == [
     'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
   ]
@@ -633,16 +883,32 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
   assert 'No image was misclassified.' in report_page.as_html(found)
 
 
+@pytest.mark.parametrize('index', [0, 10_000])
+def test_an_image_that_is_no_longer_that_of_a_mistake_is_not_drawn(index, trained, tmp_path):
+  folder, values = copied(trained, tmp_path), accuracy.read_result(trained)
+  name = values['mistakes'][3]['image']
+  values['mistakes'][3]['index'] = index
+  accuracy.write_result(folder, values)
+  found = report.gather(folder)
+  (line,) = found.left_out
+  assert f'{name} is no longer image {index} of split test' in line
+  assert found.mistakes == [] and found.measured == values
+
+
 @pytest.mark.parametrize('where', ['read', 'of_model'])
-def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, monkeypatch):
+def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, tmp_path, monkeypatch):
   def without_memory(*_, **__):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
+  folder = copied(trained, tmp_path)
+  if where == 'of_model':
+    (folder / accuracy.RESULT).unlink()
   monkeypatch.setattr(
     *{'read': (bundle, 'read'), 'of_model': (accuracy, 'of_model')}[where], without_memory
   )
-  found = report.gather(trained, say=print)
+  found = report.measured(folder)
   assert len(found.left_out) == 1 and found.left_out[0].endswith('out of memory')
+  assert (found.measured is None) == (where == 'of_model')
   assert 'train/loss' in report_page.as_html(found) and report_page.as_png(found)
 
 
@@ -661,29 +927,32 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
   assert commands.main(['report', str(unfinished)]) == 3
   assert 'not finished' in capsys.readouterr().err
   assert 'train/loss' in (unfinished / report.PAGE).read_text()
-  config = json.loads((trained / 'config.json').read_text())
-  config['data']['source'] = f'folder:{tmp_path}/gone'
-  (unfinished / 'config.json').write_text(json.dumps(config))
+  on_other_data(unfinished, f'folder:{tmp_path}/gone')
   shutil.copytree(trained / 'model', unfinished / 'model')
   assert commands.main(['report', str(unfinished)]) == 3
   assert 'the data cannot be opened' in capsys.readouterr().err
-  assert 'Filters and positions' in (unfinished / report.PAGE).read_text()
+  text = (unfinished / report.PAGE).read_text()
+  assert 'Filters and positions' in text and 'They could not be drawn.' in text
+  assert 'accuracy on 359 images, split test of folder:' in text  # the numbers stay
+  (unfinished / accuracy.RESULT).unlink()
+  assert commands.main(['report', str(unfinished)]) == 3
+  assert 'the data cannot be opened' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-  'spoilt, said',
-  [(np.nan, 'parameters that are not finite'), (1e30, 'could not be measured: its loss is not')],
-)
 def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
-  spoilt, said, trained, tmp_path, capsys
+  trained, tmp_path, capsys
 ):
   folder, model = copied(trained, tmp_path), bundle.read(trained)
-  params = jax.tree.map(lambda leaf: leaf * np.float32(spoilt), model.params)
+  (folder / accuracy.RESULT).unlink()
+  params = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
   assert commands.main(['report', str(folder)]) == 3
   told = capsys.readouterr().err
-  assert told.splitlines()[-1].startswith('vit report: ') and said in told
+  assert (
+    told.splitlines()[-1].startswith('vit report: ') and 'parameters that are not finite' in told
+  )
+  assert not (folder / accuracy.RESULT).exists()
   assert 'train/loss' in (folder / report.PAGE).read_text()
 
 
@@ -724,7 +993,7 @@ def test_damaged_files_of_a_run_cost_what_they_hold_and_not_the_report(
 ):
   folder = copied(trained, tmp_path)
   (folder / name).write_text(content)
-  found = report.gather(folder, measure=False, say=print)
+  found = report.gather(folder)
   assert 'Filters and positions' in report_page.as_html(found) and report_page.as_png(found)
 
 
@@ -749,18 +1018,16 @@ def test_a_report_that_fails_is_a_line_and_no_failure_of_the_run(trained, tmp_pa
 
 
 def test_what_is_left_out_is_told_with_its_paths_as_they_are(trained, tmp_path):
-  config = json.loads((trained / 'config.json').read_text())
-  config['data']['source'] = f'folder:{tmp_path}/Photos/ROSES'
   folder = copied(trained, tmp_path)
-  (folder / 'config.json').write_text(json.dumps(config))
-  found = report.gather(folder, say=print)
+  on_other_data(folder, f'folder:{tmp_path}/Photos/ROSES')
+  found = report.gather(folder)
   (line,) = found.left_out
   assert f'{tmp_path}/Photos/ROSES' in line
   assert escape(f'T{line[1:]}.') in report_page.as_html(found)
 
 
 def test_names_in_a_report_are_text(trained):
-  found = report.gather(trained, say=print)
+  found = report.gather(trained)
   for row in found.measured['classes']:
     row['name'] = f'<script>{row["name"]}'
   assert '<script' not in report_page.as_html(found)
@@ -768,7 +1035,7 @@ def test_names_in_a_report_are_text(trained):
 
 
 def test_many_classes_are_a_picture(trained):
-  found = report.gather(trained, say=print)
+  found = report.gather(trained)
   count = report_page.SMALL + 1
   found.measured['confusion'] = np.eye(count, dtype=int).tolist()
   row = found.measured['classes'][0]
@@ -852,7 +1119,7 @@ def test_filters_and_positions_are_those_of_inspection(trained, whole):
 def test_the_picture_has_every_curve_and_the_headlines(whole):
   figure = report_page.summary(whole)
   axes = {axis.get_title(): axis for axis in figure.axes}
-  for curve in report_page.CURVES:
+  for curve in whole.curves():
     lines = {line.get_label(): line for line in axes[curve.title].lines}
     logged = [name for name in curve.names if len(whole.curve(name)[0])]
     assert sorted(lines) == sorted(logged) and logged
@@ -888,7 +1155,7 @@ def test_of_an_average_the_report_tells_what_was_measured_of_it(trained, tmp_pat
     if 'validation/loss' in row:
       row |= {'validation/ema_accuracy': 0.125, 'validation/ema_loss': 3.0}
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  found = report.gather(folder, measure=False, say=print)
+  found = report.gather(folder)
   assert [number for number, _ in quoted(found, 'validation')] == ['12.50 %']
 
 
@@ -896,26 +1163,34 @@ def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
   tmp_path, monkeypatch
 ):
   losses = {1: 0.9, 2: 0.5, 3: 0.7, 4: 0.8, 5: 0.8, 6: 0.8, 7: 0.8, 8: 0.8}
-  told, at = train.Evaluator.__call__, []
+  told, measure, at = train.Evaluator.__call__, train.Evaluator.measure, []
 
   def call(self, step, state):
     at[:] = [step]
     return told(self, step, state)
 
-  def over(self, use, params):
+  def over(self, use, params, *, keep=0):
+    if keep:
+      return measure(self, use, params, keep=keep)
     loss = losses[at[0]]
-    return {'loss': loss, 'accuracy': 1 - loss, 'count': 359.0}
+    return {'loss': loss, 'accuracy': 1 - loss, 'count': 359.0}, {}
 
   monkeypatch.setattr(train.Evaluator, '__call__', call)
-  monkeypatch.setattr(train.Evaluator, 'over', over)
+  monkeypatch.setattr(train.Evaluator, 'measure', over)
   fields = {'evaluation.every': '1 steps', 'evaluation.patience': '3 steps', 'data.test': ''}
   fields |= {'evaluation.metric': 'loss', 'ema': 0.5}
   assert main.main(words_of(tmp_path, fields)) == 0
-  found = report.gather(tmp_path, measure=False, say=print)
-  assert metrics.model_step(found.config, found.rows) == 2
+  held = accuracy.read_result(tmp_path)
+  assert (held['step'], held['use']) == (2, 'validation')
+  found = report.gather(tmp_path)
+  assert (found.step, found.measured['loss']) == (2, held['loss'])
+  written = (tmp_path / 'model' / 'README.md').read_text()
+  assert re.search(rf'\| {held["accuracy"]:.4f} \|.* {held["loss"]:.4f} \|.* 2 \|', written)
+  (tmp_path / accuracy.RESULT).unlink()  # as of a run from before there was one
+  found = report.gather(tmp_path)
+  assert metrics.model_step(found.config, found.rows, found.ranks) == found.step == 2
   ((number, what),) = quoted(found, 'validation')
   assert number == '50.00 %' and 'at step 2,' in what
-  assert f'| {0.5:.4f} | {0.5:.4f} | 2 |' in (tmp_path / 'model' / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
@@ -931,29 +1206,42 @@ def test_the_step_of_a_model_is_the_tested_the_best_or_the_last(metric):
   worse = [row | {'validation/loss': 1 / row['step'], 'validation/accuracy': 0.2} for row in rows]
   config = {'evaluation': {'metric': metric, 'patience': '2 epochs'}}
   if metric != 'ema_loss':
-    assert metrics.model_step(config, rows) == 2
+    assert metrics.model_step(config, rows, classify.RANKS) == 2
   averaged = [a | b for a, b in zip(worse[:4], ema)]
-  assert metrics.model_step(config | {'ema': 0.9}, averaged) == 2
+  assert metrics.model_step(config | {'ema': 0.9}, averaged, classify.RANKS) == 2
   config['evaluation']['patience'] = '0 steps'
-  assert metrics.model_step(config, rows) == metrics.model_step({}, rows) == 4
+  assert (
+    metrics.model_step(config, rows, classify.RANKS)
+    == metrics.model_step({}, rows, classify.RANKS)
+    == 4
+  )
   tested = [*rows, {'step': 3, 'test/loss': 0.1, 'test/accuracy': 0.9, 'test/count': 5.0}]
-  assert metrics.model_step(config, tested) == 3
-  assert metrics.of_model(config, tested) == {
-    'validation': {'step': 3, 'count': None, 'accuracy': 0.8, 'loss': 0.3},
+  assert metrics.model_step(config, tested, classify.RANKS) == 3
+  assert metrics.of_model(tested, 3) == {
+    'validation': {'step': 3, 'accuracy': 0.8, 'loss': 0.3},
     'test': {'step': 3, 'count': 5.0, 'accuracy': 0.9, 'loss': 0.1},
   }
-  assert metrics.model_step(config, []) is None and metrics.of_model(config, []) == {}
+  assert metrics.model_step(config, [], classify.RANKS) is None and metrics.of_model([], 3) == {}
+  others = [{'step': k, 'validation/recall': 0.5 - abs(k - 2) / 10} for k in (1, 2, 3)]
+  patient = {'evaluation': {'metric': 'recall', 'patience': '2 epochs'}}
+  assert [metrics.model_step(patient, others, {'recall': sign}) for sign in (1, -1)] == [2, 1]
+
+
+def test_where_the_average_was_measured_no_other_number_is_told_of_the_model():
+  row = {'step': 4, 'validation/loss': 1.0, 'validation/top5': 0.5, 'validation/count': 10.0}
+  row |= {'validation/ema_loss': 0.5}
+  assert metrics.of_model([row], 4) == {'validation': {'step': 4, 'loss': 0.5, 'count': 10.0}}
 
 
 def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):
   other = inputs.Split('others', 'test', sources.open_source('digits', 'test[:50]'))
   with monkeypatch.context() as patch:
     patch.setattr(inputs, 'opened', lambda folder, on, split: other)
-    found = report.gather(trained, on='others', split='test', say=print)
+    found = report.measured(trained, on='others', split='test')
   assert (found.measured['source'], found.measured['count']) == ('others', 50)
   ((number, what),) = quoted(found, 'test')
   assert 'on 359 images' in what
-  own = report.gather(trained, say=print)
+  own = report.gather(trained)
   assert quoted(own, 'test') == [] and len(quoted(own, 'validation')) == 1
   assert number == chart.share(own.measured['accuracy'])
 
@@ -963,7 +1251,7 @@ def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
   shutil.rmtree(folder / 'model')
   rows = [row for row in metrics.read_rows(folder / 'metrics.jsonl') if 'test/loss' not in row]
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  found = report.gather(folder, say=print)
+  found = report.gather(folder)
   ((number, what),) = quoted(found, 'validation')
   assert 'at step 12,' in what and number == chart.share(found.curve('validation/accuracy')[1][-1])
 
@@ -976,8 +1264,10 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
     for i in range(40)
   ]
   data = inputs.Split('made', 'all', sources.Source(records, base.classes))
+  values = accuracy.of_model(model, data, batch_size=2)
+  assert accuracy.is_result(values | {'step': None, 'use': 'test'})
   found = dataclasses.replace(whole, model=model)
-  found = report.looked_at(report.measured(found, data, batch_size=2, say=print), data)
+  found = report.with_evaluation(found, values, data)
   text = report_page.as_html(found)
   assert found.measured['confusion'] is None and 'several labels' in text
   average = chart.share(found.measured['mean_average_precision'])
@@ -992,25 +1282,19 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
 
 
 def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypatch):
-  sizes = []
-  of_model = accuracy.of_model
-
-  def noting(*args, batch_size, **how):
-    sizes.append(batch_size)
-    return of_model(*args, batch_size=batch_size, **how)
-
-  monkeypatch.setattr(accuracy, 'of_model', noting)
-  report.gather(trained, say=print)
+  calls, before = measuring(monkeypatch), (trained / accuracy.RESULT).read_bytes()
+  report.measured(trained, split='test[:20]')
   assert commands.main(['report', str(trained), '--batch_size', '3']) == 0
   assert commands.main(['report', str(trained), '--batch_size', '0']) == 2
-  assert sizes == [max(32 // jax.device_count(), 1), 3]
+  assert [size for _, _, size in calls] == [max(32 // jax.device_count(), 1), 3]
+  assert (trained / accuracy.RESULT).read_bytes() == before
   assert report.batch_of({'batch_size': 4096 * jax.device_count(), 'accumulate': 2}) == inputs.BATCH
   assert report.batch_of({'batch_size': 64 * jax.device_count(), 'accumulate': 2}) == 32
   assert report.batch_of({'batch_size': 1}) == 1
 
 
 def test_the_time_of_the_steps_is_what_their_rates_say(trained):
-  found = report.gather(trained, measure=False, say=print)
+  found = report.gather(trained)
   rows = [row for row in found.rows if 'train/images_per_second' in row]
   expected = sum(2 * 32 / row['train/images_per_second'] for row in rows)
   assert report_page.seconds_of_steps(found) == pytest.approx(expected, rel=1e-6)

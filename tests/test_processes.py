@@ -25,6 +25,7 @@ from tests.test_run import (
   vit_train,
   whole,
 )
+from vit_jax.evaluate import accuracy
 
 __all__ = ['cache', 'pytestmark', 'whole']
 
@@ -135,18 +136,21 @@ def test_two_processes_leave_what_one_leaves(pair, whole):
   assert steps_kept(pair / 'run') == list(range(1, STEPS + 1))
 
 
-def test_the_first_process_writes_a_report_and_says_that_it_did_not_measure(pair):
+def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
   held = json.loads((pair / 'run/environment.json').read_text())
   assert held['processes'] == 2 and held['devices'].startswith('8 ')
   assert held['command'].startswith('vit train --config=digits')
   assert held['command'].endswith('--num_processes=2 --process_id=0')
-  told = 'he model was not measured here; vit report does it on one host'
   text = (pair / 'run/report.html').read_text()
-  assert f'T{told}.' in text and f'report: t{told}' in told_by(pair, 0)[1]
+  assert 'report: ' not in told_by(pair, 0)[1]
   points = re.findall(r'<title>train/loss, step \d+: ', text)
   assert len(points) == STEPS == len(losses(pair / 'run'))
-  assert 'accuracy at step 8, during training, on 359 images, split test of digits' in text
-  assert 'aria-labelledby="confusion"' not in text and (pair / 'run/report.png').is_file()
+  values = accuracy.read_result(pair / 'run')
+  assert (values['step'], values['use'], np.sum(values['confusion'])) == (8, 'test', 359)
+  right = f'{100 * values["accuracy"]:.2f} %'
+  assert f'<b>{right}</b>accuracy on 359 images, split test of digits' in text
+  assert text.count('class="pair"') == len(values['mistakes']) > 0
+  assert 'aria-labelledby="confusion"' in text and (pair / 'run/report.png').is_file()
 
 
 def test_one_process_goes_on_with_the_run_of_two(pair, whole, tmp_path, capsys):

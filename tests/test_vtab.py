@@ -9,7 +9,7 @@ import pytest
 from vit_jax import config, train
 from vit_jax.__main__ import main as vit
 from vit_jax.data import presets
-from vit_jax.evaluate import vtab
+from vit_jax.evaluate import accuracy, vtab
 
 COUNTS = {'train': 24, 'validation': 8, 'test': 20}
 RECIPE = """
@@ -61,10 +61,6 @@ def swept(folder, *words):
   )
 
 
-def rows(run):
-  return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-
-
 def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys):
   code = swept(tasks, '--tasks', 'dtd', '--rates', '0.001', '0.1', '--format', 'json')
   out, err = capsys.readouterr()
@@ -88,8 +84,15 @@ def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys
   assert counts == {'final': 32, 'rate_0.001': 24, 'rate_0.1': 24}
   held = json.loads((runs / 'final' / 'config.json').read_text())
   assert held['schedule']['learning_rate'] == row['rate']
-  (test,) = [line for line in rows(runs / 'final') if 'test/accuracy' in line]
-  assert row['accuracy'] == test['test/accuracy']
+  held = {run.name: accuracy.read_result(run) for run in runs.iterdir()}
+  assert {name: found['use'] for name, found in held.items()} == {
+    'final': 'test',
+    'rate_0.001': 'validation',
+    'rate_0.1': 'validation',
+  }
+  assert all(found['step'] == 6 for found in held.values())
+  assert row['accuracy'] == held['final']['accuracy']
+  assert row['validation_accuracy'] == held[f'rate_{row["rate"]:g}']['accuracy']
 
 
 def test_what_was_done_is_not_done_again_and_a_stopped_sweep_goes_on(tasks, monkeypatch, capsys):
@@ -189,6 +192,15 @@ def test_what_cannot_be_is_one_line(tasks, words, told, capsys):
 def test_a_folder_without_a_measure_is_no_finished_run(tmp_path):
   with pytest.raises(ValueError, match='is no finished run'):
     vtab.measured(tmp_path, 'validation')
+  own = {'source': 'digits', 'split': 'test', 'step': 6, 'use': 'test', 'count': 9}
+  for numbers in ({'accuracy': 0.5}, {'accuracy': None}, {}):
+    accuracy.write_result(tmp_path, own | numbers)
+    for use in ('validation', 'test'):
+      if use == 'test' and numbers.get('accuracy'):
+        assert vtab.measured(tmp_path, use) == {'accuracy': 0.5, 'count': 9}
+        continue
+      with pytest.raises(ValueError, match=f'measured nothing on its {use} split'):
+        vtab.measured(tmp_path, use)
 
 
 @pytest.mark.quick
