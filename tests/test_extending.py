@@ -119,8 +119,12 @@ BAD = {
   'unmarked source': ('--config.data.source=bad:source', 'not marked by @vit_jax.extension'),
   'no splits': ('--config.data.source=bad:nothing', 'gives no {split: function'),
   'no module class': ('--config.model.name=bad:plain', 'no class of a flax.linen.Module'),
-  'lacking fields': ('--config.model.name=nets:Mlp', "unknown field 'patch' of nets:Mlp"),
-  'no optimiser': ('--config.optimizer.name=bad:plain', 'TypeError'),
+  'lacking fields': ('--config.model.name=nets:Mlp', 'of nets:Mlp; did you mean width?'),
+  'no optimiser': ('--config.optimizer.name=bad:mean', 'set it to 0.0'),
+  'an optimiser that is none': (
+    '--config.optimizer.name=bad:started --config.optimizer.weight_decay=0',
+    'not an optax transformation',
+  ),
   'unread value': ('--config.optimizer.name=optimisers:sign_descent', 'set it to 0.0'),
   'no task': ('--config.task=bad:task', 'must give a Task'),
   'unknown task': ('--config.task=classfy', 'did you mean classify?'),
@@ -153,6 +157,9 @@ def breaking():
 
 def source():
   return {}
+
+def started(schedule):
+  return schedule
 
 @vit_jax.extension
 def nothing():

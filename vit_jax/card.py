@@ -90,7 +90,7 @@ def text(
 def front(source: bundle.Bundle) -> str:
   """What model hubs sort by."""
   task = 'image-classification' if source.classes else 'image-feature-extraction'
-  family = next(tag for kind, tag in FAMILIES.items() if isinstance(source.model, kind))
+  family = next((tag for kind, tag in FAMILIES.items() if isinstance(source.model, kind)), 'flax')
   return FRONT.format(task=task, family=family)
 
 
@@ -135,8 +135,10 @@ def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:
     ('architecture', f'{source.name}: {", ".join(shape)}'),
     ('parameters', f'{metrics.parameters(source.params):,}'),
     ('images', f'{height} x {width} pixels (height x width), RGB'),
-    ('floating-point operations', f'{metrics.si(model.flops(height, width))} an image'),
   ]
+  if hasattr(model, 'flops'):
+    flops = f'{metrics.si(model.flops(height, width))} an image'
+    rows.append(('floating-point operations', flops))
   if source.classes:
     names = ', '.join(source.classes[:SHOWN]) + ', …' * (len(source.classes) > SHOWN)
     rows.append(('classes', f'{len(source.classes)}: {names}'))

@@ -348,9 +348,9 @@ def introduce(run: Run, start: int) -> None:
   device, source = jax.devices()[0], plan.splits['train']
   grid = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   name = config.task if model is None else config.model.name
-  name += f' in {model.dtype}' if hasattr(model, 'dtype') else ''
+  dtype = getattr(model, 'dtype', '')
   display.say(
-    f'{name} on {mesh.size} {device.device_kind} ({grid}); '
+    f'{name}{dtype and f" in {dtype}"} on {mesh.size} {device.device_kind} ({grid}); '
     f'{len(source):,} training images of {config.data.source}, '
     f'{len(source.classes)} classes, {plan.total:,} steps'
   )

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from vit_jax import config, models, plan, train
+from vit_jax import config, metrics, models, plan, train
 from vit_jax.convert import files
 from vit_jax.data import presets
 from vit_jax.data.pipeline import tell
@@ -118,7 +118,12 @@ def measured(run: pathlib.Path, use: str) -> dict[str, float]:
   Raises:
     ValueError: if it was not measured on that.
   """
-  found = accuracy.read_result(run) or {}
+  found = accuracy.read_result(run)
+  if found is None:  # a run from before there was one
+    rows = metrics.read_rows(run / 'metrics.jsonl')
+    last = [row for row in rows if metrics.of_split(row, use)][-1:]
+    found = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
+    found['use'] = use
   if found.get('use') != use or found.get('accuracy') is None:
     raise ValueError(f'{run} is no finished run: it measured nothing on its {use} split')
   return {name: found[name] for name in ('accuracy', 'count')}
