@@ -1,7 +1,9 @@
 """Laws of a run: resumed = never stopped, patience, non-finite numbers, and what it shows."""
 
 import contextlib
+import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -21,9 +23,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import vit_jax
-from vit_jax import bundle, checkpoint, config, main, metrics, models, stopping, train
+from vit_jax import bundle, checkpoint, config, main, metrics, models, objective, stopping, train
 from vit_jax import plan as plans
-from vit_jax.step import make_state, make_step
+from vit_jax.step import make_state, make_step, untraced
+from vit_jax.tasks import classify, means
 
 # A compiled program read while another pytest process writes it is compiled anew, with a warning.
 pytestmark = pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
@@ -544,6 +547,49 @@ def test_the_average_is_evaluated_and_becomes_the_model(whole):
   assert all(row['validation/ema_loss'] != row['validation/loss'] for row in evaluated)
 
 
+# Rows of metrics.jsonl
+
+
+@pytest.mark.parametrize(('every', 'stops'), [(3, (4,)), (5, (2, 6)), (7, (3, 4, 7)), (None, (5,))])
+def test_rows_of_a_run_that_was_stopped_are_those_of_one_that_was_not(
+  every, stops, tmp_path, monkeypatch
+):
+  fields = {'system.log_every': every, 'evaluation.every': '5 steps', 'checkpoint.every': '3 steps'}
+  assert vit_train(tmp_path / 'never', fields) == 0
+  for begin, end in itertools.pairwise((0, *stops)):
+    with stopped_at(end - begin, monkeypatch):
+      assert vit_train(tmp_path / 'stopped', fields) == 0
+  assert vit_train(tmp_path / 'stopped', fields) == 0
+  assert rows_of(tmp_path / 'stopped') == rows_of(tmp_path / 'never')
+  steps = [row['step'] for row in rows_of(tmp_path / 'never') if 'train/loss' in row]
+  assert steps == [s for s in range(1, STEPS + 1) if s % (every or 1) == 0 or s == STEPS]
+
+
+def test_the_numbers_before_a_stop_count_in_the_row_after_it_but_not_in_its_rate():
+  first = metrics.Meter(means)
+  for step in range(3):
+    first.add({'loss': np.float32(step), 'count': 4}, {})
+  second = metrics.Meter(means, json.loads(json.dumps(first.state())))
+  second.began -= 2.0  # seconds
+  second.add({'loss': np.float32(5), 'count': 4}, {'learning_rate': 0.5})
+  row = second.read()
+  assert row['loss'] == 8 / 16 and row['learning_rate'] == 0.5
+  assert row['images_per_second'] == pytest.approx(2, rel=0.05)  # 4 images in 2 seconds
+
+
+@pytest.mark.parametrize('total', [1, 7, 77, 100, 101, 199, 250, 299, 5000, 5001, 300_000])
+def test_a_run_has_at_least_a_hundred_rows_and_one_every_fifty_steps(total):
+  every = plans.log_every(None, lambda duration: pytest.fail('is not asked'), total)
+  rows = len({step for step in range(1, total + 1) if train.due(step, every, total)})
+  assert every <= 50 and rows >= min(total, 100)
+
+
+def test_how_often_rows_are_written_can_be_said():
+  assert plan_of({'system.log_every': '2 steps'}).log_every == 2
+  assert plan_of({'system.log_every': 3}).log_every == 3
+  assert plan_of({'system.log_every': None, 'duration': '500 steps'}).log_every == 5
+
+
 # Non-finite numbers
 
 
@@ -601,6 +647,41 @@ def test_the_first_tensor_in_the_order_of_computation_is_named():
     'mask': jnp.ones(8),
   }
   assert train.first_nonfinite(plan, {}, 1, train.placed_state(plan), batch) == 'images'
+
+
+def test_what_is_named_is_what_the_failed_update_itself_computed():
+  def loss(logits, targets):  # infinite of images that were mixed alone
+    mixed = ((targets > 0) & (targets < 1)).any(-1)
+    return jnp.where(mixed, jnp.inf, objective.softmax_cross_entropy(logits, targets))
+
+  plan = plan_of({'accumulate': 2})
+  stats = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+  mixing = classify.make_loss(plan.task.model.apply, loss=loss, mixup=1.0, **stats)
+  plan = dataclasses.replace(plan, task=dataclasses.replace(plan.task, loss=mixing))
+  batch = {
+    'image': jnp.zeros((8, 8, 8, 3), jnp.uint8),
+    'label': jnp.arange(8, dtype=jnp.int32),
+    'mask': jnp.ones(8),
+  }
+  state = train.placed_state(plan)
+  before = jax.tree.map(np.asarray, state.params)
+  state, measured = train.updater(plan)(state, batch, {})
+  assert not measured['finite'] and state.step == -1
+  state, measured = train.updater(plan)(state, batch, {})  # no later step changes anything
+  assert not measured['finite'] and state.step == -1
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+  assert train.first_nonfinite(plan, {}, 1, state, batch) == 'loss'
+
+
+def test_the_step_of_a_run_does_not_compute_the_trace():
+  plan = plan_of()
+  batch = {name: jnp.zeros((32, *c.shape), c.dtype) for name, c in plan.task.columns.items()}
+  args = (train.abstract_state(plan), batch | {'mask': jnp.ones(32)}, {})
+  tests = [
+    jax.jit(step).lower(*args).compile().as_text().count('is-finite')
+    for step in (train.stepper(plan), untraced(train.stepper(plan)))
+  ]
+  assert tests[1] <= 4 < tests[0]
 
 
 # What it shows

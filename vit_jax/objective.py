@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from vit_jax import lookup
 
 Array = jax.Array
-Batch = Mapping[str, Array]
-Sums = dict[str, Array]
 Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,)
 
 MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
@@ -101,7 +99,7 @@ def scores_of(loss: str | Loss, scores: str = '') -> str:
   return chosen
 
 
-def blanked(batch: Batch) -> Batch:
+def blanked(batch: Mapping[str, Array]) -> dict[str, Array]:
   """The batch with zeros for its padding, which then spoils no gradient, whatever it held."""
 
   def blank(rows: Array) -> Array:
@@ -111,8 +109,8 @@ def blanked(batch: Batch) -> Batch:
 
 
 def measure(
-  logits: Array, batch: Batch, *, loss: str | Loss = 'softmax', smoothing: float = 0.0
-) -> Sums:
+  logits: Array, batch: Mapping[str, Array], *, loss: str | Loss = 'softmax', smoothing: float = 0.0
+) -> dict[str, Array]:
   """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'.
 
   Args:

@@ -16,7 +16,18 @@ import optax
 from jax.sharding import Mesh
 from ml_collections.config_dict import FrozenConfigDict
 
-from vit_jax import bundle, convert, lookup, models, objective, optim, published, sharding
+from vit_jax import (
+  bundle,
+  convert,
+  lookup,
+  metrics,
+  models,
+  objective,
+  optim,
+  published,
+  sharding,
+)
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
@@ -121,6 +132,26 @@ class Plan:
     """Of the task's model, for an image; 0 where they are not known."""
     count = getattr(self.task.model, 'flops', None)
     return count(*self.config.image_size) if count else 0
+
+  def checkpoints(self, folder: pathlib.Path, say: Callable[[str], None]) -> Checkpoints:
+    """Those of the run in a folder."""
+    keep = self.config.checkpoint
+    return Checkpoints(
+      folder / 'checkpoints',
+      keep_latest=keep.keep_latest,
+      keep_best=keep.keep_best,
+      metric=self.metric,
+      sign=self.sign,
+      say=say,
+    )
+
+  def freezing(self, params: Any) -> str:
+    """How much of parameters, or of their shapes, is trained, and what the rest is."""
+    trained = metrics.parameters(jax.eval_shape(self.frozen.rest, params))
+    rest = 'the rest is frozen'
+    if not self.config.pretrained:
+      rest += ' as it was drawn: without config.pretrained it has learnt nothing'
+    return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {rest}'
 
   def loggers(self, folder: pathlib.Path) -> list[Any]:
     """Those of the config beside our own, on the first process: `logger(folder, config)` each."""

@@ -87,26 +87,11 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
     return True
   if jax.process_index() == 0:
     provenance.record(folder, command)
-  with contextlib.closing(checkpoints(plan, folder, display.say)) as saved:
+  with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
     finished = carry_out(plan, folder, saved, display, ends)
   if finished:  # and nothing of it is left on the devices
     tell_end(plan, folder, display.say)
   return finished
-
-
-def checkpoints(
-  plan: Plan, folder: pathlib.Path, say: Callable[[str], None]
-) -> checkpoint.Checkpoints:
-  """Those of a run."""
-  how = plan.config.checkpoint
-  return checkpoint.Checkpoints(
-    folder / 'checkpoints',
-    keep_latest=how.keep_latest,
-    keep_best=how.keep_best,
-    metric=plan.metric,
-    sign=plan.sign,
-    say=say,
-  )
 
 
 def carry_out(
@@ -357,23 +342,13 @@ def introduce(run: Run, start: int) -> None:
   for line in plan.task.about:
     display.say(line)
   if plan.frozen:
-    display.say(freezing(plan))
+    display.say(plan.freezing(params))
   if whole := sharding.unsplit(params, mesh):
     display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
   if start:
     display.say(f'goes on from step {start}')
   elif plan.task.start:
     display.say(str(plan.task.start().report))
-
-
-def freezing(plan: Plan) -> str:
-  """How much of the model is trained, and what the rest is."""
-  params = abstract_state(plan).params
-  trained = metrics.parameters(jax.eval_shape(plan.frozen.rest, params))
-  rest = 'the rest is frozen'
-  if not plan.config.pretrained:
-    rest += ' as it was drawn: without config.pretrained it has learnt nothing'
-  return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {rest}'
 
 
 def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
