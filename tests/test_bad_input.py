@@ -128,7 +128,7 @@ def test_none_is_a_word_where_a_field_takes_it(tmp_path):
   found = config.load('digits', ['model.positions=none', 'model.remat=none', 'model.width=None'])
   assert (found.model.positions, found.model.remat) == ('none', 'none')
   assert found.model.width is None
-  assert plans.make_plan(found).model.positions == 'none'
+  assert plans.make_plan(found).task.model.positions == 'none'
 
 
 def test_a_duration_that_rounds_to_no_step_is_one_step_and_not_never():

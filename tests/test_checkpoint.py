@@ -225,7 +225,8 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
 @pytest.mark.parametrize('reopened', [False, True])
 def test_the_best_is_kept_and_known_after_reopening(metric, best, reopened, tmp_path):
   curve = {1: (0.1, 3.0), 2: (0.9, 2.0), 3: (0.9, 1.0), 4: (0.2, 1.0), 5: (float('nan'),) * 2}
-  options = dict(keep_latest=1, keep_best=1, metric=metric)
+  sign = -1 if metric == 'loss' else 1
+  options = dict(keep_latest=1, keep_best=1, metric=metric, sign=sign)
   runs = [[1, 2, 3], [4, 5]] if reopened else [[1, 2, 3, 4, 5]]
   for steps in runs:
     with saving(tmp_path, **options) as saved:
