@@ -408,7 +408,9 @@ def test_fields_of_the_config_win_over_the_checkpoints(whole):
 
 def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
   theirs = bundle.read(whole).model
-  ours = plan_of(tuned(whole, **{'model.dropout': None, 'model.attention_dropout': None})).task.model
+  ours = plan_of(
+    tuned(whole, **{'model.dropout': None, 'model.attention_dropout': None})
+  ).task.model
   assert (theirs.dropout, theirs.attention_dropout) == (0.1, 0.1)
   assert (ours.dropout, ours.attention_dropout) == (0.0, 0.0)
 

@@ -199,13 +199,17 @@ class Evaluator:
   def __init__(self, run: Run):
     self.run = run
     self.step: Callable[..., Any] | None = None
+    self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
-    values, _ = self.measure('validation', state.params)
+    splits = self.run.plan.splits
+    keep = 0 if 'test' in splits else len(splits['validation'])
+    values, result = self.measure('validation', state.params, keep=keep * (state.ema is None))
     if state.ema is not None:
-      averaged, _ = self.measure('validation', state.ema)
+      averaged, result = self.measure('validation', state.ema, keep=keep)
       values |= {f'ema_{name}': averaged[name] for name in self.run.plan.task.ranks}
+    self.latest = (step, result)
     self.tell(step, 'validation', values)
     return values
 
@@ -215,7 +219,9 @@ class Evaluator:
     use = next((use for use in ('test', 'validation') if use in plan.splits), None)
     if use is None:
       return
-    values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
+    measured, result = self.latest
+    if use == 'test' or measured != step:
+      values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
     if use == 'test':
       self.tell(step, use, values)
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
