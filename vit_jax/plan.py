@@ -31,7 +31,7 @@ from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import default
 from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import labelled_images
+from vit_jax.data.columns import check_names, labelled_images
 from vit_jax.data.pipeline import DataError
 from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
 
@@ -208,6 +208,8 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
 
   config, checkpoint = completed(config, workdir)
   task = make_task(config, splits['train'], checkpoint)
+  for columns in (task.columns, task.evaluation):
+    check_names(columns)
   check_metric(config, task)
   if system.logger:
     lookup.imported(system.logger, 'logger')

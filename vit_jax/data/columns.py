@@ -40,6 +40,14 @@ class Column:
 
 
 Columns = Mapping[str, Column]
+RESERVED = ('mask', 'unreadable')  # what a batch has beside its columns
+
+
+def check_names(columns: Columns) -> None:
+  """Raises ValueError for a column that would hide what every batch has."""
+  for name in columns:
+    if name in RESERVED:
+      raise ValueError(f'a column is named {name!r}, which every batch has of its own')
 
 
 def image(transform: transforms.Transform, *, view: int = 0) -> Column:

@@ -83,15 +83,19 @@ class Unreadable:
   def count(self) -> int:
     return len(self.found)
 
-  def taken_from(self, batch: HostBatch) -> HostBatch:
+  def taken_from(self, batch: HostBatch, columns: Columns) -> HostBatch:
     """The batch without its column 'unreadable', whose indices are told.
+
+    Args:
+      batch: of those columns.
+      columns: one of which could not be filled.
 
     Raises:
       DataError: at the first with the policy 'error', else when there are too many.
     """
     rows = batch.pop('unreadable')
     for index in sorted(set(rows[rows >= 0].tolist()) - self.found):
-      line = f'{self.source.describe(index)}: {fault(self.source, index)}'
+      line = f'{self.source.describe(index)}: {fault(self.source, index, columns)}'
       if self.policy == 'error':
         raise DataError(f'{line} (data.bad_images=substitute goes on without it)')
       self.found.add(index)
@@ -114,10 +118,12 @@ def kept(file: pathlib.Path | None) -> set[int]:
   return {int(word) for word in words if word.isdecimal()}
 
 
-def fault(source: Source, index: int) -> str:
-  """What is wrong with an image that could not be read."""
+def fault(source: Source, index: int, columns: Columns) -> str:
+  """What is wrong with a record that could not be read."""
   try:
-    transforms.pixels(source[index]['image'])
+    record = source[index]
+    for column in columns.values():
+      column.fill(record, None if column.view is None else np.random.default_rng(0))
   except Exception as error:
     return told(error)
   return 'could be read only now'
@@ -174,7 +180,7 @@ def training_batches(
   dataset = grain.MapDataset.range(start, 2**60).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
   with opened(dataset, reading) as batches:
-    yield map(unreadable.taken_from, batches)
+    yield (unreadable.taken_from(batch, columns) for batch in batches)
 
 
 @contextlib.contextmanager
@@ -206,7 +212,7 @@ def evaluation_batches(
   dataset = grain.MapDataset.range(batches).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
   with opened(dataset, reading) as read:
-    yield map(unreadable.taken_from, read)
+    yield (unreadable.taken_from(batch, columns) for batch in read)
 
 
 @functools.lru_cache(maxsize=2)
@@ -281,6 +287,9 @@ class Examples:
       if value.shape != column.shape or not np.can_cast(value.dtype, column.dtype, 'same_kind'):
         wanted = f'{np.dtype(column.dtype)} {column.shape}'
         raise ValueError(f'column {name!r} is {value.dtype} {value.shape}, must be {wanted}')
+      differs = value.dtype != column.dtype  # images do not, and it is quick for others
+      if differs and value.dtype.kind in 'iu' and (value.astype(column.dtype) != value).any():
+        raise ValueError(f'column {name!r} has a number that {np.dtype(column.dtype)} cannot hold')
       self.arrays[name][row] = value
 
   def batch(self) -> HostBatch:
