@@ -130,7 +130,7 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict(type_safe=False)
   config.evaluation.every = '1 epoch'
-  config.evaluation.metric = 'accuracy'  # or 'loss': ranks evaluations, the average's with ema
+  config.evaluation.metric = ''  # ranks evaluations, the average's with ema; '': the task's usual
   config.evaluation.patience = '0 steps'  # without a better one, then stop; takes the best; 0: off
 
   config.checkpoint = ConfigDict(type_safe=False)

@@ -46,7 +46,7 @@ class Plan:
   """What follows from a config.
 
   Fields:
-    config: of `vit_jax.config.load`, with what it leaves to the checkpoint that it starts from.
+    config: of `vit_jax.config.load`, with what it leaves to its checkpoint and its task.
     mesh: of all devices.
     task: what is learned from what.
     tx, schedule: how a gradient becomes an update.
@@ -210,7 +210,7 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
   task = make_task(config, splits['train'], checkpoint)
   for columns in (task.columns, task.evaluation):
     check_names(columns)
-  check_metric(config, task)
+  config = with_metric(config, task)
   if system.logger:
     lookup.imported(system.logger, 'logger')
   params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
@@ -505,12 +505,20 @@ def check_values(config: Any) -> None:
     raise ValueError('evaluation.patience needs data.validation and evaluation.every')
 
 
-def check_metric(config: Any, task: Task) -> None:
-  """Raises ValueError if evaluations are to be ranked by what the task does not rank by."""
+def with_metric(config: Any, task: Task) -> Any:
+  """The config with the task's usual metric where it names none.
+
+  Raises:
+    ValueError: if evaluations are to be ranked by what the task does not rank by.
+  """
   known = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
-  if config.evaluation.metric not in known:
-    near = models.nearest(config.evaluation.metric, known)
-    raise ValueError(f'unknown evaluation.metric {config.evaluation.metric!r}{near}')
+  metric = config.evaluation.metric or known[0]
+  if metric not in known:
+    near = models.nearest(metric, known)
+    raise ValueError(f'unknown evaluation.metric {metric!r}{near}')
+  whole = config.to_dict()
+  whole['evaluation']['metric'] = metric
+  return FrozenConfigDict(whole)
 
 
 def check_time(limit: str) -> None:
