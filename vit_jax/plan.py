@@ -34,6 +34,7 @@ from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import check_names, labelled_images
 from vit_jax.data.pipeline import DataError
 from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
+from vit_jax.tasks.encoder import Encoder
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
@@ -330,6 +331,22 @@ def classification(
     name=config.model.name,
     start=start(model),
     **fields,
+  )
+
+
+def make_encoder(
+  config: Any,
+  source: sources.Source,
+  start: Callable[[models.Model], Callable[[], Start] | None],
+) -> Encoder:
+  """The config's model as an encoder; the arguments are those of a task's function."""
+  data, size, model = config.data, config.image_size, make_model(config, num_classes=0)
+  return Encoder(
+    model,
+    make_transforms(data, size, source),
+    bundle.Preprocess(data.preprocess, size, data.mean, data.std),
+    config.model.name,
+    start(model),
   )
 
 

@@ -1,0 +1,94 @@
+"""What methods that learn features of images have in common: their model, and its delivery.
+
+N images, F features.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import bundle, models
+from vit_jax.data.columns import Columns
+from vit_jax.data.transforms import Transform
+from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Start, Sums, Task, means
+
+EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """An image model without a head, for methods that learn what its features are.
+
+  Fields:
+    model: as `vit_jax.build` gives it, with no classes.
+    transforms: for 'train' and 'evaluation'.
+    preprocess: of the images that it takes.
+    name: of the variant that the model was built from.
+    start: gives parameters to start with, or None.
+  """
+
+  model: models.Model
+  transforms: Mapping[str, Transform]
+  preprocess: bundle.Preprocess
+  name: str
+  start: Callable[[], Start] | None
+
+  def init(self, key: Array) -> Params:
+    return self.model.init(key, jnp.zeros((1, *self.preprocess.size, 3)))['params']
+
+  def apply(self, params: Params, images: Array, **options: Any) -> tuple[Array, dict[str, Any]]:
+    """The features (N, F) of uint8 images, and the intermediates; see `bundle.forward`."""
+    stats = {'mean': self.preprocess.mean, 'std': self.preprocess.std}
+    return bundle.forward(self.model, params, images, **stats, **options)
+
+  def deliver(self, params: Params) -> bundle.Bundle:
+    """A bundle of the model alone, whatever parameters a method has beside it."""
+    names = jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
+    params = {name: params[name] for name in names}
+    return bundle.Bundle(self.model, params, (), self.preprocess, self.name)
+
+  def task(
+    self,
+    loss: Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]],
+    *,
+    columns: Columns,
+    evaluation: Columns | None = None,
+    extra: Callable[[Array], Params] | None = None,
+    ranks: Mapping[str, int] = types.MappingProxyType({'loss': -1}),
+  ) -> Task:
+    """The task of a loss, which is its measure too: always with one key, and its own average.
+
+    Args:
+      loss: of the task. Its parameters are the model's, and beside them those of `extra`.
+      columns: of a training example.
+      evaluation: of an example that is evaluated; None for the same.
+      extra: (key) -> parameters that are trained with the model and not delivered, under names
+        that the model has not.
+      ranks: of the task; its numbers are the means of the loss's sums.
+    """
+
+    def init(key: Array) -> Params:
+      own, others = self.init(key), extra(jax.random.fold_in(key, EXTRA)) if extra else {}
+      if both := own.keys() & others.keys():
+        raise ValueError(f'the model has parameters named {", ".join(sorted(both))} of its own')
+      return own | others
+
+    def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
+      return loss(params, batch, jax.random.key(0), {**fixed, 'ema': params})[1], {}
+
+    return Task(
+      columns=columns,
+      evaluation=columns if evaluation is None else evaluation,
+      init=init,
+      loss=loss,
+      measure=measure,
+      read=means,
+      ranks=ranks,
+      deliver=self.deliver,
+      start=self.start,
+      model=self.model,
+    )
