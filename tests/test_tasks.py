@@ -1,0 +1,305 @@
+"""Laws of any method: tests/methods has four, that the library knows nothing of, through its loop.
+
+Each runs on eight devices, whole and interrupted, and on one.
+"""
+
+import ast
+import contextlib
+import functools
+import io
+import pathlib
+import tokenize
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.conftest import drawn
+from tests.test_run import (
+  assert_same_bits,
+  cache,
+  contents,
+  pytestmark,
+  rows_of,
+  shared,
+  stopped_at,
+)
+from vit_jax import bundle, checkpoint, config, main, models, sharding, train
+from vit_jax import plan as plans
+from vit_jax.data.sources import open_splits
+from vit_jax.step import make_step, untraced
+
+__all__ = ['cache', 'pytestmark']  # of this module too
+
+METHODS = ('contrastive', 'autoencoder', 'self_distillation', 'lora')
+STEPS = 10
+MODEL = {'patch': (4, 4), 'width': 16, 'depth': 2, 'heads': 2, 'mlp_dim': 32, 'pool': 'gap'}
+MODEL |= {'unroll': 1, 'drop_path': 0.0}
+FIELDS = {
+  'batch_size': 32,
+  'duration': f'{STEPS} steps',
+  'data.test': '',
+  'objective.smoothing': 0.0,
+  # Smooth where a gradient is rounding alone, as of the bias of keys: Adam would make it a step.
+  'optimizer.name': 'adamw',
+  'optimizer.eps': 1e-3,
+  'optimizer.clip': 0.0,
+  'schedule.name': 'constant',
+  'schedule.learning_rate': 1e-2,
+  'schedule.warmup': '0 steps',
+  'evaluation.every': '5 steps',
+  'checkpoint.every': '100 steps',
+  'checkpoint.keep_latest': STEPS,
+  'system.log_every': '1 steps',
+  'system.report': False,
+}
+OWN = {'self_distillation': {'ema': 0.9}}
+OWN |= {'lora': {'new_head': False, 'schedule.learning_rate': 5e-2}}
+
+
+def base():
+  """A classifier of the digits, drawn."""
+  model = vit_jax.build('ViT-Ti/16', num_classes=10, **MODEL)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  params = drawn(jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+  classes = open_splits('digits', {'train': 'train'})['train'].classes
+  preprocess = bundle.Preprocess('resize', (8, 8))
+  return bundle.Bundle(model, params, classes, preprocess, 'ViT-Ti/16')
+
+
+def words(method, folder, fields=()):
+  """Its fields, as `config.load` takes them; a base to adapt is in the folder."""
+  every = {f'model.{name}': value for name, value in MODEL.items()} | FIELDS
+  every |= {'task': f'tests.methods.{method}:make'} | OWN.get(method, {})
+  every |= {'pretrained': folder / 'base'} if method == 'lora' else {}
+  return [f'{name}={value}' for name, value in (every | dict(fields)).items()]
+
+
+def vit_train(method, folder, name, fields=()):
+  flags = [f'--config.{word}' for word in words(method, folder, fields)]
+  assert main.main(['--config=digits', f'--workdir={folder / name}', *flags]) == 0
+
+
+def plan_of(method, folder):
+  return plans.make_plan(config.load('digits', words(method, folder)))
+
+
+def state_of(method, folder, name):
+  """The last state that a run saved: {'step': 10, 'params/head/bias': array, ...}."""
+  like = train.abstract_state(plan_of(method, folder))
+  with contextlib.closing(checkpoint.Checkpoints(folder / name / 'checkpoints')) as saved:
+    return models.flat(jax.device_get(saved.restore_step(STEPS, like)))
+
+
+@contextlib.contextmanager
+def on_one_device():
+  """Meshes are of the first device alone."""
+  with pytest.MonkeyPatch.context() as patch:
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    patch.setattr(sharding, 'make_mesh', one)
+    yield
+
+
+@pytest.fixture(scope='session')
+def folder_of(tmp_path_factory, cache):
+  """(method) -> the folder with its runs 'whole', 'resumed' and 'single'."""
+
+  def make(method, folder):
+    bundle.write(folder / 'base', base())
+    vit_train(method, folder, 'whole')
+    with pytest.MonkeyPatch.context() as patch, stopped_at(3, patch):
+      vit_train(method, folder, 'resumed')
+    assert not (folder / 'resumed/model').exists()
+    vit_train(method, folder, 'resumed')
+    with on_one_device():
+      vit_train(method, folder, 'single', {'data.validation': ''})
+
+  def folder_of(method):
+    return shared(tmp_path_factory, method, functools.partial(make, method))
+
+  return folder_of
+
+
+def code_lines(text):
+  """How many lines of a module are neither blank, nor a comment, nor of a docstring."""
+  kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+  nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+  docs = [node.body[0] for node in nodes if ast.get_docstring(node) is not None]
+  skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+  spans = [
+    (token.start[0], token.end[0])
+    for token in tokenize.generate_tokens(io.StringIO(text).readline)
+    if token.type not in skipped | {tokenize.ENDMARKER}
+  ]
+  lines = {line for first, last in spans for line in range(first, last + 1)}
+  return len(lines - {line for doc in docs for line in range(doc.lineno, doc.end_lineno + 1)})
+
+
+def test_lines_of_code_are_neither_blank_nor_comment_nor_docstring():
+  text = (
+    '"""Doc\nstring."""\n\n# comment\nx = [\n  1,  # one\n]\n\n\ndef f():\n  """F."""\n  return 1\n'
+  )
+  assert code_lines(text) == 5
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_method_takes_less_than_forty_lines(method):
+  file = pathlib.Path(__file__).parent / f'methods/{method}.py'
+  assert code_lines(file.read_text()) < 40
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_loss_falls(folder_of, method):
+  rows = rows_of(folder_of(method) / 'whole')
+  losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+  assert len(losses) == STEPS and np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
+  first, last = [row['validation/loss'] for row in rows if 'validation/loss' in row]
+  assert last < first
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_resume_equals_never_having_stopped(folder_of, method):
+  folder = folder_of(method)
+  states = [state_of(method, folder, name) for name in ('resumed', 'whole')]
+  assert_same_bits(*states)
+  assert rows_of(folder / 'resumed') == rows_of(folder / 'whole')
+  assert contents(folder / 'resumed/model') == contents(folder / 'whole/model')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_one_device_computes_what_eight_do(folder_of, method):
+  folder = folder_of(method)
+  ours, theirs = (state_of(method, folder, name) for name in ('single', 'whole'))
+  for name, value in theirs.items():
+    if name.startswith(('params/', 'ema/')):
+      # Numbers of up to 1, changed by up to 0.1 in ten updates from sums in another order.
+      np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_what_is_delivered_gives_features_of_images(folder_of, method):
+  run = vit_jax.load(folder_of(method) / 'whole')
+  images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 90, 250)]
+  features = run.features(images)
+  assert features.shape == (3, 16) and np.isfinite(features).all()
+  assert not np.allclose(features[0], features[2])
+
+
+# Self-distillation
+
+
+def first_batch(plan):
+  with plan.training_batches(0, plan.unreadable('train', str, pathlib.Path())) as batches:
+    return next(batches)
+
+
+@pytest.fixture(scope='session')
+def distillation():
+  """A plan for one device, its first state and a batch."""
+  with on_one_device():
+    plan = plan_of('self_distillation', pathlib.Path())
+  return plan, train.placed_state(plan), first_batch(plan)
+
+
+def test_self_distillation_learns_from_the_average(distillation):
+  plan, state, batch = distillation
+
+  @jax.jit
+  def update(state, decay):
+    step = make_step(plan.task.loss, plan.tx, plan.schedule, ema=decay)
+    return untraced(step)(state, batch)
+
+  losses = {}
+  for decay in (0.5, 0.9):
+    other, losses[decay] = state, []
+    for _ in range(3):
+      other, measured = update(other, decay)
+      losses[decay].append(float(measured['sums']['loss']))
+  # The averages are the same before the first update.
+  assert losses[0.5][0] == losses[0.9][0]
+  assert losses[0.5][1] != losses[0.9][1] and losses[0.5][2] != losses[0.9][2]
+
+
+def test_evaluations_are_ranked_as_the_task_says_where_the_config_does_not(distillation):
+  plan, _, _ = distillation
+  assert (plan.config.evaluation.metric, plan.metric, plan.sign) == ('loss', 'ema_loss', -1)
+
+
+def test_no_gradient_flows_into_the_average(distillation):
+  plan, state, batch = distillation
+
+  def loss(ema):
+    fixed = {'ema': ema}
+    return plan.task.loss(state.params, batch, jax.random.key(0), fixed)[0]
+
+  gradients = jax.jit(jax.grad(loss))(state.ema)
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_self_distillation_without_an_average_is_refused(tmp_path):
+  asked = config.load('digits', words('self_distillation', tmp_path, {'ema': 0.0}))
+  with pytest.raises(ValueError, match=r'config\.ema is 0, must be above'):
+    plans.make_plan(asked)
+
+
+# LoRA
+
+
+@pytest.fixture(scope='session')
+def adapted(tmp_path_factory):
+  """The plan of LoRA and that of its base, each with its first parameters."""
+  folder = tmp_path_factory.mktemp('adapted')
+  bundle.write(folder / 'base', base())
+  with on_one_device():
+    plan = plan_of('lora', folder)
+    whole = plans.make_plan(config.load('digits', words('lora', folder, {'task': 'classify'})))
+  return [(each, jax.device_get(train.placed_state(each).params)) for each in (plan, whole)]
+
+
+def test_lora_starts_with_the_logits_of_its_base_to_the_bit(adapted):
+  batch = first_batch(adapted[0][0])
+  ours, theirs = (
+    jax.jit(plan.task.loss)(params, batch, jax.random.key(0), plan.task.fixed)[2]['logits']
+    for plan, params in adapted
+  )
+  np.testing.assert_array_equal(ours, theirs)
+
+
+def test_lora_delivers_its_base_before_it_has_learned(adapted):
+  (plan, params), _ = adapted
+  assert_same_bits(models.flat(plan.task.deliver(params).params), models.flat(base().params))
+
+
+def test_lora_saves_nothing_of_its_base_but_the_head(folder_of):
+  names = state_of('lora', folder_of('lora'), 'whole')
+  params = [name for name in names if name.startswith('params/')]
+  assert len(params) == 10
+  assert all(name.startswith('params/head/') or name[-2:] in ('/a', '/b') for name in params)
+  assert not any(name.endswith('/kernel') and 'encoder' in name for name in names)
+
+
+def test_lora_delivers_the_base_and_the_product(folder_of):
+  folder = folder_of('lora')
+  state = state_of('lora', folder, 'whole')
+  delivered, before = (
+    models.flat(source.params) for source in (vit_jax.load(folder / 'whole'), base())
+  )
+  changed = set()
+  for name, kernel in delivered.items():
+    want, (a, b) = before[name], (state.get(f'params/{name}/{part}') for part in 'ab')
+    if a is not None:
+      product = np.einsum('ldr,lr...->ld...', np.float64(a), np.float64(b))
+      want, changed = want + 8.0 / 4 * product, changed | {name}
+      assert np.abs(product).max() > 1e-3
+    elif name.startswith('head/'):
+      want = state[f'params/{name}']
+    np.testing.assert_allclose(kernel, want, rtol=0, atol=1e-6)
+  assert len(changed) == 4
+
+
+def test_lora_without_a_checkpoint_is_refused(tmp_path):
+  asked = config.load('digits', words('lora', tmp_path, {'pretrained': '', 'new_head': True}))
+  with pytest.raises(ValueError, match=r'config\.pretrained is empty'):
+    plans.make_plan(asked)
