@@ -28,6 +28,8 @@ def first_state(plan: Plan, start: Params) -> State:
   """The state before the first step: parameters drawn from the seed, but for those of `start`."""
   init = plan.task.init(jax.random.key(plan.config.seed))
   started = models.flat(start)
+  if unknown := started.keys() - models.flat(init).keys():
+    raise ValueError(f'the task starts with {", ".join(sorted(unknown))}, which it does not train')
   params = models.map_named(lambda name, leaf: started.get(name, leaf), init)
   return make_state(params, plan.tx, ema=bool(plan.config.ema), frozen=plan.frozen)
 
@@ -125,7 +127,8 @@ def tell_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> No
     from vit_jax import report  # what it needs is loaded when it is needed
 
     report.after_training(folder, say)
-  say(f'the model is in {folder / "model"}; try: vit predict {folder} IMAGE...')
+  use = 'predict' if plan.task.model is None or plan.task.model.num_classes else 'inspect'
+  say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
 
 
 def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
