@@ -119,7 +119,7 @@ def checkpoint(folder, name):
   return path
 
 
-def reduced(spec, folder):
+def reduced(spec, folder, **more):
   """A recipe with tiny data of the same form, a tiny model and few steps."""
   full = config.load(spec)
   fields = SMALL | {'accumulate': min(full.accumulate, 2)}
@@ -140,6 +140,7 @@ def reduced(spec, folder):
     fields['model.drop_path'] = 0.1
   if full.pretrained and full.model.layer_scale:  # the tiny checkpoint has none
     fields |= {'model.layer_scale': None, 'model.cls_position': None}
+  fields |= more
   return config.load(spec, [f'{field}={value}' for field, value in fields.items()])
 
 
@@ -223,7 +224,8 @@ def test_a_run_reads_every_field_that_there_is(folder, tmp_path, monkeypatch):
   fields = set()
   frozen = plans.FrozenConfigDict
   monkeypatch.setattr(plans, 'FrozenConfigDict', lambda whole: Read(frozen(whole), fields))
-  plan = plans.make_plan(Read(reduced('finetune:B_16,cifar10', folder), fields))
+  taught = {'teacher.checkpoint': checkpoint(folder, 'ViT-S/16'), 'teacher.kind': 'features'}
+  plan = plans.make_plan(Read(reduced('finetune:B_16,cifar10', folder, **taught), fields))
   assert train.train(plan, tmp_path)
   unread = config.flat(config.default()).keys() - fields
   assert not unread
