@@ -62,7 +62,10 @@ def match(
   if label_map:
     asked, how = read_map(label_map, theirs, ours), f'by {os.fspath(label_map)}'
   else:
-    asked, how = found(theirs, ours)
+    try:
+      asked, how = found(theirs, ours)
+    except ValueError as error:
+      raise ValueError(f'{error}; --label_map FILE can tell which class is which') from None
   if used is not None:
     asked = [place if name in used else -1 for name, place in zip(theirs, asked)]
   columns = sorted({place for place in asked if place >= 0})
@@ -81,11 +84,16 @@ def match(
 
 
 def found(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
-  """The model's class for each of a data set's, and how it was found."""
+  """The model's class for each of a data set's, and how it was found.
+
+  Raises:
+    ValueError: where that is not told.
+  """
   in_order = list(range(len(theirs)))
   if tuple(theirs) == tuple(ours):
     return in_order, 'the same names'
-  if len(theirs) == len(ours) and (is_numbers(theirs) or is_numbers(ours)):
+  same = set(theirs) == set(ours)  # numbers in another order, too
+  if len(theirs) == len(ours) and not same and (is_numbers(theirs) or is_numbers(ours)):
     return in_order, 'by their order, as one side has numbers for names'
   standard = imagenet.synsets() if imagenet.is_complete(theirs) else tuple(theirs)
   if imagenet.is_complete(ours) or (len(ours) == 1000 and is_numbers(ours) and known(standard)):
@@ -119,7 +127,7 @@ def unmatched(theirs: Sequence[str], ours: Sequence[str], missing: Sequence[str]
     told += f' and {len(missing) - NAMED} more' * (len(missing) > NAMED)
   else:
     told += ', of which some have the same name'
-  return f'{told}; --label_map FILE can tell which class is which'
+  return told
 
 
 def read_map(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
