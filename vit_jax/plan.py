@@ -33,7 +33,7 @@ from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import check_names, labelled_images
 from vit_jax.data.pipeline import DataError
-from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
+from vit_jax.tasks import Batch, Fixed, Start, Task, abstract_batch, classify, distil
 from vit_jax.tasks.encoder import Encoder
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
@@ -303,6 +303,18 @@ def taught(config: Any, task: Task, source: sources.Source) -> Task:
   return distil.distil(task, teacher, mean=config.data.mean, std=config.data.std, **fields)
 
 
+def check_student(kind: str, model: models.Model, scores: str) -> None:
+  """Raises ValueError if a model cannot learn from a teacher in that way."""
+  if kind == 'token' and getattr(model, 'distillation', '') != 'head':
+    raise ValueError("teacher.kind 'token' needs model.distillation='head', the head that learns")
+  if kind != 'features' and scores != 'softmax':
+    # Logits that are to be independent classes' and shares of one would pull against each other.
+    raise ValueError(
+      f"teacher.kind {kind!r} teaches softmax scores, the student's are {scores}: "
+      "objective.loss must be 'softmax', or teacher.kind 'features'"
+    )
+
+
 def classification(
   config: Any,
   source: sources.Source,
@@ -314,11 +326,11 @@ def classification(
   check_labels(config, source)
   lines = make_transforms(data, config.image_size, source)
   columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
-  by_token = bool(config.teacher.checkpoint) and config.teacher.kind == 'token'
-  if by_token and getattr(model, 'distillation', '') != 'head':
-    raise ValueError("teacher.kind 'token' needs model.distillation='head', the head that learns")
   loss = objective.named_loss(fields.pop('loss'))
   scores = objective.scores_of(loss, fields.pop('scores'))
+  if config.teacher.checkpoint:
+    check_student(config.teacher.kind, model, scores)
+  by_token = bool(config.teacher.checkpoint) and config.teacher.kind == 'token'
   return classify.classify(
     model,
     classes=source.classes,
@@ -509,6 +521,7 @@ def check_values(config: Any) -> None:
       f'optimizer.layer_decay is {config.optimizer.layer_decay}, must be above 0 and at most 1'
     )
   check_time(config.time_limit)
+  distil.check(config.teacher.kind, config.teacher.temperature, config.teacher.weight)
   if config.data.std is not None and min(config.data.std) <= 0:
     raise ValueError(f'data.std is {config.data.std}, must be positive')
   if config.model.pool == 'none':
@@ -590,6 +603,8 @@ def claim(
   config: Any,
   source: sources.Source | None = None,
   ranks: Mapping[str, int] | None = None,
+  *,
+  fixed: Fixed | None = None,
 ) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
@@ -598,6 +613,7 @@ def claim(
     config: of the run.
     source: its training images, whose classes and number must stay the same, too.
     ranks: of its task, for those who read what it measured.
+    fixed: of its task, whose arrays must, a teacher's.
 
   Raises:
     ValueError: if it holds a run with another config or other data; names what differs.
@@ -611,6 +627,8 @@ def claim(
     data |= {'images': len(source), 'classes': list(source.classes)}
   if ranks:
     data['ranks'] = dict(ranks)
+  if source and fixed:
+    data['fixed'] = digest(fixed)
   if not str(workdir) or '://' in str(workdir):
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
@@ -674,6 +692,8 @@ def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{file} is damaged: no description of data in JSON') from None
   told = []
+  if theirs.get('fixed') != data.get('fixed'):
+    told.append('another teacher, whose arrays differ')
   if images != data['images']:
     told.append(f'{images:,} training images there and {data["images"]:,} here')
   if classes != data['classes']:
@@ -687,6 +707,16 @@ def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
     )
   if told:
     raise ValueError(f'{file.parent} holds a run on other data: {"; ".join(told)}')
+
+
+def digest(tree: Any) -> int:
+  """The CRC-32 of the names, shapes and values of a tree of arrays on the host."""
+  crc = 0
+  for name, leaf in sorted(models.flat(tree).items()):
+    array = np.ascontiguousarray(leaf)
+    crc = zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), crc)
+    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+  return crc
 
 
 def check_same(config: dict[str, Any]) -> None:

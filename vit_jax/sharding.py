@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'pool/mlp/down/kernel$', P('tensor', 'fsdp')),  # M, D
   (r'embed/kernel$', P(None, None, None, 'fsdp')),  # P, P, C, D
   (r'/conv(\d|_proj)?/kernel$', P(None, None, None, 'fsdp')),  # rows, columns, C, features
-  (r'pre_logits/kernel$', P('fsdp', None)),
+  (r'(pre_logits|projection)/kernel$', P('fsdp', None)),
   (r'head(_dist)?/kernel$', P('fsdp', 'tensor')),  # D, K
   (r'head(_dist)?/bias$', P('tensor')),
 )

@@ -16,6 +16,7 @@ from vit_jax.evaluate import labels
 from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Sums, Task, abstract_batch
 
 KINDS = ('logits', 'hard', 'token', 'features')
+READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
 PROJECTION = 'projection'  # of a student's features to the teacher's width
 DRAWN = 0x70726F6A  # folded into a key, to be no key of the model's parameters
 
@@ -26,11 +27,19 @@ class Teacher:
 
   Fields:
     bundle: the model, its parameters on the host, and how it takes images.
-    classes: (K,) its class for each of the student's; None where it is asked for features.
+    classes: (K,) its class for each of the student's; None where they are its own in their order,
+      or it is asked for features.
+    path: where it came from, to be told.
   """
 
   bundle: bundle.Bundle
   classes: np.ndarray | None = None
+  path: str = ''
+
+  def __str__(self) -> str:
+    size = 'x'.join(map(str, self.bundle.preprocess.size))
+    source = f' of {self.path}' if self.path else ''
+    return f'{self.bundle.name}{source}, {size} pixels, {len(self.bundle.classes)} classes'
 
 
 def read_teacher(
@@ -40,29 +49,61 @@ def read_teacher(
 
   Args:
     path: of a run, a bundle or a published file.
-    classes: of the student. Those of the teacher are matched as in evaluation, `labels.match`.
+    classes: of the student, see `class_columns`.
     kind: of KINDS.
 
   Raises:
     FileNotFoundError, ValueError: if there is none, it does not know the classes, or cannot teach.
   """
-  source = bundle.read(path)
+  checkpoint = bundle.opened(path)
+  for note in checkpoint.notes:
+    bundle.tell(f'{checkpoint.path}: {note}')
+  source = bundle.built(checkpoint)
+  if getattr(source.model, 'pool', '') == 'none':
+    raise ValueError(f"teacher {path} has pool 'none': it answers for patches, not for an image")
   if kind == 'features':
-    if getattr(source.model, 'pool', '') == 'none':
-      raise ValueError(f'teacher {path} has pool none: it has no features of an image')
-    return Teacher(source)
-  if not source.names_images:
-    raise ValueError(f'teacher {path} names no classes: teacher.kind must be features, is {kind!r}')
+    return Teacher(source, path=str(path))
+  if not source.classes:
+    raise ValueError(f"teacher {path} has no head: it can teach kind 'features' alone")
   if source.scores != 'softmax':
+    # Its logits are of one class against none each, not of the classes against each other.
     raise ValueError(
-      f'teacher {path} has {source.scores} scores, of which the kind {kind!r} makes nothing: '
-      'teacher.kind must be features'
+      f"teacher {path} has {source.scores} scores: it can teach kind 'features' alone"
     )
   try:
-    match = labels.match(classes, source.classes)
+    columns = class_columns(classes, source.classes, own=checkpoint.dialect == 'vit_jax')
   except ValueError as error:
     raise ValueError(f'teacher {path}: {error}') from None
-  return Teacher(source, match.columns[match.places])
+  in_order = columns == list(range(len(source.classes)))
+  return Teacher(source, None if in_order else np.asarray(columns, np.int32), str(path))
+
+
+def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -> list[int]:
+  """(K,) a teacher's class for each of a student's, by name, or as `labels.found` finds it.
+
+  Args:
+    classes: of the student.
+    theirs: of the teacher.
+    own: whether the teacher is a bundle of ours, whose classes are names even where they are
+      numbers; in files of others, numbers say that there were no names.
+
+  Raises:
+    ValueError: if a class of the student is none of the teacher's, or it is not told which.
+  """
+  places = {name: place for place, name in enumerate(theirs)}
+  if own and len(places) == len(theirs) and set(classes) <= set(places):
+    return [places[name] for name in classes]
+  return labels.found(classes, theirs)[0]
+
+
+def check(kind: str, temperature: float | None, weight: float) -> None:
+  """Raises ValueError for an unknown kind, or a number that is out of its range."""
+  if kind not in KINDS:
+    raise ValueError(f'unknown teacher.kind {kind!r}{models.nearest(kind, list(KINDS))}')
+  if temperature is not None and not 0 < temperature < float('inf'):
+    raise ValueError(f'teacher.temperature is {temperature}, must be positive and finite')
+  if not 0 <= weight <= 1:
+    raise ValueError(f'teacher.weight is {weight}, must lie in [0, 1]')
 
 
 def distil(
@@ -87,26 +128,21 @@ def distil(
       layer where F is not G.
 
   Args:
-    task: whose loss names 'images' (N, H, W, 3), as its model saw them, and 'logits', 'head_dist'
-      or 'pre_logits'.
+    task: whose loss names 'images' (N, H, W, 3), as its model saw them, and what READS says.
     teacher: of `read_teacher`.
     mean, std: of the task's pixels.
     kind: of KINDS.
-    temperature: T; None is 1 for 'logits', and for 'token' the hard distance.
+    temperature: T; None is 1 for 'logits', and for 'token' the hard distance. It does not change
+      'hard' and 'features'.
     weight: in [0, 1].
 
   Raises:
-    ValueError: for an unknown kind, a temperature that is not positive or a weight outside.
+    ValueError: for values that `check` refuses, or a task that does not name what is learned from.
   """
-  if kind not in KINDS:
-    raise ValueError(f'unknown teacher.kind {kind!r}{models.nearest(kind, list(KINDS))}')
-  if temperature is not None and not temperature > 0:
-    raise ValueError(f'teacher.temperature is {temperature}, must be positive')
-  if not 0 <= weight <= 1:
-    raise ValueError(f'teacher.weight is {weight}, must lie in [0, 1]')
+  check(kind, temperature, weight)
   distance = distances(kind, temperature)
-  widths = feature_widths(task, teacher) if kind == 'features' else (0, 0)
-  projects = widths[0] != widths[1]
+  widths = answer_widths(task, teacher, kind)
+  projects = kind == 'features' and widths[0] != widths[1]
 
   def init(key: Array) -> Params:
     params = task.init(key)
@@ -118,20 +154,23 @@ def distil(
   def loss(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
     own, sums, named = task.loss(students(params), batch, key, fixed)
     answer = answered(teacher, fixed['teacher'], named['images'], mean=mean, std=std)
+    student = named[READS[kind]].astype(jnp.float32)
     if projects:
       layer = params[PROJECTION]
-      named = {**named, 'pre_logits': named['pre_logits'] @ layer['kernel'] + layer['bias']}
-    each = distance(named, answer)  # (N,)
+      student = student @ layer['kernel'] + layer['bias'][None]  # (N, F) -> (N, G)
+    each = distance(student, answer)  # (N,)
     apart = jnp.where(batch['mask'] > 0, each, 0).sum()
     total = (1 - weight) * own + weight * apart
     sums = {**sums, 'loss': total, 'task_loss': own, 'teacher_loss': apart}
-    answers = {f'teacher/{name}': answer[name] for name in ('pre_logits', 'logits')}
+    answers = {f'teacher/{name}': values for name, values in answer.items()}
     return total, sums, {**named, **answers}
 
   def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
     return task.measure(students(params), batch, fixed)
 
-  told = f'teacher: {teacher.bundle}; kind {kind}, weight {weight:g}'
+  softness = '' if kind == 'features' else ', hard answers'
+  if is_soft(kind, temperature):
+    softness = f', temperature {temperature or 1:g}'
   return dataclasses.replace(
     task,
     init=init,
@@ -139,7 +178,7 @@ def distil(
     measure=measure if projects else task.measure,
     deliver=lambda params: task.deliver(students(params)),
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
-    about=(*task.about, told),
+    about=(*task.about, f'teacher: {teacher}; kind {kind}{softness}, weight {weight:g}'),
   )
 
 
@@ -172,7 +211,8 @@ def answered(
   logits, out = source.model.apply({'params': params}, images)
   if teacher.classes is not None:
     logits = logits[:, teacher.classes]
-  return {'logits': logits.astype(jnp.float32), 'pre_logits': out['pre_logits']}
+  answer = {'pre_logits': out['pre_logits'], 'logits': logits}
+  return {name: jax.lax.stop_gradient(x.astype(jnp.float32)) for name, x in answer.items()}
 
 
 def restated(
@@ -188,25 +228,29 @@ def restated(
   return images * jnp.float32(scale)[None, None, None] + jnp.float32(shift)[None, None, None]
 
 
+def is_soft(kind: str, temperature: float | None) -> bool:
+  """Whether a student learns the teacher's probabilities."""
+  return kind == 'logits' or (kind == 'token' and temperature is not None)
+
+
 def distances(
   kind: str, temperature: float | None
-) -> Callable[[Named, Mapping[str, Array]], Array]:
-  """(what the student's loss names, the teacher's answer) -> (N,) of each image."""
-  soft = kind == 'logits' or (kind == 'token' and temperature is not None)
-  output = 'head_dist' if kind == 'token' else 'logits'
+) -> Callable[[Array, Mapping[str, Array]], Array]:
+  """(what the student gives, float32, the teacher's answer) -> (N,) of each image."""
 
-  def of_features(named: Named, answer: Mapping[str, Array]) -> Array:
-    gap = named['pre_logits'].astype(jnp.float32) - answer['pre_logits'].astype(jnp.float32)
-    return jnp.square(gap).mean(-1)
+  def of_features(features: Array, answer: Mapping[str, Array]) -> Array:
+    return jnp.square(features - answer['pre_logits']).mean(-1)
 
-  def of_logits(named: Named, answer: Mapping[str, Array]) -> Array:
-    return divergence(named[output], answer['logits'], temperature or 1.0)
+  def of_logits(logits: Array, answer: Mapping[str, Array]) -> Array:
+    return divergence(logits, answer['logits'], temperature or 1.0)
 
-  def of_classes(named: Named, answer: Mapping[str, Array]) -> Array:
+  def of_classes(logits: Array, answer: Mapping[str, Array]) -> Array:
     target = jax.nn.one_hot(answer['logits'].argmax(-1), answer['logits'].shape[-1])
-    return objective.softmax_cross_entropy(named[output], target)
+    return objective.softmax_cross_entropy(logits, target)
 
-  return of_features if kind == 'features' else of_logits if soft else of_classes
+  if kind == 'features':
+    return of_features
+  return of_logits if is_soft(kind, temperature) else of_classes
 
 
 def divergence(logits: Array, answer: Array, temperature: float) -> Array:
@@ -215,13 +259,25 @@ def divergence(logits: Array, answer: Array, temperature: float) -> Array:
   return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
-def feature_widths(task: Task, teacher: Teacher) -> tuple[int, int]:
-  """(F, G): of what the student's head reads, and the teacher's."""
+def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
+  """The last axis of what the student gives, and of the teacher's answer: F and G, or twice K.
+
+  Raises:
+    ValueError: if the task's loss does not name what the kind reads, or has another K.
+  """
   source = teacher.bundle
   key = jax.eval_shape(jax.random.key, 0)
   params = jax.eval_shape(task.init, key)
   fixed = {**task.fixed, 'ema': params}
   *_, named = jax.eval_shape(task.loss, params, abstract_batch(task.columns, 1), key, fixed)
+  if missing := [name for name in ('images', READS[kind]) if name not in named]:
+    raise ValueError(f"the task's loss names no {missing[0]!r}, which teacher.kind {kind!r} reads")
   images = jax.ShapeDtypeStruct((1, *source.preprocess.size, 3), jnp.float32)
-  _, out = jax.eval_shape(source.model.apply, {'params': source.params}, images)
-  return named['pre_logits'].shape[-1], out['pre_logits'].shape[-1]
+  logits, out = jax.eval_shape(source.model.apply, {'params': source.params}, images)
+  student = named[READS[kind]].shape[-1]
+  if kind == 'features':
+    return student, out['pre_logits'].shape[-1]
+  count = logits.shape[-1] if teacher.classes is None else len(teacher.classes)
+  if student != count:
+    raise ValueError(f'the student scores {student} classes, the teacher {count}')
+  return student, count
