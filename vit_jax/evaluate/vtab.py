@@ -102,7 +102,7 @@ class Protocol:
     given = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
     asked = config.load(f'{self.recipe}:{self.model},{task}', given)
     ready = plan.make_plan(asked, folder)
-    plan.claim(folder, ready.config, ready.splits['train'], ready.task.ranks)
+    plan.claim(folder, ready.config, ready.splits['train'], ready.task)
     tell(f'{folder}: {task}, rate {rate:g}')
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
       finished = train.train(ready, folder)
