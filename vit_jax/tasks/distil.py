@@ -254,9 +254,19 @@ def distances(
 
 
 def divergence(logits: Array, answer: Array, temperature: float) -> Array:
-  """T^2 KL(softmax(answer / T) || softmax(logits / T)): (N, K), (N, K) -> (N,)."""
+  """T^2 KL(softmax(answer / T) || softmax(logits / T)): (N, K), (N, K) -> (N,).
+
+  Of p = softmax(answer / T) and d, by how much the logarithms differ, it is the sum of
+  p (exp(d) - 1 - d), as p exp(d) and p both sum to 1: no term is negative, equal logits give a
+  gradient of exactly 0, and nothing cancels where T is large and T^2 would magnify the rest.
+  """
   student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, answer))
-  return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+  p, d = jnp.exp(teacher), student - teacher
+  near = jnp.abs(d) < 1
+  small = jnp.where(near, d, 0)
+  # exp(d) overflows where a teacher is very sure: p exp(d) is the student's probability
+  terms = jnp.where(near, p * (jnp.expm1(small) - small), jnp.exp(student) - p * (1 + d))
+  return temperature**2 * terms.sum(-1)
 
 
 def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
