@@ -99,15 +99,9 @@ MIXUP = 'objective.mixup=1.0'
 STUDENTS: dict[str, dict[str, list[str]]] = {  # what is tried, by name
   'alone': {'plain': [], 'mixup': [MIXUP]},
   'with a teacher': {
-    'logits, weight 1': ['teacher.weight=1.0'],
-    'logits, weight 1, mixup': ['teacher.weight=1.0', MIXUP],
-    'logits, weight 1, temperature 4, mixup': [
-      'teacher.weight=1.0',
-      'teacher.temperature=4.0',
-      MIXUP,
-    ],
-    'logits, weight 0.5, mixup': ['teacher.weight=0.5', MIXUP],
-    'features, weight 0.5, mixup': ['teacher.kind=features', 'teacher.weight=0.5', MIXUP],
+    'weight 1': ['teacher.weight=1.0'],
+    'weight 1, mixup': ['teacher.weight=1.0', MIXUP],
+    'weight 0.5, mixup': ['teacher.weight=0.5', MIXUP],
   },
 }
 
