@@ -404,7 +404,8 @@ class ViT(nn.Module):
     if self.num_classes:
       x = self.classify('head', x)
       if self.distillation == 'head':
-        out['head'], out['head_dist'] = x, self.classify('head_dist', tokens[:, 1])
+        token = tokens[:, int(self.has_class_token)]
+        out['head'], out['head_dist'] = x, self.classify('head_dist', token)
         x = (out['head'] + out['head_dist']) / 2
     return x.astype(jnp.float32), out
 
