@@ -178,8 +178,9 @@ CASES = [('logits', t) for t in (None, 1.0, 0.5, 2.0, 4.0, 20.0)]
 CASES += [('token', t) for t in (None, 1.0, 3.0)] + [('features', None), ('features wide', None)]
 
 
-@pytest.mark.parametrize('stats', STATISTICS)
-@pytest.mark.parametrize('weight', [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(
+  'weight, stats', [(0.0, 'others'), (0.3, 'the same'), (0.5, 'others'), (1.0, 'others')]
+)
 @pytest.mark.parametrize('kind, temperature', CASES)
 def test_a_loss_and_its_gradient_equal_timms(kind, temperature, weight, stats):
   features = F if kind == 'features wide' else G
