@@ -144,6 +144,10 @@ def distil(
   widths = answer_widths(task, teacher, kind)
   projects = kind == 'features' and widths[0] != widths[1]
 
+  def students(params: Params) -> Params:
+    """The task's own: without the projection, where that is ours."""
+    return {name: part for name, part in params.items() if not (projects and name == PROJECTION)}
+
   def init(key: Array) -> Params:
     params = task.init(key)
     if not projects:
@@ -180,11 +184,6 @@ def distil(
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
     about=(*task.about, f'teacher: {teacher}; kind {kind}{softness}, weight {weight:g}'),
   )
-
-
-def students(params: Params) -> Params:
-  """The parameters of the task itself."""
-  return {name: part for name, part in params.items() if name != PROJECTION}
 
 
 def answered(
