@@ -101,6 +101,7 @@ STUDENTS: dict[str, dict[str, list[str]]] = {  # what is tried, by name
   'with a teacher': {
     'weight 1': ['teacher.weight=1.0'],
     'weight 1, mixup': ['teacher.weight=1.0', MIXUP],
+    'weight 0.5, mixup': ['teacher.weight=0.5', MIXUP],
     'weight 0.9, temperature 4': ['teacher.temperature=4.0', 'teacher.weight=0.9'],
     'features, weight 0.5': ['teacher.kind=features', 'teacher.weight=0.5'],
     'features, weight 0.9, mixup': ['teacher.kind=features', 'teacher.weight=0.9', MIXUP],
