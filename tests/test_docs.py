@@ -406,7 +406,7 @@ def test_the_page_on_data_has_fewer_than_250_lines():
 RESULTS = ROOT / 'docs/results.md'
 
 
-@pytest.mark.parametrize('experiment', ['transfer', 'optimizers'])
+@pytest.mark.parametrize('experiment', ['transfer', 'optimizers', 'distil'])
 def test_results_are_those_that_were_measured(experiment):
   found = json.loads((ROOT / f'benchmarks/results/{experiment}.json').read_text())
   assert found['seeds'] == [0, 1, 2]
