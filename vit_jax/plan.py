@@ -602,9 +602,7 @@ def claim(
   workdir: str | os.PathLike[str],
   config: Any,
   source: sources.Source | None = None,
-  ranks: Mapping[str, int] | None = None,
-  *,
-  fixed: Fixed | None = None,
+  task: Task | None = None,
 ) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
@@ -612,8 +610,8 @@ def claim(
     workdir: the folder.
     config: of the run.
     source: its training images, whose classes and number must stay the same, too.
-    ranks: of its task, for those who read what it measured.
-    fixed: of its task, whose arrays must, a teacher's.
+    task: its task, whose `fixed` arrays, such as a teacher's, must stay the same, too; what it
+      ranks by is kept for those who read what was measured.
 
   Raises:
     ValueError: if it holds a run with another config or other data; names what differs.
@@ -625,10 +623,9 @@ def claim(
   data: dict[str, Any] = {}
   if source:
     data |= {'images': len(source), 'classes': list(source.classes)}
-  if ranks:
-    data['ranks'] = dict(ranks)
-  if source and fixed:
-    data['fixed'] = digest(fixed)
+  if task:
+    data['ranks'] = dict(task.ranks)
+    data |= {'fixed': digest(task.fixed)} if task.fixed else {}
   if not str(workdir) or '://' in str(workdir):
     raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
   if jax.process_count() > 1:
