@@ -681,7 +681,7 @@ def test_the_step_of_a_run_does_not_compute_the_trace():
     jax.jit(step).lower(*args).compile().as_text().count('is-finite')
     for step in (train.stepper(plan), untraced(train.stepper(plan)))
   ]
-  assert tests[1] <= 4 < tests[0]
+  assert tests[1] <= 8 < tests[0] / 4
 
 
 # What it shows
@@ -721,7 +721,7 @@ def test_on_a_terminal_it_shows_a_bar(tmp_path, interrupted, cache):
 def test_the_tables_total_is_the_number_of_parameters():
   plan = plan_of()
   params = train.abstract_state(plan).params
-  lines = metrics.summary(params, plan.forward_flops, 32)
+  lines = metrics.summary(params, plan.forward_flops, 32 * plan.update_flops)
   [total] = [line.split() for line in lines if line.startswith('total')]
   counted = sum(leaf.size for leaf in jax.tree.leaves(train.placed_state(plan).params))
   assert total == ['total', str(len(jax.tree.leaves(params))), f'{counted:,}']

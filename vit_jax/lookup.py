@@ -23,11 +23,12 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def extension(function: T) -> T:
-  """Marks a transform or a source that files may name: `@vit_jax.extension` above it.
+  """Marks a transform, data set or model that files may name: `@vit_jax.extension` above it.
 
-  A model on disk says how its images are read, and a run's folder where they are. What these name
-  is imported and called only if its author has marked it so, as otherwise a file could call
-  anything that is installed.
+  A model on disk says what it is and how its images are read, and a run's folder where they are.
+  What these name is called only if its author has marked it so, as otherwise a file could call
+  anything that is installed. Its module is imported first: open no stranger's file in a folder with
+  a stranger's modules.
   """
   setattr(function, MARK, True)
   return function

@@ -40,13 +40,13 @@ def utilization(flops: int, images_per_second: float) -> dict[str, float]:
   """'mfu', the fraction of the devices' peak that a model's matmuls take; {} if not known.
 
   Args:
-    flops: of an image's forward pass; the backward pass takes twice as many.
+    flops: of an image in an update, see `Plan.update_flops`.
     images_per_second: of training.
   """
   peak = peak_flops()
   if not (flops and peak):
     return {}
-  return {'mfu': 3 * flops * images_per_second / (peak * jax.device_count())}
+  return {'mfu': flops * images_per_second / (peak * jax.device_count())}
 
 
 class Log:
@@ -208,7 +208,7 @@ class Meter:
     yield
     self.began += time.perf_counter() - began
 
-  def add(self, sums: dict[str, float], latest: dict[str, float]) -> None:
+  def add(self, sums: Mapping[str, Any], latest: dict[str, float]) -> None:
     """One step's sums, of a task, and values of which the last one counts."""
     for name, value in sums.items():
       self.sums[name] = self.sums.get(name, 0.0) + np.asarray(value, np.float64)
@@ -283,17 +283,6 @@ class Display:
     self.say(f'compiled the {what} in {time.perf_counter() - began:.1f} s')
     return result
 
-  def compiled_once(self, what: str, function: Any) -> Callable[..., Any]:
-    """The same at its first call."""
-    ready: list[Callable[..., Any]] = []
-
-    def call(*args: Any) -> Any:
-      if not ready:
-        ready.append(self.compiled(what, function, *args))
-      return ready[0](*args)
-
-    return call
-
   def step(self, step: int) -> None:
     self.bar.update(self.task, completed=step)
 
@@ -317,26 +306,24 @@ def numbers(values: Mapping[str, float]) -> str:
   return '  '.join(f'{name} {value:.4f}' for name, value in values.items())
 
 
-def summary(params: Any, forward: int, batch_size: int) -> list[str]:
+def summary(params: Any, forward: int, update: int) -> list[str]:
   """Lines of a table: the parameters by part, and the FLOPs of an image and of an update.
 
   Args:
     params: the tree, of arrays or shapes.
     forward: FLOPs of an image's forward pass; 0 where they are not known.
-    batch_size: images per update.
+    update: of an update; 0 where they are not known.
   """
   parts = dict(params)
   parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
   rows = [(name, len(jax.tree.leaves(part)), parameters(part)) for name, part in parts.items()]
   rows.append(('total', len(jax.tree.leaves(params)), parameters(params)))
-  flops = (
-    f'FLOPs: {si(forward)} an image forward, {si(3 * forward * batch_size)} an update of '
-    f'{batch_size} images'
-  )
+  flops = [f'{si(forward)} an image forward'] * bool(forward)
+  flops += [f'{si(update)} an update'] * bool(update)
   return [
     f'{"part":16}{"arrays":>8}{"parameters":>16}',
     *(f'{name:16}{arrays:8}{count:16,}' for name, arrays, count in rows),
-    *([flops] if forward else []),
+    *([f'FLOPs: {", ".join(flops)}'] if flops else []),
   ]
 
 

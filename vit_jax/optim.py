@@ -297,6 +297,8 @@ def make_optimizer(
   if dtype not in (None, 'float32', 'bfloat16'):
     raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
   if lookup.is_path(name):
+    if dtype == 'bfloat16':
+      raise ValueError(f"momentum_dtype is 'bfloat16', which {name} is not told: set it to float32")
     values = dict(weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum)
     method = [optimizer_elsewhere(name, schedule, values | {'nesterov': nesterov})]
   elif name in methods:

@@ -33,7 +33,7 @@ from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import check_names, labelled_images
 from vit_jax.data.pipeline import DataError
-from vit_jax.tasks import Batch, Fixed, Start, Task, abstract_batch, classify, distil
+from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
 from vit_jax.tasks.encoder import Encoder
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
@@ -130,9 +130,19 @@ class Plan:
 
   @property
   def forward_flops(self) -> int:
-    """Of the task's model, for an image; 0 where they are not known."""
+    """FLOPs of the task's model for an image; 0 where they are not known."""
     count = getattr(self.task.model, 'flops', None)
     return count(*self.config.image_size) if count else 0
+
+  @property
+  def update_flops(self) -> int:
+    """FLOPs of an image in an update: thrice a forward pass for each gradient.
+
+    0 where they are not known: of a task that does more with an image than its model's one pass.
+    """
+    simple = self.config.task == 'classify' and not self.config.teacher.checkpoint
+    gradients = 2 if self.config.optimizer.sam else 1
+    return 3 * gradients * self.forward_flops if simple else 0
 
   def checkpoints(self, folder: pathlib.Path, say: Callable[[str], None]) -> Checkpoints:
     """Those of the run in a folder."""
@@ -276,8 +286,13 @@ def check_elsewhere(config: Any, task: Any) -> None:
     total, sums, _ = jax.eval_shape(
       task.loss, params, abstract_batch(task.columns, rows), key, fixed
     )
-    if total.shape or any('count' not in each for each in (sums, sums_of(task, params, rows))):
-      raise ValueError(f"gives a loss {total.shape}, must give one (), and 'count' among its sums")
+    if total.shape:
+      raise ValueError(f'gives a loss {total.shape}, must give one ()')
+    check_read(task, {**sums, 'loss': total}, {'count'})
+    if task.evaluation:
+      batch = abstract_batch(task.evaluation, rows)
+      measured, _ = jax.eval_shape(task.measure, params, batch, task.fixed)
+      check_read(task, measured, {'count', *task.ranks})
     json.dumps(models.fields(task.model) if task.model is not None else {})
   except Exception as error:  # whatever they do
     kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
@@ -287,12 +302,13 @@ def check_elsewhere(config: Any, task: Any) -> None:
     raise ValueError(f'{", ".join(names)}: {kind}{" ".join(str(error).split())}') from error
 
 
-def sums_of(task: Task, params: Any, rows: int) -> Mapping[str, Any]:
-  """What a task measures of a batch that is evaluated, as shapes."""
-  if not task.evaluation:
-    return {'count': ()}
-  batch = abstract_batch(task.evaluation, rows)
-  return jax.eval_shape(task.measure, params, batch, task.fixed)[0]
+def check_read(task: Task, sums: Mapping[str, Any], names: set[str]) -> None:
+  """Raises ValueError if a task reads other numbers than these of its sums, given as shapes."""
+  if 'count' not in sums:
+    raise ValueError(f"has no 'count' among its sums, which are {', '.join(sums)}")
+  zeros = {name: np.zeros(leaf.shape, np.float64) for name, leaf in sums.items()}
+  if missing := names - task.read(zeros).keys():
+    raise ValueError(f'read gives no {", ".join(sorted(missing))} of {", ".join(sums)}')
 
 
 def taught(config: Any, task: Task, source: sources.Source) -> Task:
@@ -322,12 +338,14 @@ def classification(
 ) -> Task:
   """The task 'classify': the model of `config.model` learns the classes of the source."""
   data, fields = config.data, dict(config.objective)
+  if config.model.pool == 'none':
+    raise ValueError("model.pool is 'none', which classifies patches, not images")
   model = make_model(config, num_classes=len(source.classes))
-  check_labels(config, source)
   lines = make_transforms(data, config.image_size, source)
   columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
   loss = objective.named_loss(fields.pop('loss'))
   scores = objective.scores_of(loss, fields.pop('scores'))
+  check_labels(config, source, scores)
   if config.teacher.checkpoint:
     check_student(config.teacher.kind, model, scores)
   by_token = bool(config.teacher.checkpoint) and config.teacher.kind == 'token'
@@ -524,8 +542,6 @@ def check_values(config: Any) -> None:
   distil.check(config.teacher.kind, config.teacher.temperature, config.teacher.weight)
   if config.data.std is not None and min(config.data.std) <= 0:
     raise ValueError(f'data.std is {config.data.std}, must be positive')
-  if config.model.pool == 'none':
-    raise ValueError("model.pool is 'none', which classifies patches, not images")
   if config.data.bad_images not in pipeline.POLICIES:
     raise ValueError(
       f'data.bad_images is {config.data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
@@ -544,7 +560,7 @@ def with_metric(config: Any, task: Task) -> Any:
   known = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
   metric = config.evaluation.metric or known[0]
   if metric not in known:
-    near = models.nearest(metric, known)
+    near = lookup.nearest(metric, known)
     raise ValueError(f'unknown evaluation.metric {metric!r}{near}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric
@@ -576,12 +592,12 @@ def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
       )
 
 
-def check_labels(config: Any, source: sources.Source) -> None:
-  """Raises ValueError for labels that the config's loss cannot learn."""
+def check_labels(config: Any, source: sources.Source, scores: str) -> None:
+  """Raises ValueError for labels that a loss with such scores cannot learn."""
   if len(source.classes) < 2:
     name = config.data.source
     raise ValueError(f'{name} has one class only, {source.classes[0]!r}: nothing to learn')
-  if config.objective.loss == 'softmax' and np.ndim(pipeline.first_record(source)['label']):
+  if scores == 'softmax' and np.ndim(pipeline.first_record(source)['label']):
     raise ValueError(
       f"images of {config.data.source} have several labels: objective.loss must be 'sigmoid'"
     )

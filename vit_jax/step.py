@@ -12,7 +12,7 @@ import optax
 from flax import struct
 
 from vit_jax import models, optim
-from vit_jax.tasks import Array, Batch, Fixed, Params, Sums
+from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Sums
 
 
 @struct.dataclass
@@ -67,7 +67,7 @@ def trace(named: Mapping[str, Any]) -> Trace:
 
 
 def make_step(
-  loss: Callable[..., Any],
+  loss: Loss,
   tx: optax.GradientTransformation,
   schedule: optim.Schedule,
   *,
@@ -99,11 +99,13 @@ def make_step(
     fixed = {**(fixed or {}), 'ema': state.ema}
 
     def gradients(trained: Params) -> tuple[Params, tuple[Sums, Trace]]:
-      def of_trained(trained: Params, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Trace]]:
+      def trained_loss(
+        trained: Params, batch: Batch, key: Array
+      ) -> tuple[Array, tuple[Sums, Trace]]:
         total, sums, named = loss(frozen.with_rest(state.params, trained), batch, key, fixed)
         return total, ({**sums, 'loss': total}, trace(named))
 
-      return gradient(of_trained, trained, batch, key, accumulate=accumulate)
+      return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
     def update(state: State, grads: Params) -> tuple[State, Array]:
       trained = frozen.rest(state.params)

@@ -27,9 +27,10 @@ from vit_jax.tasks import Batch, Fixed, Params
 def first_state(plan: Plan, start: Params) -> State:
   """The state before the first step: parameters drawn from the seed, but for those of `start`."""
   init = plan.task.init(jax.random.key(plan.config.seed))
-  started = models.flat(start)
-  if unknown := started.keys() - models.flat(init).keys():
-    raise ValueError(f'the task starts with {", ".join(sorted(unknown))}, which it does not train')
+  started, drawn = models.flat(start), models.flat(init)
+  wrong = [n for n in started if n not in drawn or started[n].shape != drawn[n].shape]
+  if wrong:
+    raise ValueError(f'the task starts with {", ".join(wrong)}, which it does not train, or not so')
   params = models.map_named(lambda name, leaf: started.get(name, leaf), init)
   return make_state(params, plan.tx, ema=bool(plan.config.ema), frozen=plan.frozen)
 
@@ -67,7 +68,7 @@ class Run:
 
 
 def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> bool:
-  """Carries out a run, or goes on with it where it was; writes the model at its end.
+  """Runs or resumes a run; writes the model at its end.
 
   Args:
     plan: of `make_plan`.
@@ -90,13 +91,13 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
   if jax.process_index() == 0:
     provenance.record(folder, command)
   with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
-    finished = carry_out(plan, folder, saved, display, ends)
+    finished = run_to_end(plan, folder, saved, display, ends)
   if finished:  # and nothing of it is left on the devices
-    tell_end(plan, folder, display.say)
+    report_end(plan, folder, display.say)
   return finished
 
 
-def carry_out(
+def run_to_end(
   plan: Plan,
   folder: pathlib.Path,
   saved: checkpoint.Checkpoints,
@@ -121,13 +122,13 @@ def carry_out(
   return finished
 
 
-def tell_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> None:
+def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> None:
   """Writes the report if it is asked for, and says where the model is."""
   if plan.config.system.report:
     from vit_jax import report  # what it needs is loaded when it is needed
 
     report.after_training(folder, say)
-  use = 'predict' if plan.task.model is None or plan.task.model.num_classes else 'inspect'
+  use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'
   say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
 
 
@@ -201,7 +202,7 @@ class Evaluator:
 
   def __init__(self, run: Run):
     self.run = run
-    self.step: Callable[..., Any] | None = None
+    self.compiled: Callable[..., Any] | None = None
     self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
@@ -228,7 +229,7 @@ class Evaluator:
     if use == 'test':
       self.tell(step, use, values)
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
-    data |= {'matched': 'the same names', 'step': step, 'use': use}
+    data |= {'step': step, 'use': use}
     if jax.process_index() == 0:
       accuracy.write_result(self.run.folder, data | result)
 
@@ -240,18 +241,17 @@ class Evaluator:
     task, unreadable = run.plan.task, run.unreadable[use]
     with run.plan.evaluation_batches(use, unreadable) as batches:
       first = next(batches)
-      if self.step is None:
-        measure = evaluation.make_step(task.measure, first)
+      if self.compiled is None:
+        measure = evaluation.jit_measure(task.measure, first)
         args = (params, first, run.fixed)
-        self.step = run.display.compiled('evaluation step', measure, *args)
+        self.compiled = run.display.compiled('evaluation step', measure, *args)
       batches = itertools.chain([first], batches)
-      sums, rows = evaluation.evaluate(
-        task, params, batches, fixed=run.fixed, keep=keep, step=self.step
+      sums, rows, readable = evaluation.evaluate(
+        task, params, batches, fixed=run.fixed, keep=keep, compiled=self.compiled
       )
-    count = unreadable.count
-    values = task.read(sums) | {'bad_images': count}
     source = run.plan.splits[use]
-    return values, accuracy.result(task, sums, rows, source, unreadable=count) if keep else {}
+    values = task.read(sums) | {'bad_images': len(source) - readable}
+    return values, accuracy.result(task, sums, rows, source, readable=readable) if keep else {}
 
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
     self.run.log.write(step, metrics.prefixed(split, values))
@@ -303,7 +303,7 @@ class Watch:
     """Writes and shows a row of the steps since the last one."""
     plan, values = self.run.plan, self.meter.read()
     if not plan.frozen and getattr(plan.task.model, 'dtype', '') == 'bfloat16':
-      values |= metrics.utilization(plan.forward_flops, values['images_per_second'])
+      values |= metrics.utilization(plan.update_flops, values['images_per_second'])
     values['bad_images'] = self.run.unreadable['train'].count
     self.run.log.write(step, metrics.prefixed('train', values))
     self.run.display.show(step, values)
@@ -337,7 +337,7 @@ def introduce(run: Run, start: int) -> None:
   plan, display = run.plan, run.display
   config, mesh, model = plan.config, plan.mesh, plan.task.model
   params = abstract_state(plan).params
-  for line in metrics.summary(params, plan.forward_flops, config.batch_size):
+  for line in metrics.summary(params, plan.forward_flops, plan.update_flops * config.batch_size):
     display.say(line)
   device, source = jax.devices()[0], plan.splits['train']
   grid = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
@@ -345,8 +345,7 @@ def introduce(run: Run, start: int) -> None:
   dtype = getattr(model, 'dtype', '')
   display.say(
     f'{name}{dtype and f" in {dtype}"} on {mesh.size} {device.device_kind} ({grid}); '
-    f'{len(source):,} training images of {config.data.source}, '
-    f'{len(source.classes)} classes, {plan.total:,} steps'
+    f'{len(source):,} training examples of {config.data.source}, {plan.total:,} steps'
   )
   for line in plan.task.about:
     display.say(line)

@@ -73,10 +73,11 @@ def of_model(
   params, fixed = sharding.place((found.params, fixed), mesh)
   examples = len(split.source)
   with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
-    batches, unreadable = read
-    sums, rows = loop.evaluate(task, params, batches, fixed=fixed, keep=examples)
-  told = {'source': split.name, 'split': split.split, 'matched': matched.how}
-  return told | result(task, sums, rows, split.source, unreadable=unreadable.count)
+    batches, _ = read
+    sums, rows, readable = loop.evaluate(task, params, batches, fixed=fixed, keep=examples)
+  described = {'source': split.name, 'split': split.split}
+  values = result(task, sums, rows, split.source, readable=readable)
+  return described | values | {'matched': matched.how}
 
 
 def result(
@@ -85,7 +86,7 @@ def result(
   rows: Mapping[str, np.ndarray],
   source: sources.Source,
   *,
-  unreadable: int,
+  readable: int,
 ) -> dict[str, Any]:
   """An evaluation as JSON: the task's numbers and details, and what was left out.
 
@@ -93,14 +94,14 @@ def result(
     task: that measured.
     sums, rows: of `loop.evaluate`.
     source: what was measured on; it names the images of 'mistakes'.
-    unreadable: how many of its images were.
+    readable: how many of its images could be read.
   """
   numbers = task.read(sums)
   values = {**numbers, 'count': int(numbers['count']), **task.details(sums, rows)}
   for mistake in values.get('mistakes', ()):
     mistake['image'] = source.describe(mistake['index'])
-  unlabelled = len(source) - unreadable - values['count']
-  return values | {'unlabelled': unlabelled, 'bad_images': unreadable}
+  counts = {'unlabelled': readable - values['count'], 'bad_images': len(source) - readable}
+  return values | counts
 
 
 def write_result(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
@@ -229,7 +230,7 @@ def of_run(
 
 def lines(found: dict[str, Any]) -> list[str]:
   """What `of_model` gives, as text."""
-  top = next(name for name in found if name.startswith('top'))
+  top = next(filter(is_top, found))
   shown = (
     f'accuracy {found["accuracy"]:.2%}  top-{top[3:]} {found[top]:.2%}  loss {found["loss"]:.4f}  '
     f'calibration error {found["calibration_error"]:.2%}'

@@ -4,6 +4,7 @@ B batch, N examples.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,26 +13,37 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.data.pipeline import DataError
-from vit_jax.tasks import Batch, Fixed, Params, Task
+from vit_jax.tasks import Array, Batch, Fixed, Measure, Params, Rows, Sums, Task
 
 AHEAD = 2  # batches that the host is ahead of the device
 LARGEST = 2**27  # numbers of one kind of rows that are held: 512 MiB of float32
 NOTHING = 'nothing to evaluate: not one of the images can be read, or has a label'
 
-Step = Callable[[Params, Batch, Fixed], Any]
+Counted = Callable[[Params, Batch, Fixed], tuple[Sums, Rows, Array]]
 
 
-def make_step(measure: Step, batch: Batch) -> Step:
-  """A task's measure, jitted; with several processes each gets the results of all.
+@functools.lru_cache(maxsize=32)  # one function for one measure, by which JAX finds its program
+def counted(measure: Measure) -> Counted:
+  """A task's measure, and as a third how many examples of the batch could be read: ()."""
+
+  def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows, Array]:
+    return *measure(params, batch, fixed), batch['mask'].sum()
+
+  return batch_measure
+
+
+def jit_measure(measure: Measure, batch: Batch) -> Any:
+  """`counted`, jitted; with several processes each gets the results of all.
 
   Args:
     measure: of a task. For the same function, nothing is compiled again.
     batch: such as will be measured, on its devices.
   """
   if jax.process_count() == 1:
-    return jax.jit(measure)
+    return jax.jit(counted(measure))
   sharding: Any = next(iter(batch.values())).sharding
-  return jax.jit(measure, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
+  replicated = NamedSharding(sharding.mesh, PartitionSpec())
+  return jax.jit(counted(measure), out_shardings=replicated)
 
 
 def evaluate(
@@ -41,8 +53,8 @@ def evaluate(
   *,
   fixed: Fixed | None = None,
   keep: int = 0,
-  step: Step | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  compiled: Counted | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
   """The sums of a task's measure over batches, and the rows of the first `keep` examples.
 
   Args:
@@ -52,34 +64,37 @@ def evaluate(
     fixed: of the task, on the mesh.
     keep: N, whose rows are kept; 0: of none. Of rows with many numbers each, as the logits of many
       classes, no more are kept than LARGEST numbers: their array is then shorter.
-    step: the measure, compiled; None compiles it.
+    compiled: of `jit_measure`; None compiles it.
 
   Returns:
-    {name: float64}, and {name: (N, ...)}.
+    {name: float64}, {name: (N, ...)}, and how many examples could be read, on all hosts.
 
   Raises:
     DataError: if no example counts.
   """
   totals: dict[str, Any] = {}
-  rows: dict[str, list[np.ndarray]] = {}
+  parts: dict[str, list[np.ndarray]] = {}
+  readable = 0
 
   def running() -> Iterator[Any]:
-    measure = step
+    measure = compiled
     for batch in batches:
-      measure = measure or make_step(task.measure, batch)
-      sums, kept = measure(params, batch, fixed or {})
-      yield sums, kept if keep else {}
+      measure = measure or jit_measure(task.measure, batch)
+      sums, rows, count = measure(params, batch, fixed or {})
+      yield sums, rows if keep else {}, count
 
-  for sums, kept in fetched(running()):
+  for sums, rows, count in fetched(running()):
+    readable += int(count)
     for name, value in sums.items():
       totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
-    for name, values in kept.items():
-      parts = rows.setdefault(name, [])
-      if sum(part.size for part in parts) < LARGEST:
-        parts.append(values)
+    for name, values in rows.items():
+      held = parts.setdefault(name, [])
+      if len(held) * values.size < LARGEST:  # batches are of one size
+        held.append(values)
   if not totals or not totals['count']:
     raise DataError(NOTHING)
-  return totals, {name: np.concatenate(parts)[:keep] for name, parts in rows.items()}
+  joined = {name: np.concatenate(held)[:keep] for name, held in parts.items()}
+  return totals, joined, readable
 
 
 def fetched(results: Iterator[Any]) -> Iterator[Any]:

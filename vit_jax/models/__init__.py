@@ -147,7 +147,7 @@ def family(variant: str) -> type[Any]:
   """
   if not lookup.is_path(variant):
     return resnet.ResNet if variant in RESNETS else mixer.Mixer if variant in MIXERS else vit.ViT
-  module = lookup.imported(variant, 'model')
+  module = lookup.imported(variant, 'model', marked=True)
   if not (isinstance(module, type) and issubclass(module, nn.Module)):
     raise ValueError(f'model {variant!r} is no class of a flax.linen.Module')
   if 'num_classes' not in field_types(module):

@@ -24,6 +24,8 @@ Sums = dict[
 Rows = dict[str, Array]  # (B, ...) of each example, in the order of the batch
 Fixed = Mapping[str, Any]  # arrays that are read and not trained, nested
 Named = Mapping[str, Any]  # arrays on the way to a loss, in the order of computation
+Loss = Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
+Measure = Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Start:
 
 
 def no_details(sums: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-  """Of a task whose evaluation has nothing beyond its numbers."""
+  """No details, for a task whose evaluation is its numbers."""
   return {}
 
 
@@ -60,11 +62,13 @@ class Task:
       key differs for each step and micro-batch. `fixed` holds what the field below has, and as
       'ema' the averaged parameters, None where none are kept. The loss is added to the sums.
       `named` are tensors on the way: the first that is not finite is named to the user; {} names
-      none, and what is unread is free.
+      none, and what is unread is free. With `accumulate` a loss sees one micro-batch at a time: one
+      that compares examples, as a contrastive one, compares those of a micro-batch alone.
     measure: (params, batch, fixed) -> (sums, rows) of a batch of `evaluation`, of the examples with
       mask 1 alone. Rows are read where somebody asks for them.
     read: (sums) -> named numbers of sums over any number of batches, of `loss` or of `measure`, as
-      numbers of NumPy; a mean is its sum by 'count', so that batches may differ in size.
+      numbers of NumPy; a mean is its sum by 'count', so that batches may differ in size. 'count' is
+      always among them, and of an evaluation every name of `ranks`.
     ranks: the numbers of `read` that evaluations can be ranked by, with 1 where more is better and
       -1 where less is; the first is the usual one.
     deliver: (params on the host) -> the bundle that users get.
@@ -79,8 +83,8 @@ class Task:
   columns: Columns
   evaluation: Columns
   init: Callable[[Array], Params]
-  loss: Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
-  measure: Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
+  loss: Loss
+  measure: Measure
   read: Callable[[Mapping[str, Any]], dict[str, float]]
   ranks: Mapping[str, int]
   deliver: Callable[[Params], Bundle]
@@ -93,11 +97,8 @@ class Task:
 
 def abstract_batch(columns: Columns, count: int) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of so many examples as shapes."""
-  mask = Column((), np.float32, lambda record, rng: 1.0)
-  return {
-    name: jax.ShapeDtypeStruct((count, *column.shape), column.dtype)
-    for name, column in {**columns, 'mask': mask}.items()
-  }
+  shapes = {n: jax.ShapeDtypeStruct((count, *c.shape), c.dtype) for n, c in columns.items()}
+  return shapes | {'mask': jax.ShapeDtypeStruct((count,), np.float32)}
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -14,14 +14,27 @@ import numpy as np
 
 from vit_jax import bundle, models, objective
 from vit_jax.data.columns import Columns
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Start, Sums, Task, means
+from vit_jax.tasks import (
+  Array,
+  Batch,
+  Fixed,
+  Loss,
+  Measure,
+  Named,
+  Params,
+  Rows,
+  Start,
+  Sums,
+  Task,
+  means,
+)
 
 RANKS = {'accuracy': 1, 'loss': -1}
 BINS = 15  # of the calibration error
 TOP = 5
-LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are given
-CONFUSED = 10  # pairs of classes that are told
-MISTAKES = 12  # images that are told
+LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are listed
+CONFUSED = 10  # pairs of classes that are listed
+MISTAKES = 12  # images that are listed
 
 
 def classify(
@@ -82,6 +95,7 @@ def classify(
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes)),
     start=start,
+    about=(f'{len(classes)} classes',),
     model=model,
   )
 
@@ -99,7 +113,7 @@ def make_loss(
   mixup: float = 0.0,
   cutmix: float = 0.0,
   output: str = 'logits',
-) -> Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]:
+) -> Loss:
   """A task's loss: normalise, mix, apply, compare with targets.
 
   Its sums are `objective.measure`'s. It names 'images' (N, H, W, 3) as the model saw them,
@@ -122,7 +136,9 @@ def make_loss(
   if min(mixup, cutmix) < 0:
     raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
 
-  def of_batch(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
+  def batch_loss(
+    params: Params, batch: Batch, key: Array, fixed: Fixed
+  ) -> tuple[Array, Sums, Named]:
     batch = objective.blanked(batch)
     images = objective.normalize(batch['image'], mean, std)
     if mixup or cutmix:
@@ -138,7 +154,7 @@ def make_loss(
     sums = objective.measure(logits, batch, loss=loss, smoothing=smoothing)
     return sums['loss'], sums, {'images': images, **out, 'logits': logits}
 
-  return of_batch
+  return batch_loss
 
 
 # Evaluation
@@ -147,7 +163,7 @@ def make_loss(
 @functools.lru_cache(maxsize=32)  # one function for one model, by which JAX finds what it compiled
 def make_measure(
   model: models.Model, *, mean: tuple[float, ...], std: tuple[float, ...], scores: str
-) -> Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]:
+) -> Measure:
   """A task's measure: `measure` of the model's logits, without dropout or label smoothing.
 
   Where the data's classes are not the model's, `fixed` says which they are: 'columns' (K,), the
@@ -155,14 +171,14 @@ def make_measure(
   last, which label -1 finds, is -1.
   """
 
-  def of_batch(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
+  def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
     logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
     labels = batch['label']
     if 'columns' in fixed:
       logits, labels = logits[:, fixed['columns']], fixed['places'][labels]  # (N, M) -> (N, K)
     return measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
 
-  return of_batch
+  return batch_measure
 
 
 def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[Sums, Rows]:
@@ -237,7 +253,7 @@ def read(sums: Mapping[str, Any]) -> dict[str, float]:
 def details(
   sums: Mapping[str, Any], rows: Mapping[str, np.ndarray], *, names: Sequence[str]
 ) -> dict[str, Any]:
-  """What is told of an evaluation beyond `read`.
+  """The details of an evaluation: calibration, classes, confusion, mistakes.
 
   Args:
     sums: of `measure`, over a split.
@@ -245,12 +261,13 @@ def details(
     names: (K,) of the classes.
 
   Returns:
-    'calibration', a dict for each bin; 'classes', a dict of 'name', 'count', 'precision' and
-    'recall' for each, None where that is 0 / 0; 'confusion', K lists of K counts, a row for each
-    true class (None for more than LARGEST_CONFUSION), and 'confused', its largest entries off the
-    diagonal; 'mistakes', the most confident MISTAKES, of equal ones the first in the split: 'index'
-    in the split, 'label', of several the first, 'guess' and 'confidence'. Of images with several
-    labels there is no confusion; with sigmoid scores there is 'mean_average_precision'.
+    'matched', how the classes of data and model were; 'calibration', a dict for each bin;
+    'classes', a dict of 'name', 'count', 'precision' and 'recall' for each, None where that is
+    0 / 0; 'confusion', K lists of K counts, a row for each true class (None for more than
+    LARGEST_CONFUSION), and 'confused', its largest entries off the diagonal; 'mistakes', the most
+    confident MISTAKES, of equal ones the first in the split: 'index' in the split, 'label', of
+    several the first, 'guess' and 'confidence'. Of images with several labels there is no
+    confusion; with sigmoid scores there is 'mean_average_precision'.
   """
   several = 'labels' in rows
   counts = rows['label'] >= 0
@@ -264,7 +281,8 @@ def details(
       np.add.at(matrix, (label, guess), 1)
   wrong = np.flatnonzero(counts & (rows['right'] == 0))
   surest = wrong[np.argsort(-rows['confidence'][wrong], kind='stable')][:MISTAKES]
-  told = {
+  values = {
+    'matched': 'the same names',
     'calibration': calibration(sums['bins'])['calibration'],
     'classes': by_class(sums, names),
     'confused': [
@@ -283,8 +301,8 @@ def details(
     'confusion': None if matrix is None else matrix.tolist(),
   }
   if 'targets' in rows:
-    told['mean_average_precision'] = average_precision(rows['logits'], rows['targets'], counts)
-  return told
+    values['mean_average_precision'] = average_precision(rows['logits'], rows['targets'], counts)
+  return values
 
 
 def by_class(sums: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

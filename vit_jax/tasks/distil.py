@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, models, objective
+from vit_jax import bundle, lookup, objective
 from vit_jax.evaluate import labels
 from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Sums, Task, abstract_batch
 
@@ -99,7 +99,7 @@ def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -
 def check(kind: str, temperature: float | None, weight: float) -> None:
   """Raises ValueError for an unknown kind, or a number that is out of its range."""
   if kind not in KINDS:
-    raise ValueError(f'unknown teacher.kind {kind!r}{models.nearest(kind, list(KINDS))}')
+    raise ValueError(f'unknown teacher.kind {kind!r}{lookup.nearest(kind, list(KINDS))}')
   if temperature is not None and not 0 < temperature < float('inf'):
     raise ValueError(f'teacher.temperature is {temperature}, must be positive and finite')
   if not 0 <= weight <= 1:

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 from vit_jax import bundle, models
 from vit_jax.data.columns import Columns
 from vit_jax.data.transforms import Transform
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Start, Sums, Task, means
+from vit_jax.tasks import (
+  Array,
+  Batch,
+  Fixed,
+  Loss,
+  Params,
+  Rows,
+  Start,
+  Sums,
+  Task,
+  means,
+)
 
 EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
 
@@ -53,7 +64,7 @@ class Encoder:
 
   def task(
     self,
-    loss: Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]],
+    loss: Loss,
     *,
     columns: Columns,
     evaluation: Columns | None = None,
