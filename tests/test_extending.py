@@ -84,8 +84,8 @@ def test_a_loss_from_elsewhere_decides_the_scores_of_the_model(here):
 
 
 def test_a_run_with_names_from_elsewhere_is_finished_or_resumes_by_the_same_line(here, capsys):
-  run_of(here, 'ink')
-  run_of(here, 'ink')
+  run_of(here, 'calm')
+  run_of(here, 'calm')
   assert 'is finished' in capsys.readouterr().out
 
 
@@ -118,7 +118,24 @@ BAD = {
   'a step that fails': ("--config.data.augment='bad:breaking()'", 'IndexError'),
   'unmarked source': ('--config.data.source=bad:source', 'not marked by @vit_jax.extension'),
   'no splits': ('--config.data.source=bad:nothing', 'gives no {split: function'),
-  'no module class': ('--config.model.name=bad:plain', 'no class of a flax.linen.Module'),
+  'unmarked model': ('--config.model.name=bad:Unmarked', 'not marked by @vit_jax.extension'),
+  'no module class': ('--config.model.name=bad:nothing', 'no class of a flax.linen.Module'),
+  'a model without features': ('--config=other.py:Bare', "a dict with 'pre_logits'"),
+  'a model that fails': ('--config=other.py:Failing', 'IndexError'),
+  'a module that exits': ('--config.objective.loss=leaving:x', 'SystemExit'),
+  'a loss that exits': ('--config.objective.loss=bad:leave', 'SystemExit'),
+  'a task that fails': ('--config.task=bad:lookup_error', 'KeyError'),
+  'a task without ranks': ('--config.task=bad:unranked', 'has no ranks'),
+  'ranks that are not read': ('--config.task=bad:unread', 'read gives no zork'),
+  'a start of nothing': ('--config.task=bad:misstarted', 'the task starts with zork'),
+  'an optimiser of other shapes': (
+    '--config.optimizer.name=bad:scalar --config.optimizer.weight_decay=0',
+    'bad:scalar: ',
+  ),
+  'an optimiser that asks for more': (
+    '--config.optimizer.name=optax:lbfgs --config.optimizer.weight_decay=0',
+    'optax:lbfgs: ',
+  ),
   'lacking fields': ('--config.model.name=nets:Mlp', 'of nets:Mlp; did you mean width?'),
   'no optimiser': ('--config.optimizer.name=bad:mean', 'set it to 0.0'),
   'an optimiser that is none': (
@@ -131,9 +148,22 @@ BAD = {
   'no logger': ('--config.system.logger=absent:Lines', "there is no module 'absent'"),
   'a module that fails': ('--config.objective.loss=broken:x', 'broken:x'),
 }
+OTHER = """
+import net
+
+def get_config(name):
+  config = net.get_config()
+  config.model.name, config.model.width = f'bad:{name}', None
+  return config
+"""
 WRONG = """
+import dataclasses
+import flax.linen as nn
 import jax
+import numpy as np
+import optax
 import vit_jax
+from vit_jax import plan, tasks
 
 NUMBER = 3
 
@@ -167,6 +197,46 @@ def nothing():
 
 def task(config, source, start):
   return 'nothing'
+
+def leave(logits, targets):
+  raise SystemExit(0)
+leave.scores = 'softmax'
+
+def lookup_error(config, source, start):
+  return {}['nothing']
+
+def changed(config, source, begin, **fields):
+  return dataclasses.replace(plan.classification(config, source, begin), **fields)
+
+def unranked(*args):
+  return changed(*args, ranks={})
+
+def unread(*args):
+  return changed(*args, ranks={'zork': 1})
+
+def misstarted(*args):
+  return changed(*args, start=lambda: tasks.Start({'zork': np.zeros(3)}))
+
+def scalar(schedule):
+  def update(grads, state, params=None):
+    return jax.tree.map(lambda g: g.reshape(-1, 1), grads), state
+  return optax.GradientTransformation(lambda params: (), update)
+
+class Unmarked(nn.Module):
+  num_classes: int
+
+@vit_jax.extension
+class Bare(nn.Module):
+  num_classes: int
+  @nn.compact
+  def __call__(self, images, train=False, attention=False):
+    return nn.Dense(self.num_classes)(images.reshape(len(images), -1)), {}
+
+@vit_jax.extension
+class Failing(nn.Module):
+  num_classes: int
+  def __call__(self, images, train=False, attention=False):
+    return [][1]
 """
 
 
@@ -174,6 +244,8 @@ def task(config, source, start):
 def test_what_cannot_be_used_is_one_line_before_anything_is_written(case, here, capsys):
   (here / 'bad.py').write_text(WRONG)
   (here / 'broken.py').write_text('raise RuntimeError("no")')
+  (here / 'leaving.py').write_text('import sys; sys.exit(0)')
+  (here / 'other.py').write_text(OTHER)
   words, expected = BAD[case]
   line = ['train', '--config=small.py', '--workdir=refused', *SHORT, *shlex.split(words)]
   assert commands.main(line) == 2

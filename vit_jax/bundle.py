@@ -10,14 +10,14 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax import convert, models, objective, published
+from vit_jax import convert, lookup, models, objective, published
 from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
 from vit_jax.data import decoding, transforms
@@ -274,11 +274,32 @@ def missing(path: pathlib.Path) -> str:
   return ''
 
 
+def check_model(model: Any, image_size: tuple[int, int]) -> None:
+  """Raises ValueError for a model from elsewhere that does not answer as ours do, on shapes alone.
+
+  It must take (1, height, width, 3) images, and give float32 (1, K) and a dict with 'pre_logits'.
+  """
+  if isinstance(model, models.Model):
+    return
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), np.float32)
+  try:
+    answer, _ = jax.eval_shape(model.init_with_output, jax.eval_shape(jax.random.key, 0), images)
+  except (Exception, SystemExit) as error:  # whatever it does
+    raise ValueError(f'the model fails: {lookup.one_line(error)}') from error
+  fine = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)
+  if not fine or 'pre_logits' not in answer[1]:
+    raise ValueError("the model must give (logits, a dict with 'pre_logits')")
+  if answer[0].shape[:1] != (1,) or answer[0].ndim != 2 or answer[0].dtype != np.float32:
+    logits = f'{answer[0].dtype} {answer[0].shape}'
+    raise ValueError(f'the model gives logits {logits}, must give float32 (1, K)')
+
+
 def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
   """Raises ValueError for the first part of a bundle that does not fit the others."""
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
   models.check_size(model, pair(preprocess.size))
+  check_model(model, preprocess.size)
   for name, least in (('mean', -LARGEST), ('std', 1 / LARGEST)):
     values = getattr(preprocess, name)
     fine = isinstance(values, tuple | list) and all(type(value) in (int, float) for value in values)

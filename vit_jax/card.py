@@ -162,6 +162,8 @@ def training_rows(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     f'{optimizer["name"]}, weight decay {optimizer["weight_decay"]:g}, learning rate '
     f'{schedule["learning_rate"]:g}, {schedule["name"]}, warm-up {schedule["warmup"]}'
   )
+  for name in ('sam', 'gsam'):
+    recipe += f', {name.upper()} {optimizer[name]:g}' if optimizer.get(name) else ''
   loss = [objective['loss']]
   loss += [f'{k} {objective[k]:g}' for k in ('smoothing', 'mixup', 'cutmix') if objective.get(k)]
   rows = [

@@ -159,7 +159,11 @@ class Checkpoints:
     folder = self.folder / str(step)
     if not agreed(fault := damage(folder) if jax.process_index() == 0 else None):
       items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-      return self.manager.restore(step, args=items)['state']
+      try:
+        return self.manager.restore(step, args=items)['state']
+      except (KeyError, TypeError, ValueError) as error:  # it is intact, and of something else
+        text = ' '.join(str(error).split())[:200]
+        raise OSError(f'checkpoint {folder} is of another model or optimiser: {text}') from error
     self.say(f'checkpoint {folder} is damaged ({fault}): not used')
     if jax.process_index() == 0:
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))

@@ -126,6 +126,8 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   """Does what the flags ask for: lines about it, and about images that could not be read."""
   check(given)
   run = predict.load(given.model)
+  if not isinstance(run.model, models.Model):
+    raise ValueError(f'{given.model} is a {run.name}: only our own models can be looked into')
   if not run.is_finite:
     raise ValueError(f'{given.model} has parameters that are not finite')
   if given.label and given.label not in run.classes:

@@ -34,6 +34,12 @@ def extension(function: T) -> T:
   return function
 
 
+def one_line(error: BaseException) -> str:
+  """What others' code raised; of a ValueError its text alone."""
+  text = ' '.join(str(error).split())
+  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+
+
 def is_path(name: Any) -> bool:
   """Whether a name is of the form 'package.module:name'."""
   return isinstance(name, str) and PATH.fullmatch(name) is not None
@@ -78,9 +84,8 @@ def imported(name: str, what: str, *, marked: bool = False) -> Any:
     raise ValueError(f'{what} {name!r}: there is no module {error.name!r} here') from None
   except AttributeError:
     raise ValueError(f'{what} {name!r}: {module} has no {attribute!r}') from None
-  except Exception as error:  # whatever the module does when it is imported
-    text = ' '.join(str(error).split())
-    raise ValueError(f'{what} {name!r}: {type(error).__name__}: {text}') from error
+  except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+    raise ValueError(f'{what} {name!r}: {one_line(error)}') from error
   if not callable(value):
     raise ValueError(f'{what} {name!r} is {type(value).__name__}, not a function or class')
   if marked and getattr(value, MARK, False) is not True:

@@ -341,7 +341,10 @@ def optimizer_elsewhere(
       a value that is not the default: such a value would do nothing.
   """
   make = lookup.imported(name, 'optimizer')
-  parameters = inspect.signature(make).parameters
+  try:
+    parameters = inspect.signature(make).parameters
+  except ValueError as error:
+    raise ValueError(f'optimizer {name!r}: {error}') from None
   defaults = inspect.signature(make_optimizer).parameters
   for field, value in values.items():
     if field not in parameters and value != defaults[field].default:
@@ -353,8 +356,8 @@ def optimizer_elsewhere(
   keywords |= {'mask': is_kernel} if 'mask' in parameters else {}
   try:
     tx = make(schedule, **keywords)
-  except Exception as error:  # whatever it does
-    raise ValueError(f'optimizer {name!r}: {type(error).__name__}: {error}') from error
+  except (Exception, SystemExit) as error:  # whatever it does
+    raise ValueError(f'optimizer {name!r}: {lookup.one_line(error)}') from error
   if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
     raise ValueError(f'optimizer {name!r} gives {type(tx).__name__}, not an optax transformation')
   return tx

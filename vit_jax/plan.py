@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,8 @@ from vit_jax.convert import adapt
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.columns import check_names, labelled_images
 from vit_jax.data.pipeline import DataError
-from vit_jax.tasks import Batch, Start, Task, abstract_batch, classify, distil
+from vit_jax.step import State, Step, make_state, make_step
+from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil
 from vit_jax.tasks.encoder import Encoder
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
@@ -128,6 +129,29 @@ class Plan:
     depth = self.config.system.prefetch
     return sharding.prefetch(batches, self.mesh, depth=depth, shares=reading.share[1])
 
+  def step(self) -> Step:
+    """The training step."""
+    config = self.config
+    return make_step(
+      self.task.loss,
+      self.tx,
+      self.schedule,
+      seed=config.seed,
+      accumulate=config.accumulate,
+      ema=config.ema,
+      frozen=self.frozen,
+    )
+
+  def first_state(self, start: Params) -> State:
+    """The state before the first step: parameters drawn from the seed, but for those of `start`."""
+    init = self.task.init(jax.random.key(self.config.seed))
+    started, drawn = models.flat(start), models.flat(init)
+    wrong = [n for n in started if n not in drawn or started[n].shape != drawn[n].shape]
+    if wrong:
+      raise ValueError(f'the task starts with {", ".join(wrong)}: no parameter, or misshapen')
+    params = models.map_named(lambda name, leaf: started.get(name, leaf), init)
+    return make_state(params, self.tx, ema=bool(self.config.ema), frozen=self.frozen)
+
   @property
   def forward_flops(self) -> int:
     """FLOPs of the task's model for an image; 0 where they are not known."""
@@ -170,9 +194,12 @@ class Plan:
     if not name or jax.process_index() > 0:
       return []
     try:
-      return [lookup.imported(name, 'logger')(folder, self.config.to_dict())]
-    except Exception as error:  # whatever it does
-      raise DataError(f'logger {name!r}: {type(error).__name__}: {error}') from error
+      logger = lookup.imported(name, 'logger')(folder, self.config.to_dict())
+    except (Exception, SystemExit) as error:  # whatever it does
+      raise DataError(f'logger {name!r}: {lookup.one_line(error)}') from error
+    if not (callable(getattr(logger, 'write', None)) and callable(getattr(logger, 'close', None))):
+      raise DataError(f'logger {name!r} has not write(step, values) and close()')
+    return [logger]
 
   @property
   def metric(self) -> str:
@@ -218,15 +245,16 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
     return optim.steps(duration, epoch=epoch, total=total)
 
   config, checkpoint = completed(config, workdir)
-  task = make_task(config, splits['train'], checkpoint)
+  with blaming(config):
+    task = make_task(config, splits['train'], checkpoint)
+    params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   for columns in (task.columns, task.evaluation):
     check_names(columns)
   config = with_metric(config, task)
   if system.logger:
     lookup.imported(system.logger, 'logger')
-  params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   schedule = make_schedule(config.schedule, steps, total)
-  return Plan(
+  plan = Plan(
     config=config,
     mesh=mesh,
     task=task,
@@ -246,6 +274,9 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
     log_every=log_every(system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
   )
+  if elsewhere(config):
+    check_elsewhere(plan)
+  return plan
 
 
 def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:
@@ -266,48 +297,60 @@ def make_task(config: Any, source: sources.Source, checkpoint: convert.Checkpoin
   """
   make = lookup.named(config.task, TASKS, 'task')
   task = make(config, source, functools.partial(start, config, checkpoint=checkpoint))
-  if any(map(lookup.is_path, (config.task, config.model.name, config.objective.loss))):
-    check_elsewhere(config, task)
+  if not isinstance(task, Task):
+    raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
+  if not task.ranks:
+    raise ValueError(f'task {config.task!r} has no ranks: it must say what evaluations rank by')
   return taught(config, task, source) if config.teacher.checkpoint else task
 
 
-def check_elsewhere(config: Any, task: Any) -> None:
-  """Raises ValueError for a task, model or loss from elsewhere that cannot be trained or read.
+def elsewhere(config: Any) -> list[str]:
+  """The names in a config that stand for somebody else's task, model, loss or optimiser."""
+  names = (config.task, config.model.name, config.objective.loss, config.optimizer.name)
+  return [name for name in names if lookup.is_path(name)]
 
-  It is traced, on shapes alone, so that a mistake in it is told before anything is computed.
-  """
-  if not isinstance(task, Task):
-    raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
-  key = jax.eval_shape(jax.random.key, 0)
-  rows = config.batch_size // config.accumulate
+
+@contextlib.contextmanager
+def blaming(config: Any) -> Iterator[None]:
+  """Turns what others' code raises, by whatever exception, into a ValueError that names it."""
   try:
-    params = jax.eval_shape(task.init, key)
-    fixed = {**task.fixed, 'ema': params if config.ema else None}
-    total, sums, _ = jax.eval_shape(
-      task.loss, params, abstract_batch(task.columns, rows), key, fixed
-    )
-    if total.shape:
-      raise ValueError(f'gives a loss {total.shape}, must give one ()')
-    check_read(task, {**sums, 'loss': total}, {'count'})
+    yield
+  except (Exception, SystemExit) as error:
+    if isinstance(error, ValueError | OSError) or not elsewhere(config):
+      raise
+    raise ValueError(f'{", ".join(elsewhere(config))}: {lookup.one_line(error)}') from error
+
+
+def check_elsewhere(plan: Plan) -> None:
+  """Raises ValueError where a name from elsewhere gives what cannot be trained, read or delivered.
+
+  The whole step is traced, on shapes alone, so that a mistake is told before anything is computed.
+  """
+  config, task = plan.config, plan.task
+  try:
+    state = jax.eval_shape(plan.first_state, task.start().params if task.start else {})
+    batch = abstract_batch(task.columns, config.batch_size)
+    new, measured = jax.eval_shape(plan.step(), state, batch, task.fixed)
+    for (name, before), after in zip(models.flat(state).items(), jax.tree.leaves(new)):
+      if (before.shape, before.dtype) != (after.shape, after.dtype):
+        raise ValueError(f'an update makes {after.dtype} {after.shape} of {name}, {before.shape}')
+    check_read(task, measured['sums'], {'count'})
     if task.evaluation:
-      batch = abstract_batch(task.evaluation, rows)
-      measured, _ = jax.eval_shape(task.measure, params, batch, task.fixed)
-      check_read(task, measured, {'count', *task.ranks})
-    json.dumps(models.fields(task.model) if task.model is not None else {})
-  except Exception as error:  # whatever they do
-    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-    names = [
-      name for name in (config.task, config.model.name, config.objective.loss) if ':' in name
-    ]
-    raise ValueError(f'{", ".join(names)}: {kind}{" ".join(str(error).split())}') from error
+      batch = abstract_batch(task.evaluation, config.batch_size)
+      check_read(task, jax.eval_shape(task.measure, state.params, batch, task.fixed)[0], task.ranks)
+    delivered = task.deliver(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), state.params))
+    bundle.check_model(delivered.model, config.image_size)
+    json.dumps(models.fields(delivered.model))
+  except (Exception, SystemExit) as error:  # whatever they do
+    raise ValueError(f'{", ".join(elsewhere(config))}: {lookup.one_line(error)}') from error
 
 
-def check_read(task: Task, sums: Mapping[str, Any], names: set[str]) -> None:
-  """Raises ValueError if a task reads other numbers than these of its sums, given as shapes."""
+def check_read(task: Task, sums: Mapping[str, Any], names: Iterable[str]) -> None:
+  """Raises ValueError if a task does not read these numbers of its sums, given as shapes."""
   if 'count' not in sums:
     raise ValueError(f"has no 'count' among its sums, which are {', '.join(sums)}")
   zeros = {name: np.zeros(leaf.shape, np.float64) for name, leaf in sums.items()}
-  if missing := names - task.read(zeros).keys():
+  if missing := {'count', *names} - task.read(zeros).keys():
     raise ValueError(f'read gives no {", ".join(sorted(missing))} of {", ".join(sums)}')
 
 
@@ -519,9 +562,8 @@ def tried(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple
     made = transform(image, np.random.default_rng(0))
   except ValueError:
     raise
-  except Exception as error:  # of a step from elsewhere, whatever it does
-    text = ' '.join(str(error).split())
-    raise ValueError(f'the {use} transforms fail: {type(error).__name__}: {text}') from error
+  except (Exception, SystemExit) as error:  # of a step from elsewhere, whatever it does
+    raise ValueError(f'the {use} transforms fail: {lookup.one_line(error)}') from error
   if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape[2:] != (3,):
     form = f'{made.dtype} {made.shape}' if isinstance(made, np.ndarray) else type(made).__name__
     raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, metrics, plan, provenance
+from vit_jax import analysis, bundle, lookup, metrics, plan, provenance
 from vit_jax.convert import files
 from vit_jax.data import pipeline, transforms
 from vit_jax.evaluate import accuracy, inputs
@@ -40,8 +40,19 @@ def gather(
   Raises:
     FileNotFoundError, ValueError: if the folder is not a run's.
   """
-  held = accuracy.read_result(folder)
+  held = own_result(folder)
   return with_evaluation(read(folder, held), evaluation or held, data)
+
+
+def own_result(folder: pathlib.Path) -> dict[str, Any] | None:
+  """A run's evaluation, if it is of a split that the run's config names; None otherwise."""
+  held, file = accuracy.read_result(folder), folder / 'config.json'
+  config = files.read_object(file) if held and file.is_file() else {}
+  own = config.get('data')
+  if held is None or not isinstance(own, dict):
+    return None
+  where = own.get('source'), own.get(held['use'])
+  return held if (held['source'], held['split']) == where else None
 
 
 def read(folder: pathlib.Path, held: dict[str, Any] | None) -> Facts:
@@ -213,13 +224,16 @@ def measured(
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
-  held = accuracy.read_result(folder)
+  held = own_result(folder)
   found = read(folder, held)
   own = found.config['data']
   use = next((use for use in ('test', 'validation') if own.get(use)), None)
   asked = bool(on or split or batch_size)
   if found.model is None or not (asked or use) or (held and not asked):
     return with_evaluation(found, held)
+  if lookup.is_path(found.config.get('task', '')):
+    task = found.config['task']
+    return with_fault(found, f'only training measures {task}: see {accuracy.RESULT}')
   try:
     data = inputs.opened(folder, on=on, split=split)
   except FAULTS as error:

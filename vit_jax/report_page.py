@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import analysis, bundle, chart, metrics, page, pictures
+from vit_jax import analysis, bundle, chart, metrics, models, page, pictures
 from vit_jax.card import dimensions
 from vit_jax.chart import number, share, text
 from vit_jax.evaluate import accuracy
@@ -463,7 +463,7 @@ def as_html(found: Facts) -> str:
   for title, section in DETAILS.items():
     if title.lower() in (found.measured or {}):
       sections[title] = section(found)
-  if found.model is not None:
+  if found.model is not None and isinstance(found.model.model, models.Model):
     sections['Filters and positions'] = inside(found)
   sections |= {'Command and environment': environment(found), 'Config': settings(found)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}

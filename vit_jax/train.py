@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
@@ -14,30 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, card, checkpoint, metrics, models, provenance, sharding
+from vit_jax import bundle, card, checkpoint, metrics, provenance, sharding
 from vit_jax.data import pipeline
 from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.plan import Plan
-from vit_jax.step import State, Step, make_state, make_step, untraced
+from vit_jax.step import State, untraced
 from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
 
 
-def first_state(plan: Plan, start: Params) -> State:
-  """The state before the first step: parameters drawn from the seed, but for those of `start`."""
-  init = plan.task.init(jax.random.key(plan.config.seed))
-  started, drawn = models.flat(start), models.flat(init)
-  wrong = [n for n in started if n not in drawn or started[n].shape != drawn[n].shape]
-  if wrong:
-    raise ValueError(f'the task starts with {", ".join(wrong)}, which it does not train, or not so')
-  params = models.map_named(lambda name, leaf: started.get(name, leaf), init)
-  return make_state(params, plan.tx, ema=bool(plan.config.ema), frozen=plan.frozen)
-
-
 def abstract_state(plan: Plan) -> State:
   """Shapes, types and shardings of the state, without its arrays."""
-  shapes = jax.eval_shape(lambda: first_state(plan, {}))
+  shapes = jax.eval_shape(lambda: plan.first_state({}))
   return jax.tree.map(
     lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
     shapes,
@@ -49,8 +37,7 @@ def placed_state(plan: Plan) -> State:
   """A first state, made in place on the mesh; the same for every mesh."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
   start = sharding.place(plan.task.start().params, plan.mesh) if plan.task.start else {}
-  first = functools.partial(first_state, plan)
-  return jax.jit(first, out_shardings=shardings, donate_argnums=0)(start)
+  return jax.jit(plan.first_state, out_shardings=shardings, donate_argnums=0)(start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,24 +153,10 @@ def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int,
   return step, state
 
 
-def stepper(plan: Plan) -> Step:
-  """The training step of a plan."""
-  config = plan.config
-  return make_step(
-    plan.task.loss,
-    plan.tx,
-    plan.schedule,
-    seed=config.seed,
-    accumulate=config.accumulate,
-    ema=config.ema,
-    frozen=plan.frozen,
-  )
-
-
 def updater(plan: Plan) -> Any:
   """The jitted training step; the state that goes in is gone, its memory is the new one's."""
   same = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
-  return jax.jit(untraced(stepper(plan)), donate_argnums=0, out_shardings=(same, None))
+  return jax.jit(untraced(plan.step()), donate_argnums=0, out_shardings=(same, None))
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -323,7 +296,7 @@ def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Ba
   changed the state. Where the loss and its gradient were finite, the update was made, and shows.
   """
   before = dataclasses.replace(state, step=jnp.asarray(step - 1, jnp.int32))
-  again = stepper(plan)
+  again = plan.step()
   try:
     trace = jax.jit(lambda *args: again(*args)[1]['trace'])(before, batch, fixed)
   except jax.errors.JaxRuntimeError:  # there may be no memory for it

@@ -279,13 +279,14 @@ def fit_head(
     if new_head or there != here or any(name.startswith('pre_logits/') for name in unread):
       # Not by model.init, which would trace the whole model for one array.
       key = jax.random.fold_in(jax.random.key(seed), index)
-      init = resnet.HEAD_INITS[model.head_init]
+      head_init = getattr(model, 'head_init', 'zeros')
+      init = resnet.HEAD_INITS[head_init]
       arrays[kernel] = np.asarray(init(key, wanted[kernel].shape, jnp.float32))
       arrays.pop(bias, None)
       if bias in wanted:
-        arrays[bias] = np.full(wanted[bias].shape, model.head_bias, np.float32)
+        arrays[bias] = np.full(wanted[bias].shape, getattr(model, 'head_bias', 0.0), np.float32)
       report.made |= {kernel, bias}
-      start = '' if model.head_init == 'zeros' else f', starts {model.head_init}'
+      start = '' if head_init == 'zeros' else f', starts {head_init}'
       report.reset.append(f'{head} ({there:,} classes there, {here:,} here{start})')
 
 

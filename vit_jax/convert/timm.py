@@ -573,6 +573,8 @@ def spoken(source: Any) -> Spoken:
       assumed={'numerics': ('timm',)},
       configs={'config.json': described(source, *bit_args(source.model))},
     )
+  if kind != 'ViT':
+    raise ValueError(f'timm has no {source.name}')
   model = source.model
   rope = model.positions == 'rope'
   biases = ('qv', 'none') if rope else ('qkv', 'qv', 'none')

@@ -262,6 +262,9 @@ class Examples:
         continue
       except ValueError as error:
         raise DataError(f'{self.source.describe(at)}: {told(error)}') from None
+      except Exception as error:  # a column of somebody else's task may raise anything
+        line = f'{type(error).__name__}: {told(error)}'
+        raise DataError(f'{self.source.describe(at)}: {line}') from error
       self.mask[row] = counts
       return
     if self.substitute:

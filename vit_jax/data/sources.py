@@ -153,8 +153,8 @@ def splits_elsewhere(name: str) -> Splits:
     splits = lookup.imported(name, 'data set', marked=True)()
   except (ValueError, OSError):
     raise
-  except Exception as error:  # whatever it does
-    raise ValueError(f'data set {name!r}: {type(error).__name__}: {error}') from error
+  except (Exception, SystemExit) as error:  # whatever it does
+    raise ValueError(f'data set {name!r}: {lookup.one_line(error)}') from error
   fine = isinstance(splits, Mapping) and all(
     isinstance(split, str) and callable(opened) for split, opened in splits.items()
   )
@@ -179,7 +179,12 @@ def chosen(name: str, splits: Splits, text: str) -> Source:
       raise ValueError(f'{term.strip()!r} is no split such as train, train[:98%] or train[10:20]')
     if match[1] not in splits:
       raise ValueError(f'{name} has no split {match[1]!r}{lookup.nearest(match[1], list(splits))}')
-    whole = splits[match[1]]()
+    try:
+      whole = splits[match[1]]()
+    except (Exception, SystemExit) as error:
+      if isinstance(error, ValueError | OSError) or not lookup.is_path(name):
+        raise
+      raise ValueError(f'{name}: split {match[1]}: {lookup.one_line(error)}') from error
     if not isinstance(whole, Source):
       raise ValueError(f'{name}: split {match[1]} is {type(whole).__name__}, must be a Source')
     if not whole.spans:

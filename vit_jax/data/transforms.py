@@ -356,7 +356,9 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
       elif len(positional) == 1:
         positional *= 2
     return make(*positional, **keywords)
-  except (SyntaxError, ValueError, TypeError) as error:
+  except (Exception, SystemExit) as error:
+    if not isinstance(error, SyntaxError | ValueError | TypeError) and not lookup.is_path(name):
+      raise
     raise ValueError(f'transform {text!r}: {error}') from None
 
 

@@ -159,6 +159,8 @@ def is_result(found: Mapping[str, Any]) -> bool:
   """Whether an object of JSON is what `write_result` writes."""
   return (
     all(name in found and fits(found[name]) for name, fits in FIELDS.items())
+    and all(is_number(found[name]) for name in (*SHARES, 'loss') if name in found)
+    and all(is_number(value) for name, value in found.items() if is_top(name))
     and all(is_table(found[name], fields) for name, fields in TABLES.items() if name in found)
     and (found.get('confusion') is None or is_confusion(found['confusion'], found.get('classes')))
   )

@@ -159,7 +159,7 @@ def cache_file(
   """
   digest = hashlib.blake2b(digest_size=16)
   fields = {name: str(value) for name, value in models.fields(found.model).items()}
-  del fields['head_init']  # has done what it does
+  fields.pop('head_init', None)  # has done what it does
   data = [split.name, split.split, len(split.source), list(split.source.classes)]
   told = [FORMAT, type(found.model).__name__, fields, data, dataclasses.asdict(preprocess)]
   digest.update(json.dumps(told, sort_keys=True).encode())

@@ -133,7 +133,13 @@ def build(name: str, *, num_classes: int = 1000, **fields: Any) -> Model:
       raise ValueError(f'unknown field {field!r} of {name}{nearest(field, list(kinds))}')
     if value is not None or is_optional(kinds[field]):
       chosen[field] = value
-  model = module(**{field: as_field(field, value) for field, value in chosen.items()})
+  arguments = {field: as_field(field, value) for field, value in chosen.items()}
+  try:
+    model = module(**arguments)
+  except (Exception, SystemExit) as error:
+    if not lookup.is_path(variant):
+      raise
+    raise ValueError(f'model {name}: {lookup.one_line(error)}') from error
   if isinstance(model, Model):
     check(model)
   return model
