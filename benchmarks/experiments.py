@@ -13,8 +13,8 @@ are chosen once, on the validation images with 10 images of each digit and seed 
 and cosine, SGD and cosine, each at the rate that is best on the validation images for seed 0.
 
 `distil`: the recipe of configs/digits.py on a tenth of its training images and without its affine
-augmentation, alone and with a teacher that the recipe made of all of them. How either is trained is chosen on the validation
-images for seed 0.
+augmentation, alone and with a teacher that the recipe made of all of them. How either is trained is
+chosen on the validation images for seed 0.
 
 All repeat all that is random with three seeds. Runs that are done are not done again, so the same
 line goes on. Results are written as JSON, and printed.

@@ -118,8 +118,8 @@ def measured(run: pathlib.Path, use: str) -> dict[str, float]:
   Raises:
     ValueError: if it was not measured on that.
   """
-  found = accuracy.read_result(run)
-  if found is None:  # a run from before there was one
+  found = accuracy.read_result(run) or {}
+  if found.get('use') != use:  # of the other split, or a run from before there was a file
     rows = metrics.read_rows(run / 'metrics.jsonl')
     last = [row for row in rows if metrics.of_split(row, use)][-1:]
     found = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
