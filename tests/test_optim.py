@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from tests.conftest import drawn, flat, pictures, shapes, tiny
-from vit_jax import objective, optim, train
+from vit_jax import optim
+from vit_jax.step import State, gradient, make_step, trace
+from vit_jax.tasks import classify
 
 pytestmark = pytest.mark.gpu
 
@@ -385,14 +387,24 @@ def test_an_unknown_momentum_dtype_is_an_error_that_shows_it():
 # The step
 
 
-def linear(params, batch, key):
-  """A loss whose gradient is the batch's sum: w . sum(x), with measure's sums."""
+def linear(params, batch, key, fixed):
+  """A loss whose gradient is the batch's sum: w . sum(x)."""
   loss = jnp.sum(batch['x'] @ params['w'])
-  return loss, {'loss': loss, 'correct': loss, 'count': jnp.float32(len(batch['x']))}
+  return loss, {'correct': loss, 'count': jnp.float32(len(batch['x']))}, {}
 
 
 def start(tx, params, ema=None):
-  return train.State(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+  return State(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+
+
+def summed(loss):
+  """A task's loss in the form that `gradient` takes, without a trace."""
+
+  def call(params, batch, key):
+    total, sums, _ = loss(params, batch, key, {})
+    return total, ({**sums, 'loss': total}, trace({}))
+
+  return call
 
 
 W = {'w': np.float32([1.0, -2.0])}
@@ -403,7 +415,7 @@ X = {'x': np.float32([[1, 2], [3, 4], [5, 6], [7, 8]])}
 def test_the_logged_learning_rate_is_the_one_used():
   rate = optim.make_schedule('cosine', learning_rate=0.3, total=8, warmup=3)
   tx = optim.make_optimizer('sgd', rate, momentum=0.0)
-  step, state = jax.jit(train.make_step(linear, tx, rate)), start(tx, W)
+  step, state = jax.jit(make_step(linear, tx, rate)), start(tx, W)
   for s in range(6):
     before = state.params['w']
     state, measured = step(state, X)
@@ -417,7 +429,7 @@ def test_the_logged_learning_rate_is_the_one_used():
 def test_the_average_is_ema_times_itself_plus_the_rest_times_the_parameters():
   rate = optim.make_schedule('constant', learning_rate=0.1, total=9)
   tx = optim.make_optimizer('sgd', rate)
-  step, state = jax.jit(train.make_step(linear, tx, rate, ema=0.75)), start(tx, W, ema=W)
+  step, state = jax.jit(make_step(linear, tx, rate, ema=0.75)), start(tx, W, ema=W)
   average = W['w']
   for _ in range(4):
     state, _ = step(state, X)
@@ -431,30 +443,29 @@ def test_the_average_is_ema_times_itself_plus_the_rest_times_the_parameters():
 def test_an_update_that_is_not_finite_changes_only_the_step():
   rate = optim.make_schedule('constant', learning_rate=0.1, total=9)
   tx = make('adam')
-  step, state = jax.jit(train.make_step(linear, tx, rate, ema=0.5)), start(tx, W, ema=W)
+  step, state = jax.jit(make_step(linear, tx, rate, ema=0.5)), start(tx, W, ema=W)
   state, measured = step(state, X)
   assert measured['finite']
   after, measured = step(state, {'x': np.float32([[1, np.nan]] * 4)})
   assert not measured['finite']
-  assert int(after.step) == 2
+  assert int(after.step) == -2  # it failed at step 1, and stays there
   close(after.replace(step=state.step), state, 0, 0)
 
 
 @pytest.mark.quick
 def test_each_micro_batch_and_each_step_has_a_key_of_its_own_and_a_step_repeats_exactly():
-  def noisy(params, batch, key):
-    loss = jax.random.normal(key) * params['w'].sum()
-    return loss, {'loss': loss, 'correct': loss, 'count': jnp.float32(1)}
+  def noisy(params, batch, key, fixed):
+    return jax.random.normal(key) * params['w'].sum(), {'count': jnp.float32(1)}, {}
 
   key = jax.random.key(5)
-  _, grads = train.gradient(noisy, W, X, key, accumulate=4)
+  grads, _ = gradient(summed(noisy), W, X, key, accumulate=4)
   drawn_values = [jax.random.normal(jax.random.fold_in(key, i)) for i in range(4)]
   close(grads['w'], np.full(2, sum(drawn_values) / 4))
   assert len({float(value) for value in drawn_values}) == 4
 
   rate = optim.make_schedule('constant', learning_rate=1.0, total=9)
   tx = optim.make_optimizer('sgd', rate, momentum=0.0)
-  step, state = jax.jit(train.make_step(noisy, tx, rate, seed=3)), start(tx, W)
+  step, state = jax.jit(make_step(noisy, tx, rate, seed=3)), start(tx, W)
   norms = [float(step(state.replace(step=s), X)[1]['latest']['grad_norm']) for s in (0, 1, 2, 0)]
   assert norms[0] == norms[3]
   assert len(set(norms)) == 3
@@ -464,11 +475,13 @@ def test_each_micro_batch_and_each_step_has_a_key_of_its_own_and_a_step_repeats_
 def fitted():
   """call(batch, accumulate) -> sums and gradient of a tiny model's objective."""
   model = tiny(depth=2)
-  loss = objective.make_objective(model.apply, mean=(0.5,) * 3, std=(0.5,) * 3, smoothing=0.1)
+  loss = classify.make_loss(model.apply, mean=(0.5,) * 3, std=(0.5,) * 3, smoothing=0.1)
 
   @functools.partial(jax.jit, static_argnames='accumulate')
   def taken(params, batch, accumulate):
-    return train.gradient(loss, params, batch, jax.random.key(0), accumulate=accumulate)
+    key = jax.random.key(0)
+    grads, (sums, _) = gradient(summed(loss), params, batch, key, accumulate=accumulate)
+    return sums, grads
 
   return functools.partial(taken, drawn(shapes(model)))
 
@@ -489,11 +502,10 @@ def test_four_micro_batches_of_16_equal_one_batch_of_64(fitted, masked):
 
 @pytest.mark.quick
 def test_a_batch_with_nothing_but_padding_has_no_gradient():
-  def masked(params, batch, key):
-    loss = jnp.sum(0 * params['w'])
-    return loss, {'loss': loss, 'correct': loss, 'count': jnp.float32(0)}
+  def masked(params, batch, key, fixed):
+    return jnp.sum(0 * params['w']), {'count': jnp.float32(0)}, {}
 
-  _, grads = train.gradient(masked, W, X, jax.random.key(0), accumulate=2)
+  grads, _ = gradient(summed(masked), W, X, jax.random.key(0), accumulate=2)
   close(grads, {'w': np.zeros(2, np.float32)})
 
 
