@@ -550,7 +550,7 @@ def test_the_average_is_evaluated_and_becomes_the_model(whole):
 # Rows of metrics.jsonl
 
 
-@pytest.mark.parametrize(('every', 'stops'), [(3, (4,)), (5, (2, 6)), (7, (3, 4, 7)), (None, (5,))])
+@pytest.mark.parametrize(('every', 'stops'), [(3, (4,)), (7, (3, 4, 7)), (None, (5,))])
 def test_rows_of_a_run_that_was_stopped_are_those_of_one_that_was_not(
   every, stops, tmp_path, monkeypatch
 ):
@@ -654,7 +654,7 @@ def test_what_is_named_is_what_the_failed_update_itself_computed():
     mixed = ((targets > 0) & (targets < 1)).any(-1)
     return jnp.where(mixed, jnp.inf, objective.softmax_cross_entropy(logits, targets))
 
-  plan = plan_of({'accumulate': 2})
+  plan = plan_of({'accumulate': 1})
   stats = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
   mixing = classify.make_loss(plan.task.model.apply, loss=loss, mixup=1.0, **stats)
   plan = dataclasses.replace(plan, task=dataclasses.replace(plan.task, loss=mixing))
