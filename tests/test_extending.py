@@ -127,6 +127,7 @@ BAD = {
   'a task that fails': ('--config.task=bad:lookup_error', 'KeyError'),
   'a task without ranks': ('--config.task=bad:unranked', 'has no ranks'),
   'ranks that are not read': ('--config.task=bad:unread', 'read gives no zork'),
+  'the name of the average': ('--config.task=bad:averaged', "the average's own name"),
   'a start of nothing': ('--config.task=bad:misstarted', 'the task starts with zork'),
   'an optimiser of other shapes': (
     '--config.optimizer.name=bad:scalar --config.optimizer.weight_decay=0',
@@ -216,6 +217,9 @@ def unread(*args):
 
 def misstarted(*args):
   return changed(*args, start=lambda: tasks.Start({'zork': np.zeros(3)}))
+
+def averaged(*args):
+  return changed(*args, fixed={'ema': np.zeros(3)})
 
 def scalar(schedule):
   def update(grads, state, params=None):

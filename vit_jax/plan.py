@@ -250,6 +250,8 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
     params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   for columns in (task.columns, task.evaluation):
     check_names(columns)
+  if 'ema' in task.fixed:
+    raise ValueError("the task's fixed arrays are named 'ema', which is the average's own name")
   config = with_metric(config, task)
   if system.logger:
     lookup.imported(system.logger, 'logger')
