@@ -59,7 +59,7 @@ def named(name: str, table: Mapping[str, Any], what: str) -> Any:
   if name in table:
     return table[name]
   if not is_path(name):
-    raise ValueError(f"unknown {what} {name!r}{nearest(name, list(table))}, or 'module:name'")
+    raise ValueError(f"unknown {what} {name!r}{nearest(name, list(table))} (or 'module:name')")
   return imported(name, what)
 
 
