@@ -169,8 +169,12 @@ def distil(
     answers = {f'teacher/{name}': values for name, values in answer.items()}
     return total, sums, {**named, **answers}
 
+  own_measure = (
+    task.measure
+  )  # alone: what is compiled is kept, and would keep the task's arrays too
+
   def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
-    return task.measure(students(params), batch, fixed)
+    return own_measure(students(params), batch, fixed)
 
   softness = '' if kind == 'features' else ', hard answers'
   if is_soft(kind, temperature):
