@@ -8,7 +8,7 @@ crops as Inception does, resizes to 224x224, flips and makes batches of 128 uint
 
   loop     simplejpeg decodes all, OpenCV's INTER_LINEAR resizes into a batch allocated once; crops
            are drawn beforehand; no framework. `decode` is its decoding alone.
-  ours     vit_jax.data.pipeline over 'folder:', 'inception_crop | flip', one thread; `ours2`: two
+  ours     vit_jax.pipeline over 'folder:', 'inception_crop | flip', one thread; `ours2`: two
   tf       tf.data, decode_and_crop_jpeg and tf.image.resize, one thread; crops drawn beforehand
   torch    DataLoader in its own process; Pillow decodes, crops and resizes with antialiasing, as
            torchvision's RandomResizedCrop does; `torch_bicubic` as timm's
@@ -117,8 +117,9 @@ def decode(folder: str) -> Turn:
 
 
 def ours(folder: str, *, threads: int = 1) -> Turn:
-  from vit_jax.data import pipeline, sources, transforms
-  from vit_jax.data.columns import labelled_images
+  from vit_jax import pipeline, sources
+  from vit_jax.images import transforms
+  from vit_jax.tasks.columns import labelled_images
 
   source = sources.open_source(f'folder:{folder}', 'train')
   counter = itertools.count()
@@ -412,8 +413,9 @@ def memory(folder: pathlib.Path, images: int) -> dict[str, int]:
 FIRST_BATCH = """
 import sys, time
 began = time.perf_counter()
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import labelled_images
+from vit_jax import pipeline, sources
+from vit_jax.images import transforms
+from vit_jax.tasks.columns import labelled_images
 imported = time.perf_counter()
 splits = [sources.open_source(f'folder:{sys.argv[1]}', name) for name in ('train', 'validation')]
 opened = time.perf_counter()
@@ -433,7 +435,7 @@ def million(folder: pathlib.Path, count: int = 1_000_000, classes: int = 1000) -
   """
   import numpy as np
 
-  from vit_jax.data import folder as folders
+  from vit_jax.sources import folder as folders
 
   root = folder / 'million'
   photos = [pathlib.Path(path).read_bytes() for path in paths(str(folder))[:64]]

@@ -174,7 +174,8 @@ measured = json.loads(pathlib.Path('measured.json').read_text())
 # %%
 import matplotlib.pyplot as plt
 
-from vit_jax.data import sources, transforms
+from vit_jax import sources
+from vit_jax.images import transforms
 
 run = vit_jax.load(RUN)
 unseen = sources.open_source(DATA, measured['split'])

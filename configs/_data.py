@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from vit_jax.data import pipeline, presets, sources
+from vit_jax import pipeline, sources
+from vit_jax.sources import presets
 
 USES = ('train', 'validation', 'test')
 

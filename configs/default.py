@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
   config.data.test = ''  # evaluated once, with the final model; '': none
   config.data.bad_images = 'substitute'  # another in the place of an unreadable one; or 'error'
   config.data.repeats = 1  # times that an image comes in a row, each augmented anew
-  config.data.augment = 'inception_crop | flip'  # training transforms, see data/transforms.py
+  config.data.augment = 'inception_crop | flip'  # training transforms, see images/transforms.py
   config.data.preprocess = 'resize_small(256) | central_crop'  # evaluation, prediction
   # Of pixels in [0, 1]; None: the checkpoint's, else 0.5, by which the model sees [-1, 1].
   config.data.mean = placeholder(tuple)

@@ -19,7 +19,7 @@ Measured: not yet run.
 
 from vit_jax import models
 from vit_jax.configs import _data, finetune
-from vit_jax.data import presets
+from vit_jax.sources import presets
 
 TASKS = [task for group in presets.VTAB.values() for task in group]
 

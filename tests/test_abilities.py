@@ -33,10 +33,9 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax import bundle, optim, stopping, train
+from vit_jax import bundle, optim, sources, stopping, train
 from vit_jax import plan as plans
 from vit_jax.convert import adapt
-from vit_jax.data import sources
 from vit_jax.step import State, make_step, untraced
 from vit_jax.tasks import classify
 

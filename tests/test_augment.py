@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as pil
 
-from vit_jax.data import augment
+from vit_jax.images import augment
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / 'data' / 'randaug.npz'))
 IMAGE = GOLDEN.pop('image')

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import Column, check_names, image
+from vit_jax import pipeline, sources
+from vit_jax.images import transforms
+from vit_jax.tasks.columns import Column, check_names, image
 
 pytestmark = pytest.mark.quick
 

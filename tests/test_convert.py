@@ -16,7 +16,7 @@ from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from tests.google_names import MIXER_LEAVES, google_arrays
 from vit_jax import bundle, convert, models
 from vit_jax.convert import engine, files, huggingface, preprocess, resample, timm, torchvision
-from vit_jax.data import transforms
+from vit_jax.images import transforms
 
 SQUARE = (16, 16)  # 4 x 4 patches: a file's positions are for a square unless it says otherwise
 TABLES = {

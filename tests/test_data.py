@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import pipeline, sources
 from vit_jax.convert import resample
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import labelled_images
+from vit_jax.images import transforms
+from vit_jax.sources import digits
+from vit_jax.tasks.columns import labelled_images
 
 # The pipeline
 
@@ -161,7 +163,7 @@ def splits():
 
 def test_digits_are_split_into_parts_that_make_up_the_whole(splits):
   assert {split: len(source) for split, source in splits.items()} == DIGITS
-  images, labels = sources.digits()
+  images, labels = digits.digits()
   parts = [(r['label'], r['image'].tobytes()) for s in splits.values() for r in s.records]
   whole = [(label, image.tobytes()) for label, image in zip(labels, images)]
   assert sorted(parts) == sorted(whole)

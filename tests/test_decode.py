@@ -15,7 +15,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from vit_jax.data import decoding, transforms
+from vit_jax.images import decoding, transforms
 
 
 def coordinates(rows=12, columns=20):

@@ -30,9 +30,9 @@ from tests.test_run import (
 from vit_jax import __main__ as vit
 from vit_jax import bundle, checkpoint, config, objective, sharding, train
 from vit_jax import plan as plans
-from vit_jax.data.columns import Column
-from vit_jax.evaluate import labels
+from vit_jax.sources import labels
 from vit_jax.tasks import classify, distil
+from vit_jax.tasks.columns import Column
 
 __all__ = ['cache', 'pytestmark']
 

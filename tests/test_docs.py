@@ -21,11 +21,23 @@ from tests.conftest import drawn, shapes
 from tests.interop import ours
 from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
-from vit_jax import __main__, bundle, config, conversion, convert, main, plan, report
+from vit_jax import (
+  __main__,
+  bundle,
+  config,
+  conversion,
+  convert,
+  main,
+  pipeline,
+  plan,
+  report,
+  sources,
+)
 from vit_jax.convert import engine, files, resample
-from vit_jax.data import augment, decoding, pipeline, presets, sources, transforms
-from vit_jax.data import table as table_of_data
+from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
+from vit_jax.sources import presets
+from vit_jax.sources import table as table_of_data
 
 __all__ = ['cache']
 
@@ -366,7 +378,7 @@ def test_a_third_of_small_images_is_one_colour_after_randaug():
 def test_an_extra_is_asked_for_in_the_same_words_as_by_the_code(extra):
   told = f"'vit_jax[{extra}]'"
   assert f'pip install {told}' in ' '.join(DATA.read_text().split())
-  assert told in (ROOT / f'vit_jax/data/{extra}.py').read_text()
+  assert told in (ROOT / f'vit_jax/sources/{extra}.py').read_text()
 
 
 def test_the_line_that_trains_on_photos_is_a_plan(there):

@@ -18,19 +18,9 @@ import vit_jax
 from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_run import cache, pytestmark, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, sharding
-from vit_jax.data import imagenet, pipeline, presets, sources
-from vit_jax.evaluate import (
-  accuracy,
-  command,
-  features,
-  fewshot,
-  inputs,
-  knn,
-  labels,
-  linear,
-  loop,
-)
+from vit_jax import bundle, pipeline, sharding, sources
+from vit_jax.evaluate import accuracy, command, features, fewshot, inputs, knn, linear, loop
+from vit_jax.sources import imagenet, labels, presets
 from vit_jax.tasks import classify
 
 __all__ = ['cache', 'pytestmark', 'whole']

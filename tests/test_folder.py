@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import folder, pipeline, sources, transforms
-from vit_jax.data import table as tables
-from vit_jax.data.columns import labelled_images
+from vit_jax import pipeline, sources
+from vit_jax.images import transforms
+from vit_jax.sources import folder
+from vit_jax.sources import table as tables
+from vit_jax.tasks.columns import labelled_images
 
 
 @pytest.fixture(autouse=True)
@@ -696,7 +698,7 @@ def test_without_pyarrow_its_command_is_named(pets, monkeypatch):
 
 def test_pyarrow_is_imported_for_parquet_alone(pets):
   script = (
-    'import sys; from vit_jax.data import folder; '
+    'import sys; from vit_jax.sources import folder; '
     f'folder.splits("folder", {str(pets)!r})["train"](); assert "pyarrow" not in sys.modules'
   )
   subprocess.run([sys.executable, '-c', script], check=True)

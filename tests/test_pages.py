@@ -30,15 +30,16 @@ from vit_jax import (
   metrics,
   page,
   pictures,
+  pipeline,
   plan,
   predict,
   provenance,
   report,
   report_page,
+  sources,
   train,
 )
 from vit_jax.convert import files
-from vit_jax.data import pipeline, sources
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.tasks import classify
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 import vit_jax
 from vit_jax import main as vit
+from vit_jax import pipeline, sources
 from vit_jax import plan as plans
 from vit_jax.config import default
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import labelled_images
+from vit_jax.images import transforms
+from vit_jax.tasks.columns import labelled_images
 
 CLASSES = ('even', 'odd')
 
@@ -377,8 +378,9 @@ def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
 
 WORKERS = """
 import numpy as np
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import labelled_images
+from vit_jax import pipeline, sources
+from vit_jax.images import transforms
+from vit_jax.tasks.columns import labelled_images
 
 if __name__ == '__main__':
   image = np.zeros((90, 90, 3), np.uint8)

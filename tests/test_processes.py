@@ -35,7 +35,7 @@ FIELDS = {'system.fsdp': 2}
 NOTING = """
 import json, pathlib, sys
 from vit_jax import main, sharding
-from vit_jax.data import pipeline
+from vit_jax import pipeline
 rows = []
 put = sharding.put
 def noting(batch, mesh, **how):

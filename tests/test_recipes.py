@@ -16,8 +16,8 @@ import vit_jax
 from tests.conftest import drawn, flat, shapes
 from vit_jax import bundle, config, models, sharding, train
 from vit_jax import plan as plans
-from vit_jax.data import presets
 from vit_jax.models import mixer, resnet
+from vit_jax.sources import presets
 
 ROOT = pathlib.Path(vit_jax.__file__).parents[1]
 FILES = {path.stem: path for path in config.SHIPPED.glob('[!_]*.py') if path.stem != 'default'}

@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import vit_jax
 from tests.conftest import drawn, flat, shapes, tiny
-from vit_jax import optim, sharding, train
-from vit_jax.data import pipeline
+from vit_jax import optim, pipeline, sharding, train
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 FIELDS = {

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from vit_jax import __main__ as vit
-from vit_jax.data import columns as fields
-from vit_jax.data import pipeline, presets, show, sources, transforms
+from vit_jax import pipeline, sources
+from vit_jax.commands import data as show
+from vit_jax.images import transforms
+from vit_jax.sources import presets
+from vit_jax.tasks import columns as fields
 
 RNG = np.random.default_rng(0)
 
@@ -64,7 +67,7 @@ def install(monkeypatch, sets, classes=CLASSES):
   monkeypatch.setattr(
     show.importlib,
     'import_module',
-    lambda name: module if name == 'vit_jax.data.arrays' else found(name),
+    lambda name: module if name == 'vit_jax.sources.arrays' else found(name),
   )
   return made
 
@@ -477,6 +480,6 @@ def test_prepare_leaves_the_work_to_tfds_and_says_what_fails(monkeypatch, capsys
     raise ValueError('there is\nno such set')
 
   tfds = types.SimpleNamespace(prepare=prepare)
-  monkeypatch.setattr(show.importlib, 'import_module', {'vit_jax.data.tfds': tfds}.__getitem__)
+  monkeypatch.setattr(show.importlib, 'import_module', {'vit_jax.sources.tfds': tfds}.__getitem__)
   assert show.main(['prepare', 'cifar10']) == 2
   assert capsys.readouterr().err == 'prepares cifar10\nvit data: there is no such set\n'

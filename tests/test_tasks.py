@@ -28,7 +28,7 @@ from tests.test_run import (
 )
 from vit_jax import bundle, checkpoint, config, main, models, sharding, train
 from vit_jax import plan as plans
-from vit_jax.data.sources import open_splits
+from vit_jax.sources import open_splits
 from vit_jax.step import make_step, untraced
 
 __all__ = ['cache', 'pytestmark']  # of this module too

@@ -15,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vit_jax.data import pipeline, presets, sources, tfrecord, transforms
-from vit_jax.data import tfds as tfds_sets
-from vit_jax.data.columns import labelled_images
+from vit_jax import pipeline, sources
+from vit_jax.images import transforms
+from vit_jax.sources import presets, tfrecord
+from vit_jax.sources import tfds as tfds_sets
+from vit_jax.tasks.columns import labelled_images
 
 COUNTS = {'train': 20, 'test': 7}
 CLASSES = ('ant', 'bee', 'cat')

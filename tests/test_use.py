@@ -19,8 +19,7 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from tests.test_run import assert_same_bits, cache, contents, pytestmark, rows_of, vit_train, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, doctor, models
-from vit_jax.data import sources
+from vit_jax import bundle, doctor, models, sources
 
 __all__ = ['cache', 'pytestmark', 'whole']
 

@@ -19,7 +19,7 @@ COMMANDS = {
   'convert': ('vit_jax.conversion', "write a checkpoint in another library's names"),
   'export': ('vit_jax.export', 'write a model for others to run: StableHLO, ONNX'),
   'models': ('vit_jax.catalogue', 'list the models, and published files'),
-  'data': ('vit_jax.data.show', 'look at data sets, save, prepare and list them'),
+  'data': ('vit_jax.commands.data', 'look at data sets, save, prepare and list them'),
   'bench': ('vit_jax.benchmark', 'measure speed and memory'),
   'doctor': ('vit_jax.doctor', 'say what this machine has, and what is wrong with it'),
 }

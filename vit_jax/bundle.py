@@ -20,7 +20,7 @@ import numpy as np
 from vit_jax import convert, lookup, models, objective, published
 from vit_jax.convert import adapt, files, translate
 from vit_jax.convert import preprocess as lines
-from vit_jax.data import decoding, transforms
+from vit_jax.images import decoding, transforms
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
@@ -40,7 +40,7 @@ class Preprocess:
   """What happens to an image before the model.
 
   Fields:
-    steps: a line for `vit_jax.data.transforms.compose`.
+    steps: a line for `vit_jax.images.transforms.compose`.
     size: (height, width) in pixels that the model takes.
     mean, std: of pixels in [0, 1], per channel: the model sees (pixel - mean) / std.
   """

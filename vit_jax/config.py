@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
 from vit_jax import optim
-from vit_jax.data import presets
+from vit_jax.sources import presets
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
 INF = float('inf')

@@ -447,7 +447,7 @@ class Program:
   Fields:
     classes: the name of each label.
     size: (height, width) of the images that it takes.
-    preprocess: what an image file goes through before, a line of `vit_jax.data.transforms`.
+    preprocess: what an image file goes through before, a line of `vit_jax.images.transforms`.
     scores: 'softmax', shares of one, or 'sigmoid', where an image may be of several classes.
     model: the name of its architecture.
     platforms: on which it runs.

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, metrics, models, page, pictures, predict
+from vit_jax import analysis, metrics, models, page, pictures, pipeline, predict
+from vit_jax.commands import data
 from vit_jax.convert import files
-from vit_jax.data import pipeline, show, transforms
 from vit_jax.evaluate import inputs
+from vit_jax.images import transforms
 from vit_jax.models import vit
 
 INDEX = 'inspect.json'
@@ -143,7 +144,7 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   task = dataclasses.replace(task, wanted=frozenset(wanted))
   with staged(pathlib.Path(given.out)) as folder:
     told = drawn_of_model(task, folder) | drawn_of_images(task, images, folder)
-    with show.progress(len(images)) as advance:
+    with data.progress(len(images)) as advance:
       shown = []
       for number, image in enumerate(images):
         shown.append(drawn_of_image(task, image, folder, number))

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     start_processes(flags)
     from vit_jax import config, plan, train
-    from vit_jax.data.pipeline import DataError
+    from vit_jax.pipeline import DataError
 
     asked = config.load(flags.config, overrides)
     ready = plan.make_plan(asked, flags.workdir)

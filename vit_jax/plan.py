@@ -24,17 +24,19 @@ from vit_jax import (
   models,
   objective,
   optim,
+  pipeline,
   published,
   sharding,
+  sources,
 )
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import default
 from vit_jax.convert import adapt
-from vit_jax.data import pipeline, sources, transforms
-from vit_jax.data.columns import check_names, labelled_images
-from vit_jax.data.pipeline import DataError
+from vit_jax.images import transforms
+from vit_jax.pipeline import DataError
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil
+from vit_jax.tasks.columns import check_names, labelled_images
 from vit_jax.tasks.encoder import Encoder
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, bundle
-from vit_jax.data import transforms
+from vit_jax.images import transforms
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 BATCH = 32  # images at a time

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from vit_jax import models
-from vit_jax.data import folder as folders
-from vit_jax.data import presets
+from vit_jax.sources import folder as folders
+from vit_jax.sources import presets
 
 GOOGLE = 'https://storage.googleapis.com/'
 AUGREG = 'gs://vit_models/augreg'

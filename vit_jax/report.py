@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, lookup, metrics, plan, provenance
+from vit_jax import analysis, bundle, lookup, metrics, pipeline, plan, provenance
 from vit_jax.convert import files
-from vit_jax.data import pipeline, transforms
 from vit_jax.evaluate import accuracy, inputs
+from vit_jax.images import transforms
 from vit_jax.models import vit
 from vit_jax.report_page import Facts, Mistake, as_html, as_png
 

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, card, checkpoint, metrics, provenance, sharding
-from vit_jax.data import pipeline
+from vit_jax import bundle, card, checkpoint, metrics, pipeline, provenance, sharding
 from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.plan import Plan

@@ -6,7 +6,7 @@ from PIL import Image as pil
 from PIL import ImageFilter
 
 from tests.interop.peers import timm, torchvision
-from vit_jax.data import augment
+from vit_jax.images import augment
 
 auto_augment = timm.data.auto_augment
 functional = torchvision.transforms.functional

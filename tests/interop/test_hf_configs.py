@@ -11,7 +11,7 @@ import transformers
 
 import vit_jax
 from tests.interop import ours, peers
-from vit_jax.data import transforms
+from vit_jax.images import transforms
 
 ViT = functools.partial(peers.hf_family, 'ViTForImageClassification', 'ViTConfig', 'vit.layers')
 DINO3 = functools.partial(peers.hf_family, 'DINOv3ViTModel', 'DINOv3ViTConfig', 'model.layer')

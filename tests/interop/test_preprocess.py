@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.interop import peers
 from vit_jax import convert
-from vit_jax.data import transforms
+from vit_jax.images import transforms
 
 SIZES = [
   (375, 500), (500, 375), (333, 500), (257, 256), (231, 259), (301, 227), (1000, 333), (97, 150),

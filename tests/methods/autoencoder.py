@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models
-from vit_jax.data import columns
 from vit_jax.models import vit
 from vit_jax.plan import make_encoder
+from vit_jax.tasks import columns
 
 VISIBLE = 0.25  # V / T
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import columns
 from vit_jax.plan import make_encoder
+from vit_jax.tasks import columns
 
 LENGTH = 8  # T
 

@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-from vit_jax.data import transforms
+from vit_jax.images import transforms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import bundle, sharding
+from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.convert import files
-from vit_jax.data import imagenet, pipeline, sources
-from vit_jax.evaluate import inputs, labels, loop
+from vit_jax.evaluate import inputs, loop
+from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import Task, classify
 
 RESULT = 'evaluation.json'  # in the folder of a run: what became its model, measured

@@ -17,9 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import bundle, models, sharding
+from vit_jax import bundle, models, pipeline, sharding
 from vit_jax.convert import files
-from vit_jax.data import pipeline
 from vit_jax.evaluate import inputs, loop
 from vit_jax.tasks import Batch, Params
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import bundle, sharding
-from vit_jax.data import columns, pipeline, sources, transforms
-from vit_jax.data.sources import Record, Source
-from vit_jax.tasks import Batch
+from vit_jax import bundle, pipeline, sharding, sources
+from vit_jax.images import transforms
+from vit_jax.sources import Record, Source
+from vit_jax.tasks import Batch, columns
 
 BATCH = 256  # images at a time on each device
 

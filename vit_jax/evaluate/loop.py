@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax.data.pipeline import DataError
+from vit_jax.pipeline import DataError
 from vit_jax.tasks import Array, Batch, Fixed, Measure, Params, Rows, Sums, Task
 
 AHEAD = 2  # batches that the host is ahead of the device

@@ -21,9 +21,9 @@ import jax
 
 from vit_jax import config, metrics, models, plan, train
 from vit_jax.convert import files
-from vit_jax.data import presets
-from vit_jax.data.pipeline import tell
 from vit_jax.evaluate import accuracy
+from vit_jax.pipeline import tell
+from vit_jax.sources import presets
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, models, objective
-from vit_jax.data.columns import Columns
 from vit_jax.tasks import (
   Array,
   Batch,
@@ -28,6 +27,7 @@ from vit_jax.tasks import (
   Task,
   means,
 )
+from vit_jax.tasks.columns import Columns
 
 RANKS = {'accuracy': 1, 'loss': -1}
 BINS = 15  # of the calibration error

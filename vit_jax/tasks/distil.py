@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, lookup, objective
-from vit_jax.evaluate import labels
+from vit_jax.sources import labels
 from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Sums, Task, abstract_batch
 
 KINDS = ('logits', 'hard', 'token', 'features')

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import bundle, models
-from vit_jax.data.columns import Columns
-from vit_jax.data.transforms import Transform
+from vit_jax.images.transforms import Transform
 from vit_jax.tasks import (
   Array,
   Batch,
@@ -26,6 +25,7 @@ from vit_jax.tasks import (
   Task,
   means,
 )
+from vit_jax.tasks.columns import Columns
 
 EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
 

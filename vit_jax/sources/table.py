@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.folder import (
+from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources.folder import (
   NAMED,
   ORDER,
   SPLITS,
@@ -26,7 +27,6 @@ from vit_jax.data.folder import (
   shown,
   some,
 )
-from vit_jax.data.sources import Record, Source, Splits
 
 PATHS, LABELS = ('path', 'file', 'filename', 'image', 'img'), ('label', 'class', 'target', 'labels')
 MAX_CLASSES = 1_000_000  # a label above is a mistake

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources import Record, Source, Splits
+from vit_jax.sources import Record, Source, Splits
 
 LABEL_NAMES = ('label', 'labels', 'fine_label', 'target', 'class')  # the first that can be one
 RENAMED = {'val': 'validation', 'valid': 'validation'}

@@ -38,9 +38,8 @@ from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
-from vit_jax import models
-from vit_jax.data import pipeline, presets, tfrecord
-from vit_jax.data.sources import Record, Source, Splits
+from vit_jax import models, pipeline
+from vit_jax.sources import Record, Source, Splits, presets, tfrecord
 
 OPTIONS = ('data_dir', 'label', 'image')
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import transforms
-from vit_jax.data.sources import Source
+from vit_jax.images import transforms
+from vit_jax.sources import Source
 
 Fill = Callable[[Mapping[str, Any], Any], Any]  # (record, NumPy generator or None) -> array
 TRIES = 100  # records that are tried for the shape of a label

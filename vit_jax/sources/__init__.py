@@ -1,7 +1,7 @@
 """Where images come from: a source is a sequence of images and labels, read by index.
 
 A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', 'csv:FILE',
-'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.data.presets`.
+'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.sources.presets`.
 """
 
 import dataclasses
@@ -85,8 +85,8 @@ class Joined(Sequence[Record]):
 
 
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
-KINDS = {  # the module of vit_jax.data that opens a kind: its `splits(kind, rest) -> Splits`
-  'digits': 'sources',
+KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, rest) -> Splits`
+  'digits': 'digits',
   'arrays': 'arrays',
   'folder': 'folder',
   'csv': 'table',
@@ -126,7 +126,7 @@ def splits_of(name: str) -> Splits:
   Raises:
     FileNotFoundError, ValueError: if it is unknown, not there, or no data set.
   """
-  from vit_jax.data import presets
+  from vit_jax.sources import presets
 
   if not name:
     raise ValueError('data.source is empty, must name a data set, such as folder:photos')
@@ -140,7 +140,7 @@ def splits_of(name: str) -> Splits:
     known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
     near = f'; did you mean folder:{name}?' if os.path.isdir(name) else lookup.nearest(name, known)
     raise ValueError(f'unknown dataset {name!r}{near}')
-  return importlib.import_module(f'vit_jax.data.{KINDS[kind]}').splits(kind, rest)
+  return importlib.import_module(f'vit_jax.sources.{KINDS[kind]}').splits(kind, rest)
 
 
 def splits_elsewhere(name: str) -> Splits:
@@ -250,31 +250,3 @@ def held_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
   for group in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
     outside[group[: min(max(round(share * len(group)), 1), len(group) - 1)]] = True
   return np.flatnonzero(~outside), np.flatnonzero(outside)
-
-
-@functools.cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-  """(1797, 8, 8, 3) uint8 and (1797,) int32; the 17 grey levels are spread over 0..255."""
-  from sklearn import datasets
-
-  data = datasets.load_digits()
-  grey = np.round(data.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-  return np.repeat(grey[..., None], 3, axis=-1), data.target.astype(np.int32)
-
-
-def splits(kind: str, rest: str) -> Splits:
-  """Of 'digits': Alpaydin & Kaynak's (UCI, 1998), split once and for all by a fixed seed.
-
-  The order does not depend on a run's seed, so that test images stay test images.
-  """
-  images, labels = digits()
-  shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
-  test, validation = len(labels) // 5, len(labels) // 10
-  places = {'train': (test + validation, len(labels)), 'validation': (test, test + validation)}
-
-  def opened(begin: int, end: int) -> Source:
-    records = [{'image': images[i], 'label': labels[i]} for i in shuffled[begin:end]]
-    return Source(records, tuple('0123456789'))
-
-  places['test'] = (0, test)
-  return {name: functools.partial(opened, *place) for name, place in places.items()}

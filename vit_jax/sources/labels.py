@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import models
-from vit_jax.data import imagenet
+from vit_jax.sources import imagenet
 
 NAMED = 3  # classes that an error names
 

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vit_jax import metrics
-from vit_jax.data import columns as fields
-from vit_jax.data import decoding, pipeline, presets, sources, transforms
-from vit_jax.data.folder import shown
-from vit_jax.data.sources import Source
+from vit_jax import metrics, pipeline, sources
+from vit_jax.images import decoding, transforms
+from vit_jax.sources import Source, presets
+from vit_jax.sources.folder import shown
+from vit_jax.tasks import columns as fields
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest
@@ -575,7 +575,7 @@ def save(given: argparse.Namespace) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
   """`vit data prepare`."""
-  importlib.import_module('vit_jax.data.tfds').prepare(given.name, say=pipeline.tell)
+  importlib.import_module('vit_jax.sources.tfds').prepare(given.name, say=pipeline.tell)
   return 0
 
 

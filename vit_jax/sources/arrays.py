@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import folder, table
-from vit_jax.data.sources import Record, Source, Splits
+from vit_jax.sources import Record, Source, Splits, folder, table
 
 IMAGES, LABELS = ('images', 'image', 'x'), ('labels', 'label', 'y')
 CLASSES = ('classes', 'class_names')

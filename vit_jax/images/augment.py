@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.decoding import Image, opencv
+from vit_jax.images.decoding import Image, opencv
 
 Step = Callable[[Image, np.random.Generator], Image]
 

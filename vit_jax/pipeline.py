@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vit_jax.data import transforms
-from vit_jax.data.columns import Columns
-from vit_jax.data.sources import Record, Source
+from vit_jax.images import transforms
+from vit_jax.sources import Record, Source
+from vit_jax.tasks.columns import Columns
 
 HostBatch = dict[str, np.ndarray]
 

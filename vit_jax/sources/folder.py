@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import sources
-from vit_jax.data.sources import Record, Source, Splits
+from vit_jax import sources
+from vit_jax.sources import Record, Source, Splits
 
 SUFFIXES = (b'.jpg', b'.jpeg', b'.png', b'.webp', b'.bmp', b'.gif', b'.tif', b'.tiff')
 SPLITS = {

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vit_jax.data import presets
+from vit_jax.sources import presets
 
 FILE = pathlib.Path(__file__).with_name('imagenet.tsv')
 SUBSETS = {'imagenet_a': 'A', 'imagenet_r': 'R'}  # sets of TFDS: the letter of their classes

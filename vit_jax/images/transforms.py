@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.data import augment
-from vit_jax.data.augment import check_range
-from vit_jax.data.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
-from vit_jax.data.decoding import BadImage as BadImage  # "as": these are names of this file too
-from vit_jax.data.decoding import pixels as pixels
+from vit_jax.images import augment
+from vit_jax.images.augment import check_range
+from vit_jax.images.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
+from vit_jax.images.decoding import BadImage as BadImage  # "as": these are names of this file too
+from vit_jax.images.decoding import pixels as pixels
 
 Step = Callable[[Image, np.random.Generator], Image]
 

@@ -1,0 +1,1 @@
+"""Each `vit NAME` but train, which is `vit_jax.main`."""

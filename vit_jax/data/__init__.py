@@ -1,1 +1,0 @@
-"""From images on disk to batches on the device: sources, transforms, pipeline."""

@@ -1,0 +1,1 @@
+"""An image file on its way to an array: decoding, transforms, augmentation."""

@@ -1,0 +1,35 @@
+"""'digits': the small images that scikit-learn ships, split once and for all."""
+
+import functools
+
+import numpy as np
+
+from vit_jax.sources import Source, Splits
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+  """(1797, 8, 8, 3) uint8 and (1797,) int32; the 17 grey levels are spread over 0..255."""
+  from sklearn import datasets
+
+  data = datasets.load_digits()
+  grey = np.round(data.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+  return np.repeat(grey[..., None], 3, axis=-1), data.target.astype(np.int32)
+
+
+def splits(kind: str, rest: str) -> Splits:
+  """Of 'digits': Alpaydin & Kaynak's (UCI, 1998), split once and for all by a fixed seed.
+
+  The order does not depend on a run's seed, so that test images stay test images.
+  """
+  images, labels = digits()
+  shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
+  test, validation = len(labels) // 5, len(labels) // 10
+  places = {'train': (test + validation, len(labels)), 'validation': (test, test + validation)}
+
+  def opened(begin: int, end: int) -> Source:
+    records = [{'image': images[i], 'label': labels[i]} for i in shuffled[begin:end]]
+    return Source(records, tuple('0123456789'))
+
+  places['test'] = (0, test)
+  return {name: functools.partial(opened, *place) for name, place in places.items()}
