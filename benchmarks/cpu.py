@@ -15,15 +15,15 @@ from typing import Any
 
 import peers
 
-from vit_jax import benchmark
-from vit_jax.benchmark import Case, Worker
+from vit_jax.commands import bench
+from vit_jax.commands.bench import Case, Worker
 
 CASES = [
   Case(model, mode, 8, 224, 'float32')
   for model in ('ViT-Ti/16', 'ViT-S/16')
-  for mode in benchmark.MODES
+  for mode in bench.MODES
 ]
-QUICK = [Case('ViT-Ti/16', mode, 2, 32, 'float32', depth=2) for mode in benchmark.MODES]
+QUICK = [Case('ViT-Ti/16', mode, 2, 32, 'float32', depth=2) for mode in bench.MODES]
 LIMIT = 600.0  # seconds of one case
 
 
@@ -45,7 +45,7 @@ def compared(case: Case, flags: argparse.Namespace) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
       note = str(error)
       print(f'timm: {note}', file=sys.stderr)
-    found = benchmark.compare(case, workers, flags.turns)
+    found = bench.compare(case, workers, flags.turns)
   return found if note is None else {**found, 'timm': None, 'timm_note': note}
 
 
@@ -67,11 +67,11 @@ def main() -> int:
   flags = parser().parse_args()
   if flags.quick:
     flags.turns, flags.turn = 2, 0.1
-  results: dict[str, Any] = {'provenance': benchmark.provenance(), 'results': []}
+  results: dict[str, Any] = {'provenance': bench.provenance(), 'results': []}
   for case in QUICK if flags.quick else CASES:
     found = compared(case, flags)
     results['results'].append(dataclasses.asdict(case) | found)
-    benchmark.written(flags.out, results)
+    bench.written(flags.out, results)
     show(case, found)
   return 0
 

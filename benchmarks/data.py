@@ -342,7 +342,7 @@ def ask(worker: Any, batches: int) -> dict[str, Any]:
 
 
 def started(name: str, folder: pathlib.Path, python: str) -> Any:
-  from vit_jax.benchmark import Worker
+  from vit_jax.commands.bench import Worker
 
   return Worker([python, __file__, '--worker', name, str(folder)], limit=LIMIT)
 
@@ -522,16 +522,16 @@ def main() -> int:
   if flags.worker:
     return serve(*flags.worker)
   os.environ |= MALLOC  # for the workers
-  from vit_jax import benchmark
+  from vit_jax.commands import bench
 
-  results: dict[str, Any] = {'provenance': benchmark.provenance(), 'malloc': MALLOC}
+  results: dict[str, Any] = {'provenance': bench.provenance(), 'malloc': MALLOC}
   with tempfile.TemporaryDirectory() as scratch:
     os.environ['XDG_CACHE_HOME'] = f'{scratch}/cache'
     folder = pathlib.Path(scratch) / 'photos'
     results['photos'] = make_photos(folder, flags.photos)
     print(f'{flags.photos} photos of {results["photos"]["mean_bytes"]:,.0f} bytes', flush=True)
     results |= speeds(folder, flags)
-    benchmark.written(flags.out, results)
+    bench.written(flags.out, results)
     if flags.images:
       results['memory'] = memory(folder, flags.images)
     if flags.million:
@@ -539,7 +539,7 @@ def main() -> int:
     if flags.train:
       results['train'] = train(folder)
   results['load_average_after'] = os.getloadavg()[0]
-  benchmark.written(flags.out, results)
+  bench.written(flags.out, results)
   show(results)
   return 0
 

@@ -34,8 +34,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import benchmark, bundle, config, plan, train
-from vit_jax.evaluate import features, fewshot, inputs, knn, linear, vtab
+from vit_jax import bundle, config, plan, train
+from vit_jax.commands import bench, vtab
+from vit_jax.evaluate import features, fewshot, inputs, knn, linear
 
 SEEDS = (0, 1, 2)
 SHOTS = (1, 5, 10, 25)
@@ -358,8 +359,8 @@ def main() -> int:
   began = time.perf_counter()
   found = EXPERIMENTS[given.experiment](pathlib.Path(given.workdir, given.experiment).absolute())
   seconds = round(time.perf_counter() - began)
-  results = {'provenance': benchmark.provenance(), 'seconds': seconds, 'seeds': SEEDS, **found}
-  benchmark.written(given.out or f'benchmarks/results/{given.experiment}.json', results)
+  results = {'provenance': bench.provenance(), 'seconds': seconds, 'seeds': SEEDS, **found}
+  bench.written(given.out or f'benchmarks/results/{given.experiment}.json', results)
   print('\n'.join(lines(found)))
   return 0
 

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import peers
 
-from vit_jax import benchmark
-from vit_jax.benchmark import Case, Program, Worker
+from vit_jax.commands import bench
+from vit_jax.commands.bench import Case, Program, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def matmul(size: Size) -> Program:
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (size.matmul, size.matmul), jnp.bfloat16) for key in keys)
   product = jax.jit(jnp.matmul)
-  facts = {'size': size.matmul, 'peak_flops': benchmark.metrics.peak_flops()}
+  facts = {'size': size.matmul, 'peak_flops': bench.metrics.peak_flops()}
   facts['device'] = {'kind': jax.devices()[0].device_kind, 'count': jax.device_count()}
   return Program(facts, (product(a, b) for _ in itertools.count()))
 
@@ -116,10 +116,10 @@ def program_command(name: str, flags: argparse.Namespace) -> list[str]:
 def measured_matmul(flags: argparse.Namespace, size: Size, limit: float) -> dict[str, Any]:
   """The product's TFLOP/s: what this device can do at best, in this run."""
   with Worker(program_command('matmul', flags), limit=limit) as worker:
-    seconds = benchmark.take_turns({'': worker}, 3)['']
+    seconds = bench.take_turns({'': worker}, 3)['']
     facts = worker.finish()
   flops = 2 * size.matmul**3
-  return facts | {'tflops': benchmark.spread([flops / s / 1e12 for s in seconds])}
+  return facts | {'tflops': bench.spread([flops / s / 1e12 for s in seconds])}
 
 
 def measured_attention(flags: argparse.Namespace, limit: float) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def measured_attention(flags: argparse.Namespace, limit: float) -> dict[str, Any
       name: stack.enter_context(Worker(program_command(name, flags), limit=limit))
       for name in ('xla', 'cudnn')
     }
-    seconds = benchmark.take_turns(workers, 3)
+    seconds = bench.take_turns(workers, 3)
     shape = workers['xla'].facts['shape']
-  times = {name: benchmark.spread([1e3 * s for s in each]) for name, each in seconds.items()}
-  faster = benchmark.ratio(seconds['cudnn'], seconds['xla'])
+  times = {name: bench.spread([1e3 * s for s in each]) for name, each in seconds.items()}
+  faster = bench.ratio(seconds['cudnn'], seconds['xla'])
   return {'shape': shape, 'milliseconds': times, 'cudnn / xla': faster}
 
 
@@ -150,10 +150,10 @@ def measured_part(part: Part, size: Size, limit: float) -> dict[str, Any]:
     try:
       command = [*peers.command(case, python=sys.executable), f'--turn={size.turn}']
       workers['timm'] = stack.enter_context(Worker(command, limit=end - 10 - time.monotonic()))
-      return found | benchmark.compare(case, workers, size.turns, until=end - 20)
+      return found | bench.compare(case, workers, size.turns, until=end - 20)
     except RuntimeError as error:
       found['timm_note'] = str(error)
-    return found | benchmark.compare(case, {'vit_jax': worker}, size.turns, until=end - 5)
+    return found | bench.compare(case, {'vit_jax': worker}, size.turns, until=end - 5)
 
 
 def swept(
@@ -168,7 +168,7 @@ def swept(
     try:
       worker = Worker(case.command(f'--turn={size.turn}'), limit=end - time.monotonic())
       stack.enter_context(worker)
-      seconds = benchmark.take_turns({'': worker}, 2)['']
+      seconds = bench.take_turns({'': worker}, 2)['']
     except RuntimeError as error:
       rates.append({'batch': case.batch, 'error': str(error)})
       continue
@@ -221,7 +221,7 @@ def show(part: dict[str, Any], matmul_tflops: float | None) -> None:
 
 def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   """Every part in turn; the results are written after each."""
-  results: dict[str, Any] = {'provenance': benchmark.provenance(), 'tests': flags.tests}
+  results: dict[str, Any] = {'provenance': bench.provenance(), 'tests': flags.tests}
   if flags.commit:
     results['provenance']['commit'] = flags.commit
   limits = shares(flags.seconds, [0.5, 0.7, *(part.weight for part in size.parts)])
@@ -230,7 +230,7 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   limit = next(limits)
   results['attention'] = attempt('attention', lambda: measured_attention(flags, limit))
   for name in ('matmul', 'attention'):
-    print(f'{name}: {json.dumps(benchmark.rounded(results[name]))}', flush=True)
+    print(f'{name}: {json.dumps(bench.rounded(results[name]))}', flush=True)
   peak = results['matmul'].get('tflops', {}).get('median')
   results['parts'] = []
   for part, limit in zip(size.parts, limits):
@@ -239,7 +239,7 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
     found = {'model': part.case.model, 'mode': part.case.mode} | found
     show(found, peak)
     results['parts'].append(found)
-    benchmark.written(flags.out, results)
+    bench.written(flags.out, results)
   return results
 
 
@@ -247,7 +247,7 @@ def main() -> int:
   flags = parser().parse_args()
   size = TINY if flags.tiny else FULL
   if flags.serve:
-    return benchmark.serve(lambda: PROGRAMS[flags.serve](size), turn=size.turn)
+    return bench.serve(lambda: PROGRAMS[flags.serve](size), turn=size.turn)
   results = run(flags, size)
   print(f'the results are in {flags.out}')
   return 0 if all('vit_jax' in part for part in results['parts']) else 1

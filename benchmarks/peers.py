@@ -1,7 +1,7 @@
 """The peer that the benchmarks compare with: timm's model under torch.compile.
 
-A worker, as in `vit_jax.benchmark`, that needs torch and timm only: facts, then a line for each
-turn, then the peak of memory. Training is bfloat16 autocast over float32 parameters (float32 on a
+A worker, as in `vit_jax.commands.bench`, that needs torch and timm only: facts, then a line for
+each turn, then the peak of memory. Training is bfloat16 autocast over float32 parameters (float32 on a
 CPU), gradient clipping and fused AdamW; inference has its parameters in the type of the
 computation. Images are uint8 on the device, normalised there. timm's GELU is the exact one,
 vit_jax's the tanh approximation; everything else of the two models is the same arithmetic.
@@ -25,7 +25,7 @@ BATCHES = 4
 
 
 def command(case: Any, *, python: str) -> list[str]:
-  """Starts the peer's worker for a `vit_jax.benchmark.Case` in some interpreter."""
+  """Starts the peer's worker for a `vit_jax.commands.bench.Case` in some interpreter."""
   options = {name: getattr(case, name) for name in ('mode', 'batch', 'image_size', 'depth')}
   given = [f'--{k.replace("_", "-")}={v}' for k, v in options.items() if v is not None]
   return [
@@ -172,7 +172,7 @@ class Peer:
     }
 
   def peak_bytes(self) -> dict[str, int | None]:
-    """As `vit_jax.benchmark.peak_bytes`."""
+    """As `vit_jax.commands.bench.peak_bytes`."""
     cuda = self.device.type == 'cuda'
     status = pathlib.Path('/proc/self/status')
     found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
@@ -183,7 +183,7 @@ class Peer:
 
 
 def serve(flags: argparse.Namespace) -> int:
-  """As `vit_jax.benchmark.serve`."""
+  """As `vit_jax.commands.bench.serve`."""
   # Threads that spin while they wait took 30 times as long a step where other programs ran too.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   out = os.fdopen(os.dup(1), 'w', buffering=1)

@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax import benchmark
-from vit_jax.benchmark import Case, Worker
+from vit_jax.commands import bench
+from vit_jax.commands.bench import Case, Worker
 
 TINY = Case('ViT-Ti/16', batch=2, image_size=32, dtype='float32', depth=2, unroll=1)
 
 
 @pytest.fixture(scope='module')
 def programs():
-  return {
-    mode: benchmark.prepared(dataclasses.replace(TINY, mode=mode)) for mode in benchmark.MODES
-  }
+  return {mode: bench.prepared(dataclasses.replace(TINY, mode=mode)) for mode in bench.MODES}
 
 
 @pytest.mark.parametrize(('model', 'gflop'), [('ViT-B/16', '35.13'), ('ViT-L/16', '123.11')])
@@ -31,14 +29,14 @@ def test_flops_are_the_published_ones_and_an_update_is_three_forward_passes(mode
 
 def test_mfu_is_flops_times_rate_over_the_peak():
   case = Case('ViT-B/16', 'train', batch=256)
-  report = benchmark.report({'peak_flops': 989e12}, case, [256 / 3750] * 3)
+  report = bench.report({'peak_flops': 989e12}, case, [256 / 3750] * 3)
   assert report['mfu'] == pytest.approx(3 * 35.13e9 * 3750 / 989e12, rel=1e-3)
   assert report['images_per_second']['median'] == pytest.approx(3750)
-  assert benchmark.report({'peak_flops': None}, case, [1.0])['mfu'] is None
+  assert bench.report({'peak_flops': None}, case, [1.0])['mfu'] is None
 
 
 def test_a_ratio_is_of_medians_and_of_turns_side_by_side():
-  ratio = benchmark.ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
+  ratio = bench.ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
   assert ratio == dict(of_medians=1.0, min=0.5, median=1.0, max=2.0)
 
 
@@ -54,18 +52,18 @@ def test_workers_take_turns():
       return 1.0
 
   workers = {name: Recorder(name) for name in 'ab'}
-  assert benchmark.take_turns(workers, 3) == {'a': [1.0] * 3, 'b': [1.0] * 3}
+  assert bench.take_turns(workers, 3) == {'a': [1.0] * 3, 'b': [1.0] * 3}
   assert ''.join(taken) == 'ababab'
-  assert benchmark.take_turns(workers, 3, until=0) == {'a': [1.0], 'b': [1.0]}
+  assert bench.take_turns(workers, 3, until=0) == {'a': [1.0], 'b': [1.0]}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('mode', benchmark.MODES)
+@pytest.mark.parametrize('mode', bench.MODES)
 def test_steps_take_time_and_their_facts_are_complete(programs, mode):
   program = programs[mode]
   case = Case(**{f.name: program.facts[f.name] for f in dataclasses.fields(Case)})
   assert case == dataclasses.replace(TINY, mode=mode)
-  report = benchmark.report(program.facts, case, [program.seconds(2) / 2])
+  report = bench.report(program.facts, case, [program.seconds(2) / 2])
   for name in ('lowering_seconds', 'compile_seconds', 'first_step_seconds', 'tflops'):
     assert math.isfinite(report[name]) and report[name] > 0
   assert 0 < report['images_per_second']['median'] < math.inf
@@ -91,14 +89,14 @@ def test_copies_of_arguments_are_counted():
   def copies(step):
     a = jnp.ones((64, 64))
     program = jax.jit(step, donate_argnums=(0, 1)).lower(a, a).compile().as_text()
-    return benchmark.argument_copies(program)
+    return bench.argument_copies(program)
 
   assert copies(lambda a, b: (a + 1, b * 2)) == 0
   assert copies(lambda a, b: (b @ a, a * 2)) > 0  # the second output goes where b was
 
 
 def test_the_command_prints_json_with_its_provenance(capsys):
-  code = benchmark.main([*TINY.arguments(), '--mode=infer', '--turns=2', '--steps=1'])
+  code = bench.main([*TINY.arguments(), '--mode=infer', '--turns=2', '--steps=1'])
   printed = json.loads(capsys.readouterr().out)
   assert code == 0
   assert {'commit', 'date', 'versions', 'cpu', 'command'} <= set(printed['provenance'])
@@ -109,9 +107,9 @@ def test_the_command_prints_json_with_its_provenance(capsys):
 
 
 def test_bad_input_is_named(capsys):
-  assert benchmark.main(['ViT-X/16']) == 2
+  assert bench.main(['ViT-X/16']) == 2
   assert "unknown model 'ViT-X/16'" in capsys.readouterr().err
-  assert benchmark.main(['ViT-B/16', '--image-size=30']) == 2
+  assert bench.main(['ViT-B/16', '--image-size=30']) == 2
   assert '30x30' in capsys.readouterr().err
 
 

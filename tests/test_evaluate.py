@@ -19,7 +19,8 @@ from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_run import cache, pytestmark, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, pipeline, sharding, sources
-from vit_jax.evaluate import accuracy, command, features, fewshot, inputs, knn, linear, loop
+from vit_jax.commands import evaluate
+from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, loop
 from vit_jax.sources import imagenet, labels, presets
 from vit_jax.tasks import classify
 
@@ -753,7 +754,7 @@ def test_a_command_of_the_page_runs(line, there, capsys):
 
 
 def test_every_method_and_field_is_told(there, capsys):
-  assert [name for (name,) in rows_of_table('`--method`')] == list(command.METHODS)
+  assert [name for (name,) in rows_of_table('`--method`')] == list(evaluate.METHODS)
   found = told(['evaluate', 'runs/digits', '--format', 'json'], capsys)
   assert {name for names in rows_of_table('field') for name in names} == set(found)
 

@@ -9,7 +9,8 @@ import pytest
 
 import vit_jax
 from tests.conftest import flat, tiny
-from vit_jax import catalogue, models
+from vit_jax import models
+from vit_jax.commands import models as catalogue
 from vit_jax.models import mixer, resnet, vit
 
 

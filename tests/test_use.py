@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from tests.test_run import assert_same_bits, cache, contents, pytestmark, rows_of, vit_train, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, doctor, models, sources
+from vit_jax import bundle, models, sources
+from vit_jax.commands import doctor
 
 __all__ = ['cache', 'pytestmark', 'whole']
 

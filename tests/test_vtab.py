@@ -8,7 +8,8 @@ import pytest
 
 from vit_jax import config, train
 from vit_jax.__main__ import main as vit
-from vit_jax.evaluate import accuracy, vtab
+from vit_jax.commands import vtab
+from vit_jax.evaluate import accuracy
 from vit_jax.sources import presets
 
 COUNTS = {'train': 24, 'validation': 8, 'test': 20}

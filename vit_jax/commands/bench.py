@@ -87,7 +87,7 @@ class Case:
 
   def command(self, *options: str) -> list[str]:
     """Starts a worker for it; the options are further ones of `vit bench`."""
-    return [sys.executable, '-m', 'vit_jax.benchmark', '--serve', *self.arguments(), *options]
+    return [sys.executable, '-m', 'vit_jax.commands.bench', '--serve', *self.arguments(), *options]
 
 
 @dataclasses.dataclass(frozen=True)
