@@ -1,8 +1,8 @@
 """The peer that the benchmarks compare with: timm's model under torch.compile.
 
 A worker, as in `vit_jax.commands.bench`, that needs torch and timm only: facts, then a line for
-each turn, then the peak of memory. Training is bfloat16 autocast over float32 parameters (float32 on a
-CPU), gradient clipping and fused AdamW; inference has its parameters in the type of the
+each turn, then the peak of memory. Training is bfloat16 autocast over float32 parameters (float32
+on a CPU), gradient clipping and fused AdamW; inference has its parameters in the type of the
 computation. Images are uint8 on the device, normalised there. timm's GELU is the exact one,
 vit_jax's the tanh approximation; everything else of the two models is the same arithmetic.
 """

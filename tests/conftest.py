@@ -66,6 +66,6 @@ def forward(model, params, images, key=None, *, train=False, attention=False):
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
   """Training in a test's own process ends without a report, which would take longer than it."""
-  from vit_jax import report
+  from vit_jax.views import report
 
   monkeypatch.setattr(report, 'after_training', lambda folder, say: None)

@@ -21,8 +21,9 @@ from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_docs import blocks, coded, table
 from tests.test_run import ended, environment, started
 from vit_jax import __main__ as vit
-from vit_jax import analysis, bundle, metrics, models, pictures, predict, sources
+from vit_jax import analysis, bundle, metrics, models, predict, sources
 from vit_jax.commands import inspect as inspection
+from vit_jax.views import pictures
 
 NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
 

@@ -21,13 +21,14 @@ from tests.conftest import drawn, shapes
 from tests.interop import ours
 from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
-from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, report, sources
+from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
 from vit_jax.commands import convert as conversion
 from vit_jax.convert import engine, files, resample
 from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
 from vit_jax.sources import presets
 from vit_jax.sources import table as table_of_data
+from vit_jax.views import report
 
 __all__ = ['cache']
 

@@ -17,9 +17,10 @@ import vit_jax
 from tests.conftest import SIZE, drawn, shapes, tiny
 from tests.test_run import cache, contents, pytestmark, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, card, export, predict, sharding
+from vit_jax import bundle, export, predict, sharding
 from vit_jax.evaluate import accuracy
 from vit_jax.models import vit as vits
+from vit_jax.views import card
 
 __all__ = ['cache', 'pytestmark', 'whole']
 

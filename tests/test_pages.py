@@ -24,24 +24,20 @@ from vit_jax import __main__ as commands
 from vit_jax import (
   analysis,
   bundle,
-  card,
-  chart,
   main,
   metrics,
-  page,
-  pictures,
   pipeline,
   plan,
   predict,
   provenance,
-  report,
-  report_page,
   sources,
   train,
 )
 from vit_jax.convert import files
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.tasks import classify
+from vit_jax.views import attention as page
+from vit_jax.views import card, chart, pictures, report, report_page
 
 SIZE = (8, 12)  # 2 x 3 patches
 NAMES = ('rose', '<b>tulip</b>', 'fern & moss', 'oak', 'palm')

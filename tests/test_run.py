@@ -237,7 +237,7 @@ def test_a_run_killed_between_its_test_and_its_model_logs_the_test_once(
 def test_the_report_is_drawn_when_nothing_of_the_run_is_left_on_the_devices(
   tmp_path, monkeypatch, capsys
 ):
-  from vit_jax import report
+  from vit_jax.views import report
 
   def held():
     return sum(array.nbytes for array in jax.live_arrays())

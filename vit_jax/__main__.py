@@ -13,7 +13,7 @@ COMMANDS = {
   'predict': ('vit_jax.predict', 'name what images show'),
   'evaluate': ('vit_jax.commands.evaluate', 'measure a model on a split'),
   'vtab': ('vit_jax.commands.vtab', 'fine-tune a checkpoint on the tasks of VTAB-1k'),
-  'report': ('vit_jax.report', 'write a page and a picture about a run'),
+  'report': ('vit_jax.views.report', 'write a page and a picture about a run'),
   'features': ('vit_jax.evaluate.features', 'write what the head of a model reads'),
   'inspect': ('vit_jax.commands.inspect', 'draw what a model looks at'),
   'convert': ('vit_jax.commands.convert', "write a checkpoint in another library's names"),

@@ -25,10 +25,11 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, card, convert, models
+from vit_jax import bundle, convert, models
 from vit_jax.convert import files, translate
 from vit_jax.models import resnet
 from vit_jax.version import __version__
+from vit_jax.views import card
 
 FORMAT = 1
 JAX2ONNX = '0.17.1'  # the version that is tested

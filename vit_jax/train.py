@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, card, checkpoint, metrics, pipeline, provenance, sharding
+from vit_jax import bundle, checkpoint, metrics, pipeline, provenance, sharding
 from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.plan import Plan
 from vit_jax.step import State, untraced
 from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
+from vit_jax.views import card
 
 
 def abstract_state(plan: Plan) -> State:
@@ -111,7 +112,7 @@ def run_to_end(
 def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> None:
   """Writes the report if it is asked for, and says where the model is."""
   if plan.config.system.report:
-    from vit_jax import report  # what it needs is loaded when it is needed
+    from vit_jax.views import report  # what it needs is loaded when it is needed
 
     report.after_training(folder, say)
   use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, metrics, models, page, pictures, pipeline, predict
+from vit_jax import analysis, metrics, models, pipeline, predict
 from vit_jax.commands import data
 from vit_jax.convert import files
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
+from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
 PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
@@ -322,8 +323,8 @@ def drawn_of_images(task: Task, images: Sequence[Image], folder: pathlib.Path) -
 def page_of(task: Task, images: Sequence[Image]) -> str:
   """The text of attention.html."""
   run: Any = task.run
-  seen = (page.seen(run, image.pixels, named(image)) for image in images)
-  return page.attention(pathlib.Path(task.given.model).name, run.model, seen)
+  seen = (attention.seen(run, image.pixels, named(image)) for image in images)
+  return attention.attention(pathlib.Path(task.given.model).name, run.model, seen)
 
 
 def named(image: Image) -> str:

@@ -182,12 +182,12 @@ def colours(shares: np.ndarray) -> np.ndarray:
 
 
 def asset(name: str) -> str:
-  """The text of a file of `vit_jax/pages`."""
-  return importlib.resources.files('vit_jax').joinpath('pages', name).read_text('utf-8')
+  """The text of a file of `vit_jax/views`."""
+  return importlib.resources.files('vit_jax').joinpath('views', name).read_text('utf-8')
 
 
 def render(name: str, **parts: str) -> str:
-  """A page of `vit_jax/pages` with every {{part}} in its place."""
+  """A page of `vit_jax/views` with every {{part}} in its place."""
   return re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], asset(name))
 
 

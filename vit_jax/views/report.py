@@ -17,7 +17,7 @@ from vit_jax.convert import files
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
-from vit_jax.report_page import Facts, Mistake, as_html, as_png
+from vit_jax.views.report_page import Facts, Mistake, as_html, as_png
 
 PAGE, PICTURE = 'report.html', 'report.png'
 FAULTS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import analysis, bundle, chart, metrics, models, page, pictures
-from vit_jax.card import dimensions
-from vit_jax.chart import number, share, text
+from vit_jax import analysis, bundle, metrics, models
 from vit_jax.evaluate import accuracy
+from vit_jax.views import attention as page
+from vit_jax.views import chart, pictures
+from vit_jax.views.card import dimensions
+from vit_jax.views.chart import number, share, text
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
