@@ -78,7 +78,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 import vit_jax
-from vit_jax import bundle, convert, objective
+from vit_jax import bundle, convert
 
 
 def make_tiny(file, *, seed):
@@ -142,7 +142,7 @@ for found in (run, other):
 def logits(found):
   """(1, K) of the image."""
   how = run.preprocess
-  pixels = objective.normalize(run.prepared(image)[None], how.mean, how.std)
+  pixels = bundle.normalize(run.prepared(image)[None], how.mean, how.std)
   return np.asarray(found.model.apply({'params': found.params}, pixels)[0], np.float32)
 
 

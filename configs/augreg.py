@@ -25,8 +25,10 @@ Result: fine-tuned on ImageNet, 384 pixels: L/16 85.59, B/16 85.49, S/16 83.73, 
 Measured: not yet run.
 """  # noqa: E501
 
-from vit_jax import models, published
+from vit_jax import models
 from vit_jax.configs import _data, default, finetune
+from vit_jax.convert import published
+from vit_jax.text import nearest
 
 LEVELS = {  # mixup's a, RandAugment's layers and magnitude: big_vision's tables
   'none': (0.0, ''),
@@ -115,7 +117,7 @@ def pretraining(argument):
   if not level:
     raise ValueError(f'wants a level for {name} on {dataset}: {", ".join(LEVELS)}')
   if level not in LEVELS:
-    raise ValueError(f'unknown augmentation {level!r}{models.nearest(level, list(LEVELS))}')
+    raise ValueError(f'unknown augmentation {level!r}{nearest(level, list(LEVELS))}')
   config.objective.mixup, randaug = LEVELS[level]
   config.data.augment = 'inception_crop | flip' + f' | {randaug}' * bool(randaug)
   if source is not None:

@@ -15,6 +15,7 @@ Measured: not yet run.
 
 from vit_jax import models
 from vit_jax.configs import _data, default
+from vit_jax.text import nearest
 
 
 def get_config(argument):
@@ -26,7 +27,7 @@ def get_config(argument):
   config.batch_size = 4096
   config.model.name = models.canonical(model or 'BiT-R50x1')
   if config.model.name not in models.RESNETS:
-    raise ValueError(f'{model} is no ResNet{models.nearest(model, list(models.RESNETS))}')
+    raise ValueError(f'{model} is no ResNet{nearest(model, list(models.RESNETS))}')
   config.optimizer.name = 'sgd'
   config.optimizer.weight_decay = 1e-3  # times the rate; big_vision says 1.6e-3, its product
   config.schedule.learning_rate = 1.6  # 0.1 for each 256 images

@@ -25,8 +25,9 @@ Measured: not yet run.
 
 import pathlib
 
-from vit_jax import models, published
+from vit_jax import models
 from vit_jax.configs import _data, default
+from vit_jax.convert import published
 
 SIZES = {('ViT-L/16', 'imagenet2012'): 512, ('ViT-H/14', 'imagenet2012'): 518}
 RECIPES = {  # steps, warm-up, rate

@@ -17,6 +17,7 @@ Measured: not yet run.
 
 from vit_jax import models
 from vit_jax.configs import default, finetune
+from vit_jax.text import nearest
 
 
 def get_config(argument=''):
@@ -30,7 +31,7 @@ def get_config(argument=''):
   config = finetune.base()
   finetune.start(config, model, 'gs://mixer_models/imagenet21k')
   if config.model.name and config.model.name not in models.MIXERS:
-    raise ValueError(f'{model} is no Mixer{models.nearest(model, list(models.MIXERS))}')
+    raise ValueError(f'{model} is no Mixer{nearest(model, list(models.MIXERS))}')
   config.image_size = (224, 224)
   finetune.on(config, dataset)
   config.data.augment = 'inception_crop | flip'

@@ -17,8 +17,10 @@ Result: B/32, mean and range of five runs: ImageNet 83.27 [83.22, 83.33], CIFAR-
 Measured: not yet run.
 """
 
-from vit_jax import models, published
+from vit_jax import models
 from vit_jax.configs import _data, finetune
+from vit_jax.convert import published
+from vit_jax.text import nearest
 
 CROPS = {
   'inception_crop': 'inception_crop',
@@ -39,7 +41,7 @@ def get_config(argument):
   dataset, _, crop = rest.partition(',')
   name = _data.short(dataset)
   if name not in RECIPES:
-    raise ValueError(f'has no recipe for {dataset}{models.nearest(dataset, list(RECIPES))}')
+    raise ValueError(f'has no recipe for {dataset}{nearest(dataset, list(RECIPES))}')
   config = finetune.base()
   start(config, model)
   _data.use(config, dataset, RECIPES)
@@ -47,7 +49,7 @@ def get_config(argument):
   config.duration, config.schedule.warmup = f'{steps} steps', f'{warmup} steps'
   crop = crop or best
   if crop not in CROPS:
-    raise ValueError(f'unknown crop {crop!r}{models.nearest(crop, list(CROPS))}')
+    raise ValueError(f'unknown crop {crop!r}{nearest(crop, list(CROPS))}')
   config.data.augment = f'{CROPS[crop]} | flip'
   config.data.preprocess = 'resize_small(448) | central_crop'
   return config

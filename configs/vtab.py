@@ -17,9 +17,9 @@ Result: not published for these files: the paper's VTAB results are of ViT-L/16 
 Measured: not yet run.
 """
 
-from vit_jax import models
 from vit_jax.configs import _data, finetune
 from vit_jax.sources import presets
+from vit_jax.text import nearest
 
 TASKS = [task for group in presets.VTAB.values() for task in group]
 
@@ -28,7 +28,7 @@ def get_config(argument):
   model, task = _data.split(argument, 'MODEL,TASK', 'vtab:B_16,caltech101')
   task = task.removeprefix('vtab/')
   if task not in TASKS:
-    raise ValueError(f'unknown task {task!r}{models.nearest(task, TASKS)}')
+    raise ValueError(f'unknown task {task!r}{nearest(task, TASKS)}')
   config = finetune.base()
   finetune.start(config, model, 'gs://vit_models/imagenet21k')
   _data.use(config, f'vtab/{task}', [f'vtab/{task}'])

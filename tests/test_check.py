@@ -13,8 +13,9 @@ import vit_jax
 from tests.conftest import drawn, shapes, tiny
 from tests.test_run import contents
 from vit_jax import __main__ as vit
-from vit_jax import bundle, convert, models, parity
-from vit_jax.convert import files, preprocess, translate
+from vit_jax import bundle, convert, models
+from vit_jax.convert import preprocess, weights, writing
+from vit_jax.evaluate import parity
 
 SQUARE, OBLONG = (8, 8), (8, 24)
 
@@ -112,10 +113,10 @@ def test_without_a_library_what_was_written_is_read_again(to, tmp_path, monkeypa
   assert vit.main(['convert', str(source), str(out), '--to', to, '--check']) == 0
   assert 'read again by us' in capsys.readouterr().out
   file = out / 'model.safetensors' if out.is_dir() else out
-  arrays = {name: np.array(array) for name, array in files.read(file).items()}
+  arrays = {name: np.array(array) for name, array in weights.read(file).items()}
   name = next(n for n in arrays if re.search(r'norm', n) and n.endswith(('scale', 'weight')))
   for spoilt in (np.float32(7), np.float32(np.nan)):
-    write = files.write_npz if to == 'npz' else files.write_safetensors
+    write = weights.write_npz if to == 'npz' else weights.write_safetensors
     write(file, arrays | {name: np.full_like(arrays[name], spoilt)})
     text, fine = check(source, out, to)
     assert not fine, text
@@ -147,10 +148,10 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(fault, place, tmp_path, 
   whole = made()
   bundle.write(tmp_path / 'old', whole)
   before = contents(tmp_path)
-  monkeypatch.setattr(*((files, place) if hasattr(files, place) else (json, place)), fails)
+  monkeypatch.setattr(*((weights, place) if hasattr(weights, place) else (json, place)), fails)
   for write in (
     lambda path: bundle.write(path, whole),
-    lambda path: translate.write(path, whole, 'hf'),
+    lambda path: writing.write(path, whole, 'hf'),
   ):
     with pytest.raises(type(fault)) as error:
       write(tmp_path / 'out')

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import config, published
+from vit_jax import config
+from vit_jax.convert import published
 
 jupytext = pytest.importorskip('jupytext')
 pytest.importorskip('nbclient')

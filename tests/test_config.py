@@ -13,7 +13,7 @@ from ml_collections.config_dict import ConfigDict
 
 import vit_jax
 from tests.conftest import drawn, flat, forward, shapes
-from vit_jax import config, models, objective, optim
+from vit_jax import bundle, config, models, optim
 from vit_jax import plan as plans
 from vit_jax.models import mixer, resnet, vit
 from vit_jax.tasks import classify, distil
@@ -399,7 +399,7 @@ def test_the_papers_pre_training_is_within_reach_of_a_config():
     'mask': np.ones(2, np.float32),
   }
   params = drawn(shapes(plan.task.model, (8, 8)))
-  images = objective.normalize(batch['image'], (0.5,) * 3, (0.5,) * 3)
+  images = bundle.normalize(batch['image'], (0.5,) * 3, (0.5,) * 3)
   logits, _ = forward(plan.task.model, params, images)
   loss, *_ = jax.jit(plan.task.loss)(params, batch, jax.random.key(0), {})
   smooth = optax.smooth_labels(jax.nn.one_hot(batch['label'], 10), 0.1)

@@ -15,7 +15,7 @@ import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from tests.google_names import MIXER_LEAVES, google_arrays
 from vit_jax import bundle, convert, models
-from vit_jax.convert import engine, files, huggingface, preprocess, resample, timm, torchvision
+from vit_jax.convert import engine, huggingface, preprocess, resample, timm, torchvision, weights
 from vit_jax.images import transforms
 
 SQUARE = (16, 16)  # 4 x 4 patches: a file's positions are for a square unless it says otherwise
@@ -816,7 +816,7 @@ HALVES = {
 )
 def test_a_file_with_half_of_a_layer_is_refused(dialect, name, monkeypatch, shape_once):
   monkeypatch.setattr(
-    files, 'read', lambda _: {n: a for n, a in sound()[dialect].items() if n != name}
+    weights, 'read', lambda _: {n: a for n, a in sound()[dialect].items() if n != name}
   )
   refused(bundle.read, 'half')
 
@@ -825,7 +825,7 @@ def test_positions_that_a_file_of_the_paper_lacks_are_not_made_up_in_silence(
   monkeypatch, shape_once
 ):
   arrays = {n: a for n, a in sound()['google'].items() if 'pos_embedding' not in n}
-  monkeypatch.setattr(files, 'read', lambda _: arrays)
+  monkeypatch.setattr(weights, 'read', lambda _: arrays)
   said = []
   try:
     vit_jax.load_params('a.npz', small(), report=said.append)
@@ -1032,7 +1032,7 @@ def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once,
       arrays = mutated(rng, arrays)
     if config:
       config = absurd(rng, config) if seed % 2 else config
-    monkeypatch.setattr(files, 'read', lambda _, arrays=arrays: arrays)
+    monkeypatch.setattr(weights, 'read', lambda _, arrays=arrays: arrays)
     monkeypatch.setattr(convert, 'configuration', lambda _, config=config: config)
     for use in (
       lambda: bundle.read('mutated'),
@@ -1069,7 +1069,7 @@ def test_a_configuration_that_no_model_has_is_no_other_error_than_a_line(
     del config[section][key]
   else:
     config[section][key] = value
-  monkeypatch.setattr(files, 'read', lambda _: sound()[dialect])
+  monkeypatch.setattr(weights, 'read', lambda _: sound()[dialect])
   monkeypatch.setattr(convert, 'configuration', lambda _: config)
   used(lambda: bundle.read('mutated'))
   used(lambda: vit_jax.load_params('mutated', small(), report=str))
@@ -1112,7 +1112,7 @@ def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
 ):
   folder, told = description
   faults = {}
-  monkeypatch.setattr(files, 'read', lambda _: sound()['own'])
+  monkeypatch.setattr(weights, 'read', lambda _: sound()['own'])
   try:
     for seed in range(500):
       rng = np.random.default_rng(seed)

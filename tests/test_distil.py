@@ -28,7 +28,7 @@ from tests.test_run import (
   vit_train,
 )
 from vit_jax import __main__ as vit
-from vit_jax import bundle, checkpoint, config, objective, sharding, train
+from vit_jax import bundle, checkpoint, config, sharding, train
 from vit_jax import plan as plans
 from vit_jax.sources import labels
 from vit_jax.tasks import classify, distil
@@ -220,11 +220,11 @@ def test_any_model_teaches_at_its_own_size_and_pixels(kind):
   images = batch_of()['image']
   size = source.preprocess.size
   resized = jax.image.resize(np.float32(images), (N, *size, 3), 'bilinear')
-  pixels = objective.normalize(resized, **OTHERS)
+  pixels = bundle.normalize(resized, **OTHERS)
   expected, out = jax.jit(source.model.apply)({'params': source.params}, pixels)
   answer = jax.jit(
     lambda pixels: distil.answered(distil.Teacher(source), source.params, pixels, **HALVES)
-  )(objective.normalize(images, **HALVES))
+  )(bundle.normalize(images, **HALVES))
   assert np.ptp(expected, 0).min() > 1e-3  # it tells the images apart
   # the same pixels by way of another normalisation, then a network in float32
   exact = 1e-4 if kind in ('bit', 'hybrid') else 2e-5
@@ -246,7 +246,7 @@ def test_the_teacher_sees_what_the_student_sees(mixing):
   task = taught(source, student_task(**{mixing: 1.0}))
   params = task.model.params()
   *_, named = jax.jit(task.loss)(params, batch, jax.random.key(3), task.fixed)
-  plain = objective.normalize(batch['image'], **HALVES)
+  plain = bundle.normalize(batch['image'], **HALVES)
   assert np.abs(named['images'] - plain).max() > 0.1
   pixels = (named['images'] * 0.5 + 0.5 - np.float32(OTHERS['mean'])) / np.float32(OTHERS['std'])
   expected = pixels.reshape(N, -1) @ source.params['logits']
@@ -264,7 +264,7 @@ def test_classes_are_matched_by_name(theirs, tmp_path):
   source = make(classes=theirs)
   read = distil.read_teacher(written(tmp_path, source), NAMES)
   assert (read.classes is None) == (theirs == NAMES)
-  images = objective.normalize(batch_of()['image'], **HALVES)
+  images = bundle.normalize(batch_of()['image'], **HALVES)
 
   @jax.jit
   def answers(params):
@@ -288,9 +288,7 @@ def test_evaluation_matches_the_same_numbers_by_name_too():
 def test_the_distillation_head_reads_its_token_with_and_without_a_class_token(pool):
   model = vit_jax.build('ViT-Ti/16', num_classes=10, distillation='head', pool=pool, **SMALL)
   params = drawn(shapes(model, (SIDE, SIDE)))
-  _, out = jax.jit(model.apply)(
-    {'params': params}, objective.normalize(batch_of()['image'], **HALVES)
-  )
+  _, out = jax.jit(model.apply)({'params': params}, bundle.normalize(batch_of()['image'], **HALVES))
   place = 1 if pool == 'token' else 0
   layer = params['head_dist']
   expected = out['encoded'][:, place] @ layer['kernel'] + layer['bias'][None]

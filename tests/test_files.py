@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vit_jax.convert import files
+from vit_jax import files
+from vit_jax.convert import weights
 
 DATA = pathlib.Path(__file__).parent / 'data'  # made by its make_pth.py
 GRID = np.arange(12, dtype=np.float32).reshape(3, 4)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WRITERS = {
-  'npz': files.write_npz,
-  'safetensors': files.write_safetensors,
-  'pth': files.write_torch,
+  'npz': weights.write_npz,
+  'safetensors': weights.write_safetensors,
+  'pth': weights.write_torch,
 }
 MUTANTS = 500  # of each format
 MOST = 2**26  # bytes that a small hostile file may cost
@@ -38,7 +39,7 @@ def every_dtype():
   rng = np.random.default_rng(0)
   arrays = {
     name: rng.integers(0, 2 if dtype.kind == 'b' else 100, (3, 5)).astype(dtype)
-    for name, dtype in files.DTYPES.items()
+    for name, dtype in weights.DTYPES.items()
   }
   layouts = {
     'block/0/scalar': np.float32(3).reshape(()),
@@ -58,7 +59,7 @@ def floats(arrays):
 def assert_same(found, wanted):
   assert set(found) == set(wanted)
   for name, values in wanted.items():
-    assert found[name].dtype == files.native(values.dtype), name
+    assert found[name].dtype == weights.native(values.dtype), name
     assert found[name].shape == values.shape, name
     np.testing.assert_array_equal(found[name], values, err_msg=name)
     assert not found[name].flags.writeable, name
@@ -133,7 +134,7 @@ def entry(dtype='F32', shape=(3, 4), place=(0, 48)):
   return {'dtype': dtype, 'shape': list(shape), 'data_offsets': list(place)}
 
 
-def refusal(path, read=files.read):
+def refusal(path, read=weights.read):
   """The one line that a file is refused with; None if it is read."""
   started = time.monotonic()
   tracemalloc.start()
@@ -155,7 +156,7 @@ def refusal(path, read=files.read):
   return None
 
 
-def refused(tmp_path, name, data, read=files.read):
+def refused(tmp_path, name, data, read=weights.read):
   path = tmp_path / name
   path.write_bytes(data)
   line = refusal(path, read)
@@ -173,7 +174,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
   path = tmp_path / f'x.{suffix}'
   WRITERS[suffix](path, arrays)
   wanted = {k: v.astype(np.float32) for k, v in arrays.items()} if suffix == 'pth' else arrays
-  found = files.read(path)
+  found = weights.read(path)
   assert list(found) == list(arrays) or suffix == 'safetensors'
   assert_same(found, wanted)
   assert not list(tmp_path.glob('*.partial'))
@@ -192,7 +193,7 @@ def test_the_same_arrays_give_the_same_file(tmp_path, suffix):
 def test_what_is_stored_is_mapped_and_aligned(tmp_path, suffix):
   path = tmp_path / f'x.{suffix}'
   WRITERS[suffix](path, {'b': np.ones(3, np.float32), 'a/k': GRID})
-  for values in files.read(path).values():
+  for values in weights.read(path).values():
     assert type(root(values)).__name__ == 'mmap'
     assert values.flags.aligned
 
@@ -201,10 +202,10 @@ def test_what_is_stored_is_mapped_and_aligned(tmp_path, suffix):
 def test_arrays_outlive_the_replacement_of_their_file(tmp_path, suffix):
   path = tmp_path / f'x.{suffix}'
   WRITERS[suffix](path, {'a': GRID})
-  arrays = files.read(path)
+  arrays = weights.read(path)
   WRITERS[suffix](path, {'a': 2 * arrays['a']})
   np.testing.assert_array_equal(arrays['a'], GRID)
-  np.testing.assert_array_equal(files.read(path)['a'], 2 * GRID)
+  np.testing.assert_array_equal(weights.read(path)['a'], 2 * GRID)
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
@@ -212,12 +213,12 @@ def test_an_npz_is_what_numpy_says(tmp_path, save):
   arrays = {k: v for k, v in every_dtype().items() if v.dtype != BFLOAT16}
   save(tmp_path / 'x.npz', **arrays)
   with np.load(tmp_path / 'x.npz') as wanted:
-    assert_same(files.read(tmp_path / 'x.npz'), wanted)
+    assert_same(weights.read(tmp_path / 'x.npz'), wanted)
 
 
 def test_numpy_reads_our_npz(tmp_path):
   arrays = every_dtype()
-  files.write_npz(tmp_path / 'x.npz', arrays)
+  weights.write_npz(tmp_path / 'x.npz', arrays)
   with np.load(tmp_path / 'x.npz') as found:
     assert list(found) == list(arrays)
     for name, values in arrays.items():
@@ -228,15 +229,15 @@ def test_numpy_reads_our_npz(tmp_path):
 def test_an_npz_of_numpy_holds_bfloat16(tmp_path):
   np.savez(tmp_path / 'x.npz', a=GRID.astype(BFLOAT16), b=GRID.astype(BFLOAT16).view('V2'))
   wanted = {'a': GRID.astype(BFLOAT16), 'b': GRID.astype(BFLOAT16)}
-  assert_same(files.read(tmp_path / 'x.npz'), wanted)
+  assert_same(weights.read(tmp_path / 'x.npz'), wanted)
 
 
 def test_safetensors_are_what_the_library_says(tmp_path):
   arrays = {k: np.ascontiguousarray(v) for k, v in every_dtype().items() if v.dtype.isnative}
   numbers = {k: v for k, v in arrays.items() if v.dtype != BFLOAT16}
   save_file(numbers, str(tmp_path / 'theirs.safetensors'), metadata={'format': 'pt'})
-  assert_same(files.read(tmp_path / 'theirs.safetensors'), numbers)
-  files.write_safetensors(tmp_path / 'ours.safetensors', numbers, {'format': 'pt'})
+  assert_same(weights.read(tmp_path / 'theirs.safetensors'), numbers)
+  weights.write_safetensors(tmp_path / 'ours.safetensors', numbers, {'format': 'pt'})
   found = load_file(str(tmp_path / 'ours.safetensors'))
   assert set(found) == set(numbers)
   for name, values in numbers.items():
@@ -246,7 +247,7 @@ def test_safetensors_are_what_the_library_says(tmp_path):
 def test_safetensors_of_one_dtype_are_byte_for_byte_the_library_s(tmp_path):
   arrays = {'b/k': GRID, 'a': GRID[0].copy(), 'é': GRID.T.copy()}
   save_file(arrays, str(tmp_path / 'theirs'), metadata={'format': 'pt'})
-  files.write_safetensors(tmp_path / 'ours', arrays, {'format': 'pt'})
+  weights.write_safetensors(tmp_path / 'ours', arrays, {'format': 'pt'})
   assert (tmp_path / 'ours').read_bytes() == (tmp_path / 'theirs').read_bytes()
 
 
@@ -255,13 +256,13 @@ def test_shards_of_pytorch_are_read_as_one(tmp_path):
   places = {}
   for i, arrays in enumerate(parts, 1):
     name = f'pytorch_model-0000{i}-of-00002.bin'
-    files.write_torch(tmp_path / name, arrays)
+    weights.write_torch(tmp_path / name, arrays)
     places |= dict.fromkeys(arrays, name)
   index = tmp_path / 'pytorch_model.bin.index.json'
   index.write_text(json.dumps({'weight_map': places}))
-  assert_same(files.read(tmp_path), parts[0] | parts[1])
+  assert_same(weights.read(tmp_path), parts[0] | parts[1])
   with pytest.raises(ValueError, match=f'give {index.name}'):
-    files.read(tmp_path / places['b'])
+    weights.read(tmp_path / places['b'])
 
 
 def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(tmp_path):
@@ -271,9 +272,9 @@ def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(tmp_path):
 
 
 def test_a_folder_of_other_files_lists_them(tmp_path):
-  files.write_npz(tmp_path / 'mine.npz', {'a': GRID})
+  weights.write_npz(tmp_path / 'mine.npz', {'a': GRID})
   with pytest.raises(FileNotFoundError, match=r'name one of its files: mine\.npz'):
-    files.read(tmp_path)
+    weights.read(tmp_path)
 
 
 def test_a_name_with_a_line_break_makes_no_second_line(tmp_path):
@@ -282,18 +283,18 @@ def test_a_name_with_a_line_break_makes_no_second_line(tmp_path):
     if content:
       path.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-      files.read(path)
+      weights.read(path)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_shards_are_read_as_one(tmp_path):
   places = {'a': 'model-1.safetensors', 'b': 'model-2.safetensors', 'c': 'model-1.safetensors'}
-  files.write_safetensors(tmp_path / 'model-1.safetensors', {'a': GRID, 'c': GRID[0]})
-  files.write_safetensors(tmp_path / 'model-2.safetensors', {'b': GRID.T})
+  weights.write_safetensors(tmp_path / 'model-1.safetensors', {'a': GRID, 'c': GRID[0]})
+  weights.write_safetensors(tmp_path / 'model-2.safetensors', {'b': GRID.T})
   index = tmp_path / 'model.safetensors.index.json'
   index.write_text(json.dumps({'metadata': {}, 'weight_map': places}))
   for path in (index, tmp_path / 'model.safetensors', tmp_path):
-    assert_same(files.read(path), {'a': GRID, 'b': GRID.T, 'c': GRID[0]})
+    assert_same(weights.read(path), {'a': GRID, 'b': GRID.T, 'c': GRID[0]})
   for wrong in (places | {'d': 'model-2.safetensors'}, places | {'a': 'model-2.safetensors'}):
     index.write_text(json.dumps({'weight_map': wrong}))
     assert 'does not list' in refusal(index)
@@ -301,29 +302,29 @@ def test_shards_are_read_as_one(tmp_path):
   assert 'beside it' in refusal(index)
   index.write_text(json.dumps({'weight_map': {'a': 'model-3.safetensors'}}))
   with pytest.raises(FileNotFoundError, match='model-3'):
-    files.read(index)
+    weights.read(index)
 
 
 def test_of_several_sets_of_weights_in_a_folder_the_safetensors_are_taken(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no weights'):
-    files.read(tmp_path)
-  files.write_torch(tmp_path / 'pytorch_model.bin', {'a': GRID})
-  assert_same(files.read(tmp_path), {'a': GRID})
-  files.write_safetensors(tmp_path / 'model.safetensors', {'b': GRID})
-  assert_same(files.read(tmp_path), {'b': GRID})
+    weights.read(tmp_path)
+  weights.write_torch(tmp_path / 'pytorch_model.bin', {'a': GRID})
+  assert_same(weights.read(tmp_path), {'a': GRID})
+  weights.write_safetensors(tmp_path / 'model.safetensors', {'b': GRID})
+  assert_same(weights.read(tmp_path), {'b': GRID})
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
   for suffix, write in WRITERS.items():
     for name in ('x.bin', 'x'):
       write(tmp_path / name, {suffix: GRID})
-      assert_same(files.read(tmp_path / name), {suffix: GRID})
+      assert_same(weights.read(tmp_path / name), {suffix: GRID})
 
 
 def test_what_is_absent_is_not_found(tmp_path):
   for path in (tmp_path / 'x.npz', tmp_path / 'a' / 'b', tmp_path / 'model.safetensors'):
     with pytest.raises(FileNotFoundError, match=path.name):
-      files.read(path)
+      weights.read(path)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
@@ -358,20 +359,20 @@ WANTED = {  # what PyTorch wrote
 @pytest.mark.quick
 @pytest.mark.parametrize('name', WANTED)
 def test_a_file_of_pytorch_is_read_without_it(name):
-  found = files.read_torch_restricted(DATA / f'{name}.pth')
+  found = weights.read_torch_restricted(DATA / f'{name}.pth')
   assert list(found) == list(WANTED[name])
   assert_same(found, WANTED[name])
 
 
 def test_tensors_that_share_a_storage_are_views_of_it():
-  arrays = files.read_torch_restricted(DATA / 'shared.pth')
+  arrays = weights.read_torch_restricted(DATA / 'shared.pth')
   assert np.shares_memory(arrays['whole'], arrays['last'])
 
 
 def test_pytorch_reads_what_is_written(tmp_path):
   torch = pytest.importorskip('torch')
   arrays = floats(every_dtype())
-  files.write_torch(tmp_path / 'x.pth', arrays)
+  weights.write_torch(tmp_path / 'x.pth', arrays)
   for mapped in (False, True):
     found = torch.load(tmp_path / 'x.pth', weights_only=True, mmap=mapped)
     assert list(found) == list(arrays)
@@ -382,12 +383,12 @@ def test_pytorch_reads_what_is_written(tmp_path):
 def test_pytorch_agrees_with_the_restricted_reader():
   pytest.importorskip('torch')
   for name in set(WANTED) - {'protocol4'}:  # which its safe mode does not read
-    assert_same(files.load_with_torch(DATA / f'{name}.pth'), WANTED[name])
-  assert_same(files.read(DATA / 'legacy.pth'), WANTED['state_dict'])
+    assert_same(weights.load_with_torch(DATA / f'{name}.pth'), WANTED[name])
+  assert_same(weights.read(DATA / 'legacy.pth'), WANTED['state_dict'])
 
 
 def test_without_pytorch_its_old_format_says_what_to_do(monkeypatch):
-  monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(weights.importlib.util, 'find_spec', lambda name: None)
   line = refusal(DATA / 'legacy.pth')
   assert 'install torch>=2.6, or save it again' in line
 
@@ -398,7 +399,7 @@ def test_without_pytorch_its_old_format_says_what_to_do(monkeypatch):
 )
 def test_code_in_a_file_of_pytorch_is_named_and_not_run(tmp_path, monkeypatch, name, asked):
   monkeypatch.chdir(tmp_path)
-  for read in (files.read, files.read_torch_restricted):
+  for read in (weights.read, weights.read_torch_restricted):
     assert f'asks for {asked!r}' in refusal(DATA / f'{name}.pth', read)
   assert refusal(DATA / 'evil_legacy.pth')
   assert not list(tmp_path.iterdir())
@@ -447,16 +448,16 @@ def test_no_pickle_is_ever_obeyed(tmp_path, monkeypatch, protocol):
 
 def rebuilt(offset=0, shape=(3, 4), strides=(4, 1), *, kind='FloatStorage', key='0', count=12):
   """A pickle of {'a': tensor} with these arguments."""
-  parts = [b'\x80\2}', files.pickle_literal('a'), files.pickle_global(files.REBUILD_TENSOR)]
-  parts += [b'((', files.pickle_literal('storage'), files.pickle_global(f'torch {kind}')]
-  parts += [files.pickle_literal(value) for value in (key, 'cpu', count)]
-  parts += [b'tQ', *(files.pickle_literal(value) for value in (offset, shape, strides, False))]
-  return b''.join([*parts, files.pickle_global(files.ORDERED_DICT), b')RtRs.'])
+  parts = [b'\x80\2}', weights.pickle_literal('a'), weights.pickle_global(weights.REBUILD_TENSOR)]
+  parts += [b'((', weights.pickle_literal('storage'), weights.pickle_global(f'torch {kind}')]
+  parts += [weights.pickle_literal(value) for value in (key, 'cpu', count)]
+  parts += [b'tQ', *(weights.pickle_literal(value) for value in (offset, shape, strides, False))]
+  return b''.join([*parts, weights.pickle_global(weights.ORDERED_DICT), b')RtRs.'])
 
 
 def test_the_tensor_that_the_next_test_spoils_is_read(tmp_path):
   (tmp_path / 'x.pth').write_bytes(pth(rebuilt()))
-  assert_same(files.read(tmp_path / 'x.pth'), {'a': GRID})
+  assert_same(weights.read(tmp_path / 'x.pth'), {'a': GRID})
 
 
 @pytest.mark.parametrize(
@@ -497,8 +498,8 @@ def laughs():
 
 
 def test_small_pickles_do_not_grow_large(tmp_path, monkeypatch):
-  monkeypatch.setattr(files, 'OPCODES', 20_000)  # a fiftieth, as tracing memory is slow
-  monkeypatch.setattr(files, 'VALUES', 10_000)
+  monkeypatch.setattr(weights, 'OPCODES', 20_000)  # a fiftieth, as tracing memory is slow
+  monkeypatch.setattr(weights, 'VALUES', 10_000)
   long = pickle.dumps('a' * 2**20, 2)[2:-1]
   cases = {
     'shared': (laughs(), 'nests more than'),
@@ -529,13 +530,13 @@ def test_small_pickles_do_not_grow_large(tmp_path, monkeypatch):
 
 def test_attributes_do_not_reach_what_they_are_set_on(tmp_path):
   """BUILD may follow an OrderedDict only, and what it sets is dropped."""
-  ordered = files.pickle_global(files.ORDERED_DICT)
-  state = b'}' + files.pickle_literal('name') + files.pickle_literal('x') + b's'
+  ordered = weights.pickle_global(weights.ORDERED_DICT)
+  state = b'}' + weights.pickle_literal('name') + weights.pickle_literal('x') + b's'
   for target in (ordered, rebuilt()[3:-2], b'K\1', b'X\1\0\0\0a'):
     assert refused(tmp_path, 'x.pth', pth(b'\x80\2' + target + state + b'b.'))
   tensor = rebuilt()[2:-1]
   (tmp_path / 'x.pth').write_bytes(pth(b'\x80\2' + tensor + state + b'b.'))
-  assert_same(files.read(tmp_path / 'x.pth'), {'a': GRID})
+  assert_same(weights.read(tmp_path / 'x.pth'), {'a': GRID})
 
 
 def test_a_file_of_pytorch_is_whole(tmp_path):
@@ -631,7 +632,7 @@ def test_a_zip_bomb_stays_packed(tmp_path):
 def test_many_zeros_are_no_bomb(tmp_path):
   zeros = np.zeros((50, 2**18), np.float32)  # 50 MiB in 50 kB
   np.savez_compressed(tmp_path / 'x.npz', a=zeros)
-  np.testing.assert_array_equal(files.read(tmp_path / 'x.npz')['a'], zeros)
+  np.testing.assert_array_equal(weights.read(tmp_path / 'x.npz')['a'], zeros)
 
 
 # ---- safetensors that lie ----
@@ -735,7 +736,7 @@ def small():
 
 
 def seed_npz(path):
-  files.write_npz(path, small())
+  weights.write_npz(path, small())
 
 
 def seed_compressed(path):
@@ -743,7 +744,7 @@ def seed_compressed(path):
 
 
 def seed_safetensors(path):
-  files.write_safetensors(path, small(), {'format': 'pt'})
+  weights.write_safetensors(path, small(), {'format': 'pt'})
 
 
 def seed_pth(path):
@@ -757,11 +758,11 @@ def seed_strided(path):
 @pytest.mark.parametrize(
   'suffix, seed, read',
   [
-    pytest.param('npz', seed_npz, files.read, id='npz', marks=pytest.mark.quick),
-    pytest.param('npz', seed_compressed, files.read, id='npz compressed'),
-    pytest.param('safetensors', seed_safetensors, files.read, id='safetensors'),
-    pytest.param('pth', seed_pth, files.read_torch_restricted, id='pth'),
-    pytest.param('pth', seed_strided, files.read_torch_restricted, id='pth strided'),
+    pytest.param('npz', seed_npz, weights.read, id='npz', marks=pytest.mark.quick),
+    pytest.param('npz', seed_compressed, weights.read, id='npz compressed'),
+    pytest.param('safetensors', seed_safetensors, weights.read, id='safetensors'),
+    pytest.param('pth', seed_pth, weights.read_torch_restricted, id='pth'),
+    pytest.param('pth', seed_strided, weights.read_torch_restricted, id='pth strided'),
   ],
 )
 def test_a_mutant_is_read_or_refused_in_a_line(tmp_path, monkeypatch, suffix, seed, read):
@@ -807,7 +808,7 @@ def steps(tmp_path_factory):
 )
 def test_orbax_gives_the_parameters(steps, item):
   wanted = {'enc/b': np.ones(3, BFLOAT16), 'enc/k': GRID}
-  assert_same(files.read(steps / item), wanted)
+  assert_same(weights.read(steps / item), wanted)
 
 
 def test_a_damaged_orbax_item_is_refused(steps, tmp_path):
@@ -816,7 +817,7 @@ def test_a_damaged_orbax_item_is_refused(steps, tmp_path):
     shutil.copytree(steps / 'one', item)
     (item / spoil).write_bytes(b'{"tree_metadata": 1')
     with pytest.raises(ValueError, match=spoil) as caught:
-      files.read(item)
+      weights.read(item)
     assert str(caught.value).isprintable()
 
 
@@ -861,7 +862,7 @@ def test_what_no_file_can_hold_is_not_written(tmp_path, suffix):
 
 def test_only_floats_become_tensors(tmp_path):
   with pytest.raises(ValueError, match="'n' has dtype int64"):
-    files.write_torch(tmp_path / 'x', {'a': GRID, 'n': np.arange(3)})
+    weights.write_torch(tmp_path / 'x', {'a': GRID, 'n': np.arange(3)})
 
 
 def test_writing_makes_no_second_copy_of_everything(tmp_path):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import objective, sharding
-from vit_jax.tasks import classify
+from vit_jax import bundle, sharding
+from vit_jax.tasks import classify, losses
 
 N, K = 6, 4
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def same(a, b):
 
 def test_normalize_takes_uint8_to_minus_one_to_one():
   images = np.array([0, 127, 255], np.uint8).reshape(1, 1, 3, 1).repeat(3, -1)
-  found = objective.normalize(images, (0.5,) * 3, (0.5,) * 3)
+  found = bundle.normalize(images, (0.5,) * 3, (0.5,) * 3)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.003922, 1], atol=5e-7)
 
@@ -42,25 +42,25 @@ def test_normalize_takes_uint8_to_minus_one_to_one():
 def test_normalize_takes_mean_and_deviation_by_channel():
   mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
   images = RNG.integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
-  same(objective.normalize(images, mean, std), (images / 255 - np.array(mean)) / np.array(std))
+  same(bundle.normalize(images, mean, std), (images / 255 - np.array(mean)) / np.array(std))
 
 
 def test_softmax_is_the_negative_log_likelihood():
   p = np.exp(np.float64(LOGITS))
   p /= p.sum(-1, keepdims=True)
-  same(objective.softmax_cross_entropy(LOGITS, one_hot(LABELS)), -np.log(p[np.arange(N), LABELS]))
+  same(losses.softmax_cross_entropy(LOGITS, one_hot(LABELS)), -np.log(p[np.arange(N), LABELS]))
 
 
 def test_sigmoid_is_the_sum_of_the_classes_own_negative_log_likelihoods():
   p = 1 / (1 + np.exp(-np.float64(LOGITS)))
   expected = -(SOFT * np.log(p) + (1 - SOFT) * np.log(1 - p)).sum(-1)
-  same(objective.sigmoid_cross_entropy(LOGITS, SOFT), expected)
+  same(losses.sigmoid_cross_entropy(LOGITS, SOFT), expected)
 
 
-@pytest.mark.parametrize('loss', objective.LOSSES)
+@pytest.mark.parametrize('loss', losses.LOSSES)
 def test_logits_of_any_size_give_finite_losses_and_gradients(loss):
   def total(logits):
-    return objective.LOSSES[loss](logits, one_hot(LABELS)).sum()
+    return losses.LOSSES[loss](logits, one_hot(LABELS)).sum()
 
   value, gradient = jax.value_and_grad(total)(1e4 * LOGITS)
   assert np.isfinite(value)
@@ -68,36 +68,36 @@ def test_logits_of_any_size_give_finite_losses_and_gradients(loss):
 
 
 def test_equal_logits_cost_the_log_of_the_number_of_classes():
-  sums = objective.measure(jnp.zeros((N, K)), batch())
+  sums = losses.measure(jnp.zeros((N, K)), batch())
   assert float(sums['loss']) == pytest.approx(N * np.log(K), rel=1e-6)
 
 
 def test_smoothing_spreads_a_share_evenly_over_all_classes():
-  found = objective.targets(LABELS, K, smoothing=0.2)
+  found = losses.targets(LABELS, K, smoothing=0.2)
   same(found, np.where(one_hot(LABELS) > 0, 0.85, 0.05))
-  same(objective.targets(SOFT, K, smoothing=0.2), 0.8 * SOFT + 0.05)
+  same(losses.targets(SOFT, K, smoothing=0.2), 0.8 * SOFT + 0.05)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-@pytest.mark.parametrize('loss', objective.LOSSES)
+@pytest.mark.parametrize('loss', losses.LOSSES)
 def test_soft_labels_that_are_one_hot_equal_int_labels(loss, smoothing):
   how = dict(loss=loss, smoothing=smoothing)
-  hard = objective.measure(LOGITS, batch(), **how)
-  same(objective.measure(LOGITS, batch(one_hot(LABELS)), **how), hard)
+  hard = losses.measure(LOGITS, batch(), **how)
+  same(losses.measure(LOGITS, batch(one_hot(LABELS)), **how), hard)
 
 
 def test_correct_counts_the_images_whose_highest_logit_is_the_label():
   expected = (LOGITS.argmax(-1) == LABELS).sum()
   assert 0 < expected < N
-  assert int(objective.measure(LOGITS, batch())['correct']) == expected
+  assert int(losses.measure(LOGITS, batch())['correct']) == expected
 
 
 @pytest.mark.parametrize('labels', [LABELS, SOFT], ids=['int', 'soft'])
-@pytest.mark.parametrize('loss', objective.LOSSES)
+@pytest.mark.parametrize('loss', losses.LOSSES)
 def test_a_masked_batch_equals_the_subset_that_counts(loss, labels):
   keep = np.array([1, 0, 1, 1, 0, 1], np.float32)
-  masked = objective.measure(LOGITS, batch(labels, keep), loss=loss)
-  subset = objective.measure(LOGITS[keep > 0], batch(labels[keep > 0], ONES[:4]), loss=loss)
+  masked = losses.measure(LOGITS, batch(labels, keep), loss=loss)
+  subset = losses.measure(LOGITS[keep > 0], batch(labels[keep > 0], ONES[:4]), loss=loss)
   same(masked, subset)
 
 
@@ -123,7 +123,7 @@ def padded(where):
 
 
 @pytest.mark.parametrize('where', ['images', 'labels'])
-@pytest.mark.parametrize('loss', objective.LOSSES)
+@pytest.mark.parametrize('loss', losses.LOSSES)
 def test_padding_that_is_not_finite_changes_no_loss(loss, where):
   call = classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
   total, sums, _ = call(PARAMS, padded(where), jax.random.key(0), {})
@@ -132,7 +132,7 @@ def test_padding_that_is_not_finite_changes_no_loss(loss, where):
   assert float(sums['count']) == 3
 
 
-@pytest.mark.parametrize('loss', objective.LOSSES)
+@pytest.mark.parametrize('loss', losses.LOSSES)
 @pytest.mark.parametrize('where', ['images', 'labels'])
 def test_padding_that_is_not_finite_changes_no_gradient(loss, where):
   call = classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
@@ -151,11 +151,11 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
   mean, std, key = (0.5, 0.6, 0.7), (0.5, 0.6, 0.7), jax.random.key(7)
   call = classify.make_loss(apply, mean=mean, std=std, loss='sigmoid', smoothing=0.1)
   total, sums, named = call(PARAMS, batch(image=IMAGES), key, {})
-  logits, _ = model({'params': PARAMS}, objective.normalize(IMAGES, mean, std), train=1, rngs=0)
-  same(sums, objective.measure(logits, batch(), loss='sigmoid', smoothing=0.1))
+  logits, _ = model({'params': PARAMS}, bundle.normalize(IMAGES, mean, std), train=1, rngs=0)
+  same(sums, losses.measure(logits, batch(), loss='sigmoid', smoothing=0.1))
   assert float(total) == float(sums['loss'])
   same((named['images'], named['logits']), (seen['images'], logits))
-  same(seen['images'], objective.normalize(IMAGES, mean, std))
+  same(seen['images'], bundle.normalize(IMAGES, mean, std))
   assert seen['train'] is True
   assert seen['rngs'] == {'dropout': key}
 
@@ -170,16 +170,16 @@ SEVERAL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int3
 
 def test_several_labels_become_a_one_for_each():
   expected = [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0]]
-  same(objective.targets(SEVERAL, K), np.float32(expected))
-  same(objective.targets(SEVERAL, K, smoothing=0.2), 0.8 * np.float32(expected) + 0.05)
+  same(losses.targets(SEVERAL, K), np.float32(expected))
+  same(losses.targets(SEVERAL, K, smoothing=0.2), 0.8 * np.float32(expected) + 0.05)
 
 
 def test_one_of_several_labels_is_a_hit_and_none_never_is():
   logits = one_hot([2, 0, 1, 0, 2, 0])
-  found = objective.measure(logits, batch(SEVERAL), loss='sigmoid')
+  found = losses.measure(logits, batch(SEVERAL), loss='sigmoid')
   assert int(found['correct']) == 4
-  alone = objective.measure(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
-  same(alone, objective.measure(LOGITS, batch(LABELS), loss='sigmoid'))
+  alone = losses.measure(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
+  same(alone, losses.measure(LOGITS, batch(LABELS), loss='sigmoid'))
 
 
 SIZE = (20, 32)
@@ -191,7 +191,7 @@ def draws(mixup=0.0, cutmix=0.0):
   """(4000, H, W), the weights of so many batches."""
 
   def draw(key):
-    return objective.pixel_weights(key, SIZE, mixup=mixup, cutmix=cutmix)
+    return losses.pixel_weights(key, SIZE, mixup=mixup, cutmix=cutmix)
 
   return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)))
 

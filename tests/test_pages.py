@@ -29,12 +29,12 @@ from vit_jax import (
   pipeline,
   plan,
   predict,
-  provenance,
   sources,
   train,
+  workdir,
 )
-from vit_jax.convert import files
 from vit_jax.evaluate import accuracy, inputs
+from vit_jax.files import as_json
 from vit_jax.tasks import classify
 from vit_jax.views import attention as page
 from vit_jax.views import card, chart, pictures, report, report_page
@@ -612,7 +612,7 @@ def test_a_loss_that_is_not_finite_is_null_in_strict_json_and_a_dash(trained, tm
 
 def test_what_is_not_finite_is_null_wherever_it_stands():
   values = {'a': [float('nan'), 1.5, (float('inf'),)], 'b': {'c': -float('inf'), 'd': 'NaN'}}
-  text = files.as_json(values)
+  text = as_json(values)
   assert json.loads(text, parse_constant=no_constant) == {
     'a': [None, 1.5, [None]],
     'b': {'c': None, 'd': 'NaN'},
@@ -679,11 +679,11 @@ def test_training_ends_with_a_page_a_picture_and_a_record(trained):
   assert text.startswith('<!doctype html>') and '{{' not in text
   with Image.open(trained / report.PICTURE) as picture:
     assert min(picture.size) >= 500
-  held = json.loads((trained / provenance.NAME).read_text())
+  held = json.loads((trained / workdir.NAME).read_text())
   assert held['packages']['jax'] and held['devices']
   assert shlex.split(held['command']) == ['vit', 'train', *words_of(trained)]
   assert unescape(text).count(f'<pre id="command">{held["command"]}</pre>') == 1
-  commit = provenance.git('rev-parse', 'HEAD')
+  commit = workdir.git('rev-parse', 'HEAD')
   assert held.get('commit') == commit and (not commit or commit in text)
 
 
@@ -698,7 +698,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
     (['vit', 'train'], words_of(tmp_path)),
     (['python', '-m', 'vit_jax.main'], [*words_of(tmp_path), '--config.system.threads=1']),
   ):
-    held = json.loads((tmp_path / provenance.NAME).read_text())
+    held = json.loads((tmp_path / workdir.NAME).read_text())
     assert shlex.split(held['command']) == [*start, *words]
     found = report.gather(tmp_path)
     assert unescape(report_page.environment(found)).startswith(
@@ -709,15 +709,15 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
 
 def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
   folder = copied(trained, tmp_path)
-  before = (folder / provenance.NAME).read_bytes()
+  before = (folder / workdir.NAME).read_bytes()
   assert main.main(words_of(folder, {'seed': 5})) == 2
   assert main.main(words_of(folder)) == 0  # it is finished
-  assert (folder / provenance.NAME).read_bytes() == before
+  assert (folder / workdir.NAME).read_bytes() == before
 
 
 def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
   folder = copied(trained, tmp_path)
-  (folder / provenance.NAME).unlink()
+  (folder / workdir.NAME).unlink()
   found = report.gather(folder)
   assert 'Not recorded' in report_page.as_html(found)
 

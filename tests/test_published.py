@@ -15,8 +15,9 @@ import pytest
 import vit_jax
 from tests.conftest import SIZE, drawn, flat, shapes, tiny
 from vit_jax import __main__ as vit
-from vit_jax import bundle, config, convert, models, published
+from vit_jax import bundle, config, convert, models
 from vit_jax import plan as plans
+from vit_jax.convert import published
 
 pytestmark = pytest.mark.quick
 WEIGHTS = b'weights' * 50_000  # more than a pipe holds

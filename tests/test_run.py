@@ -23,10 +23,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import vit_jax
-from vit_jax import bundle, checkpoint, config, main, metrics, models, objective, stopping, train
+from vit_jax import bundle, checkpoint, config, main, metrics, models, stopping, train
 from vit_jax import plan as plans
 from vit_jax.step import make_state, make_step, untraced
-from vit_jax.tasks import classify, means
+from vit_jax.tasks import classify, losses, means
 
 # A compiled program read while another pytest process writes it is compiled anew, with a warning.
 pytestmark = pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
@@ -652,7 +652,7 @@ def test_the_first_tensor_in_the_order_of_computation_is_named():
 def test_what_is_named_is_what_the_failed_update_itself_computed():
   def loss(logits, targets):  # infinite of images that were mixed alone
     mixed = ((targets > 0) & (targets < 1)).any(-1)
-    return jnp.where(mixed, jnp.inf, objective.softmax_cross_entropy(logits, targets))
+    return jnp.where(mixed, jnp.inf, losses.softmax_cross_entropy(logits, targets))
 
   plan = plan_of({'accumulate': 1})
   stats = dict(mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -12,7 +12,7 @@ run.attention('rose.jpg').weights                           # (L, A, T, T) float
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vit_jax.version import __version__
+__version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from vit_jax.bundle import load_params

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'vit_jax {__version__}')
     return 0
   if command not in COMMANDS:
-    from vit_jax.models import nearest
+    from vit_jax.text import nearest
 
     print(f'vit: unknown command {command!r}{nearest(command, list(COMMANDS))}', file=sys.stderr)
     return 2

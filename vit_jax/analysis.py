@@ -1,11 +1,9 @@
 """Looking inside a model: what it attends to, what its layers share, where a class comes from.
 
 Arrays only; `vit_jax.views.pictures` draws them, `vit inspect` writes both. One image is taken at a
-time and its attention one layer at a time, so that memory stays within one layer's weights, whatever
-the depth.
-
-H, W pixels; R, C rows and columns of patches, P = R C; T tokens, D width, A heads, L depth,
-K classes.
+time and its attention one layer at a time, so that memory stays within one layer's weights,
+whatever the depth. H, W pixels; R, C rows and columns of patches, P = R C; T tokens, D width, A
+heads, L depth, K classes.
 """
 
 import dataclasses

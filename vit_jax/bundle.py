@@ -15,12 +15,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import convert, lookup, models, objective, published
-from vit_jax.convert import adapt, files, translate
+from vit_jax import convert, files, models
+from vit_jax.convert import adapt, published, weights, writing
 from vit_jax.convert import preprocess as lines
 from vit_jax.images import decoding, transforms
+from vit_jax.text import error_line, one_line
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
@@ -108,7 +110,7 @@ def forward(
     mean, std: of its preprocessing.
     how: further arguments of the model's call, as `attention`.
   """
-  logits, out = model.apply({'params': params}, objective.normalize(images, mean, std), **how)
+  logits, out = model.apply({'params': params}, normalize(images, mean, std), **how)
   return logits, dict(out)
 
 
@@ -126,7 +128,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'scores': bundle.scores,
   }
   arrays = models.flat(jax.device_get(bundle.params))
-  translate.write_folder(folder, arrays, {DESCRIPTION: description})
+  writing.write_folder(folder, arrays, {DESCRIPTION: description})
   if bundle.card:
     with files.replacing(pathlib.Path(folder) / CARD) as file:
       file.write(bundle.card.encode())
@@ -198,14 +200,14 @@ def opened(
       return described(folder)
     return convert.read(path, heads=heads, image_size=image_size)
   except FileNotFoundError as error:
-    raise FileNotFoundError(files.one_line(missing(path) or error)) from None
+    raise FileNotFoundError(one_line(missing(path) or error)) from None
   except OSError as error:
-    raise ValueError(files.one_line(f'{path}: {error.strerror}')) from None
+    raise ValueError(one_line(f'{path}: {error.strerror}')) from None
 
 
 def described(folder: pathlib.Path) -> convert.Checkpoint:
   """What the two files of a bundle's folder hold."""
-  description, arrays = files.read_object(folder / DESCRIPTION), files.read(folder / WEIGHTS)
+  description, arrays = files.read_object(folder / DESCRIPTION), weights.read(folder / WEIGHTS)
   try:
     fields = {field: models.tupled(value) for field, value in description['model'].items()}
     preprocess = {f: models.tupled(value) for f, value in description['preprocess'].items()}
@@ -285,7 +287,7 @@ def check_model(model: Any, image_size: tuple[int, int]) -> None:
   try:
     answer, _ = jax.eval_shape(model.init_with_output, jax.eval_shape(jax.random.key, 0), images)
   except (Exception, SystemExit) as error:  # whatever it does
-    raise ValueError(f'the model fails: {lookup.one_line(error)}') from error
+    raise ValueError(f'the model fails: {error_line(error)}') from error
   fine = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)
   if not fine or 'pre_logits' not in answer[1]:
     raise ValueError("the model must give (logits, a dict with 'pre_logits')")
@@ -397,3 +399,9 @@ def check_arguments(model: Any, channels: Any, resample: Any, seed: Any) -> None
 
 def is_whole(value: Any) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """uint8 images to float32 (x / 255 - mean) / std; mean = std = 0.5 gives [-1, 1]."""
+  mean_255, std_255 = (255 * jnp.asarray(x).reshape(1, 1, 1, -1) for x in (mean, std))
+  return (images.astype(jnp.float32) - mean_255) / std_255

@@ -25,10 +25,10 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, convert, models
-from vit_jax.convert import files, translate
+from vit_jax import __version__, bundle, convert, files, models
+from vit_jax.convert import weights, writing
 from vit_jax.models import resnet
-from vit_jax.version import __version__
+from vit_jax.text import nearest, one_line
 from vit_jax.views import card
 
 FORMAT = 1
@@ -110,7 +110,7 @@ def target(path: pathlib.Path, to: str) -> str:
     ValueError: if there is none, or it is unknown.
   """
   if to and to not in SUFFIXES:
-    raise ValueError(f'unknown target {to!r}{models.nearest(to, list(SUFFIXES))}')
+    raise ValueError(f'unknown target {to!r}{nearest(to, list(SUFFIXES))}')
   told = [name for name, suffix in SUFFIXES.items() if suffix and suffix == path.suffix]
   if not to and not told:
     raise ValueError(f'{path}: its suffix tells no target; give one of {", ".join(SUFFIXES)}')
@@ -120,7 +120,7 @@ def target(path: pathlib.Path, to: str) -> str:
 def check_path(path: pathlib.Path, to: str) -> None:
   """Raises ValueError if a target is not written to such a path, or something is there."""
   if to not in PROGRAMS:
-    translate.suffix(path, to)
+    writing.suffix(path, to)
   elif path.suffix != SUFFIXES[to]:
     raise ValueError(f'{path}: {to} is written to a file that ends in {SUFFIXES[to]}')
   for there in (path, beside(path)) if to in PROGRAMS else (path,):
@@ -247,7 +247,7 @@ def write_stablehlo(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   with without_locations():
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(held, batches_of(source))
   code = np.frombuffer(exported.serialize(), np.uint8)
-  files.write_npz(path, {PROGRAM: code, **held})
+  weights.write_npz(path, {PROGRAM: code, **held})
   describe(path, source, 'stablehlo')
   return []
 
@@ -289,7 +289,7 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
     )
     data = model.SerializeToString()
   except Exception as error:  # of whatever kind a library raises over an operation
-    what = files.one_line(f'{type(error).__name__}: {error}')[:200]
+    what = one_line(f'{type(error).__name__}: {error}')[:200]
     raise ValueError(f'jax2onnx does not convert {source.name} ({what})') from None
   path.write_bytes(data)
   describe(path, source, 'onnx')
@@ -342,7 +342,7 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
     text=True,
   )
   told = (ended.stdout if ended.returncode in (0, 3) else ended.stderr).strip().splitlines()
-  last = files.one_line(told[-1]) if told else 'it said nothing'
+  last = one_line(told[-1]) if told else 'it said nothing'
   if ended.returncode == 0:
     return last
   why = last if ended.returncode == 3 else f'code {ended.returncode}, {last}'
@@ -413,7 +413,7 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
 
 def compare_parameters(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
   """`parity.compare` of what was written; and of a folder, whether it tells the same of pixels."""
-  from vit_jax import parity
+  from vit_jax.evaluate import parity
 
   line, fine = parity.compare(source, {'written': (path, to)})
   if not pathlib.Path(path).is_dir():
@@ -522,8 +522,8 @@ def load(path: str | os.PathLike[str]) -> Program:
       raise ValueError(f'{beside(path).name} tells of other images or classes')
     return found
   except Exception as error:  # of whatever kind: jax says by several that it is too old
-    what = files.one_line(f'{type(error).__name__}: {error}')[:200]
-    made = files.one_line(f'made by jax {told.get("jax")}, read by {jax.__version__}')
+    what = one_line(f'{type(error).__name__}: {error}')[:200]
+    made = one_line(f'made by jax {told.get("jax")}, read by {jax.__version__}')
     raise ValueError(f'{path} cannot be read ({made}): {what}') from None
 
 
@@ -550,7 +550,7 @@ def main(argv: Sequence[str]) -> int:
     source = bundle.read(flags.run, native=to not in PROGRAMS)
     told = write(path, source, to=to, check=flags.check)
   except (ValueError, OSError) as error:
-    print(f'vit export: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit export: {one_line(error)}', file=sys.stderr)
     return 2
   found = told.pop() if flags.check else ''
   for line in told:

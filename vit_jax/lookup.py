@@ -1,6 +1,5 @@
 """What a name in a config stands for: one of ours, or 'package.module:name' of somebody else's."""
 
-import difflib
 import importlib
 import os
 import re
@@ -8,18 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from vit_jax.text import error_line, nearest
+
 T = TypeVar('T')
 PATH = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
 MARK = 'vit_jax_extension'
-
-
-def nearest(name: str, known: list[str]) -> str:
-  """'; did you mean ...?' with the closest known names, or all of them where none is close."""
-  folded = {candidate.lower(): candidate for candidate in known}
-  close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
-  if close:
-    return f'; did you mean {" or ".join(folded[match] for match in close)}?'
-  return f'; known: {", ".join(known)}'
 
 
 def extension(function: T) -> T:
@@ -32,12 +24,6 @@ def extension(function: T) -> T:
   """
   setattr(function, MARK, True)
   return function
-
-
-def one_line(error: BaseException) -> str:
-  """What others' code raised; of a ValueError its text alone."""
-  text = ' '.join(str(error).split())
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
 
 
 def is_path(name: Any) -> bool:
@@ -85,7 +71,7 @@ def imported(name: str, what: str, *, marked: bool = False) -> Any:
   except AttributeError:
     raise ValueError(f'{what} {name!r}: {module} has no {attribute!r}') from None
   except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-    raise ValueError(f'{what} {name!r}: {one_line(error)}') from error
+    raise ValueError(f'{what} {name!r}: {error_line(error)}') from error
   if not callable(value):
     raise ValueError(f'{what} {name!r} is {type(value).__name__}, not a function or class')
   if marked and getattr(value, MARK, False) is not True:

@@ -18,6 +18,7 @@ import optax
 from flax import traverse_util
 
 from vit_jax import lookup, models
+from vit_jax.text import error_line
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -357,7 +358,7 @@ def optimizer_elsewhere(
   try:
     tx = make(schedule, **keywords)
   except (Exception, SystemExit) as error:  # whatever it does
-    raise ValueError(f'optimizer {name!r}: {lookup.one_line(error)}') from error
+    raise ValueError(f'optimizer {name!r}: {error_line(error)}') from error
   if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
     raise ValueError(f'optimizer {name!r} gives {type(tx).__name__}, not an optax transformation')
   return tx

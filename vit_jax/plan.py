@@ -22,22 +22,21 @@ from vit_jax import (
   lookup,
   metrics,
   models,
-  objective,
   optim,
   pipeline,
-  published,
   sharding,
   sources,
 )
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.config import default
-from vit_jax.convert import adapt
+from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
 from vit_jax.step import State, Step, make_state, make_step
-from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil
+from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil, losses
 from vit_jax.tasks.columns import check_names, labelled_images
 from vit_jax.tasks.encoder import Encoder
+from vit_jax.text import error_line, nearest
 
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
@@ -198,7 +197,7 @@ class Plan:
     try:
       logger = lookup.imported(name, 'logger')(folder, self.config.to_dict())
     except (Exception, SystemExit) as error:  # whatever it does
-      raise DataError(f'logger {name!r}: {lookup.one_line(error)}') from error
+      raise DataError(f'logger {name!r}: {error_line(error)}') from error
     if not (callable(getattr(logger, 'write', None)) and callable(getattr(logger, 'close', None))):
       raise DataError(f'logger {name!r} has not write(step, values) and close()')
     return [logger]
@@ -322,7 +321,7 @@ def blaming(config: Any) -> Iterator[None]:
   except (Exception, SystemExit) as error:
     if isinstance(error, ValueError | OSError) or not elsewhere(config):
       raise
-    raise ValueError(f'{", ".join(elsewhere(config))}: {lookup.one_line(error)}') from error
+    raise ValueError(f'{", ".join(elsewhere(config))}: {error_line(error)}') from error
 
 
 def check_elsewhere(plan: Plan) -> None:
@@ -346,7 +345,7 @@ def check_elsewhere(plan: Plan) -> None:
     bundle.check_model(delivered.model, config.image_size)
     json.dumps(models.fields(delivered.model))
   except (Exception, SystemExit) as error:  # whatever they do
-    raise ValueError(f'{", ".join(elsewhere(config))}: {lookup.one_line(error)}') from error
+    raise ValueError(f'{", ".join(elsewhere(config))}: {error_line(error)}') from error
 
 
 def check_read(task: Task, sums: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -390,8 +389,8 @@ def classification(
   model = make_model(config, num_classes=len(source.classes))
   lines = make_transforms(data, config.image_size, source)
   columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
-  loss = objective.named_loss(fields.pop('loss'))
-  scores = objective.scores_of(loss, fields.pop('scores'))
+  loss = losses.named_loss(fields.pop('loss'))
+  scores = losses.scores_of(loss, fields.pop('scores'))
   check_labels(config, source, scores)
   if config.teacher.checkpoint:
     check_student(config.teacher.kind, model, scores)
@@ -567,7 +566,7 @@ def tried(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple
   except ValueError:
     raise
   except (Exception, SystemExit) as error:  # of a step from elsewhere, whatever it does
-    raise ValueError(f'the {use} transforms fail: {lookup.one_line(error)}') from error
+    raise ValueError(f'the {use} transforms fail: {error_line(error)}') from error
   if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape[2:] != (3,):
     form = f'{made.dtype} {made.shape}' if isinstance(made, np.ndarray) else type(made).__name__
     raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')
@@ -606,7 +605,7 @@ def with_metric(config: Any, task: Task) -> Any:
   known = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
   metric = config.evaluation.metric or known[0]
   if metric not in known:
-    near = lookup.nearest(metric, known)
+    near = nearest(metric, known)
     raise ValueError(f'unknown evaluation.metric {metric!r}{near}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric

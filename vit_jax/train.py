@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, checkpoint, metrics, pipeline, provenance, sharding
+from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
 from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.plan import Plan
@@ -21,6 +21,7 @@ from vit_jax.step import State, untraced
 from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
 from vit_jax.views import card
+from vit_jax.workdir import record
 
 
 def abstract_state(plan: Plan) -> State:
@@ -76,7 +77,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   if jax.process_index() == 0:
-    provenance.record(folder, command)
+    record(folder, command)
   with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
     finished = run_to_end(plan, folder, saved, display, ends)
   if finished:  # and nothing of it is left on the devices

@@ -9,7 +9,8 @@ import safetensors.numpy
 
 import vit_jax
 from tests.interop import ours, peers
-from vit_jax import __main__, bundle, parity
+from vit_jax import __main__, bundle
+from vit_jax.evaluate import parity
 
 TO_TIMM = (
   'hf vit eps 1e-6',

@@ -29,10 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import metrics, models, objective, optim
-from vit_jax.provenance import ROOT, installed, source
+from vit_jax import bundle, metrics, models, optim
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
+from vit_jax.workdir import ROOT, installed, source
 
 MODES = ('train', 'infer')
 CLASSES = 1000
@@ -144,7 +144,7 @@ def inference(case: Case) -> Program:
   params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), drawn(model, case))
 
   def logits(params: Any, images: jax.Array) -> jax.Array:
-    return model.apply({'params': params}, objective.normalize(images, HALF, HALF))[0]
+    return model.apply({'params': params}, bundle.normalize(images, HALF, HALF))[0]
 
   compiled, facts = compile_timed(jax.jit(logits), params, next(batches)['image'])
   return started(case, facts, (compiled(params, next(batches)['image']) for _ in itertools.count()))

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax import bundle, convert
-from vit_jax.convert import translate
+from vit_jax.convert import writing
 
-FORMS = (*translate.SPEAKERS, 'bundle')
+FORMS = (*writing.SPEAKERS, 'bundle')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def checked(flags: argparse.Namespace, source: bundle.Bundle, dialect: str) -> int:
   """Prints the largest difference between what was read and what was written."""
-  from vit_jax import parity  # imports other libraries, where there are any
+  from vit_jax.evaluate import parity  # imports other libraries, where there are any
 
   sides = {'read': (flags.source, dialect), 'written': (flags.destination, flags.to)}
   try:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from vit_jax.provenance import PACKAGES, installed
+from vit_jax.workdir import PACKAGES, installed
 
 
 def main(argv: Sequence[str]) -> int:

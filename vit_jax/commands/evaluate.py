@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_jax import bundle
-from vit_jax.convert import files
+from vit_jax import bundle, files
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
+from vit_jax.text import one_line
 
 Told = tuple[dict[str, Any], list[str]]  # as JSON, and as text
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
       with files.replacing(given.out) as file:
         file.write(files.as_json(values).encode())
   except (ValueError, OSError) as error:
-    print(f'vit evaluate: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit evaluate: {one_line(error)}', file=sys.stderr)
     return 2
   print(files.as_json(values) if given.format == 'json' else '\n'.join(text))
   return 0

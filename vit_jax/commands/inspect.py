@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, metrics, models, pipeline, predict
+from vit_jax import analysis, files, metrics, models, pipeline, predict
 from vit_jax.commands import data
-from vit_jax.convert import files
+from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
+from vit_jax.text import nearest, one_line
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     lines, failed = inspected(given)
   except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-    print(f'vit inspect: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit inspect: {one_line(error)}', file=sys.stderr)
     return 2
   print('\n'.join(lines))
   for line in failed:
@@ -133,7 +134,7 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   if not run.is_finite:
     raise ValueError(f'{given.model} has parameters that are not finite')
   if given.label and given.label not in run.classes:
-    near = models.nearest(given.label, list(run.classes[:SIDE]))
+    near = nearest(given.label, list(run.classes[:SIDE]))
     raise ValueError(f'--label {given.label!r} is no class of {given.model}{near}')
   task = Task(run, given)
   check_squares(task)
@@ -198,7 +199,7 @@ def chosen(task: Task) -> tuple[list[Image], list[str]]:
   except (ValueError, OSError) as error:
     if task.given.images or task.given.on or task.given.split:
       raise
-    return [], [f"the run's images cannot be read: {files.one_line(error)}"]
+    return [], [f"the run's images cannot be read: {one_line(error)}"]
   for name, read in named:
     try:
       source, label = read()
@@ -524,7 +525,7 @@ def remove_images(out: pathlib.Path) -> None:
 def written(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
   """Writes NAME.png and NAME.npz; the line about them."""
   (folder / f'{name}.png').write_bytes(drawing.file)
-  files.write_npz(folder / f'{name}.npz', {k: np.asarray(v) for k, v in drawing.arrays.items()})
+  weights.write_npz(folder / f'{name}.npz', {k: np.asarray(v) for k, v in drawing.arrays.items()})
   return drawing.told
 
 

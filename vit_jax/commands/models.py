@@ -6,7 +6,8 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from vit_jax import models, published
+from vit_jax import models
+from vit_jax.convert import published
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 
-from vit_jax import config, metrics, models, plan, train
-from vit_jax.convert import files
+from vit_jax import config, files, metrics, plan, train
 from vit_jax.evaluate import accuracy
 from vit_jax.pipeline import tell
 from vit_jax.sources import presets
+from vit_jax.text import nearest, one_line
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
@@ -75,7 +75,7 @@ class Protocol:
         found = self.run(task, folder / f'rate_{rate:g}', rate, SWEPT)
         search[rate] = measured(found, 'validation')
       except FloatingPointError as error:
-        tell(f'{task}, rate {rate:g}: {files.one_line(error)}')
+        tell(f'{task}, rate {rate:g}: {one_line(error)}')
     if not search:
       raise ValueError('none of the rates gave a finished run')
     best = max(search, key=lambda rate: search[rate]['accuracy'])
@@ -152,8 +152,8 @@ def sweep(
     try:
       found['tasks'][task] = protocol.on(task)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-      found['failed'][task] = files.one_line(error)
-      say(f'vit vtab: {task} is left out: {files.one_line(error)}')
+      found['failed'][task] = one_line(error)
+      say(f'vit vtab: {task} is left out: {one_line(error)}')
     found['means'] = means(found['tasks'])
     with files.replacing(protocol.workdir / RESULT) as file:
       file.write(json.dumps(found, indent=1).encode())
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     else:
       found = sweep(asked(given, overrides), [known(task) for task in given.tasks or GROUP])
   except (ValueError, OSError) as error:
-    print(f'vit vtab: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit vtab: {one_line(error)}', file=sys.stderr)
     return 2
   except Stopped:
     return 0  # the run has said so
@@ -260,7 +260,7 @@ def known(task: str) -> str:
   """A task by its name, 'vtab/NAME' or NAME; ValueError for another."""
   name = task.removeprefix('vtab/')
   if name not in GROUP:
-    raise ValueError(f'unknown task {task!r}{models.nearest(name, list(GROUP))}')
+    raise ValueError(f'unknown task {task!r}{nearest(name, list(GROUP))}')
   return name
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import architecture, engine, files, google, huggingface, timm, torchvision
+from vit_jax import files
+from vit_jax.convert import architecture, engine, google, huggingface, timm, torchvision, weights
 from vit_jax.convert.engine import Arrays, Family
 from vit_jax.convert.preprocess import cropped
+from vit_jax.text import one_line
 
 FAMILIES: tuple[Family, ...] = (
   *google.FAMILIES,
@@ -96,7 +98,7 @@ def read(
     ValueError: one line, if it cannot be read, or its names are no dialect's, or it is not what
       the JSON beside it says.
   """
-  arrays = files.read(path)
+  arrays = weights.read(path)
   try:
     try:
       return recognised(str(path), arrays, configuration(pathlib.Path(path)), heads, image_size)
@@ -104,11 +106,11 @@ def read(
       if not others(pathlib.Path(path)):
         raise
       # Beside several weight files, JSON that does not fit this one is of another
-      ignored = f'the JSON beside it is ignored, as it does not fit: {files.one_line(error)}'
+      ignored = f'the JSON beside it is ignored, as it does not fit: {one_line(error)}'
     found = recognised(str(path), arrays, {}, heads, image_size)
     return dataclasses.replace(found, notes=(ignored,))
   except ValueError as error:
-    raise ValueError(f'{files.one_line(path)}: {files.one_line(error)}') from None
+    raise ValueError(f'{one_line(path)}: {one_line(error)}') from None
 
 
 def recognised(
@@ -320,9 +322,9 @@ def patch_width(family: Family, theirs: Arrays) -> int:
 
 def others(path: pathlib.Path) -> bool:
   """Whether the JSON beside a weight file may be of another one: several are there."""
-  if path.is_dir() or path.name in files.FILES or not path.parent.is_dir():
+  if path.is_dir() or path.name in weights.FILES or not path.parent.is_dir():
     return False
-  return any(file.suffix in files.WEIGHTS and file != path for file in path.parent.iterdir())
+  return any(file.suffix in weights.WEIGHTS and file != path for file in path.parent.iterdir())
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:
@@ -382,6 +384,6 @@ def write(path: str | os.PathLike[str], source: Any, *, to: str) -> list[str]:
   Raises:
     ValueError: if the path exists or has another suffix, or the dialect cannot say the model.
   """
-  from vit_jax.convert import translate  # which knows all dialects, and this module
+  from vit_jax.convert import writing  # which knows all dialects, and this module
 
-  return translate.write(path, source, to)
+  return writing.write(path, source, to)

@@ -15,6 +15,7 @@ from vit_jax import models
 from vit_jax.convert import Checkpoint, resample
 from vit_jax.convert.engine import Arrays
 from vit_jax.models import resnet, vit
+from vit_jax.text import nearest
 
 SHOWN = 8  # names in a line of a report
 MEANING = ('activation', 'norm_eps', 'stem_numerics', 'numerics', 'rope_theta', 'heads')
@@ -86,7 +87,7 @@ def params(
     ValueError: one that names every missing, unexpected and misshapen array.
   """
   if rule is not None and rule not in resample.RULES:
-    raise ValueError(f'unknown rule {rule!r}{models.nearest(rule, list(resample.RULES))}')
+    raise ValueError(f'unknown rule {rule!r}{nearest(rule, list(resample.RULES))}')
   models.check_size(model, image_size)
   if channels < 1:
     raise ValueError(f'channels must be at least 1, got {channels}')

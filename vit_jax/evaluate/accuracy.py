@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import bundle, pipeline, sharding, sources
-from vit_jax.convert import files
+from vit_jax import bundle, files, pipeline, sharding, sources
 from vit_jax.evaluate import inputs, loop
 from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import Task, classify

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import bundle, models, pipeline, sharding
-from vit_jax.convert import files
+from vit_jax import bundle, files, models, pipeline, sharding
+from vit_jax.convert import weights
 from vit_jax.evaluate import inputs, loop
 from vit_jax.tasks import Batch, Params
+from vit_jax.text import one_line
 
 FORMAT = 1  # of the cache
 SUFFIXES = ('.npz', '.parquet')
@@ -176,7 +177,7 @@ def remember(file: pathlib.Path, made: Features) -> None:
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   arrays = {name: getattr(made, name) for name in ('values', 'labels', 'indices')}
-  files.write_npz(file, arrays | {'bad_images': np.asarray(made.bad_images)})
+  weights.write_npz(file, arrays | {'bad_images': np.asarray(made.bad_images)})
 
 
 def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
@@ -184,7 +185,7 @@ def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
   if not file.is_file():
     return None
   try:
-    kept = files.read(file)
+    kept = weights.read(file)
     values, labels, indices = (np.asarray(kept[key]) for key in ('values', 'labels', 'indices'))
     bad = int(kept['bad_images'])
   except (KeyError, OSError, ValueError):
@@ -277,7 +278,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     made = written(given)
   except (ValueError, OSError) as error:
-    print(f'vit features: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit features: {one_line(error)}', file=sys.stderr)
     return 2
   count, width = made.values.shape
   bad = f'; {made.bad_images} could not be read' * bool(made.bad_images)

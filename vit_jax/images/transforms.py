@@ -22,6 +22,7 @@ from vit_jax.images.augment import check_range
 from vit_jax.images.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
 from vit_jax.images.decoding import BadImage as BadImage  # "as": these are names of this file too
 from vit_jax.images.decoding import pixels as pixels
+from vit_jax.text import nearest
 
 Step = Callable[[Image, np.random.Generator], Image]
 
@@ -343,7 +344,7 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
   elif name in STEPS:
     make = STEPS[name]
   else:
-    raise ValueError(f'unknown transform {name!r}{lookup.nearest(name, list(STEPS))}')
+    raise ValueError(f'unknown transform {name!r}{nearest(name, list(STEPS))}')
   try:
     call: Any = ast.parse(f'step{arguments}', mode='eval').body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):

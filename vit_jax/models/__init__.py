@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import lookup
-from vit_jax.lookup import nearest as nearest  # "as": it is a name of this module too
 from vit_jax.models import mixer, resnet, vit
+from vit_jax.text import error_line, nearest
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
 # g and G of Scaling ViT (2106.04560), So400m (2305.13035); M lies between S and B.
@@ -139,7 +139,7 @@ def build(name: str, *, num_classes: int = 1000, **fields: Any) -> Model:
   except (Exception, SystemExit) as error:
     if not lookup.is_path(variant):
       raise
-    raise ValueError(f'model {name}: {lookup.one_line(error)}') from error
+    raise ValueError(f'model {name}: {error_line(error)}') from error
   if isinstance(model, Model):
     check(model)
   return model

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import lookup
+from vit_jax.text import error_line, nearest
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
@@ -138,7 +139,7 @@ def splits_of(name: str) -> Splits:
     return splits_elsewhere(name)
   if kind not in KINDS or (bool(rest) is (kind == 'digits')):
     known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
-    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else lookup.nearest(name, known)
+    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else nearest(name, known)
     raise ValueError(f'unknown dataset {name!r}{near}')
   return importlib.import_module(f'vit_jax.sources.{KINDS[kind]}').splits(kind, rest)
 
@@ -154,7 +155,7 @@ def splits_elsewhere(name: str) -> Splits:
   except (ValueError, OSError):
     raise
   except (Exception, SystemExit) as error:  # whatever it does
-    raise ValueError(f'data set {name!r}: {lookup.one_line(error)}') from error
+    raise ValueError(f'data set {name!r}: {error_line(error)}') from error
   fine = isinstance(splits, Mapping) and all(
     isinstance(split, str) and callable(opened) for split, opened in splits.items()
   )
@@ -178,13 +179,13 @@ def chosen(name: str, splits: Splits, text: str) -> Source:
     if not match:
       raise ValueError(f'{term.strip()!r} is no split such as train, train[:98%] or train[10:20]')
     if match[1] not in splits:
-      raise ValueError(f'{name} has no split {match[1]!r}{lookup.nearest(match[1], list(splits))}')
+      raise ValueError(f'{name} has no split {match[1]!r}{nearest(match[1], list(splits))}')
     try:
       whole = splits[match[1]]()
     except (Exception, SystemExit) as error:
       if isinstance(error, ValueError | OSError) or not lookup.is_path(name):
         raise
-      raise ValueError(f'{name}: split {match[1]}: {lookup.one_line(error)}') from error
+      raise ValueError(f'{name}: split {match[1]}: {error_line(error)}') from error
     if not isinstance(whole, Source):
       raise ValueError(f'{name}: split {match[1]} is {type(whole).__name__}, must be a Source')
     if not whole.spans:

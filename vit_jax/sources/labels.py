@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import models
 from vit_jax.sources import imagenet
+from vit_jax.text import nearest
 
 NAMED = 3  # classes that an error names
 
@@ -187,5 +187,5 @@ def place_of(path: str | os.PathLike[str], value: Any, ours: Sequence[str]) -> i
 
 def near(name: str, known: Sequence[str]) -> str:
   """The nearest names, for an error; all are told only where they are few."""
-  told = models.nearest(name, list(known))
+  told = nearest(name, list(known))
   return told if len(known) <= 20 or '?' in told else ''

@@ -38,8 +38,9 @@ from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
-from vit_jax import models, pipeline
+from vit_jax import pipeline
 from vit_jax.sources import Record, Source, Splits, presets, tfrecord
+from vit_jax.text import nearest
 
 OPTIONS = ('data_dir', 'label', 'image')
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
@@ -75,9 +76,7 @@ def parsed(rest: str) -> Name:
   options = dict(option.partition('=')[::2] for option in tail.split('&') if option)
   for option in options:
     if option not in OPTIONS:
-      raise ValueError(
-        f'unknown option {option!r} of tfds:{rest}{models.nearest(option, list(OPTIONS))}'
-      )
+      raise ValueError(f'unknown option {option!r} of tfds:{rest}{nearest(option, list(OPTIONS))}')
   data_dir = options.pop('data_dir', None) or os.environ.get('TFDS_DATA_DIR')
   return Name(text, data_dir and os.path.expanduser(data_dir), **options)
 
@@ -292,7 +291,7 @@ def chosen_image(features: Any, name: Name) -> str:
   if not found:
     raise ValueError(f'{name.text} has no images; its features: {", ".join(features)}')
   if name.image is not None and name.image not in found:
-    raise ValueError(f'{name.text} has no images {name.image!r}{models.nearest(name.image, found)}')
+    raise ValueError(f'{name.text} has no images {name.image!r}{nearest(name.image, found)}')
   return name.image or ('image' if 'image' in found else found[0])
 
 
@@ -310,7 +309,7 @@ def chosen_label(dataset: str, features: Any, name: Name) -> str:
   derived = [key.partition('/')[2] for key in presets.LABELS if key.startswith(f'{dataset}/')]
   if name.label is not None and name.label not in found:
     raise ValueError(
-      f'{name.text} has no label {name.label!r}{models.nearest(name.label, found + derived)}'
+      f'{name.text} has no label {name.label!r}{nearest(name.label, found + derived)}'
     )
   if not found:
     known = f'; use ?label={" or ".join(derived)}' if derived else ''
@@ -394,7 +393,7 @@ def builder_of(name: Name) -> Any:
     return tfds.builder(name.text, data_dir=name.data_dir, file_format='array_record')
   except DatasetNotFoundError as error:
     close = difflib.get_close_matches(name.text, tfds.list_builders(with_community_datasets=False))
-    hint = models.nearest(name.text, close) if close else ''
+    hint = nearest(name.text, close) if close else ''
     text = f'{name.text} is neither in {name.folder} nor a set that TFDS can download{hint}'
     raise ValueError(text) from error
   except Exception as error:  # of several kinds: no such version, a damaged dataset_info.json

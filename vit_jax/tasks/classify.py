@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, models, objective
+from vit_jax import bundle, models
 from vit_jax.tasks import (
   Array,
   Batch,
@@ -25,6 +25,7 @@ from vit_jax.tasks import (
   Start,
   Sums,
   Task,
+  losses,
   means,
 )
 from vit_jax.tasks.columns import Columns
@@ -44,7 +45,7 @@ def classify(
   preprocess: bundle.Preprocess,
   columns: Columns | None = None,
   evaluation: Columns | None = None,
-  loss: str | objective.Loss = 'softmax',
+  loss: str | losses.Loss = 'softmax',
   scores: str = 'softmax',
   smoothing: float = 0.0,
   mixup: float = 0.0,
@@ -108,7 +109,7 @@ def make_loss(
   *,
   mean: Sequence[float],
   std: Sequence[float],
-  loss: str | objective.Loss = 'softmax',
+  loss: str | losses.Loss = 'softmax',
   smoothing: float = 0.0,
   mixup: float = 0.0,
   cutmix: float = 0.0,
@@ -116,13 +117,13 @@ def make_loss(
 ) -> Loss:
   """A task's loss: normalise, mix, apply, compare with targets.
 
-  Its sums are `objective.measure`'s. It names 'images' (N, H, W, 3) as the model saw them,
+  Its sums are `losses.measure`'s. It names 'images' (N, H, W, 3) as the model saw them,
   'targets' (N, K), the model's intermediates and 'logits' (N, K).
 
   Args:
     apply: a model's; the key goes to its dropout, and one folded from it to the mixing.
-    mean, std: of `objective.normalize`.
-    loss: of `objective.LOSSES`, or a function (logits (N, K), targets (N, K)) -> (N,).
+    mean, std: of `bundle.normalize`.
+    loss: of `losses.LOSSES`, or a function (logits (N, K), targets (N, K)) -> (N,).
     smoothing: label smoothing, in [0, 1).
     mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
       asks for the class with the larger share.
@@ -131,27 +132,27 @@ def make_loss(
   Raises:
     ValueError: for an unknown loss, or a negative a.
   """
-  if isinstance(loss, str) and loss not in objective.LOSSES:
-    raise ValueError(f'unknown loss {loss!r}; known: {", ".join(objective.LOSSES)}')
+  if isinstance(loss, str) and loss not in losses.LOSSES:
+    raise ValueError(f'unknown loss {loss!r}; known: {", ".join(losses.LOSSES)}')
   if min(mixup, cutmix) < 0:
     raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
 
   def batch_loss(
     params: Params, batch: Batch, key: Array, fixed: Fixed
   ) -> tuple[Array, Sums, Named]:
-    batch = objective.blanked(batch)
-    images = objective.normalize(batch['image'], mean, std)
+    batch = losses.blanked(batch)
+    images = bundle.normalize(batch['image'], mean, std)
     if mixup or cutmix:
       size = images.shape[1:3]
-      mixing = jax.random.fold_in(key, objective.MIXING)
-      weights = objective.pixel_weights(mixing, size, mixup=mixup, cutmix=cutmix)
-      images = objective.mixed(images, weights[None, :, :, None], batch['mask'])
+      mixing = jax.random.fold_in(key, losses.MIXING)
+      weights = losses.pixel_weights(mixing, size, mixup=mixup, cutmix=cutmix)
+      images = losses.mixed(images, weights[None, :, :, None], batch['mask'])
     logits, out = apply({'params': params}, images, train=True, rngs={'dropout': key})
     logits = logits if output == 'logits' else out[output]
     if mixup or cutmix:
-      soft = objective.targets(batch['label'], logits.shape[-1])
-      batch = {**batch, 'label': objective.mixed(soft, weights.mean(), batch['mask'])}
-    sums = objective.measure(logits, batch, loss=loss, smoothing=smoothing)
+      soft = losses.targets(batch['label'], logits.shape[-1])
+      batch = {**batch, 'label': losses.mixed(soft, weights.mean(), batch['mask'])}
+    sums = losses.measure(logits, batch, loss=loss, smoothing=smoothing)
     return sums['loss'], sums, {'images': images, **out, 'logits': logits}
 
   return batch_loss
@@ -191,7 +192,7 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
 
   Args:
     logits: (N, K).
-    labels: as of `objective`.
+    labels: as in `losses`.
     mask: (N,) 1 for images that count.
     scores: 'softmax' or 'sigmoid'.
 
@@ -203,12 +204,12 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     'right', each -1 where it does not count; of several labels their number as 'labels', and with a
     sigmoid (N, K) 'logits' and 'targets' too.
   """
-  several = objective.several(labels)
+  several = losses.several(labels)
   count = logits.shape[-1]
-  y = objective.targets(labels, count)  # (N, K) of 0 and 1
+  y = losses.targets(labels, count)  # (N, K) of 0 and 1
   counts = ((mask > 0) & (y.max(-1) > 0)).astype(jnp.float32)  # (N,)
   shares = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
-  losses = objective.LOSSES[scores](logits, shares)  # (N,)
+  loss = losses.LOSSES[scores](logits, shares)  # (N,)
   _, ranked = jax.lax.top_k(logits, min(TOP, count))  # (N, TOP)
   right = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
   confidence = getattr(jax.nn, scores)(logits).max(-1)  # (N,)
@@ -219,7 +220,7 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
   bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
   parts = jnp.stack([jnp.ones_like(confidence), confidence, right[:, 0]], 1)  # (N, 3)
   sums = {
-    'loss': jnp.where(counts > 0, losses, 0).sum(),
+    'loss': jnp.where(counts > 0, loss, 0).sum(),
     'correct': (counts * right[:, 0]).sum(),
     'top': (counts * right.max(-1)).sum(),
     'count': counts.sum(),

@@ -11,9 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, lookup, objective
+from vit_jax import bundle
 from vit_jax.sources import labels
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Rows, Sums, Task, abstract_batch
+from vit_jax.tasks import (
+  Array,
+  Batch,
+  Fixed,
+  Named,
+  Params,
+  Rows,
+  Sums,
+  Task,
+  abstract_batch,
+  losses,
+)
+from vit_jax.text import nearest
 
 KINDS = ('logits', 'hard', 'token', 'features')
 READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
@@ -99,7 +111,7 @@ def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -
 def check(kind: str, temperature: float | None, weight: float) -> None:
   """Raises ValueError for an unknown kind, or a number that is out of its range."""
   if kind not in KINDS:
-    raise ValueError(f'unknown teacher.kind {kind!r}{lookup.nearest(kind, list(KINDS))}')
+    raise ValueError(f'unknown teacher.kind {kind!r}{nearest(kind, list(KINDS))}')
   if temperature is not None and not 0 < temperature < float('inf'):
     raise ValueError(f'teacher.temperature is {temperature}, must be positive and finite')
   if not 0 <= weight <= 1:
@@ -249,7 +261,7 @@ def distances(
 
   def of_classes(logits: Array, answer: Mapping[str, Array]) -> Array:
     target = jax.nn.one_hot(answer['logits'].argmax(-1), answer['logits'].shape[-1])
-    return objective.softmax_cross_entropy(logits, target)
+    return losses.softmax_cross_entropy(logits, target)
 
   if kind == 'features':
     return of_features

@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 
-from vit_jax import bundle, metrics
-from vit_jax.convert import files
+from vit_jax import __version__, bundle, files, metrics
 from vit_jax.evaluate import accuracy
 from vit_jax.models import mixer, resnet, vit
-from vit_jax.version import __version__
+from vit_jax.text import one_line
 
 SHOWN = 20  # class names
 CLASSIFY = 'classify'  # the task that config.objective is for
@@ -97,7 +96,7 @@ def front(source: bundle.Bundle) -> str:
 def use(source: bundle.Bundle) -> str:
   """How it is run."""
   call = "run.predict('image.jpg', top=3)" if source.names_images else "run.features('image.jpg')"
-  return USE.format(call=call, steps=files.one_line(steps(source)))
+  return USE.format(call=call, steps=one_line(steps(source)))
 
 
 USE = """\
@@ -223,7 +222,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def cell(value: str) -> str:
   """Text on one line that does not end its cell."""
-  text = files.one_line(value)
+  text = one_line(value)
   for letter, written in (('<', '&lt;'), ('|', '\\|')):
     text = text.replace(letter, written)
   return text

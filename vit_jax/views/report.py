@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, lookup, metrics, pipeline, plan, provenance
-from vit_jax.convert import files
+from vit_jax import analysis, bundle, files, lookup, metrics, pipeline, plan, workdir
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
+from vit_jax.text import one_line
 from vit_jax.views.report_page import Facts, Mistake, as_html, as_png
 
 PAGE, PICTURE = 'report.html', 'report.png'
@@ -66,7 +66,7 @@ def read(folder: pathlib.Path, held: dict[str, Any] | None) -> Facts:
     folder=folder,
     rows=rows,
     config=config,
-    environment=recorded(folder / provenance.NAME),
+    environment=recorded(folder / workdir.NAME),
     ranks=ranks,
     step=metrics.model_step(config, rows, ranks) if step is None else step,
     model=None,
@@ -79,7 +79,7 @@ def read(folder: pathlib.Path, held: dict[str, Any] | None) -> Facts:
   try:
     model = bundle.read(folder)
   except FAULTS as error:
-    return with_fault(found, f'the model could not be read: {files.one_line(error)}')
+    return with_fault(found, f'the model could not be read: {one_line(error)}')
   if not model.is_finite:
     return with_fault(found, 'the model has parameters that are not finite')
   return dataclasses.replace(found, model=model)
@@ -109,11 +109,11 @@ def with_evaluation(
     name, split = evaluation['source'], evaluation['split']
     data = data or inputs.opened(found.folder, on=name, split=split)
   except FAULTS as error:
-    return with_fault(found, f'the data cannot be opened: {files.one_line(error)}')
+    return with_fault(found, f'the data cannot be opened: {one_line(error)}')
   try:
     return looked_at(found, data)
   except FAULTS as error:
-    return with_fault(found, f'its mistakes could not be drawn: {files.one_line(error)}')
+    return with_fault(found, f'its mistakes could not be drawn: {one_line(error)}')
 
 
 def recorded(path: pathlib.Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def after_training(folder: str | os.PathLike[str], say: Say) -> None:
     found = gather(pathlib.Path(folder))
     write(found)
   except Exception as error:  # a run that is done must not fail for its report
-    say(f'no report: {files.one_line(error)}')
+    say(f'no report: {one_line(error)}')
     return
   for line in found.left_out:
     say(f'report: {line}')
@@ -239,14 +239,14 @@ def measured(
   except FAULTS as error:
     if on or split:  # bad input, for which no report is lost
       raise
-    return with_fault(found, f'the data cannot be opened: {files.one_line(error)}')
+    return with_fault(found, f'the data cannot be opened: {one_line(error)}')
   if held and not batch_size and (data.name, data.split) == (held['source'], held['split']):
     return with_evaluation(found, held, data)
   rows = batch_size or batch_of(found.config)
   try:
     values = files.finite(accuracy.of_model(found.model, data, batch_size=rows, say=say))
   except FAULTS as error:
-    return with_fault(found, f'the model could not be measured: {files.one_line(error)}')
+    return with_fault(found, f'the model could not be measured: {one_line(error)}')
   if use and not held and (data.name, data.split) == (own['source'], own[use]):
     values |= {'step': found.step, 'use': use}
     accuracy.write_result(folder, values)
@@ -261,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     found = measured(folder, on=given.on, split=given.split, batch_size=given.batch_size)
     write(found)
   except FAULTS as error:
-    print(f'vit report: {files.one_line(error)}', file=sys.stderr)
+    print(f'vit report: {one_line(error)}', file=sys.stderr)
     return 2
   for line in found.left_out:
     print(f'vit report: {line}', file=sys.stderr)

@@ -18,7 +18,6 @@ import pathlib
 import pickle
 import pickletools
 import re
-import secrets
 import struct
 import zipfile
 import zlib
@@ -28,6 +27,9 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
+
+from vit_jax import files
+from vit_jax.text import one_line
 
 Path = str | os.PathLike[str]
 Arrays = dict[str, np.ndarray]
@@ -91,10 +93,6 @@ RANK = 32
 CHUNK = 2**20
 WRITTEN = 2**16  # bytes at a time: Linux caches larger pieces in larger pages, which are scarce
 ALIGNMENT = 64  # of arrays in the zip files written here
-
-
-class Unlisted(ValueError):
-  """A pickle asks for something that is not in GLOBALS."""
 
 
 def read(path: Path) -> Arrays:
@@ -169,28 +167,10 @@ def reader(path: pathlib.Path) -> Callable[[Path], Arrays]:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[IO[bytes], np.ndarray]]:
   """A file and its bytes, mapped; all that goes wrong with them is a ValueError of one line."""
-  with open(path, 'rb') as file, naming(path):
+  with open(path, 'rb') as file, files.naming(path):
     if not os.fstat(file.fileno()).st_size:
       raise ValueError('it is empty')
     yield file, np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-  """Turns what goes wrong inside into a ValueError of one line that names the file."""
-  try:
-    yield
-  except Exception as error:  # what is raised is up to the file, from KeyError to MemoryError
-    fault = one_line(error)[:300]
-    if not isinstance(error, ValueError):
-      fault = f'{type(error).__name__} {fault}'.strip()
-    kind = Unlisted if isinstance(error, Unlisted) else ValueError
-    raise kind(f'{one_line(os.fspath(path))} cannot be read: {fault}') from None
-
-
-def one_line(text: object) -> str:
-  """The text without line breaks and control characters."""
-  return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split(' '))
 
 
 @contextlib.contextmanager
@@ -362,48 +342,7 @@ def split_safetensors(data: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
   size = int.from_bytes(data[:8].tobytes(), 'little')
   if data.size < 8 or size > min(data.size - 8, JSON_HEADER):
     raise ValueError(f'its header claims {size} bytes of {data.size}')
-  return read_json(data[8 : 8 + size].tobytes()), data[8 + size :]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-  """The JSON object in a file.
-
-  Raises:
-    ValueError: one line, if there is none.
-  """
-  with naming(path):
-    return read_json(pathlib.Path(path).read_bytes())
-
-
-def read_json(text: bytes) -> dict[str, Any]:
-  """A JSON object; no name in it may come twice."""
-  value = json.loads(text.decode(), object_pairs_hook=distinct)
-  if not isinstance(value, dict):
-    raise ValueError('its JSON is not an object')
-  return value
-
-
-def as_json(value: Any) -> str:
-  """A value in JSON, which has no numbers that are not finite: they become null."""
-  return json.dumps(finite(value), allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-  """Nested dicts and lists with None for every number that is not finite."""
-  if isinstance(value, dict):
-    return {name: finite(part) for name, part in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite(part) for part in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  named: dict[str, Any] = {}
-  for name, value in pairs:
-    if name in named:
-      raise ValueError(f'{name!r} comes twice')
-    named[name] = value
-  return named
+  return files.read_json(data[8 : 8 + size].tobytes()), data[8 + size :]
 
 
 def safetensors_fields(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
@@ -431,7 +370,7 @@ def read_shards(index: Path) -> Arrays:
   """The arrays of all the files, .safetensors or PyTorch's, that an index names."""
   index = pathlib.Path(index)
   with opened(index) as (_, data):
-    places = read_json(data[:JSON_HEADER].tobytes()).get('weight_map')
+    places = files.read_json(data[:JSON_HEADER].tobytes()).get('weight_map')
     if not isinstance(places, dict) or not all(map(shard_name, places.values())):
       raise ValueError('its weight_map does not map names to .safetensors or .bin files beside it')
   shards = {}
@@ -483,7 +422,7 @@ def read_torch(path: Path) -> Arrays:
     return load_with_torch(path)
   try:
     return read_torch_restricted(path)
-  except Unlisted as error:
+  except files.Unlisted as error:
     try:
       return load_with_torch(path)
     except ValueError:  # without PyTorch, or it refuses as well
@@ -629,7 +568,7 @@ def key(value: Any) -> Any:
 def listed(name: str) -> Global:
   if name not in GLOBALS:
     asked = name[:80].replace(' ', '.')
-    raise Unlisted(f'it asks for {asked!r}, which is code and not weights: refused')
+    raise files.Unlisted(f'it asks for {asked!r}, which is code and not weights: refused')
   return Global(name)
 
 
@@ -747,7 +686,7 @@ def read_orbax(folder: Path) -> Arrays:
   from jax import tree_util
 
   folder = pathlib.Path(folder).absolute()
-  with naming(folder):
+  with files.naming(folder):
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree
     wanted = {'params': tree['params']} if 'params' in tree else tree
@@ -777,7 +716,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     ValueError: if an array is not of numbers; this holds for all that write here.
   """
   check_arrays(arrays)
-  with replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with files.replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
     for name, values in arrays.items():
       dtype = native(values.dtype)
       header = io.BytesIO()
@@ -805,7 +744,7 @@ def write_safetensors(
     header[name] = {'dtype': names[dtype], 'shape': list(shape), 'data_offsets': [start, end]}
   text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  with replacing(path) as file:
+  with files.replacing(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
       data = flat_bytes(arrays[name], native(arrays[name].dtype)).data
@@ -823,7 +762,7 @@ def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   floats = {DTYPES[name] for name in ('F64', 'F32', 'F16', 'BF16')}
   if wrong := [name for name in arrays if native(arrays[name].dtype) not in floats]:
     raise ValueError(f'{wrong[0]!r} has dtype {arrays[wrong[0]].dtype}: tensors here are float32')
-  with replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with files.replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
     add_member(file, archive, 'archive/data.pkl', pickle_tensors(arrays))
     add_member(file, archive, 'archive/byteorder', b'little')
     for count, values in enumerate(arrays.values()):
@@ -879,21 +818,3 @@ def add_member(file: IO[bytes], archive: zipfile.ZipFile, name: str, *parts: Any
 def flat_bytes(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
   """The bytes of an array in C order; copied only if it is not so already, or of another dtype."""
   return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-  """A file to write that takes the place of `path` when all went well, and is gone otherwise."""
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(4)}')
-  try:
-    with open(partial, 'xb') as file:
-      yield file
-    os.replace(partial, path)
-  except OSError as error:
-    if error.filename not in (None, str(partial), partial):
-      raise  # of another file
-    raise OSError(error.errno, error.strerror, str(path)) from None
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink()

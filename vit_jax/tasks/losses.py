@@ -18,12 +18,6 @@ Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,
 MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
 
 
-def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-  """uint8 images to float32 (x / 255 - mean) / std; mean = std = 0.5 gives [-1, 1]."""
-  mean_255, std_255 = (255 * jnp.asarray(x).reshape(1, 1, 1, -1) for x in (mean, std))
-  return (images.astype(jnp.float32) - mean_255) / std_255
-
-
 def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array:
   """Labels of any kind to float32 (N, K): (1 - smoothing) y + smoothing / K.
 

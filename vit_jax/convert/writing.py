@@ -20,15 +20,16 @@ from vit_jax.convert import (
   adapt,
   architecture,
   engine,
-  files,
   google,
   huggingface,
   prepared,
   preprocess,
   timm,
   torchvision,
+  weights,
 )
 from vit_jax.convert.engine import Arrays, Spoken
+from vit_jax.text import nearest
 
 
 class Source(Protocol):
@@ -149,7 +150,7 @@ def write_folder(
     ) as hold:
       new = pathlib.Path(hold, 'new')
       new.mkdir()  # with the permissions of any folder, which `hold` has not
-      files.write_safetensors(new / files.FILES[0], arrays, metadata)
+      weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
       for name, config in configs.items():
         (new / name).write_text(json.dumps(config, indent=2))
       replace(here, new, pathlib.Path(hold, 'old'))
@@ -171,11 +172,11 @@ def replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
-  '.npz': files.write_npz,
-  '.safetensors': lambda path, arrays: files.write_safetensors(path, arrays, {'format': 'pt'}),
-  '.pth': files.write_torch,
-  '.pt': files.write_torch,
-  '.bin': files.write_torch,
+  '.npz': weights.write_npz,
+  '.safetensors': lambda path, arrays: weights.write_safetensors(path, arrays, {'format': 'pt'}),
+  '.pth': weights.write_torch,
+  '.pt': weights.write_torch,
+  '.bin': weights.write_torch,
 }
 SPEAKERS: dict[str, Callable[[Source], Spoken]] = {
   'npz': google.spoken,
@@ -211,7 +212,7 @@ def suffix(path: pathlib.Path, to: str) -> str:
 def write(path: str | os.PathLike[str], source: Source, to: str) -> list[str]:
   """See `vit_jax.convert.write`."""
   if to not in SPEAKERS:
-    raise ValueError(f'unknown dialect {to!r}{models.nearest(to, list(SPEAKERS))}')
+    raise ValueError(f'unknown dialect {to!r}{nearest(to, list(SPEAKERS))}')
   path = pathlib.Path(path)
   if os.path.lexists(path):
     raise ValueError(f'{path} exists already')

@@ -187,7 +187,7 @@ def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
   )
   if not model.num_classes:
     del module.heads.head
-  arrays = convert.files.read(path)
+  arrays = convert.weights.read(path)
   module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
   return module
 

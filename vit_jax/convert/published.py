@@ -23,6 +23,7 @@ from typing import IO, Any
 from vit_jax import models
 from vit_jax.sources import folder as folders
 from vit_jax.sources import presets
+from vit_jax.text import nearest
 
 GOOGLE = 'https://storage.googleapis.com/'
 AUGREG = 'gs://vit_models/augreg'
@@ -276,13 +277,11 @@ def matches(rows: Sequence[Row], model: str, adapt: str = '') -> list[dict[str, 
   found = [row for row in rows if row['filename'].partition('-')[0] == short]
   if not found:
     known = sorted({row['filename'].partition('-')[0] for row in rows})
-    raise ValueError(f'the index has no file of {short}{models.nearest(short, known)}')
+    raise ValueError(f'the index has no file of {short}{nearest(short, known)}')
   if adapt:
     known = sorted({row.get('adapt_ds', '') for row in found} - {''})
     if adapt not in known:
-      raise ValueError(
-        f'no file of {short} was fine-tuned on {adapt}{models.nearest(adapt, known)}'
-      )
+      raise ValueError(f'no file of {short} was fine-tuned on {adapt}{nearest(adapt, known)}')
     found = [row for row in found if row.get('adapt_ds') == adapt]
   else:
     found = list({row['filename']: row for row in found}.values())

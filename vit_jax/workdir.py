@@ -10,6 +10,8 @@ import platform
 import subprocess
 from typing import Any
 
+from vit_jax import files
+
 NAME = 'environment.json'
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -44,7 +46,6 @@ def record(folder: str | os.PathLike[str], command: str) -> None:
   Raises:
     OSError: if it cannot be written.
   """
-  from vit_jax.convert import files
 
   with files.replacing(pathlib.Path(folder) / NAME) as file:
     file.write(json.dumps(environment(command), indent=1).encode())

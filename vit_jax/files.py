@@ -1,0 +1,90 @@
+"""Files that are written whole or not at all, and JSON read and written strictly."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import IO, Any
+
+from vit_jax.text import one_line
+
+Path = str | os.PathLike[str]
+
+
+class Unlisted(ValueError):
+  """A pickle asks for something that is not in GLOBALS."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Turns what goes wrong inside into a ValueError of one line that names the file."""
+  try:
+    yield
+  except Exception as error:  # what is raised is up to the file, from KeyError to MemoryError
+    fault = one_line(error)[:300]
+    if not isinstance(error, ValueError):
+      fault = f'{type(error).__name__} {fault}'.strip()
+    kind = Unlisted if isinstance(error, Unlisted) else ValueError
+    raise kind(f'{one_line(os.fspath(path))} cannot be read: {fault}') from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: one line, if there is none.
+  """
+  with naming(path):
+    return read_json(pathlib.Path(path).read_bytes())
+
+
+def read_json(text: bytes) -> dict[str, Any]:
+  """A JSON object; no name in it may come twice."""
+  value = json.loads(text.decode(), object_pairs_hook=distinct)
+  if not isinstance(value, dict):
+    raise ValueError('its JSON is not an object')
+  return value
+
+
+def as_json(value: Any) -> str:
+  """A value in JSON, which has no numbers that are not finite: they become null."""
+  return json.dumps(finite(value), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+  """Nested dicts and lists with None for every number that is not finite."""
+  if isinstance(value, dict):
+    return {name: finite(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(part) for part in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  named: dict[str, Any] = {}
+  for name, value in pairs:
+    if name in named:
+      raise ValueError(f'{name!r} comes twice')
+    named[name] = value
+  return named
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+  """A file to write that takes the place of `path` when all went well, and is gone otherwise."""
+  path = pathlib.Path(path)
+  partial = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(4)}')
+  try:
+    with open(partial, 'xb') as file:
+      yield file
+    os.replace(partial, path)
+  except OSError as error:
+    if error.filename not in (None, str(partial), partial):
+      raise  # of another file
+    raise OSError(error.errno, error.strerror, str(path)) from None
+  finally:
+    with contextlib.suppress(OSError):
+      partial.unlink()
