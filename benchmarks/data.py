@@ -119,7 +119,7 @@ def decode(folder: str) -> Turn:
 def ours(folder: str, *, threads: int = 1) -> Turn:
   from vit_jax import pipeline, sources
   from vit_jax.images import transforms
-  from vit_jax.tasks.columns import labelled_images
+  from vit_jax.sources.columns import labelled_images
 
   source = sources.open_source(f'folder:{folder}', 'train')
   counter = itertools.count()
@@ -415,7 +415,7 @@ import sys, time
 began = time.perf_counter()
 from vit_jax import pipeline, sources
 from vit_jax.images import transforms
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 imported = time.perf_counter()
 splits = [sources.open_source(f'folder:{sys.argv[1]}', name) for name in ('train', 'validation')]
 opened = time.perf_counter()

@@ -5,7 +5,7 @@ import pytest
 
 from vit_jax import pipeline, sources
 from vit_jax.images import transforms
-from vit_jax.tasks.columns import Column, check_names, image
+from vit_jax.sources.columns import Column, check_names, image
 
 pytestmark = pytest.mark.quick
 

@@ -11,7 +11,7 @@ from vit_jax import pipeline, sources
 from vit_jax.convert import resample
 from vit_jax.images import transforms
 from vit_jax.sources import digits
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 
 # The pipeline
 

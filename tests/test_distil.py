@@ -31,8 +31,8 @@ from vit_jax import __main__ as vit
 from vit_jax import bundle, checkpoint, config, sharding, train
 from vit_jax import plan as plans
 from vit_jax.sources import labels
+from vit_jax.sources.columns import Column
 from vit_jax.tasks import classify, distil
-from vit_jax.tasks.columns import Column
 
 __all__ = ['cache', 'pytestmark']
 

@@ -18,6 +18,7 @@ from tests.conftest import SIZE, drawn, shapes, tiny
 from tests.test_run import cache, contents, pytestmark, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, export, predict, sharding
+from vit_jax.commands.export import default_path
 from vit_jax.evaluate import accuracy
 from vit_jax.models import vit as vits
 from vit_jax.views import card
@@ -450,7 +451,7 @@ def test_a_run_is_exported_by_the_suffix(source, tmp_path, capsys):
   ],
 )
 def test_without_a_path_an_export_lies_in_the_run_or_here(run, to, path):
-  assert export.default_path(run, to) == pathlib.Path(path)
+  assert default_path(run, to) == pathlib.Path(path)
 
 
 # The card

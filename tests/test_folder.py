@@ -15,7 +15,7 @@ from vit_jax import pipeline, sources
 from vit_jax.images import transforms
 from vit_jax.sources import folder
 from vit_jax.sources import table as tables
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from vit_jax import pipeline, sources
 from vit_jax import plan as plans
 from vit_jax.config import default
 from vit_jax.images import transforms
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 
 CLASSES = ('even', 'odd')
 
@@ -380,7 +380,7 @@ WORKERS = """
 import numpy as np
 from vit_jax import pipeline, sources
 from vit_jax.images import transforms
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 
 if __name__ == '__main__':
   image = np.zeros((90, 90, 3), np.uint8)

@@ -13,8 +13,8 @@ from vit_jax import __main__ as vit
 from vit_jax import pipeline, sources
 from vit_jax.commands import data as show
 from vit_jax.images import transforms
+from vit_jax.sources import columns as fields
 from vit_jax.sources import presets
-from vit_jax.tasks import columns as fields
 
 RNG = np.random.default_rng(0)
 

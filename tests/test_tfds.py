@@ -19,7 +19,7 @@ from vit_jax import pipeline, sources
 from vit_jax.images import transforms
 from vit_jax.sources import presets, tfrecord
 from vit_jax.sources import tfds as tfds_sets
-from vit_jax.tasks.columns import labelled_images
+from vit_jax.sources.columns import labelled_images
 
 COUNTS = {'train': 20, 'test': 7}
 CLASSES = ('ant', 'bee', 'cat')

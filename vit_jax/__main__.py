@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 COMMANDS = {
   'train': ('vit_jax.main', 'train a model, or go on with a run'),
-  'predict': ('vit_jax.predict', 'name what images show'),
+  'predict': ('vit_jax.commands.predict', 'name what images show'),
   'evaluate': ('vit_jax.commands.evaluate', 'measure a model on a split'),
   'vtab': ('vit_jax.commands.vtab', 'fine-tune a checkpoint on the tasks of VTAB-1k'),
-  'report': ('vit_jax.views.report', 'write a page and a picture about a run'),
-  'features': ('vit_jax.evaluate.features', 'write what the head of a model reads'),
+  'report': ('vit_jax.commands.report', 'write a page and a picture about a run'),
+  'features': ('vit_jax.commands.features', 'write what the head of a model reads'),
   'inspect': ('vit_jax.commands.inspect', 'draw what a model looks at'),
   'convert': ('vit_jax.commands.convert', "write a checkpoint in another library's names"),
-  'export': ('vit_jax.export', 'write a model for others to run: StableHLO, ONNX'),
+  'export': ('vit_jax.commands.export', 'write a model for others to run: StableHLO, ONNX'),
   'models': ('vit_jax.commands.models', 'list the models, and published files'),
   'data': ('vit_jax.commands.data', 'look at data sets, save, prepare and list them'),
   'bench': ('vit_jax.commands.bench', 'measure speed and memory'),

@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax.images import transforms
 from vit_jax.sources import Record, Source
-from vit_jax.tasks.columns import Columns
+from vit_jax.sources.columns import Columns
 
 HostBatch = dict[str, np.ndarray]
 

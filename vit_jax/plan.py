@@ -32,9 +32,9 @@ from vit_jax.config import default
 from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
+from vit_jax.sources.columns import check_names, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil, losses
-from vit_jax.tasks.columns import check_names, labelled_images
 from vit_jax.tasks.encoder import Encoder
 from vit_jax.text import error_line, nearest
 

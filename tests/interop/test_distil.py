@@ -20,8 +20,8 @@ from tests.conftest import flat
 from tests.interop import peers
 from tests.interop.peers import timm
 from vit_jax import bundle
+from vit_jax.sources.columns import Column
 from vit_jax.tasks import classify, distil
-from vit_jax.tasks.columns import Column
 
 timm_tasks = importlib.import_module('timm.task')  # after peers, which lets torchvision load
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vit_jax import models
 from vit_jax.models import vit
 from vit_jax.plan import make_encoder
-from vit_jax.tasks import columns
+from vit_jax.sources import columns
 
 VISIBLE = 0.25  # V / T
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.plan import make_encoder
-from vit_jax.tasks import columns
+from vit_jax.sources import columns
 
 LENGTH = 8  # T
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.plan import make_encoder
-from vit_jax.tasks import columns
+from vit_jax.sources import columns
 
 PROTOTYPES = 64  # K
 STUDENT, TEACHER = 0.1, 0.04  # temperatures

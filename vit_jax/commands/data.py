@@ -28,8 +28,8 @@ import numpy as np
 from vit_jax import metrics, pipeline, sources
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
+from vit_jax.sources import columns as fields
 from vit_jax.sources.folder import shown
-from vit_jax.tasks import columns as fields
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax import bundle, files
+from vit_jax.commands.features import add_data, check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
 from vit_jax.text import one_line
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
   """`vit evaluate`: 0, or 2 for bad input."""
   given = parser().parse_args(argv)
   try:
-    features.check_out(given.out)
+    check_out(given.out)
     values, text = measured(given)
     if given.out:
       with files.replacing(given.out) as file:
@@ -121,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     description='Measures a model: with its head, or by what can be told from its features.',
   )
   flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
-  features.add_data(flags)
+  add_data(flags)
   flags.add_argument('--method', choices=METHODS, default='accuracy')
   flags.add_argument(
     '--label_map',

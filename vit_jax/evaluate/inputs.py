@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.images import transforms
-from vit_jax.sources import Record, Source
-from vit_jax.tasks import Batch, columns
+from vit_jax.sources import Record, Source, columns
+from vit_jax.tasks import Batch
 
 BATCH = 256  # images at a time on each device
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.bundle import Bundle
-from vit_jax.tasks.columns import Column as Column  # "as": these are names of this module too
-from vit_jax.tasks.columns import Columns as Columns
+from vit_jax.sources.columns import Column as Column  # "as": these are names of this module too
+from vit_jax.sources.columns import Columns as Columns
 
 Array = jax.Array
 Params = dict[str, Any]  # float32 arrays by name, nested: what is trained

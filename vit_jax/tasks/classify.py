@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, models
+from vit_jax.sources.columns import Columns
 from vit_jax.tasks import (
   Array,
   Batch,
@@ -28,7 +29,6 @@ from vit_jax.tasks import (
   losses,
   means,
 )
-from vit_jax.tasks.columns import Columns
 
 RANKS = {'accuracy': 1, 'loss': -1}
 BINS = 15  # of the calibration error

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax import bundle, models
 from vit_jax.images.transforms import Transform
+from vit_jax.sources.columns import Columns
 from vit_jax.tasks import (
   Array,
   Batch,
@@ -25,7 +26,6 @@ from vit_jax.tasks import (
   Task,
   means,
 )
-from vit_jax.tasks.columns import Columns
 
 EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
 

@@ -1,0 +1,80 @@
+"""`vit predict`: names what images show."""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from vit_jax.predict import BATCH, Run, image_files, load
+
+
+def main(argv: Sequence[str]) -> int:
+  """`vit predict`: 0 if all went well, 2 for bad input, 3 if some files could not be read."""
+  flags = parser().parse_args(argv)
+  try:
+    if flags.top < 1:
+      raise ValueError(f'--top must be at least 1, got {flags.top}')
+    run = load(flags.run)
+    run.check_classes()
+    files = image_files(flags.files)
+  except (ValueError, OSError) as error:
+    print(f'vit predict: {error}', file=sys.stderr)
+    return 2
+  failed: list[str] = []
+  write(flags.format, predictions(run, files, flags.top, failed), sys.stdout)
+  for line in failed:
+    print(f'vit predict: {line}', file=sys.stderr)
+  return 3 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+  flags = argparse.ArgumentParser(prog='vit predict', description='Names what images show.')
+  flags.add_argument('run', help="a run's folder, a bundle, or a published checkpoint")
+  flags.add_argument('files', nargs='+', help='images, and folders of images')
+  flags.add_argument('--top', type=int, default=3, help='classes per image')
+  flags.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
+  return flags
+
+
+def predictions(
+  run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = BATCH
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+  """(file, ranked classes) of every file that can be read; a line in `failed` for the others."""
+
+  def prepared(file: str) -> np.ndarray | str:
+    try:
+      return run.prepared(file)
+    except (ValueError, FileNotFoundError) as error:
+      return str(error)
+
+  with ThreadPoolExecutor() as threads:
+    for start in range(0, len(files), batch_size):
+      chunk = files[start : start + batch_size]
+      read = list(zip(chunk, threads.map(prepared, chunk)))
+      failed += [image for _, image in read if isinstance(image, str)]
+      good = [(file, image) for file, image in read if not isinstance(image, str)]
+      if good:
+        scores = run.forward([image for _, image in good], batch_size=batch_size)['scores']
+        yield from ((file, run.ranked(row, top)) for (file, _), row in zip(good, scores))
+
+
+def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: Any) -> None:
+  """Predictions as a table, as CSV (a line per class) or as one JSON list."""
+  if form == 'json':
+    found = [{'file': file, 'predictions': ranked} for file, ranked in rows]
+    print(json.dumps(found, indent=1), file=out)
+  elif form == 'csv':
+    table = csv.writer(out)
+    table.writerow(['file', 'rank', 'label', 'score'])
+    for file, ranked in rows:
+      for rank, guess in enumerate(ranked, 1):
+        table.writerow([file, rank, guess['label'], f'{guess["score"]:.6f}'])
+  else:
+    for file, ranked in rows:
+      guesses = '  '.join(f'{guess["label"]} {guess["score"]:.1%}' for guess in ranked)
+      print(f'{file}  {guesses}', file=out)
