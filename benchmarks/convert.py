@@ -61,7 +61,7 @@ def write_weights(name: str, file: pathlib.Path) -> None:
   code = """
 import sys, jax, numpy as np
 from vit_jax import models, convert
-from vit_jax.convert import engine, files, google
+from vit_jax.convert import engine, google, weights
 model = models.build(sys.argv[1])
 side = 224
 images = jax.ShapeDtypeStruct((1, side, side, 3), 'float32')
@@ -70,7 +70,7 @@ rng = np.random.default_rng(0)
 ours = {}
 draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)
 models.map_named(lambda name, leaf: ours.setdefault(name, draw(leaf)), shapes)
-files.write_npz(sys.argv[2], engine.back(google.GOOGLE, ours)[0])
+weights.write_npz(sys.argv[2], engine.back(google.GOOGLE, ours)[0])
 """
   subprocess.run([sys.executable, '-c', code, name, str(file)], check=True)
 

@@ -61,7 +61,7 @@ def imports(library):
       level, module = getattr(node, 'level', 0), getattr(node, 'module', None)
       base = [*(source.path.parts[:-level] if level else ()), *filter(None, [module])]
       for target in {module_of('.'.join([*base, alias.name]), library) for alias in node.names}:
-        if target in library:
+        if target in library and target != PACKAGE:  # `__version__` is all that it has of its own
           yield source, library[target], node, id(node) in inner
 
 

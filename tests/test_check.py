@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(fault, place, tmp_path, 
   monkeypatch.setattr(*((weights, place) if hasattr(weights, place) else (json, place)), fails)
   for write in (
     lambda path: bundle.write(path, whole),
-    lambda path: writing.write(path, whole, 'hf'),
+    lambda path: writing.write(path, whole, to='hf'),
   ):
     with pytest.raises(type(fault)) as error:
       write(tmp_path / 'out')

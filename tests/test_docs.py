@@ -23,7 +23,7 @@ from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
 from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
 from vit_jax.commands import convert as conversion
-from vit_jax.convert import engine, resample, weights
+from vit_jax.convert import engine, families, resample, weights
 from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
 from vit_jax.sources import presets
@@ -76,7 +76,7 @@ def arrays(row):
 
 
 def family(row):
-  found = convert.unwrapped({name: np.zeros(1) for name in coded(row[2])})
+  found = families.unwrapped({name: np.zeros(1) for name in coded(row[2])})
   return None if found is None else found[0]
 
 
@@ -89,8 +89,8 @@ def theirs(row):
 def test_every_family_has_one_row_and_every_row_a_family():
   found = [family(row) for row in FAMILIES]
   assert None not in found
-  places = [[known is one for known in convert.FAMILIES].index(True) for one in found]
-  assert sorted(places) == list(range(len(convert.FAMILIES)))
+  places = [[known is one for known in families.FAMILIES].index(True) for one in found]
+  assert sorted(places) == list(range(len(families.FAMILIES)))
 
 
 @ROWS
@@ -104,7 +104,7 @@ def test_a_row_tells_its_family(row):
 def test_each_name_that_a_family_is_recognised_by_is_needed(row):
   for absent in coded(row[2]):
     rest = {name: np.zeros(1) for name in coded(row[2]) if name != absent}
-    left = convert.unwrapped(rest) if rest else None
+    left = families.unwrapped(rest) if rest else None
     assert left is None or left[0] is not family(row), absent
 
 
@@ -128,7 +128,7 @@ def test_a_row_tells_all_that_its_dialect_settles(row):
 
 def test_the_prefixes_told_are_those_that_are_taken_off():
   (told,) = re.findall(r'stands\s+round them: (.+?);', CHECKPOINTS.read_text(), re.DOTALL)
-  assert sorted(coded(told)) == sorted(set(convert.WRAPPERS))
+  assert sorted(coded(told)) == sorted(set(families.WRAPPERS))
 
 
 def test_the_rules_told_are_those_that_there_are():

@@ -33,6 +33,7 @@ from vit_jax import (
   train,
   workdir,
 )
+from vit_jax.commands import inspect
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.files import as_json
 from vit_jax.tasks import classify
@@ -62,7 +63,7 @@ def run():
 
 @pytest.fixture(scope='module')
 def seen(run):
-  return [page.seen(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
+  return [inspect.look(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -141,14 +142,14 @@ def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(seen, h
 
 
 def test_a_class_token_that_alone_is_read_needs_no_other_query():
-  one = page.seen(run_of(), run_of().prepared(pixels(0)), 'image')
+  one = inspect.look(run_of(), run_of().prepared(pixels(0)), 'image')
   assert not len(page.readers(one.attention))
   assert '"readers": []' in page.attention('a model', run_of().model, [one])
 
 
 def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
   found = run_of(pool='map')
-  one = page.seen(found, found.prepared(pixels(0)), 'image')
+  one = inspect.look(found, found.prepared(pixels(0)), 'image')
   values = np.frombuffer(gzip.decompress(base64.b64decode(page.packed(one.attention))), '<u2')
   tokens = len(one.attention.read)
   first = values[: (tokens + 1) * tokens].reshape(tokens + 1, tokens)

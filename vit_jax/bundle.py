@@ -9,7 +9,6 @@ import numbers
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from vit_jax import convert, files, models
 from vit_jax.convert import adapt, published, weights, writing
 from vit_jax.convert import preprocess as lines
 from vit_jax.images import decoding, transforms
-from vit_jax.text import error_line, one_line
+from vit_jax.text import error_line, one_line, to_stderr
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
@@ -30,11 +29,6 @@ LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
 SCORES = ('softmax', 'sigmoid')
 HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
 OMITTED = (*HOW, 'head_init')  # fields that a bundle leaves out: its head has started long ago
-
-
-def tell(text: str) -> None:
-  """Prints a report to standard error."""
-  print(text, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +142,7 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
   """
   source = opened(path)
   for note in source.notes:
-    tell(f'{source.path}: {note}')
+    to_stderr(f'{source.path}: {note}')
   return built(source, native=native)
 
 
@@ -331,7 +325,7 @@ def load_params(
   resample: str | None = None,
   new_head: bool = False,
   seed: int = 0,
-  report: Callable[[str], object] | None = tell,
+  report: Callable[[str], object] | None = to_stderr,
 ) -> Any:
   """The parameters of a model from any checkpoint, as a tree of float32 arrays.
 
@@ -371,7 +365,9 @@ def load_params(
     new_head=new_head,
     seed=seed,
   )
-  if report is not None and (source.dialect != 'vit_jax' or done.changed or report is not tell):
+  if report is not None and (
+    source.dialect != 'vit_jax' or done.changed or report is not to_stderr
+  ):
     report(str(done))
   return params
 

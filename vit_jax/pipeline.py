@@ -20,6 +20,7 @@ import numpy as np
 from vit_jax.images import transforms
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Columns
+from vit_jax.text import to_stderr
 
 HostBatch = dict[str, np.ndarray]
 
@@ -49,11 +50,6 @@ class Reading:
   workers: int = 0
 
 
-def tell(text: str) -> None:
-  """Prints to standard error."""
-  print(text, file=sys.stderr)
-
-
 class Unreadable:
   """The images of a source that could not be read, each told once.
 
@@ -70,7 +66,7 @@ class Unreadable:
     source: Source,
     *,
     policy: str = 'substitute',
-    say: Callable[[str], object] = tell,
+    say: Callable[[str], object] = to_stderr,
     limit: float | None = LIMIT,
     file: pathlib.Path | None = None,
   ):

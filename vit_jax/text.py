@@ -1,6 +1,7 @@
 """Words for messages: one line of anything, and the nearest name to one that is unknown."""
 
 import difflib
+import sys
 
 
 def one_line(text: object) -> str:
@@ -21,3 +22,8 @@ def error_line(error: BaseException) -> str:
   """What others' code raised; of a ValueError its text alone."""
   text = ' '.join(str(error).split())
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+
+
+def to_stderr(line: object) -> None:
+  """Prints a line to standard error: where reports and warnings go unless a caller takes them."""
+  print(line, file=sys.stderr)

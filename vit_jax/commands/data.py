@@ -30,6 +30,7 @@ from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
 from vit_jax.sources import columns as fields
 from vit_jax.sources.folder import shown
+from vit_jax.text import to_stderr
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest
@@ -497,7 +498,7 @@ def opened_splits(name: str, asked: Sequence[str] | None) -> dict[str, Source]:
     return sources.open_splits(name, {split: split for split in asked})
   splits = {split: opened() for split, opened in sources.splits_of(name).items()}
   if empty := [split for split, source in splits.items() if not len(source)]:
-    pipeline.tell(f'{shown(name)} has no images in {", ".join(empty)}')
+    to_stderr(f'{shown(name)} has no images in {", ".join(empty)}')
   if len(empty) == len(splits):
     raise ValueError(f'{shown(name)} has no images')
   return {split: source for split, source in splits.items() if len(source)}
@@ -575,7 +576,7 @@ def save(given: argparse.Namespace) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
   """`vit data prepare`."""
-  importlib.import_module('vit_jax.sources.tfds').prepare(given.name, say=pipeline.tell)
+  importlib.import_module('vit_jax.sources.tfds').prepare(given.name, say=to_stderr)
   return 0
 
 

@@ -324,8 +324,18 @@ def drawn_of_images(task: Task, images: Sequence[Image], folder: pathlib.Path) -
 def page_of(task: Task, images: Sequence[Image]) -> str:
   """The text of attention.html."""
   run: Any = task.run
-  seen = (attention.seen(run, image.pixels, named(image)) for image in images)
-  return attention.attention(pathlib.Path(task.given.model).name, run.model, seen)
+  looks = (look(run, image.pixels, named(image)) for image in images)
+  return attention.attention(pathlib.Path(task.given.model).name, run.model, looks)
+
+
+def look(run: predict.Run, image: np.ndarray, name: str, *, top: int = 5) -> attention.Seen:
+  """What a model makes of an image (H, W, 3) uint8, as `run.prepared` makes it.
+
+  Raises:
+    ValueError: if the model has no attention.
+  """
+  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
+  return attention.Seen(name, image, guesses, analysis.attention(run, image))
 
 
 def named(image: Image) -> str:

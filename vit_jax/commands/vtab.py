@@ -21,9 +21,8 @@ import jax
 
 from vit_jax import config, files, metrics, plan, train
 from vit_jax.evaluate import accuracy
-from vit_jax.pipeline import tell
 from vit_jax.sources import presets
-from vit_jax.text import nearest, one_line
+from vit_jax.text import nearest, one_line, to_stderr
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
@@ -75,7 +74,7 @@ class Protocol:
         found = self.run(task, folder / f'rate_{rate:g}', rate, SWEPT)
         search[rate] = measured(found, 'validation')
       except FloatingPointError as error:
-        tell(f'{task}, rate {rate:g}: {one_line(error)}')
+        to_stderr(f'{task}, rate {rate:g}: {one_line(error)}')
     if not search:
       raise ValueError('none of the rates gave a finished run')
     best = max(search, key=lambda rate: search[rate]['accuracy'])
@@ -103,7 +102,7 @@ class Protocol:
     asked = config.load(f'{self.recipe}:{self.model},{task}', given)
     ready = plan.make_plan(asked, folder)
     plan.claim(folder, ready.config, ready.splits['train'], ready.task)
-    tell(f'{folder}: {task}, rate {rate:g}')
+    to_stderr(f'{folder}: {task}, rate {rate:g}')
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
       finished = train.train(ready, folder)
     jax.clear_caches()  # of dozens of runs, compiled programs would pile up
@@ -130,7 +129,7 @@ def measured(run: pathlib.Path, use: str) -> dict[str, float]:
 
 
 def sweep(
-  protocol: Protocol, tasks: Sequence[str], *, say: Callable[[str], object] = tell
+  protocol: Protocol, tasks: Sequence[str], *, say: Callable[[str], object] = to_stderr
 ) -> dict[str, Any]:
   """The results of tasks, which are written to `RESULT` in the folder after each.
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.convert import Checkpoint, resample
-from vit_jax.convert.engine import Arrays
+from vit_jax.convert import resample
+from vit_jax.convert.engine import Arrays, Checkpoint
 from vit_jax.models import resnet, vit
 from vit_jax.text import nearest
 

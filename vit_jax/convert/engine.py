@@ -435,3 +435,40 @@ def renamed(arrays: Mapping[str, np.ndarray], renames: Sequence[tuple[str, str]]
       raise ValueError(f'two arrays are {new}')
     out[new] = array
   return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A file's arrays in our names, and what else it says.
+
+  Fields:
+    path: of the file or folder.
+    dialect: 'vit_jax', or that of the family.
+    name: the variant that is nearest to the model.
+    fields: of the model, as `vit_jax.build(name, **fields)` takes them.
+    arrays: flat, float32, layers stacked.
+    size: (height, width) in pixels of the images that the positions are for.
+    classes: the name of each label; its number where the file names none.
+    preprocess: fields of `bundle.Preprocess` that the file, or its kind, tells.
+    resample: the rule by which the dialect's own code resamples positions.
+    renamed: how many of the file's arrays have another name here.
+    dropped: the file's names that no model has a use for.
+    faults: arrays that are missing, unexpected or misshapen by the dialect's table.
+    notes: what else a user should know, a line each.
+    scores: what logits become, see `bundle.Bundle`.
+  """
+
+  path: str
+  dialect: str
+  name: str
+  fields: dict[str, Any]
+  arrays: Arrays
+  size: tuple[int, int]
+  classes: tuple[str, ...] = ()
+  preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
+  resample: str = 'bicubic_antialias'
+  renamed: int = 0
+  dropped: tuple[str, ...] = ()
+  faults: Faults = dataclasses.field(default_factory=Faults)
+  notes: tuple[str, ...] = ()
+  scores: str = 'softmax'

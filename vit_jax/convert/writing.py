@@ -15,20 +15,18 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.convert import (
-  FAMILIES,
-  Checkpoint,
   adapt,
   architecture,
   engine,
   google,
   huggingface,
-  prepared,
   preprocess,
   timm,
   torchvision,
   weights,
 )
-from vit_jax.convert.engine import Arrays, Spoken
+from vit_jax.convert.engine import Arrays, Checkpoint, Spoken
+from vit_jax.convert.families import FAMILIES, prepared
 from vit_jax.text import nearest
 
 
@@ -209,8 +207,22 @@ def suffix(path: pathlib.Path, to: str) -> str:
   return found
 
 
-def write(path: str | os.PathLike[str], source: Source, to: str) -> list[str]:
-  """See `vit_jax.convert.write`."""
+def write(path: str | os.PathLike[str], source: Source, *, to: str) -> list[str]:
+  """Writes a model in another's names: a file by its suffix, or a folder with its configuration.
+
+  Args:
+    path: new; a .npz for 'npz' and 'bigvision', a folder for 'hf', a folder, .safetensors or .pth
+      for 'timm', .safetensors or .pth for 'torchvision'.
+    source: a run or bundle, as `vit_jax.load` gives it.
+    to: 'npz', 'bigvision', 'timm', 'hf' or 'torchvision'.
+
+  Returns:
+    What their readers compute otherwise than the model does, a line each: usually nothing. How
+    to open a lone file of timm's.
+
+  Raises:
+    ValueError: if the path exists or has another suffix, or the dialect cannot say the model.
+  """
   if to not in SPEAKERS:
     raise ValueError(f'unknown dialect {to!r}{nearest(to, list(SPEAKERS))}')
   path = pathlib.Path(path)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import bundle, files, pipeline, sharding, sources
+from vit_jax import bundle, files, sharding, sources
 from vit_jax.evaluate import inputs, loop
 from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import Task, classify
+from vit_jax.text import to_stderr
 
 RESULT = 'evaluation.json'  # in the folder of a run: what became its model, measured
 COUNTS = ('count', 'unlabelled', 'bad_images', 'step')  # of an evaluation, and no measure
@@ -29,7 +30,7 @@ def of_model(
   label_map: str | os.PathLike[str] = '',
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
-  say: Callable[[str], object] = pipeline.tell,
+  say: Callable[[str], object] = to_stderr,
 ) -> dict[str, Any]:
   """Every measure of a model on a split, all over the same images.
 

@@ -19,6 +19,7 @@ from vit_jax import bundle, files, models, pipeline, sharding
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs, loop
 from vit_jax.tasks import Batch, Params
+from vit_jax.text import to_stderr
 
 FORMAT = 1  # of the cache
 SUFFIXES = ('.npz', '.parquet')
@@ -82,7 +83,7 @@ def of_split(
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
   cache: str | os.PathLike[str] = '',
-  say: Callable[[str], object] = pipeline.tell,
+  say: Callable[[str], object] = to_stderr,
 ) -> Features:
   """The features of every image of a split, in order, computed on all devices.
 

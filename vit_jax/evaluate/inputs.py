@@ -18,6 +18,7 @@ from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.images import transforms
 from vit_jax.sources import Record, Source, columns
 from vit_jax.tasks import Batch
+from vit_jax.text import to_stderr
 
 BATCH = 256  # images at a time on each device
 
@@ -127,7 +128,7 @@ def placed_batches(
   mesh: Mesh,
   *,
   batch_size: int = BATCH,
-  say: Callable[[str], object] = pipeline.tell,
+  say: Callable[[str], object] = to_stderr,
 ) -> Iterator[tuple[Iterator[Batch], pipeline.Unreadable]]:
   """Every image of a split once, in order, in batches on all devices.
 

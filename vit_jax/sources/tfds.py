@@ -38,9 +38,8 @@ from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
-from vit_jax import pipeline
 from vit_jax.sources import Record, Source, Splits, presets, tfrecord
-from vit_jax.text import nearest
+from vit_jax.text import nearest, to_stderr
 
 OPTIONS = ('data_dir', 'label', 'image')
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
@@ -90,7 +89,7 @@ def splits(kind: str, rest: str) -> Splits:
   name = parsed(rest)
   builder = builder_of(name)
   chosen_columns(builder.name, builder.info.features, name)  # refused before it is downloaded
-  make_ready(builder, name, say=pipeline.tell)
+  make_ready(builder, name, say=to_stderr)
   columns, classes = chosen_columns(builder.name, builder.info.features, name)
   return {
     split: functools.partial(opened, builder, split, columns, classes)

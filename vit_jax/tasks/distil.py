@@ -25,7 +25,7 @@ from vit_jax.tasks import (
   abstract_batch,
   losses,
 )
-from vit_jax.text import nearest
+from vit_jax.text import nearest, to_stderr
 
 KINDS = ('logits', 'hard', 'token', 'features')
 READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
@@ -69,7 +69,7 @@ def read_teacher(
   """
   checkpoint = bundle.opened(path)
   for note in checkpoint.notes:
-    bundle.tell(f'{checkpoint.path}: {note}')
+    to_stderr(f'{checkpoint.path}: {note}')
   source = bundle.built(checkpoint)
   if getattr(source.model, 'pool', '') == 'none':
     raise ValueError(f"teacher {path} has pool 'none': it answers for patches, not for an image")

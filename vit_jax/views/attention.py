@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import analysis, predict
+from vit_jax import analysis
 from vit_jax.models import vit
 
 UNIT = 1e-4  # of a stored weight: a hundredth of a percent, the last digit that is shown
@@ -42,16 +42,6 @@ class Seen:
   image: np.ndarray
   predictions: Sequence[Mapping[str, Any]]
   attention: analysis.Attention
-
-
-def seen(run: predict.Run, image: np.ndarray, name: str, *, top: int = 5) -> Seen:
-  """What a model makes of an image (H, W, 3) uint8, as `run.prepared` makes it.
-
-  Raises:
-    ValueError: if the model has no attention.
-  """
-  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
-  return Seen(name, image, guesses, analysis.attention(run, image))
 
 
 def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:

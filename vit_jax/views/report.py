@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, files, lookup, metrics, pipeline, plan, workdir
+from vit_jax import analysis, bundle, files, lookup, metrics, plan, workdir
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
-from vit_jax.text import one_line
+from vit_jax.text import one_line, to_stderr
 from vit_jax.views.report_page import Facts, Mistake, as_html, as_png
 
 PAGE, PICTURE = 'report.html', 'report.png'
@@ -204,7 +204,7 @@ def measured(
   on: str = '',
   split: str = '',
   batch_size: int | None = None,
-  say: Say = pipeline.tell,
+  say: Say = to_stderr,
 ) -> Facts:
   """`gather`, with the numbers of the model measured now where the run has not the ones asked for.
 

@@ -1,0 +1,328 @@
+"""Whose checkpoint a file is: the families of dialects, and `read`, which recognises them."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import files
+from vit_jax.convert import architecture, engine, google, huggingface, timm, torchvision, weights
+from vit_jax.convert.engine import Arrays, Family
+from vit_jax.convert.preprocess import cropped
+from vit_jax.text import one_line
+
+FAMILIES: tuple[Family, ...] = (
+  *google.FAMILIES,
+  *huggingface.FAMILIES,
+  *torchvision.FAMILIES,
+  *timm.FAMILIES,
+)
+OWN = {  # a name that every checkpoint of ours has
+  'ViT': 'encoder/blocks/attention/query/kernel',
+  'Mixer': 'encoder/blocks/tokens/up/kernel',
+  'BiT': 'stage1/unit1/conv1/kernel',
+}
+WRAPPERS = (*google.WRAPPERS, *timm.WRAPPERS)
+CONFIGS = {  # JSON files beside weights: where `configuration` has what they say
+  'config.json': '',
+  'preprocessor_config.json': 'preprocessor',
+  'processor_config.json': '',
+  'open_clip_config.json': '',
+}
+OF_OTHER_FILES = {  # and the files of those keys that are not config.json's
+  'preprocessor': 'preprocessor_config.json: ',
+  'model_cfg': 'open_clip_config.json: model_cfg.',
+  'preprocess_cfg': 'open_clip_config.json: preprocess_cfg.',
+}
+Size = tuple[int, int]
+
+
+def read(
+  path: str | os.PathLike[str], *, heads: int | None = None, image_size: Size | None = None
+) -> engine.Checkpoint:
+  """A checkpoint of any dialect, recognised by its names; nothing in it is executed.
+
+  Args:
+    path: of a .npz, .safetensors or PyTorch file, an Orbax folder, or a folder as Hugging Face,
+      timm or open_clip write it, with its configuration.
+    heads: attention heads, where neither a file in torch's names nor JSON beside it tells them;
+      None takes those of the published model of that size.
+    image_size: (height, width) in pixels that a table of positions is for which is of no square.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: one line, if it cannot be read, or its names are no dialect's, or it is not what
+      the JSON beside it says.
+  """
+  arrays = weights.read(path)
+  try:
+    try:
+      return recognised(str(path), arrays, configuration(pathlib.Path(path)), heads, image_size)
+    except ValueError as error:
+      if not others(pathlib.Path(path)):
+        raise
+      # Beside several weight files, JSON that does not fit this one is of another
+      ignored = f'the JSON beside it is ignored, as it does not fit: {one_line(error)}'
+    found = recognised(str(path), arrays, {}, heads, image_size)
+    return dataclasses.replace(found, notes=(ignored,))
+  except ValueError as error:
+    raise ValueError(f'{one_line(path)}: {one_line(error)}') from None
+
+
+def recognised(
+  path: str, arrays: Arrays, config: dict[str, Any], heads: int | None, image_size: Size | None
+) -> engine.Checkpoint:
+  """The checkpoint that arrays in any dialect's names are."""
+  for model, sign in OWN.items():
+    if sign in arrays:
+      return own(path, model, {n: np.array(a, np.float32) for n, a in arrays.items()}, image_size)
+  if (found := unwrapped(arrays)) is None:
+    names = ', '.join(sorted(arrays)[:3])
+    raise ValueError(f'{len(arrays)} arrays ({names}, ...) with the names of no known ViT')
+  family, theirs, outside = found
+  config = checked(family, config)
+  told = family.tells(config)
+  kept, dropped = parted(family, theirs)
+  tidied = engine.renamed(family.tidy(kept), family.renames)
+  heads = divisor(told, tidied, family) or heads or published_heads(family, tidied)
+  ours, faults = engine.into(family.table, tidied, heads)
+  faults = faults.respelled(engine.spelling(tidied, arrays))
+  check_promises(family, tidied, ours, config, arrays, faults)
+  details, preprocess = family.details(tidied, ours, config), family.preprocess(config)
+  sizes = likely_sizes(ours, preprocess.get('size'), told.get('size', ('', None))[1], image_size)
+  fields = shown_fields(family, ours, details, sizes, faults)
+  check_told(told, fields)
+  size = architecture.image_size(fields, ours, sizes)
+  return engine.Checkpoint(
+    path=path,
+    dialect=family.dialect,
+    name=architecture.variant(family.model, fields),
+    fields=fields,
+    arrays=ours,
+    size=size,
+    classes=class_names(config, fields),
+    preprocess=prepared(preprocess, size),
+    resample=family.resample,
+    renamed=sum(name not in ours or name not in arrays for name in kept),
+    dropped=(*outside, *dropped),
+    faults=faults,
+  )
+
+
+def shown_fields(
+  family: Family, ours: Arrays, details: dict[str, Any], sizes: list[Size], faults: engine.Faults
+) -> dict[str, Any]:
+  """Fields of the model; a ValueError, if arrays that tell them lack, names all faults."""
+  try:
+    return architecture.infer(family.model, ours, details, sizes)
+  except ValueError as error:
+    raise ValueError(f'{error}; {faults}' if faults else f'{error}') from None
+
+
+def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
+  """What the family reads of a configuration; null says nothing, as an absent field.
+
+  Raises:
+    ValueError: one that names every field whose value is none.
+  """
+  told = stated({key: value for key, value in config.items() if key in family.fields})
+  wrong = [
+    line
+    for key in told
+    for line in (
+      engine.unfit(family.fields[key], told[key], OF_OTHER_FILES[key])
+      if key in OF_OTHER_FILES and isinstance(told[key], dict)
+      else engine.unfit({key: family.fields[key]}, told, 'config.json: ')
+    )
+  ]
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  return told
+
+
+def stated(config: Any) -> Any:
+  """JSON without the fields that are null."""
+  if isinstance(config, dict):
+    return {key: stated(value) for key, value in config.items() if value is not None}
+  return config
+
+
+def parted(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
+  """The arrays that the family has a use for, and the names of the others."""
+  dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
+  gone = {*dropped}
+  return {name: array for name, array in theirs.items() if name not in gone}, dropped
+
+
+def check_promises(
+  family: Family,
+  theirs: Arrays,
+  ours: Arrays,
+  config: dict[str, Any],
+  arrays: Arrays,
+  faults: engine.Faults,
+) -> None:
+  """Raises ValueError with all faults if a file lacks what its kind, or its JSON, says it has."""
+  layers = [len(a) for name, a in ours.items() if name.startswith('encoder/blocks/')]
+  depth = family.tells(config).get('depth', ('', 0))[1]
+  absent = engine.lacking(
+    family.table, theirs, family.promises(theirs, ours, config), max(depth, *layers, 0)
+  )
+  known = engine.spelling(theirs, arrays)
+  named = [engine.in_file(name, known) for name in absent]
+  if new := [name for name in named if name not in faults.missing]:
+    faults.missing.extend(new)
+    raise ValueError(f'{faults}')
+
+
+def check_told(told: Mapping[str, tuple[str, Any]], fields: dict[str, Any]) -> None:
+  """Raises ValueError for all in which the arrays are not what the JSON says."""
+  wrong = [
+    f'{where} is {value}, but the arrays have {fields[field]}'
+    for field, (where, value) in told.items()
+    if field in ('width', 'depth') and value != fields.get(field, value)
+  ]
+  where, count = told.get('num_classes', ('', 0))
+  if count and count != fields['num_classes']:
+    wrong.append(f'{where} is {count}, but the head has {fields["num_classes"] or "no"} classes')
+  if wrong:
+    raise ValueError('; '.join(wrong))
+
+
+def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
+  """Of images that positions may be for; the last is taken only of a table that is of no square."""
+  *told, hint = sizes
+  return [size for size in (*told, None if architecture.may_be_square(ours) else hint) if size]
+
+
+def prepared(told: dict[str, Any], size: Size) -> dict[str, Any]:
+  """Fields of `bundle.Preprocess`: a share of the image and a method become the steps."""
+  if 'share' not in told:
+    return told
+  rest = {field: value for field, value in told.items() if field not in ('share', 'method')}
+  return rest | {'steps': cropped(rest.get('size', size), told['share'], told['method'])}
+
+
+def own(path: str, model: str, arrays: Arrays, image_size: Size | None) -> engine.Checkpoint:
+  """The checkpoint that arrays in our own names are; what they do not show has its default."""
+  sizes = likely_sizes(arrays, image_size)
+  fields = architecture.infer(model, arrays, {}, sizes)
+  size = architecture.image_size(fields, arrays, sizes)
+  classes = class_names({}, fields)
+  name = architecture.variant(model, fields)
+  return engine.Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
+
+
+def unwrapped(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
+  """The family whose signs the names bear, its arrays without what wraps their names, the others.
+
+  Of what stands round the names, such as an optimizer's state or a text tower, only the names of
+  what is left out are kept.
+  """
+  for family in FAMILIES:
+    if bears(family, arrays):
+      return family, arrays, []
+  for wrapper in WRAPPERS:
+    inside = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
+    if inside and (found := unwrapped(inside)):
+      outside = [name for name in arrays if not name.startswith(wrapper)]
+      return found[0], found[1], outside + [wrapper + name for name in found[2]]
+  return None
+
+
+def bears(family: Family, arrays: Arrays) -> bool:
+  """Whether some name matches each of the family's signs, and none one that begins with '!'."""
+  return all(
+    any(re.fullmatch(sign.removeprefix('!'), name) for name in arrays) != sign.startswith('!')
+    for sign in family.signs
+  )
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def divisor(told: Mapping[str, tuple[str, Any]], theirs: Arrays, family: Family) -> int | None:
+  """The heads that the JSON tells.
+
+  Raises:
+    ValueError: if they do not divide the width.
+  """
+  if 'heads' not in told:
+    return None
+  where, heads = told['heads']
+  width = patch_width(family, theirs)
+  if width and width % heads:
+    raise ValueError(f'{where} is {heads}, which does not divide the width {width}')
+  return int(heads)
+
+
+def published_heads(family: Family, theirs: Arrays) -> int:
+  """Attention heads of the published model of that size."""
+  width = patch_width(family, theirs)
+  if not width or family.model != 'ViT':
+    return 1
+  names = {row.ours: row for row in family.table}
+  norms = engine.counted(names['encoder/blocks/norm1/scale'], theirs)
+  depth = max(norms.values(), default=0)
+  gated = any(re.search(r'mlp\.(fc1_g|gate_proj)\.', name) for name in theirs)
+  return architecture.heads(width, depth, gated=gated)
+
+
+def patch_width(family: Family, theirs: Arrays) -> int:
+  """Channels of the patch kernel in torch's form; 0 without one."""
+  names = (row.theirs for row in family.table if row.ours == 'embed/kernel')
+  kernel = theirs.get(next(names, ''))
+  return kernel.shape[0] if kernel is not None and kernel.ndim else 0
+
+
+def others(path: pathlib.Path) -> bool:
+  """Whether the JSON beside a weight file may be of another one: several are there."""
+  if path.is_dir() or path.name in weights.FILES or not path.parent.is_dir():
+    return False
+  return any(file.suffix in weights.WEIGHTS and file != path for file in path.parent.iterdir())
+
+
+def configuration(path: pathlib.Path) -> dict[str, Any]:
+  """What the JSON files in a folder, or beside a weight file, say: see CONFIGS.
+
+  Raises:
+    ValueError: if one of them holds no JSON object.
+  """
+  folder = path if path.is_dir() else path.parent
+  config: dict[str, Any] = {}
+  for name, key in CONFIGS.items():
+    if (folder / name).is_file():
+      found = files.read_object(folder / name)
+      config |= {key: found} if key else found
+  if isinstance(config.get('image_processor'), dict):  # of processor_config.json
+    config['preprocessor'] = config['image_processor']
+  return config
+
+
+def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
+  """Names of the labels that the configuration has; their numbers without any.
+
+  A head without bias is no classifier, but a projection.
+
+  Raises:
+    ValueError: if there are names of more, fewer or other labels than the head has.
+  """
+  count = fields['num_classes']
+  numbers = tuple(map(str, range(count)))
+  key = 'id2label' if 'id2label' in config else 'label_names'
+  named = config.get(key, {})
+  if not named or not count or fields['head_bias'] is None:
+    return numbers
+  if len(named) != count:
+    raise ValueError(f'config.json: {key} has {len(named)} names for {count} classes')
+  if isinstance(named, dict) and (lacking := [k for k in numbers if k not in named]):
+    raise ValueError(f'config.json: {key} names no label {lacking[0]}')
+  labels = [named[k] for k in numbers] if isinstance(named, dict) else [*named]
+  if labels == [f'LABEL_{k}' for k in numbers]:  # transformers' word for no name
+    return numbers
+  return tuple(labels)
