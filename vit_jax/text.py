@@ -1,7 +1,14 @@
-"""Words for messages: one line of anything, and the nearest name to one that is unknown."""
+"""Words for messages: a line of anything, the nearest name to an unknown one, a progress bar."""
 
+import contextlib
 import difflib
 import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from rich.console import Console
+  from rich.progress import Progress
 
 
 def one_line(text: object) -> str:
@@ -27,3 +34,50 @@ def error_line(error: BaseException) -> str:
 def to_stderr(line: object) -> None:
   """Prints a line to standard error: where reports and warnings go unless a caller takes them."""
   print(line, file=sys.stderr)
+
+
+def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progress':
+  """Rich's progress bars, all of one look, silent where the console is no terminal.
+
+  A task is added by `add_task(description, total=..., note=...)`, its total None where that is not
+  known; the note is text behind the bar that may change.
+
+  Args:
+    unit: 'bytes' shows sizes and a speed, anything else counts.
+    console: to draw on; standard error by default, and then the bars vanish at the end.
+  """
+  from rich import console as consoles
+  from rich import progress
+
+  is_bytes = unit == 'bytes'
+  transient, console = console is None, console or consoles.Console(stderr=True)
+  return progress.Progress(
+    progress.TextColumn('{task.description}', markup=False),
+    progress.BarColumn(bar_width=20),
+    progress.DownloadColumn() if is_bytes else progress.MofNCompleteColumn(),
+    *([progress.TransferSpeedColumn()] if is_bytes else []),
+    progress.TextColumn('{task.fields[note]}', markup=False),
+    progress.TimeRemainingColumn(compact=True),
+    console=console,
+    transient=transient,
+    disable=not console.is_terminal,
+  )
+
+
+@contextlib.contextmanager
+def progress(
+  total: int | None, *, description: str = '', unit: str = ''
+) -> Iterator[Callable[[int], None]]:
+  """A progress bar on standard error, silent where that is no terminal.
+
+  Args:
+    total: how much there is to do; None where that is not known.
+    description: of what is done, before the bar.
+    unit: what is counted, such as 'images'; of 'bytes' sizes and a speed are shown.
+
+  Yields:
+    A function that takes how much more is done.
+  """
+  with progress_bars(unit=unit) as bars:
+    task = bars.add_task(description, total=total, note='' if unit == 'bytes' else unit)
+    yield lambda count: bars.advance(task, count)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vit_jax import metrics, pipeline, sources
+from vit_jax import metrics, pipeline, sources, text
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
 from vit_jax.sources import columns as fields
@@ -454,7 +454,7 @@ def show(given: argparse.Namespace) -> int:
   if transform:
     check_transform(transform, next(iter(opened.values())))
   began, total = time.perf_counter(), sum(map(len, opened.values()))
-  with progress(total) as advance:
+  with text.progress(total, unit='images') as advance:
     surveys = {
       split: survey(source, threads=given.threads, advance=advance)
       for split, source in opened.items()
@@ -533,27 +533,6 @@ def training_transform(given: argparse.Namespace) -> transforms.Transform:
   return transforms.compose(given.augment or config.data.augment, size)
 
 
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[int], object]]:
-  """A bar on standard error where that is a terminal; yields what takes how many more are done."""
-  from rich import progress as bars
-  from rich.console import Console
-
-  console = Console(stderr=True)
-  bar = bars.Progress(
-    bars.BarColumn(bar_width=30),
-    bars.MofNCompleteColumn(),
-    bars.TextColumn('images'),
-    bars.TimeRemainingColumn(compact=True),
-    console=console,
-    transient=True,
-    disable=not console.is_terminal,
-  )
-  with bar:
-    task = bar.add_task('', total=total)
-    yield lambda count: bar.advance(task, count)
-
-
 def split_to_save(name: str) -> str:
   """'test' if there is one, else the first that is not empty."""
   splits = sources.splits_of(name)
@@ -606,10 +585,10 @@ def main(argv: Sequence[str]) -> int:
     check_ranges(given)
     return given.run(given)
   except (ValueError, OSError, ModuleNotFoundError) as error:
-    text = str(error)
+    message = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
-      text = f'{shown(error.filename)}: {error.strerror}'
-    print(f'vit data: {" ".join(text.split())}', file=sys.stderr)
+      message = f'{shown(error.filename)}: {error.strerror}'
+    print(f'vit data: {" ".join(message.split())}', file=sys.stderr)
     return 2
 
 

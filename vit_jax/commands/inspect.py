@@ -17,12 +17,11 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, files, metrics, models, pipeline, predict
-from vit_jax.commands import data
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
-from vit_jax.text import nearest, one_line
+from vit_jax.text import nearest, one_line, progress
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -146,7 +145,7 @@ def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
   task = dataclasses.replace(task, wanted=frozenset(wanted))
   with staged(pathlib.Path(given.out)) as folder:
     told = drawn_of_model(task, folder) | drawn_of_images(task, images, folder)
-    with data.progress(len(images)) as advance:
+    with progress(len(images), unit='images') as advance:
       shown = []
       for number, image in enumerate(images):
         shown.append(drawn_of_image(task, image, folder, number))

@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import secrets
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,7 +22,7 @@ from typing import IO, Any
 from vit_jax import models
 from vit_jax.sources import folder as folders
 from vit_jax.sources import presets
-from vit_jax.text import nearest
+from vit_jax.text import nearest, progress
 
 GOOGLE = 'https://storage.googleapis.com/'
 AUGREG = 'gs://vit_models/augreg'
@@ -147,22 +146,11 @@ def unfetched(address: str, reason: object) -> FileNotFoundError:
 
 def copy(answer: IO[bytes], out: IO[bytes], size: int | None, name: str) -> int:
   """Writes what comes, under a progress bar on a terminal; how many bytes that was."""
-  from rich import progress
-  from rich.console import Console
-
-  columns = (
-    progress.TextColumn('{task.description}'),
-    progress.BarColumn(),
-    progress.DownloadColumn(),
-    progress.TransferSpeedColumn(),
-    progress.TimeRemainingColumn(),
-  )
-  count, quiet = 0, not sys.stderr.isatty()
-  with progress.Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-    task = bar.add_task(f'fetching {name}', total=size)
+  count = 0
+  with progress(size, description=f'fetching {name}', unit='bytes') as advance:
     while block := answer.read(BLOCK):
       out.write(block)
-      bar.advance(task, len(block))
+      advance(len(block))
       count += len(block)
   return count
 

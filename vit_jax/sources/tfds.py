@@ -39,7 +39,7 @@ from tensorflow_datasets.core.registered import DatasetNotFoundError
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
 from vit_jax.sources import Record, Source, Splits, presets, tfrecord
-from vit_jax.text import nearest, to_stderr
+from vit_jax.text import nearest, progress, to_stderr
 
 OPTIONS = ('data_dir', 'label', 'image')
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
@@ -560,13 +560,12 @@ def convert(builder: Any) -> None:
   shutil.rmtree(work, ignore_errors=True)
   work.mkdir()
   try:
-    with progress() as bars:
-      for split, info in builder.info.splits.items():
-        bar = bars.add_task(f'{builder.name}/{split}', total=info.num_examples)
-        old, new = (shards(builder, split, format_) for format_ in ('tfrecord', 'array_record'))
+    for split, info in builder.info.splits.items():
+      old, new = (shards(builder, split, format_) for format_ in ('tfrecord', 'array_record'))
+      with progress(info.num_examples, description=f'{builder.name}/{split}') as advance:
         for file, target, count in zip(old, new, info.shard_lengths):
           copied(file, work / os.path.basename(target), count)
-          bars.advance(bar, count)
+          advance(count)
     for written in work.iterdir():
       os.replace(written, folder / written.name)
     proto = dataset_info.read_proto_from_builder_dir(folder)
@@ -591,12 +590,3 @@ def copied(file: str, target: pathlib.Path, count: int) -> None:
     raise ValueError(
       f'{file} has {there} records, of which {written} were written; dataset_info.json says {count}'
     )
-
-
-def progress() -> Any:
-  """Bars of rich, silent where standard error is no terminal."""
-  from rich.console import Console
-  from rich.progress import Progress
-
-  console = Console(stderr=True)
-  return Progress(console=console, transient=True, disable=not console.is_terminal)

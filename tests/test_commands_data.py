@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import types
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import __main__ as vit
-from vit_jax import pipeline, sources
+from vit_jax import pipeline, sources, text
 from vit_jax.commands import data as show
 from vit_jax.images import transforms
 from vit_jax.sources import columns as fields
@@ -483,3 +484,17 @@ def test_prepare_leaves_the_work_to_tfds_and_says_what_fails(monkeypatch, capsys
   monkeypatch.setattr(show.importlib, 'import_module', {'vit_jax.sources.tfds': tfds}.__getitem__)
   assert show.main(['prepare', 'cifar10']) == 2
   assert capsys.readouterr().err == 'prepares cifar10\nvit data: there is no such set\n'
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_progress_shows_on_a_terminal_alone(is_terminal, monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setattr(stream, 'isatty', lambda: is_terminal, raising=False)
+  monkeypatch.setattr(sys, 'stderr', stream)
+  with text.progress(4, description='[a]', unit='images') as advance:
+    advance(3)
+  with text.progress(None, description='b', unit='bytes') as advance:
+    advance(2048)
+  for part in ('[a] ', '3/4', ' images ', 'b ', '2.0/? kB'):
+    assert (part in stream.getvalue()) is is_terminal
+  assert is_terminal or not stream.getvalue()
