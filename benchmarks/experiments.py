@@ -110,7 +110,7 @@ def ran(folder: pathlib.Path, recipe: str, overrides: Sequence[str]) -> pathlib.
   """A finished run of a recipe, in its folder; what it says goes to standard error."""
   asked = config.load(recipe, list(overrides))
   ready = plan.make_plan(asked, folder)
-  plan.claim(folder, ready.config, ready.splits['train'], ready.task)
+  ready.claim(folder)
   with contextlib.redirect_stdout(sys.stderr):
     if not train.train(ready, folder):
       sys.exit(130)

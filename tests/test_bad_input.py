@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_run import ROOT, STEPS, cache, contents, environment, flags, vit_train
 from vit_jax import __main__ as vit
-from vit_jax import config, main, train
+from vit_jax import config, main, train, workdir
 from vit_jax import plan as plans
 
 __all__ = ['cache']
@@ -341,11 +341,11 @@ def test_the_recipe_these_tests_spoil_is_itself_good():
 
 def test_a_run_from_before_a_field_was_there_can_be_gone_on_with(tmp_path):
   asked = config.load('digits')
-  plans.claim(tmp_path, asked)
+  workdir.claim(tmp_path, asked)
   stored = json.loads((tmp_path / 'config.json').read_text())
   del stored['evaluation']['patience'], stored['system'], stored['ema']
   (tmp_path / 'config.json').write_text(json.dumps(stored))
-  plans.claim(tmp_path, asked)
+  workdir.claim(tmp_path, asked)
 
 
 @pytest.mark.parametrize('stored', [{'model': 3}, {'model': {'name': 'ViT-S/16', 'of': {'a': 1}}}])
@@ -357,11 +357,11 @@ def test_a_stored_config_with_other_sections_is_another_run(stored, tmp_path, ca
 
 def test_a_field_that_was_stored_and_is_unknown_now_is_named(tmp_path):
   asked = config.load('digits')
-  plans.claim(tmp_path, asked)
+  workdir.claim(tmp_path, asked)
   stored = json.loads((tmp_path / 'config.json').read_text()) | {'of': {'later': 1}}
   (tmp_path / 'config.json').write_text(json.dumps(stored))
   with pytest.raises(ValueError, match='another run: of is'):
-    plans.claim(tmp_path, asked)
+    workdir.claim(tmp_path, asked)
 
 
 def test_a_workdir_that_is_a_url_is_refused(tmp_path, monkeypatch, capsys):

@@ -27,7 +27,6 @@ from vit_jax import (
   main,
   metrics,
   pipeline,
-  plan,
   predict,
   sources,
   train,
@@ -662,9 +661,9 @@ def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(train
 
 
 def test_what_ranks_is_what_the_task_says_of_an_old_run_a_classifiers(trained, tmp_path):
-  assert plan.held_ranks(trained) == classify.RANKS
-  assert list(plan.held_ranks(trained)) == list(classify.RANKS)
-  assert plan.held_ranks(tmp_path) == classify.RANKS
+  assert workdir.read_ranks(trained) == classify.RANKS
+  assert list(workdir.read_ranks(trained)) == list(classify.RANKS)
+  assert workdir.read_ranks(tmp_path) == classify.RANKS
   for ranks, held in (
     ({'recall': 1, 'loss': -1}, {'recall': 1, 'loss': -1}),
     ({'recall': 'more'}, classify.RANKS),
@@ -672,7 +671,7 @@ def test_what_ranks_is_what_the_task_says_of_an_old_run_a_classifiers(trained, t
     ({}, classify.RANKS),
   ):
     (tmp_path / 'data.json').write_text(json.dumps({'ranks': ranks}))
-    assert plan.held_ranks(tmp_path) == held
+    assert workdir.read_ranks(tmp_path) == held
 
 
 def test_training_ends_with_a_page_a_picture_and_a_record(trained):
@@ -680,7 +679,7 @@ def test_training_ends_with_a_page_a_picture_and_a_record(trained):
   assert text.startswith('<!doctype html>') and '{{' not in text
   with Image.open(trained / report.PICTURE) as picture:
     assert min(picture.size) >= 500
-  held = json.loads((trained / workdir.NAME).read_text())
+  held = json.loads((trained / workdir.ENVIRONMENT).read_text())
   assert held['packages']['jax'] and held['devices']
   assert shlex.split(held['command']) == ['vit', 'train', *words_of(trained)]
   assert unescape(text).count(f'<pre id="command">{held["command"]}</pre>') == 1
@@ -699,7 +698,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
     (['vit', 'train'], words_of(tmp_path)),
     (['python', '-m', 'vit_jax.main'], [*words_of(tmp_path), '--config.system.threads=1']),
   ):
-    held = json.loads((tmp_path / workdir.NAME).read_text())
+    held = json.loads((tmp_path / workdir.ENVIRONMENT).read_text())
     assert shlex.split(held['command']) == [*start, *words]
     found = report.gather(tmp_path)
     assert unescape(report_page.environment(found)).startswith(
@@ -710,15 +709,15 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
 
 def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
   folder = copied(trained, tmp_path)
-  before = (folder / workdir.NAME).read_bytes()
+  before = (folder / workdir.ENVIRONMENT).read_bytes()
   assert main.main(words_of(folder, {'seed': 5})) == 2
   assert main.main(words_of(folder)) == 0  # it is finished
-  assert (folder / workdir.NAME).read_bytes() == before
+  assert (folder / workdir.ENVIRONMENT).read_bytes() == before
 
 
 def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
   folder = copied(trained, tmp_path)
-  (folder / workdir.NAME).unlink()
+  (folder / workdir.ENVIRONMENT).unlink()
   found = report.gather(folder)
   assert 'Not recorded' in report_page.as_html(found)
 

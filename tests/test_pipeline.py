@@ -14,8 +14,7 @@ from PIL import Image
 
 import vit_jax
 from vit_jax import main as vit
-from vit_jax import pipeline, sources
-from vit_jax import plan as plans
+from vit_jax import pipeline, sources, workdir
 from vit_jax.config import default
 from vit_jax.images import transforms
 from vit_jax.sources.columns import labelled_images
@@ -241,7 +240,7 @@ def data(count, *classes):
 def test_data_that_changes_under_a_run_is_refused(tmp_path):
   config = default()
   for _ in range(2):
-    plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+    workdir.claim(tmp_path, config, data(9, 'cat', 'dog'))
   for source, said in {
     data(9, 'cat', 'dog', 'owl'): '2 classes there and 3 here, new owl$',
     data(9, 'cat', 'owl'): 'gone dog, new owl$',
@@ -249,7 +248,7 @@ def test_data_that_changes_under_a_run_is_refused(tmp_path):
     data(8, 'cat', 'dog'): '9 training images there and 8 here$',
   }.items():
     with pytest.raises(ValueError, match=f'holds a run on other data: .*{said}'):
-      plans.claim(tmp_path, config, source)
+      workdir.claim(tmp_path, config, source)
   held = json.loads((tmp_path / 'data.json').read_text())
   assert held == {'images': 9, 'classes': ['cat', 'dog']}
 
@@ -257,9 +256,9 @@ def test_data_that_changes_under_a_run_is_refused(tmp_path):
 def test_a_run_may_go_on_under_another_policy(tmp_path):
   config = default()
   config.data.bad_images = 'error'
-  plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+  workdir.claim(tmp_path, config, data(9, 'cat', 'dog'))
   config.data.bad_images = 'substitute'
-  plans.claim(tmp_path, config, data(9, 'cat', 'dog'))
+  workdir.claim(tmp_path, config, data(9, 'cat', 'dog'))
 
 
 def test_a_misspelt_policy_is_refused_before_anything_is_written(tmp_path, capsys):

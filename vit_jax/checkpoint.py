@@ -9,11 +9,13 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from vit_jax import models
 
 SEAL = 'seal.json'
 DAMAGED = '.damaged'
@@ -213,6 +215,16 @@ def checksum(file: pathlib.Path) -> list[int]:
     while chunk := opened.read(1 << 22):
       crc, size = zlib.crc32(chunk, crc), size + len(chunk)
   return [size, crc]
+
+
+def tree_crc(tree: Mapping[str, Any]) -> int:
+  """The CRC-32 of the names, shapes and values of a tree of arrays on the host."""
+  crc = 0
+  for name, leaf in sorted(models.flat(tree).items()):
+    array = np.ascontiguousarray(leaf)
+    crc = zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), crc)
+    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+  return crc
 
 
 def unused(path: pathlib.Path) -> pathlib.Path:

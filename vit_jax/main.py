@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked = config.load(flags.config, overrides)
     ready = plan.make_plan(asked, flags.workdir)
-    plan.claim(flags.workdir, ready.config, ready.splits['train'], ready.task)
+    ready.claim(flags.workdir)
   except (ValueError, OSError) as error:
     return failure(error, 2)
   try:

@@ -147,7 +147,7 @@ def model_step(
   Args:
     config: of the run, as config.json has it.
     rows: of metrics.jsonl.
-    ranks: of its task, see `plan.held_ranks`.
+    ranks: of its task, see `workdir.read_ranks`.
   """
   tested = [row['step'] for row in rows if of_split(row, 'test')]
   if tested:

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,9 +25,9 @@ from vit_jax import (
   pipeline,
   sharding,
   sources,
+  workdir,
 )
-from vit_jax.checkpoint import Checkpoints
-from vit_jax.config import default
+from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
@@ -38,7 +37,6 @@ from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, 
 from vit_jax.tasks.encoder import Encoder
 from vit_jax.text import error_line, nearest
 
-MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
 # Of a checkpoint's model: how its head started and how it was regularised.
 UNTOLD = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
@@ -213,17 +211,23 @@ class Plan:
     """1 where more of the metric is better, -1 where less is: the task says."""
     return self.task.ranks[self.config.evaluation.metric.removeprefix('ema_')]
 
+  def claim(self, folder: str | os.PathLike[str]) -> None:
+    """Makes a folder this run's, see `workdir.claim`."""
+    task = self.task
+    crc = tree_crc(task.fixed) if task.fixed else None
+    workdir.claim(folder, self.config, self.splits['train'], ranks=task.ranks, fixed_crc=crc)
+
   def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
     share = sharding.batch_share(batch_size, self.mesh)
     return pipeline.Reading(share, self.config.system.threads, workers)
 
 
-def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Plan:
+def make_plan(config: Any, folder: str | os.PathLike[str] | None = None) -> Plan:
   """Reads the config once and checks what it names, and the checkpoint that it starts from.
 
   Args:
     config: of `vit_jax.config.load`.
-    workdir: the run's folder. A run that is gone on with has its parameters there, and what the
+    folder: the run's. A run that is gone on with has its parameters there, and what the
       checkpoint told: it is not opened again.
 
   Raises:
@@ -245,7 +249,7 @@ def make_plan(config: Any, workdir: str | os.PathLike[str] | None = None) -> Pla
   def steps(duration: int | str) -> int:
     return optim.steps(duration, epoch=epoch, total=total)
 
-  config, checkpoint = completed(config, workdir)
+  config, checkpoint = completed(config, folder)
   with blaming(config):
     task = make_task(config, splits['train'], checkpoint)
     params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
@@ -430,10 +434,10 @@ TASKS: dict[str, Callable[..., Task]] = {'classify': classification}
 
 
 def completed(
-  config: Any, workdir: str | os.PathLike[str] | None
+  config: Any, folder: str | os.PathLike[str] | None
 ) -> tuple[Any, convert.Checkpoint | None]:
   """The config with what it leaves to a checkpoint, and that checkpoint if it was opened for it."""
-  held, checkpoint = own_start(config, workdir), None
+  held, checkpoint = own_start(config, folder), None
   if held:
     told = told_by(held['model'], held['data'], new_head=config.new_head)
   elif config.pretrained:
@@ -452,12 +456,12 @@ def completed(
   return config, checkpoint
 
 
-def own_start(config: Any, workdir: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+def own_start(config: Any, folder: str | os.PathLike[str] | None) -> dict[str, Any] | None:
   """The config of a run that started from a checkpoint and has saved states of its own since."""
-  if not (config.pretrained and workdir):
+  if not (config.pretrained and folder):
     return None
-  saved = any(pathlib.Path(workdir).glob('checkpoints/[0-9]*'))
-  return held_config(pathlib.Path(workdir)) if saved else None
+  saved = any(pathlib.Path(folder).glob('checkpoints/[0-9]*'))
+  return workdir.read_config(pathlib.Path(folder)) if saved else None
 
 
 def opened(config: Any) -> convert.Checkpoint:
@@ -657,150 +661,3 @@ def check_division(config: Any, mesh: Mesh) -> None:
       f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
       f'micro-batches on {parts} device{"s" * (parts != 1)}'
     )
-
-
-def claim(
-  workdir: str | os.PathLike[str],
-  config: Any,
-  source: sources.Source | None = None,
-  task: Task | None = None,
-) -> None:
-  """Makes the folder this run's, or makes sure that it is.
-
-  Args:
-    workdir: the folder.
-    config: of the run.
-    source: its training images, whose classes and number must stay the same, too.
-    task: its task, whose `fixed` arrays, such as a teacher's, must stay the same, too; what it
-      ranks by is kept for those who read what was measured.
-
-  Raises:
-    ValueError: if it holds a run with another config or other data; names what differs.
-    OSError: if it cannot be written.
-  """
-  folder = pathlib.Path(workdir)
-  ours = json.loads(json.dumps(config.to_dict()))
-  file, held = folder / 'config.json', folder / 'data.json'
-  data: dict[str, Any] = {}
-  if source:
-    data |= {'images': len(source), 'classes': list(source.classes)}
-  if task:
-    data['ranks'] = dict(task.ranks)
-    data |= {'fixed': digest(task.fixed)} if task.fixed else {}
-  if not str(workdir) or '://' in str(workdir):
-    raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
-  if jax.process_count() > 1:
-    check_same(ours)
-  if (theirs := held_config(folder)) is not None:
-    differing = [
-      f'{name} is {old!r} there and {new!r} here'
-      for name, old, new in differences(theirs, ours)
-      if not name.startswith(MAY_DIFFER)
-    ]
-    if differing:
-      raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
-    check_data(held, data)
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, value in ((held, data), (file, ours)):
-      partial = path.with_suffix('.partial')
-      partial.write_text(json.dumps(value, indent=1))
-      os.replace(partial, path)
-
-
-def held_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The config of the run in a folder, as JSON has it; None where there is none.
-
-  Raises:
-    ValueError: if it is damaged.
-  """
-  file = folder / 'config.json'
-  if not file.exists():
-    return None
-  try:
-    config = json.loads(file.read_text())
-  except ValueError:
-    config = None
-  if not isinstance(config, dict):
-    raise ValueError(f'{file} is damaged: not a config in JSON')
-  return filled(config, json.loads(json.dumps(default().to_dict())))
-
-
-def held_ranks(folder: pathlib.Path) -> Mapping[str, int]:
-  """What the evaluations of a run in a folder can be ranked by, as `Task.ranks`.
-
-  A run from before its data.json told it is a classifier's.
-  """
-  try:
-    ranks = json.loads((folder / 'data.json').read_text())['ranks']
-    if ranks and all(type(sign) is int and abs(sign) == 1 for sign in ranks.values()):
-      return ranks
-  except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-    pass
-  return classify.RANKS
-
-
-def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
-  """Raises ValueError if a run's data is not what it was."""
-  if not file.exists() or 'images' not in data:
-    return
-  try:
-    theirs = json.loads(file.read_text())
-    images, classes = theirs['images'], theirs['classes']
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(f'{file} is damaged: no description of data in JSON') from None
-  told = []
-  if theirs.get('fixed') != data.get('fixed'):
-    told.append('another teacher, whose arrays differ')
-  if images != data['images']:
-    told.append(f'{images:,} training images there and {data["images"]:,} here')
-  if classes != data['classes']:
-    gone = [name for name in classes if name not in data['classes']][:3]
-    new = [name for name in data['classes'] if name not in classes][:3]
-    told.append(
-      f'{len(classes)} classes there and {len(data["classes"])} here'
-      + f', gone {", ".join(map(str, gone))}' * bool(gone)
-      + f', new {", ".join(new)}' * bool(new)
-      + ', in another order' * (not gone and not new)
-    )
-  if told:
-    raise ValueError(f'{file.parent} holds a run on other data: {"; ".join(told)}')
-
-
-def digest(tree: Any) -> int:
-  """The CRC-32 of the names, shapes and values of a tree of arrays on the host."""
-  crc = 0
-  for name, leaf in sorted(models.flat(tree).items()):
-    array = np.ascontiguousarray(leaf)
-    crc = zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), crc)
-    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
-  return crc
-
-
-def check_same(config: dict[str, Any]) -> None:
-  """Raises ValueError if the processes were started with different configs."""
-  from jax.experimental import multihost_utils
-
-  shared = {name: value for name, value in config.items() if name != 'system'}
-  mine = np.asarray(zlib.crc32(json.dumps(shared, sort_keys=True).encode()), np.uint32)
-  if len(set(multihost_utils.process_allgather(mine).ravel().tolist())) > 1:
-    raise ValueError('the processes were started with different configs')
-
-
-def filled(config: dict[str, Any], standard: dict[str, Any]) -> dict[str, Any]:
-  """A stored config with the default of every field that there was not yet when it was stored."""
-  whole = standard | config
-  for name, section in standard.items():
-    if isinstance(section, dict) and isinstance(whole[name], dict):
-      whole[name] = filled(whole[name], section)
-  return whole
-
-
-def differences(old: Any, new: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
-  """(name, old value, new value) of every field in which two nested dicts differ."""
-  for name in [*old, *(name for name in new if name not in old)]:
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      yield from differences(a, b, f'{prefix}{name}.')
-    elif a != b:
-      yield prefix + name, a, b

@@ -1,4 +1,4 @@
-"""Where results come from: the source of vit_jax, the packages, the machine, the command."""
+"""A run's folder: whose it is, what its config and data were, and with what it was made."""
 
 import contextlib
 import datetime
@@ -8,11 +8,24 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Any
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vit_jax import files
 
-NAME = 'environment.json'
+# `vit doctor` and `vit bench` read versions and commit here, where jax may be broken and
+# ml_collections not installed: both are imported where they are used.
+if TYPE_CHECKING:
+  from ml_collections.config_dict import ConfigDict, FrozenConfigDict
+
+  from vit_jax.sources import Source
+
+CONFIG, DATA, ENVIRONMENT = 'config.json', 'data.json', 'environment.json'
+MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
+OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
   'vit_jax',
@@ -36,8 +49,159 @@ PACKAGES = (
 )
 
 
+def claim(
+  workdir: str | os.PathLike[str],
+  config: 'FrozenConfigDict',
+  source: 'Source | None' = None,
+  *,
+  ranks: Mapping[str, int] | None = None,
+  fixed_crc: int | None = None,
+) -> None:
+  """Makes the folder this run's, or makes sure that it is.
+
+  Args:
+    workdir: the folder.
+    config: of the run.
+    source: its training images, whose classes and number must stay the same, too.
+    ranks: of its task, kept for those who read what was measured.
+    fixed_crc: `checkpoint.tree_crc` of its task's `fixed` arrays, such as a teacher's, which must
+      stay the same, too; None where it has none.
+
+  Raises:
+    ValueError: if it holds a run with another config or other data; names what differs.
+    OSError: if it cannot be written.
+  """
+  import jax
+
+  if not str(workdir) or '://' in str(workdir):
+    raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
+  folder = pathlib.Path(workdir)
+  new_config = as_json(config)
+  data: dict[str, Any] = {}
+  data |= {'images': len(source), 'classes': list(source.classes)} if source else {}
+  data |= {'ranks': dict(ranks)} if ranks is not None else {}
+  data |= {'fixed': fixed_crc} if fixed_crc is not None else {}
+  if jax.process_count() > 1:
+    check_processes_agree(new_config)
+  if (old_config := read_config(folder)) is not None:
+    check_config(folder, old_config, new_config)
+    check_data(folder / DATA, data)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in ((DATA, data), (CONFIG, new_config)):
+      with files.replacing(folder / name) as file:
+        file.write(json.dumps(value, indent=1).encode())
+
+
+def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
+  """A config as a file of JSON gives it back, with lists for tuples."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The config of the run in a folder, as JSON has it; None where there is none.
+
+  Raises:
+    ValueError: if it is damaged.
+  """
+  from vit_jax.config import default
+
+  file = folder / CONFIG
+  if not file.exists():
+    return None
+  try:
+    config = json.loads(file.read_text())
+  except ValueError:
+    config = None
+  if not isinstance(config, dict):
+    raise ValueError(f'{file} is damaged: not a config in JSON')
+  return with_defaults(config, as_json(default()))
+
+
+def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+  """A stored config with the default of every field that is newer than it."""
+  whole = defaults | config
+  for name, section in defaults.items():
+    if isinstance(section, dict) and isinstance(whole[name], dict):
+      whole[name] = with_defaults(whole[name], section)
+  return whole
+
+
+def read_ranks(folder: pathlib.Path) -> Mapping[str, int]:
+  """What the evaluations of the run in a folder can be ranked by, as `Task.ranks`."""
+  try:
+    ranks = json.loads((folder / DATA).read_text())['ranks']
+    if ranks and all(type(sign) is int and abs(sign) == 1 for sign in ranks.values()):
+      return ranks
+  except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    pass
+  return OLD_RANKS
+
+
+def check_config(
+  folder: pathlib.Path, old_config: dict[str, Any], new_config: dict[str, Any]
+) -> None:
+  """Raises ValueError if a run's config is not what it was, but for MAY_DIFFER."""
+  differing = [
+    f'{name} is {old!r} there and {new!r} here'
+    for name, old, new in differing_fields(old_config, new_config)
+    if not name.startswith(MAY_DIFFER)
+  ]
+  if differing:
+    raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
+
+
+def differing_fields(
+  old: dict[str, Any], new: dict[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, object, object]]:
+  """(name, old value, new value) of every field in which two nested dicts differ."""
+  for name in old | new:
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      yield from differing_fields(a, b, f'{prefix}{name}.')
+    elif a != b:
+      yield prefix + name, a, b
+
+
+def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
+  """Raises ValueError if a run's data is not what it was."""
+  if not file.exists() or 'images' not in data:
+    return
+  try:
+    old = json.loads(file.read_text())
+    images, classes = old['images'], old['classes']
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f'{file} is damaged: no description of data in JSON') from None
+  changes = []
+  if old.get('fixed') != data.get('fixed'):
+    changes.append('another teacher, whose arrays differ')
+  if images != data['images']:
+    changes.append(f'{images:,} training images there and {data["images"]:,} here')
+  if classes != data['classes']:
+    removed = [name for name in classes if name not in data['classes']][:3]
+    added = [name for name in data['classes'] if name not in classes][:3]
+    changes.append(
+      f'{len(classes)} classes there and {len(data["classes"])} here'
+      + f', gone {", ".join(map(str, removed))}' * bool(removed)
+      + f', new {", ".join(added)}' * bool(added)
+      + ', in another order' * (not removed and not added)
+    )
+  if changes:
+    raise ValueError(f'{file.parent} holds a run on other data: {"; ".join(changes)}')
+
+
+def check_processes_agree(config: dict[str, Any]) -> None:
+  """Raises ValueError if the processes were started with different configs."""
+  from jax.experimental import multihost_utils
+
+  shared = {name: value for name, value in config.items() if name != 'system'}
+  crc = np.asarray(zlib.crc32(json.dumps(shared, sort_keys=True).encode()), np.uint32)
+  if len(set(multihost_utils.process_allgather(crc).ravel().tolist())) > 1:
+    raise ValueError('the processes were started with different configs')
+
+
 def record(folder: str | os.PathLike[str], command: str) -> None:
-  """Writes `NAME` into a run's folder: with what this start of it is carried out.
+  """Writes the command, versions and machine of this start of a run into its folder.
 
   Args:
     folder: of the run.
@@ -46,8 +210,7 @@ def record(folder: str | os.PathLike[str], command: str) -> None:
   Raises:
     OSError: if it cannot be written.
   """
-
-  with files.replacing(pathlib.Path(folder) / NAME) as file:
+  with files.replacing(pathlib.Path(folder) / ENVIRONMENT) as file:
     file.write(json.dumps(environment(command), indent=1).encode())
 
 
@@ -81,13 +244,13 @@ def git(*words: str) -> str | None:
   if not (ROOT / '.git').exists():
     return None
   with contextlib.suppress(OSError):
-    found = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
+    result = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else None
   return None
 
 
 def installed(package: str) -> str | None:
-  """The version of a package; None where it is not there."""
+  """The version of a package; None where it is not installed."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:

@@ -101,7 +101,7 @@ class Protocol:
     given = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
     asked = config.load(f'{self.recipe}:{self.model},{task}', given)
     ready = plan.make_plan(asked, folder)
-    plan.claim(folder, ready.config, ready.splits['train'], ready.task)
+    ready.claim(folder)
     to_stderr(f'{folder}: {task}, rate {rate:g}')
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
       finished = train.train(ready, folder)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle, files, lookup, metrics, plan, workdir
+from vit_jax import analysis, bundle, files, lookup, metrics, workdir
 from vit_jax.evaluate import accuracy, inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
@@ -58,13 +58,13 @@ def read(folder: pathlib.Path, held: dict[str, Any] | None) -> Facts:
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
-  rows, ranks = metrics.read_rows(folder / 'metrics.jsonl'), plan.held_ranks(folder)
+  rows, ranks = metrics.read_rows(folder / 'metrics.jsonl'), workdir.read_ranks(folder)
   step = held['step'] if held else None
   found = Facts(
     folder=folder,
     rows=rows,
     config=config,
-    environment=recorded(folder / workdir.NAME),
+    environment=recorded(folder / workdir.ENVIRONMENT),
     ranks=ranks,
     step=metrics.model_step(config, rows, ranks) if step is None else step,
     model=None,
@@ -115,7 +115,7 @@ def with_evaluation(
 
 
 def recorded(path: pathlib.Path) -> dict[str, Any]:
-  """A run's `provenance.NAME`, of strings and the dict 'packages'; {} where it is damaged."""
+  """A run's `workdir.ENVIRONMENT`, of strings and the dict 'packages'; {} where it is damaged."""
   try:
     found = files.read_object(path)
   except (OSError, ValueError):

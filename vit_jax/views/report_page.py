@@ -82,7 +82,7 @@ class Facts:
     folder: of the run.
     rows: of `metrics.jsonl`.
     config: as JSON has it.
-    environment: of `provenance.record`; {} if it is not there.
+    environment: of `workdir.record`; {} if it is not there.
     model: with its parameters on the host; None while there is none.
     ranks: of the run's task: the numbers that its evaluations can be ranked by.
     step: whose parameters became the model, or would now; None if nothing tells it.
