@@ -84,21 +84,12 @@ def write(
   bundle.check(source.model, source.preprocess, source.classes)
   if to in PROGRAMS:
     check_program(source, to)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix='.vit-', dir=path.parent, ignore_cleanup_errors=True
-  ) as hold:
-    new = pathlib.Path(hold, 'new', path.name)
-    new.parent.mkdir()
-    try:
-      told = WRITERS[to](new, source)
-      if new.is_dir():
-        (new / bundle.CARD).write_text(source.card or card.text(source), encoding='utf-8')
-      if check:
-        told.append(checked(new, source, to))
-      publish(new.parent, path.parent)
-    except OSError as error:
-      raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+  with files.staging(path) as new:
+    told = WRITERS[to](new, source)
+    if new.is_dir():
+      (new / bundle.CARD).write_text(source.card or card.text(source), encoding='utf-8')
+    if check:
+      told.append(checked(new, source, to))
   return [line.replace(str(new), str(path)) for line in told]
 
 
@@ -139,20 +130,6 @@ def check_program(source: bundle.Bundle, to: str) -> None:
     raise ValueError(
       f'{source.name} has {size / 2**30:.1f} GiB of parameters; an ONNX file holds less than 2 GiB'
     )
-
-
-def publish(new: pathlib.Path, folder: pathlib.Path) -> None:
-  """Moves what is in `new` to a folder, all or nothing; JSON first, as it tells of the rest."""
-  moved: list[pathlib.Path] = []
-  try:
-    for name in sorted(os.listdir(new), key=lambda name: not name.endswith('.json')):
-      os.rename(new / name, folder / name)
-      moved.append(folder / name)
-  except BaseException:
-    for path in moved:
-      with contextlib.suppress(OSError):
-        path.unlink()
-    raise
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
@@ -331,15 +308,16 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
   Raises:
     ValueError: one line, if they differ, or it did not come to an end.
   """
-  folder = path.parents[1] / 'model'  # where what is not to stay is held
-  bundle.write(folder, source)
   code = 'import sys; from vit_jax import export; sys.exit(export.compare(*sys.argv[1:]))'
-  ended = subprocess.run(
-    [sys.executable, '-c', code, to, str(path), str(folder)],
-    env=environment(),
-    capture_output=True,
-    text=True,
-  )
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    model = os.path.join(folder, 'model')
+    bundle.write(model, source)
+    ended = subprocess.run(
+      [sys.executable, '-c', code, to, str(path), model],
+      env=environment(),
+      capture_output=True,
+      text=True,
+    )
   told = (ended.stdout if ended.returncode in (0, 3) else ended.stderr).strip().splitlines()
   last = one_line(told[-1]) if told else 'it said nothing'
   if ended.returncode == 0:

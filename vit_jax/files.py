@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -82,9 +83,52 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
       yield file
     os.replace(partial, path)
   except OSError as error:
-    if error.filename not in (None, str(partial), partial):
-      raise  # of another file
+    if error.errno is None or error.filename not in (None, str(partial), partial):
+      raise  # not of the system, or of another file
     raise OSError(error.errno, error.strerror, str(path)) from None
   finally:
     with contextlib.suppress(OSError):
       partial.unlink()
+
+
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[pathlib.Path]:
+  """A path to write a folder or file to, and files beside it, in a hidden folder on the same disk.
+
+  All of them move to `path` and beside it when all went well, or none: they are gone otherwise.
+  What has their names already is replaced.
+
+  Raises:
+    OSError: one that names `path`, whatever cannot be written.
+  """
+  target = pathlib.Path(os.path.abspath(path))
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      prefix='.vit-', dir=target.parent, ignore_cleanup_errors=True
+    ) as hold:
+      new, old = pathlib.Path(hold, 'new'), pathlib.Path(hold, 'old')
+      new.mkdir()  # with the permissions of any folder, which `hold` has not
+      old.mkdir()
+      yield new / target.name
+      move_all(new, target.parent, old)
+  except OSError as error:
+    raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
+
+
+def move_all(new: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:
+  """Moves what is in `new` to a folder, and what has its names there to `old`; or nothing."""
+  names = sorted(os.listdir(new), reverse=True)  # x.onnx.json, which describes x.onnx, before it
+  try:
+    for name in names:
+      if os.path.lexists(folder / name):
+        os.rename(folder / name, old / name)
+      os.rename(new / name, folder / name)
+  except BaseException:
+    for name in names:
+      with contextlib.suppress(OSError):
+        if not os.path.lexists(new / name):
+          os.rename(folder / name, new / name)
+        if os.path.lexists(old / name):
+          os.rename(old / name, folder / name)
+    raise

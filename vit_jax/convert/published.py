@@ -9,17 +9,15 @@ import csv
 import dataclasses
 import http.client
 import math
-import os
 import pathlib
 import re
-import secrets
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.sources import folder as folders
 from vit_jax.sources import presets
 from vit_jax.text import nearest, progress
@@ -113,16 +111,14 @@ def fetch(address: str, file: pathlib.Path) -> None:
   Raises:
     FileNotFoundError: if it cannot be had, or ends before its end.
   """
-  partial = file.with_name(f'.{secrets.token_hex(8)}.partial')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, partial.open('xb') as out:
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, files.replacing(file) as out:
       promised = answer.headers.get('Content-Length')
       size = int(promised) if promised else None
       copied = copy(answer, out, size, file.name)
-    if size is not None and copied != size:
-      raise EOFError(f'only {copied:,} of {size:,} bytes came')
-    os.replace(partial, file)
+      if size is not None and copied != size:
+        raise EOFError(f'only {copied:,} of {size:,} bytes came')
   except urllib.error.HTTPError as error:
     with error:
       if error.code in (404, 410):
@@ -130,9 +126,6 @@ def fetch(address: str, file: pathlib.Path) -> None:
       raise unfetched(address, f'{error.code} {error.reason}') from None
   except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
     raise unfetched(address, getattr(error, 'reason', '') or error) from None
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink()
 
 
 def unfetched(address: str, reason: object) -> FileNotFoundError:

@@ -6,14 +6,13 @@ D width, K classes.
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.convert import (
   adapt,
   architecture,
@@ -140,33 +139,11 @@ def write_folder(
   Raises:
     OSError: one that names the folder, if it cannot be written.
   """
-  here = pathlib.Path(os.path.abspath(folder))
-  try:
-    here.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      prefix='.vit-', dir=here.parent, ignore_cleanup_errors=True
-    ) as hold:
-      new = pathlib.Path(hold, 'new')
-      new.mkdir()  # with the permissions of any folder, which `hold` has not
-      weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
-      for name, config in configs.items():
-        (new / name).write_text(json.dumps(config, indent=2))
-      replace(here, new, pathlib.Path(hold, 'old'))
-  except OSError as error:
-    raise OSError(error.errno, error.strerror or str(error), os.fspath(folder)) from None
-
-
-def replace(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
-  """Puts `new` in the place of a folder, which becomes `old`; or all stays as it was."""
-  there = os.path.lexists(folder)
-  if there:
-    os.rename(folder, old)
-  try:
-    os.rename(new, folder)
-  except BaseException:
-    if there and not os.path.lexists(folder):
-      os.rename(old, folder)
-    raise
+  with files.staging(folder) as new:
+    new.mkdir()
+    weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
+    for name, config in configs.items():
+      (new / name).write_text(json.dumps(config, indent=2))
 
 
 WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
