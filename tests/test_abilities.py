@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections.config_dict import FrozenConfigDict
 
 import vit_jax
 from tests.conftest import SIZE, drawn, flat, shapes, tiny
@@ -33,7 +34,7 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax import bundle, optim, sources, stopping, train
+from vit_jax import bundle, optim, sources, stopping, train, workdir
 from vit_jax import plan as plans
 from vit_jax.convert import adapt
 from vit_jax.step import State, make_step, untraced
@@ -165,7 +166,7 @@ def stepping(frozen, optimizer='sgd', accumulate=1, ema=0.0, decay=1.0, clip=Non
     loss, tx, lambda _: jnp.asarray(RATE), accumulate=accumulate, ema=ema, frozen=frozen
   )
   average = jax.tree.map(lambda leaf: leaf / 3, params) if ema else None
-  state = State(jnp.zeros((), jnp.int32), params, tx.init(frozen.rest(params)), average)
+  state = State(jnp.zeros((), jnp.int32), params, tx.init(frozen.trainable(params)), average)
   return jax.jit(untraced(step)).lower(state, batch_of()).compile(), state
 
 
@@ -175,7 +176,7 @@ def frozen_of(how):
 
 def parts(frozen, tree):
   """({name: frozen leaf or slice}, {name: trained ones}) of a tree of parameters."""
-  trained = flat(frozen.rest(tree))
+  trained = flat(frozen.trainable(tree))
   held = {
     name: leaf[: len(leaf) - len(trained[name])] if name in trained and leaf.ndim else leaf
     for name, leaf in flat(tree).items()
@@ -233,7 +234,7 @@ def test_no_optimiser_state_is_held_for_what_is_frozen(how, optimizer):
   def numbers(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim)
 
-  trained = frozen.rest(params)
+  trained = frozen.trainable(params)
   # At most two moments, and three numbers in the place of an array that Adafactor does not factor.
   most = 2 * numbers(trained) + 3 * len(jax.tree.leaves(trained))
   assert 0 < numbers(tx.init(trained)) <= most < numbers(params)
@@ -282,7 +283,7 @@ def test_freezing_that_cannot_be_is_told(fields, told):
 @pytest.mark.quick
 @pytest.mark.parametrize('family', FAMILIES)
 def test_all_layers_frozen_leave_what_comes_after_them(family):
-  rest = optim.make_frozen(params_of(family), layers=3).rest(params_of(family))
+  rest = optim.make_frozen(params_of(family), layers=3).trainable(params_of(family))
   assert flat(rest).keys() == {n for n in flat(params_of(family)) if within(n, LAST[family])}
 
 
@@ -394,8 +395,15 @@ def test_how_the_head_of_a_checkpoint_started_is_not_taken_from_it(whole, tmp_pa
   file.write_text(json.dumps(told))
   plan = plan_of(tuned(tmp_path / 'other'))
   assert plan.task.model.head_init == 'zeros' and not first_params(plan)['head/kernel'].any()
-  held = plans.told_by({'head_init': 'normal', 'width': 16}, {}, new_head=True)
-  assert held['model'] == {'width': 16}
+  asked = plan.config.to_dict()
+  asked['model'] |= {'width': None, 'head_init': None}
+  (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
+  workdir.claim(
+    tmp_path / 'run', plan_of(tuned(tmp_path / 'other', **{'model.head_init': 'normal'})).config
+  )
+  resumed, checkpoint = plans.checkpoint_defaults(FrozenConfigDict(asked), tmp_path / 'run')
+  assert checkpoint is None
+  assert (resumed.model.width, resumed.model.head_init) == (TINY['model.width'], None)
 
 
 def test_fields_of_the_config_win_over_the_checkpoints(whole):

@@ -265,14 +265,14 @@ def test_an_update_takes_two_gradients(gsam):
 @pytest.mark.parametrize('gsam', [0.0, 0.5], ids=['sam', 'gsam'])
 def test_what_is_frozen_does_not_count(gsam):
   frozen = optim.Frozen(frozenset({'cls', 'encoder/blocks/norm1/scale'}), layers=1)
-  trained = frozen.rest(PARAMS)
+  trained = frozen.trainable(PARAMS)
   assert flat(trained)['encoder/blocks/mlp/up/kernel'].shape == (1, 4, 6)
   tx = make(
     'sgd', sam=RADIUS, gsam=gsam, rates=(0, RATE), layer_decay=0.5, weight_decay=0.1, params=PARAMS
   )
 
   def of_whole(rest, *_):
-    return frozen.rest(gradient(frozen.with_rest(PARAMS, rest)))
+    return frozen.trainable(gradient(frozen.with_trainable(PARAMS, rest)))
 
   updates, _ = first_update(tx, trained, of_whole(trained), of_whole)
   clean = flat(of_whole(trained))

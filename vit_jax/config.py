@@ -8,17 +8,18 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
-from vit_jax import optim
+from vit_jax import optim, pipeline
 from vit_jax.sources import presets
+from vit_jax.tasks import distil
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
 INF = float('inf')
-RANGES = {  # at least, below
+RANGES = {  # min, and what it must be below
   'seed': (0, 2**32),
   'batch_size': (1, INF),
   'accumulate': (1, INF),
@@ -33,7 +34,6 @@ RANGES = {  # at least, below
   'optimizer.b2': (0, 1),
   'optimizer.eps': (0, INF),
   'optimizer.momentum': (0, 1),
-  'optimizer.layer_decay': (0, INF),
   'optimizer.sam': (0, INF),
   'optimizer.gsam': (0, INF),
   'optimizer.sam_min': (0, INF),
@@ -124,10 +124,10 @@ def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> FrozenConfig
     ValueError: one line with everything that is wrong.
     FileNotFoundError: if there is no such config.
   """
-  config = ConfigDict(evaluated(*find(spec)).to_dict(), type_safe=False)
-  if wrong := [fault for override in overrides if (fault := assign(config, override))]:
-    raise ValueError('; '.join(wrong))
-  return checked(config)
+  config = ConfigDict(call_get_config(*find(spec)).to_dict(), type_safe=False)
+  if errors := [error for override in overrides if (error := assign(config, override))]:
+    raise ValueError('; '.join(errors))
+  return validated(config)
 
 
 def find(spec: str) -> tuple[pathlib.Path, str]:
@@ -140,11 +140,11 @@ def find(spec: str) -> tuple[pathlib.Path, str]:
   shipped = SHIPPED / f'{stem}.py'
   if shipped.is_file():
     return shipped, argument
-  known = sorted(file.stem for file in SHIPPED.glob('[!_]*.py') if file.stem != 'default')
-  raise FileNotFoundError(f'no config {name!r}; shipped: {", ".join(known)}')
+  names = sorted(file.stem for file in SHIPPED.glob('[!_]*.py') if file.stem != 'default')
+  raise FileNotFoundError(f'no config {name!r}; shipped: {", ".join(names)}')
 
 
-def evaluated(path: pathlib.Path, argument: str) -> ConfigDict:
+def call_get_config(path: pathlib.Path, argument: str) -> ConfigDict:
   """What the file's `get_config` returns; a mistake in it is an error with its line."""
   spec = importlib.util.spec_from_file_location('config', path.resolve())
   assert spec and spec.loader
@@ -174,34 +174,34 @@ def is_shipped(path: pathlib.Path) -> bool:
 
 
 def assign(config: ConfigDict, override: str) -> str:
-  """Carries out one 'FIELD=VALUE', or says what is wrong with it."""
+  """Sets one 'FIELD=VALUE'; returns what is wrong with it, or ''."""
   field, separator, text = override.partition('=')
   if not separator:
     return f'{override!r} is not FIELD=VALUE'
   if field in OLD:
     return assign_old(config, field, text)
   if field not in (fields := flat(default())):
-    return unknown(field, list(fields))
+    return unknown_field(field, list(fields))
   try:
-    put(config, field, of_field(field, literal(text), *fields[field]))
+    set_field(config, field, as_field(field, literal(text), *fields[field]))
   except ValueError as error:
     return f'{field} {error}'
   return ''
 
 
 def assign_old(config: ConfigDict, field: str, text: str) -> str:
-  """Carries out an override of one of OLD, and tells its name of today."""
+  """Sets one of OLD, and prints its name of today; returns what is wrong with it, or ''."""
   translate = OLD[field]
   if translate is None:
     print(f'--config.{field} has no effect: there is nothing like it', file=sys.stderr)
     return ''
   today = [f'{name}={value}' for name, value in translate(config, text).items()]
-  told = ' '.join(f'--config.{override}' for override in today)
-  print(f'--config.{field}={text} is now {told}', file=sys.stderr)
-  return '; '.join(fault for override in today if (fault := assign(config, override)))
+  flags = ' '.join(f'--config.{override}' for override in today)
+  print(f'--config.{field}={text} is now {flags}', file=sys.stderr)
+  return '; '.join(error for override in today if (error := assign(config, override)))
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> object:
   """'3' -> 3, '1e-3' -> 0.001, '8,8' -> (8, 8), 'true' -> True, None -> None; text as it is."""
   if text.lower() in ('true', 'false'):
     return text.lower() == 'true'
@@ -211,37 +211,65 @@ def literal(text: str) -> Any:
     return text
 
 
-def checked(config: ConfigDict) -> FrozenConfigDict:
-  """The config with its values in their fields' types, immutable.
+def validated(config: ConfigDict) -> FrozenConfigDict:
+  """The config with its values in their fields' types, immutable: here alone they are checked.
 
   Raises:
-    ValueError: one line that names every unknown, missing or mistyped field.
+    ValueError: one line that names every unknown, missing or mistyped field; or of a config whose
+      fields are right, every value that none may have, or that does not go with another.
   """
-  schema, given = flat(default()), flat(config)
-  wrong = [unknown(field, list(schema)) for field in given if field not in schema]
-  wrong += [f'field {field!r} is missing' for field in schema if field not in given]
+  schema, fields = flat(default()), flat(config)
+  errors = [unknown_field(field, list(schema)) for field in fields if field not in schema]
+  errors += [f'field {field!r} is missing' for field in schema if field not in fields]
   clean = ConfigDict(type_safe=False)
   for field, (standard, kind) in schema.items():
-    if field in given:
+    if field in fields:
       try:
-        put(clean, field, of_field(field, given[field][0], standard, kind))
+        set_field(clean, field, as_field(field, fields[field][0], standard, kind))
       except ValueError as error:
-        wrong.append(f'{field} {error}')
-  if wrong:
-    raise ValueError('; '.join(wrong))
-  for field, (low, high) in RANGES.items():
-    value = flat(clean)[field][0]
-    if not low <= value < high:
-      wrong.append(
-        f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF)
-      )
-  if wrong:
-    raise ValueError('; '.join(wrong))
+        errors.append(f'{field} {error}')
+  if errors := errors or [*range_errors(clean), *value_errors(clean)]:
+    raise ValueError('; '.join(errors))
   return FrozenConfigDict(clean)
 
 
+def range_errors(config: ConfigDict) -> Iterator[str]:
+  """What is wrong with the fields of RANGES."""
+  fields = flat(config)
+  for field, (low, high) in RANGES.items():
+    value = fields[field][0]
+    if not low <= value < high:
+      yield f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF)
+
+
+def value_errors(config: ConfigDict) -> Iterator[str]:
+  """What is wrong with the other fields, alone or with one another."""
+  data, evaluation = config.data, config.evaluation
+  if not data.train:
+    yield 'data.train is empty, must name a split'
+  if data.std is not None and min(data.std) <= 0:
+    yield f'data.std is {data.std}, must be positive'
+  if data.bad_images not in pipeline.POLICIES:
+    yield f'data.bad_images is {data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
+  if not (config.new_head or config.pretrained):
+    yield 'new_head is False, but without pretrained there is no head to keep'
+  if not 0 < config.optimizer.layer_decay <= 1:
+    yield f'optimizer.layer_decay is {config.optimizer.layer_decay}, must be above 0 and at most 1'
+  evaluates = data.validation and optim.steps(evaluation.every, epoch=1, total=1)
+  if optim.steps(evaluation.patience, epoch=1, total=1) and not evaluates:
+    yield 'evaluation.patience needs data.validation and evaluation.every'
+  try:
+    optim.seconds(config.time_limit)
+  except ValueError as error:
+    yield f'time_limit {error}'
+  try:
+    distil.check(config.teacher.kind, config.teacher.temperature, config.teacher.weight)
+  except ValueError as error:
+    yield str(error)
+
+
 def default() -> ConfigDict:
-  return evaluated(SHIPPED / 'default.py', '')
+  return call_get_config(SHIPPED / 'default.py', '')
 
 
 def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
@@ -256,45 +284,48 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
   return fields
 
 
-def of_field(field: str, value: Any, standard: Any, kind: type) -> Any:
+def as_field(field: str, value: object, standard: object, kind: type) -> object:
   """A value in the type of that field, by its default or its example."""
   example = EXAMPLES.get(field) if standard is None and value is not None else standard
   if field == 'time_limit' and type(value) is int:
-    value = str(value)  # to be told what a time is
+    value = str(value)  # "'90' is not a time such as '11h'" helps more than "90 is not str"
   return coerced(value, example, kind)
 
 
-def coerced(value: Any, standard: Any, kind: type) -> Any:
+def coerced(value: object, standard: object, kind: type) -> object:
   """A value in the type of its field, which the default config shows by example.
 
   Raises:
     ValueError: with the value that came and what was wanted.
   """
-  is_int = isinstance(value, int) and not isinstance(value, bool)
+
+  items = standard if isinstance(standard, tuple) else ()
   if value is None and standard is None:
     return None
   if kind is str and is_duration(standard):
     optim.steps(value, epoch=1, total=1)  # raises where it is none
     return value
-  if kind is tuple and is_int and (standard is None or len(standard) == 2):
+  if kind is tuple and type(value) is int and (standard is None or len(items) == 2):
     return (value, value)  # one number for a pair of sides
-  if kind is tuple and isinstance(value, (list, tuple)):
-    item = type(standard[0]) if standard else None
-    if not standard or len(value) == len(standard):
-      return tuple(coerced(part, item(), item) if item else part for part in value)
-  elif kind is float and is_int:
+  if kind is tuple and isinstance(value, list | tuple):
+    if not items:
+      return tuple(value)
+    if len(value) == len(items):
+      item = type(items[0])
+      return tuple(coerced(part, item(), item) for part in value)
+  elif kind is float and type(value) is int:
     return float(value)
   elif type(value) is kind:
     return value
-  wanted = kind.__name__ + (f' of {len(standard)}' if kind is tuple and standard else '')
+  wanted = kind.__name__ + (f' of {len(items)}' if items else '')
   raise ValueError(f'is {value!r}, not {wanted}{" or None" * (standard is None)}')
 
 
-def is_duration(value: Any) -> bool:
+def is_duration(value: object) -> bool:
   return isinstance(value, str) and optim.DURATION.fullmatch(value) is not None
 
 
-def put(config: ConfigDict, field: str, value: Any) -> None:
+def set_field(config: ConfigDict, field: str, value: object) -> None:
   *parents, leaf = field.split('.')
   for parent in parents:
     if parent not in config:
@@ -303,10 +334,10 @@ def put(config: ConfigDict, field: str, value: Any) -> None:
   config[leaf] = value
 
 
-def unknown(field: str, known: list[str]) -> str:
-  """'unknown field ...' with the nearest known one, by its whole name or the last part of it."""
-  if any(name.startswith(field + '.') for name in known):
+def unknown_field(field: str, fields: list[str]) -> str:
+  """'unknown field ...' with the nearest one, by its whole name or the last part of it."""
+  if any(name.startswith(field + '.') for name in fields):
     return f'{field!r} is a section: set its fields, {field}.NAME'
-  spelt = {name.rpartition('.')[2]: name for name in known} | {name: name for name in known}
+  spelt = {name.rpartition('.')[2]: name for name in fields} | {name: name for name in fields}
   close = difflib.get_close_matches(field, list(spelt), n=1, cutoff=0.0)
   return f'unknown field {field!r}' + (f'; did you mean {spelt[close[0]]!r}?' if close else '')

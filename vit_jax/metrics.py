@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -49,6 +49,14 @@ def utilization(flops: int, images_per_second: float) -> dict[str, float]:
   return {'mfu': flops * images_per_second / (peak * jax.device_count())}
 
 
+class Logger(Protocol):
+  """What a config's `system.logger` gives."""
+
+  def write(self, step: int, values: dict[str, float]) -> None: ...
+
+  def close(self) -> None: ...
+
+
 class Log:
   """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
 
@@ -60,7 +68,9 @@ class Log:
     others: loggers beside these, each with `write(step, values)` and `close()`.
   """
 
-  def __init__(self, folder: str | os.PathLike[str], *, start: int = 0, others: Sequence[Any] = ()):
+  def __init__(
+    self, folder: str | os.PathLike[str], *, start: int = 0, others: Sequence[Logger] = ()
+  ):
     from tensorboardX import SummaryWriter
 
     self.others = others

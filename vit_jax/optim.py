@@ -31,7 +31,7 @@ UNIT = re.compile(r'stage(\d+)/unit(\d+)/')  # of BiT, at the start of a name
 HEADS = ('head', 'head_dist', 'projection')
 
 
-def steps(duration: int | str, *, epoch: float, total: int | None = None) -> int:
+def steps(duration: object, *, epoch: float, total: int | None = None) -> int:
   """A duration in steps, rounded to the nearest; at least one, but for 0.
 
   Args:
@@ -171,19 +171,19 @@ class Frozen:
   def __bool__(self) -> bool:
     return bool(self.names or self.layers)
 
-  def rest(self, tree: Any) -> Any:
+  def trainable(self, tree: Any) -> Any:
     """What is trained of a tree such as the parameters, under the same names."""
     if not self:
       return tree
-    rest = {name: leaf for name, leaf in models.flat(tree).items() if name not in self.names}
-    cut = {name: leaf[self.layers :] if self.cuts(name) else leaf for name, leaf in rest.items()}
+    leaves = {name: leaf for name, leaf in models.flat(tree).items() if name not in self.names}
+    cut = {name: leaf[self.layers :] if self.cuts(name) else leaf for name, leaf in leaves.items()}
     return traverse_util.unflatten_dict(cut, sep='/')
 
-  def with_rest(self, tree: Any, rest: Any) -> Any:
-    """The tree with what is trained replaced by `rest`."""
+  def with_trainable(self, tree: Any, trainable: Any) -> Any:
+    """The tree with what is trained replaced by `trainable`."""
     if not self:
-      return rest
-    trained = models.flat(rest)
+      return trainable
+    trained = models.flat(trainable)
 
     def whole(name: str, leaf: Any) -> Any:
       new = trained.get(name, leaf)

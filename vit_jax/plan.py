@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,13 +32,24 @@ from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
 from vit_jax.sources.columns import check_names, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
-from vit_jax.tasks import Batch, Params, Start, Task, abstract_batch, classify, distil, losses
+from vit_jax.tasks import (
+  Array,
+  Batch,
+  Params,
+  Start,
+  Task,
+  abstract_batch,
+  classify,
+  distil,
+  losses,
+)
 from vit_jax.tasks.encoder import Encoder
 from vit_jax.text import error_line, nearest
 
-PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where no checkpoint tells them
-# Of a checkpoint's model: how its head started and how it was regularised.
-UNTOLD = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
+GiveStart = Callable[[], Start]  # `Task.start`
+PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where there is no checkpoint
+# Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
+NOT_DEFAULTS = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Plan:
   """What follows from a config.
 
   Fields:
-    config: of `vit_jax.config.load`, with what it leaves to its checkpoint and its task.
+    config: of `vit_jax.config.load`, with the defaults of its checkpoint and its task.
     mesh: of all devices.
     task: what is learned from what.
     tx, schedule: how a gradient becomes an update.
@@ -57,7 +67,7 @@ class Plan:
     time_limit: in seconds; 0 is none.
   """
 
-  config: Any
+  config: FrozenConfigDict
   mesh: Mesh
   task: Task
   tx: optax.GradientTransformation
@@ -74,9 +84,9 @@ class Plan:
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
   ) -> pipeline.Unreadable:
-    """Takes what cannot be read of a split, and lists it in the run's folder.
+    """What takes the unreadable images of a split, and lists them in the run's folder.
 
-    While evaluating, however much it is, as it is not scored.
+    An evaluation accepts any number of them, as they are not scored.
     """
     process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
     return pipeline.Unreadable(
@@ -104,7 +114,7 @@ class Plan:
       unreadable=unreadable,
       reading=reading,
     ) as batches:
-      yield self.placed(batches, reading)
+      yield self.on_mesh(batches, reading)
 
   @contextlib.contextmanager
   def evaluation_batches(
@@ -120,9 +130,9 @@ class Plan:
       unreadable=unreadable,
       reading=reading,
     ) as batches:
-      yield self.placed(batches, reading)
+      yield self.on_mesh(batches, reading)
 
-  def placed(
+  def on_mesh(
     self, batches: Iterator[pipeline.HostBatch], reading: pipeline.Reading
   ) -> Iterator[Batch]:
     depth = self.config.system.prefetch
@@ -142,13 +152,13 @@ class Plan:
     )
 
   def first_state(self, start: Params) -> State:
-    """The state before the first step: parameters drawn from the seed, but for those of `start`."""
+    """The state before the first step: initialised from the seed, but for the params of `start`."""
     init = self.task.init(jax.random.key(self.config.seed))
-    started, drawn = models.flat(start), models.flat(init)
-    wrong = [n for n in started if n not in drawn or started[n].shape != drawn[n].shape]
+    loaded, fresh = models.flat(start), models.flat(init)
+    wrong = [n for n in loaded if n not in fresh or loaded[n].shape != fresh[n].shape]
     if wrong:
       raise ValueError(f'the task starts with {", ".join(wrong)}: no parameter, or misshapen')
-    params = models.map_named(lambda name, leaf: started.get(name, leaf), init)
+    params = models.map_named(lambda name, leaf: loaded.get(name, leaf), init)
     return make_state(params, self.tx, ema=bool(self.config.ema), frozen=self.frozen)
 
   @property
@@ -179,15 +189,15 @@ class Plan:
       say=say,
     )
 
-  def freezing(self, params: Any) -> str:
-    """How much of parameters, or of their shapes, is trained, and what the rest is."""
-    trained = metrics.parameters(jax.eval_shape(self.frozen.rest, params))
-    rest = 'the rest is frozen'
+  def describe_frozen(self, params: Params) -> str:
+    """How much of parameters, or of their shapes, is trained, and what the others are."""
+    trained = metrics.parameters(jax.eval_shape(self.frozen.trainable, params))
+    note = 'the rest is frozen'
     if not self.config.pretrained:
-      rest += ' as it was drawn: without config.pretrained it has learnt nothing'
-    return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {rest}'
+      note += ' as it was initialised: without config.pretrained it has learnt nothing'
+    return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {note}'
 
-  def loggers(self, folder: pathlib.Path) -> list[Any]:
+  def loggers(self, folder: pathlib.Path) -> list[metrics.Logger]:
     """Those of the config beside our own, on the first process: `logger(folder, config)` each."""
     name = self.config.system.logger
     if not name or jax.process_index() > 0:
@@ -222,44 +232,31 @@ class Plan:
     return pipeline.Reading(share, self.config.system.threads, workers)
 
 
-def make_plan(config: Any, folder: str | os.PathLike[str] | None = None) -> Plan:
+def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:
   """Reads the config once and checks what it names, and the checkpoint that it starts from.
 
   Args:
     config: of `vit_jax.config.load`.
-    folder: the run's. A run that is gone on with has its parameters there, and what the
-      checkpoint told: it is not opened again.
+    folder: the run's. A run that resumes has its parameters there, and the defaults of its
+      checkpoint, which is not opened again.
 
   Raises:
     ValueError: for a name, size or combination that cannot be.
     FileNotFoundError: if there is no such data or checkpoint.
   """
-  check_values(config)
-  data, system = config.data, config.system
-  mesh = sharding.make_mesh(system.data, system.fsdp, system.tensor)
+  mesh = sharding.make_mesh(config.system.data, config.system.fsdp, config.system.tensor)
   check_division(config, mesh)
-  named = {'train': data.train, 'validation': data.validation, 'test': data.test}
-  splits = sources.open_splits(data.source, {use: name for use, name in named.items() if name})
-  check_source(config, splits)
+  splits = open_splits(config)
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
   if total < 1:
     raise ValueError(f'duration {config.duration!r} is less than a step')
-
-  def steps(duration: int | str) -> int:
-    return optim.steps(duration, epoch=epoch, total=total)
-
-  config, checkpoint = completed(config, folder)
-  with blaming(config):
-    task = make_task(config, splits['train'], checkpoint)
-    params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
-  for columns in (task.columns, task.evaluation):
-    check_names(columns)
-  if 'ema' in task.fixed:
-    raise ValueError("the task's fixed arrays are named 'ema', which is the average's own name")
+  steps = functools.partial(optim.steps, epoch=epoch, total=total)
+  config, checkpoint = checkpoint_defaults(config, folder)
+  task, params = make_task(config, splits['train'], checkpoint)
   config = with_metric(config, task)
-  if system.logger:
-    lookup.imported(system.logger, 'logger')
+  if config.system.logger:
+    lookup.imported(config.system.logger, 'logger')
   schedule = make_schedule(config.schedule, steps, total)
   plan = Plan(
     config=config,
@@ -275,15 +272,24 @@ def make_plan(config: Any, folder: str | os.PathLike[str] | None = None) -> Plan
     frozen=optim.make_frozen(params, **config.freeze),
     splits=splits,
     total=total,
-    evaluate_every=steps(config.evaluation.every) if data.validation else 0,
+    evaluate_every=steps(config.evaluation.every) if config.data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
     patience=steps(config.evaluation.patience),
-    log_every=log_every(system.log_every, steps, total),
+    log_every=log_every(config.system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
   )
-  if elsewhere(config):
-    check_elsewhere(plan)
+  if extensions(config):
+    check_extensions(plan)
   return plan
+
+
+def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
+  """The config's sources by use, checked to be fit for training."""
+  data = config.data
+  named = {use: data[use] for use in ('train', 'validation', 'test') if data[use]}
+  splits = sources.open_splits(data.source, named)
+  check_source(config, splits)
+  return splits
 
 
 def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:
@@ -291,47 +297,58 @@ def log_every(duration: int | str | None, steps: Callable[[int | str], int], tot
   return steps(duration) if duration is not None else min(max(total // 100, 1), 50)
 
 
-def make_task(config: Any, source: sources.Source, checkpoint: convert.Checkpoint | None) -> Task:
-  """The config's task: of TASKS, or any 'package.module:name'.
+def make_task(
+  config: FrozenConfigDict, source: sources.Source, checkpoint: convert.Checkpoint | None
+) -> tuple[Task, Params]:
+  """The config's task, of TASKS or any 'package.module:name', and the shapes of its parameters.
 
-  Such a function takes (config, source, start): the config, completed; the training source; and
-  `start(model)`, which gives the `Task.start` of a model that `config.pretrained` is for, or None.
+  Such a function takes (config, source, start): the config, with all defaults; the training source;
+  and `start(model)`, which gives the `Task.start` of a model that `config.pretrained` is for, or
+  None.
 
   Args:
-    config: completed.
+    config: of `checkpoint_defaults`.
     source: of the training images.
     checkpoint: that the run starts from, if it is open.
   """
   make = lookup.named(config.task, TASKS, 'task')
-  task = make(config, source, functools.partial(start, config, checkpoint=checkpoint))
-  if not isinstance(task, Task):
-    raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
-  if not task.ranks:
-    raise ValueError(f'task {config.task!r} has no ranks: it must say what evaluations rank by')
-  return taught(config, task, source) if config.teacher.checkpoint else task
+  with naming_extensions(config):
+    task = make(config, source, functools.partial(pretrained_start, config, checkpoint=checkpoint))
+    if not isinstance(task, Task):
+      raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
+    if not task.ranks:
+      raise ValueError(f'task {config.task!r} has no ranks: it must say what evaluations rank by')
+    if config.teacher.checkpoint:
+      task = with_teacher(config, task, source)
+    params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
+  for columns in (task.columns, task.evaluation):
+    check_names(columns)
+  if 'ema' in task.fixed:
+    raise ValueError("the task's fixed arrays are named 'ema', which is the average's own name")
+  return task, params
 
 
-def elsewhere(config: Any) -> list[str]:
+def extensions(config: FrozenConfigDict) -> list[str]:
   """The names in a config that stand for somebody else's task, model, loss or optimiser."""
   names = (config.task, config.model.name, config.objective.loss, config.optimizer.name)
   return [name for name in names if lookup.is_path(name)]
 
 
 @contextlib.contextmanager
-def blaming(config: Any) -> Iterator[None]:
+def naming_extensions(config: FrozenConfigDict) -> Iterator[None]:
   """Turns what others' code raises, by whatever exception, into a ValueError that names it."""
   try:
     yield
   except (Exception, SystemExit) as error:
-    if isinstance(error, ValueError | OSError) or not elsewhere(config):
+    if isinstance(error, ValueError | OSError) or not extensions(config):
       raise
-    raise ValueError(f'{", ".join(elsewhere(config))}: {error_line(error)}') from error
+    raise ValueError(f'{", ".join(extensions(config))}: {error_line(error)}') from error
 
 
-def check_elsewhere(plan: Plan) -> None:
-  """Raises ValueError where a name from elsewhere gives what cannot be trained, read or delivered.
+def check_extensions(plan: Plan) -> None:
+  """Raises ValueError where others' code gives what cannot be trained, read or delivered.
 
-  The whole step is traced, on shapes alone, so that a mistake is told before anything is computed.
+  The whole step is traced, on shapes alone, so that a mistake shows before anything is computed.
   """
   config, task = plan.config, plan.task
   try:
@@ -349,10 +366,10 @@ def check_elsewhere(plan: Plan) -> None:
     bundle.check_model(delivered.model, config.image_size)
     json.dumps(models.fields(delivered.model))
   except (Exception, SystemExit) as error:  # whatever they do
-    raise ValueError(f'{", ".join(elsewhere(config))}: {error_line(error)}') from error
+    raise ValueError(f'{", ".join(extensions(config))}: {error_line(error)}') from error
 
 
-def check_read(task: Task, sums: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_read(task: Task, sums: Mapping[str, Array], names: Iterable[str]) -> None:
   """Raises ValueError if a task does not read these numbers of its sums, given as shapes."""
   if 'count' not in sums:
     raise ValueError(f"has no 'count' among its sums, which are {', '.join(sums)}")
@@ -361,7 +378,7 @@ def check_read(task: Task, sums: Mapping[str, Any], names: Iterable[str]) -> Non
     raise ValueError(f'read gives no {", ".join(sorted(missing))} of {", ".join(sums)}')
 
 
-def taught(config: Any, task: Task, source: sources.Source) -> Task:
+def with_teacher(config: FrozenConfigDict, task: Task, source: sources.Source) -> Task:
   """The task with the config's teacher."""
   fields = dict(config.teacher)
   path = published.local(fields.pop('checkpoint'), config.pretrained_dir)
@@ -369,36 +386,24 @@ def taught(config: Any, task: Task, source: sources.Source) -> Task:
   return distil.distil(task, teacher, mean=config.data.mean, std=config.data.std, **fields)
 
 
-def check_student(kind: str, model: models.Model, scores: str) -> None:
-  """Raises ValueError if a model cannot learn from a teacher in that way."""
-  if kind == 'token' and getattr(model, 'distillation', '') != 'head':
-    raise ValueError("teacher.kind 'token' needs model.distillation='head', the head that learns")
-  if kind != 'features' and scores != 'softmax':
-    # Logits that are to be independent classes' and shares of one would pull against each other.
-    raise ValueError(
-      f"teacher.kind {kind!r} teaches softmax scores, the student's are {scores}: "
-      "objective.loss must be 'softmax', or teacher.kind 'features'"
-    )
-
-
 def classification(
-  config: Any,
+  config: FrozenConfigDict,
   source: sources.Source,
-  start: Callable[[models.Model], Callable[[], Start] | None],
+  start: Callable[[models.Model], GiveStart | None],
 ) -> Task:
   """The task 'classify': the model of `config.model` learns the classes of the source."""
-  data, fields = config.data, dict(config.objective)
+  data, fields, teacher = config.data, dict(config.objective), config.teacher
   if config.model.pool == 'none':
     raise ValueError("model.pool is 'none', which classifies patches, not images")
   model = make_model(config, num_classes=len(source.classes))
-  lines = make_transforms(data, config.image_size, source)
-  columns, evaluation = (labelled_images(source, lines[use]) for use in ('train', 'evaluation'))
+  transform = make_transforms(data, config.image_size, source)
+  columns, evaluation = (labelled_images(source, transform[use]) for use in ('train', 'evaluation'))
   loss = losses.named_loss(fields.pop('loss'))
   scores = losses.scores_of(loss, fields.pop('scores'))
   check_labels(config, source, scores)
-  if config.teacher.checkpoint:
-    check_student(config.teacher.kind, model, scores)
-  by_token = bool(config.teacher.checkpoint) and config.teacher.kind == 'token'
+  if teacher.checkpoint:
+    distil.check_student(teacher.kind, model, scores)
+  by_token = bool(teacher.checkpoint) and teacher.kind == 'token'
   return classify.classify(
     model,
     classes=source.classes,
@@ -415,9 +420,9 @@ def classification(
 
 
 def make_encoder(
-  config: Any,
+  config: FrozenConfigDict,
   source: sources.Source,
-  start: Callable[[models.Model], Callable[[], Start] | None],
+  start: Callable[[models.Model], GiveStart | None],
 ) -> Encoder:
   """The config's model as an encoder; the arguments are those of a task's function."""
   data, size, model = config.data, config.image_size, make_model(config, num_classes=0)
@@ -433,38 +438,39 @@ def make_encoder(
 TASKS: dict[str, Callable[..., Task]] = {'classify': classification}
 
 
-def completed(
-  config: Any, folder: str | os.PathLike[str] | None
-) -> tuple[Any, convert.Checkpoint | None]:
-  """The config with what it leaves to a checkpoint, and that checkpoint if it was opened for it."""
-  held, checkpoint = own_start(config, folder), None
-  if held:
-    told = told_by(held['model'], held['data'], new_head=config.new_head)
-  elif config.pretrained:
-    checkpoint = opened(config)
-    fields = {'name': checkpoint.name, **checkpoint.fields}
-    told = told_by(fields, checkpoint.preprocess, new_head=config.new_head)
-  else:
-    told = {'model': {}, 'data': {}}
+def checkpoint_defaults(
+  config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None
+) -> tuple[FrozenConfigDict, convert.Checkpoint | None]:
+  """The config with what its checkpoint decides, and that checkpoint if it was opened for it.
+
+  These are the fields of its model and the pixels that it takes, where the config leaves them open;
+  not how it was initialised and regularised, or is computed. A new head is one without the tanh
+  layer that some were pre-trained with, as in the ViT paper.
+
+  Args:
+    config: of a run.
+    folder: the run's; once it has a state of its own, its config has these defaults.
+  """
+  checkpoint, model, pixels = None, {}, {}
+  if config.pretrained:
+    resumes = folder is not None and any(pathlib.Path(folder).glob('checkpoints/[0-9]*'))
+    previous = workdir.read_config(pathlib.Path(folder)) if folder and resumes else None
+    if previous:
+      model, pixels = previous['model'], previous['data']
+    else:
+      checkpoint = open_pretrained(config)
+      model, pixels = {'name': checkpoint.name, **checkpoint.fields}, checkpoint.preprocess
+  skipped = {*NOT_DEFAULTS, *bundle.HOW, *(['representation'] if config.new_head else [])}
   whole = config.to_dict()
-  for name, fields in (*told.items(), ('data', PIXELS)):
-    open_fields = [field for field in fields if whole[name].get(field, 0) in (None, '')]
-    known = {field: models.tupled(fields[field]) for field in open_fields}
-    whole[name] |= {field: value for field, value in known.items() if value is not None}
-  config = FrozenConfigDict(whole)
-  check_values(config)
-  return config, checkpoint
+  for section, defaults in (('model', model), ('data', pixels), ('data', PIXELS)):
+    for field, default in defaults.items():
+      decided = field in PIXELS if section == 'data' else field not in skipped
+      if decided and default is not None and whole[section].get(field, 0) in (None, ''):
+        whole[section][field] = models.tupled(default)
+  return FrozenConfigDict(whole), checkpoint
 
 
-def own_start(config: Any, folder: str | os.PathLike[str] | None) -> dict[str, Any] | None:
-  """The config of a run that started from a checkpoint and has saved states of its own since."""
-  if not (config.pretrained and folder):
-    return None
-  saved = any(pathlib.Path(folder).glob('checkpoints/[0-9]*'))
-  return workdir.read_config(pathlib.Path(folder)) if saved else None
-
-
-def opened(config: Any) -> convert.Checkpoint:
+def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
   """The checkpoint that a config starts from.
 
   Raises:
@@ -479,22 +485,9 @@ def opened(config: Any) -> convert.Checkpoint:
   return checkpoint
 
 
-def told_by(
-  model: dict[str, Any], data: dict[str, Any], *, new_head: bool
-) -> dict[str, dict[str, Any]]:
-  """What a checkpoint tells of a config's sections: its model, and the pixels that it takes.
-
-  Not how it started, was regularised, or is computed. A new head is one without the tanh layer
-  that some were pre-trained with, as in the ViT paper.
-  """
-  untold = {*UNTOLD, *bundle.HOW, *(['representation'] if new_head else [])}
-  fields = {field: value for field, value in model.items() if field not in untold}
-  return {'model': fields, 'data': {name: data.get(name) for name in PIXELS}}
-
-
-def start(
-  config: Any, model: models.Model, *, checkpoint: convert.Checkpoint | None = None
-) -> Callable[[], Start] | None:
+def pretrained_start(
+  config: FrozenConfigDict, model: models.Model, *, checkpoint: convert.Checkpoint | None = None
+) -> GiveStart | None:
   """Gives a model the parameters of `config.pretrained`, read now from a checkpoint that is open.
 
   Args:
@@ -502,129 +495,98 @@ def start(
     model: which they are for.
     checkpoint: the one that the config names; None opens it when it is asked for.
   """
-  if not config.pretrained:
-    return None
 
   def adapted(checkpoint: convert.Checkpoint) -> Start:
-    check_head(config, model, checkpoint)
+    old_classes, new_classes = checkpoint.fields.get('num_classes', 0), model.num_classes
+    if not config.new_head and old_classes != new_classes:
+      raise ValueError(
+        f'the head of {config.pretrained} is for {old_classes:,} classes, {config.data.source} has '
+        f'{new_classes:,}: new_head=True starts with a new one'
+      )
     fields = dict(image_size=config.image_size, new_head=config.new_head, seed=config.seed)
     return Start(*adapt.params(checkpoint, model, **fields))
 
+  if not config.pretrained:
+    return None
   if checkpoint is None:
-    return functools.cache(lambda: adapted(opened(config)))
-  read = adapted(checkpoint)
-  return lambda: read
+    return functools.cache(lambda: adapted(open_pretrained(config)))
+  start = adapted(checkpoint)
+  return lambda: start
 
 
-def check_head(config: Any, model: models.Model, checkpoint: convert.Checkpoint) -> None:
-  """Raises ValueError if a head shall be kept that is for another number of classes."""
-  there, here = checkpoint.fields.get('num_classes', 0), model.num_classes
-  if not config.new_head and there != here:
-    raise ValueError(
-      f'the head of {config.pretrained} is for {there:,} classes, {config.data.source} has '
-      f'{here:,}: new_head=True starts with a new one'
-    )
-
-
-def make_model(config: Any, num_classes: int) -> models.Model:
-  """The config's model; without a type of its own it computes in the device's."""
-  given = {field: value for field, value in config.model.items() if value is not None}
-  fields = models.default_fields(config.model.name) | given
+def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
+  """The config's model; without a dtype of its own it computes in the device's."""
+  chosen = {field: value for field, value in config.model.items() if value is not None}
+  fields = models.default_fields(config.model.name) | chosen
   model = models.build(fields.pop('name'), num_classes=num_classes, **fields)
   models.check_size(model, config.image_size)
-  if config.freeze.layers and 'unroll' not in given and hasattr(model, 'unroll'):
+  if config.freeze.layers and 'unroll' not in chosen and hasattr(model, 'unroll'):
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
   return model
 
 
-def make_schedule(section: Any, steps: Callable[[int | str], int], total: int) -> optim.Schedule:
+def make_schedule(
+  section: FrozenConfigDict, steps: Callable[[int | str], int], total: int
+) -> optim.Schedule:
   """The config's learning rate, its durations turned into steps."""
   durations = {name: steps(section[name]) for name in ('warmup', 'cooldown', 'timescale')}
   boundaries = tuple(steps(duration) for duration in section.boundaries)
-  given = dict(section) | durations | {'boundaries': boundaries}
-  return optim.make_schedule(**given, total=total)
+  fields = dict(section) | durations | {'boundaries': boundaries}
+  return optim.make_schedule(**fields, total=total)
 
 
 def make_transforms(
-  data: Any, size: tuple[int, int], source: sources.Source
+  data: FrozenConfigDict, size: tuple[int, int], source: sources.Source
 ) -> dict[str, transforms.Transform]:
   """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
   lines = {'train': data.augment, 'evaluation': data.preprocess}
-  ready = {use: transforms.compose(line, size) for use, line in lines.items()}
+  composed = {use: transforms.compose(line, size) for use, line in lines.items()}
   image = pipeline.first_record(source)['image']
-  for use, transform in ready.items():
-    rows, columns = tried(transform, image, use)
-    if (rows, columns) != tuple(size):
+  for use, transform in composed.items():
+    height, width = output_size(transform, image, use)
+    if (height, width) != tuple(size):
       raise ValueError(
-        f'the {use} transforms give images of {rows}x{columns} pixels, image_size is '
+        f'the {use} transforms give images of {height}x{width} pixels, image_size is '
         f'{size[0]}x{size[1]}'
       )
-  return ready
+  return composed
 
 
-def tried(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple[int, int]:
-  """(height, width) of what transforms make of an image; ValueError if that is none."""
+def output_size(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple[int, int]:
+  """(height, width) of what transforms make of an image; ValueError if that is no image."""
   try:
-    made = transform(image, np.random.default_rng(0))
+    output = transform(image, np.random.default_rng(0))
   except ValueError:
     raise
   except (Exception, SystemExit) as error:  # of a step from elsewhere, whatever it does
     raise ValueError(f'the {use} transforms fail: {error_line(error)}') from error
-  if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape[2:] != (3,):
-    form = f'{made.dtype} {made.shape}' if isinstance(made, np.ndarray) else type(made).__name__
+  if not isinstance(output, np.ndarray):
+    raise ValueError(
+      f'the {use} transforms give {type(output).__name__}, must give uint8 (H, W, 3)'
+    )
+  if output.dtype != np.uint8 or output.shape[2:] != (3,):
+    form = f'{output.dtype} {output.shape}'
     raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')
-  return made.shape[0], made.shape[1]
+  return output.shape[0], output.shape[1]
 
 
-def check_values(config: Any) -> None:
-  """Raises ValueError for fields whose values do not go together, or are not for training."""
-  if not config.data.train:
-    raise ValueError('data.train is empty, must name a split')
-  if not (config.new_head or config.pretrained):
-    raise ValueError('new_head is False, but without pretrained there is no head to keep')
-  if not 0 < config.optimizer.layer_decay <= 1:
-    raise ValueError(
-      f'optimizer.layer_decay is {config.optimizer.layer_decay}, must be above 0 and at most 1'
-    )
-  check_time(config.time_limit)
-  distil.check(config.teacher.kind, config.teacher.temperature, config.teacher.weight)
-  if config.data.std is not None and min(config.data.std) <= 0:
-    raise ValueError(f'data.std is {config.data.std}, must be positive')
-  if config.data.bad_images not in pipeline.POLICIES:
-    raise ValueError(
-      f'data.bad_images is {config.data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
-    )
-  looks = config.data.validation and optim.steps(config.evaluation.every, epoch=1, total=1)
-  if optim.steps(config.evaluation.patience, epoch=1, total=1) and not looks:
-    raise ValueError('evaluation.patience needs data.validation and evaluation.every')
-
-
-def with_metric(config: Any, task: Task) -> Any:
+def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
   """The config with the task's usual metric where it names none.
 
   Raises:
     ValueError: if evaluations are to be ranked by what the task does not rank by.
   """
-  known = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
-  metric = config.evaluation.metric or known[0]
-  if metric not in known:
-    near = nearest(metric, known)
-    raise ValueError(f'unknown evaluation.metric {metric!r}{near}')
+  names = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
+  metric = config.evaluation.metric or names[0]
+  if metric not in names:
+    raise ValueError(f'unknown evaluation.metric {metric!r}{nearest(metric, names)}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric
   return FrozenConfigDict(whole)
 
 
-def check_time(limit: str) -> None:
-  """Raises ValueError for a time limit that is no time."""
-  try:
-    optim.seconds(limit)
-  except ValueError as error:
-    raise ValueError(f'time_limit {error}') from None
-
-
-def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
+def check_source(config: FrozenConfigDict, splits: dict[str, sources.Source]) -> None:
   """Raises ValueError for data that cannot be trained on."""
   train, name = splits['train'], config.data.source
   if config.batch_size > len(train):
@@ -641,7 +603,7 @@ def check_source(config: Any, splits: dict[str, sources.Source]) -> None:
       )
 
 
-def check_labels(config: Any, source: sources.Source, scores: str) -> None:
+def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) -> None:
   """Raises ValueError for labels that a loss with such scores cannot learn."""
   if len(source.classes) < 2:
     name = config.data.source
@@ -652,7 +614,7 @@ def check_labels(config: Any, source: sources.Source, scores: str) -> None:
     )
 
 
-def check_division(config: Any, mesh: Mesh) -> None:
+def check_division(config: FrozenConfigDict, mesh: Mesh) -> None:
   """Raises ValueError if the batch does not divide by the devices, and that by `accumulate`."""
   sharding.batch_share(config.batch_size, mesh)
   parts = mesh.shape['data'] * mesh.shape['fsdp']

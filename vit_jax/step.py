@@ -102,22 +102,24 @@ def make_step(
       def trained_loss(
         trained: Params, batch: Batch, key: Array
       ) -> tuple[Array, tuple[Sums, Trace]]:
-        total, sums, named = loss(frozen.with_rest(state.params, trained), batch, key, fixed)
+        total, sums, named = loss(frozen.with_trainable(state.params, trained), batch, key, fixed)
         return total, ({**sums, 'loss': total}, trace(named))
 
       return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
     def update(state: State, grads: Params) -> tuple[State, Array]:
-      trained = frozen.rest(state.params)
+      trained = frozen.trainable(state.params)
       updates, opt_state = tx.update(
         grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
       )
       trained = optax.apply_updates(trained, updates)
       average = None
       if state.ema is not None:
-        mean = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, frozen.rest(state.ema), trained)
-        average = frozen.with_rest(state.ema, mean)
-      params = frozen.with_rest(state.params, trained)
+        mean = jax.tree.map(
+          lambda a, p: ema * a + (1 - ema) * p, frozen.trainable(state.ema), trained
+        )
+        average = frozen.with_trainable(state.ema, mean)
+      params = frozen.with_trainable(state.params, trained)
       finite = jnp.isfinite(optax.tree.norm(updates))
       number = jnp.where(finite, state.step + 1, -1 - state.step)
       return State(number, params, opt_state, average), finite
@@ -126,7 +128,7 @@ def make_step(
       failed = jnp.minimum(state.step, -1 - state.step)
       return State(failed, state.params, state.opt_state, state.ema), jnp.asarray(False)
 
-    grads, (sums, tensors) = gradients(frozen.rest(state.params))
+    grads, (sums, tensors) = gradients(frozen.trainable(state.params))
     norm = optax.tree.norm(grads)
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
     # A branch, as a choice between old and new would hold both in memory.
@@ -201,4 +203,4 @@ def make_state(
 ) -> State:
   """The state of those parameters before the first step."""
   average = jax.tree.map(jnp.copy, params) if ema else None
-  return State(jnp.zeros((), jnp.int32), params, tx.init(frozen.rest(params)), average)
+  return State(jnp.zeros((), jnp.int32), params, tx.init(frozen.trainable(params)), average)

@@ -324,7 +324,7 @@ def introduce(run: Run, start: int) -> None:
   for line in plan.task.about:
     display.say(line)
   if plan.frozen:
-    display.say(plan.freezing(params))
+    display.say(plan.describe_frozen(params))
   if whole := sharding.unsplit(params, mesh):
     display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
   if start:

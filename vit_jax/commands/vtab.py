@@ -92,7 +92,7 @@ class Protocol:
     """Raises ValueError or OSError for a recipe or a checkpoint that cannot be had for any task."""
     asked = config.load(f'{self.recipe}:{self.model},{task}', self.overrides)
     if asked.pretrained:
-      plan.opened(asked)
+      plan.open_pretrained(asked)
 
   def run(
     self, task: str, folder: pathlib.Path, rate: float, splits: Sequence[str]

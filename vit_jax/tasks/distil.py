@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle
+from vit_jax import bundle, models
 from vit_jax.sources import labels
 from vit_jax.tasks import (
   Array,
@@ -116,6 +116,18 @@ def check(kind: str, temperature: float | None, weight: float) -> None:
     raise ValueError(f'teacher.temperature is {temperature}, must be positive and finite')
   if not 0 <= weight <= 1:
     raise ValueError(f'teacher.weight is {weight}, must lie in [0, 1]')
+
+
+def check_student(kind: str, model: models.Model, scores: str) -> None:
+  """Raises ValueError if a model cannot learn from a teacher in that way."""
+  if kind == 'token' and getattr(model, 'distillation', '') != 'head':
+    raise ValueError("teacher.kind 'token' needs model.distillation='head', the head that learns")
+  if kind != 'features' and scores != 'softmax':
+    # Logits that are to be independent classes' and parts of one would pull against each other.
+    raise ValueError(
+      f"teacher.kind {kind!r} teaches softmax scores, the student's are {scores}: "
+      "objective.loss must be 'softmax', or teacher.kind 'features'"
+    )
 
 
 def distil(
