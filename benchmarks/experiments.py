@@ -264,7 +264,7 @@ def featured(run: pathlib.Path, source: str) -> dict[str, features.Features]:
   found = bundle.read(run)
   names = ('train', 'validation', 'test')
   return {
-    name: features.of_split(found, inputs.opened(run, on=source, split=name)) for name in names
+    name: features.extract(found, inputs.open_split(run, on=source, split=name)) for name in names
   }
 
 

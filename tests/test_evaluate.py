@@ -103,7 +103,7 @@ def test_measures_are_those_of_float64_over_every_image_once(count, devices, mon
   found = model_of()
   bad, unlabelled = {2, 11}, {5, 12}
   data = split_of(count, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
-  values = accuracy.of_model(found, data, batch_size=2, say=quiet)
+  values = accuracy.evaluate_model(found, data, batch_size=2, say=quiet)
   kept = [i for i in range(count) if i not in bad | unlabelled]
   truth, logits = np.array([(3 * i) % 5 for i in kept]), logits_of(found, 50)[kept]
   scores, guess = softmax(logits), logits.argmax(1)
@@ -134,7 +134,7 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
   on_devices(devices, monkeypatch)
   bad, unlabelled = {2, 11}, {5, 12}
   data = split_of(60, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
-  found = accuracy.of_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
+  found = accuracy.evaluate_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
   scores = softmax(logits_of(model_of(), 60))
   guess = scores.argmax(1)
   wrong = [i for i in range(60) if i not in bad | unlabelled and guess[i] != (3 * i) % 5]
@@ -145,16 +145,16 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
     assert (row['label'], row['guess']) == (NAMES[(3 * index) % 5], NAMES[guess[index]])
     assert row['confidence'] == pytest.approx(scores[index].max(), abs=1e-6)
   right = split_of(20, label=lambda i: int(guess[i]))
-  assert accuracy.of_model(model_of(), right)['mistakes'] == []
+  assert accuracy.evaluate_model(model_of(), right)['mistakes'] == []
 
 
 def test_top_five_counts_a_label_among_the_first_five():
   names = tuple(f'class {k}' for k in range(7))
   found = model_of(7, names=names)
-  values = accuracy.of_model(found, split_of(40, classes=names))
+  values = accuracy.evaluate_model(found, split_of(40, classes=names))
   order = np.argsort(-logits_of(found, 40), axis=1)[:, :5]
   assert values['top5'] == np.mean([i % 7 in order[i] for i in range(40)]) < 1
-  fewer = accuracy.of_model(model_of(3), split_of(9, classes=NAMES[:3]))
+  fewer = accuracy.evaluate_model(model_of(3), split_of(9, classes=NAMES[:3]))
   assert fewer['top3'] == 1.0 and 'top5' not in fewer
 
 
@@ -176,7 +176,7 @@ def several(index):
 
 def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
   found = model_of()
-  values = accuracy.of_model(found, split_of(31, label=several))
+  values = accuracy.evaluate_model(found, split_of(31, label=several))
   kept = [i for i in range(31) if i % 3 < 2]
   guess = logits_of(found, 31).argmax(1)
   right = [guess[i] in [label for label in several(i) if label >= 0] for i in kept]
@@ -191,7 +191,7 @@ def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
 
 def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
   found = model_of(scores='sigmoid')
-  values = accuracy.of_model(found, split_of(31, label=several))
+  values = accuracy.evaluate_model(found, split_of(31, label=several))
   kept = [i for i in range(31) if i % 3 < 2]
   logits = logits_of(found, 31)[kept]
   truth = np.array([[k in several(i) for k in range(5)] for i in kept])
@@ -206,26 +206,26 @@ def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
 
 def test_a_set_of_many_classes_has_no_confusion_matrix_but_its_largest_entries(monkeypatch):
   monkeypatch.setattr(classify, 'LARGEST_CONFUSION', 4)
-  values = accuracy.of_model(model_of(), split_of(20))
+  values = accuracy.evaluate_model(model_of(), split_of(20))
   assert values['confusion'] is None and values['confused']
 
 
 def test_nothing_to_score_is_no_score():
   with pytest.raises(pipeline.DataError, match='nothing to evaluate'):
-    accuracy.of_model(model_of(), split_of(6, label=lambda _: -1))
+    accuracy.evaluate_model(model_of(), split_of(6, label=lambda _: -1))
 
 
 def test_a_model_without_a_head_is_told_what_measures_it():
   headless = bundle.Bundle(tiny(num_classes=0), {}, (), model_of().preprocess, 'ViT-Ti/16')
   with pytest.raises(ValueError, match='no head here: knn, fewshot and linear'):
-    accuracy.of_model(headless, split_of(6))
+    accuracy.evaluate_model(headless, split_of(6))
 
 
 def test_preprocessing_of_another_size_is_refused_and_of_the_same_is_used():
   with pytest.raises(ValueError, match='gives 4x4 pixels; the model takes 8x12'):
-    accuracy.of_model(model_of(), split_of(6), preprocess='resize(4)')
-  turned = accuracy.of_model(model_of(), split_of(20), preprocess='resize | grayscale(1)')
-  assert turned['loss'] != accuracy.of_model(model_of(), split_of(20))['loss']
+    accuracy.evaluate_model(model_of(), split_of(6), preprocess='resize(4)')
+  turned = accuracy.evaluate_model(model_of(), split_of(20), preprocess='resize | grayscale(1)')
+  assert turned['loss'] != accuracy.evaluate_model(model_of(), split_of(20))['loss']
 
 
 # Label maps
@@ -339,7 +339,7 @@ def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
   found = model_of(1000, names=names)
   used = [place for place, name in enumerate(WNIDS) if name in imagenet.used('imagenet_a')]
   data = split_of(24, classes=WNIDS, label=lambda i: used[7 * i], name='imagenet_a')
-  values = accuracy.of_model(found, data)
+  values = accuracy.evaluate_model(found, data)
   logits = logits_of(found, 24)[:, used]
   truth = 7 * np.arange(24)
   assert values['count'] == 24 and len(values['confusion']) == 200
@@ -359,7 +359,7 @@ def test_features_are_of_every_image_once_in_order(count, devices, monkeypatch):
   on_devices(devices, monkeypatch)
   data = split_of(count, bad={3}, label=lambda i: -1 if i == 5 else i % 5)
   told = []
-  made = features.of_split(model_of(), data, batch_size=2, say=told.append)
+  made = features.extract(model_of(), data, batch_size=2, say=told.append)
   kept = [i for i in range(count) if i != 3]
   assert made.indices.tolist() == kept and made.bad_images == len(told) == int(count > 3)
   assert made.labels.tolist() == [-1 if i == 5 else i % 5 for i in kept]
@@ -377,7 +377,7 @@ def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path
     return placed_batches(split, *args, **how)
 
   monkeypatch.setattr(inputs, 'placed_batches', counted)
-  take = functools.partial(features.of_split, cache=tmp_path / 'kept', say=quiet)
+  take = functools.partial(features.extract, cache=tmp_path / 'kept', say=quiet)
   data = split_of(20, bad={4})
   first = take(model_of(), data)
   again = take(model_of(), data)
@@ -407,7 +407,7 @@ def test_a_model_of_patches_has_no_features_of_an_image():
     tiny(pool='none', depth=1), found.params, NAMES, found.preprocess, 'ViT-Ti/16'
   )
   with pytest.raises(ValueError, match='only of its patches'):
-    features.of_split(patches, split_of(4))
+    features.extract(patches, split_of(4))
 
 
 # Probes
@@ -540,9 +540,9 @@ def test_a_regression_that_was_cut_off_says_so(monkeypatch):
 @pytest.mark.parametrize('measure', [knn.measure, fewshot.measure])
 def test_several_labels_or_none_are_refused_by_the_probes(measure):
   found = model_of()
-  many = features.of_split(found, split_of(9, label=several))
-  none = features.of_split(found, split_of(9, label=lambda _: -1))
-  one = features.of_split(found, split_of(30))
+  many = features.extract(found, split_of(9, label=several))
+  none = features.extract(found, split_of(9, label=lambda _: -1))
+  one = features.extract(found, split_of(30))
   with pytest.raises(ValueError, match='several labels'):
     measure(one, many)
   with pytest.raises(ValueError, match="no image of split 'test' of made has a label"):
@@ -681,7 +681,7 @@ def test_features_of_images_are_named_by_their_files(whole, photos, tmp_path, ca
 @pytest.mark.parametrize('label', [lambda i: -1 if i == 2 else i % 5, several])
 def test_a_table_of_features_reads_back(label, tmp_path):
   parquet = pytest.importorskip('pyarrow.parquet')
-  made = features.of_split(model_of(), split_of(9, label=label))
+  made = features.extract(model_of(), split_of(9, label=label))
   features.write(tmp_path / 'f.parquet', made, [f'{i}.png' for i in range(9)])
   table = parquet.read_table(tmp_path / 'f.parquet')
   rows = table.to_pylist()
@@ -701,7 +701,7 @@ def test_features_cut_off_in_the_writing_leave_the_old_file(kind, tmp_path, monk
     pytest.importorskip('pyarrow')
   file = tmp_path / f'f.{kind}'
   file.write_bytes(b'old')
-  made = features.of_split(model_of(), split_of(3))
+  made = features.extract(model_of(), split_of(3))
 
   def killed(*_, **__):
     raise KeyboardInterrupt

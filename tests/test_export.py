@@ -19,7 +19,7 @@ from tests.test_run import cache, contents, pytestmark, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, export, predict, sharding
 from vit_jax.commands.export import default_path
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import results
 from vit_jax.models import vit as vits
 from vit_jax.views import card
 
@@ -523,7 +523,7 @@ def test_a_name_with_a_bar_stays_in_its_cell(source):
 
 def test_a_finished_run_has_a_card_with_the_measures_of_its_model(whole):
   text = (whole / 'model' / 'README.md').read_text()
-  held = accuracy.read_result(whole)
+  held = results.read(whole)
   numbers = (f'{held[name]:.4f}' for name in ('accuracy', 'top5', 'loss', 'calibration_error'))
   assert f'| digits, split test | 359 | {" | ".join(numbers)} | 8 |' in text
   assert '| data | digits, split train |' in text

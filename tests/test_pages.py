@@ -33,7 +33,7 @@ from vit_jax import (
   workdir,
 )
 from vit_jax.commands import inspect
-from vit_jax.evaluate import accuracy, inputs
+from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.files import as_json
 from vit_jax.tasks import classify
 from vit_jax.views import attention as page
@@ -406,7 +406,7 @@ def whole(trained):
 
 @pytest.fixture(scope='module')
 def values(trained):
-  return accuracy.read_result(trained)
+  return results.read(trained)
 
 
 @pytest.fixture
@@ -433,18 +433,18 @@ def on_other_data(folder, source):
   config = json.loads((folder / 'config.json').read_text())
   config['data']['source'] = source
   (folder / 'config.json').write_text(json.dumps(config))
-  accuracy.write_result(folder, accuracy.read_result(folder) | {'source': source})
+  results.write(folder, results.read(folder) | {'source': source})
 
 
 def measuring(monkeypatch):
   """A list that gets (source, split, batch size) each time a model is measured."""
-  calls, of_model = [], accuracy.of_model
+  calls, evaluate_model = [], accuracy.evaluate_model
 
   def noting(found, split, *, batch_size, **how):
     calls.append((split.name, split.split, batch_size))
-    return of_model(found, split, batch_size=batch_size, **how)
+    return evaluate_model(found, split, batch_size=batch_size, **how)
 
-  monkeypatch.setattr(accuracy, 'of_model', noting)
+  monkeypatch.setattr(accuracy, 'evaluate_model', noting)
   return calls
 
 
@@ -466,7 +466,7 @@ def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes
   trained, whole, capsys
 ):
   assert commands.main(['evaluate', str(trained), '--format', 'json']) == 0
-  given, held = json.loads(capsys.readouterr().out), accuracy.read_result(trained)
+  given, held = json.loads(capsys.readouterr().out), results.read(trained)
   assert (held.pop('step'), held.pop('use')) == (12, 'test')
   assert close(held, {name: given[name] for name in held})
   assert given.keys() - held.keys() == {'model', 'method', 'preprocess'}
@@ -492,20 +492,20 @@ def test_a_whole_training_with_its_report_reads_the_last_split_once(test, tmp_pa
   assert main.main(words_of(tmp_path, fields)) == 0
   assert passes == [40, 40, 50][: 3 if test else 2]  # the last validation is of what is delivered
   assert (tmp_path / report.PAGE).is_file()
-  held = accuracy.read_result(tmp_path)
+  held = results.read(tmp_path)
   assert (held['use'], held['count']) == (('test', 50) if test else ('validation', 40))
 
 
 def test_a_run_from_before_there_was_a_file_is_measured_once(trained, tmp_path, monkeypatch):
   folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
-  file, before = folder / accuracy.RESULT, accuracy.read_result(trained)
+  file, before = folder / results.FILE, results.read(trained)
   file.unlink()
   lines = []
   AFTER_TRAINING(folder, lines.append)
   assert lines[0].startswith('report: evaluation.json is missing') and not file.exists()
   assert commands.main(['report', str(folder)]) == 0
   assert calls == [('digits', 'test', max(32 // jax.device_count(), 1))]
-  assert close(accuracy.read_result(folder), before)
+  assert close(results.read(folder), before)
   written = file.read_bytes()
   assert commands.main(['report', str(folder)]) == 0
   assert commands.main(['report', str(folder), '--split', 'test']) == 0
@@ -553,22 +553,22 @@ def damage(values, name, value):
   ],
 )
 def test_a_file_that_is_no_evaluation_is_read_as_none(name, value, trained, tmp_path):
-  values = json.loads((trained / accuracy.RESULT).read_text())
-  assert accuracy.is_result(values)
-  (tmp_path / accuracy.RESULT).write_text(damage(values, name, value))
-  assert accuracy.read_result(tmp_path) is None
+  values = json.loads((trained / results.FILE).read_text())
+  assert results.is_valid(values)
+  (tmp_path / results.FILE).write_text(damage(values, name, value))
+  assert results.read(tmp_path) is None
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"loss": 1', '{}', '[' * 100_000, '\udcff'])
 def test_a_damaged_file_is_measured_anew(content, trained, tmp_path, monkeypatch):
-  folder, file = copied(trained, tmp_path), tmp_path / 'run' / accuracy.RESULT
+  folder, file = copied(trained, tmp_path), tmp_path / 'run' / results.FILE
   file.write_bytes(content.encode(errors='surrogateescape'))
-  assert accuracy.read_result(folder) is None
+  assert results.read(folder) is None
   if content:
     return  # one of them is enough to be measured
   calls = measuring(monkeypatch)
   assert commands.main(['report', str(folder)]) == 0
-  assert len(calls) == 1 and close(accuracy.read_result(folder), accuracy.read_result(trained))
+  assert len(calls) == 1 and close(results.read(folder), results.read(trained))
 
 
 @pytest.mark.parametrize('there', [True, False])
@@ -576,7 +576,7 @@ def test_numbers_of_other_data_are_told_and_never_written(
   there, trained, tmp_path, monkeypatch, capsys
 ):
   folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
-  file = folder / accuracy.RESULT
+  file = folder / results.FILE
   before = file.read_bytes()
   if not there:
     file.unlink()
@@ -597,10 +597,10 @@ def test_a_loss_that_is_not_finite_is_null_in_strict_json_and_a_dash(trained, tm
   params = jax.tree.map(lambda leaf: leaf * np.float32(1e30), model.params)
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
-  (folder / accuracy.RESULT).unlink()
+  (folder / results.FILE).unlink()
   assert commands.main(['report', str(folder)]) == 3
   assert 'the loss of the model is not finite' in capsys.readouterr().err
-  text = (folder / accuracy.RESULT).read_text()
+  text = (folder / results.FILE).read_text()
   assert json.loads(text, parse_constant=no_constant)['loss'] is None
   assert '<b>–</b>loss on 359 images' in (folder / report.PAGE).read_text()
   out = tmp_path / 'out.json'
@@ -623,7 +623,7 @@ def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(train
   folder = copied(trained, tmp_path)
   own = {'source': 'digits', 'split': 'test', 'step': 12, 'use': 'test', 'count': 359}
   numbers = {'loss': 0.25, 'pixel_error': 1.5, 'sharpness': None}
-  accuracy.write_result(folder, own | numbers | {'unlabelled': 0, 'bad_images': 0, 'neurons': [1]})
+  results.write(folder, own | numbers | {'unlabelled': 0, 'bad_images': 0, 'neurons': [1]})
   rows = [
     {'step': 12, 'train/loss': 0.5, 'train/pixel_error': 2.0},
     {'step': 12, 'validation/loss': 0.375, 'validation/pixel_error': 1.75},
@@ -789,7 +789,7 @@ def test_no_number_is_broken_in_two_lines(opened, width):
 
 def test_mistakes_are_wrong_and_the_surest_of_all(trained):
   found, run = report.gather(trained), vit_jax.load(trained)
-  data = inputs.opened(trained)
+  data = inputs.open_split(trained)
   images = [run.transform(row['image'], None) for row in data.source]
   scores = run.forward(images)['scores']
   labels = np.array([row['label'] for row in data.source])
@@ -882,30 +882,31 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
 
 @pytest.mark.parametrize('index', [0, 10_000])
 def test_an_image_that_is_no_longer_that_of_a_mistake_is_not_drawn(index, trained, tmp_path):
-  folder, values = copied(trained, tmp_path), accuracy.read_result(trained)
+  folder, values = copied(trained, tmp_path), results.read(trained)
   name = values['mistakes'][3]['image']
   values['mistakes'][3]['index'] = index
-  accuracy.write_result(folder, values)
+  results.write(folder, values)
   found = report.gather(folder)
   (line,) = found.left_out
   assert f'{name} is no longer image {index} of split test' in line
   assert found.mistakes == [] and found.measured == values
 
 
-@pytest.mark.parametrize('where', ['read', 'of_model'])
+@pytest.mark.parametrize('where', ['read', 'evaluate_model'])
 def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, tmp_path, monkeypatch):
   def without_memory(*_, **__):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   folder = copied(trained, tmp_path)
-  if where == 'of_model':
-    (folder / accuracy.RESULT).unlink()
+  if where == 'evaluate_model':
+    (folder / results.FILE).unlink()
   monkeypatch.setattr(
-    *{'read': (bundle, 'read'), 'of_model': (accuracy, 'of_model')}[where], without_memory
+    *{'read': (bundle, 'read'), 'evaluate_model': (accuracy, 'evaluate_model')}[where],
+    without_memory,
   )
   found = report.measured(folder)
   assert len(found.left_out) == 1 and found.left_out[0].endswith('out of memory')
-  assert (found.measured is None) == (where == 'of_model')
+  assert (found.measured is None) == (where == 'evaluate_model')
   assert 'train/loss' in report_page.as_html(found) and report_page.as_png(found)
 
 
@@ -931,7 +932,7 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
   text = (unfinished / report.PAGE).read_text()
   assert 'Filters and positions' in text and 'They could not be drawn.' in text
   assert 'accuracy on 359 images, split test of folder:' in text  # the numbers stay
-  (unfinished / accuracy.RESULT).unlink()
+  (unfinished / results.FILE).unlink()
   assert commands.main(['report', str(unfinished)]) == 3
   assert 'the data cannot be opened' in capsys.readouterr().err
 
@@ -940,7 +941,7 @@ def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
   trained, tmp_path, capsys
 ):
   folder, model = copied(trained, tmp_path), bundle.read(trained)
-  (folder / accuracy.RESULT).unlink()
+  (folder / results.FILE).unlink()
   params = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
@@ -949,7 +950,7 @@ def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
   assert (
     told.splitlines()[-1].startswith('vit report: ') and 'parameters that are not finite' in told
   )
-  assert not (folder / accuracy.RESULT).exists()
+  assert not (folder / results.FILE).exists()
   assert 'train/loss' in (folder / report.PAGE).read_text()
 
 
@@ -1176,13 +1177,13 @@ def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
   fields = {'evaluation.every': '1 steps', 'evaluation.patience': '3 steps', 'data.test': ''}
   fields |= {'evaluation.metric': 'loss', 'ema': 0.5}
   assert main.main(words_of(tmp_path, fields)) == 0
-  held = accuracy.read_result(tmp_path)
+  held = results.read(tmp_path)
   assert (held['step'], held['use']) == (2, 'validation')
   found = report.gather(tmp_path)
   assert (found.step, found.measured['loss']) == (2, held['loss'])
   written = (tmp_path / 'model' / 'README.md').read_text()
   assert re.search(rf'\| {held["accuracy"]:.4f} \|.* {held["loss"]:.4f} \|.* 2 \|', written)
-  (tmp_path / accuracy.RESULT).unlink()  # as of a run from before there was one
+  (tmp_path / results.FILE).unlink()  # as of a run from before there was one
   found = report.gather(tmp_path)
   assert metrics.model_step(found.config, found.rows, found.ranks) == found.step == 2
   ((number, what),) = quoted(found, 'validation')
@@ -1232,7 +1233,7 @@ def test_where_the_average_was_measured_no_other_number_is_told_of_the_model():
 def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):
   other = inputs.Split('others', 'test', sources.open_source('digits', 'test[:50]'))
   with monkeypatch.context() as patch:
-    patch.setattr(inputs, 'opened', lambda folder, on, split: other)
+    patch.setattr(inputs, 'open_split', lambda folder, on, split: other)
     found = report.measured(trained, on='others', split='test')
   assert (found.measured['source'], found.measured['count']) == ('others', 50)
   ((number, what),) = quoted(found, 'test')
@@ -1260,8 +1261,8 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
     for i in range(40)
   ]
   data = inputs.Split('made', 'all', sources.Source(records, base.classes))
-  values = accuracy.of_model(model, data, batch_size=2)
-  assert accuracy.is_result(values | {'step': None, 'use': 'test'})
+  values = accuracy.evaluate_model(model, data, batch_size=2)
+  assert results.is_valid(values | {'step': None, 'use': 'test'})
   found = dataclasses.replace(whole, model=model)
   found = report.with_evaluation(found, values, data)
   text = report_page.as_html(found)
@@ -1278,12 +1279,12 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
 
 
 def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypatch):
-  calls, before = measuring(monkeypatch), (trained / accuracy.RESULT).read_bytes()
+  calls, before = measuring(monkeypatch), (trained / results.FILE).read_bytes()
   report.measured(trained, split='test[:20]')
   assert commands.main(['report', str(trained), '--batch_size', '3']) == 0
   assert commands.main(['report', str(trained), '--batch_size', '0']) == 2
   assert [size for _, _, size in calls] == [max(32 // jax.device_count(), 1), 3]
-  assert (trained / accuracy.RESULT).read_bytes() == before
+  assert (trained / results.FILE).read_bytes() == before
   assert report.batch_of({'batch_size': 4096 * jax.device_count(), 'accumulate': 2}) == inputs.BATCH
   assert report.batch_of({'batch_size': 64 * jax.device_count(), 'accumulate': 2}) == 32
   assert report.batch_of({'batch_size': 1}) == 1

@@ -25,7 +25,7 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import results
 
 __all__ = ['cache', 'pytestmark', 'whole']
 
@@ -145,7 +145,7 @@ def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
   assert 'report: ' not in told_by(pair, 0)[1]
   points = re.findall(r'<title>train/loss, step \d+: ', text)
   assert len(points) == STEPS == len(losses(pair / 'run'))
-  values = accuracy.read_result(pair / 'run')
+  values = results.read(pair / 'run')
   assert (values['step'], values['use'], np.sum(values['confusion'])) == (8, 'test', 359)
   right = f'{100 * values["accuracy"]:.2f} %'
   assert f'<b>{right}</b>accuracy on 359 images, split test of digits' in text

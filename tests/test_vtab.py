@@ -9,7 +9,7 @@ import pytest
 from vit_jax import config, train
 from vit_jax.__main__ import main as vit
 from vit_jax.commands import vtab
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import results
 from vit_jax.sources import presets
 
 COUNTS = {'train': 24, 'validation': 8, 'test': 20}
@@ -85,7 +85,7 @@ def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys
   assert counts == {'final': 32, 'rate_0.001': 24, 'rate_0.1': 24}
   held = json.loads((runs / 'final' / 'config.json').read_text())
   assert held['schedule']['learning_rate'] == row['rate']
-  held = {run.name: accuracy.read_result(run) for run in runs.iterdir()}
+  held = {run.name: results.read(run) for run in runs.iterdir()}
   assert {name: found['use'] for name, found in held.items()} == {
     'final': 'test',
     'rate_0.001': 'validation',
@@ -195,7 +195,7 @@ def test_a_folder_without_a_measure_is_no_finished_run(tmp_path):
     vtab.measured(tmp_path, 'validation')
   own = {'source': 'digits', 'split': 'test', 'step': 6, 'use': 'test', 'count': 9}
   for numbers in ({'accuracy': 0.5}, {'accuracy': None}, {}):
-    accuracy.write_result(tmp_path, own | numbers)
+    results.write(tmp_path, own | numbers)
     for use in ('validation', 'test'):
       if use == 'test' and numbers.get('accuracy'):
         assert vtab.measured(tmp_path, use) == {'accuracy': 0.5, 'count': 9}

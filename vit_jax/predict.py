@@ -63,7 +63,7 @@ class Run(bundle.Bundle):
   def features(self, images: Source | Sequence[Source]) -> np.ndarray:
     """What the head reads, float32: (F,) for one image, (N, F) for a list.
 
-    On one device; `vit_jax.evaluate.features.of_split` uses all, for a data set or many files.
+    On one device; `vit_jax.evaluate.features.extract` uses all, for a data set or many files.
     """
     if isinstance(images, (str, os.PathLike, np.ndarray)):
       return self.features([images])[0]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
-from vit_jax.evaluate import accuracy
 from vit_jax.evaluate import loop as evaluation
+from vit_jax.evaluate import results
 from vit_jax.plan import Plan
 from vit_jax.step import State, untraced
 from vit_jax.stopping import interruption, time_limit
@@ -205,7 +205,7 @@ class Evaluator:
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
     data |= {'step': step, 'use': use}
     if jax.process_index() == 0:
-      accuracy.write_result(self.run.folder, data | result)
+      results.write(self.run.folder, data | result)
 
   def measure(
     self, use: str, params: Params, *, keep: int = 0
@@ -225,7 +225,7 @@ class Evaluator:
       )
     source = run.plan.splits[use]
     values = task.read(sums) | {'bad_images': len(source) - readable}
-    return values, accuracy.result(task, sums, rows, source, readable=readable) if keep else {}
+    return values, results.summarize(task, sums, rows, source, readable=readable) if keep else {}
 
   def tell(self, step: int, split: str, values: dict[str, float]) -> None:
     self.run.log.write(step, metrics.prefixed(split, values))

@@ -16,7 +16,7 @@ Told = tuple[dict[str, Any], list[str]]  # as JSON, and as text
 
 def by_accuracy(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
   """The model's own head."""
-  values = accuracy.of_model(
+  values = accuracy.evaluate_model(
     found,
     data,
     label_map=given.label_map,
@@ -60,11 +60,11 @@ def featured(
   found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace, *others: str
 ) -> list[features.Features]:
   """Features of other splits of a data set, and last its own; none have an image in common."""
-  splits = [inputs.opened(given.model, on=data.name, split=other) for other in others] + [data]
+  splits = [inputs.open_split(given.model, on=data.name, split=other) for other in others] + [data]
   for first, second in itertools.combinations(splits, 2):
     inputs.check_apart(first, second)
   how = dict(preprocess=given.preprocess, batch_size=given.batch_size, cache=given.cache)
-  return [features.of_split(found, split, **how) for split in splits]
+  return [features.extract(found, split, **how) for split in splits]
 
 
 def summary(test: features.Features, train: features.Features) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def measured(given: argparse.Namespace) -> Told:
   if given.label_map and given.method != 'accuracy':
     raise ValueError(f'--label_map is for --method accuracy, got {given.method}')
   found = bundle.read(given.model)
-  data = inputs.opened(given.model, on=given.on, split=given.split)
+  data = inputs.open_split(given.model, on=given.on, split=given.split)
   values, text = METHODS[given.method](found, data, given)
   left_out = [
     f', {values[key]} {what}' * bool(values[key])

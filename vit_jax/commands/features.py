@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vit_jax import bundle, predict
 from vit_jax.evaluate import inputs
-from vit_jax.evaluate.features import Features, check_suffix, of_split, write
+from vit_jax.evaluate.features import Features, check_suffix, extract, write
 from vit_jax.text import one_line
 
 
@@ -42,10 +42,10 @@ def written(given: argparse.Namespace) -> Features:
     raise ValueError('give images, or a data set by --on and --split, not both')
   found = bundle.read(given.model)
   if given.images:
-    split = inputs.of_paths(predict.image_files(given.images))
+    split = inputs.image_split(predict.image_files(given.images))
   else:
-    split = inputs.opened(given.model, on=given.on, split=given.split)
-  made = of_split(found, split, preprocess=given.preprocess, batch_size=given.batch_size)
+    split = inputs.open_split(given.model, on=given.on, split=given.split)
+  made = extract(found, split, preprocess=given.preprocess, batch_size=given.batch_size)
   write(given.out, made, [split.source.describe(index) for index in made.indices.tolist()])
   return made
 

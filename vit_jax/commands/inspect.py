@@ -220,7 +220,7 @@ def named_images(given: argparse.Namespace) -> list[Named]:
   if given.images:
     return [(path, functools.partial(of_file, path)) for path in predict.image_files(given.images)]
   if given.on or is_run(given.model):
-    return of_split(inputs.opened(given.model, on=given.on, split=given.split), given.count)
+    return of_split(inputs.open_split(given.model, on=given.on, split=given.split), given.count)
   return []
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from vit_jax import config, files, metrics, plan, train
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import results
 from vit_jax.sources import presets
 from vit_jax.text import nearest, one_line, to_stderr
 
@@ -117,7 +117,7 @@ def measured(run: pathlib.Path, use: str) -> dict[str, float]:
   Raises:
     ValueError: if it was not measured on that.
   """
-  found = accuracy.read_result(run) or {}
+  found = results.read(run) or {}
   if found.get('use') != use:  # of the other split, or a run from before there was a file
     rows = metrics.read_rows(run / 'metrics.jsonl')
     last = [row for row in rows if metrics.of_split(row, use)][-1:]

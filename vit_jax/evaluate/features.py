@@ -76,7 +76,7 @@ def forward(params: Params, batch: Batch, *, model: Any, mean: Any, std: Any) ->
   return {'values': values, 'labels': batch['label'], 'mask': batch['mask']}
 
 
-def of_split(
+def extract(
   found: bundle.Bundle,
   split: inputs.Split,
   *,
@@ -91,7 +91,7 @@ def of_split(
 
   Args:
     found: the model, of `vit_jax.load` or `bundle.read`.
-    split: of `inputs.opened` or `inputs.of_paths`.
+    split: of `inputs.open_split` or `inputs.image_split`.
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
     cache: a folder that keeps them for the next time, see `cache_file`; '' for none.
@@ -138,6 +138,9 @@ def of_split(
   if file is not None:
     remember(file, made)
   return made
+
+
+of_split = extract  # its former name, by which documented code calls it
 
 
 # The cache

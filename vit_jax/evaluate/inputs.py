@@ -38,7 +38,7 @@ class Split:
   source: Source
 
 
-def opened(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
+def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
   """The data that a model is to be measured on.
 
   Args:
@@ -53,6 +53,9 @@ def opened(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Sp
   name = on or own['source']
   split = split or own.get('test') or own.get('validation') or default_split(name)
   return Split(name, split, sources.open_source(name, split))
+
+
+opened = open_split  # its former name, by which documented code calls it
 
 
 def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class Paths(Sequence[Record]):
     return {'image': pathlib.Path(self.paths[index]).read_bytes(), 'label': np.int32(-1)}
 
 
-def of_paths(paths: Sequence[str]) -> Split:
+def image_split(paths: Sequence[str]) -> Split:
   """Image files as a split without labels."""
   return Split('', '', Source(Paths(paths), (), lambda index: str(paths[index])))
 

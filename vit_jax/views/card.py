@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from vit_jax import __version__, bundle, files, metrics
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import results
 from vit_jax.models import mixer, resnet, vit
 from vit_jax.text import one_line
 
@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, source: bundle.Bundle, config: Any, *, step: int
     step: whose parameters became the model.
   """
   rows = metrics.read_rows(folder / 'metrics.jsonl')
-  evaluation = accuracy.read_result(folder)
+  evaluation = results.read(folder)
   if evaluation and evaluation['step'] != step:
     evaluation = None
   with files.replacing(folder / 'model' / bundle.CARD) as file:
@@ -74,12 +74,12 @@ def text(
     config: of its run, as config.json has it; None where it was trained elsewhere.
     rows: of metrics.jsonl.
     step: whose parameters the model has; without it rows tell nothing of them.
-    evaluation: of `accuracy.read_result`: the model's numbers on the split that it names.
+    evaluation: of `results.read`: the model's numbers on the split that it names.
   """
   sections = {'Model': model_rows(source), 'Training': training_rows(config)}
   parts = [f'{front(source)}\n# {source.name}, {kinds(source)}\n', use(source)]
   parts += [f'## {title}\n\n{table(rows)}' for title, rows in sections.items() if rows]
-  measured = results(config, rows, step, evaluation)
+  measured = measures(config, rows, step, evaluation)
   parts.append(f'## Results\n\n{measured or "None were measured here."}\n')
   parts.append(f'## Limits\n\n{LIMITS.format(ALL_THE_SAME if source.classes else "")}')
   parts.append(f'Written by vit_jax {__version__}, with jax {jax.__version__}.\n')
@@ -180,7 +180,7 @@ def training_rows(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
   return rows
 
 
-def results(
+def measures(
   config: Mapping[str, Any] | None,
   rows: Sequence[Mapping[str, Any]],
   step: int | None,
@@ -192,9 +192,9 @@ def results(
     measured[evaluation['use']] = evaluation
   if config is None or not measured:
     return ''
-  tables = {use: accuracy.numbers(values) for use, values in measured.items()}
-  names = accuracy.numbers({name: None for table in tables.values() for name in table})
-  titles = ('split', 'images', *map(accuracy.words, names), 'step')
+  tables = {use: results.numbers(values) for use, values in measured.items()}
+  names = results.numbers({name: None for table in tables.values() for name in table})
+  titles = ('split', 'images', *map(results.display_name, names), 'step')
   lines = [f'| {" | ".join(titles)} |', f'|{"---|" * len(titles)}']
   for use, values in measured.items():
     split = f'{shown(config["data"]["source"])}, split {config["data"][use]}'

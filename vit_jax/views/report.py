@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, bundle, files, lookup, metrics, workdir
-from vit_jax.evaluate import accuracy, inputs
+from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.images import transforms
 from vit_jax.models import vit
 from vit_jax.text import one_line, to_stderr
@@ -32,7 +32,7 @@ def gather(
 
   Args:
     folder: of the run.
-    evaluation: the numbers of its model, of `accuracy.of_model`; None reads the run's own.
+    evaluation: the numbers of its model, of `accuracy.evaluate_model`; None reads the run's own.
     data: that they are of, if it is open.
 
   Raises:
@@ -44,7 +44,7 @@ def gather(
 
 def own_result(folder: pathlib.Path) -> dict[str, Any] | None:
   """A run's evaluation, if it is of a split that the run's config names; None otherwise."""
-  held, file = accuracy.read_result(folder), folder / 'config.json'
+  held, file = results.read(folder), folder / 'config.json'
   config = files.read_object(file) if held and file.is_file() else {}
   own = config.get('data')
   if held is None or not isinstance(own, dict):
@@ -96,7 +96,7 @@ def with_evaluation(
   if evaluation is None:
     own = found.config['data']
     if own.get('test') or own.get('validation'):
-      return with_fault(found, f'{accuracy.RESULT} is missing or damaged: see vit report')
+      return with_fault(found, f'{results.FILE} is missing or damaged: see vit report')
     return with_fault(found, 'the run kept no split to measure its model on; see --split')
   found = dataclasses.replace(found, measured=evaluation)
   if evaluation.get('loss', 0) is None:
@@ -105,7 +105,7 @@ def with_evaluation(
     return found
   try:
     name, split = evaluation['source'], evaluation['split']
-    data = data or inputs.opened(found.folder, on=name, split=split)
+    data = data or inputs.open_split(found.folder, on=name, split=split)
   except FAULTS as error:
     return with_fault(found, f'the data cannot be opened: {one_line(error)}')
   try:
@@ -231,9 +231,9 @@ def measured(
     return with_evaluation(found, held)
   if lookup.is_path(found.config.get('task', '')):
     task = found.config['task']
-    return with_fault(found, f'only training measures {task}: see {accuracy.RESULT}')
+    return with_fault(found, f'only training measures {task}: see {results.FILE}')
   try:
-    data = inputs.opened(folder, on=on, split=split)
+    data = inputs.open_split(folder, on=on, split=split)
   except FAULTS as error:
     if on or split:  # bad input, for which no report is lost
       raise
@@ -242,10 +242,10 @@ def measured(
     return with_evaluation(found, held, data)
   rows = batch_size or batch_of(found.config)
   try:
-    values = files.finite(accuracy.of_model(found.model, data, batch_size=rows, say=say))
+    values = files.finite(accuracy.evaluate_model(found.model, data, batch_size=rows, say=say))
   except FAULTS as error:
     return with_fault(found, f'the model could not be measured: {one_line(error)}')
   if use and not held and (data.name, data.split) == (own['source'], own[use]):
     values |= {'step': found.step, 'use': use}
-    accuracy.write_result(folder, values)
+    results.write(folder, values)
   return with_evaluation(found, values, data)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import analysis, bundle, metrics, models
-from vit_jax.evaluate import accuracy
+from vit_jax.evaluate import accuracy, results
 from vit_jax.views import attention as page
 from vit_jax.views import chart, pictures
 from vit_jax.views.card import dimensions
@@ -86,8 +86,8 @@ class Facts:
     model: with its parameters on the host; None while there is none.
     ranks: of the run's task: the numbers that its evaluations can be ranked by.
     step: whose parameters became the model, or would now; None if nothing tells it.
-    measured: an evaluation of the model, see `accuracy.of_model`: a task's numbers, whatever their
-      names, and details of which a task may lack any; None if there is none.
+    measured: an evaluation of the model, see `accuracy.evaluate_model`: a task's numbers, whatever
+      their names, and details of which a task may lack any; None if there is none.
     mistakes: the most confident first.
     left_out: why something is not there, in lines.
   """
@@ -116,9 +116,9 @@ class Facts:
 
 def curve_of(name: str) -> Curve:
   """Of a task's number, in training and in its evaluations."""
-  title = accuracy.words(name)
+  title = results.display_name(name)
   names = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
-  return Curve(f'{title[:1].upper()}{title[1:]}', names, accuracy.is_share(name))
+  return Curve(f'{title[:1].upper()}{title[1:]}', names, results.is_fraction(name))
 
 
 def usable(value: Any) -> bool:
@@ -177,8 +177,8 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
   if values := found.measured:
     on = f'on {measured_on(values)}'
     told += [
-      (shown(name, value), f'{accuracy.words(name)} {on}')
-      for name, value in accuracy.numbers(values).items()
+      (shown(name, value), f'{results.display_name(name)} {on}')
+      for name, value in results.numbers(values).items()
     ]
   for use, logged in metrics.of_model(found.rows, found.step).items():
     where = (own.get('source'), own.get(use))
@@ -186,15 +186,15 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
       continue  # the same parameters on the same images
     on = f'on {logged.get("count") or 0:,.0f} images, split {where[1]} of {where[0]}'
     when = f'at step {logged["step"]:,}, during training, {on}'
-    numbers = accuracy.numbers(logged)
+    numbers = results.numbers(logged)
     usual = [name for name in found.ranks if name in numbers][:1]
-    told += [(shown(k, numbers[k]), f'{accuracy.words(k)} {when}') for k in usual or numbers]
+    told += [(shown(k, numbers[k]), f'{results.display_name(k)} {when}') for k in usual or numbers]
   return told + training(found)
 
 
 def shown(name: str, value: float | None) -> str:
   """A measure as it is read: in percent, or with four digits."""
-  return share(value) if accuracy.is_share(name) else number(value)
+  return share(value) if results.is_fraction(name) else number(value)
 
 
 def measured_on(values: dict[str, Any]) -> str:
