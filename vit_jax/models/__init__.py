@@ -323,7 +323,10 @@ def fields(model: nn.Module) -> dict[str, Any]:
   return {field: getattr(model, field) for field in field_types(type(model))}
 
 
-def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+Tree = Any  # a pytree of arrays, or of their shapes
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
   """`function(name, leaf)` for every leaf of a tree; names are joined by '/'."""
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator='/'), leaf),
@@ -331,7 +334,7 @@ def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
   )
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flat(tree: Tree) -> dict[str, Any]:
   """A tree as {'encoder/norm/scale': leaf}."""
   named: dict[str, Any] = {}
   map_named(named.setdefault, tree)
