@@ -23,7 +23,7 @@ from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
 from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
 from vit_jax.commands import convert as conversion
-from vit_jax.convert import engine, families, resample, weights
+from vit_jax.convert import engine, families, pickles, resample, weights
 from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
 from vit_jax.sources import presets
@@ -144,7 +144,8 @@ def test_the_rules_told_are_those_that_there_are():
 
 def test_the_limits_told_are_those_that_hold():
   told = {coded(limit)[0]: int(value.replace(',', '')) for limit, value, _ in table('limit')}
-  assert told == {name: getattr(weights, name) for name in told}
+  limits = vars(weights) | vars(pickles)
+  assert told == {name: limits[name] for name in told}
   assert len(told) >= 9
 
 

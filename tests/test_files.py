@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vit_jax import files
-from vit_jax.convert import weights
+from vit_jax.convert import pickles, weights
 
 DATA = pathlib.Path(__file__).parent / 'data'  # made by its make_pth.py
 GRID = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -141,7 +141,7 @@ def refusal(path, read=weights.read):
   try:
     arrays = read(path)
   except (FileNotFoundError, ValueError) as error:
-    assert type(error) in (FileNotFoundError, ValueError, files.Unlisted)
+    assert type(error) in (FileNotFoundError, ValueError, files.Refused)
     line = str(error)
     assert path.name in line
     assert line.isprintable(), line
@@ -448,11 +448,11 @@ def test_no_pickle_is_ever_obeyed(tmp_path, monkeypatch, protocol):
 
 def rebuilt(offset=0, shape=(3, 4), strides=(4, 1), *, kind='FloatStorage', key='0', count=12):
   """A pickle of {'a': tensor} with these arguments."""
-  parts = [b'\x80\2}', weights.pickle_literal('a'), weights.pickle_global(weights.REBUILD_TENSOR)]
-  parts += [b'((', weights.pickle_literal('storage'), weights.pickle_global(f'torch {kind}')]
-  parts += [weights.pickle_literal(value) for value in (key, 'cpu', count)]
-  parts += [b'tQ', *(weights.pickle_literal(value) for value in (offset, shape, strides, False))]
-  return b''.join([*parts, weights.pickle_global(weights.ORDERED_DICT), b')RtRs.'])
+  parts = [b'\x80\2}', pickles.literal('a'), pickles.global_name(pickles.REBUILD_TENSOR)]
+  parts += [b'((', pickles.literal('storage'), pickles.global_name(f'torch {kind}')]
+  parts += [pickles.literal(value) for value in (key, 'cpu', count)]
+  parts += [b'tQ', *(pickles.literal(value) for value in (offset, shape, strides, False))]
+  return b''.join([*parts, pickles.global_name(pickles.ORDERED_DICT), b')RtRs.'])
 
 
 def test_the_tensor_that_the_next_test_spoils_is_read(tmp_path):
@@ -498,7 +498,7 @@ def laughs():
 
 
 def test_small_pickles_do_not_grow_large(tmp_path, monkeypatch):
-  monkeypatch.setattr(weights, 'OPCODES', 20_000)  # a fiftieth, as tracing memory is slow
+  monkeypatch.setattr(pickles, 'OPCODES', 20_000)  # a fiftieth, as tracing memory is slow
   monkeypatch.setattr(weights, 'VALUES', 10_000)
   long = pickle.dumps('a' * 2**20, 2)[2:-1]
   cases = {
@@ -530,8 +530,8 @@ def test_small_pickles_do_not_grow_large(tmp_path, monkeypatch):
 
 def test_attributes_do_not_reach_what_they_are_set_on(tmp_path):
   """BUILD may follow an OrderedDict only, and what it sets is dropped."""
-  ordered = weights.pickle_global(weights.ORDERED_DICT)
-  state = b'}' + weights.pickle_literal('name') + weights.pickle_literal('x') + b's'
+  ordered = pickles.global_name(pickles.ORDERED_DICT)
+  state = b'}' + pickles.literal('name') + pickles.literal('x') + b's'
   for target in (ordered, rebuilt()[3:-2], b'K\1', b'X\1\0\0\0a'):
     assert refused(tmp_path, 'x.pth', pth(b'\x80\2' + target + state + b'b.'))
   tensor = rebuilt()[2:-1]

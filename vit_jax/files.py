@@ -15,8 +15,8 @@ from vit_jax.text import one_line
 Path = str | os.PathLike[str]
 
 
-class Unlisted(ValueError):
-  """A pickle asks for something that is not in GLOBALS."""
+class Refused(ValueError):
+  """A file asks for code to run."""
 
 
 @contextlib.contextmanager
@@ -25,11 +25,11 @@ def naming(path: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # what is raised is up to the file, from KeyError to MemoryError
-    fault = one_line(error)[:300]
+    message = one_line(error)[:300]
     if not isinstance(error, ValueError):
-      fault = f'{type(error).__name__} {fault}'.strip()
-    kind = Unlisted if isinstance(error, Unlisted) else ValueError
-    raise kind(f'{one_line(os.fspath(path))} cannot be read: {fault}') from None
+      message = f'{type(error).__name__} {message}'.strip()
+    kind = Refused if isinstance(error, Refused) else ValueError
+    raise kind(f'{one_line(os.fspath(path))} cannot be read: {message}') from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

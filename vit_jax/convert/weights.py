@@ -16,23 +16,24 @@ import mmap
 import os
 import pathlib
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from vit_jax import files
+from vit_jax.convert import pickles
+from vit_jax.convert.pickles import RANK, Storage, is_sizes
 from vit_jax.text import one_line
 
 Path = str | os.PathLike[str]
 Arrays = dict[str, np.ndarray]
+Tree = Any  # nested dictionaries and lists, with arrays among their leaves
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {  # by their names in safetensors
@@ -50,22 +51,6 @@ DTYPES = {  # by their names in safetensors
   'U8': np.dtype('u1'),
   'BOOL': np.dtype('?'),
 }
-STORAGES = {  # of PyTorch
-  'torch DoubleStorage': 'F64',
-  'torch FloatStorage': 'F32',
-  'torch HalfStorage': 'F16',
-  'torch BFloat16Storage': 'BF16',
-  'torch LongStorage': 'I64',
-  'torch IntStorage': 'I32',
-  'torch ShortStorage': 'I16',
-  'torch CharStorage': 'I8',
-  'torch ByteStorage': 'U8',
-  'torch BoolStorage': 'BOOL',
-}
-ORDERED_DICT = 'collections OrderedDict'
-REBUILD_TENSOR = 'torch._utils _rebuild_tensor_v2'
-REBUILD_PARAMETER = 'torch._utils _rebuild_parameter'
-GLOBALS = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES}
 SAFE_TORCH = (2, 6)  # before it weights_only=True could be made to run code (CVE-2025-32434)
 
 SHARDS = '.index.json'
@@ -87,12 +72,17 @@ EXPANSION, LEAST_TOTAL = 200, 2**30
 DEFLATE = 1032  # the most bytes that one byte of a deflate stream can stand for
 NPY_HEADER = 10_000  # bytes, numpy's own limit
 JSON_HEADER = 100_000_000  # bytes, the safetensors library's own limit
-PICKLE, OPCODES = 2**26, 1_000_000  # bytes and instructions; a tensor takes 40
 VALUES, NAME = 300_000, 512  # nested values, of shared ones each time met; characters of a name
-RANK = 32
 CHUNK = 2**20
 WRITTEN = 2**16  # bytes at a time: Linux caches larger pieces in larger pages, which are scarce
 ALIGNMENT = 64  # of arrays in the zip files written here
+
+
+class HasDtype(Protocol):
+  """An array, or the metadata of one."""
+
+  @property
+  def dtype(self) -> np.dtype: ...
 
 
 def read(path: Path) -> Arrays:
@@ -111,45 +101,51 @@ def read(path: Path) -> Arrays:
     FileNotFoundError: if there is none.
     ValueError: one line that names the file and what is wrong with it.
   """
-  found = find(pathlib.Path(path))
-  if found.is_dir():
-    return read_orbax(found)
-  if found.name.endswith(SHARDS):
-    return read_shards(found)
-  return reader(found)(found)
+  path = find(pathlib.Path(path))
+  if path.is_dir():
+    return read_orbax(path)
+  if path.name.endswith(SHARDS):
+    return read_shards(path)
+  return reader(path)(path)
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
   """The one weight file, index of shards or Orbax item that a path means."""
   if path.is_dir():
-    found = [path / name for name in FILES if (path / name).is_file()]
-    found += [path / item for item in ITEMS if (path / item / '_METADATA').is_file()]
-    if not found:
-      wanted = ', '.join(FILES)
-      there = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
-      hint = f'; name one of its files: {", ".join(there[:8])}' if there else ''
-      raise FileNotFoundError(
-        one_line(f'{path} holds no weights: neither {wanted} nor an Orbax item{hint}')
-      )
-    return found[0]
+    return find_in_folder(path)
   index = path.with_name(path.name + SHARDS)
-  found = [file for file in (path, index) if file.exists()]
-  if not found:
+  matches = [file for file in (path, index) if file.exists()]
+  if not matches:
     raise FileNotFoundError(one_line(f'{path}: there is no such file or folder'))
-  if not found[0].is_file():
-    raise ValueError(one_line(f'{found[0]} is neither a file nor a folder'))
+  if not matches[0].is_file():
+    raise ValueError(one_line(f'{matches[0]} is neither a file nor a folder'))
   if re.search(r'-\d+-of-\d+\.', path.name):
     index = path.with_name(re.sub(r'-\d+-of-\d+(?=\.)', '', path.name) + SHARDS)
     if index.exists():
       raise ValueError(
         one_line(f'{path} is one of several: give {index.name}, which lies beside it')
       )
-  return found[0]
+  return matches[0]
+
+
+def find_in_folder(folder: pathlib.Path) -> pathlib.Path:
+  """The weight file of a usual name in a folder, the first of FILES; or its Orbax item."""
+  for name in FILES:
+    if (folder / name).is_file():
+      return folder / name
+  for item in ITEMS:
+    if (folder / item / '_METADATA').is_file():
+      return folder / item
+  names = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS)
+  hint = f'; name one of its files: {", ".join(names[:8])}' if names else ''
+  raise FileNotFoundError(
+    one_line(f'{folder} holds no weights: neither {", ".join(FILES)} nor an Orbax item{hint}')
+  )
 
 
 def reader(path: pathlib.Path) -> Callable[[Path], Arrays]:
   """The function that reads files which begin like this one."""
-  with opened(path) as (file, data):
+  with mapped(path) as (file, data):
     head = data[:9].tobytes()
     if data[: len(LFS)].tobytes() == LFS:
       raise ValueError('it is a pointer of git-lfs, not the file: fetch that with `git lfs pull`')
@@ -165,7 +161,7 @@ def reader(path: pathlib.Path) -> Callable[[Path], Arrays]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[IO[bytes], np.ndarray]]:
+def mapped(path: Path) -> Iterator[tuple[IO[bytes], np.ndarray]]:
   """A file and its bytes, mapped; all that goes wrong with them is a ValueError of one line."""
   with open(path, 'rb') as file, files.naming(path):
     if not os.fstat(file.fileno()).st_size:
@@ -195,8 +191,8 @@ def array(name: str, raw: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -
   """Bytes as a read-only array, not copied."""
   wanted = math.prod(shape) * dtype.itemsize
   if len(shape) > RANK or min(shape, default=0) < 0 or wanted != raw.size:
-    found = f'{raw.size} bytes' if len(shape) <= RANK else f'{len(shape)} dimensions'
-    raise ValueError(f'{name!r} has {found} for shape {shape[:RANK]} of {dtype}')
+    actual = f'{raw.size} bytes' if len(shape) <= RANK else f'{len(shape)} dimensions'
+    raise ValueError(f'{name!r} has {actual} for shape {shape[:RANK]} of {dtype}')
   check_bool(name, raw, dtype)
   values = raw.view(dtype).reshape(shape)
   values.flags.writeable = False
@@ -271,7 +267,7 @@ NPY = re.compile(
 
 def read_npz(path: Path) -> Arrays:
   """The arrays of a .npz; those that hold Python objects are refused."""
-  with opened(path) as (file, data), unzipped(file) as archive:
+  with mapped(path) as (file, data), unzipped(file) as archive:
     arrays = {}
     for member, info in members(archive, data).items():
       if not member.endswith('.npy'):
@@ -320,7 +316,7 @@ def npy_dtype(name: str, text: str) -> np.dtype:
 
 def read_safetensors(path: Path) -> Arrays:
   """The arrays of one .safetensors file."""
-  with opened(path) as (_, data):
+  with mapped(path) as (_, data):
     header, body = split_safetensors(data)
     header.pop('__metadata__', None)
     fields = {name: safetensors_fields(name, entry) for name, entry in header.items()}
@@ -345,31 +341,24 @@ def split_safetensors(data: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
   return files.read_json(data[8 : 8 + size].tobytes()), data[8 + size :]
 
 
-def safetensors_fields(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
+def safetensors_fields(
+  name: str, entry: object
+) -> tuple[np.dtype, tuple[int, ...], tuple[int, ...]]:
   """The dtype, the shape and the place of an array, from its entry in the header."""
   if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
     raise ValueError(f'{name!r} is not described by dtype, shape and data_offsets')
   dtype, shape, place = entry['dtype'], entry['shape'], entry['data_offsets']
   if not isinstance(dtype, str) or dtype not in DTYPES:
     raise ValueError(f'{name!r} has dtype {str(dtype)[:40]!r}, not one of {", ".join(DTYPES)}')
-  if not sizes(shape) or not sizes(place) or len(place) != 2:
+  if not is_sizes(shape) or not is_sizes(place) or len(place) != 2:
     raise ValueError(f'{name!r} has a shape or offsets that are no sizes')
   return DTYPES[dtype], tuple(shape), tuple(place)
-
-
-def sizes(value: Any) -> bool:
-  """Whether it is a list or tuple of few numbers from 0 to 2^63."""
-  return (
-    isinstance(value, list | tuple)
-    and len(value) <= RANK
-    and all(type(size) is int and 0 <= size < 2**63 for size in value)
-  )
 
 
 def read_shards(index: Path) -> Arrays:
   """The arrays of all the files, .safetensors or PyTorch's, that an index names."""
   index = pathlib.Path(index)
-  with opened(index) as (_, data):
+  with mapped(index) as (_, data):
     places = files.read_json(data[:JSON_HEADER].tobytes()).get('weight_map')
     if not isinstance(places, dict) or not all(map(shard_name, places.values())):
       raise ValueError('its weight_map does not map names to .safetensors or .bin files beside it')
@@ -377,37 +366,18 @@ def read_shards(index: Path) -> Arrays:
   for file in sorted({*places.values()}):
     shard = index.with_name(file)
     shards[file] = read_safetensors(shard) if shard.suffix == '.safetensors' else read_torch(shard)
-  found = {(name, file) for file, arrays in shards.items() for name in arrays}
-  if wrong := sorted(places.items() ^ found):
+  contained = {(name, file) for file, arrays in shards.items() for name in arrays}
+  if wrong := sorted(places.items() ^ contained):
     listed = '; '.join(f'{name!r} of {file}' for name, file in wrong[:5])
     raise ValueError(one_line(f'{index} does not list just what its files hold: {listed}'))
   return {name: shards[file][name] for name, file in places.items()}
 
 
-def shard_name(file: Any) -> bool:
+def shard_name(file: object) -> bool:
   return isinstance(file, str) and bool(re.fullmatch(r'[^/\\\0]+\.(safetensors|bin)', file))
 
 
 # ---- PyTorch ----
-
-
-@dataclass(frozen=True)
-class Global:
-  """What a pickle names by module and name; here it stays a name."""
-
-  name: str
-
-
-@dataclass(frozen=True)
-class Storage:
-  """The memory that tensors are views of: bytes, and the dtype of its elements."""
-
-  raw: np.ndarray
-  dtype: np.dtype
-
-  @property
-  def size(self) -> int:
-    return self.raw.size // self.dtype.itemsize
 
 
 def read_torch(path: Path) -> Arrays:
@@ -416,13 +386,13 @@ def read_torch(path: Path) -> Arrays:
   PyTorch itself is needed only for files from before 1.6, and for those that ask for more than the
   restricted reader gives. Its own safe mode decides about these.
   """
-  with opened(path) as (_, data):
+  with mapped(path) as (_, data):
     zipped = data[:2].tobytes() == b'PK'
   if not zipped:
     return load_with_torch(path)
   try:
     return read_torch_restricted(path)
-  except files.Unlisted as error:
+  except files.Refused as error:
     try:
       return load_with_torch(path)
     except ValueError:  # without PyTorch, or it refuses as well
@@ -430,17 +400,13 @@ def read_torch(path: Path) -> Arrays:
 
 
 def read_torch_restricted(path: Path) -> Arrays:
-  """The tensors of a file by `torch.save` since 1.6, read without PyTorch and without `pickle`.
-
-  The few pickle instructions that such files consist of are interpreted here: none of them can
-  import or call anything, and names outside GLOBALS are refused.
-  """
-  with opened(path) as (file, data), unzipped(file) as archive:
+  """The tensors of a file by `torch.save` since 1.6, read without PyTorch: see `pickles`."""
+  with mapped(path) as (file, data), unzipped(file) as archive:
     infos = members(archive, data)
-    pickles = [name for name in infos if name.endswith('/data.pkl')]
-    if len(pickles) != 1:
-      raise ValueError(f'it has {len(pickles)} members data.pkl, not one')
-    root = pickles[0].removesuffix('data.pkl')
+    roots = [name.removesuffix('data.pkl') for name in infos if name.endswith('/data.pkl')]
+    if len(roots) != 1:
+      raise ValueError(f'it has {len(roots)} members data.pkl, not one')
+    [root] = roots
 
     def member(name: str) -> np.ndarray:
       if (info := infos.get(root + name)) is None:
@@ -454,162 +420,18 @@ def read_torch_restricted(path: Path) -> Arrays:
 
     @functools.cache
     def storage(kind: str, key: str, count: int) -> Storage:
-      raw, dtype = member('data/' + key), DTYPES[STORAGES[kind]]
+      raw, dtype = member('data/' + key), DTYPES[pickles.STORAGES[kind]]
       if raw.size != count * dtype.itemsize:
         raise ValueError(f'storage {key!r} has {raw.size} bytes, not {count} of {dtype}')
       check_bool(f'storage {key}', raw, dtype)
       return Storage(raw, dtype)
 
-    arrays = flatten(unpickle(member('data.pkl').data, storage), '.', np.ndarray)
+    arrays = flatten(pickles.unpickle(member('data.pkl').data, storage), '.', np.ndarray)
     check_total(sum(values.nbytes for values in arrays.values()), data.size)
     return arrays
 
 
-MARK = object()
-CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
-
-
-def unpickle(text: memoryview, storage: Callable[[str, str, int], Storage]) -> Any:
-  """What a pickle of tensors describes, made of dictionaries, lists, tuples, numbers and arrays.
-
-  Args:
-    text: the pickle.
-    storage: gives the storage of a kind, a key and a number of elements.
-  """
-  if len(text) > PICKLE:
-    raise ValueError(f'its pickle has {len(text)} bytes, at most {PICKLE} are read')
-  stack: list[Any] = []
-  memo: dict[Any, Any] = {}
-  for count, (opcode, value, _) in enumerate(pickletools.genops(bytes(text))):
-    if count > OPCODES:
-      raise ValueError(f'its pickle has more than {OPCODES} instructions')
-    match opcode.name:
-      case 'PROTO' | 'FRAME':
-        pass
-      case 'STOP':
-        return stack.pop()
-      case 'MARK':
-        stack.append(MARK)
-      case 'EMPTY_DICT':
-        stack.append({})
-      case 'EMPTY_LIST':
-        stack.append([])
-      case 'TUPLE':
-        stack.append(tuple(since_mark(stack)))
-      case 'SETITEM' | 'SETITEMS':
-        items = popped(stack, 2) if opcode.name == 'SETITEM' else since_mark(stack)
-        typed(stack[-1], dict).update(zip(map(key, items[::2]), items[1::2], strict=True))
-      case 'APPEND' | 'APPENDS':
-        items = popped(stack, 1) if opcode.name == 'APPEND' else since_mark(stack)
-        typed(stack[-1], list).extend(items)
-      case 'BINPUT' | 'LONG_BINPUT':
-        memo[value] = stack[-1]
-      case 'MEMOIZE':
-        memo[len(memo)] = stack[-1]
-      case 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[value])
-      case 'GLOBAL':
-        stack.append(listed(str(value)))
-      case 'STACK_GLOBAL':
-        stack.append(listed('{} {}'.format(*popped(stack, 2))))
-      case 'BINPERSID':
-        stack.append(storage_of(typed(stack.pop(), tuple), storage))
-      case 'REDUCE':
-        function, arguments = popped(stack, 2)
-        stack.append(call(typed(function, Global).name, typed(arguments, tuple)))
-      case 'BUILD':  # gives an OrderedDict attributes, of which no tensor is one
-        stack.pop()
-        typed(stack[-1], dict)
-      case 'BININT' | 'BININT1' | 'BININT2' | 'LONG1' | 'BINFLOAT':
-        stack.append(value)
-      case 'BINUNICODE' | 'SHORT_BINUNICODE':
-        stack.append(value)
-      case name if name in CONSTANTS:
-        stack.append(CONSTANTS[name])
-      case name if name in TUPLES:
-        stack.append(tuple(popped(stack, TUPLES[name])))
-      case name:
-        raise ValueError(f'its pickle has the instruction {name}, which no weights need: refused')
-  raise ValueError('its pickle does not end')
-
-
-def popped(stack: list[Any], count: int) -> list[Any]:
-  """The last `count` values, which leave the stack."""
-  if len(stack) < count:
-    raise ValueError('its pickle takes more than it has put')
-  start = len(stack) - count
-  values = stack[start:]
-  del stack[start:]
-  return values
-
-
-def since_mark(stack: list[Any]) -> list[Any]:
-  """The values above the last mark, which leave the stack with it."""
-  values = []
-  while (value := stack.pop()) is not MARK:
-    values.append(value)
-  return values[::-1]
-
-
-def typed(value: Any, kind: type) -> Any:
-  if not isinstance(value, kind):
-    raise ValueError(f'its pickle has {type(value).__name__} in the place of {kind.__name__}')
-  return value
-
-
-def key(value: Any) -> Any:
-  """The key of a dictionary: text or a moderate number, as others can be made to hash alike."""
-  if not isinstance(value, str | int) or (isinstance(value, int) and abs(value) >= 2**60):
-    raise ValueError(f'its pickle has a {type(value).__name__} as the key of a dictionary')
-  return value
-
-
-def listed(name: str) -> Global:
-  if name not in GLOBALS:
-    asked = name[:80].replace(' ', '.')
-    raise files.Unlisted(f'it asks for {asked!r}, which is code and not weights: refused')
-  return Global(name)
-
-
-def storage_of(persistent: tuple[Any, ...], storage: Callable[[str, str, int], Storage]) -> Storage:
-  """The storage that a persistent id means: ('storage', kind, key, device, number of elements)."""
-  tag, kind, name, _, count = persistent
-  if tag != 'storage' or not isinstance(name, str) or not sizes((count,)):
-    raise ValueError('its pickle refers to something other than a storage')
-  if typed(kind, Global).name not in STORAGES:
-    raise ValueError(f'its pickle has {kind.name!r} in the place of a storage type')
-  return storage(kind.name, name, count)
-
-
-def call(function: str, arguments: tuple[Any, ...]) -> Any:
-  """What a function would give that a pickle may name."""
-  if function == ORDERED_DICT and not arguments:
-    return {}
-  if function == REBUILD_TENSOR and len(arguments) >= 4:
-    return tensor(*arguments[:4])
-  if function == REBUILD_PARAMETER and arguments:
-    return typed(arguments[0], np.ndarray)
-  raise ValueError(f'its pickle calls {function!r} with {len(arguments)} arguments')
-
-
-def tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:
-  """A view of a storage; offset and strides are in elements."""
-  storage = typed(storage, Storage)
-  if not sizes((offset,)) or not sizes(shape) or not sizes(strides) or len(shape) != len(strides):
-    raise ValueError('a tensor has a shape, strides or an offset that are no sizes')
-  count = math.prod(shape)
-  last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
-  if count > storage.size or (count and last >= storage.size):
-    raise ValueError(f'a tensor of shape {shape} exceeds its storage of {storage.size}')
-  if not count:
-    return array('a tensor', storage.raw[:0], storage.dtype, tuple(shape))
-  step = storage.dtype.itemsize
-  steps = [step * stride for stride in strides]
-  return np.ndarray(shape, storage.dtype, storage.raw.data, step * offset, steps)
-
-
-def flatten(tree: Any, separator: str, kind: type) -> dict[str, Any]:
+def flatten(tree: Tree, separator: str, kind: type) -> dict[str, Any]:
   """{'model.blocks.0.weight': leaf} of nested dictionaries and lists; other leaves are left out."""
   if not isinstance(tree, dict):
     raise ValueError(f'it holds a {type(tree).__name__}, not a dictionary of arrays')
@@ -638,11 +460,11 @@ def flatten(tree: Any, separator: str, kind: type) -> dict[str, Any]:
 
 def load_with_torch(path: Path) -> Arrays:
   """The tensors of a file that PyTorch itself loads, with weights_only=True."""
-  with opened(path):
+  with mapped(path):
     wanted = '.'.join(map(str, SAFE_TORCH))
     if importlib.util.find_spec('torch') is None:
-      how = f'install torch>={wanted}, or save it again with it'
-      raise ValueError(f'it is a pickle, as PyTorch wrote before 1.6: {how}')
+      advice = f'install torch>={wanted}, or save it again with it'
+      raise ValueError(f'it is a pickle, as PyTorch wrote before 1.6: {advice}')
     import torch
 
     if tuple(map(int, torch.__version__.split('.')[:2])) < SAFE_TORCH:
@@ -652,8 +474,8 @@ def load_with_torch(path: Path) -> Arrays:
       tree = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # whose message tells how to run the code all the same
       asked = re.search(r'GLOBAL (\S+)', str(error))
-      what = f'{asked[1][:80]!r}, which is code' if asked else 'more than weights'
-      raise ValueError(f'it asks for {what}: PyTorch refuses') from None
+      refused = f'{asked[1][:80]!r}, which is code' if asked else 'more than weights'
+      raise ValueError(f'it asks for {refused}: PyTorch refuses') from None
     arrays = {}
     for name, values in flatten(tree, '.', torch.Tensor).items():
       values = values.detach()
@@ -666,7 +488,7 @@ def load_with_torch(path: Path) -> Arrays:
     return arrays
 
 
-def check_dtypes(arrays: Mapping[str, Any]) -> None:
+def check_dtypes(arrays: Mapping[str, HasDtype]) -> None:
   """Raises ValueError for the first array that is not of numbers which we know."""
   for name, values in arrays.items():
     if native(values.dtype) not in DTYPES.values():
@@ -694,8 +516,8 @@ def read_orbax(folder: Path) -> Arrays:
     check_dtypes(shapes)
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values())
     check_total(total, sum(file.stat().st_size for file in folder.rglob('*')))
-    how = tree_util.tree_map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+    as_numpy = tree_util.tree_map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
     restored = handler.restore(folder, args=args)
     arrays = flatten(restored.get('params', restored), '/', np.ndarray)
     for values in arrays.values():
@@ -747,7 +569,7 @@ def write_safetensors(
   with files.replacing(path) as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
-      data = flat_bytes(arrays[name], native(arrays[name].dtype)).data
+      data = flat_bytes(arrays[name], native(arrays[name].dtype))
       for start in range(0, len(data), WRITTEN):
         file.write(data[start : start + WRITTEN])
 
@@ -763,35 +585,11 @@ def write_torch(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   if wrong := [name for name in arrays if native(arrays[name].dtype) not in floats]:
     raise ValueError(f'{wrong[0]!r} has dtype {arrays[wrong[0]].dtype}: tensors here are float32')
   with files.replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
-    add_member(file, archive, 'archive/data.pkl', pickle_tensors(arrays))
+    add_member(file, archive, 'archive/data.pkl', pickles.tensors(arrays))
     add_member(file, archive, 'archive/byteorder', b'little')
     for count, values in enumerate(arrays.values()):
       add_member(file, archive, f'archive/data/{count}', flat_bytes(values, dtype))
     add_member(file, archive, 'archive/version', b'3\n')
-
-
-def pickle_tensors(arrays: Mapping[str, np.ndarray]) -> bytes:
-  """The pickle of an OrderedDict of contiguous float32 tensors, storage i for the i-th."""
-  ordered_dict = pickle_global(ORDERED_DICT) + b')R'  # called with an empty tuple
-  parts = [b'\x80\2', ordered_dict, b'(']
-  for count, (name, values) in enumerate(arrays.items()):
-    shape = tuple(map(int, values.shape))
-    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    parts += [pickle_literal(name), pickle_global(REBUILD_TENSOR), b'((']
-    parts += [pickle_literal('storage'), pickle_global('torch FloatStorage')]
-    parts += [pickle_literal(value) for value in (str(count), 'cpu', math.prod(shape))]
-    parts += [b'tQ', *(pickle_literal(value) for value in (0, shape, strides, False))]
-    parts += [ordered_dict, b'tR']  # no hooks; the tuple of arguments; the call
-  return b''.join([*parts, b'u.'])
-
-
-def pickle_global(name: str) -> bytes:
-  return b'c' + name.replace(' ', '\n').encode() + b'\n'
-
-
-def pickle_literal(value: Any) -> bytes:
-  """The instructions for one value, less those that begin and end a pickle."""
-  return pickle.dumps(value, 2)[2:-1]
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
@@ -802,7 +600,9 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
   check_dtypes(arrays)
 
 
-def add_member(file: IO[bytes], archive: zipfile.ZipFile, name: str, *parts: Any) -> None:
+def add_member(
+  file: IO[bytes], archive: zipfile.ZipFile, name: str, *parts: bytes | memoryview
+) -> None:
   """Adds an uncompressed member whose bytes begin at a multiple of ALIGNMENT in the file."""
   info = zipfile.ZipInfo(name)  # dated 1980: the same arrays give the same file
   info.file_size = sum(len(part) for part in parts)
@@ -815,6 +615,6 @@ def add_member(file: IO[bytes], archive: zipfile.ZipFile, name: str, *parts: Any
       stream.write(part)
 
 
-def flat_bytes(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def flat_bytes(values: np.ndarray, dtype: np.dtype) -> memoryview:
   """The bytes of an array in C order; copied only if it is not so already, or of another dtype."""
-  return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)
+  return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data
