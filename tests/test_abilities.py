@@ -34,7 +34,7 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax import bundle, optim, sources, stopping, train, workdir
+from vit_jax import bundle, convert, optim, sources, stopping, train, workdir
 from vit_jax import plan as plans
 from vit_jax.convert import adapt
 from vit_jax.step import State, make_step, untraced
@@ -350,7 +350,7 @@ def test_training_starts_from_the_checkpoint_with_a_new_head_and_positions_resam
   theirs, ours = bundle.read(whole), first_params(plan)
   assert plan.config.model.name == theirs.name
   expected, _ = adapt.params(
-    bundle.opened(whole), plan.task.model, image_size=(16, 12), new_head=True
+    convert.read(whole), plan.task.model, image_size=(16, 12), new_head=True
   )
   assert_same_bits(ours, flat(expected))
   assert not ours['head/kernel'].any() and flat(theirs.params)['head/kernel'].any()

@@ -15,7 +15,16 @@ import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from tests.google_names import MIXER_LEAVES, google_arrays
 from vit_jax import bundle, convert, models
-from vit_jax.convert import engine, huggingface, preprocess, resample, timm, torchvision, weights
+from vit_jax.convert import (
+  engine,
+  families,
+  huggingface,
+  preprocess,
+  resample,
+  timm,
+  torchvision,
+  weights,
+)
 from vit_jax.images import transforms
 
 SQUARE = (16, 16)  # 4 x 4 patches: a file's positions are for a square unless it says otherwise
@@ -1033,7 +1042,7 @@ def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once,
     if config:
       config = absurd(rng, config) if seed % 2 else config
     monkeypatch.setattr(weights, 'read', lambda _, arrays=arrays: arrays)
-    monkeypatch.setattr(convert, 'configuration', lambda _, config=config: config)
+    monkeypatch.setattr(families, 'configuration', lambda _, config=config: config)
     for use in (
       lambda: bundle.read('mutated'),
       lambda: vit_jax.load_params('mutated', model, report=str),
@@ -1070,7 +1079,7 @@ def test_a_configuration_that_no_model_has_is_no_other_error_than_a_line(
   else:
     config[section][key] = value
   monkeypatch.setattr(weights, 'read', lambda _: sound()[dialect])
-  monkeypatch.setattr(convert, 'configuration', lambda _: config)
+  monkeypatch.setattr(families, 'configuration', lambda _: config)
   used(lambda: bundle.read('mutated'))
   used(lambda: vit_jax.load_params('mutated', small(), report=str))
 

@@ -21,6 +21,7 @@ from tests.test_run import assert_same_bits, cache, contents, pytestmark, rows_o
 from vit_jax import __main__ as vit
 from vit_jax import bundle, models, sources
 from vit_jax.commands import doctor
+from vit_jax.convert import bundles
 
 __all__ = ['cache', 'pytestmark', 'whole']
 
@@ -425,7 +426,7 @@ OTHER = dict(
 
 def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   standard = models.fields(vit_jax.build('ViT-Ti/16'))
-  omitted = {field for field in standard if field in bundle.OMITTED}
+  omitted = {field for field in standard if field in bundles.OMITTED}
   assert set(OTHER) | omitted == set(standard)  # a new field belongs into OTHER
   assert [f for f in OTHER if OTHER[f] == standard[f]] == []
   model = vit_jax.build('ViT-Ti/16', **OTHER)

@@ -18,17 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import convert, files, models
-from vit_jax.convert import adapt, published, weights, writing
+from vit_jax.convert import adapt, bundles, writing
 from vit_jax.convert import preprocess as lines
 from vit_jax.images import decoding, transforms
-from vit_jax.text import error_line, one_line, to_stderr
+from vit_jax.text import error_line, to_stderr
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION, CARD = 'model.safetensors', 'config.json', 'README.md'
+CARD = 'README.md'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
-SCORES = ('softmax', 'sigmoid')
-HOW = ('dtype', 'unroll', 'remat')  # fields that say how to compute, which a device decides
-OMITTED = (*HOW, 'head_init')  # fields that a bundle leaves out: its head has started long ago
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +110,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
 
   Its card is written last, as it is no part of the model.
   """
-  fields = {k: v for k, v in models.fields(bundle.model).items() if k not in OMITTED}
+  fields = {k: v for k, v in models.fields(bundle.model).items() if k not in bundles.OMITTED}
   description = {
     'format': FORMAT,
     'model': {'name': bundle.name, **fields},
@@ -122,7 +119,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'scores': bundle.scores,
   }
   arrays = models.flat(jax.device_get(bundle.params))
-  writing.write_folder(folder, arrays, {DESCRIPTION: description})
+  writing.write_folder(folder, arrays, {bundles.DESCRIPTION: description})
   if bundle.card:
     with files.replacing(pathlib.Path(folder) / CARD) as file:
       file.write(bundle.card.encode())
@@ -140,134 +137,38 @@ def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
     FileNotFoundError: if there is none.
     ValueError: if it is damaged, or of no dialect that `vit_jax.convert` knows.
   """
-  source = opened(path)
-  for note in source.notes:
-    to_stderr(f'{source.path}: {note}')
-  return built(source, native=native)
+  checkpoint = convert.read(path)
+  for note in checkpoint.notes:
+    to_stderr(f'{checkpoint.path}: {note}')
+  return from_checkpoint(checkpoint, native=native)
 
 
-def built(source: convert.Checkpoint, *, native: bool = False) -> Bundle:
+def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> Bundle:
   """The bundle that a checkpoint is; see `read`."""
-  own = source.dialect == 'vit_jax' and source.preprocess
-  told_by = pathlib.Path(source.path).with_name(DESCRIPTION) if own else source.path
+  is_bundle = checkpoint.dialect == 'vit_jax' and checkpoint.preprocess
+  folder = pathlib.Path(checkpoint.path).parent
+  description = folder / bundles.DESCRIPTION if is_bundle else checkpoint.path
   try:
-    model = models.build(source.name, **models.default_fields(source.name), **source.fields)
-    preprocess = Preprocess(**({'steps': 'resize', 'size': source.size} | source.preprocess))
-    if native and preprocess.size != source.size:
-      steps = lines.scaled(preprocess.steps, preprocess.size, source.size)
-      preprocess = dataclasses.replace(preprocess, steps=steps, size=source.size)
-    check(model, preprocess, source.classes)
+    fields = models.default_fields(checkpoint.name) | checkpoint.fields
+    model = models.build(checkpoint.name, **fields)
+    preprocess = Preprocess(**{'steps': 'resize', 'size': checkpoint.size, **checkpoint.preprocess})
+    if native and preprocess.size != checkpoint.size:
+      steps = lines.scaled(preprocess.steps, preprocess.size, checkpoint.size)
+      preprocess = dataclasses.replace(preprocess, steps=steps, size=checkpoint.size)
+    check(model, preprocess, checkpoint.classes)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{told_by} does not describe a model: {error}') from None
-  params, _ = adapt.params(source, model, image_size=preprocess.size, new_head=None)
-  card = card_in(pathlib.Path(source.path).parent) if own else ''  # others' is of their library
-  return Bundle(model, params, source.classes, preprocess, source.name, source.scores, card)
+    raise ValueError(f'{description} does not describe a model: {error}') from None
+  params, _ = adapt.params(checkpoint, model, image_size=preprocess.size, new_head=None)
+  card = card_in(folder) if is_bundle else ''  # others' is of their library
+  return Bundle(
+    model, params, checkpoint.classes, preprocess, checkpoint.name, checkpoint.scores, card
+  )
 
 
 def card_in(folder: pathlib.Path) -> str:
   """The text of the card in a bundle's folder; '' if there is none."""
   path = folder / CARD
   return path.read_text('utf-8', errors='replace') if path.is_file() else ''
-
-
-def opened(
-  path: str | os.PathLike[str],
-  *,
-  heads: int | None = None,
-  image_size: tuple[int, int] | None = None,
-) -> convert.Checkpoint:
-  """The checkpoint at a path: a bundle's, a run's, or any that `convert.read` knows.
-
-  Args:
-    path: of the file or folder; or a URL, which is fetched once.
-    heads, image_size: as `convert.read` takes them, where nothing in the file tells.
-
-  Raises:
-    FileNotFoundError: one that says what is missing.
-    ValueError: one line, if it cannot be read.
-  """
-  text = os.fspath(path)
-  path = published.fetched(text) if '://' in text else pathlib.Path(text)
-  try:
-    folder = own_folder(path)
-    if folder is not None:
-      return described(folder)
-    return convert.read(path, heads=heads, image_size=image_size)
-  except FileNotFoundError as error:
-    raise FileNotFoundError(one_line(missing(path) or error)) from None
-  except OSError as error:
-    raise ValueError(one_line(f'{path}: {error.strerror}')) from None
-
-
-def described(folder: pathlib.Path) -> convert.Checkpoint:
-  """What the two files of a bundle's folder hold."""
-  description, arrays = files.read_object(folder / DESCRIPTION), weights.read(folder / WEIGHTS)
-  try:
-    fields = {field: models.tupled(value) for field, value in description['model'].items()}
-    preprocess = {f: models.tupled(value) for f, value in description['preprocess'].items()}
-    name = fields.pop('name')
-    told = models.fields(models.build(name, **fields))
-    return convert.Checkpoint(
-      path=str(folder / WEIGHTS),
-      dialect='vit_jax',
-      name=name,
-      fields={field: value for field, value in told.items() if field not in OMITTED},
-      arrays={name: np.array(array, np.float32) for name, array in arrays.items()},
-      size=pair(preprocess['size']),
-      classes=tuple(description['classes']),
-      preprocess=preprocess,
-      scores=known_scores(description.get('scores', 'softmax')),
-    )
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
-
-
-def known_scores(scores: Any) -> str:
-  """Raises ValueError if it is no way from logits to scores."""
-  if scores not in SCORES:
-    raise ValueError(f'scores are {scores!r}, not {" or ".join(SCORES)}')
-  return scores
-
-
-def pair(size: Any) -> tuple[int, int]:
-  """Raises ValueError if it is no height and width."""
-  if not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
-    raise ValueError(f'preprocess size is {size}, not a height and a width')
-  return size
-
-
-def exists(folder: pathlib.Path) -> bool:
-  """Whether the folder is a bundle's."""
-  return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file()
-
-
-def folders(path: pathlib.Path) -> list[pathlib.Path]:
-  """Where a path's bundle may be: beside the file, or in the folder of a run or of the bundle."""
-  return [path.parent] if path.is_file() else [path / 'model', path]
-
-
-def own_folder(path: pathlib.Path) -> pathlib.Path | None:
-  """The folder of our own bundle that a path means; None where something else is there."""
-  for folder in folders(path):
-    if exists(folder) and (not path.is_file() or path.name in (DESCRIPTION, WEIGHTS)):
-      try:
-        foreign = 'format' not in files.read_object(folder / DESCRIPTION)
-      except ValueError:
-        foreign = False  # it is read again, and told
-      if not foreign or folder == path / 'model':
-        return folder
-  return None
-
-
-def missing(path: pathlib.Path) -> str:
-  """What a path lacks of a run or bundle; '' if it is neither."""
-  for folder in folders(path):
-    there = [(folder / name).is_file() for name in (DESCRIPTION, WEIGHTS)]
-    if sum(there) == 1 and folder != path:
-      return f'{folder / (DESCRIPTION if there[1] else WEIGHTS)} is missing'
-  if (path / 'checkpoints').is_dir() or (path / 'metrics.jsonl').is_file():
-    return f'{path} is a run without a model: let its training finish'
-  return ''
 
 
 def check_model(model: Any, image_size: tuple[int, int]) -> None:
@@ -294,7 +195,7 @@ def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...])
   """Raises ValueError for the first part of a bundle that does not fit the others."""
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
-  models.check_size(model, pair(preprocess.size))
+  models.check_size(model, bundles.as_size(preprocess.size))
   check_model(model, preprocess.size)
   for name, least in (('mean', -LARGEST), ('std', 1 / LARGEST)):
     values = getattr(preprocess, name)
@@ -355,7 +256,7 @@ def load_params(
   """
   check_arguments(model, channels, resample, seed)
   size = None if image_size is None else height_width(image_size)
-  source = opened(path, heads=getattr(model, 'heads', None), image_size=size)
+  source = convert.read(path, heads=getattr(model, 'heads', None), image_size=size)
   params, done = adapt.params(
     source,
     model,

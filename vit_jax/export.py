@@ -37,7 +37,7 @@ PROGRAMS = ('stablehlo', 'onnx')  # which run by themselves; the others are para
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM = 'program'  # its name among the arrays of a StableHLO file
 LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file: protobuf holds less than 2 GiB
-PLAIN: dict[str, Any] = dict(dtype='float32', unroll=1, remat='none')  # `bundle.HOW`, in programs
+PLAIN: dict[str, Any] = dict(zip(models.COMPUTE, ('float32', 1, 'none')))  # in programs
 NEAR = {'stablehlo': 0.0, 'onnx': 1e-5}  # from `apply` on a CPU, in probability
 NEAR_ODDS = 1e-4  # of the largest log-odds: where all probabilities are small, NEAR sees nothing
 LEAST, MOST = 1e-30, 0.999  # probabilities outside have log-odds that float32 does not resolve

@@ -460,7 +460,7 @@ def checkpoint_defaults(
     else:
       checkpoint = open_pretrained(config)
       model, pixels = {'name': checkpoint.name, **checkpoint.fields}, checkpoint.preprocess
-  skipped = {*NOT_DEFAULTS, *bundle.HOW, *(['representation'] if config.new_head else [])}
+  skipped = {*NOT_DEFAULTS, *models.COMPUTE, *(['representation'] if config.new_head else [])}
   whole = config.to_dict()
   for section, defaults in (('model', model), ('data', pixels), ('data', PIXELS)):
     for field, default in defaults.items():
@@ -478,7 +478,7 @@ def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
     FileNotFoundError: if there is none.
   """
   path = published.local(config.pretrained, config.pretrained_dir)
-  checkpoint = bundle.opened(path, heads=config.model.heads)
+  checkpoint = convert.read(path, heads=config.model.heads)
   name = config.model.name
   if name and models.canonical(name) != models.canonical(checkpoint.name):
     raise ValueError(f'{config.pretrained} is a {checkpoint.name}, model.name is {name!r}')

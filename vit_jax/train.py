@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
+from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.plan import Plan
@@ -73,7 +74,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
   folder = pathlib.Path(workdir)
   ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
-  if checkpoint.agreed(bundle.exists(folder / 'model')):
+  if checkpoint.agreed(bundles.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   if jax.process_index() == 0:

@@ -17,8 +17,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     if os.path.lexists(flags.destination):
       raise ValueError(f'{flags.destination} exists already')
-    found = bundle.opened(flags.source)
-    source = bundle.built(found, native=True)
+    found = convert.read(flags.source)
+    source = bundle.from_checkpoint(found, native=True)
     if flags.to == 'bundle':
       bundle.write(flags.destination, source)
       told = []

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from vit_jax import files
-from vit_jax.convert import architecture, engine, google, huggingface, timm, torchvision, weights
-from vit_jax.convert.engine import Arrays, Family
+from vit_jax.convert import (
+  architecture,
+  bundles,
+  engine,
+  google,
+  huggingface,
+  published,
+  timm,
+  torchvision,
+  weights,
+)
+from vit_jax.convert.engine import Arrays, Checkpoint, Family
 from vit_jax.convert.preprocess import cropped
 from vit_jax.text import one_line
 
@@ -43,39 +53,53 @@ Size = tuple[int, int]
 
 def read(
   path: str | os.PathLike[str], *, heads: int | None = None, image_size: Size | None = None
-) -> engine.Checkpoint:
+) -> Checkpoint:
   """A checkpoint of any dialect, recognised by its names; nothing in it is executed.
 
   Args:
-    path: of a .npz, .safetensors or PyTorch file, an Orbax folder, or a folder as Hugging Face,
-      timm or open_clip write it, with its configuration.
+    path: of a run or bundle of ours; of a .npz, .safetensors or PyTorch file, an Orbax folder, or a
+      folder as Hugging Face, timm or open_clip write it, with its configuration; or the URL of a
+      file, which is fetched once.
     heads: attention heads, where neither a file in torch's names nor JSON beside it tells them;
       None takes those of the published model of that size.
     image_size: (height, width) in pixels that a table of positions is for which is of no square.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: one that says what is missing.
     ValueError: one line, if it cannot be read, or its names are no dialect's, or it is not what
       the JSON beside it says.
   """
+  text = os.fspath(path)
+  path = published.fetched(text) if '://' in text else pathlib.Path(text)
+  try:
+    folder = bundles.folder_of(path)
+    return read_dialect(path, heads, image_size) if folder is None else bundles.read(folder)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(one_line(bundles.missing(path) or error)) from None
+  except OSError as error:
+    raise ValueError(one_line(f'{path}: {error.strerror}')) from None
+
+
+def read_dialect(path: pathlib.Path, heads: int | None, image_size: Size | None) -> Checkpoint:
+  """The checkpoint in files that are no bundle of ours; see `read`."""
   arrays = weights.read(path)
   try:
     try:
-      return recognised(str(path), arrays, configuration(pathlib.Path(path)), heads, image_size)
+      return recognised(str(path), arrays, configuration(path), heads, image_size)
     except ValueError as error:
-      if not others(pathlib.Path(path)):
+      if not others(path):
         raise
       # Beside several weight files, JSON that does not fit this one is of another
       ignored = f'the JSON beside it is ignored, as it does not fit: {one_line(error)}'
-    found = recognised(str(path), arrays, {}, heads, image_size)
-    return dataclasses.replace(found, notes=(ignored,))
+    checkpoint = recognised(str(path), arrays, {}, heads, image_size)
+    return dataclasses.replace(checkpoint, notes=(ignored,))
   except ValueError as error:
     raise ValueError(f'{one_line(path)}: {one_line(error)}') from None
 
 
 def recognised(
   path: str, arrays: Arrays, config: dict[str, Any], heads: int | None, image_size: Size | None
-) -> engine.Checkpoint:
+) -> Checkpoint:
   """The checkpoint that arrays in any dialect's names are."""
   for model, sign in OWN.items():
     if sign in arrays:
@@ -97,7 +121,7 @@ def recognised(
   fields = shown_fields(family, ours, details, sizes, faults)
   check_told(told, fields)
   size = architecture.image_size(fields, ours, sizes)
-  return engine.Checkpoint(
+  return Checkpoint(
     path=path,
     dialect=family.dialect,
     name=architecture.variant(family.model, fields),
@@ -207,14 +231,14 @@ def prepared(told: dict[str, Any], size: Size) -> dict[str, Any]:
   return rest | {'steps': cropped(rest.get('size', size), told['share'], told['method'])}
 
 
-def own(path: str, model: str, arrays: Arrays, image_size: Size | None) -> engine.Checkpoint:
+def own(path: str, model: str, arrays: Arrays, image_size: Size | None) -> Checkpoint:
   """The checkpoint that arrays in our own names are; what they do not show has its default."""
   sizes = likely_sizes(arrays, image_size)
   fields = architecture.infer(model, arrays, {}, sizes)
   size = architecture.image_size(fields, arrays, sizes)
   classes = class_names({}, fields)
   name = architecture.variant(model, fields)
-  return engine.Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
+  return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
 
 
 def unwrapped(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:

@@ -161,6 +161,9 @@ def family(variant: str) -> type[Any]:
   return module
 
 
+COMPUTE = ('dtype', 'unroll', 'remat')  # fields that say how to compute, not what
+
+
 def default_fields(name: str) -> dict[str, Any]:
   """The type to compute in, for a model that has one and is not told: that of the device."""
   return {'dtype': device_dtype()} if 'dtype' in field_types(family(canonical(name))) else {}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, models
+from vit_jax import bundle, convert, models
 from vit_jax.sources import labels
 from vit_jax.tasks import (
   Array,
@@ -67,10 +67,10 @@ def read_teacher(
   Raises:
     FileNotFoundError, ValueError: if there is none, it does not know the classes, or cannot teach.
   """
-  checkpoint = bundle.opened(path)
+  checkpoint = convert.read(path)
   for note in checkpoint.notes:
     to_stderr(f'{checkpoint.path}: {note}')
-  source = bundle.built(checkpoint)
+  source = bundle.from_checkpoint(checkpoint)
   if getattr(source.model, 'pool', '') == 'none':
     raise ValueError(f"teacher {path} has pool 'none': it answers for patches, not for an image")
   if kind == 'features':
