@@ -443,14 +443,14 @@ def million(folder: pathlib.Path, count: int = 1_000_000, classes: int = 1000) -
     file = root / f'n{label:08d}' / f'n{label:08d}_10026.JPEG'
     file.parent.mkdir(parents=True)
     file.write_bytes(photos[label % len(photos)])
-  walked = folders.walked(os.fsencode(os.path.realpath(root)))
+  index = folders.make_index(os.fsencode(os.path.realpath(root)))
   times = count // classes
-  files, lengths = walked.files, np.diff(walked.files.offsets)
+  files, lengths = index.files, np.diff(index.files.offsets)
   assert len(set(lengths.tolist())) == 1
   repeated = np.repeat(files.paths.reshape(classes, -1), times, axis=0).ravel()
   offsets = np.arange(count + 1, dtype=np.int64) * int(lengths[0])
-  index = folders.Files(files.root, repeated, offsets, np.repeat(files.labels, times))
-  folders.remember(folders.Index(index, walked.classes, {'train': count}, walked.folders))
+  files = folders.Files(files.root, repeated, offsets, np.repeat(files.labels, times))
+  folders.save_index(folders.Index(files, index.classes, {'train': count}, index.folders))
   turns = []
   for _ in range(5):
     done = subprocess.run(

@@ -279,8 +279,8 @@ def test_classes_are_matched_by_name(theirs, tmp_path):
 @pytest.mark.quick
 def test_evaluation_matches_the_same_numbers_by_name_too():
   assert labels.match(NAMES, NAMES[::-1]).columns.tolist() == list(range(10))
-  assert labels.match(NAMES, NAMES[::-1]).places.tolist() == list(range(10))[::-1]
-  assert labels.match(NAMES, tuple('abcdefghij')).how.startswith('by their order')
+  assert labels.match(NAMES, NAMES[::-1]).targets.tolist() == list(range(10))[::-1]
+  assert labels.match(NAMES, tuple('abcdefghij')).method.startswith('by their order')
 
 
 @pytest.mark.quick

@@ -26,8 +26,8 @@ from vit_jax.commands import convert as conversion
 from vit_jax.convert import engine, families, pickles, resample, weights
 from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
+from vit_jax.sources import classes as labelling
 from vit_jax.sources import presets
-from vit_jax.sources import table as table_of_data
 from vit_jax.views import report
 
 __all__ = ['cache']
@@ -353,7 +353,7 @@ def test_the_limits_on_bad_images_are_those_that_hold():
 def test_the_limits_on_steps_are_those_that_hold():
   told = ' '.join(DATA.read_text().split())
   assert f'{transforms.MAX_SIDE:,} pixels at most' in told
-  assert table_of_data.MAX_GAPS == 10 and 'a tenth of the classes has images' in told
+  assert labelling.MAX_GAPS == 10 and 'a tenth of the classes has images' in told
 
 
 def test_a_third_of_small_images_is_one_colour_after_randaug():

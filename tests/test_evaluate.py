@@ -237,7 +237,7 @@ NUMBERS = tuple(map(str, range(1000)))
 
 def columns_of(theirs, ours, **how):
   matched = labels.match(theirs, ours, **how)
-  return [None if place < 0 else int(matched.columns[place]) for place in matched.places], matched
+  return [None if place < 0 else int(matched.columns[place]) for place in matched.targets], matched
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def columns_of(theirs, ours, **how):
 )
 def test_classes_are_matched(theirs, ours, columns, how):
   found, matched = columns_of(theirs, ours)
-  assert found == columns and how in matched.how
+  assert found == columns and how in matched.method
 
 
 @pytest.mark.parametrize(
@@ -323,11 +323,11 @@ def test_the_classes_of_imagenet_are_those_of_tfds_and_words_of_other_packages_a
 
 
 def test_imagenet_a_and_r_use_200_classes_each():
-  a, r = imagenet.used('imagenet_a'), imagenet.used('tfds:imagenet_r:0.2.0?data_dir=x')
-  assert imagenet.used('imagenet_a?data_dir=/x') == a
-  assert imagenet.used('imagenet_r?data_dir=/x') == r
+  a, r = imagenet.subset('imagenet_a'), imagenet.subset('tfds:imagenet_r:0.2.0?data_dir=x')
+  assert imagenet.subset('imagenet_a?data_dir=/x') == a
+  assert imagenet.subset('imagenet_r?data_dir=/x') == r
   assert len(a) == len(r) == 200 and len(a & r) == 86 and a | r <= set(WNIDS)
-  assert [imagenet.used(name) for name in ('imagenet2012', 'folder:imagenet_a', 'digits')] == [
+  assert [imagenet.subset(name) for name in ('imagenet2012', 'folder:imagenet_a', 'digits')] == [
     None
   ] * 3
   assert {'imagenet_a', 'imagenet_r'} <= set(presets.PRESETS)
@@ -337,7 +337,7 @@ def test_imagenet_a_and_r_use_200_classes_each():
 @pytest.mark.parametrize('names', [NUMBERS, WORDS])
 def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
   found = model_of(1000, names=names)
-  used = [place for place, name in enumerate(WNIDS) if name in imagenet.used('imagenet_a')]
+  used = [place for place, name in enumerate(WNIDS) if name in imagenet.subset('imagenet_a')]
   data = split_of(24, classes=WNIDS, label=lambda i: used[7 * i], name='imagenet_a')
   values = accuracy.evaluate_model(found, data)
   logits = logits_of(found, 24)[:, used]

@@ -14,7 +14,6 @@ from PIL import Image
 from vit_jax import pipeline, sources
 from vit_jax.images import transforms
 from vit_jax.sources import folder
-from vit_jax.sources import table as tables
 from vit_jax.sources.columns import labelled_images
 
 
@@ -284,9 +283,9 @@ def test_a_pipe_is_no_image(pets):
 @pytest.fixture
 def walks(monkeypatch):
   """Grows with each walk through a folder."""
-  done, walked = [], folder.walked
-  monkeypatch.setattr(folder, 'walked', lambda root: done.append(root) or walked(root))
-  return done
+  visits, make_index = [], folder.make_index
+  monkeypatch.setattr(folder, 'make_index', lambda root: visits.append(root) or make_index(root))
+  return visits
 
 
 def test_a_folder_is_walked_through_once(pets, walks):
@@ -614,7 +613,7 @@ def test_a_file_that_may_not_be_read_is_told_as_such(kind, tmp_path, monkeypatch
   def denied(path, *_):
     raise PermissionError(13, 'Permission denied', path)
 
-  monkeypatch.setattr(tables, 'open', denied, raising=False)
+  monkeypatch.setattr(sources, 'open', denied, raising=False)
   if kind == 'parquet':
     pytest.importorskip('pyarrow')
   assert refused('Permission', f'{kind}:{file}') == f'{file} cannot be read: Permission denied'
@@ -771,7 +770,7 @@ def test_arrays_may_name_their_classes(tmp_path):
 @pytest.mark.parametrize(
   'named, text',
   [
-    (dict(x=grey(4).astype(np.float32), y=[0, 1, 0, 1]), 'float32; uint8'),
+    (dict(x=grey(4).astype(np.float32), y=[0, 1, 0, 1]), 'float32, must be uint8'),
     (dict(x=np.zeros((4, 3, 2, 4), np.uint8), y=[0, 1, 0, 1]), r'\(4, 3, 2, 4\)'),
     (dict(x=grey(4), y=[0, 1, 0]), '4 x but 3 y'),
     (dict(x=grey(2), y=[0, -1]), 'label -1 of image 1 is negative'),
@@ -781,9 +780,9 @@ def test_arrays_may_name_their_classes(tmp_path):
     (dict(x=grey(2), y=[0, 20]), 'label 20 stands for 21 classes, of which 2 have images'),
     (dict(x=grey(2), y=[0, 0]), "only one class, '0'"),
     (dict(x=grey(2), y=[0.0, 1.5]), 'labels are float64'),
-    (dict(x=grey(2), y=[[0, 2], [1, 0]]), '0 or 1'),
+    (dict(x=grey(2), y=[[0, 2], [1, 0]]), 'must be 0 and 1'),
     (dict(x=grey(2), y=[[0, 1], [1, 0]], classes=['a']), 'for 2 classes; there are 1'),
-    (dict(x=grey(2), y=[0, 1], classes=[1, 2]), r'names \(K,\) are wanted'),
+    (dict(x=grey(2), y=[0, 1], classes=[1, 2]), r'must be names \(K,\)'),
     (dict(x=grey(2)), 'x but no labels'),
     (dict(x_test=grey(2), y_test=[0, 1]), 'but x_test, y_test'),
     (dict(x=grey(2), y=[0, 1], x_train=grey(2), y_train=[0, 1]), 'both x and x_train'),

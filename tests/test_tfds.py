@@ -3,6 +3,8 @@ presets says of them what they say of themselves. Nothing comes from the network
 
 import concurrent.futures
 import functools
+import importlib.util
+import inspect
 import io
 import json
 import pickle
@@ -17,8 +19,9 @@ from PIL import Image
 
 from vit_jax import pipeline, sources
 from vit_jax.images import transforms
-from vit_jax.sources import presets, tfrecord
+from vit_jax.sources import presets, tfds_prepare, tfrecord
 from vit_jax.sources import tfds as tfds_sets
+from vit_jax.sources.classes import MAX_LABELS
 from vit_jax.sources.columns import labelled_images
 
 COUNTS = {'train': 20, 'test': 7}
@@ -330,7 +333,7 @@ def test_threads_and_processes_read_the_same(prepared_once, by_hand_once, kind):
 def test_workers_give_the_batches_that_threads_give(prepared_once, by_hand_once):
   transform = transforms.compose('resize(8) | flip', (8, 8))
   names = f'tfds:tiny_photos?data_dir={prepared_once}', f'tfds:{by_hand_once}'
-  source = sources.joined([sources.open_source(name, 'train[4:]+test') for name in names])
+  source = sources.concatenate([sources.open_source(name, 'train[4:]+test') for name in names])
   batches = []
   for workers in (0, 1):
     reading = pipeline.Reading(workers=workers)
@@ -362,7 +365,7 @@ def test_several_labels_are_filled_up(tmp_path):
       labels[tuple(label[label >= 0])] = label.shape
     except ValueError as error:
       labels[str(error).partition(': ')[2]] = ()
-  shape = (tfds_sets.MAX_LABELS,)
+  shape = (MAX_LABELS,)
   assert labels == {(): shape, (4, 7): shape, '65 labels; at most 64 are taken': ()}
   assert len(source.classes) == 100
   plain = sources.open_source(f'tfds:two_kinds?data_dir={tmp_path}', 'train')
@@ -410,7 +413,7 @@ def test_dsprites_are_white_on_black(tmp_path):
   ],
 )
 def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
-  if name == 'needs_tensorflow' and tfds_sets.importlib.util.find_spec('tensorflow'):
+  if name == 'needs_tensorflow' and importlib.util.find_spec('tensorflow'):
     pytest.skip('TensorFlow is there')
   with pytest.raises(ValueError, match=message) as caught:
     sources.open_source(f'tfds:{name}', 'train')
@@ -420,12 +423,12 @@ def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
 
 
 def test_a_download_that_fails_is_told_once_and_soon(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(tfds_sets, 'RETRIES', 2)
-  theirs = tfds_sets.downloader.MAX_RETRIES
+  monkeypatch.setattr(tfds_prepare, 'RETRIES', 2)
+  theirs = tfds_prepare.downloader.MAX_RETRIES
   with pytest.raises(ValueError, match=r'refused is not in .*could not be prepared .*127\.0\.0\.1'):
     sources.open_source(f'tfds:refused?data_dir={tmp_path}', 'train')
   assert not [line for line in caplog.records if line.name.startswith('urllib3')]
-  assert theirs == tfds_sets.downloader.MAX_RETRIES
+  assert theirs == tfds_prepare.downloader.MAX_RETRIES
 
 
 def test_an_incomplete_folder_is_not_taken_for_a_set(tmp_path):
@@ -484,7 +487,7 @@ def test_png_files_hold_the_pixels_given(channels, dtype):
   rng = np.random.default_rng(channels)
   image = rng.integers(0, np.iinfo(dtype).max, (3, 4, channels)).astype(dtype)
   encoder = tfds.features.Image(shape=(3, 4, channels), dtype=dtype)._image_encoder
-  file = np.frombuffer(tfds_sets.as_png(encoder, image), np.uint8)
+  file = np.frombuffer(tfds_prepare.as_png(encoder, image), np.uint8)
   read = cv2.imdecode(file, cv2.IMREAD_UNCHANGED).reshape(image.shape)
   order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
   np.testing.assert_array_equal(read[..., order], image)
@@ -532,9 +535,9 @@ def test_prepare_counts(by_hand):
 @pytest.mark.parametrize('name', sorted(presets.PRESETS.keys() - {'imagenet21k'}))
 def test_a_preset_has_the_classes_that_tfds_says(name):
   preset = presets.PRESETS[name]
-  parts = tfds_sets.parsed(preset.source.removeprefix('tfds:'))
-  builder = tfds_sets.builder_of(parts)
-  columns, classes = tfds_sets.chosen_columns(builder.name, builder.info.features, parts)
+  parts = tfds_sets.parse(preset.source.removeprefix('tfds:'))
+  builder = tfds_sets.make_builder(parts)
+  columns, classes = tfds_sets.choose_columns(builder.name, builder.info.features, parts)
   assert columns.image == 'image'
   assert len(classes) == len(set(classes)) == preset.classes
 
@@ -684,3 +687,15 @@ def test_hugging_face_is_asked_for_by_name(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
   with pytest.raises(ValueError, match=r"hf:beans needs datasets: pip install 'vit_jax\[hf\]'"):
     sources.open_source('hf:beans', 'train')
+
+
+def test_what_is_replaced_of_tfds_4_9_10_is_there():
+  # sources/tfds_prepare.py: of a newer TFDS look again at what each of these does.
+  assert tfds_prepare.downloader.MAX_RETRIES == 10
+  assert 'importlib_resources' in tfds_prepare.tfds.core.dataset_builder.__dict__
+  lazy_module = type(tfds_prepare.lazy_imports_utils.tensorflow)
+  assert isinstance(lazy_module._module, functools.cached_property)
+  encode = inspect.signature(tfds_prepare.image_feature._ImageEncoder._encode_image)
+  assert list(encode.parameters) == ['self', 'np_image']
+  validate = inspect.signature(tfds_prepare.image_feature._validate_np_array)
+  assert list(validate.parameters) == ['np_array', 'shape', 'dtype']

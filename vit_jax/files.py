@@ -73,6 +73,14 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return named
 
 
+def cache_folder(kind: str) -> str:
+  """Where what was made or fetched once is kept; no absolute path for a user without a home."""
+  base = os.environ.get('XDG_CACHE_HOME', '')
+  if not os.path.isabs(base):  # as its specification says
+    base = os.path.expanduser('~/.cache')
+  return os.path.join(base, 'vit_jax', kind)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
   """A file to write that takes the place of `path` when all went well, and is gone otherwise."""

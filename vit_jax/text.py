@@ -2,8 +2,9 @@
 
 import contextlib
 import difflib
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,29 @@ if TYPE_CHECKING:
 def one_line(text: object) -> str:
   """The text without line breaks and control characters."""
   return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split(' '))
+
+
+def printable(path: bytes | str) -> str:
+  """A path, or other text, on one line: what cannot be printed as Python writes it."""
+  return ''.join(c if c.isprintable() else escaped(c) for c in os.fsdecode(path))
+
+
+def escaped(character: str) -> str:
+  if '\udc80' <= character <= '\udcff':  # as os.fsdecode has a byte that is no text
+    return f'\\x{ord(character) - 0xDC00:02x}'
+  return character.encode('unicode_escape').decode()
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+  """The first names and how many more there are, for an error."""
+  more = len(names) - count
+  return ', '.join(names[:count]) + (f' and {more:,} more' if more > 0 else '')
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error's text, or its kind where it has none."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -29,8 +29,7 @@ from vit_jax import metrics, pipeline, sources, text
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
 from vit_jax.sources import columns as fields
-from vit_jax.sources.folder import shown
-from vit_jax.text import to_stderr
+from vit_jax.text import printable, to_stderr
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest
@@ -238,7 +237,7 @@ def amiss(found: Mapping[str, Any]) -> bool:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
   """A report for people."""
   splits = found['splits']
-  yield f'{shown(found["source"])}, {len(found["classes"])} classes'
+  yield f'{printable(found["source"])}, {len(found["classes"])} classes'
   rows = [['split', 'images', 'unreadable', 'bytes', 'height', 'width', 'images of a class']]
   for name, split in splits.items():
     least, most = min(split['per_class']), max(split['per_class'])
@@ -303,14 +302,14 @@ def some(title: str, names: Sequence[str], count: int | None = None) -> Iterator
   """A title with a count, and the first few names; nothing where there are none."""
   if names:
     yield f'{title}: {len(names) if count is None else count:,}'
-    yield from (f'  {shown(name)}' for name in names[:NAMED])
+    yield from (f'  {printable(name)}' for name in names[:NAMED])
     if len(names) > NAMED:
       yield '  ... (--format json names them all)'
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
   """Rows of cells under one another, numbers to the right, each on one line whatever it holds."""
-  rows = [[shown(cell) for cell in row] for row in rows]
+  rows = [[printable(cell) for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*rows)]
   right = [all(re.match(r'[\d,]*$', cell) for cell in column[1:]) for column in zip(*rows)]
   for row in rows:
@@ -478,14 +477,16 @@ def show(given: argparse.Namespace) -> int:
 def check_out(out: pathlib.Path) -> None:
   """Raises ValueError for a file that the sheet cannot be written to."""
   if out.suffix.lower() != '.png' or not out.parent.is_dir():
-    raise ValueError(f'--out is {shown(str(out))!r}, must be a .png file in a folder that exists')
+    raise ValueError(
+      f'--out is {printable(str(out))!r}, must be a .png file in a folder that exists'
+    )
   try:
     if out.is_dir():
       raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with tempfile.TemporaryFile(dir=out.parent):
       pass
   except OSError as error:
-    raise ValueError(f'--out {shown(str(out))} cannot be written: {error.strerror}') from None
+    raise ValueError(f'--out {printable(str(out))} cannot be written: {error.strerror}') from None
 
 
 def opened_splits(name: str, asked: Sequence[str] | None) -> dict[str, Source]:
@@ -498,9 +499,9 @@ def opened_splits(name: str, asked: Sequence[str] | None) -> dict[str, Source]:
     return sources.open_splits(name, {split: split for split in asked})
   splits = {split: opened() for split, opened in sources.splits_of(name).items()}
   if empty := [split for split, source in splits.items() if not len(source)]:
-    to_stderr(f'{shown(name)} has no images in {", ".join(empty)}')
+    to_stderr(f'{printable(name)} has no images in {", ".join(empty)}')
   if len(empty) == len(splits):
-    raise ValueError(f'{shown(name)} has no images')
+    raise ValueError(f'{printable(name)} has no images')
   return {split: source for split, source in splits.items() if len(source)}
 
 
@@ -547,8 +548,8 @@ def save(given: argparse.Namespace) -> int:
   source = sources.open_source(given.source, split)
   written, failed = save_images(source, given.folder, count=given.count)
   for line in failed:
-    print(f'vit data: {shown(line)}', file=sys.stderr)
-  where = f'{shown(given.source)}, split {split}, are in {shown(given.folder)}'
+    print(f'vit data: {printable(line)}', file=sys.stderr)
+  where = f'{printable(given.source)}, split {split}, are in {printable(given.folder)}'
   print(f'{written} images of {where}' + f'; {len(failed)} are not' * bool(failed))
   return 3 if failed else 0
 
@@ -587,7 +588,7 @@ def main(argv: Sequence[str]) -> int:
   except (ValueError, OSError, ModuleNotFoundError) as error:
     message = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
-      message = f'{shown(error.filename)}: {error.strerror}'
+      message = f'{printable(error.filename)}: {error.strerror}'
     print(f'vit data: {" ".join(message.split())}', file=sys.stderr)
     return 2
 

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from vit_jax import files, models
-from vit_jax.sources import folder as folders
 from vit_jax.sources import presets
 from vit_jax.text import nearest, progress
 
@@ -102,7 +101,7 @@ def web_address(url: str) -> str:
 
 def cache() -> pathlib.Path:
   """The folder that fetched files are kept in."""
-  return pathlib.Path(folders.cache_folder('checkpoints'))
+  return pathlib.Path(files.cache_folder('checkpoints'))
 
 
 def fetch(address: str, file: pathlib.Path) -> None:

@@ -55,14 +55,14 @@ def evaluate_model(
   matched = labels.match(
     split.source.classes,
     found.classes,
-    used=imagenet.used(split.name),
+    used=imagenet.subset(split.name),
     label_map=label_map,
   )
   ready = inputs.preprocess_of(found, split, preprocess)
   task = classify.classify(
     found.model, classes=matched.names, preprocess=ready, scores=found.scores
   )
-  fixed = {'columns': matched.columns, 'places': np.append(matched.places, -1)}
+  fixed = {'columns': matched.columns, 'places': np.append(matched.targets, -1)}
   mesh = sharding.make_mesh()
   params, fixed = sharding.place((found.params, fixed), mesh)
   examples = len(split.source)
@@ -71,7 +71,7 @@ def evaluate_model(
     sums, rows, readable = loop.evaluate(task, params, batches, fixed=fixed, keep=examples)
   described = {'source': split.name, 'split': split.split}
   values = results.summarize(task, sums, rows, split.source, readable=readable)
-  return described | values | {'matched': matched.how}
+  return described | values | {'matched': matched.method}
 
 
 def evaluate_run(

@@ -10,15 +10,23 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.text import error_line, nearest
+from vit_jax.text import error_line, nearest, printable
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
+
+
+class Records(Protocol):
+  """Records by index: a list, or what reads one when it is asked for."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +34,15 @@ class Source:
   """One split of a data set, read by index.
 
   Fields:
-    records: any sequence of {'image': bytes of a file or uint8 (H, W, 3), 'label': int32}. Of
-      several labels of an image, 'label' is a vector of them, filled up with -1.
+    records: any sequence of {'image': bytes of a file or uint8 (H, W, 3), 'label': int32}. In a
+      multi-label data set 'label' is a vector, padded with -1.
     classes: the name of each label.
     describe: (index) -> what a message calls a record, a path where it has one.
-    spans: (split, begin, end) of the data set's own splits that the records are, in order; () is
-      not known.
+    spans: (split, begin, end) of the data set's own splits that the records are, in order; ()
+      where that is unknown.
   """
 
-  records: Sequence[Record]
+  records: Records
   classes: tuple[str, ...]
   describe: Callable[[int], str] = 'image {}'.format
   spans: tuple[Span, ...] = ()
@@ -45,11 +53,11 @@ class Source:
   def __getitem__(self, index: int) -> Record:
     return self.records[index]
 
-  def part(self, indices: Sequence[int]) -> 'Source':
+  def subset(self, indices: Sequence[int] | np.ndarray) -> 'Source':
     """The records at some indices, as a source."""
-    spans = cut(self.spans, indices) if isinstance(indices, range) else ()
+    spans = cut_spans(self.spans, indices) if isinstance(indices, range) else ()
     return Source(
-      Part(self.records, indices),
+      Subset(self.records, indices),
       self.classes,
       lambda index: self.describe(int(indices[index])),
       spans,
@@ -57,36 +65,36 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(Sequence[Record]):
-  """Some records of a sequence, in an order of their own."""
+class Subset:
+  """Some records of a sequence, in any order."""
 
-  records: Sequence[Record]
-  indices: Sequence[int]
+  records: Records
+  indices: Sequence[int] | np.ndarray
 
   def __len__(self) -> int:
     return len(self.indices)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:
     return self.records[int(self.indices[index])]
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined(Sequence[Record]):
+class Concatenated:
   """Records of several sources, one after another."""
 
-  place: Callable[[int], tuple[Source, int]]
+  locate: Callable[[int], tuple[Source, int]]
   total: int
 
   def __len__(self) -> int:
     return self.total
 
-  def __getitem__(self, index: Any) -> Any:
-    source, at = self.place(index)
-    return source[at]
+  def __getitem__(self, index: int) -> Record:
+    source, offset = self.locate(index)
+    return source[offset]
 
 
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
-KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, rest) -> Splits`
+KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, name) -> Splits`
   'digits': 'digits',
   'arrays': 'arrays',
   'folder': 'folder',
@@ -102,7 +110,7 @@ def open_source(name: str, split: str) -> Source:
 
   Args:
     name: of the data set, see above.
-    split: in TFDS's language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation'.
+    split: in TFDS's split language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation'.
 
   Raises:
     FileNotFoundError: if it is not there.
@@ -112,13 +120,13 @@ def open_source(name: str, split: str) -> Source:
 
 
 def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
-  """Several splits of a data set, each as of `open_source`, by names of one's own."""
-  splits, found = splits_of(name), {}
+  """Several splits of a data set, each as `open_source` gives it, by the keys of `texts`."""
+  splits = splits_of(name)
+  sources = {use: select(name, splits, text) for use, text in texts.items()}
   for use, text in texts.items():
-    found[use] = chosen(name, splits, text)
-    if not len(found[use]):
+    if not len(sources[use]):
       raise ValueError(f'{name} has no images in split {text!r}')
-  return found
+  return sources
 
 
 def splits_of(name: str) -> Splits:
@@ -132,19 +140,22 @@ def splits_of(name: str) -> Splits:
   if not name:
     raise ValueError('data.source is empty, must name a data set, such as folder:photos')
   if preset := presets.find(name):
-    whole, own = splits_of(preset.source), preset.splits.items()
-    return {part: functools.partial(chosen, preset.source, whole, text) for part, text in own}
-  kind, _, rest = name.partition(':')
+    whole = splits_of(preset.source)
+    return {
+      split: functools.partial(select, preset.source, whole, text)
+      for split, text in preset.splits.items()
+    }
+  kind, _, path = name.partition(':')
   if kind not in KINDS and lookup.is_path(name):
-    return splits_elsewhere(name)
-  if kind not in KINDS or (bool(rest) is (kind == 'digits')):
-    known = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
-    near = f'; did you mean folder:{name}?' if os.path.isdir(name) else nearest(name, known)
-    raise ValueError(f'unknown dataset {name!r}{near}')
-  return importlib.import_module(f'vit_jax.sources.{KINDS[kind]}').splits(kind, rest)
+    return imported_splits(name)
+  if kind not in KINDS or (bool(path) is (kind == 'digits')):
+    names = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
+    hint = f'; did you mean folder:{name}?' if os.path.isdir(name) else nearest(name, names)
+    raise ValueError(f'unknown dataset {name!r}{hint}')
+  return importlib.import_module(f'vit_jax.sources.{KINDS[kind]}').splits(kind, path)
 
 
-def splits_elsewhere(name: str) -> Splits:
+def imported_splits(name: str) -> Splits:
   """The splits that 'package.module:name' gives, called without arguments.
 
   Raises:
@@ -156,10 +167,10 @@ def splits_elsewhere(name: str) -> Splits:
     raise
   except (Exception, SystemExit) as error:  # whatever it does
     raise ValueError(f'data set {name!r}: {error_line(error)}') from error
-  fine = isinstance(splits, Mapping) and all(
-    isinstance(split, str) and callable(opened) for split, opened in splits.items()
+  is_splits = isinstance(splits, Mapping) and all(
+    isinstance(split, str) and callable(open_split) for split, open_split in splits.items()
   )
-  if not fine:
+  if not is_splits:
     raise ValueError(f'data set {name!r} gives no {{split: function that opens a Source}}')
   return splits
 
@@ -167,11 +178,11 @@ def splits_elsewhere(name: str) -> Splits:
 TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
 
 
-def chosen(name: str, splits: Splits, text: str) -> Source:
-  """What a text in TFDS's split language chooses; shares are rounded to whole images as there.
+def select(name: str, splits: Splits, text: str) -> Source:
+  """What a text in TFDS's split language selects; percents are rounded to images as TFDS does.
 
   Raises:
-    ValueError: if it is none, or names a split that there is not.
+    ValueError: if it is none, or names a split that does not exist.
   """
   parts = []
   for term in text.split('+'):
@@ -191,42 +202,55 @@ def chosen(name: str, splits: Splits, text: str) -> Source:
     if not whole.spans:
       whole = dataclasses.replace(whole, spans=((match[1], 0, len(whole)),))
     begin, end = (boundary(side, len(whole)) for side in (match[2] or '0', match[3] or '100%'))
-    parts.append(whole if (begin, end) == (0, len(whole)) else whole.part(range(begin, end)))
-  return parts[0] if len(parts) == 1 else joined(parts)
+    parts.append(whole if (begin, end) == (0, len(whole)) else whole.subset(range(begin, end)))
+  return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
 def boundary(text: str, count: int) -> int:
   """'98%' or '-20' as an index into `count` images."""
   number = int(text.removesuffix('%'))
-  at = round(number * count / 100) if text.endswith('%') else number
-  return min(max(at + count if number < 0 else at, 0), count)
+  index = round(number * count / 100) if text.endswith('%') else number
+  return min(max(index + count if number < 0 else index, 0), count)
 
 
-def joined(parts: Sequence[Source]) -> Source:
+def concatenate(parts: Sequence[Source]) -> Source:
   """Sources of one data set, one after another."""
   ends = np.cumsum([len(part) for part in parts])
 
-  def place(index: int) -> tuple[Source, int]:
-    at = int(np.searchsorted(ends, index, side='right'))
-    return parts[at], int(index - ends[at] + len(parts[at]))
+  def locate(index: int) -> tuple[Source, int]:
+    number = int(np.searchsorted(ends, index, side='right'))
+    return parts[number], int(index - ends[number] + len(parts[number]))
 
   def describe(index: int) -> str:
-    source, at = place(index)
-    return source.describe(at)
+    source, offset = locate(index)
+    return source.describe(offset)
 
   spans = tuple(span for part in parts for span in part.spans)
-  return Source(Joined(place, int(ends[-1])), parts[0].classes, describe, spans)
+  return Source(Concatenated(locate, int(ends[-1])), parts[0].classes, describe, spans)
 
 
-def cut(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
+def cut_spans(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
   """The spans of consecutive records, by their indices, of records that have `spans`."""
-  found, at = [], 0
+  result, offset = [], 0
   for split, begin, end in spans:
-    first, last = max(indices.start, at), min(indices.stop, at + end - begin)
+    first, last = max(indices.start, offset), min(indices.stop, offset + end - begin)
     if first < last:
-      found.append((split, begin + first - at, begin + last - at))
-    at += end - begin
-  return tuple(found)
+      result.append((split, begin + first - offset, begin + last - offset))
+    offset += end - begin
+  return tuple(result)
+
+
+def check_file(path: str) -> None:
+  """Raises FileNotFoundError or ValueError for what is no file, or may not be read."""
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{printable(path)}: no such file')
+  if not os.path.isfile(path):
+    raise ValueError(f'{printable(path)} is not a file')
+  try:
+    with open(path, 'rb'):
+      pass
+  except OSError as error:
+    raise ValueError(f'{printable(path)} cannot be read: {error.strerror}') from None
 
 
 def overlap(a: Source, b: Source) -> int:
@@ -239,15 +263,50 @@ def overlap(a: Source, b: Source) -> int:
   )
 
 
-def held_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-  """Indices of the labels without and with a seeded share of each class, in order.
+SPLIT_NAMES = {  # that folders, tables and archives may give a split
+  'train': 'train',
+  'training': 'train',
+  'val': 'validation',
+  'valid': 'validation',
+  'validation': 'validation',
+  'test': 'test',
+  'testing': 'test',
+}
+SPLITS = ('train', 'validation', 'test')  # in this order
+HELD_OUT = 0.1  # of the training images, where there are none for validation
 
-  For a data set without a validation split. A class of one image keeps it for training.
+
+def with_validation(
+  source: Source, indices: Mapping[str, range | np.ndarray], labels: np.ndarray
+) -> Splits:
+  """Splits of a source by their indices; without 'validation', it is HELD_OUT of each class.
+
+  Args:
+    source: of all splits.
+    indices: of each split.
+    labels: of all of the source; in a multi-label data set the first of an image counts.
+  """
+  indices = dict(indices)
+  if 'validation' not in indices:
+    train = np.asarray(indices['train'])
+    first = labels[train] if labels.ndim == 1 else labels[train, 0]
+    indices['train'], indices['validation'] = (train[side] for side in hold_out(first, HELD_OUT))
+  return {
+    split: functools.partial(source.subset, indices[split]) for split in SPLITS if split in indices
+  }
+
+
+def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the labels without and with a seeded fraction of each class, in order.
+
+  For a data set without a validation split. A class of one image keeps it for training. The seed is
+  no run's, so that validation images stay validation images.
   """
   rng = np.random.Generator(np.random.Philox(20))
-  outside = np.zeros(len(labels), bool)
+  is_held_out = np.zeros(len(labels), bool)
   order = rng.permutation(len(labels))
   order = order[np.argsort(labels[order], kind='stable')]  # by class, shuffled in each
   for group in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-    outside[group[: min(max(round(share * len(group)), 1), len(group) - 1)]] = True
-  return np.flatnonzero(~outside), np.flatnonzero(outside)
+    count = min(max(round(fraction * len(group)), 1), len(group) - 1)
+    is_held_out[group[:count]] = True
+  return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

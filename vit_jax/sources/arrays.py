@@ -6,59 +6,64 @@ N images, H x W pixels, K classes, L labels of an image at most.
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.sources import Record, Source, Splits, folder, table
+from vit_jax import sources
+from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources import classes as labelling
+from vit_jax.text import first_few, printable
 
 IMAGES, LABELS = ('images', 'image', 'x'), ('labels', 'label', 'y')
 CLASSES = ('classes', 'class_names')
 
 
-def splits(kind: str, rest: str) -> Splits:
-  """Of an archive with 'images' and 'labels', or with 'x_train', 'train_labels' and so on.
+def splits(kind: str, path: str) -> Splits:
+  """The splits of an archive with 'images' and 'labels', or 'x_train', 'train_labels' and so on.
 
   Images are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), labels integers (N,) or (N, 1), or
-  (N, K) of 0 and 1 where an image has several. 'classes' may name them. Without images for
-  validation, they are a share of the training images.
+  multi-label (N, K) of 0 and 1. 'classes' may name them. Without images for validation, they are a
+  tenth of the training images.
 
   Raises:
     FileNotFoundError: if the file is not there.
     ValueError: if it is not such an archive, in one line.
   """
-  path = os.path.expanduser(rest)
-  table.check_file(path)
-  archive = Archive(path, folder.shown(path))
+  path = os.path.expanduser(path)
+  sources.check_file(path)
+  archive = Archive(path, printable(path))
   names = archive.splits()
-  given = {split: archive.labels(label) for split, (_, label) in names.items()}
-  classes = archive.classes(given)
-  labels = {split: as_indices(array) for split, array in given.items()}
-  folder.check_count(archive.where, classes)
+  arrays = {split: archive.labels(label) for split, (_, label) in names.items()}
+  classes = archive.classes(arrays)
+  labels = {split: as_indices(array) for split, array in arrays.items()}
+  labelling.check_classes(archive.where, classes)
 
-  def opened(split: str) -> Source:
+  def open_split(split: str) -> Source:
     images = archive.images(names[split][0])
-    count, held = len(images), labels[split]
-    if count != len(held):
+    if len(images) != len(labels[split]):
       image, label = names[split]
-      raise ValueError(f'{archive.where}: {count} {image} but {len(held)} {label}')
+      counts = f'{len(images)} {image} but {len(labels[split])} {label}'
+      raise ValueError(f'{archive.where}: {counts}')
     describe = f'{archive.where}, image {{}} of {split}'.format
-    return Source(Pixels(images, held), classes, describe)
+    return Source(Pixels(images, labels[split]), classes, describe)
 
-  if 'validation' in names:
-    return {split: functools.partial(opened, split) for split in names}
-  found = folder.parted(opened('train'), {'train': range(len(labels['train']))}, labels['train'])
-  return {**found, **{s: functools.partial(opened, s) for s in names if s != 'train'}}
+  result: dict[str, Callable[[], Source]]
+  result = {split: functools.partial(open_split, split) for split in names}
+  if 'validation' not in names:
+    train = {'train': range(len(labels['train']))}
+    result |= sources.with_validation(open_split('train'), train, labels['train'])
+  return result
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels(Sequence[Record]):
+class Pixels:
   """Labelled images in an array.
 
   Fields:
     images: (N, H, W) or (N, H, W, 1) grey, or (N, H, W, 3), uint8.
-    labels: (N,) int32, or (N, L) filled up with -1.
+    labels: (N,) int32, or (N, L) padded with -1.
   """
 
   images: np.ndarray
@@ -67,7 +72,7 @@ class Pixels(Sequence[Record]):
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:
     image = self.images[index]
     if image.ndim == 2:
       image = image[..., None]  # (H, W, 1)
@@ -80,8 +85,8 @@ class Archive:
   """An .npz file.
 
   Fields:
-    path: of it.
-    where: the path for messages.
+    path: of the file.
+    where: the path in messages.
   """
 
   path: str
@@ -97,111 +102,117 @@ class Archive:
       with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
         return archive[name] if name else [str(name) for name in archive.files]
     except Exception as error:  # of whatever kind a reader raises over hostile bytes
-      at = f'{self.where}, {name}' if name else self.where
+      where = f'{self.where}, {name}' if name else self.where
       if 'allow_pickle' in str(error) and name:
-        raise ValueError(f'{at}: an array of objects; numbers are wanted') from None
-      raise ValueError(f'{at}: damaged, or no .npz archive') from None
+        raise ValueError(f'{where}: an array of objects; must be numbers') from None
+      raise ValueError(f'{where}: damaged, or no .npz archive') from None
 
   def splits(self) -> dict[str, tuple[str, str]]:
     """{split: (name of its images, of its labels)}."""
-    held = {name.lower(): name for name in self.read()}
-    found: dict[str, tuple[str, str]] = {}
-    for alias, split in {'': 'train', **folder.SPLITS}.items():
-      image, label = first_of(held, IMAGES, alias), first_of(held, LABELS, alias)
+    names = {name.lower(): name for name in self.read()}
+    pairs: dict[str, tuple[str, str]] = {}
+    for alias, split in {'': 'train', **sources.SPLIT_NAMES}.items():
+      image, label = find_name(names, IMAGES, alias), find_name(names, LABELS, alias)
       if image is None:
         continue
       if label is None:
-        raise ValueError(f'{self.where} has {image} but no labels for them, only {listed(held)}')
-      if split in found:
-        raise ValueError(f'{self.where} has both {found[split][0]} and {image} for {split}')
-      found[split] = image, label
-    if 'train' not in found:
+        raise ValueError(f'{self.where} has {image} but no labels for them, only {listed(names)}')
+      if split in pairs:
+        raise ValueError(f'{self.where} has both {pairs[split][0]} and {image} for {split}')
+      pairs[split] = image, label
+    if 'train' not in pairs:
       raise ValueError(
-        f'{self.where} has neither images and labels nor x_train and y_train, but {listed(held)}'
+        f'{self.where} has neither images and labels nor x_train and y_train, but {listed(names)}'
       )
-    return {split: found[split] for split in folder.ORDER if split in found}
+    return {split: pairs[split] for split in sources.SPLITS if split in pairs}
 
   def images(self, name: str) -> np.ndarray:
     """Uint8 (N, H, W) or (N, H, W, C), C 1 or 3."""
     file = os.stat(self.path)
-    images = shared(self, name, (file.st_mtime_ns, file.st_size))
+    images = read_once(self, name, (file.st_mtime_ns, file.st_size))
     if images.dtype != np.uint8:
-      raise ValueError(
-        f'{self.where}, {name}: images are {images.dtype}; uint8 0 ... 255 is wanted'
-      )
-    good = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
-    if not good or 0 in images.shape[1:]:
+      raise ValueError(f'{self.where}, {name}: images are {images.dtype}, must be uint8 0 ... 255')
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+    if not is_image or 0 in images.shape[1:]:
       wanted = '(N, H, W), (N, H, W, 1) or (N, H, W, 3)'
-      raise ValueError(f'{self.where}, {name}: images are {images.shape}; {wanted} is wanted')
+      raise ValueError(f'{self.where}, {name}: images are {images.shape}, must be {wanted}')
     return images
 
   def labels(self, name: str) -> np.ndarray:
     """(N,) int32 from 0 on, or (N, K) bool."""
-    labels, at = self.read(name), f'{self.where}, {name}'
+    labels, where, largest = self.read(name), f'{self.where}, {name}', labelling.MAX_CLASSES - 1
     if labels.ndim == 2 and labels.shape[1] > 1:
       if labels.dtype.kind not in 'biuf' or not np.isin(labels, (0, 1)).all():
-        raise ValueError(f'{at}: labels are {labels.shape}; each is to be 0 or 1, or only one')
+        raise ValueError(f'{where}: labels are {labels.shape}, must be 0 and 1, or one an image')
       return labels.astype(bool)
     if labels.dtype.kind not in 'iu' or labels.ndim not in (1, 2) or labels.size != len(labels):
-      raise ValueError(f'{at}: labels are {labels.dtype} {labels.shape}; integers (N,) are wanted')
+      raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, must be integers (N,)')
     labels = labels.reshape(-1)  # (N,)
-    for index in np.flatnonzero((labels < 0) | (labels >= table.MAX_CLASSES))[:1].tolist():
-      what = 'is negative' if labels[index] < 0 else f'exceeds {table.MAX_CLASSES - 1:,}'
-      raise ValueError(f'{at}: label {labels[index]} of image {index} {what}')
+    for index in np.flatnonzero((labels < 0) | (labels > largest))[:1].tolist():
+      problem = 'is negative' if labels[index] < 0 else f'exceeds {largest:,}'
+      raise ValueError(f'{where}: label {labels[index]} of image {index} {problem}')
     return labels.astype(np.int32)
 
   def classes(self, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """Their names, by default the numbers up to the largest in train."""
-    held = {name.lower(): name for name in self.read()}
-    name = next((held[name] for name in CLASSES if name in held), None)
-    train = labels['train']
+    classes = self.class_names()
+    if classes is None:
+      classes = self.numbered_classes(labels['train'])
+    for split, array in labels.items():
+      if array.ndim != labels['train'].ndim:
+        raise ValueError(f'{self.where}: some splits are multi-label, others are not')
+      if array.ndim == 2 and array.shape[1] != len(classes):
+        counts = f'labels in {split} are for {array.shape[1]} classes; there are {len(classes)}'
+        raise ValueError(f'{self.where}: {counts}')
+      if array.ndim == 1 and (largest := array.max(initial=-1)) >= len(classes):
+        problem = f'label {largest} in {split} is out of range of {len(classes)} classes'
+        raise ValueError(f'{self.where}: {problem}')
+    return classes
+
+  def class_names(self) -> tuple[str, ...] | None:
+    """The names that an array of the file holds; None where there is no such array."""
+    names = {name.lower(): name for name in self.read()}
+    name = next((names[name] for name in CLASSES if name in names), None)
     if name is None:
-      count = train.shape[1] if train.ndim == 2 else int(train.max(initial=-1)) + 1
-      if train.ndim == 1 and (gaps := table.gaps_of(np.unique(train).tolist(), count)):
-        raise ValueError(f'{self.where}: {gaps}')
-      known = tuple(map(str, range(count)))
-    else:
-      names = self.read(name)
-      if names.dtype.kind not in 'US' or names.ndim != 1:
-        raise ValueError(
-          f'{self.where}, {name}: {names.dtype} {names.shape}; names (K,) are wanted'
-        )
-      known = tuple(
-        n.decode('utf-8', 'replace') if isinstance(n, bytes) else n for n in names.tolist()
-      )
-    for split, given in labels.items():
-      if given.ndim == 2 and given.shape[1] != len(known):
-        what = f'labels in {split} are for {given.shape[1]} classes; there are {len(known)}'
-        raise ValueError(f'{self.where}: {what}')
-      if given.ndim == 1 and (largest := given.max(initial=-1)) >= len(known):
-        what = f'label {largest} in {split} is out of range of {len(known)} classes'
-        raise ValueError(f'{self.where}: {what}')
-      if given.ndim != labels['train'].ndim:
-        raise ValueError(f'{self.where}: several labels of an image in some splits, one in others')
-    return known
+      return None
+    array = self.read(name)
+    if array.dtype.kind not in 'US' or array.ndim != 1:
+      raise ValueError(f'{self.where}, {name}: {array.dtype} {array.shape}, must be names (K,)')
+    return tuple(
+      n.decode('utf-8', 'replace') if isinstance(n, bytes) else n for n in array.tolist()
+    )
+
+  def numbered_classes(self, train: np.ndarray) -> tuple[str, ...]:
+    """'0', '1' and so on, as many as training labels stand for."""
+    if train.ndim == 2:
+      return labelling.numbered(train.shape[1])
+    count = int(train.max(initial=-1)) + 1
+    if gaps := labelling.gaps(np.unique(train).tolist(), count):
+      raise ValueError(f'{self.where}: {gaps}')
+    return labelling.numbered(count)
 
 
 def as_indices(labels: np.ndarray) -> np.ndarray:
-  """Labels (N,) as they are, (N, K) bool as (N, L) int32 filled up with -1."""
+  """Labels (N,) as they are, (N, K) bool as (N, L) int32 padded with -1."""
   if labels.ndim == 1:
     return labels
-  return table.filled_up(np.nonzero(labels)[1], labels.sum(axis=1))
+  return labelling.pad(np.nonzero(labels)[1], labels.sum(axis=1))
 
 
-def first_of(held: Mapping[str, str], names: Sequence[str], split: str) -> str | None:
+def find_name(names: Mapping[str, str], kinds: Sequence[str], split: str) -> str | None:
   """The array 'x_train', 'train_x' and so on; without a split, 'x'."""
-  for name in names:
-    for candidate in (f'{name}_{split}', f'{split}_{name}') if split else (name,):
-      if candidate in held:
-        return held[candidate]
+  for kind in kinds:
+    for candidate in (f'{kind}_{split}', f'{split}_{kind}') if split else (kind,):
+      if candidate in names:
+        return names[candidate]
   return None
 
 
 def listed(names: Mapping[str, str]) -> str:
-  return folder.some([folder.shown(name) for name in names.values()]) or 'nothing'
+  return first_few([printable(name) for name in names.values()]) or 'nothing'
 
 
-@functools.lru_cache(maxsize=2)
-def shared(archive: Archive, name: str, stamp: tuple[int, int]) -> np.ndarray:
+@functools.lru_cache(maxsize=2)  # train and test; validation is part of train
+def read_once(archive: Archive, name: str, stamp: tuple[int, int]) -> np.ndarray:
   """An array, once in memory for all splits that are parts of it while the file is the same."""
   return archive.read(name)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from vit_jax.images import transforms
-from vit_jax.sources import Source
+from vit_jax.sources import Record, Source
 
-Fill = Callable[[Mapping[str, Any], Any], Any]  # (record, NumPy generator or None) -> array
+Fill = Callable[[Record, Any], ArrayLike]  # (record, NumPy generator or None) -> array
 TRIES = 100  # records that are tried for the shape of a label
 
 
@@ -33,10 +34,10 @@ class Column:
   """
 
   shape: tuple[int, ...]
-  dtype: Any
+  dtype: DTypeLike
   fill: Fill
   view: int | None = None
-  empty: Any = 0
+  empty: ArrayLike = 0
 
 
 Columns = Mapping[str, Column]
@@ -51,9 +52,9 @@ def check_names(columns: Columns) -> None:
 
 
 def image(transform: transforms.Transform, *, view: int = 0) -> Column:
-  """A record's 'image', transformed: uint8 (H, W, 3) of the transform's size."""
+  """The column of a record's 'image', transformed: uint8 (H, W, 3) of the transform's size."""
 
-  def fill(record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+  def fill(record: Record, rng: np.random.Generator) -> np.ndarray:
     pixels = transform(record['image'], rng)
     if pixels.shape[:2] != transform.size:
       size, wanted = ('{}x{}'.format(*sides) for sides in (pixels.shape[:2], transform.size))
@@ -64,9 +65,9 @@ def image(transform: transforms.Transform, *, view: int = 0) -> Column:
 
 
 def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
-  """A record's 'label', int32: () or (L,), -1 for none; another class is a ValueError."""
+  """The column of a record's 'label', int32: () or (L,), -1 for none, else a ValueError."""
 
-  def fill(record: Mapping[str, Any], _: None) -> np.ndarray:
+  def fill(record: Record, _: None) -> np.ndarray:
     labels = np.asarray(record['label'])
     if labels.size and (labels.max() >= num_classes or labels.min() < -1):
       wrong = next(n for n in labels.ravel() if not -1 <= n < num_classes)
@@ -77,13 +78,13 @@ def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
 
 
 def labelled_images(source: Source, transform: transforms.Transform) -> dict[str, Column]:
-  """A classifier's columns: 'image' uint8 (H, W, 3), and 'label' int32 () or (L,)."""
+  """The columns of a classifier: 'image' uint8 (H, W, 3), and 'label' int32 () or (L,)."""
   shape = label_shape(source)
   return {'image': image(transform), 'label': label(len(source.classes), shape=shape)}
 
 
 def label_shape(source: Source) -> tuple[int, ...]:
-  """() or (L,), of the first record that can be read."""
+  """() or, multi-label, (L,): the shape of the first label that can be read."""
   for index in range(min(len(source), TRIES)):
     with contextlib.suppress(OSError):
       return np.shape(source[index]['label'])

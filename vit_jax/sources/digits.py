@@ -17,19 +17,22 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
   return np.repeat(grey[..., None], 3, axis=-1), data.target.astype(np.int32)
 
 
-def splits(kind: str, rest: str) -> Splits:
-  """Of 'digits': Alpaydin & Kaynak's (UCI, 1998), split once and for all by a fixed seed.
+def splits(kind: str, name: str) -> Splits:
+  """Alpaydin & Kaynak's digits (UCI, 1998), split once and for all by a fixed seed.
 
   The order does not depend on a run's seed, so that test images stay test images.
   """
   images, labels = digits()
   shuffled = np.random.Generator(np.random.Philox(20)).permutation(len(labels))
   test, validation = len(labels) // 5, len(labels) // 10
-  places = {'train': (test + validation, len(labels)), 'validation': (test, test + validation)}
+  spans = {
+    'train': (test + validation, len(labels)),
+    'validation': (test, test + validation),
+    'test': (0, test),
+  }
 
-  def opened(begin: int, end: int) -> Source:
+  def open_split(begin: int, end: int) -> Source:
     records = [{'image': images[i], 'label': labels[i]} for i in shuffled[begin:end]]
     return Source(records, tuple('0123456789'))
 
-  places['test'] = (0, test)
-  return {name: functools.partial(opened, *place) for name, place in places.items()}
+  return {split: functools.partial(open_split, *span) for split, span in spans.items()}

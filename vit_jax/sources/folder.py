@@ -1,52 +1,41 @@
 """Image files on disk: 'folder:PATH' of class folders.
 
-N files. Paths lie end to end in one array, so that a million take some 50 MB. The list of those in
-a folder is kept in ~/.cache/vit_jax/index and holds while no folder in it has changed.
+N files, L labels of an image. Paths lie end to end in one array, so that a million take some 50 MB.
+The list of those in a folder is kept in ~/.cache/vit_jax/index and holds while no folder in it has
+changed.
 """
 
 import array
 import collections
+import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
-import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from vit_jax import sources
+from vit_jax import files, sources
 from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources.classes import check_classes
+from vit_jax.text import first_few, printable
 
 SUFFIXES = (b'.jpg', b'.jpeg', b'.png', b'.webp', b'.bmp', b'.gif', b'.tif', b'.tiff')
-SPLITS = {
-  'train': 'train',
-  'training': 'train',
-  'val': 'validation',
-  'valid': 'validation',
-  'validation': 'validation',
-  'test': 'test',
-  'testing': 'test',
-}
-ORDER = ('train', 'validation', 'test')
-SHARE = 0.1  # of the training images, where there are none for validation
-NAMED = 5  # things of a kind that an error names; it counts the others
-FRESH = 2_000_000_000  # ns; some file systems count time in steps of two seconds
+RECENT = 2_000_000_000  # ns: FAT counts times in steps of two seconds, the coarsest in use
 FORMAT = 1  # of the index in the cache
 
 
 @dataclasses.dataclass(frozen=True)
-class Files(Sequence[Record]):
+class Files:
   """Labelled files, read when indexed.
 
   Fields:
     root: what relative paths are relative to.
     paths: of all files end to end, uint8.
     offsets: (N + 1,) where each path begins.
-    labels: (N,) int32, or (N, L) filled up with -1.
+    labels: (N,) int32, or (N, L) padded with -1.
   """
 
   root: bytes
@@ -57,94 +46,61 @@ class Files(Sequence[Record]):
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:
     with open(os.fsdecode(self.path(index)), 'rb', buffering=0) as file:
       return {'image': file.read(), 'label': self.labels[index]}
 
   def path(self, index: int) -> bytes:
-    """Of a file, absolute."""
+    """The absolute path of a file."""
     begin, end = self.offsets[index], self.offsets[index + 1]
     return os.path.join(self.root, self.paths[begin:end].tobytes())
 
   def describe(self, index: int) -> str:
-    return shown(self.path(index))
-
-
-def shown(path: bytes | str) -> str:
-  """A path for a message, on one line whatever it holds."""
-  text = os.fsdecode(path)
-  if text.isprintable():
-    return text
-  return ''.join(map(escaped, text))
-
-
-def escaped(character: str) -> str:
-  """A character, or how Python writes it; '\\xff' for a byte that is no text."""
-  if character.isprintable():
-    return character
-  if '\udc80' <= character <= '\udcff':  # as os.fsdecode has such a byte
-    return f'\\x{ord(character) - 0xDC00:02x}'
-  return character.encode('unicode_escape').decode()
-
-
-def some(items: Sequence[str]) -> str:
-  """The first NAMED items and how many more there are, for an error."""
-  more = len(items) - NAMED
-  return ', '.join(items[:NAMED]) + (f' and {more:,} more' if more > 0 else '')
-
-
-def parted(source: Source, places: Mapping[str, Any], labels: np.ndarray) -> Splits:
-  """Splits of a source by their indices; without 'validation', it is a share of each class.
-
-  Args:
-    source: of all splits.
-    places: {split: its indices, a range or an array}.
-    labels: of all of the source; the first of several counts.
-  """
-  places = dict(places)
-  if 'validation' not in places:
-    train = np.asarray(places['train'])
-    first = labels[train] if labels.ndim == 1 else labels[train, 0]
-    places['train'], places['validation'] = (
-      train[side] for side in sources.held_out(first, share=SHARE)
-    )
-  return {name: functools.partial(source.part, places[name]) for name in ORDER if name in places}
+    return printable(self.path(index))
 
 
 # Folders
 
 
-def splits(kind: str, rest: str) -> Splits:
-  """Of class folders, below folders for the splits or not; 'train' gives the classes, by name.
+def splits(kind: str, path: str) -> Splits:
+  """The splits of class folders, perhaps below folders for splits; 'train' names the classes.
 
   Raises:
     FileNotFoundError: if there is no such folder.
     ValueError: if it is no data set, in one line.
   """
-  path = os.path.expanduser(rest)
+  path = os.path.expanduser(path)
   if not os.path.exists(path):
-    raise FileNotFoundError(f'{shown(path)}: no such folder')
+    raise FileNotFoundError(f'{printable(path)}: no such folder')
   if not os.path.isdir(path):
-    raise ValueError(f'{shown(path)} is not a folder; if it is an archive, unpack it first')
-  root = os.fsencode(os.path.realpath(path))
-  index = remembered(root)
-  if index is None:
-    started = time.time_ns()
-    try:
-      index = walked(root)
-    except OSError as error:
-      where = shown(error.filename or path)
-      raise ValueError(f'{where} cannot be read: {error.strerror or error}') from None
-    if (
-      max(changed for changed, _ in index.folders.values()) < started - FRESH
-    ):  # else it may change yet at the same time
-      remember(index)
+    raise ValueError(f'{printable(path)} is not a folder; if it is an archive, unpack it first')
+  index = indexed(os.fsencode(os.path.realpath(path)))
   ends = np.cumsum(list(index.counts.values())).tolist()
-  places = {
+  indices = {
     split: range(end - count, end) for (split, count), end in zip(index.counts.items(), ends)
   }
   source = Source(index.files, index.classes, index.files.describe)
-  return parted(source, places, index.files.labels)
+  return sources.with_validation(source, indices, index.files.labels)
+
+
+def indexed(root: bytes) -> 'Index':
+  """The index of a folder, from the cache where that still holds.
+
+  Raises:
+    ValueError: if it is no data set, or cannot be read.
+  """
+  index = load_index(root)
+  if index is None:
+    started = time.time_ns()
+    try:
+      index = make_index(root)
+    except OSError as error:
+      where = printable(error.filename or root)
+      raise ValueError(f'{where} cannot be read: {error.strerror or error}') from None
+    # A folder that changed just now may change again without another time of change.
+    if max(changed for changed, _ in index.folders.values()) < started - RECENT:
+      save_index(index)
+  return index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +108,7 @@ class Index:
   """What a folder holds.
 
   Fields:
-    files: of all splits, one after another in ORDER.
+    files: of all splits, one after another in the order of SPLITS.
     classes: names of the class folders of 'train'.
     counts: {split: how many of the files are its}.
     folders: {path of each folder, relative to the root: its `times`}.
@@ -171,7 +127,7 @@ class Walk:
     root: the real path of the folder.
 
   Attributes:
-    folders: {path of each folder seen, relative to the root: its `times`}.
+    folders: {path of each folder visited, relative to the root: its `times`}.
     outside: links that lead out of the root.
   """
 
@@ -205,7 +161,7 @@ class Walk:
     kind = folders if os.path.isdir(real) else images
     if kind is images and not link.name.lower().endswith(SUFFIXES):
       return
-    if not inside(self.root, real):
+    if not is_inside(self.root, real):
       self.outside.add(link.path)
     elif kind is folders or os.path.isfile(real) or not os.path.exists(real):
       kind.append(link.name)
@@ -215,121 +171,131 @@ class Walk:
 
     A folder that links lead to once more is skipped, and so are those that `folder` lies in.
     """
-    seen, above = set(), folder
+    visited, above = set(), folder
     while above:
       above = os.path.dirname(above)
-      seen.add(os.path.realpath(os.path.join(self.root, above)))
+      visited.add(os.path.realpath(os.path.join(self.root, above)))
     waiting = [folder]
     while waiting:
-      at = waiting.pop()
-      real = os.path.realpath(os.path.join(self.root, at))
-      if real in seen:
+      path = waiting.pop()
+      real = os.path.realpath(os.path.join(self.root, path))
+      if real in visited:
         continue
-      seen.add(real)
-      folders, images = self.listed(at)
-      yield [os.path.join(at, name) for name in images]
-      waiting.extend(os.path.join(at, name) for name in reversed(folders))
+      visited.add(real)
+      folders, images = self.listed(path)
+      yield [os.path.join(path, name) for name in images]
+      waiting.extend(os.path.join(path, name) for name in reversed(folders))
 
 
 def times(folder: bytes) -> tuple[int, int]:
-  """When its list of files changed, in ns: as told, which tar and rsync set back, and in truth."""
-  found = os.stat(folder)
-  return found.st_mtime_ns, found.st_ctime_ns
+  """When its list of files changed, in ns: mtime, which tar and rsync set back, and ctime."""
+  status = os.stat(folder)
+  return status.st_mtime_ns, status.st_ctime_ns
 
 
-def inside(root: bytes, real: bytes) -> bool:
+def is_inside(root: bytes, real: bytes) -> bool:
   """Whether a real path is a folder or in it."""
   return real == root or real.startswith(os.path.join(root, b''))
 
 
-def walked(root: bytes) -> Index:
+def make_index(root: bytes) -> Index:
   """The index of a folder, by a walk through all of it.
 
   Raises:
     ValueError: if its folders are no data set.
     OSError: if one cannot be listed.
   """
-  walk, where = Walk(root), shown(root)
-  places = split_folders(walk)
-  known = walk.listed(places['train'])[0]
-  classes = tuple(name.decode('utf-8', 'backslashreplace') for name in known)
-  label_of = class_lookup(known)
+  walk = Walk(root)
+  splits = split_folders(walk)
+  train = walk.listed(splits['train'])[0]
+  label_of = class_lookup(train)
   paths, lengths, labels, sizes = bytearray(), array.array('q'), [], []
   counts, unknown = {}, []
-  for split, place in places.items():
+  for split, folder in splits.items():
     before = len(lengths)
-    for name in walk.listed(place)[0]:
+    for name in walk.listed(folder)[0]:
       label = label_of(name)
       if label is None:
-        unknown.append(f'{shown(name)!r} in {split}')
+        unknown.append(f'{printable(name)!r} in {split}')
         continue
       begin = len(lengths)
-      for found in walk.images_below(os.path.join(place, name)):
-        paths += b''.join(found)
-        lengths.extend(map(len, found))
+      for images in walk.images_below(os.path.join(folder, name)):
+        paths += b''.join(images)
+        lengths.extend(map(len, images))
       labels.append(label)
       sizes.append(len(lengths) - begin)
     counts[split] = len(lengths) - before
-  if walk.outside:
-    links = some(names_of(sorted(walk.outside)))
-    raise ValueError(f'{where}: {len(walk.outside):,} links lead out of the folder: {links}')
-  if not classes:
-    raise ValueError(f'{shown(os.path.join(root, places["train"]))} holds no class folders')
-  if empty := [repr(name) for name, size in zip(classes, sizes) if not size]:
-    raise ValueError(f'{where}: no images of class {some(empty)} in train')
-  if len(classes) == 1 and os.path.join(places['train'], known[0], b'train') in walk.folders:
-    within = shown(os.path.join(root, places['train'], known[0]))
-    raise ValueError(f'{where} holds one folder of split folders; did you mean {within}?')
-  check_count(where, classes)
+  classes = tuple(name.decode('utf-8', 'backslashreplace') for name in train)
+  check_walk(walk, [os.path.join(splits['train'], name) for name in train], classes, sizes)
   if unknown:
-    raise ValueError(f'{where}: train lacks class {some(unknown)}')
+    raise ValueError(f'{printable(root)}: train lacks class {first_few(unknown)}')
   offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-  files = Files(
+  records = Files(
     root, np.frombuffer(paths, np.uint8), offsets, np.repeat(np.asarray(labels, np.int32), sizes)
   )
-  return Index(files, classes, counts, walk.folders)
+  return Index(records, classes, counts, walk.folders)
+
+
+def check_walk(
+  walk: Walk, folders: Sequence[bytes], classes: Sequence[str], sizes: Sequence[int]
+) -> None:
+  """Raises ValueError for a folder that is no data set.
+
+  Args:
+    walk: through all of it.
+    folders: of the training images, one of each class.
+    classes: their names.
+    sizes: how many images each of them holds; those of other splits may follow.
+  """
+  where = printable(walk.root)
+  if walk.outside:
+    links = first_few(names_of(sorted(walk.outside)))
+    raise ValueError(f'{where}: {len(walk.outside):,} links lead out of the folder: {links}')
+  if not classes:
+    train = split_folders(walk)['train']
+    raise ValueError(f'{printable(os.path.join(walk.root, train))} holds no class folders')
+  if empty := [repr(name) for name, size in zip(classes, sizes) if not size]:
+    raise ValueError(f'{where}: no images of class {first_few(empty)} in train')
+  if len(classes) == 1 and os.path.join(folders[0], b'train') in walk.folders:
+    within = printable(os.path.join(walk.root, folders[0]))
+    raise ValueError(f'{where} holds one folder of split folders; did you mean {within}?')
+  check_classes(where, classes)
 
 
 def split_folders(walk: Walk) -> dict[str, bytes]:
-  """{split: its folder} in ORDER; the root is 'train' where there are none."""
-  found: dict[str, list[bytes]] = {}
+  """{split: its folder}, in the order of SPLITS; the root is 'train' where there are none."""
+  folders: dict[str, list[bytes]] = {}
   for name in walk.listed(b'')[0]:
-    if split := SPLITS.get(shown(name).lower()):
-      found.setdefault(split, []).append(name)
-  if not found:
+    if split := sources.SPLIT_NAMES.get(printable(name).lower()):
+      folders.setdefault(split, []).append(name)
+  if not folders:
     return {'train': b''}
-  for split, names in found.items():
+  for split, names in folders.items():
     if len(names) > 1:
       raise ValueError(
-        f'{shown(walk.root)} has several folders of {split}: {some(names_of(names))}'
+        f'{printable(walk.root)} has several folders of {split}: {first_few(names_of(names))}'
       )
-  if 'train' not in found:
-    others = some(names_of(names[0] for names in found.values()))
-    raise ValueError(f'{shown(walk.root)} has {others} but no train, which gives the classes')
-  return {split: found[split][0] for split in ORDER if split in found}
+  if 'train' not in folders:
+    others = first_few(names_of(names[0] for names in folders.values()))
+    raise ValueError(f'{printable(walk.root)} has {others} but no train, which gives the classes')
+  return {split: folders[split][0] for split in sources.SPLITS if split in folders}
 
 
 def names_of(paths: Iterable[bytes]) -> list[str]:
-  return [shown(path) for path in paths]
+  return [printable(path) for path in paths]
 
 
-def class_lookup(known: Sequence[bytes]) -> Callable[[bytes], int | None]:
-  """Gives the place of a name, or of the only one that differs in case alone."""
-  alike = [folded_name(name) for name in known]
-  times = collections.Counter(alike)
-  folded = {name: label for label, name in enumerate(alike) if times[name] == 1}
-  exact = {name: label for label, name in enumerate(known)}
+def class_lookup(names: Sequence[bytes]) -> Callable[[bytes], int | None]:
+  """A function that gives the label of a name, or of the only one that differs in case alone."""
+  alike = [folded_name(name) for name in names]
+  counts = collections.Counter(alike)
+  folded = {name: label for label, name in enumerate(alike) if counts[name] == 1}
+  exact = {name: label for label, name in enumerate(names)}
   return lambda name: exact.get(name, folded.get(folded_name(name)))
 
 
 def folded_name(name: bytes) -> str:
   return unicodedata.normalize('NFC', os.fsdecode(name)).casefold()
-
-
-def check_count(where: str, classes: Sequence[str]) -> None:
-  if len(classes) < 2:
-    only = f'only one class, {classes[0]!r}' if classes else 'no classes'
-    raise ValueError(f'{where} has {only}; two at least are wanted')
 
 
 # The cache of indices
@@ -338,64 +304,50 @@ def check_count(where: str, classes: Sequence[str]) -> None:
 def cache_file(root: bytes) -> str | None:
   """Where the index of a folder is kept; None for a user without a home."""
   name = hashlib.sha256(root).hexdigest()[:32]
-  folder = cache_folder('index')
+  folder = files.cache_folder('index')
   return os.path.join(folder, f'{name}.npz') if os.path.isabs(folder) else None
 
 
-def cache_folder(kind: str) -> str:
-  """Where what was made or fetched once is kept; no absolute path for a user without a home."""
-  base = os.environ.get('XDG_CACHE_HOME', '')
-  if not os.path.isabs(base):  # as its specification says
-    base = os.path.expanduser('~/.cache')
-  return os.path.join(base, 'vit_jax', kind)
-
-
-def remember(index: Index) -> None:
-  """Keeps an index, where that can be done."""
-  file, files = cache_file(index.files.root), index.files
-  if file is None:
+def save_index(index: Index) -> None:
+  """Keeps an index in the cache, where that can be done."""
+  path = cache_file(index.files.root)
+  if path is None:
     return
-  partial = None
-  try:
-    os.makedirs(os.path.dirname(file), exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix='.partial', dir=os.path.dirname(file))
-    with open(handle, 'wb') as opened:
+  with contextlib.suppress(OSError):  # a full disk, a home that is read-only: walks again next time
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with files.replacing(path) as file:
       np.savez(
-        opened,
+        file,
         format=np.int64(FORMAT),
-        root=packed([files.root]),
-        paths=files.paths,
-        offsets=files.offsets,
-        labels=files.labels,
+        root=packed([index.files.root]),
+        paths=index.files.paths,
+        offsets=index.files.offsets,
+        labels=index.files.labels,
         classes=packed([name.encode() for name in index.classes]),
-        counts=np.array([index.counts.get(split, -1) for split in ORDER]),
+        counts=np.array([index.counts.get(split, -1) for split in sources.SPLITS]),
         folders=packed(list(index.folders)),
         times=np.array(list(index.folders.values())),  # (folders, 2)
       )
-    os.replace(partial, file)
-  except OSError:  # a full disk, a home that is read-only: the next run walks again
-    if partial is not None and os.path.exists(partial):
-      os.remove(partial)
 
 
-def remembered(root: bytes) -> Index | None:
-  """The kept index of a folder, if it is there, intact and still true."""
-  file = cache_file(root)
-  if file is None or not os.path.isfile(file):
+def load_index(root: bytes) -> Index | None:
+  """The index of a folder in the cache, if it is there, intact and still true."""
+  path = cache_file(root)
+  if path is None or not os.path.isfile(path):
     return None
   try:
-    with open(file, 'rb') as opened, np.load(opened, allow_pickle=False) as kept:
-      if int(kept['format']) != FORMAT or kept['root'].tobytes() != root:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+      if int(arrays['format']) != FORMAT or arrays['root'].tobytes() != root:
         return None
-      then = map(tuple, kept['times'].tolist())
-      folders = dict(zip(unpacked(kept['folders']), then, strict=True))
-      if any(times(os.path.join(root, at)) != seen for at, seen in folders.items()):
+      before = map(tuple, arrays['times'].tolist())
+      folders = dict(zip(unpacked(arrays['folders']), before, strict=True))
+      if any(times(os.path.join(root, name)) != time for name, time in folders.items()):
         return None
-      files = Files(root, kept['paths'], kept['offsets'], kept['labels'])
-      classes = tuple(name.decode() for name in unpacked(kept['classes']))
-      sizes = zip(ORDER, kept['counts'].tolist(), strict=True)
+      paths = Files(root, arrays['paths'], arrays['offsets'], arrays['labels'])
+      classes = tuple(name.decode() for name in unpacked(arrays['classes']))
+      sizes = zip(sources.SPLITS, arrays['counts'].tolist(), strict=True)
     counts = {split: size for split, size in sizes if size >= 0}
-    index = Index(files, classes, counts, folders)
+    index = Index(paths, classes, counts, folders)
     return index if is_sound(index) else None
   except Exception:  # of whatever kind a reader raises over hostile bytes
     return None

@@ -8,38 +8,43 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources.classes import numbered, pad_one
+from vit_jax.text import first_line
+
+if TYPE_CHECKING:
+  from datasets import Dataset
+  from datasets.features.features import FeatureType
 
 LABEL_NAMES = ('label', 'labels', 'fine_label', 'target', 'class')  # the first that can be one
 RENAMED = {'val': 'validation', 'valid': 'validation'}
-MAX_LABELS = 64  # of an image with several
 
 
-def splits(kind: str, rest: str) -> Splits:
-  """Of 'hf': those of a set, which is downloaded if it is neither a path nor in the cache.
+def splits(kind: str, name: str) -> Splits:
+  """The splits of a set, which is downloaded if it is neither a path nor in the cache.
 
   Raises:
     ValueError: if `datasets` is missing, the set cannot be had, or it has no images or labels.
   """
-  tables = loaded(rest)
+  tables = load(name)
   first = next(iter(tables.values()))
-  image = image_column(rest, first.features)
-  label = label_column(rest, first.features)
+  image = image_column(name, first.features)
+  label = label_column(name, first.features)
   classes = class_names(tables, label)
   return {
     RENAMED.get(split, split): functools.partial(
-      opened, f'{rest}/{split}', table, image=image, label=label, classes=classes
+      open_split, f'{name}/{split}', table, image=image, label=label, classes=classes
     )
     for split, table in tables.items()
   }
 
 
-def loaded(name: str) -> Mapping[str, Any]:
+def load(name: str) -> Mapping[str, 'Dataset']:
   """{split: table}.
 
   Raises:
@@ -61,22 +66,21 @@ def loaded(name: str) -> Mapping[str, Any]:
       hub, _, configuration = name.partition(':')
       tables = datasets.load_dataset(hub, configuration or None)
   except Exception as error:  # of many kinds
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    raise ValueError(f'hf:{name} cannot be loaded: {lines[0]}') from error
+    raise ValueError(f'hf:{name} cannot be loaded: {first_line(error)}') from error
   return tables if isinstance(tables, Mapping) else {'train': tables}
 
 
-def image_column(name: str, features: Mapping[str, Any]) -> str:
+def image_column(name: str, features: Mapping[str, 'FeatureType']) -> str:
   """'image' or the first column of images."""
   import datasets
 
-  found = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-  if not found:
+  images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+  if not images:
     raise ValueError(f'hf:{name} has no column of images among {", ".join(features)}')
-  return 'image' if 'image' in found else found[0]
+  return 'image' if 'image' in images else images[0]
 
 
-def label_column(name: str, features: Mapping[str, Any]) -> str:
+def label_column(name: str, features: Mapping[str, 'FeatureType']) -> str:
   """The first of LABEL_NAMES that holds classes or integers, or the first column of classes.
 
   Raises:
@@ -85,41 +89,45 @@ def label_column(name: str, features: Mapping[str, Any]) -> str:
   import datasets
 
   classes = [
-    key for key, feature in features.items() if isinstance(single(feature), datasets.ClassLabel)
+    key
+    for key, feature in features.items()
+    if isinstance(element_type(feature), datasets.ClassLabel)
   ]
-  numbers = [key for key, feature in features.items() if is_integer(single(feature))]
-  for found in (classes, numbers):
-    named = [key for key in LABEL_NAMES if key in found]
-    if named or len(found) == 1 or (found and found is classes):
-      return (named or found)[0]
+  numbers = [key for key, feature in features.items() if is_integer(element_type(feature))]
+  for columns in (classes, numbers):
+    named = [key for key in LABEL_NAMES if key in columns]
+    if named or len(columns) == 1 or (columns and columns is classes):
+      return (named or columns)[0]
   raise ValueError(
     f'hf:{name} has no column of labels among {", ".join(features)}: '
     f'make one a ClassLabel, or an integer called {LABEL_NAMES[0]!r}'
   )
 
 
-def single(feature: Any) -> Any:
-  """Of a column of lists, the type of their elements."""
+def element_type(feature: 'FeatureType') -> 'FeatureType':
+  """The type of the elements of a column of lists, else of the column."""
   return getattr(feature, 'feature', feature)
 
 
-def is_integer(feature: Any) -> bool:
+def is_integer(feature: 'FeatureType') -> bool:
   return 'int' in str(getattr(feature, 'dtype', ''))
 
 
-def class_names(tables: Mapping[str, Any], label: str) -> tuple[str, ...]:
-  """Of a column of integers, 0 to the largest in any split."""
-  feature = single(next(iter(tables.values())).features[label])
+def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[str, ...]:
+  """The names of the classes; of a column of integers, 0 to the largest in any split."""
+  feature = element_type(next(iter(tables.values())).features[label])
   if getattr(feature, 'names', None):
     return tuple(feature.names)
   largest = -1
   for table in tables.values():
     for batch in table.select_columns([label]).with_format('numpy').iter(batch_size=10_000):
       largest = max(largest, *(np.max(value, initial=-1) for value in batch[label]))
-  return tuple(map(str, range(int(largest) + 1)))
+  return numbered(int(largest) + 1)
 
 
-def opened(name: str, table: Any, *, image: str, label: str, classes: tuple[str, ...]) -> Source:
+def open_split(
+  name: str, table: 'Dataset', *, image: str, label: str, classes: tuple[str, ...]
+) -> Source:
   """A split as a source."""
   import datasets
 
@@ -129,7 +137,7 @@ def opened(name: str, table: Any, *, image: str, label: str, classes: tuple[str,
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows(Sequence[Record]):
+class Rows:
   """The rows of a table as records.
 
   Fields:
@@ -139,19 +147,19 @@ class Rows(Sequence[Record]):
   """
 
   name: str
-  table: Any
+  table: 'Dataset'
   image: str
   label: str
 
   def __len__(self) -> int:
     return len(self.table)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:
     """The record at an index.
 
     Raises:
       OSError: if its file is gone, or there is no image.
-      ValueError: for an image with over MAX_LABELS labels.
+      ValueError: for an image with too many labels.
     """
     row = self.table[index]
     image = row[self.image] or {'bytes': None, 'path': None}
@@ -161,18 +169,14 @@ class Rows(Sequence[Record]):
         raise OSError(f'{self.name}[{index}]: there is no image')
       data = pathlib.Path(image['path']).read_bytes()
     label = row[self.label]
-    if isinstance(label, list) and len(label) > MAX_LABELS:
-      raise ValueError(f'{self.name}[{index}]: {len(label)} labels; at most {MAX_LABELS} are taken')
-    return {'image': data, 'label': numbered(label)}
+    if not isinstance(label, list):
+      return {'image': data, 'label': np.int32(-1 if label is None else label)}
+    try:
+      return {'image': data, 'label': pad_one(label)}
+    except ValueError as error:
+      raise ValueError(f'{self.name}[{index}]: {error}') from None
 
   def describe(self, index: int) -> str:
     """'beans/train[17]', and the name of its file where that is known."""
     path = (self.table[index][self.image] or {}).get('path')
     return f'{self.name}[{index}]' + (f' ({path})' if path else '')
-
-
-def numbered(label: Any) -> Any:
-  """A label as int32, -1 for none; of a list, (MAX_LABELS,) filled up with -1."""
-  if not isinstance(label, list):
-    return np.int32(-1 if label is None else label)
-  return np.array(label + [-1] * (MAX_LABELS - len(label)), np.int32)

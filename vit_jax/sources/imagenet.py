@@ -14,7 +14,7 @@ from vit_jax.sources import presets
 
 FILE = pathlib.Path(__file__).with_name('imagenet.tsv')
 SUBSETS = {'imagenet_a': 'A', 'imagenet_r': 'R'}  # sets of TFDS: the letter of their classes
-ALIKE = 0.9  # of the names in words are WordNet's; those of torchvision are, but for two
+MIN_ALIKE = 0.9  # of the names in words are WordNet's; those of torchvision are, but for two
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def is_complete(names: Sequence[str]) -> bool:
   if len(names) != len(table()):
     return False
   alike = sum(bool(folded(name) & folded(words)) for name, (_, _, words) in zip(names, table()))
-  return alike >= ALIKE * len(names)
+  return alike >= MIN_ALIKE * len(names)
 
 
 def folded(words: str) -> set[str]:
@@ -47,13 +47,13 @@ def folded(words: str) -> set[str]:
   return {re.sub('[^a-z]', '', word.casefold()) for word in words.split(',')} - {''}
 
 
-def used(source: str) -> frozenset[str] | None:
-  """The classes that a set uses which names all 1,000; None if it uses all that it names.
+def subset(source: str) -> frozenset[str] | None:
+  """The classes that ImageNet-A or -R has images of, which name all 1,000; None of another set.
 
   Args:
     source: a name as `sources.open_source` takes it.
   """
   preset = presets.find(source)
-  kind, _, rest = (preset.source if preset else source).partition(':')
-  letter = SUBSETS.get(re.split('[:/?]', rest)[0]) if kind == 'tfds' else None
+  kind, _, name = (preset.source if preset else source).partition(':')
+  letter = SUBSETS.get(re.split('[:/?]', name)[0]) if kind == 'tfds' else None
   return frozenset(name for name, letters, _ in table() if letter in letters) if letter else None

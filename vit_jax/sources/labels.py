@@ -10,12 +10,11 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from vit_jax.sources import imagenet
-from vit_jax.text import nearest
+from vit_jax.text import first_few, nearest
 
 NAMED = 3  # classes that an error names
 
@@ -26,15 +25,15 @@ class Match:
 
   Fields:
     columns: (K,) the classes of the model that are scored.
-    places: (S,) where the class of each of the data set's is in `columns`; -1: not scored.
+    targets: (S,) the index in `columns` of each of the data set's classes; -1: not scored.
     names: (K,) of the scored classes.
-    how: in words, how they were found.
+    method: in words, how they were matched.
   """
 
   columns: np.ndarray
-  places: np.ndarray
+  targets: np.ndarray
   names: tuple[str, ...]
-  how: str
+  method: str
 
 
 def match(
@@ -44,7 +43,7 @@ def match(
   used: frozenset[str] | None = None,
   label_map: str | os.PathLike[str] = '',
 ) -> Match:
-  """Finds the model's class for each of a data set's.
+  """Matches the classes of a data set with those of a model.
 
   By name; ImageNet's by their order, whatever words they are named by; and by order where one side
   has numbers for names and both as many. A model that knows more classes than the data set is
@@ -57,37 +56,38 @@ def match(
     label_map: a file, see `read_map`, which then decides alone.
 
   Raises:
-    ValueError: if a class of the data set is none of the model's, or it is not told which.
+    ValueError: if a class of the data set is none of the model's, or it is not clear which.
   """
   if label_map:
-    asked, how = read_map(label_map, theirs, ours), f'by {os.fspath(label_map)}'
+    labels, method = read_map(label_map, theirs, ours), f'by {os.fspath(label_map)}'
   else:
     try:
-      asked, how = found(theirs, ours)
+      labels, method = match_names(theirs, ours)
     except ValueError as error:
       raise ValueError(f'{error}; --label_map FILE can tell which class is which') from None
   if used is not None:
-    asked = [place if name in used else -1 for name, place in zip(theirs, asked)]
-  columns = sorted({place for place in asked if place >= 0})
+    labels = [label if name in used else -1 for name, label in zip(theirs, labels)]
+  columns = sorted({label for label in labels if label >= 0})
   if len(columns) < 2:
     raise ValueError(f"{len(columns)} of the classes of the data are the model's: two are needed")
-  times = collections.Counter(asked)
-  names = {place: ours[place] for place in columns}
-  names |= {place: name for name, place in zip(theirs, asked) if times[place] == 1}
-  where = {place: column for column, place in enumerate(columns)} | {-1: -1}
+  counts = collections.Counter(labels)
+  names = {label: ours[label] for label in columns}
+  names |= {label: name for name, label in zip(theirs, labels) if counts[label] == 1}
+  targets = {label: column for column, label in enumerate(columns)} | {-1: -1}
+  restricted = f', restricted to {len(columns)} of {len(ours)}' * (len(columns) < len(ours))
   return Match(
     columns=np.asarray(columns, np.int32),
-    places=np.asarray([where[place] for place in asked], np.int32),
-    names=tuple(names[place] for place in columns),
-    how=how + f', restricted to {len(columns)} of {len(ours)}' * (len(columns) < len(ours)),
+    targets=np.asarray([targets[label] for label in labels], np.int32),
+    names=tuple(names[label] for label in columns),
+    method=method + restricted,
   )
 
 
-def found(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
-  """The model's class for each of a data set's, and how it was found.
+def match_names(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
+  """The model's class for each of a data set's, and how it was matched.
 
   Raises:
-    ValueError: where that is not told.
+    ValueError: where that is not clear.
   """
   in_order = list(range(len(theirs)))
   if tuple(theirs) == tuple(ours):
@@ -96,11 +96,13 @@ def found(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
   if len(theirs) == len(ours) and not same and (is_numbers(theirs) or is_numbers(ours)):
     return in_order, 'by their order, as one side has numbers for names'
   standard = imagenet.synsets() if imagenet.is_complete(theirs) else tuple(theirs)
-  if imagenet.is_complete(ours) or (len(ours) == 1000 and is_numbers(ours) and known(standard)):
+  if imagenet.is_complete(ours) or (
+    len(ours) == 1000 and is_numbers(ours) and are_synsets(standard)
+  ):
     theirs, ours = standard, imagenet.synsets()
     if theirs == ours:
       return in_order, "by ImageNet's order"
-  lookup = {name: place for place, name in enumerate(ours)}
+  lookup = {name: label for label, name in enumerate(ours)}
   missing = [name for name in theirs if name not in lookup]
   if missing or is_numbers(ours) or len(lookup) < len(ours):
     raise ValueError(unmatched(theirs, ours, missing))
@@ -109,25 +111,22 @@ def found(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
 
 def is_numbers(names: Sequence[str]) -> bool:
   """Whether names are '0', '1' ..., as of a file that names no classes."""
-  return all(name == str(place) for place, name in enumerate(names))
+  return all(name == str(label) for label, name in enumerate(names))
 
 
-def known(names: Sequence[str]) -> bool:
-  """Whether all are synsets of ImageNet."""
+def are_synsets(names: Sequence[str]) -> bool:
+  """Whether all are of ImageNet."""
   return set(names) <= set(imagenet.synsets())
 
 
 def unmatched(theirs: Sequence[str], ours: Sequence[str], missing: Sequence[str]) -> str:
-  """What to tell where classes cannot be matched."""
-  told = f'the data has {len(theirs)} classes and the model {len(ours)}'
+  """The error where classes cannot be matched."""
+  message = f'the data has {len(theirs)} classes and the model {len(ours)}'
   if is_numbers(ours):
-    told += ', which have numbers for names'
-  elif missing:
-    told += f"; not among the model's: {', '.join(missing[:NAMED])}"
-    told += f' and {len(missing) - NAMED} more' * (len(missing) > NAMED)
-  else:
-    told += ', of which some have the same name'
-  return told
+    return f'{message}, which have numbers for names'
+  if missing:
+    return f"{message}; not among the model's: {first_few(missing, NAMED)}"
+  return f'{message}, of which some have the same name'
 
 
 def read_map(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
@@ -142,50 +141,49 @@ def read_map(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence
     FileNotFoundError: if it is not there.
     ValueError: if it is no such file, lacks a class of the data, or names one that there is not.
   """
-  given = read_pairs(pathlib.Path(path))
-  for name in given:
+  pairs = read_pairs(pathlib.Path(path))
+  for name in pairs:
     if name not in theirs:
-      raise ValueError(f'{path}: {name!r} is no class of the data{near(name, theirs)}')
-  if missing := [name for name in theirs if name not in given]:
-    more = f' and {len(missing) - NAMED} more' * (len(missing) > NAMED)
-    raise ValueError(f'{path} lacks {", ".join(missing[:NAMED])}{more}, classes of the data')
-  return [place_of(path, given[name], ours) for name in theirs]
+      raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, theirs)}')
+  if missing := [name for name in theirs if name not in pairs]:
+    raise ValueError(f'{path} lacks {first_few(missing, NAMED)}, classes of the data')
+  return [label_of(path, pairs[name], ours) for name in theirs]
 
 
-def read_pairs(path: pathlib.Path) -> Mapping[str, Any]:
-  """What a label map says, as it stands there."""
+def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
+  """{class of the data: the model's} of a label map, not checked yet."""
   if not path.is_file():
     raise FileNotFoundError(f'{path}: there is no such file')
   try:
     text = path.read_text()
     if path.suffix.lower() == '.csv':
       return {row['data']: row['model'] for row in csv.DictReader(text.splitlines())}
-    given = json.loads(text)
+    pairs = json.loads(text)
   except KeyError:
     raise ValueError(f'{path} has not the columns data and model') from None
   except (ValueError, csv.Error):
     raise ValueError(f'{path} is damaged: neither JSON nor, as .csv, a table') from None
-  if not isinstance(given, dict):
+  if not isinstance(pairs, dict):
     raise ValueError(f'{path} is no JSON object of a class of the data and one of the model each')
-  return given
+  return pairs
 
 
-def place_of(path: str | os.PathLike[str], value: Any, ours: Sequence[str]) -> int:
+def label_of(path: str | os.PathLike[str], value: object, ours: Sequence[str]) -> int:
   """The number of a class of the model that is given by name or number; -1 for none."""
   if value is None or value == '':
     return -1
   if isinstance(value, str) and value in ours:
     return list(ours).index(value)
   try:
-    number = -1 if isinstance(value, bool | float) else int(value)
-  except (TypeError, ValueError):
+    number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else -1
+  except ValueError:
     number = -1
   if not 0 <= number < len(ours):
-    raise ValueError(f'{path}: {value!r} is no class of the model{near(str(value), ours)}')
+    raise ValueError(f'{path}: {value!r} is no class of the model{hint(str(value), ours)}')
   return number
 
 
-def near(name: str, known: Sequence[str]) -> str:
-  """The nearest names, for an error; all are told only where they are few."""
-  told = nearest(name, list(known))
-  return told if len(known) <= 20 or '?' in told else ''
+def hint(name: str, classes: Sequence[str]) -> str:
+  """The nearest names, for an error; all of them only where they are few."""
+  message = nearest(name, list(classes))
+  return message if len(classes) <= 20 or '?' in message else ''

@@ -2,8 +2,7 @@
 
 ImageNet-21k is no set that TFDS can download. 'imagenet21k' reads one of your own that TFDS can
 read, with a split 'full', from $TFDS_DATA_DIR/imagenet21k/VERSION; a 'folder:PATH' does as well.
-So it is with JFT, which is private; of several labels of an image, let 'label' be a
-Sequence(ClassLabel).
+So it is with JFT, which is private; where it is multi-label, let 'label' be a Sequence(ClassLabel).
 
 The tasks of VTAB-1k (arXiv 1910.04867) are 'vtab/NAME', with splits, classes and labels of
 google-research/task_adaptation: 'train' is its train800, 'validation' its val200, 'trainval' both.
@@ -36,7 +35,7 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-  """A label that a set of TFDS does not have as such.
+  """A label that a set of TFDS does not have as such, as google-research/task_adaptation makes it.
 
   Fields:
     feature: that it is made from.
@@ -49,6 +48,10 @@ class Label:
   value: Callable[[Any], np.int32]
 
 
+Objects = Mapping[str, np.ndarray]  # a feature of TFDS: an array of each property of the objects
+
+
+# task_adaptation/data/clevr.py and kitti.py
 CLEVR_DISTANCES = np.array([0, 8, 8.5, 9, 9.5, 10, 100], np.float32)
 KITTI_DISTANCES = np.array([-100, 8, 20, 999], np.float32)
 VEHICLES = 3  # types of KITTI below this one: car, van, truck
@@ -59,21 +62,21 @@ def interval(value: float, bounds: np.ndarray) -> np.int32:
   return np.int32(np.searchsorted(bounds, np.float32(value), side='left') - 1)
 
 
-def clevr_count(objects: Any) -> np.int32:
+def clevr_count(objects: Objects) -> np.int32:
   """How many objects there are, of 3 to 10, as 0 to 7."""
   return np.int32(len(objects['size']) - 3)
 
 
-def clevr_distance(objects: Any) -> np.int32:
+def clevr_distance(objects: Objects) -> np.int32:
   """How far the closest object is from the camera, in steps."""
   return interval(np.min(np.asarray(objects['pixel_coords'])[:, 2]), CLEVR_DISTANCES)
 
 
-def kitti_distance(objects: Any) -> np.int32:
+def kitti_distance(objects: Objects) -> np.int32:
   """How far the closest vehicle is from the camera, in steps; the last without a vehicle."""
   depth = np.asarray(objects['location']).reshape(-1, 3)[:, 2]
   vehicles = depth[np.asarray(objects['type']) < VEHICLES]
-  return interval(np.min(vehicles, initial=1000), KITTI_DISTANCES)
+  return interval(np.min(vehicles, initial=1000), KITTI_DISTANCES)  # over 999: no vehicle
 
 
 def dsprites_location(position: int) -> np.int32:
@@ -113,19 +116,16 @@ VTAB = {
 }
 
 
-def three(train: str, validation: str, test: str) -> dict[str, str]:
-  """Splits by their meaning."""
-  return {'train': train, 'validation': validation, 'test': test}
-
-
-def share(percent: int, test: str = 'test') -> dict[str, str]:
-  """Splits where validation is the end of train."""
-  return three(f'train[:{percent}%]', f'train[{percent}%:]', test)
+def first_percent(percent: int, test: str = 'test') -> dict[str, str]:
+  """Splits where train is so much of the set's own and validation the rest of that."""
+  return {'train': f'train[:{percent}%]', 'validation': f'train[{percent}%:]', 'test': test}
 
 
 def vtab(source: str, classes: int, validation: str, test: str = 'test') -> Preset:
   """A task of VTAB-1k; 2,500 steps are ViT's, for all of them (arXiv 2010.11929, table 4)."""
-  splits = three('train[:800]', validation, test) | {'trainval': f'train[:800]+{validation}'}
+  train = 'train[:800]'
+  splits = {'train': train, 'validation': validation, 'test': test}
+  splits['trainval'] = f'{train}+{validation}'
   return Preset(f'tfds:{source}', splits, classes, 2500)
 
 
@@ -138,17 +138,17 @@ RETINOPATHY = 'diabetic_retinopathy_detection/btgraham-300:3.*.*'
 FULL = {'train': 'full[51200:]', 'validation': 'full[:51200]'}
 
 PRESETS: dict[str, Preset] = {
-  'cifar10': Preset('tfds:cifar10', share(98), 10, 10_000),
-  'cifar100': Preset('tfds:cifar100', share(98), 100, 10_000),
-  'food101': Preset('tfds:food101', share(98, 'validation'), 101),
-  'imagenet2012': Preset('tfds:imagenet2012', share(99, 'validation'), 1000, 20_000),
+  'cifar10': Preset('tfds:cifar10', first_percent(98), 10, 10_000),
+  'cifar100': Preset('tfds:cifar100', first_percent(98), 100, 10_000),
+  'food101': Preset('tfds:food101', first_percent(98, 'validation'), 101),
+  'imagenet2012': Preset('tfds:imagenet2012', first_percent(99, 'validation'), 1000, 20_000),
   'imagenet2012_real': Preset('tfds:imagenet2012_real', {'test': 'validation'}, 1000),
   'imagenet21k': Preset('tfds:imagenet21k', FULL, 21_843),
   'imagenet_a': Preset('tfds:imagenet_a', {'test': 'test'}, 1000),
   'imagenet_r': Preset('tfds:imagenet_r', {'test': 'test'}, 1000),
   'imagenet_v2': Preset('tfds:imagenet_v2/matched-frequency', {'test': 'test'}, 1000),
-  'oxford_flowers102': Preset('tfds:oxford_flowers102', share(90), 102, 500),
-  'oxford_iiit_pet': Preset('tfds:oxford_iiit_pet', share(90), 37, 500),
+  'oxford_flowers102': Preset('tfds:oxford_flowers102', first_percent(90), 102, 500),
+  'oxford_iiit_pet': Preset('tfds:oxford_iiit_pet', first_percent(90), 37, 500),
   'vtab/caltech101': vtab('caltech101:3.*.*', 102, 'train[2754:2954]'),
   'vtab/cifar100': vtab('cifar100:3.*.*', 100, 'train[45000:45200]'),
   'vtab/dtd': vtab('dtd:3.*.*', 47, VALIDATION),

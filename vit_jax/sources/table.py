@@ -11,37 +11,33 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax import sources
 from vit_jax.sources import Record, Source, Splits
-from vit_jax.sources.folder import (
-  NAMED,
-  ORDER,
-  SPLITS,
-  Files,
-  check_count,
-  inside,
-  parted,
-  shown,
-  some,
-)
+from vit_jax.sources import classes as labelling
+from vit_jax.sources.folder import Files, is_inside
+from vit_jax.text import first_few, printable
+
+if TYPE_CHECKING:
+  import pyarrow as pa
+  from pyarrow.parquet import ParquetFile
 
 PATHS, LABELS = ('path', 'file', 'filename', 'image', 'img'), ('label', 'class', 'target', 'labels')
-MAX_CLASSES = 1_000_000  # a label above is a mistake
-MAX_GAPS = 10  # classes to a label, where labels are numbers
-NUMBER = re.compile('[+-]?[0-9]{1,18}')
+NAMED = 5  # bad rows that an error names; it counts the others
+NUMBER = re.compile('[+-]?[0-9]{1,18}')  # which int64 holds
 
 
-def splits(kind: str, rest: str) -> Splits:
-  """Of a CSV or a Parquet file.
+def splits(kind: str, path: str) -> Splits:
+  """The splits of a CSV or a Parquet file.
 
   Raises:
     FileNotFoundError: if it is not there.
     ValueError: if it is not what its kind wants, in one line.
   """
-  return {'csv': csv_table, 'parquet': parquet_table}[kind](os.path.expanduser(rest))
+  return {'csv': csv_splits, 'parquet': parquet_splits}[kind](os.path.expanduser(path))
 
 
 class Table:
@@ -53,81 +49,85 @@ class Table:
   """
 
   def __init__(self, file: str, unit: str):
-    self.file, self.where, self.unit = file, shown(file), unit
+    self.file, self.where, self.unit = file, printable(file), unit
     self.root = os.path.realpath(os.path.dirname(os.path.abspath(file)))
     self.paths, self.lengths = bytearray(), array.array('q')
-    self.numbers, self.splits = array.array('q'), array.array('b')
-    self.known: dict[str, int] = {}  # {label: its code}
+    self.rows, self.splits = array.array('q'), array.array('b')  # its number, that of its split
+    self.names: dict[str, int] = {}  # {label: its code}
     self.codes, self.counts = array.array('q'), array.array('q')  # of all labels; labels of a row
-    self.several = False  # labels of an image
-    self.faults: list[str] = []
-    self.bad, self.absent = 0, 0  # rows
+    self.multi_label = False
+    self.errors: list[str] = []  # of the first NAMED rejected rows
+    self.rejected, self.missing = 0, 0  # how many rows; how many images are not there
     self.folders: dict[str, bool] = {}  # whether they are inside the root
 
   def add(
-    self, number: int, path: str | None, labels: Sequence[str], split: str | None = 'train'
+    self, row: int, path: str | None, labels: Sequence[str], split: str | None = 'train'
   ) -> None:
-    """Takes a row, or notes what is wrong with it; one that holds its image has no path."""
-    at = SPLITS.get((split or '').strip().lower())
-    if path is not None and (wrong := self.fault_of(path)):
-      self.fault(number, wrong)
+    """Takes a row, or rejects it; one that holds its image has no path."""
+    name = sources.SPLIT_NAMES.get((split or '').strip().lower())
+    if path is not None and (error := self.path_error(path)):
+      self.reject(row, error)
     elif '' in labels:
-      self.fault(number, 'no label')
-    elif at is None:
-      self.fault(number, f'unknown split {shown(split or "")!r}')
+      self.reject(row, 'no label')
+    elif name is None:
+      self.reject(row, f'unknown split {printable(split or "")!r}')
     else:
       encoded = os.fsencode(path or '')
       self.paths += encoded
       self.lengths.append(len(encoded))
       labels = list(dict.fromkeys(labels))
-      self.codes.extend(self.known.setdefault(label, len(self.known)) for label in labels)
+      self.codes.extend(self.names.setdefault(label, len(self.names)) for label in labels)
       self.counts.append(len(labels))
-      self.numbers.append(number)
-      self.splits.append(ORDER.index(at))
+      self.rows.append(row)
+      self.splits.append(sources.SPLITS.index(name))
 
-  def fault(self, number: int, text: str) -> None:
+  def reject(self, row: int, error: str) -> None:
     """Notes what is wrong with a row."""
-    self.bad += 1
-    if len(self.faults) < NAMED:
-      self.faults.append(f'{self.unit} {number}: {text}')
+    self.rejected += 1
+    if len(self.errors) < NAMED:
+      self.errors.append(f'{self.unit} {row}: {error}')
 
-  def fault_of(self, path: str) -> str | None:
+  def path_error(self, path: str) -> str | None:
     """What is wrong with a path. That nothing is there may be true of some, as of a bad image."""
     if not path:
       return 'no path'
-    full, name = os.path.join(self.root, path), shown(path)
-    out = f'{name} leads out of {shown(self.root)}'
-    free = os.path.isabs(path)  # to lie anywhere
+    full, name = os.path.join(self.root, path), printable(path)
+    outside = f'{name} leads out of {printable(self.root)}'
+    anywhere = os.path.isabs(path)  # it may lie
     try:
-      if not free and not self.holds_folder(os.path.dirname(full)):
-        return out
+      if not anywhere and not self.is_folder_inside(os.path.dirname(full)):
+        return outside
       mode = os.lstat(full).st_mode
       if stat.S_ISLNK(mode):
-        if not free and not self.holds(full):
-          return out
+        if not anywhere and not self.is_inside(full):
+          return outside
         mode = os.stat(full).st_mode
     except OSError:
-      self.absent += 1
+      self.missing += 1
       return None
     except ValueError:  # a zero byte
       return f'{name} is no path'
     return None if stat.S_ISREG(mode) else f'{name} is not a file'
 
-  def holds_folder(self, folder: str) -> bool:
+  def is_folder_inside(self, folder: str) -> bool:
     if folder not in self.folders:
-      self.folders[folder] = self.holds(folder)
+      self.folders[folder] = self.is_inside(folder)
     return self.folders[folder]
 
-  def holds(self, path: str) -> bool:
-    return inside(os.fsencode(self.root), os.fsencode(os.path.realpath(path)))
+  def is_inside(self, path: str) -> bool:
+    return is_inside(os.fsencode(self.root), os.fsencode(os.path.realpath(path)))
 
   def check(self) -> None:
-    """Raises ValueError if a row is bad."""
-    if self.bad:
-      faults = '; '.join(self.faults) + (f'; and {self.bad - NAMED:,} more' * (self.bad > NAMED))
-      raise ValueError(f'{self.where}: {self.bad:,} bad row{"s" * (self.bad > 1)}: {faults}')
+    """Raises ValueError if a row is rejected."""
+    if self.rejected:
+      errors = '; '.join(self.errors)
+      errors += f'; and {self.rejected - NAMED:,} more' * (self.rejected > NAMED)
+      rows = f'{self.rejected:,} bad row{"s" * (self.rejected > 1)}'
+      raise ValueError(f'{self.where}: {rows}: {errors}')
 
-  def opened(self, *, images: Any = None, classes: tuple[str, ...] | None = None) -> Splits:
+  def open_splits(
+    self, *, images: 'pa.ChunkedArray | None' = None, classes: tuple[str, ...] | None = None
+  ) -> Splits:
     """The splits of the table.
 
     Args:
@@ -140,28 +140,37 @@ class Table:
     """
     self.check()
     splits, counts = np.asarray(self.splits), np.asarray(self.counts)  # (N,)
-    places = {name: np.flatnonzero(splits == at) for at, name in enumerate(ORDER)}
-    places = {name: indices for name, indices in places.items() if len(indices)}
-    if 'train' not in places:
+    indices = {split: np.flatnonzero(splits == n) for n, split in enumerate(sources.SPLITS)}
+    indices = {split: array for split, array in indices.items() if len(array)}
+    if 'train' not in indices:
       raise ValueError(f'{self.where} has no rows of train')
-    if self.absent == len(splits):
-      such = shown(os.path.join(os.fsencode(self.root), bytes(self.paths[: self.lengths[0]])))
-      raise ValueError(f'{self.where}: not one of its {len(splits):,} images is there: {such}')
+    if self.missing == len(splits):
+      first = printable(os.path.join(os.fsencode(self.root), bytes(self.paths[: self.lengths[0]])))
+      raise ValueError(f'{self.where}: not one of its {len(splits):,} images is there: {first}')
     codes, rows = np.asarray(self.codes, np.int64), np.repeat(np.arange(len(splits)), counts)
-    names, trained = list(self.known), set(codes[splits[rows] == 0].tolist())
-    classes, values, wrong = meaning(names, trained, classes)
-    bad = np.unique(rows[np.isin(codes, list(wrong))])
-    for row in bad[:NAMED].tolist():
-      first = next(code for code in codes[rows == row].tolist() if code in wrong)
-      self.fault(self.numbers[row], wrong[first])
-    self.bad = len(bad)
-    self.check()
-    check_count(self.where, classes)
-    labels = filled_up(np.asarray(values, np.int32)[codes], counts)  # (N, L)
-    labels = labels if self.several else labels[:, 0]
-    return parted(self.source(images, labels, classes), places, labels)
+    train = set(codes[splits[rows] == sources.SPLITS.index('train')].tolist())
+    if all(map(NUMBER.fullmatch, self.names)):
+      classes, values, errors = numbered_labels(list(map(int, self.names)), train, classes)
+    else:
+      classes, values, errors = named_labels(list(self.names), train)
+    self.reject_labels(codes, rows, errors)
+    labelling.check_classes(self.where, classes)
+    labels = labelling.pad(np.asarray(values, np.int32)[codes], counts)  # (N, L)
+    labels = labels if self.multi_label else labels[:, 0]
+    return sources.with_validation(self.source(images, labels, classes), indices, labels)
 
-  def source(self, images: Any, labels: np.ndarray, classes: tuple[str, ...]) -> Source:
+  def reject_labels(self, codes: np.ndarray, rows: np.ndarray, errors: dict[int, str]) -> None:
+    """Raises ValueError for rows with labels that are wrong, by `errors` of their codes."""
+    bad = np.unique(rows[np.isin(codes, list(errors))])
+    for row in bad[:NAMED].tolist():
+      first = next(code for code in codes[rows == row].tolist() if code in errors)
+      self.reject(self.rows[row], errors[first])
+    self.rejected = len(bad)
+    self.check()
+
+  def source(
+    self, images: 'pa.ChunkedArray | None', labels: np.ndarray, classes: tuple[str, ...]
+  ) -> Source:
     """All rows."""
     if images is not None:
       return Source(Cells(images, labels), classes, f'{self.where}, row {{}}'.format)
@@ -171,167 +180,130 @@ class Table:
     return Source(files, classes, files.describe)
 
 
-def filled_up(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Labels of all rows, `counts` of them in each, as (N, L) int32 filled up with -1."""
-  rows = np.repeat(np.arange(len(counts)), counts)
-  filled = np.full((len(counts), max(1, counts.max(initial=0))), -1, np.int32)
-  filled[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = labels
-  return filled
+Labels = tuple[tuple[str, ...], list[int], dict[int, str]]
+# The classes; of each code the number of its class; {code: what is wrong with it}
 
 
-def meaning(
-  names: Sequence[str], trained: set[int], classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], list[int], dict[int, str]]:
-  """What the labels of a table mean.
+def named_labels(names: Sequence[str], train: set[int]) -> Labels:
+  """What labels mean that are names, each at its code; `train` are the codes in that split."""
+  classes = tuple(sorted(names[code] for code in train))
+  numbers = {name: label for label, name in enumerate(classes)}
+  errors = {
+    code: f'train lacks class {printable(name)!r}'
+    for code, name in enumerate(names)
+    if name not in numbers
+  }
+  return classes, [numbers.get(name, -1) for name in names], errors
 
-  Args:
-    names: the labels, each at its code.
-    trained: codes of those in 'train'.
-    classes: what they are numbers of, if that is known.
 
-  Returns:
-    The classes; for each code the number of its class; {code: what is wrong with it}.
-  """
-  if not all(map(NUMBER.fullmatch, names)):
-    found = tuple(sorted(names[code] for code in trained))
-    place = {name: label for label, name in enumerate(found)}
-    wrong = {
-      code: f'train lacks class {shown(name)!r}'
-      for code, name in enumerate(names)
-      if name not in place
-    }
-    return found, [place.get(name, -1) for name in names], wrong
-  values = list(map(int, names))
-  known = {values[code] for code in trained}
-  count = len(classes) if classes else min(max(known, default=-1) + 1, MAX_CLASSES)
-  wrong = {}
-  if not classes and (gaps := gaps_of(known, count)):
-    wrong[values.index(max(known))] = gaps
+def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...] | None) -> Labels:
+  """What labels mean that are numbers, each at its code: of `classes`, where these are known."""
+  trained = {values[code] for code in train}
+  count = len(classes) if classes else min(max(trained, default=-1) + 1, labelling.MAX_CLASSES)
+  errors = {}
+  if not classes and (gaps := labelling.gaps(trained, count)):
+    errors[values.index(max(trained))] = gaps
   for code, value in enumerate(values):
     if value < 0:
-      wrong[code] = f'label {value} is negative'
-    elif value >= count and (classes or value >= MAX_CLASSES):
-      wrong[code] = f'label {value} is out of range of {count:,} classes'
-    elif not classes and value not in known:
-      wrong[code] = f'train lacks label {value}'
-  return classes or tuple(map(str, range(count))), values, wrong
+      errors[code] = f'label {value} is negative'
+    elif value >= count and (classes or value >= labelling.MAX_CLASSES):
+      errors[code] = f'label {value} is out of range of {count:,} classes'
+    elif not classes and value not in trained:
+      errors[code] = f'train lacks label {value}'
+  return classes or labelling.numbered(count), values, errors
 
 
-def gaps_of(labels: Iterable[int], count: int) -> str | None:
-  """What is wrong with numbers that leave most of `count` classes empty."""
-  labels = set(labels)
-  if count <= MAX_GAPS * len(labels):
-    return None
-  return (
-    f'label {max(labels)} stands for {count:,} classes, of which {len(labels):,} have images: '
-    'number them without such gaps, or name them'
-  )
-
-
-def check_file(path: str) -> None:
-  """Raises FileNotFoundError or ValueError for what is no file, or may not be read."""
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{shown(path)}: no such file')
-  if not os.path.isfile(path):
-    raise ValueError(f'{shown(path)} is not a file')
-  try:
-    with open(path, 'rb'):
-      pass
-  except OSError as error:
-    raise ValueError(f'{shown(path)} cannot be read: {error.strerror}') from None
-
-
-def column_of(names: Sequence[str], wanted: Sequence[str]) -> int | None:
-  """Where the first of the wanted names is, in any case."""
+def find_column(names: Sequence[str], candidates: Sequence[str]) -> int | None:
+  """The index of the first of the candidates that is there, in any case."""
   folded = [name.strip().lower() for name in names]
-  return next((folded.index(name) for name in wanted if name in folded), None)
+  return next((folded.index(name) for name in candidates if name in folded), None)
 
 
-def columns(path: str, names: Sequence[str]) -> tuple[int, int, int | None]:
-  """Where images, labels and splits are.
+def find_columns(path: str, names: Sequence[str]) -> tuple[int, int, int | None]:
+  """The indices of the columns of images, labels and splits.
 
   Raises:
     ValueError: if there are no images or no labels.
   """
-  image, label = column_of(names, PATHS), column_of(names, LABELS)
-  for found, wanted in ((image, PATHS), (label, LABELS)):
-    if found is None:
+  image, label = find_column(names, PATHS), find_column(names, LABELS)
+  for index, candidates in ((image, PATHS), (label, LABELS)):
+    if index is None:
       raise ValueError(
-        f'{shown(path)} has no column {wanted[0]} (or {", ".join(wanted[1:])}); it has '
-        f'{some([repr(shown(name)) for name in names]) or "none"}'
+        f'{printable(path)} has no column {candidates[0]} (or {", ".join(candidates[1:])}); it has '
+        f'{first_few([repr(printable(name)) for name in names]) or "none"}'
       )
   assert image is not None and label is not None
-  return image, label, column_of(names, ('split',))
+  return image, label, find_column(names, ('split',))
 
 
-def csv_table(path: str) -> Splits:
-  """Of a CSV file with a header: path, label and, if there is more than train, split.
+def csv_splits(path: str) -> Splits:
+  """The splits of a CSV file with a header: path, label and, if there is more than train, split.
 
-  Labels are names, or numbers from 0; those of an image with several are joined by '|'.
+  Labels are names, or numbers from 0; the labels of a multi-label image are joined by '|'.
   """
-  check_file(path)
+  sources.check_file(path)
   table = Table(path, 'line')
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:
-      add_rows(table, csv.reader(file, strict=True))
+      reader = csv.reader(file, strict=True)
+      add_rows(table, ((reader.line_num, row) for row in reader if any(row)))
   except UnicodeDecodeError:
     raise ValueError(f'{table.where} is not UTF-8 text') from None
   except (csv.Error, OSError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise ValueError(f'{table.where} cannot be read: {reason}') from None
-  return table.opened()
+  return table.open_splits()
 
 
-def add_rows(table: Table, reader: Any) -> None:
-  """Adds the rows of a CSV file, header first."""
-  header: list[str] = next(filter(any, reader), [])
-  image, label, split = columns(table.file, header)
-  for row in reader:
-    if not any(row):
-      continue
+def add_rows(table: Table, lines: Iterable[tuple[int, list[str]]]) -> None:
+  """Adds (line number, row) of a CSV file, header first."""
+  lines = iter(lines)
+  _, header = next(lines, (0, []))
+  image, label, split = find_columns(table.file, header)
+  for number, row in lines:
     if len(row) != len(header):
-      table.fault(reader.line_num, f'{len(row)} fields instead of {len(header)}')
+      table.reject(number, f'{len(row)} fields instead of {len(header)}')
       continue
     labels = row[label].split('|')
-    table.several |= len(labels) > 1
+    table.multi_label |= len(labels) > 1
     in_split = 'train' if split is None else row[split]
-    table.add(reader.line_num, row[image].strip(), [name.strip() for name in labels], in_split)
+    table.add(number, row[image].strip(), [name.strip() for name in labels], in_split)
 
 
 # Parquet
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells(Sequence[Record]):
+class Cells:
   """Labelled images in a column of a table, which is in memory.
 
   Fields:
-    column: of bytes, a pyarrow.ChunkedArray.
-    labels: (N,) int32, or (N, L) filled up with -1.
+    column: of bytes.
+    labels: (N,) int32, or (N, L) padded with -1.
   """
 
-  column: Any
+  column: 'pa.ChunkedArray'
   labels: np.ndarray
 
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:
     return {'image': self.column[int(index)].as_py(), 'label': self.labels[index]}
 
 
-def parquet_table(path: str) -> Splits:
-  """Of a Parquet file with the columns of a CSV file, or with the images themselves as bytes.
+def parquet_splits(path: str) -> Splits:
+  """The splits of a Parquet file with the columns of a CSV file, or with images as bytes.
 
   Images may also be as in Hugging Face's data sets: a struct of 'bytes' and 'path'; the names of
-  their classes are read too. Several labels are a list, or as in CSV.
+  their classes are read too. The labels of a multi-label image are a list, or as in CSV.
   """
-  check_file(path)
+  sources.check_file(path)
   try:
     import pyarrow as pa
     from pyarrow import parquet
   except ImportError:
-    raise ValueError(f'{shown(path)}: to read Parquet files, pip install pyarrow') from None
+    raise ValueError(f'{printable(path)}: to read Parquet files, pip install pyarrow') from None
   table = Table(path, 'row')
   try:
     with parquet.ParquetFile(path) as file:
@@ -339,31 +311,36 @@ def parquet_table(path: str) -> Splits:
   except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
     reason = ' '.join(str(error).split())  # a KeyError: two columns of a name
     raise ValueError(f'{table.where} cannot be read: {reason}') from None
-  return table.opened(images=images, classes=classes)
+  return table.open_splits(images=images, classes=classes)
 
 
-def add_cells(table: Table, file: Any) -> tuple[Any, tuple[str, ...] | None]:
+def add_cells(
+  table: Table, file: 'ParquetFile'
+) -> tuple['pa.ChunkedArray | None', tuple[str, ...] | None]:
   """Adds the rows of a Parquet file; gives its images and classes, if it holds them."""
   schema = file.schema_arrow
-  image, label, split = columns(table.file, schema.names)
-  chosen = [schema.names[at] for at in (image, label, split) if at is not None]
-  read = file.read(columns=chosen)
-  found = [read.column(name) for name in chosen]
-  check_labels(table, found[1].type)
-  images, paths = image_column(table, found[0])
-  labels = found[1].to_pylist()
-  table.several = any(isinstance(value, list) or '|' in str(value) for value in labels)
-  in_split = ['train'] * len(labels) if split is None else found[2].to_pylist()
-  there = [True] * len(labels) if images is None else images.is_valid().to_pylist()
-  for row, (value, at) in enumerate(zip(labels, in_split)):
-    if there[row]:
-      table.add(row, None if paths is None else paths[row] or '', as_names(value), str(at))
+  image, label, split = find_columns(table.file, schema.names)
+  names = [schema.names[index] for index in (image, label, split) if index is not None]
+  columns = file.read(columns=names)
+  arrays = [columns.column(name) for name in names]
+  check_labels(table, arrays[1].type)
+  images, paths = image_column(table, arrays[0])
+  labels = arrays[1].to_pylist()
+  table.multi_label = any(isinstance(value, list) or '|' in str(value) for value in labels)
+  in_split = ['train'] * len(labels) if split is None else arrays[2].to_pylist()
+  is_valid = [True] * len(labels) if images is None else images.is_valid().to_pylist()
+  for row, label in enumerate(labels):
+    if is_valid[row]:
+      path = None if paths is None else paths[row] or ''
+      table.add(row, path, label_names(label), str(in_split[row]))
     else:
-      table.fault(row, 'no image')
-  return images, class_names(schema, chosen[1])
+      table.reject(row, 'no image')
+  return images, class_names(schema, names[1])
 
 
-def image_column(table: Table, column: Any) -> tuple[Any, list[str] | None]:
+def image_column(
+  table: Table, column: 'pa.ChunkedArray'
+) -> tuple['pa.ChunkedArray | None', list[str] | None]:
   """The images of a column as bytes, or else their paths."""
   import pyarrow as pa
   from pyarrow import compute
@@ -383,36 +360,36 @@ def image_column(table: Table, column: Any) -> tuple[Any, list[str] | None]:
     return column, None
   if kinds.is_string(column.type) or kinds.is_large_string(column.type):
     return None, column.to_pylist()
-  raise ValueError(f'{table.where}: images are {column.type}; paths or bytes are wanted')
+  raise ValueError(f'{table.where}: images are {column.type}, must be paths or bytes')
 
 
-def check_labels(table: Table, kind: Any) -> None:
+def check_labels(table: Table, kind: 'pa.DataType') -> None:
   """Raises ValueError if a column of a type cannot be labels."""
   from pyarrow import types
 
-  one = kind
+  element = kind
   if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-    one = kind.value_type
-  if types.is_dictionary(one):
-    one = one.value_type
-  good = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string)
-  if not any(check(one) for check in good):
-    raise ValueError(f'{table.where}: labels are {kind}; names or integers are wanted')
+    element = kind.value_type
+  if types.is_dictionary(element):
+    element = element.value_type
+  labels = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string)
+  if not any(is_type(element) for is_type in labels):
+    raise ValueError(f'{table.where}: labels are {kind}, must be names or integers')
 
 
-def as_names(value: Any) -> list[str]:
-  """A label, or a list of them, as in a CSV file."""
+def label_names(value: object) -> list[str]:
+  """A label, or a list of them, as a CSV file has them."""
   if value is None:
     return ['']
   if isinstance(value, list):
-    return [name for one in value for name in as_names(one)]
+    return [name for element in value for name in label_names(element)]
   if isinstance(value, str):
     return [name.strip() for name in value.split('|')]
   return [str(int(value) if isinstance(value, bool) else value)]
 
 
-def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
-  """Those that Hugging Face's data sets write about a column into a file, if they did."""
+def class_names(schema: 'pa.Schema', column: str) -> tuple[str, ...] | None:
+  """The names that Hugging Face's data sets write about a column into a file, if they did."""
   try:
     feature = json.loads((schema.metadata or {})[b'huggingface'])['info']['features'][column]
     names = feature.get('feature', feature)['names']

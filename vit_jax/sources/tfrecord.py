@@ -1,4 +1,4 @@
-"""TFRecord files by index, without TensorFlow: each record's place, and its two checksums.
+"""TFRecord files by index, without TensorFlow: each record's offset, and its two checksums.
 
 A record is its length (8 bytes), the checksum of that (4), the data, the checksum of the data (4).
 """
@@ -9,8 +9,10 @@ import struct
 
 import numpy as np
 
+POLYNOMIAL = 0x82F63B78  # Castagnoli's, its bits reversed (RFC 3720, appendix B.4)
+MASK = 0xA282EAD8  # added to a checksum, in tensorflow/core/lib/hash/crc32c.h
 HEADER, FOOTER = 12, 4  # bytes round the data of a record
-BLOCK = 256  # bytes whose checksum is one gather
+BLOCK = 256  # bytes whose checksum is one gather: a table of 256 kB, which a core's cache holds
 
 
 def read(path: str, index: int) -> bytes:
@@ -19,10 +21,10 @@ def read(path: str, index: int) -> bytes:
   Raises:
     OSError: naming the file and the record, if it is not there or its bytes have changed.
   """
-  places = index_of(path)
-  if index >= len(places):
-    raise OSError(f'{path}, record {index}: only the first {len(places)} can be found')
-  offset, length = (int(number) for number in places[index])
+  spans = index_of(path)
+  if index >= len(spans):
+    raise OSError(f'{path}, record {index}: only the first {len(spans)} can be found')
+  offset, length = (int(number) for number in spans[index])
   file = os.open(path, os.O_RDONLY)
   try:
     whole = os.pread(file, HEADER + length + FOOTER, offset)
@@ -39,41 +41,40 @@ def read(path: str, index: int) -> bytes:
 @functools.cache
 def index_of(path: str) -> np.ndarray:
   """(records, 2) int64: offset and length of each, up to a header that is beyond repair."""
-  places = []
-  at, size = 0, os.path.getsize(path)
+  spans = []
+  offset, size = 0, os.path.getsize(path)
   with open(path, 'rb', buffering=0) as file:
-    while at + HEADER + FOOTER <= size:
-      length = length_of(os.pread(file.fileno(), HEADER, at))
-      if length is None or at + HEADER + length + FOOTER > size:
+    while offset + HEADER + FOOTER <= size:
+      length = length_of(os.pread(file.fileno(), HEADER, offset))
+      if length is None or offset + HEADER + length + FOOTER > size:
         break
-      places.append((at, length))
-      at += HEADER + length + FOOTER
-  return np.array(places, np.int64).reshape(-1, 2)
+      spans.append((offset, length))
+      offset += HEADER + length + FOOTER
+  return np.array(spans, np.int64).reshape(-1, 2)
 
 
-def length_of(found: bytes) -> int | None:
-  """The length that a header tells, even if one of its bytes has changed; None if more have."""
-  length = int.from_bytes(found[:8], 'little')
-  expected = header(length)
-  if sum(a != b for a, b in zip(found, expected)) <= 1:
+def length_of(packed: bytes) -> int | None:
+  """The length in a header, even if one of its bytes has changed; None if more have."""
+  length = int.from_bytes(packed[:8], 'little')
+  if sum(a != b for a, b in zip(packed, header(length))) <= 1:
     return length
-  for place in range(8):
+  for position in range(8):
     for byte in range(256):
-      other = found[:place] + bytes([byte]) + found[place + 1 :]
+      other = packed[:position] + bytes([byte]) + packed[position + 1 :]
       if header(int.from_bytes(other[:8], 'little')) == other:
         return int.from_bytes(other[:8], 'little')
   return None
 
 
 def header(length: int) -> bytes:
-  """Of a record whose data has that length."""
+  """The header of a record whose data has that length."""
   packed = struct.pack('<Q', length)
   return packed + struct.pack('<I', masked(crc32c(packed)))
 
 
 def masked(checksum: int) -> int:
   """A checksum as it is stored: a checksum of data that holds checksums would be weak."""
-  return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+  return ((checksum >> 15 | checksum << 17) + MASK) & 0xFFFFFFFF
 
 
 def crc32c(data: bytes | memoryview) -> int:
@@ -93,10 +94,10 @@ def crc32c(data: bytes | memoryview) -> int:
   padded[padding:] = np.frombuffer(data, np.uint8)
   padded[padding : padding + 4] ^= 0xFF
   blocks = padded.reshape(-1, BLOCK)
-  places = np.arange(BLOCK) * 256
+  rows = np.arange(BLOCK) * 256
   total, begin = 0, 0
   for end in range(len(blocks) % 256 or 256, len(blocks) + 1, 256):  # 64 kB at a time
-    sums = np.bitwise_xor.reduce(in_block.take(blocks[begin:end] + places), axis=1)  # (blocks,)
+    sums = np.bitwise_xor.reduce(in_block.take(blocks[begin:end] + rows), axis=1)  # (blocks,)
     total = shifted(total, after_blocks[256]) ^ distant(sums, after_blocks)
     begin = end
   return total ^ 0xFFFFFFFF
@@ -116,15 +117,15 @@ def shifted(sum_: int, table: np.ndarray) -> int:
 
 @functools.cache
 def tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """What bytes and sums become at a distance.
+  """The tables of what bytes and sums become at a distance.
 
   Returns:
-    (256,) uint32, a byte alone; (BLOCK * 256,), a byte at each place of a block; (257, 4, 256), a
-    byte of a sum (the lowest first) after 0 ... 256 blocks of zeros.
+    (256,) uint32, a byte alone; (BLOCK * 256,), a byte at each position in a block;
+    (257, 4, 256), a byte of a sum (the lowest first) after 0 ... 256 blocks of zeros.
   """
   alone = np.arange(256, dtype=np.uint32)
   for _ in range(8):
-    alone = np.where(alone & 1, alone >> 1 ^ np.uint32(0x82F63B78), alone >> 1)
+    alone = np.where(alone & 1, alone >> 1 ^ np.uint32(POLYNOMIAL), alone >> 1)
   in_block = [alone]
   for _ in range(BLOCK - 1):
     in_block.append(alone[in_block[-1] & 0xFF] ^ in_block[-1] >> 8)

@@ -91,7 +91,7 @@ def read_teacher(
 
 
 def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -> list[int]:
-  """(K,) a teacher's class for each of a student's, by name, or as `labels.found` finds it.
+  """(K,) a teacher's class for each of a student's, by name, or as `labels.match_names` finds it.
 
   Args:
     classes: of the student.
@@ -105,7 +105,7 @@ def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -
   places = {name: place for place, name in enumerate(theirs)}
   if own and len(places) == len(theirs) and set(classes) <= set(places):
     return [places[name] for name in classes]
-  return labels.found(classes, theirs)[0]
+  return labels.match_names(classes, theirs)[0]
 
 
 def check(kind: str, temperature: float | None, weight: float) -> None:

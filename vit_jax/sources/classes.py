@@ -1,0 +1,56 @@
+"""Classes and labels of an image: what folders, tables and archives check, and how -1 fills up.
+
+N images, K classes, L labels of an image at most.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
+MAX_GAPS = 10  # classes to a label, where labels are numbers: fewer images than that is a mistake
+MAX_LABELS = 64  # of an image, where its data set does not say how many there can be
+
+
+def numbered(count: int) -> tuple[str, ...]:
+  """The names of classes that have only numbers: '0', '1' and so on."""
+  return tuple(map(str, range(count)))
+
+
+def check_classes(where: str, classes: Sequence[str]) -> None:
+  """Raises ValueError for fewer than two classes."""
+  if len(classes) < 2:
+    only = f'only one class, {classes[0]!r}' if classes else 'no classes'
+    raise ValueError(f'{where} has {only}; at least two are needed')
+
+
+def gaps(labels: Iterable[int], count: int) -> str | None:
+  """The error of labels, as numbers, that leave most of `count` classes empty."""
+  labels = set(labels)
+  if count <= MAX_GAPS * len(labels):
+    return None
+  return (
+    f'label {max(labels)} stands for {count:,} classes, of which {len(labels):,} have images: '
+    'number them without such gaps, or name them'
+  )
+
+
+def pad(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Labels of all images in a row, `counts` (N,) of them each, as (N, L) int32 padded with -1."""
+  rows = np.repeat(np.arange(len(counts)), counts)
+  padded = np.full((len(counts), max(1, counts.max(initial=0))), -1, np.int32)
+  padded[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = labels
+  return padded
+
+
+def pad_one(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+  """The labels of one image as (MAX_LABELS,) int32 padded with -1.
+
+  Raises:
+    ValueError: if there are more.
+  """
+  if len(labels) > MAX_LABELS:
+    raise ValueError(f'{len(labels)} labels; at most {MAX_LABELS} are taken')
+  padded = np.full(MAX_LABELS, -1, np.int32)
+  padded[: len(labels)] = labels
+  return padded
