@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vit_jax import __main__ as vit
 from vit_jax.commands import bench
 from vit_jax.commands.bench import Case, Worker
 
@@ -96,7 +97,7 @@ def test_copies_of_arguments_are_counted():
 
 
 def test_the_command_prints_json_with_its_provenance(capsys):
-  code = bench.main([*TINY.arguments(), '--mode=infer', '--turns=2', '--steps=1'])
+  code = vit.main(['bench', *TINY.arguments(), '--mode=infer', '--turns=2', '--steps=1'])
   printed = json.loads(capsys.readouterr().out)
   assert code == 0
   assert {'commit', 'date', 'versions', 'cpu', 'command'} <= set(printed['provenance'])
@@ -107,9 +108,9 @@ def test_the_command_prints_json_with_its_provenance(capsys):
 
 
 def test_bad_input_is_named(capsys):
-  assert bench.main(['ViT-X/16']) == 2
+  assert vit.main(['bench', 'ViT-X/16']) == 2
   assert "unknown model 'ViT-X/16'" in capsys.readouterr().err
-  assert bench.main(['ViT-B/16', '--image-size=30']) == 2
+  assert vit.main(['bench', 'ViT-B/16', '--image-size=30']) == 2
   assert '30x30' in capsys.readouterr().err
 
 

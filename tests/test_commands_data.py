@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from vit_jax import __main__ as vit
-from vit_jax import pipeline, sources, text
+from vit_jax import commands, pipeline, sources, text
 from vit_jax.commands import data as show
+from vit_jax.commands import flags
 from vit_jax.images import transforms
 from vit_jax.sources import columns as fields
 from vit_jax.sources import presets
@@ -482,7 +483,8 @@ def test_prepare_leaves_the_work_to_tfds_and_says_what_fails(monkeypatch, capsys
 
   tfds = types.SimpleNamespace(prepare=prepare)
   monkeypatch.setattr(show.importlib, 'import_module', {'vit_jax.sources.tfds': tfds}.__getitem__)
-  assert show.main(['prepare', 'cifar10']) == 2
+  args = flags.parse('data', ['prepare', 'cifar10'])
+  assert commands.run('data', lambda: show.run(args)) == 2
   assert capsys.readouterr().err == 'prepares cifar10\nvit data: there is no such set\n'
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import vit_jax
 from tests.conftest import flat, tiny
+from vit_jax import __main__ as cli
 from vit_jax import models
-from vit_jax.commands import models as catalogue
 from vit_jax.models import mixer, resnet, vit
 
 
@@ -174,7 +174,7 @@ def test_a_start_of_the_head_that_there_is_not_lists_those_that_there_are(name):
 
 @pytest.mark.quick
 def test_the_table_has_a_row_for_every_kind(capsys):
-  assert catalogue.main(['ViT-Ti/16', 'R_Ti_16', 'Mixer-B/16', 'BiT-R50x1']) == 0
+  assert cli.main(['models', 'ViT-Ti/16', 'R_Ti_16', 'Mixer-B/16', 'BiT-R50x1']) == 0
   title, *rows, _ = capsys.readouterr().out.splitlines()
   columns = ['model', 'width', 'depth', 'heads', 'MLP', 'parameters', 'GFLOP']
   assert title.split() == columns

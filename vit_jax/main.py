@@ -10,48 +10,46 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from vit_jax import commands
+from vit_jax.commands import Ended, ending
+from vit_jax.commands.flags import overrides
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Trains, or goes on with a run.
+  """Trains, or resumes a run.
 
   Returns:
     0 when it finished, or was stopped and saved; 1 when it failed; 2 for bad input.
   """
   start = 'python -m vit_jax.main' if argv is None else 'vit train'
-  argv = list(sys.argv[1:] if argv is None else argv)
-  overrides = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
-  flags = parser().parse_args([word for word in argv if not word.startswith('--config.')])
+  words = list(sys.argv[1:] if argv is None else argv)
+  fields, other_words = overrides(words)
+  args = parser().parse_args(other_words)
   # What Orbax logs is either meant, or raised as well.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  try:
-    start_processes(flags)
-    from vit_jax import config, plan, train
-    from vit_jax.pipeline import DataError
+  return commands.run('train', lambda: run(args, fields, command=f'{start} {shlex.join(words)}'))
 
-    asked = config.load(flags.config, overrides)
-    ready = plan.make_plan(asked, flags.workdir)
-    ready.claim(flags.workdir)
-  except (ValueError, OSError) as error:
-    return failure(error, 2)
+
+def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
+  """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
+  start_processes(args)
+  from vit_jax import config, plan, train
+  from vit_jax.pipeline import DataError
+
+  ready = plan.make_plan(config.load(args.config, fields), args.workdir)
+  ready.claim(args.workdir)
   try:
-    train.train(ready, flags.workdir, command=f'{start} {shlex.join(argv)}')
-  except (FloatingPointError, OSError, DataError) as error:
-    return failure(error, 1)
+    with ending(1, FloatingPointError, OSError, DataError):
+      train.train(ready, args.workdir, command=command)
   except KeyboardInterrupt:
-    return failure('interrupted; the same command goes on from the last checkpoint', 130)
+    raise Ended('interrupted; the same command resumes from the last checkpoint', 130) from None
   return 0
-
-
-def failure(error: object, code: int) -> int:
-  """Says what went wrong on one line."""
-  print(f'vit train: {" ".join(str(error).split())}', file=sys.stderr)
-  return code
 
 
 def parser() -> argparse.ArgumentParser:
   flags = argparse.ArgumentParser(
     prog='vit train',
-    description='Trains a model, or goes on with a run where it was.',
+    description='Trains a model, or resumes a run where it was.',
     epilog='--config.FIELD=VALUE replaces a field: --config.schedule.learning_rate=3e-4',
     allow_abbrev=False,
   )

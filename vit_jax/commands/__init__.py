@@ -1,1 +1,52 @@
-"""Each `vit NAME` but train, which is `vit_jax.main`."""
+"""Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from vit_jax.text import one_line
+
+BAD_INPUT = 2  # exit code, as of argparse
+
+
+class Ended(Exception):
+  """A command that cannot go on, with a line for the user and its exit code."""
+
+  def __init__(self, message: str, code: int) -> None:
+    super().__init__(message)
+    self.code = code
+
+
+def run(name: str, command: Callable[[], int]) -> int:
+  """The exit code of a command; what it raises over its input becomes one line and code 2."""
+  try:
+    return command()
+  except BrokenPipeError:  # of standard output: `vit_jax.__main__` knows what to do
+    raise
+  except Ended as error:
+    code, line = error.code, str(error)
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    code, line = BAD_INPUT, message(error)
+  print(f'vit {name}: {line}', file=sys.stderr)
+  return code
+
+
+@contextlib.contextmanager
+def ending(code: int, *kinds: type[BaseException], prefix: str = '') -> Iterator[None]:
+  """Ends the command with a code of its own where an error of one of the kinds is raised."""
+  try:
+    yield
+  except kinds as error:
+    raise Ended(prefix + message(error), code) from error
+
+
+def message(error: BaseException) -> str:
+  """An error as one line: of the system's, the file and what is wrong with it."""
+  if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    return one_line(f'{error.filename}: {error.strerror}')
+  return one_line(str(error).replace('\n', ' '))
+
+
+def warn(name: str, line: str) -> None:
+  """Prints a note beside the results of a command to standard error."""
+  print(f'vit {name}: {line}', file=sys.stderr)

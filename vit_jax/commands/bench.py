@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, metrics, models, optim
+from vit_jax.commands import ending
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
 from vit_jax.workdir import ROOT, installed, source
@@ -87,7 +88,7 @@ class Case:
 
   def command(self, *options: str) -> list[str]:
     """Starts a worker for it; the options are further ones of `vit bench`."""
-    return [sys.executable, '-m', 'vit_jax.commands.bench', '--serve', *self.arguments(), *options]
+    return [sys.executable, '-m', 'vit_jax', 'bench', '--serve', *self.arguments(), *options]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,21 @@ class Program:
         jax.block_until_ready(done)
     jax.block_until_ready(done)
     return time.perf_counter() - began
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints JSON; 1 if a worker failed."""
+  modes = MODES if args.mode == 'both' else (args.mode,)
+  fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(Case)}
+  cases = [Case(**(fields | {'mode': mode})) for mode in modes]
+  cases[0].build()
+  if args.serve:
+    return serve(lambda: prepared(cases[0]), turn=args.turn, steps=args.steps)
+  origin = provenance()
+  with ending(1, RuntimeError):
+    results = [measure(c, turns=args.turns, turn=args.turn, steps=args.steps) for c in cases]
+  print(json.dumps(rounded({'provenance': origin, 'results': results}), indent=1))
+  return 0
 
 
 def training(case: Case) -> Program:
@@ -458,54 +474,7 @@ def rounded(tree: Any) -> Any:
   return float(f'{tree:.5g}') if isinstance(tree, float) else tree
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit bench`: prints JSON; 0 if all was measured, 1 if a worker failed, 2 for bad input."""
-  flags = parser().parse_args(argv)
-  modes = MODES if flags.mode == 'both' else (flags.mode,)
-  fields = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Case)}
-  cases = [Case(**(fields | {'mode': mode})) for mode in modes]
-  origin = None if flags.serve else provenance()
-  try:
-    cases[0].build()
-    if flags.serve:
-      return serve(lambda: prepared(cases[0]), turn=flags.turn, steps=flags.steps)
-    measured = [measure(c, turns=flags.turns, turn=flags.turn, steps=flags.steps) for c in cases]
-  except (ValueError, RuntimeError) as error:
-    print(f'vit bench: {error}', file=sys.stderr)
-    return 2 if isinstance(error, ValueError) else 1
-  print(json.dumps(rounded({'provenance': origin, 'results': measured}), indent=1))
-  return 0
-
-
 def prepared(case: Case) -> Program:
   """The case's program, in the type that suits the device where none is named."""
   dtype = case.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
   return PROGRAMS[case.mode](dataclasses.replace(case, dtype=dtype))
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
-    prog='vit bench', description='Measures speed, compile time and memory on synthetic images.'
-  )
-  flags.add_argument('model', nargs='?', default=Case.model, help='default: %(default)s')
-  flags.add_argument('--mode', choices=(*MODES, 'both'), default='both')
-  flags.add_argument('--batch', type=positive, default=Case.batch, help='images of a step')
-  flags.add_argument('--image-size', type=positive, default=Case.image_size, help='pixels')
-  flags.add_argument('--dtype', help='default: bfloat16, on a CPU float32')
-  flags.add_argument('--unroll', type=positive, help='layers per iteration of the compiled loop')
-  flags.add_argument('--depth', type=positive, help="layers, if not the model's own")
-  flags.add_argument('--turns', type=positive, default=5, help='measurements')
-  flags.add_argument('--turn', type=float, default=1.0, help='seconds of each')
-  flags.add_argument('--steps', type=positive, help='steps of each, instead')
-  flags.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
-  return flags
-
-
-def positive(text: str) -> int:
-  if (value := int(text)) < 1:
-    raise ValueError
-  return value
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

@@ -2,60 +2,34 @@
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
 
 from vit_jax import bundle, convert
-from vit_jax.convert import writing
-
-FORMS = (*writing.SPEAKERS, 'bundle')
-
-
-def main(argv: Sequence[str]) -> int:
-  """0 if it was written, 2 for bad input, 3 if the comparison finds a difference."""
-  flags = parser().parse_args(argv)
-  try:
-    if os.path.lexists(flags.destination):
-      raise ValueError(f'{flags.destination} exists already')
-    found = convert.read(flags.source)
-    source = bundle.from_checkpoint(found, native=True)
-    if flags.to == 'bundle':
-      bundle.write(flags.destination, source)
-      told = []
-    else:
-      told = convert.write(flags.destination, source, to=flags.to)
-  except (ValueError, OSError) as error:
-    print(f'vit convert: {error}', file=sys.stderr)
-    return 2
-  for line in (*found.notes, *told):
-    print(f'vit convert: {line}', file=sys.stderr)
-  size = 'x'.join(map(str, source.preprocess.size))
-  print(f'{flags.destination}: {source.name}, {size} pixels, {len(source.classes)} classes')
-  return checked(flags, source, found.dialect) if flags.check else 0
+from vit_jax.commands import ending, warn
+from vit_jax.evaluate import parity
 
 
-def checked(flags: argparse.Namespace, source: bundle.Bundle, dialect: str) -> int:
-  """Prints the largest difference between what was read and what was written."""
-  from vit_jax.evaluate import parity  # imports other libraries, where there are any
+def run(args: argparse.Namespace) -> int:
+  """0; 3 if the comparison finds a difference."""
+  if os.path.lexists(args.destination):
+    raise ValueError(f'{args.destination} exists already')
+  checkpoint = convert.read(args.source)
+  model = bundle.from_checkpoint(checkpoint, native=True)
+  notes: list[str] = []
+  if args.to == 'bundle':
+    bundle.write(args.destination, model)
+  else:
+    notes = convert.write(args.destination, model, to=args.to)
+  for line in (*checkpoint.notes, *notes):
+    warn('convert', line)
+  size = 'x'.join(map(str, model.preprocess.size))
+  print(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')
+  return compare(args, model, checkpoint.dialect) if args.check else 0
 
-  sides = {'read': (flags.source, dialect), 'written': (flags.destination, flags.to)}
-  try:
-    line, fine = parity.compare(source, sides)
-  except (ValueError, OSError) as error:
-    print(f'vit convert: --check: {error}', file=sys.stderr)
-    return 3
+
+def compare(args: argparse.Namespace, model: bundle.Bundle, dialect: str) -> int:
+  """Prints the largest difference between what was read and what was written; 3 if there is one."""
+  sides = {'read': (args.source, dialect), 'written': (args.destination, args.to)}
+  with ending(3, ValueError, OSError, prefix='--check: '):
+    line, equal = parity.compare(model, sides)
   print(line)
-  return 0 if fine else 3
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
-    prog='vit convert', description='Writes a checkpoint in the names of another library.'
-  )
-  flags.add_argument('source', help='any checkpoint: docs/checkpoints.md lists them')
-  flags.add_argument('destination', help='a new file or folder')
-  flags.add_argument('--to', choices=FORMS, required=True, help='whose names')
-  flags.add_argument(
-    '--check', action='store_true', help='compare the two on random images, block by block'
-  )
-  return flags
+  return 0 if equal else 3

@@ -98,6 +98,12 @@ class Survey:
       self.sides[index], self.digests[index] = (seen.height, seen.width), seen.digest
 
 
+def run(args: argparse.Namespace) -> int:
+  """0; 3 for a data set with faults."""
+  check_ranges(args)
+  return ACTIONS[args.action](args)
+
+
 def survey(source: Source, *, threads: int, advance: Callable[[int], object]) -> Survey:
   """Reads and decodes every image of a split once; `advance` takes how many more are done."""
   count = len(source)
@@ -579,20 +585,6 @@ def list_presets(given: argparse.Namespace) -> int:
   return 0
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit data`: 0, 2 for bad input, or 3 for a data set with faults."""
-  given = parser().parse_args(argv)
-  try:
-    check_ranges(given)
-    return given.run(given)
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename:
-      message = f'{printable(error.filename)}: {error.strerror}'
-    print(f'vit data: {" ".join(message.split())}', file=sys.stderr)
-    return 2
-
-
 def check_ranges(given: argparse.Namespace) -> None:
   """Raises ValueError for a flag out of its RANGES."""
   for name, (least, most) in RANGES.items():
@@ -602,44 +594,4 @@ def check_ranges(given: argparse.Namespace) -> None:
       raise ValueError(f'--{name} must be {wanted}, got {number}')
 
 
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(prog='vit data', description='Looks at data sets.')
-  commands = flags.add_subparsers(dest='command', required=True)
-  a_source = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
-
-  one = commands.add_parser(
-    'show',
-    help='counts, sizes, duplicates, unreadable files, augmented images',
-    description='Reads every image of a data set and tells what there is.',
-    epilog='Exit code: 0; 2 for bad input; 3 if an image cannot be read, or is in two splits.',
-  )
-  one.set_defaults(run=show)
-  one.add_argument('source', help=a_source)
-  one.add_argument('--split', action='append', help='one, or several by several flags; default all')
-  one.add_argument('--out', help='gets a sheet of augmented images, a row each; SHEET.png')
-  one.add_argument('--augment', help='training transforms of the sheet; default: as for training')
-  one.add_argument('--size', type=int, help='pixels of a side in the sheet; default: 224')
-  one.add_argument('--seed', type=int, default=0, help='of the sheet, as of a run')
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  one.add_argument('--threads', type=int, default=cores, help='that read; default: %(default)s')
-  one.add_argument('--format', choices=('table', 'json'), default='table')
-
-  one = commands.add_parser(
-    'save',
-    help='images as files, in a folder for each class',
-    epilog='Exit code: 0; 2 for bad input; 3 if images were left out, which are named.',
-  )
-  one.set_defaults(run=save)
-  one.add_argument('source', help=a_source)
-  one.add_argument('folder', help='gets a folder for each class')
-  one.add_argument('--split', help='default: test, or without one the first with images')
-  one.add_argument('--count', type=int, help='the first ones; default: all')
-
-  one = commands.add_parser('prepare', help='downloads and prepares a TFDS set, with a bar')
-  one.set_defaults(run=prepare)
-  one.add_argument('name', help='as TFDS has it, or a name of `vit data list`')
-
-  one = commands.add_parser('list', help='the data sets with a short name')
-  one.set_defaults(run=list_presets)
-  one.add_argument('--format', choices=('table', 'json'), default='table')
-  return flags
+ACTIONS = {'show': show, 'save': save, 'prepare': prepare, 'list': list_presets}

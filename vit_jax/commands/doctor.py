@@ -5,14 +5,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
 
 from vit_jax.workdir import PACKAGES, installed
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
   """Prints versions, devices and warnings; 1 if something will slow or stop a run, else 0."""
-  argparse.ArgumentParser(prog='vit doctor', description=__doc__).parse_args(argv)
   print(f'Python {platform.python_version()}, {platform.platform()}')
   print(f'{os.cpu_count()} CPU cores')
   missing = []

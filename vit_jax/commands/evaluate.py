@@ -2,16 +2,24 @@
 
 import argparse
 import itertools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax import bundle, files
-from vit_jax.commands.features import add_data, check_out
+from vit_jax.commands.features import check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
-from vit_jax.text import one_line
 
 Told = tuple[dict[str, Any], list[str]]  # as JSON, and as text
+
+
+def run(args: argparse.Namespace) -> int:
+  check_out(args.out)
+  values, text = measured(args)
+  if args.out:
+    with files.replacing(args.out) as file:
+      file.write(files.as_json(values).encode())
+  print(files.as_json(values) if args.format == 'json' else '\n'.join(text))
+  return 0
 
 
 def by_accuracy(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
@@ -98,60 +106,3 @@ def measured(given: argparse.Namespace) -> Told:
     title += f', {values["train_count"]} images'
   values = {'model': given.model, 'method': given.method, 'preprocess': given.preprocess} | values
   return values, [title + ''.join(left_out), *text]
-
-
-def main(argv: Sequence[str]) -> int:
-  """`vit evaluate`: 0, or 2 for bad input."""
-  given = parser().parse_args(argv)
-  try:
-    check_out(given.out)
-    values, text = measured(given)
-    if given.out:
-      with files.replacing(given.out) as file:
-        file.write(files.as_json(values).encode())
-  except (ValueError, OSError) as error:
-    print(f'vit evaluate: {one_line(error)}', file=sys.stderr)
-    return 2
-  print(files.as_json(values) if given.format == 'json' else '\n'.join(text))
-  return 0
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
-    prog='vit evaluate',
-    description='Measures a model: with its head, or by what can be told from its features.',
-  )
-  flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
-  add_data(flags)
-  flags.add_argument('--method', choices=METHODS, default='accuracy')
-  flags.add_argument(
-    '--label_map',
-    '--label-map',
-    default='',
-    help='accuracy: a .json or .csv file with the class of the model for each of the data',
-  )
-  flags.add_argument(
-    '--train', default='train', help='knn, fewshot, linear: the split to learn from'
-  )
-  flags.add_argument(
-    '--validation', default='validation', help='linear: the split that regularisation is chosen on'
-  )
-  flags.add_argument('--k', type=int, nargs='+', default=[20], help='knn: neighbours; default: 20')
-  flags.add_argument(
-    '--shots',
-    type=int,
-    nargs='+',
-    default=list(fewshot.SHOTS),
-    help='fewshot: images of each class; default: 1 5 10 25',
-  )
-  flags.add_argument(
-    '--seeds',
-    type=int,
-    nargs='+',
-    default=list(fewshot.SEEDS),
-    help='fewshot: of the choice of images; default: 0 1 2',
-  )
-  flags.add_argument('--cache', default='', help='a folder that keeps features for the next time')
-  flags.add_argument('--format', choices=('table', 'json'), default='table')
-  flags.add_argument('--out', default='', help='FILE.json gets all measures')
-  return flags

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, files, metrics, models, pipeline, predict
+from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
@@ -77,51 +77,15 @@ class Drawing:
   told: str
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit inspect`: 0 if all went well, 2 for bad input, 3 if some images could not be read."""
-  given = parser().parse_args(argv)
-  given.only = given.only or NAMES
-  try:
-    lines, failed = inspected(given)
-  except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-    print(f'vit inspect: {one_line(error)}', file=sys.stderr)
-    return 2
+def run(args: argparse.Namespace) -> int:
+  """0; 3 if some images could not be read."""
+  args.only = args.only or NAMES
+  with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
+    lines, failed = inspected(args)
   print('\n'.join(lines))
   for line in failed:
-    print(f'vit inspect: {line}', file=sys.stderr)
+    warn('inspect', line)
   return 3 if failed else 0
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
-    prog='vit inspect',
-    description='Draws what a model looks at: its weights, and what it makes of images.',
-    epilog='Exit code: 0; 2 for bad input; 3 if an image could not be read, which is left out.',
-  )
-  flags.add_argument('model', help="a run's folder, a bundle, or a published checkpoint")
-  flags.add_argument(
-    'images',
-    nargs='*',
-    default=[],
-    help="images, and folders of images; default: of the run's test split",
-  )
-  flags.add_argument('--out', required=True, help='the folder that gets the pictures and arrays')
-  flags.add_argument('--on', default='', help='a data set to take images from')
-  flags.add_argument('--split', default='', help='default: test, or without one validation')
-  flags.add_argument('--count', type=int, default=8, help='images of a data set; default: 8')
-  flags.add_argument('--only', nargs='+', action='extend', choices=NAMES, help='default: all')
-  flags.add_argument(
-    '--label', default='', help='the class of evidence and occlusion; default: the likeliest'
-  )
-  flags.add_argument(
-    '--fusion', choices=tuple(analysis.FUSIONS), default='mean', help='of heads, in the rollout'
-  )
-  flags.add_argument(
-    '--discard', type=float, default=0.0, help='share of smallest weights that rollout leaves out'
-  )
-  flags.add_argument('--square', type=int, default=0, help='side of the grey square in pixels')
-  flags.add_argument('--stride', type=int, default=0, help='pixels from one square to the next')
-  return flags
 
 
 def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -3,45 +3,19 @@
 import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 
 from vit_jax import models
+from vit_jax.commands import flags
 from vit_jax.convert import published
 
 
-def main(argv: Sequence[str]) -> int:
-  """A table of all variants, or of a model's files in AugReg's index; 2 for bad input."""
-  given = parser().parse_args(argv)
-  try:
-    check_flags(given)
-    lines = list(files(given) if given.augreg else variants(given.name, given.image_size))
-  except (ValueError, OSError) as error:
-    print(f'vit models: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-  print('\n'.join(lines))
+def run(args: argparse.Namespace) -> int:
+  """A table of all variants, or of a model's files in AugReg's index."""
+  check_flags(args)
+  lines = files(args) if args.augreg else variants(args.name, args.image_size)
+  print('\n'.join(list(lines)))
   return 0
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(prog='vit models', description='Lists models.')
-  flags.add_argument('name', nargs='*', help='only these')
-  flags.add_argument('--image-size', type=int, default=224, help='pixels a side')
-  index = flags.add_argument_group('published files, best first (arXiv 2106.10270)')
-  index.add_argument('--augreg', metavar='MODEL', help='those of a model, such as B_16')
-  index.add_argument('--adapt', default='', metavar='DATASET', help='by accuracy after fine-tuning')
-  index.add_argument('--index', default=published.INDEX, help='a file or URL; default: %(default)s')
-  index.add_argument('--top', type=int, default=10, help='how many; default: %(default)s')
-  index.add_argument('--format', choices=('table', 'json'), default='table')
-  return flags
-
-
-def check_flags(given: argparse.Namespace) -> None:
-  """Raises ValueError for a flag of the published files without the model that they are of."""
-  standard = parser().parse_args([])
-  for name in ('adapt', 'index', 'top', 'format'):
-    if not given.augreg and getattr(given, name) != getattr(standard, name):
-      raise ValueError(f'--{name} is of published files: --augreg MODEL says of which model')
 
 
 def variants(names: Sequence[str], size: int) -> Iterator[str]:
@@ -102,3 +76,11 @@ def files(given: argparse.Namespace) -> Iterator[str]:
   else:
     yield from published.table(best)
     yield f'{len(best)} of {len(found)} files of {short} in {given.index}'
+
+
+def check_flags(args: argparse.Namespace) -> None:
+  """Raises ValueError for a flag of the published files without the model that they are of."""
+  defaults = flags.parse('models', [])
+  for name in ('adapt', 'index', 'top', 'format'):
+    if not args.augreg and getattr(args, name) != getattr(defaults, name):
+      raise ValueError(f'--{name} is of published files: --augreg MODEL says of which model')

@@ -10,35 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.commands import warn
 from vit_jax.predict import BATCH, Run, image_files, load
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit predict`: 0 if all went well, 2 for bad input, 3 if some files could not be read."""
-  flags = parser().parse_args(argv)
-  try:
-    if flags.top < 1:
-      raise ValueError(f'--top must be at least 1, got {flags.top}')
-    run = load(flags.run)
-    run.check_classes()
-    files = image_files(flags.files)
-  except (ValueError, OSError) as error:
-    print(f'vit predict: {error}', file=sys.stderr)
-    return 2
+def run(args: argparse.Namespace) -> int:
+  """0; 3 if some files could not be read."""
+  if args.top < 1:
+    raise ValueError(f'--top must be at least 1, got {args.top}')
+  model = load(args.run)
+  model.check_classes()
   failed: list[str] = []
-  write(flags.format, predictions(run, files, flags.top, failed), sys.stdout)
+  rows = predictions(model, image_files(args.files), args.top, failed)
+  write(args.format, rows, sys.stdout)
   for line in failed:
-    print(f'vit predict: {line}', file=sys.stderr)
+    warn('predict', line)
   return 3 if failed else 0
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(prog='vit predict', description='Names what images show.')
-  flags.add_argument('run', help="a run's folder, a bundle, or a published checkpoint")
-  flags.add_argument('files', nargs='+', help='images, and folders of images')
-  flags.add_argument('--top', type=int, default=3, help='classes per image')
-  flags.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
-  return flags
 
 
 def predictions(

@@ -111,6 +111,21 @@ class Protocol:
     return folder
 
 
+def run(args: argparse.Namespace) -> int:
+  """0; 3 if tasks were left out."""
+  logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
+  try:
+    if args.show:
+      results = kept(pathlib.Path(args.workdir))
+    else:
+      names = [known(task) for task in args.tasks or GROUP]
+      results = sweep(asked(args, args.overrides), names)
+  except Stopped:
+    return 0  # the run has said so
+  print(json.dumps(results) if args.format == 'json' else '\n'.join(lines(results)))
+  return 3 if results['failed'] else 0
+
+
 def measured(run: pathlib.Path, use: str) -> dict[str, float]:
   """The 'accuracy' and 'count' of what became a run's model, on its 'test' or 'validation' split.
 
@@ -209,27 +224,6 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
       yield f'mean of {group:12} {row["accuracy"]:6.2%}  {row["done"]} of {row["tasks"]} tasks'
 
 
-def main(argv: Sequence[str]) -> int:
-  """`vit vtab`: 0; 2 for bad input; 3 if tasks were left out."""
-  words = list(argv)
-  overrides = [word.removeprefix('--config.') for word in words if word.startswith('--config.')]
-  given = parser().parse_args([word for word in words if not word.startswith('--config.')])
-  workdir = pathlib.Path(given.workdir)
-  logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
-  try:
-    if given.show:
-      found = kept(workdir)
-    else:
-      found = sweep(asked(given, overrides), [known(task) for task in given.tasks or GROUP])
-  except (ValueError, OSError) as error:
-    print(f'vit vtab: {one_line(error)}', file=sys.stderr)
-    return 2
-  except Stopped:
-    return 0  # the run has said so
-  print(json.dumps(found) if given.format == 'json' else '\n'.join(lines(found)))
-  return 3 if found['failed'] else 0
-
-
 def asked(given: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
   """What the flags ask for.
 
@@ -261,21 +255,3 @@ def known(task: str) -> str:
   if name not in GROUP:
     raise ValueError(f'unknown task {task!r}{nearest(name, list(GROUP))}')
   return name
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
-    prog='vit vtab',
-    description='Fine-tunes a checkpoint on the tasks of VTAB-1k; the same line again goes on.',
-    epilog='--config.FIELD=VALUE replaces a field of every run. Exit code: 0; 2 for bad input; 3 '
-    'if tasks were left out.',
-    allow_abbrev=False,
-  )
-  flags.add_argument('model', nargs='?', help='as finetune.py takes it: B_16, a path, a URL')
-  flags.add_argument('--workdir', required=True, help='gets a folder for each run, and vtab.json')
-  flags.add_argument('--tasks', nargs='+', help='some of the 19; default: all')
-  flags.add_argument('--rates', nargs='+', type=float, default=list(RATES), help='to try')
-  flags.add_argument('--config', default='vtab', help='a recipe that takes MODEL,TASK')
-  flags.add_argument('--show', action='store_true', help='only tell what is there')
-  flags.add_argument('--format', choices=('table', 'json'), default='table')
-  return flags

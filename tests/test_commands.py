@@ -1,0 +1,94 @@
+"""`vit NAME`: flags without JAX, one line for what is wrong, one exit code."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax import __main__ as vit
+from vit_jax import analysis, commands, export
+from vit_jax.commands import bench, flags, inspect, vtab
+from vit_jax.commands import evaluate as evaluate_command
+from vit_jax.convert import published, writing
+from vit_jax.evaluate import fewshot, inputs
+
+HEAVY = ('jax', 'flax', 'numpy', 'orbax', 'grain', 'PIL')
+
+
+def parser_of(name):
+  parser = argparse.ArgumentParser()
+  getattr(flags, name)(parser)
+  return {action.dest: action for action in parser._actions}
+
+
+def test_every_help_comes_without_jax_and_numpy():
+  code = f"""
+import contextlib, sys
+from vit_jax.__main__ import COMMANDS, main
+for name in COMMANDS:
+  with contextlib.suppress(SystemExit):
+    main([name, '--help'])
+sys.exit(str(set(sys.modules) & {{*{HEAVY!r}}} or ''))
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert not done.stderr.strip()
+  assert all(f'vit {name}' in done.stdout for name in vit.COMMANDS)
+
+
+@pytest.mark.parametrize(
+  ('command', 'flag', 'table'),
+  [
+    ('evaluate', 'method', evaluate_command.METHODS),
+    ('inspect', 'only', inspect.NAMES),
+    ('inspect', 'fusion', analysis.FUSIONS),
+    ('convert', 'to', (*writing.SPEAKERS, 'bundle')),
+    ('bench', 'mode', (*bench.MODES, 'both')),
+  ],
+)
+def test_the_choices_of_a_flag_are_those_of_the_table_that_it_chooses_from(command, flag, table):
+  assert list(parser_of(command)[flag].choices) == list(table)
+
+
+def test_defaults_are_those_of_what_the_flags_set():
+  defaults = {name: action.default for name, action in parser_of('bench').items()}
+  case = bench.Case()
+  for field in ('model', 'batch', 'image_size', 'dtype', 'unroll', 'depth'):
+    assert defaults[field] == getattr(case, field)
+  evaluation = parser_of('evaluate')
+  assert evaluation['shots'].default == list(fewshot.SHOTS)
+  assert evaluation['seeds'].default == list(fewshot.SEEDS)
+  assert evaluation['batch_size'].default == inputs.BATCH
+  assert parser_of('vtab')['rates'].default == list(vtab.RATES)
+  assert parser_of('models')['index'].default == published.INDEX
+  assert parser_of('export')['to'].help.startswith(', '.join(export.SUFFIXES))
+
+
+def test_bad_input_is_one_line_and_two(capsys):
+  def command():
+    raise ValueError('a\nb\x1b[31m')
+
+  assert commands.run('name', command) == 2
+  assert capsys.readouterr().err == 'vit name: a b [31m\n'
+
+
+def test_a_file_of_the_system_is_named_before_what_is_wrong_with_it(capsys, tmp_path):
+  assert commands.run('name', lambda: (tmp_path / 'absent').stat().st_mode) == 2
+  assert capsys.readouterr().err == f'vit name: {tmp_path / "absent"}: No such file or directory\n'
+
+
+def test_an_error_may_end_a_command_with_a_code_of_its_own(capsys):
+  def command():
+    with commands.ending(7, RuntimeError, prefix='--check: '):
+      raise RuntimeError('no')
+
+  assert commands.run('name', command) == 7
+  assert capsys.readouterr().err == 'vit name: --check: no\n'
+
+
+def test_what_is_not_of_the_input_is_raised():
+  def command():
+    raise TypeError('a fault of ours')
+
+  with pytest.raises(TypeError, match='ours'):
+    commands.run('name', command)
