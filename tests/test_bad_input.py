@@ -1,5 +1,6 @@
 """Bad input to `vit train`: exit 2, one line that says what came and what was wanted, no traces."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -307,15 +308,18 @@ def test_every_command_explains_itself(command, capsys):
   assert f'usage: vit {command}' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('command', ['predict', 'evaluate', 'models', 'data'])
-def test_ctrl_c_ends_a_command_with_one_line(command, monkeypatch, capsys):
+@pytest.mark.parametrize(
+  ('command', 'words'),
+  [('predict', ['RUN', 'x.jpg']), ('evaluate', ['RUN']), ('models', []), ('data', ['list'])],
+)
+def test_ctrl_c_ends_a_command_with_one_line(command, words, monkeypatch, capsys):
   def ctrl_c(*_):
     raise KeyboardInterrupt
 
-  module = __import__(vit.COMMANDS[command][0], fromlist=['main'])
-  monkeypatch.setattr(module, 'main', ctrl_c)
+  module = importlib.import_module(f'vit_jax.commands.{command}')
+  monkeypatch.setattr(module, 'run', ctrl_c)
   try:
-    code = vit.main([command])
+    code = vit.main([command, *words])
   except KeyboardInterrupt:  # which would end pytest
     pytest.fail('a traceback')
   assert code == 130

@@ -22,8 +22,7 @@ from tests.interop import ours
 from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
 from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
-from vit_jax.commands import convert as conversion
-from vit_jax.convert import engine, families, pickles, resample, weights
+from vit_jax.convert import engine, families, pickles, resample, weights, writing
 from vit_jax.images import augment, decoding, transforms
 from vit_jax.models import vit
 from vit_jax.sources import classes as labelling
@@ -66,6 +65,7 @@ def coded(cell):
 
 
 FAMILIES = table('dialect')
+FORMS = (*writing.SPEAKERS, 'bundle')
 ROWS = pytest.mark.parametrize('row', FAMILIES, ids=[coded(row[2])[-1] for row in FAMILIES])
 
 
@@ -150,12 +150,12 @@ def test_the_limits_told_are_those_that_hold():
 
 
 def test_the_dialects_told_are_those_that_are_written(tmp_path):
-  assert [coded(row[0])[0] for row in table('`--to`')] == list(conversion.FORMS)
-  assert {name for row in FAMILIES for name in coded(row[6])} == set(conversion.FORMS) - {'bundle'}
+  assert [coded(row[0])[0] for row in table('`--to`')] == list(FORMS)
+  assert {name for row in FAMILIES for name in coded(row[6])} == set(FORMS) - {'bundle'}
   with pytest.raises(ValueError, match='unknown dialect') as error:
     convert.write(tmp_path / 'model', None, to='?')
   known = str(error.value).split('known: ')[1].split(', ')
-  assert set(conversion.FORMS) - {'bundle'} == set(known) - {'bundle'}
+  assert set(FORMS) - {'bundle'} == set(known) - {'bundle'}
 
 
 def test_the_agreement_told_is_what_the_interop_tests_demand():
