@@ -21,8 +21,9 @@ from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_docs import blocks, coded, table
 from tests.test_run import ended, environment, started
 from vit_jax import __main__ as vit
-from vit_jax import analysis, bundle, metrics, models, predict, sources
+from vit_jax import analysis, bundle, models, predict, sources
 from vit_jax.commands import inspect as inspection
+from vit_jax.text import si
 from vit_jax.views import pictures
 
 NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
@@ -738,7 +739,7 @@ def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photo
   monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes)
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 0
   index = json.loads((out / 'inspect.json').read_text())
-  size = metrics.si((out / 'attention.html').stat().st_size)
+  size = si((out / 'attention.html').stat().st_size)
   assert index['pictures']['page'] == f'every weight of 1 of 2 images, {size}B'
   monkeypatch.setattr(inspection, 'PAGE', run.attention(picture()).weights.nbytes - 1)
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 2

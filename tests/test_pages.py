@@ -36,6 +36,7 @@ from vit_jax.commands import inspect
 from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.files import as_json
 from vit_jax.tasks import classify
+from vit_jax.text import number, percent
 from vit_jax.views import attention as page
 from vit_jax.views import card, chart, pictures, report, report_page
 
@@ -220,10 +221,10 @@ def test_the_class_token_registers_and_the_head_are_queries_too(tab, seen):
   whole = seen[0].attention
   last = whole.weights[-1].astype(float).mean(0)
   assert overlay(tab) == hundredths(whole.read @ last)  # it begins with what the head reads
-  for number, name in enumerate(('class token', 'register 1', 'register 2')):
-    tab.hover(f'#tokens button:nth-child({number + 1})')
+  for index, name in enumerate(('class token', 'register 1', 'register 2')):
+    tab.hover(f'#tokens button:nth-child({index + 1})')
     assert tab.text('#query') == f'Query: {name}'
-    assert overlay(tab) == hundredths(last[number])
+    assert overlay(tab) == hundredths(last[index])
 
 
 def test_a_held_query_stays_while_the_weight_of_any_patch_is_read(tab, seen):
@@ -475,7 +476,7 @@ def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes
   on = 'on 359 images, split test of digits'
   told = report_page.headlines(whole)
   assert [what for _, what in told[:4]] == [f'{name} {on}' for name in names]
-  assert told[0][0] == chart.share(held['accuracy']) and told[2][0] == f'{held["loss"]:.4g}'
+  assert told[0][0] == percent(held['accuracy']) and told[2][0] == f'{held["loss"]:.4g}'
 
 
 @pytest.mark.parametrize('test', ['test[:50]', ''])
@@ -744,7 +745,7 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(opened, va
     '(row) => Array.from(row.children, (cell) => cell.textContent))'
   )
   told = {
-    row['name']: [str(row['count']), chart.share(row['precision']), chart.share(row['recall'])]
+    row['name']: [str(row['count']), percent(row['precision']), percent(row['recall'])]
     for row in values['classes']
   }
   assert {name: rest for name, *rest in rows} == told
@@ -760,7 +761,7 @@ def test_curves_have_a_point_for_every_logged_number(opened, trained, whole):
         'Array.from(document.querySelectorAll("circle title"), (t) => t.textContent)'
         f'.filter((t) => t.startsWith({prefix}))'
       )
-      shown = chart.share if curve.percent else chart.number
+      shown = percent if curve.percent else number
       assert titles == [f'{name}, step {row["step"]}: {shown(row[name])}' for row in logged]
       assert logged or 'ema' in name
 
@@ -1092,17 +1093,17 @@ def test_the_table_of_calibration_is_that_of_evaluation(opened, values):
   )
   expected = [
     [
-      f'{chart.share(row["from"])} to {chart.share(row["to"])}',
+      f'{percent(row["from"])} to {percent(row["to"])}',
       str(row['count']),
-      chart.share(row['confidence']),
-      chart.share(row['accuracy']),
+      percent(row['confidence']),
+      percent(row['accuracy']),
     ]
     for row in values['calibration']
     if row['count']
   ]
   assert rows == expected and len(rows) > 1
   told = opened.text('[aria-labelledby=calibration] p')
-  assert f'error {chart.share(values["calibration_error"])},' in told
+  assert f'error {percent(values["calibration_error"])},' in told
 
 
 def test_filters_and_positions_are_those_of_inspection(trained, whole):
@@ -1240,7 +1241,7 @@ def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):
   assert 'on 359 images' in what
   own = report.gather(trained)
   assert quoted(own, 'test') == [] and len(quoted(own, 'validation')) == 1
-  assert number == chart.share(own.measured['accuracy'])
+  assert number == percent(own.measured['accuracy'])
 
 
 def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
@@ -1250,7 +1251,7 @@ def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   found = report.gather(folder)
   ((number, what),) = quoted(found, 'validation')
-  assert 'at step 12,' in what and number == chart.share(found.curve('validation/accuracy')[1][-1])
+  assert 'at step 12,' in what and number == percent(found.curve('validation/accuracy')[1][-1])
 
 
 def test_a_report_of_sigmoid_scores_and_several_labels(whole):
@@ -1267,7 +1268,7 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
   found = report.with_evaluation(found, values, data)
   text = report_page.as_html(found)
   assert found.measured['confusion'] is None and 'several labels' in text
-  average = chart.share(found.measured['mean_average_precision'])
+  average = percent(found.measured['mean_average_precision'])
   assert (
     average,
     'mean average precision on 40 images, split all of made',

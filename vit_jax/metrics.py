@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vit_jax import optim
+from vit_jax import optim, text
 
 # bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
 PEAK_FLOPS = {  # the first name found in a device's kind counts
@@ -326,13 +326,14 @@ def summary(params: Any, forward: int, update: int) -> list[str]:
   """
   parts = dict(params)
   parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
-  rows = [(name, len(jax.tree.leaves(part)), parameters(part)) for name, part in parts.items()]
-  rows.append(('total', len(jax.tree.leaves(params)), parameters(params)))
-  flops = [f'{si(forward)} an image forward'] * bool(forward)
-  flops += [f'{si(update)} an update'] * bool(update)
+  rows = [
+    (name, len(jax.tree.leaves(part)), f'{parameters(part):,}')
+    for name, part in [*parts.items(), ('total', params)]
+  ]
+  flops = [f'{text.si(forward)} an image forward'] * bool(forward)
+  flops += [f'{text.si(update)} an update'] * bool(update)
   return [
-    f'{"part":16}{"arrays":>8}{"parameters":>16}',
-    *(f'{name:16}{arrays:8}{count:16,}' for name, arrays, count in rows),
+    *text.columns([('part', 'arrays', 'parameters'), *rows]),
     *([f'FLOPs: {", ".join(flops)}'] if flops else []),
   ]
 
@@ -340,12 +341,3 @@ def summary(params: Any, forward: int, update: int) -> list[str]:
 def parameters(tree: Any) -> int:
   """How many numbers a tree of arrays or shapes holds."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def si(number: float) -> str:
-  """1234567890 -> '1.23 G'."""
-  for unit in ('', ' k', ' M', ' G', ' T'):
-    if number < 1000:
-      return f'{number:.3g}{unit}'
-    number /= 1000
-  return f'{number:.3g} P'

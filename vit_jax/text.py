@@ -1,10 +1,11 @@
-"""Words for messages: a line of anything, the nearest name to an unknown one, a progress bar."""
+"""Text for people: lines, nearest names, numbers, columns of a table, a progress bar."""
 
 import contextlib
 import difflib
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def first_line(error: BaseException) -> str:
   return lines[0] if lines else type(error).__name__
 
 
-def nearest(name: str, known: list[str]) -> str:
-  """'; did you mean ...?' with the closest known names, or all of them where none is close."""
-  folded = {candidate.lower(): candidate for candidate in known}
+def nearest(name: str, choices: list[str]) -> str:
+  """'; did you mean ...?' with the closest of the choices, or all of them where none is close."""
+  folded = {candidate.lower(): candidate for candidate in choices}
   close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
   if close:
     return f'; did you mean {" or ".join(folded[match] for match in close)}?'
-  return f'; known: {", ".join(known)}'
+  return f'; known: {", ".join(choices)}'
 
 
 def error_line(error: BaseException) -> str:
@@ -58,6 +59,41 @@ def error_line(error: BaseException) -> str:
 def to_stderr(line: object) -> None:
   """Prints a line to standard error: where reports and warnings go unless a caller takes them."""
   print(line, file=sys.stderr)
+
+
+def si(number: float) -> str:
+  """1234567890 -> '1.23 G'."""
+  for unit in ('', ' k', ' M', ' G', ' T'):
+    if number < 1000:
+      return f'{number:.3g}{unit}'
+    number /= 1000
+  return f'{number:.3g} P'
+
+
+def number(value: float | None, form: str = '') -> str:
+  """A measure by a format, or with four digits; '-' for None, as one that is not finite is read."""
+  if value is None:
+    return '-'
+  return format(value, form or (',.0f' if abs(value) >= 1000 else '.4g'))
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+  """0.98765 -> '98.77%'; '-' for None."""
+  return number(value, f'.{digits}%')
+
+
+def columns(rows: Iterable[Iterable[object]]) -> Iterator[str]:
+  """A line for each row, the titles first; columns of numbers are set to the right."""
+  cells = [[printable(str(cell)) for cell in row] for row in rows]
+  table = list(zip(*cells))  # by column
+  widths = [max(map(len, column)) for column in table]
+  right = [all(NUMBER.fullmatch(cell) for cell in column[1:]) for column in table]
+  for row in cells:
+    aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right))
+    yield '  '.join(aligned).rstrip()
+
+
+NUMBER = re.compile(r'[-+]?([\d.,]+(e[-+]?\d+)?%?)?')  # of a table's cell, or none
 
 
 def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progress':

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vit_jax import metrics, pipeline, sources, text
+from vit_jax import pipeline, sources, text
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
 from vit_jax.sources import columns as fields
@@ -251,7 +251,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
       name,
       f'{split["count"]:,}',
       str(len(split['unreadable'])),
-      f'{metrics.si(split["bytes"])}B',
+      f'{text.si(split["bytes"])}B',
       *(
         f'{side["min"]} to {side["max"]}, median {side["median"]}' if side else ''
         for side in (split['height'], split['width'])
@@ -259,7 +259,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
       f'{least} ({split["smallest"]}) to {most} ({split["largest"]})' if least < most
       else f'{most} each',
     ])  # fmt: skip
-  yield from columns(rows)
+  yield from text.columns(rows)
   yield ''
   yield from class_table(found['classes'], splits)
   for name, split in splits.items():
@@ -279,7 +279,7 @@ def class_table(classes: Sequence[str], splits: Mapping[str, Any]) -> Iterator[s
   if len(rows) > CLASSES:
     half = CLASSES // 2
     rows[half:-half] = [[f'({len(rows) - 2 * half:,} others)', *[''] * len(splits)]]
-  yield from columns([['class', *splits], *rows])
+  yield from text.columns([['class', *splits], *rows])
 
 
 def duplicate_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -311,16 +311,6 @@ def some(title: str, names: Sequence[str], count: int | None = None) -> Iterator
     yield from (f'  {printable(name)}' for name in names[:NAMED])
     if len(names) > NAMED:
       yield '  ... (--format json names them all)'
-
-
-def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-  """Rows of cells under one another, numbers to the right, each on one line whatever it holds."""
-  rows = [[printable(cell) for cell in row] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  right = [all(re.match(r'[\d,]*$', cell) for cell in column[1:]) for column in zip(*rows)]
-  for row in rows:
-    cells = (f'{c:>{w}}' if r else f'{c:{w}}' for c, w, r in zip(row, widths, right))
-    yield '  '.join(cells).rstrip()
 
 
 def sheet(found: Survey, transform: transforms.Transform, *, seed: int = 0) -> np.ndarray:
@@ -580,7 +570,7 @@ def list_presets(given: argparse.Namespace) -> int:
     splits = ', '.join(f'{use} {meant}' for use, meant in preset.splits.items())
     steps = f'{preset.steps:,}' if preset.steps else ''
     rows.append([name, preset.source, f'{preset.classes:,}', steps, splits])
-  for line in columns(rows):
+  for line in text.columns(rows):
     print(line)
   return 0
 

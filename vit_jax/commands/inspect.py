@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, files, metrics, models, pipeline, predict
+from vit_jax import analysis, files, models, pipeline, predict
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
-from vit_jax.text import nearest, one_line, progress
+from vit_jax.text import nearest, one_line, progress, si
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -280,7 +280,7 @@ def drawn_of_images(task: Task, images: Sequence[Image], folder: pathlib.Path) -
   if 'page' in task.wanted:
     shown = images[: shown_in_page(task.run)]
     size = (folder / 'attention.html').write_text(page_of(task, shown))
-    told['page'] = f'every weight of {len(shown)} of {counted(images)}, {metrics.si(size)}B'
+    told['page'] = f'every weight of {len(shown)} of {counted(images)}, {si(size)}B'
   return told
 
 

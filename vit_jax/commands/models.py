@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from vit_jax import models
+from vit_jax import models, text
 from vit_jax.commands import flags
 from vit_jax.convert import published
 
@@ -30,14 +30,14 @@ def variants(names: Sequence[str], size: int) -> Iterator[str]:
   for name in names:
     models.check_size(models.build(name), (size, size))
   columns = {'width': 'width', 'depth': 'depth', 'heads': 'heads', 'mlp_dim': 'MLP'}
-  titles = ''.join(f'{title:>7}' for title in columns.values())
-  yield f'{"model":14}{titles}{"parameters":>16}{"GFLOP":>9}'
+  rows = [('model', *columns.values(), 'parameters', 'GFLOP')]
   for name in chosen:
     model = models.build(name)
     fits = size - size % model.patch[0]
     parameters, gflop = models.count(model, fits, fits), model.flops(fits, fits) / 1e9
-    sizes = ''.join(f'{getattr(model, field, "-"):>7}' for field in columns)
-    yield f'{name:14}{sizes}{parameters:16,}{gflop:9.2f}'
+    sizes = (getattr(model, field, '-') for field in columns)
+    rows.append((name, *sizes, f'{parameters:,}', f'{gflop:.2f}'))
+  yield from text.columns(rows)
   yield f'1,000 classes; GFLOP: one forward pass at {size} pixels, cut to whole patches'
 
 

@@ -22,7 +22,7 @@ import jax
 from vit_jax import config, files, metrics, plan, train
 from vit_jax.evaluate import results
 from vit_jax.sources import presets
-from vit_jax.text import nearest, one_line, to_stderr
+from vit_jax.text import columns, nearest, one_line, percent, to_stderr
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
@@ -207,21 +207,23 @@ def kept(workdir: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def lines(values: Mapping[str, Any]) -> Iterator[str]:
   """Results as text."""
-  yield f'{"task":22} {"group":11}   rate  validation             test'
-  for task, row in found['tasks'].items():
-    yield (
-      f'{task:22} {GROUP[task]:11} {row["rate"]:6g}  '
-      f'{row["validation_accuracy"]:6.2%} of {row["validation_count"]:4}  '
-      f'{row["accuracy"]:6.2%} of {row["count"]:6}'
-    )
-  for task, why in found['failed'].items():
-    yield f'{task:22} {GROUP[task]:11} left out: {why}'
+  rows = [('task', 'group', 'rate', 'validation', 'of', 'test', 'of')]
+  for task, row in values['tasks'].items():
+    validation = percent(row['validation_accuracy']), row['validation_count']
+    test = percent(row['accuracy']), row['count']
+    rows.append((task, GROUP[task], f'{row["rate"]:g}', *validation, *test))
+  yield from columns(rows)
+  for task, reason in values['failed'].items():
+    yield f'{task} ({GROUP[task]}) left out: {reason}'
   yield ''
-  for group, row in found['means'].items():
-    if row['done']:
-      yield f'mean of {group:12} {row["accuracy"]:6.2%}  {row["done"]} of {row["tasks"]} tasks'
+  means = [
+    (f'mean of {group}', percent(row['accuracy']), f'{row["done"]} of {row["tasks"]} tasks')
+    for group, row in values['means'].items()
+    if row['done']
+  ]
+  yield from columns([('', 'test', ''), *means])
 
 
 def asked(given: argparse.Namespace, overrides: Sequence[str]) -> Protocol:

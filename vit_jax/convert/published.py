@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from vit_jax import files, models
+from vit_jax import files, models, text
 from vit_jax.sources import presets
 from vit_jax.text import nearest, progress
 
@@ -317,9 +317,6 @@ def table(files: Sequence[dict[str, Any]]) -> Iterator[str]:
   shown = ['upstream_validation', 'validation', 'test', 'learning_rate', 'steps', 'image_size']
   columns = [name for name in [*shown, 'images_per_second'] if name in files[0]]
   titles = [name.replace('_', ' ') for name in columns]
-  yield '  '.join([*titles, 'URL'])
-  for file in files:
-    cells = ['-' if file[name] is None else f'{file[name]:.6g}' for name in columns]
-    line = [cell.rjust(len(title)) for cell, title in zip(cells, titles)]
-    yield '  '.join([*line, file['url']])
+  rows = [[*(text.number(file[name], '.6g') for name in columns), file['url']] for file in files]
+  yield from text.columns([[*titles, 'URL'], *rows])
   yield f'fine-tune the first: {files[0]["command"]}'

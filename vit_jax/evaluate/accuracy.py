@@ -5,7 +5,7 @@ K classes that are scored.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from vit_jax import bundle, sharding
 from vit_jax.evaluate import inputs, loop, results
 from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import classify
-from vit_jax.text import to_stderr
+from vit_jax.text import columns, percent, to_stderr
 
 
 def evaluate_model(
@@ -103,29 +103,26 @@ def evaluate_run(
 of_run = evaluate_run  # its former name, by which documented code calls it
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(values: Mapping[str, Any]) -> list[str]:
   """What `evaluate_model` gives, as text."""
-  top = next(filter(results.is_top, found))
-  shown = (
-    f'accuracy {found["accuracy"]:.2%}  top-{top[3:]} {found[top]:.2%}  loss {found["loss"]:.4f}  '
-    f'calibration error {found["calibration_error"]:.2%}'
+  top = next(filter(results.is_top, values))
+  measures = (
+    f'accuracy {values["accuracy"]:.2%}  top-{top[3:]} {values[top]:.2%}  '
+    f'loss {values["loss"]:.4f}  calibration error {values["calibration_error"]:.2%}'
   )
-  if found.get('mean_average_precision') is not None:
-    shown += f'  mean average precision {found["mean_average_precision"]:.2%}'
-  rows = by_recall(found['classes'])
+  if values.get('mean_average_precision') is not None:
+    measures += f'  mean average precision {values["mean_average_precision"]:.2%}'
+  rows = by_recall(values['classes'])
   worst = [row for row in rows if row['count'] or row['precision'] is not None][: classify.CONFUSED]
-  width = max(len('class'), *(len(row['name'][:40]) for row in worst))
-  told = [shown, f'classes: {found["matched"]}', '']
-  told.append(f'{"class":{width}}  images  precision  recall')
+  table = [('class', 'images', 'precision', 'recall')]
   for row in worst:
-    precision, recall = (
-      f'{row[key]:.1%}' if row[key] is not None else '-' for key in ('precision', 'recall')
-    )
-    told.append(f'{row["name"][:40]:{width}}  {row["count"]:6}  {precision:>9}  {recall:>6}')
-  if rest := unlisted(rows, worst):
-    told.append(rest)
-  pairs = [f'{p["label"]} as {p["guess"]} {p["count"]}' for p in found['confused'][:5]]
-  return told + ([f'most confused: {", ".join(pairs)}'] if pairs else [])
+    precision, recall = (percent(row[key], 1) for key in ('precision', 'recall'))
+    table.append((row['name'][:40], row['count'], precision, recall))
+  result = [measures, f'classes: {values["matched"]}', '', *columns(table)]
+  if others := unlisted(rows, worst):
+    result.append(others)
+  pairs = [f'{p["label"]} as {p["guess"]} {p["count"]}' for p in values['confused'][:5]]
+  return result + ([f'most confused: {", ".join(pairs)}'] if pairs else [])
 
 
 def by_recall(classes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

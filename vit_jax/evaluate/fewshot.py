@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.evaluate.features import Features
+from vit_jax.text import columns, percent
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
@@ -119,14 +120,15 @@ def predict(model: dict[str, np.ndarray], values: np.ndarray) -> np.ndarray:
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
   """What `measure` gives, as text."""
-  told = [' shots   images  accuracy   spread']
-  for row in rows:
-    spread = '-' if row['spread'] is None else f'{row["spread"]:.2%}'
-    told.append(f'{row["shots"]:6}  {row["train_count"]:7}  {row["accuracy"]:>8.2%}  {spread:>7}')
+  cells = [
+    (row['shots'], row['train_count'], percent(row['accuracy']), percent(row['spread']))
+    for row in rows
+  ]
+  result = list(columns([('shots', 'images', 'accuracy', 'spread'), *cells]))
   for row in rows:
     if row['short']:
       few = list(row['short'].items())
-      named = ', '.join(f'{name} {count}' for name, count in few[:3])
+      names = ', '.join(f'{name} {count}' for name, count in few[:3])
       more = f' and {len(few) - 3} more' * (len(few) > 3)
-      told.append(f'fewer than {row["shots"]} images of a class: {named}{more}')
-  return told
+      result.append(f'fewer than {row["shots"]} images of a class: {names}{more}')
+  return result

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.evaluate.features import Features
+from vit_jax.text import columns, percent
 
 Array = jax.Array
 
@@ -122,4 +123,5 @@ def unit(rows: Array) -> Array:
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
   """What `measure` gives, as text."""
-  return ['     k  accuracy', *(f'{row["k"]:6}  {row["accuracy"]:>8.2%}' for row in rows)]
+  cells = [(row['k'], percent(row['accuracy'])) for row in rows]
+  return list(columns([('k', 'accuracy'), *cells]))

@@ -1,12 +1,13 @@
 """A linear probe: logistic regression on features, its regularisation chosen on validation data."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax.evaluate.features import Features
+from vit_jax.text import columns, percent
 
 GRID = tuple(float(10.0**power) for power in range(-5, 4))  # of C, the inverse of the ridge
 STEPS = 1000  # of L-BFGS at most
@@ -79,18 +80,18 @@ def fitted(values: np.ndarray, labels: np.ndarray, test: Features, c: float) -> 
   return float(np.mean(guesses == test.labels)), not caught
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(values: Mapping[str, Any]) -> list[str]:
   """What `measure` gives, as text."""
-  told = ['       C  validation']
-  told += [
-    f'{row["C"]:8g}  {row["accuracy"]:>10.2%}' + '  not converged' * (not row['converged'])
-    for row in found['search']
+  search = [
+    (f'{row["C"]:g}', percent(row['accuracy']), 'not converged' * (not row['converged']))
+    for row in values['search']
   ]
-  edge = ', at the edge of the grid' * found['at_edge']
-  told += [
-    f'C {found["C"]:g}{edge}: validation {found["validation_accuracy"]:.2%} on '
-    f'{found["validation_count"]} images',
-    f'accuracy {found["accuracy"]:.2%}, fitted to {found["train_count"]} train and '
-    f'{found["validation_count"]} validation images' + '; not converged' * (not found['converged']),
+  edge = ', at the edge of the grid' * values['at_edge']
+  not_converged = '; not converged' * (not values['converged'])
+  return [
+    *columns([('C', 'validation', ''), *search]),
+    f'C {values["C"]:g}{edge}: validation {values["validation_accuracy"]:.2%} on '
+    f'{values["validation_count"]} images',
+    f'accuracy {values["accuracy"]:.2%}, fitted to {values["train_count"]} train and '
+    f'{values["validation_count"]} validation images{not_converged}',
   ]
-  return told

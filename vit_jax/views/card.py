@@ -12,7 +12,7 @@ import jax
 from vit_jax import __version__, bundle, files, metrics
 from vit_jax.evaluate import results
 from vit_jax.models import mixer, resnet, vit
-from vit_jax.text import one_line
+from vit_jax.text import number, one_line, si
 
 SHOWN = 20  # class names
 CLASSIFY = 'classify'  # the task that config.objective is for
@@ -136,7 +136,7 @@ def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:
     ('images', f'{height} x {width} pixels (height x width), RGB'),
   ]
   if hasattr(model, 'flops'):
-    flops = f'{metrics.si(model.flops(height, width))} an image'
+    flops = f'{si(model.flops(height, width))} an image'
     rows.append(('floating-point operations', flops))
   if source.classes:
     names = ', '.join(source.classes[:SHOWN]) + ', …' * (len(source.classes) > SHOWN)
@@ -209,11 +209,6 @@ def shown(text: str | None) -> str:
   kind, colon, path = (text or '').rpartition(':')
   private = path.startswith(('/', '~')) and not path.startswith('//')  # as a URL's does
   return f'{kind}{colon}{pathlib.PurePath(path).name if private else path}'
-
-
-def number(value: Any, form: str) -> str:
-  """A measure; null, as a number that is not finite is logged, is a dash."""
-  return format(value, form) if isinstance(value, int | float) else '-'
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

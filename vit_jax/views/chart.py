@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax import metrics
+from vit_jax.text import number, si
+from vit_jax.text import percent as percent_of
 
 Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # by name: where, and the value there
 
@@ -17,18 +18,10 @@ def text(value: object) -> str:
   return html.escape(str(value))
 
 
-def share(value: float | None) -> str:
-  return '–' if value is None else f'{value:.2%}'.replace('%', ' %')
-
-
-def number(value: float | None) -> str:
-  return '–' if value is None else f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
-
-
 def drawn(title: str, lines: Lines, *, percent: bool = False, x: str = 'step') -> str:
   """Lines over a common axis as SVG; each point says its numbers when it is pointed at."""
   axes = Axes.of(lines)
-  shown = share if percent else number
+  shown = percent_of if percent else number
   parts = [axes.grid(shown, x)]
   for index, (name, (xs, ys)) in enumerate(lines.items()):
     points = [axes.place(a, b) for a, b in zip(xs, ys)]
@@ -121,8 +114,8 @@ def ticks(low: float, high: float) -> list[float]:
 
 def brief(value: float, shown: Callable[[float], str]) -> str:
   """A number beside an axis."""
-  if shown is share:
-    return f'{100 * value:g} %'
+  if shown is percent_of:
+    return f'{100 * value:g}%'
   if abs(value) >= 10_000:
-    return metrics.si(value).replace(' ', '')
+    return si(value).replace(' ', '')
   return f'{value:g}'

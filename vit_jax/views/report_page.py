@@ -15,10 +15,11 @@ import numpy as np
 
 from vit_jax import analysis, bundle, metrics, models
 from vit_jax.evaluate import accuracy, results
+from vit_jax.text import number, percent
 from vit_jax.views import attention as page
 from vit_jax.views import chart, pictures
 from vit_jax.views.card import dimensions
-from vit_jax.views.chart import number, share, text
+from vit_jax.views.chart import text
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
@@ -194,7 +195,7 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
 
 def shown(name: str, value: float | None) -> str:
   """A measure as it is read: in percent, or with four digits."""
-  return share(value) if results.is_fraction(name) else number(value)
+  return percent(value) if results.is_fraction(name) else number(value)
 
 
 def measured_on(values: dict[str, Any]) -> str:
@@ -326,7 +327,7 @@ def classes(found: Facts) -> str:
   shown = table(
     ('class', 'images', 'precision', 'recall'),
     [
-      (row['name'], f'{row["count"]:,}', share(row['precision']), share(row['recall']))
+      (row['name'], f'{row["count"]:,}', percent(row['precision']), percent(row['recall']))
       for row in rows[:LISTED]
     ],
   )
@@ -365,7 +366,7 @@ def mistaken(mistake: Mistake) -> str:
   return (
     f'<figure><div class="pair" style="{image}">{shown}</div>'
     f'<figcaption><b>{text(mistake.label)}</b> taken for '
-    f'<b>{text(mistake.guess)}</b> at {share(mistake.confidence)}<br>'
+    f'<b>{text(mistake.guess)}</b> at {percent(mistake.confidence)}<br>'
     f'<span class="faint">{text(mistake.name)}</span></figcaption></figure>'
   )
 
@@ -383,15 +384,15 @@ def calibration(found: Facts) -> str:
     ('confidence', 'images', 'mean confidence', 'accuracy'),
     [
       (
-        f'{share(row["from"])} to {share(row["to"])}',
+        f'{percent(row["from"])} to {percent(row["to"])}',
         f'{row["count"]:,}',
-        share(row['confidence']),
-        share(row['accuracy']),
+        percent(row['confidence']),
+        percent(row['accuracy']),
       )
       for row in rows
     ],
   )
-  error, bins = share(found.measured.get('calibration_error')), found.measured['calibration']
+  error, bins = percent(found.measured.get('calibration_error')), found.measured['calibration']
   return (
     f'<p>Expected calibration error {error}, of the likeliest class, in {len(bins)} bins.</p>'
     f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{told}</details>'
@@ -408,7 +409,7 @@ def inside(found: Facts) -> str:
   model = found.model
   assert model is not None
   filters = analysis.filters(model.model, model.params)
-  explained = share(float(filters.variance.sum()))
+  explained = percent(float(filters.variance.sum()))
   told = (
     f'The first {len(filters.components)} principal components of {filters.count} filters of '
     f'{filters.of}: {explained} of their variance.'
