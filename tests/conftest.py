@@ -5,6 +5,7 @@ VIT_JAX_TEST_DEVICE=gpu leaves the devices as they are, for the tests marked gpu
 
 import functools
 import os
+import signal
 import zlib
 
 if os.environ.get('VIT_JAX_TEST_DEVICE') != 'gpu':
@@ -21,6 +22,8 @@ import pytest
 import vit_jax
 from vit_jax import models
 
+# Ignored below `nohup make test &`, also by every process that a test starts, unless set here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 on a GPU
 
 TINY = dict(patch=4, width=16, depth=3, heads=2, mlp_dim=24, num_classes=5, unroll=1)

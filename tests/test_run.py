@@ -373,15 +373,20 @@ def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once
   assert rows_of(interrupted / 'sigkill') == rows_of(interrupted / 'never')
 
 
-def test_a_second_signal_ends_at_once():
+@pytest.mark.parametrize('before', [signal.default_int_handler, signal.SIG_IGN], ids=['', 'nohup'])
+def test_a_second_signal_ends_at_once(before):
   said = []
-  with stopping.interruption(said.append) as asked:
-    assert not asked()
-    signal.raise_signal(signal.SIGINT)
-    assert asked() and len(said) == 1
-    with pytest.raises(KeyboardInterrupt):
+  usual = signal.signal(signal.SIGINT, before)
+  try:
+    with stopping.interruption(said.append) as asked:
+      assert not asked()
       signal.raise_signal(signal.SIGINT)
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+      assert asked() and len(said) == 1
+      with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+  finally:
+    signal.signal(signal.SIGINT, usual)
 
 
 def test_ctrl_c_outside_the_loop_is_one_line_and_130(tmp_path, monkeypatch, capsys):

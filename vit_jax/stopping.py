@@ -15,7 +15,8 @@ import jax
 def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
   """SIGTERM and Ctrl-C ask the loop to end after its step; the second one ends it at once.
 
-  With several processes SIGTERM is left to Orbax, which has all of them stop at the same step.
+  With several processes SIGTERM is left to Orbax, which has all of them stop at the same step. A
+  Ctrl-C that was ignored before, as below `nohup` or `&` of a script, is answered like any other.
   """
   asked = threading.Event()
   signals = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
@@ -26,6 +27,8 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
     asked.set()
     restore()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
 
   before = {number: signal.getsignal(number) for number in signals}
 
