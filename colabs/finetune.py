@@ -180,7 +180,7 @@ from vit_jax.images import transforms
 run = vit_jax.load(RUN)
 unseen = sources.open_source(DATA, measured['split'])
 places = np.linspace(0, len(unseen) - 1, 6).astype(int).tolist()
-images = [transforms.pixels(unseen[place]['image']) for place in places]
+images = [transforms.as_pixels(unseen[place]['image']) for place in places]
 guesses = run.predict(images, top=3)
 
 figure, axes = plt.subplots(1, len(images), figsize=(2 * len(images), 2.6))

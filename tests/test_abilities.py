@@ -656,13 +656,13 @@ def test_the_images_of_two_splits_that_are_the_same_are_counted(train_split, oth
 def test_spans_go_through_a_presets_splits():
   whole = {'train': lambda: sources.Source(range(100), ('a', 'b'))}
   preset = {
-    'trainval': functools.partial(sources.chosen, 'set', whole, 'train[:40]+train[60:80]'),
-    'validation': functools.partial(sources.chosen, 'set', whole, 'train[70:]'),
+    'trainval': functools.partial(sources.select, 'set', whole, 'train[:40]+train[60:80]'),
+    'validation': functools.partial(sources.select, 'set', whole, 'train[70:]'),
   }
-  both, held = (sources.chosen('preset', preset, name) for name in preset)
+  both, held = (sources.select('preset', preset, name) for name in preset)
   assert both.spans == (('train', 0, 40), ('train', 60, 80))
   assert sources.overlap(both, held) == 10
-  part = sources.chosen('preset', preset, 'trainval[30:50]')
+  part = sources.select('preset', preset, 'trainval[30:50]')
   assert part.spans == (('train', 30, 40), ('train', 60, 70))
   assert list(part.records) == [*range(30, 40), *range(60, 70)]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as pil
 
-from vit_jax.images import augment
+from vit_jax.images import augment, randaug
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / 'data' / 'randaug.npz'))
 IMAGE = GOLDEN.pop('image')
@@ -40,13 +40,13 @@ def rng(seed=0):
 
 
 def operated(image, name, magnitude, sign=1):
-  operation, argument = augment.RANDAUG[name]
+  operation, argument = randaug.RANDAUG[name]
   if argument is None:
     return operation(image)
   return operation(image, sign * argument(magnitude / 10))
 
 
-@pytest.mark.parametrize('name', [name for name in augment.RANDAUG if name != 'Cutout'])
+@pytest.mark.parametrize('name', [name for name in randaug.RANDAUG if name != 'Cutout'])
 def test_an_operation_of_randaug_equals_tensorflows(name):
   cases = [key for key in GOLDEN if key.split()[0] == name]
   assert cases
@@ -59,11 +59,11 @@ def test_an_operation_of_randaug_equals_tensorflows(name):
 def test_randaug_has_the_16_operations_of_the_recipe_in_its_order():
   expected = 'AutoContrast Equalize Invert Rotate Posterize Solarize Color Contrast Brightness '
   expected += 'Sharpness ShearX ShearY TranslateX TranslateY Cutout SolarizeAdd'
-  assert list(augment.RANDAUG) == expected.split()
+  assert list(randaug.RANDAUG) == expected.split()
 
 
 def test_a_cutout_is_a_grey_square_about_its_centre_cut_at_the_border():
-  found = augment.cutout(NOISE, 4, 2, 20)
+  found = randaug.cutout(NOISE, 4, 2, 20)
   expected = NOISE.copy()
   expected[0:6, 16:24] = 128
   np.testing.assert_array_equal(found, expected)
@@ -78,21 +78,21 @@ def test_solarize_at_magnitude_10_inverts_as_its_threshold_of_256_is_a_byte():
 
 def test_randaug_draws_every_operation_as_often_and_both_signs(monkeypatch):
   drawn = []
-  for name, (_, argument) in augment.RANDAUG.items():
+  for name, (_, argument) in randaug.RANDAUG.items():
 
     def note(image, value=None, *_, name=name):
       drawn.append((name, value))
       return image
 
-    monkeypatch.setitem(augment.RANDAUG, name, (note, argument))
+    monkeypatch.setitem(randaug.RANDAUG, name, (note, argument))
   step, generator = augment.randaug(2, 10), rng()
   for _ in range(1600):
     step(NOISE, generator)
   assert len(drawn) == 3200
-  counts = {name: sum(drawn_name == name for drawn_name, _ in drawn) for name in augment.RANDAUG}
+  counts = {name: sum(drawn_name == name for drawn_name, _ in drawn) for name in randaug.RANDAUG}
   assert min(counts.values()) > 150  # 200 are expected, 14 the standard deviation
   assert max(counts.values()) < 250
-  for name in augment.SIGNED:
+  for name in randaug.SIGNED:
     up = sum(value > 0 for drawn_name, value in drawn if drawn_name == name)
     assert 0.35 < up / counts[name] < 0.65
 
@@ -124,11 +124,11 @@ def test_an_image_of_a_pixel_or_a_line_stays_one(name, shape):
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (2, 9)])
-@pytest.mark.parametrize('name', augment.RANDAUG)
+@pytest.mark.parametrize('name', randaug.RANDAUG)
 def test_an_operation_takes_images_of_a_pixel_or_a_line(name, shape):
   image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
   for magnitude in (0, 4, 10, 20, 30):
-    found = augment.distorted(image, name, magnitude, rng())
+    found = randaug.apply_operation(image, name, magnitude, rng())
     assert (found.shape, found.dtype) == (image.shape, np.uint8)
 
 
@@ -145,31 +145,31 @@ def test_a_mirrored_view_gives_what_its_copy_does(name):
 def test_every_operation_of_timm_takes_every_level(name, level):
   image = pil.fromarray(NOISE)
   for sign in (-1, 1):
-    found = augment.applied(image, name, level, sign, 'BICUBIC', (1, 2, 3))
+    found = augment.apply_timm(image, name, level, sign, 'BICUBIC', (1, 2, 3))
     assert (found.size, found.mode) == (image.size, 'RGB')
 
 
 def test_a_string_of_timms_is_read_into_its_options():
-  options = augment.sections('rand-m9-n3-p0.7-mstd0.5-mmax12-inc1')
+  options = augment.parse_spec('rand-m9-n3-p0.7-mstd0.5-mmax12-inc1')
   assert options == dict(m=9, n=3, p=0.7, mstd=0.5, mmax=12, inc=1, t='')
-  assert augment.sections('rand') == dict(m=10, n=2, p=0.5, mstd=0, mmax=10, inc=0, t='')
+  assert augment.parse_spec('rand') == dict(m=10, n=2, p=0.5, mstd=0, mmax=10, inc=0, t='')
   assert 'ColorIncreasing' in augment.operations(options)[0]
-  assert 'Color' in augment.operations(augment.sections('rand'))[0]
-  weights = augment.operations(augment.sections('rand-tweights'))[1]
+  assert 'Color' in augment.operations(augment.parse_spec('rand'))[0]
+  weights = augment.operations(augment.parse_spec('rand-tweights'))[1]
   assert weights[0] == pytest.approx(3 / 10.1)
 
 
 def test_the_magnitude_is_normal_within_its_bounds_or_uniform_below_it():
   generator = rng()
-  noisy = augment.sections('rand-m9-mstd0.5')
-  drawn = np.array([augment.magnitude(noisy, generator) for _ in range(4000)])
+  noisy = augment.parse_spec('rand-m9-mstd0.5')
+  drawn = np.array([augment.sample_magnitude(noisy, generator) for _ in range(4000)])
   assert drawn.max() == 10
   assert np.median(drawn) == pytest.approx(9, abs=0.05)
   assert (drawn < 8.5).mean() == pytest.approx(0.159, abs=0.03)
-  uniform = augment.sections('rand-m8-mstdinf')
-  drawn = [augment.magnitude(uniform, generator) for _ in range(4000)]
+  uniform = augment.parse_spec('rand-m8-mstdinf')
+  drawn = [augment.sample_magnitude(uniform, generator) for _ in range(4000)]
   assert np.mean(drawn) == pytest.approx(4, abs=0.2)
-  assert augment.magnitude(augment.sections('rand-m12-mmax20'), generator) == 12
+  assert augment.sample_magnitude(augment.parse_spec('rand-m12-mmax20'), generator) == 12
 
 
 def test_three_augment_is_grey_solarized_or_blurred_a_third_of_the_time_each():
@@ -215,7 +215,7 @@ BAD = {
   'unknown section .w0.': lambda: augment.rand_augment('rand-m9-w0'),
   'does not begin': lambda: augment.rand_augment('m9'),
   '9 does not begin': lambda: augment.rand_augment(9),
-  'm9.5. wants a whole number': lambda: augment.rand_augment('rand-m9.5'),
+  'm9.5. must be a whole number': lambda: augment.rand_augment('rand-m9.5'),
   'p is 2': lambda: augment.rand_augment('rand-p2'),
   "operations 'x'": lambda: augment.rand_augment('rand-tx'),
   'more operations than there are': lambda: augment.rand_augment('rand-n99-tweights'),

@@ -45,7 +45,7 @@ CROP = transforms.compose('random_crop(4) | flip', (4, 4))
 
 
 def masked(record, rng):
-  return CROP(transforms.pixels(record['masked']), rng)
+  return CROP(transforms.as_pixels(record['masked']), rng)
 
 
 COLUMNS = {

@@ -459,7 +459,9 @@ def test_random_crops_are_pieces_of_the_image_and_reach_all_of_it():
 
 def test_inception_crops_keep_within_their_bounds_of_area_and_aspect(monkeypatch):
   crops = []
-  monkeypatch.setattr(transforms, 'resized', lambda image, *how: crops.append(image.shape) or image)
+  monkeypatch.setattr(
+    transforms, 'resize_image', lambda image, *_: crops.append(image.shape) or image
+  )
   step = transforms.inception_crop(4, 4, area_min=0.25, area_max=0.5)
   image = np.zeros((100, 150, 3), np.uint8)
   for seed in range(300):

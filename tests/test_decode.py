@@ -187,7 +187,7 @@ def by_pillow(data):
 @pytest.fixture
 def without_pillow(monkeypatch):
   """Whoever asks PIL fails."""
-  monkeypatch.setattr(decoding, 'by_pillow', None)
+  monkeypatch.setattr(decoding, 'decode_pillow', None)
 
 
 JPEGS = {
@@ -301,7 +301,7 @@ def test_a_file_and_its_pixels_are_cropped_alike(form, orientation):
 @pytest.mark.parametrize('orientation', TURNS)
 def test_a_crop_of_a_file_is_that_part_of_its_pixels(orientation):
   data = encoded(scene(), 'JPEG', exif=exif(orientation))
-  image = decoding.opened(data)
+  image = decoding.decode_lazily(data)
   assert isinstance(image, decoding.Encoded)
   assert image.shape == decoding.decode(data).shape
   found = image.crop((10, 20, 30, 40), (30, 40))
@@ -326,13 +326,13 @@ def test_rows_above_a_crops_end_are_the_same_without_those_below(form, height, w
   data = encoded(image[..., 0] if how.pop('grey', False) else image, 'JPEG', **how)
   whole = decoding.decode(data)
   for bottom in range(1, height + 1):
-    found = decoding.opened(data).crop((0, 0, bottom, 50), (height, 50))
+    found = decoding.decode_lazily(data).crop((0, 0, bottom, 50), (height, 50))
     np.testing.assert_array_equal(found, whole[:bottom])
 
 
 @pytest.mark.quick
 def test_no_more_rows_are_decoded_than_a_crop_needs(decoded):
-  image = decoding.opened(encoded(scene(400, 640), 'JPEG'))
+  image = decoding.decode_lazily(encoded(scene(400, 640), 'JPEG'))
   image.crop((10, 20, 90, 100), (90, 100))
   assert decoded == [(112, 640)]
   image.crop((10, 20, 90, 100), (45, 50))
@@ -344,12 +344,12 @@ def test_a_file_cut_short_is_refused_wherever_the_crop_is():
   data = encoded(scene(400, 640), 'JPEG')
   for length in (len(data) - 1, len(data) - 2, len(data) - 100, len(data) // 2):
     with pytest.raises(decoding.BadImage, match='truncated'):
-      decoding.opened(data[:length]).crop((0, 0, 8, 8), (8, 8))
+      decoding.decode_lazily(data[:length]).crop((0, 0, 8, 8), (8, 8))
 
 
 @pytest.mark.quick
 def test_the_smallest_crops_have_a_pixel():
-  image = decoding.opened(encoded(scene(40, 64), 'JPEG'))
+  image = decoding.decode_lazily(encoded(scene(40, 64), 'JPEG'))
   for size in (1, 2, 4, 8, 15):
     for at in range(24):
       assert image.crop((at, at, size, size), (1, 1)).size
@@ -360,7 +360,7 @@ def test_the_smallest_crops_have_a_pixel():
 @pytest.mark.parametrize('orientation', TURNS)
 def test_a_crop_many_times_too_large_comes_smaller_and_looks_the_same(orientation, factor):
   data = encoded(scene(403, 301, grain=0), 'JPEG', exif=exif(orientation), quality=95)
-  image = decoding.opened(data)
+  image = decoding.decode_lazily(data)
   box = top, left, height, width = 37, 21, 160, 200
   found = image.crop(box, (height // factor, width // factor))
   assert abs(found.shape[0] - height / factor) <= 1

@@ -281,7 +281,7 @@ def test_an_example_of_a_source_opens(row, there):
   source = sources.open_source(example, 'train')
   record = source[0]
   assert len(source.classes) >= 2 and 0 <= record['label'] < len(source.classes)
-  assert transforms.pixels(record['image']).dtype == np.uint8
+  assert transforms.as_pixels(record['image']).dtype == np.uint8
 
 
 @pytest.mark.parametrize('row', table('example', DATA), ids=lambda row: coded(row[0])[0])

@@ -185,7 +185,7 @@ def test_splits_are_cut_and_joined_as_tfds_says():
   splits = {'train': lambda: source, 'test': lambda: photos(10)}
 
   def labels(text):
-    found = sources.chosen('photos', splits, text)
+    found = sources.select('photos', splits, text)
     return [found.describe(i) for i in range(len(found))]
 
   whole = [f'photos/{i}.jpg' for i in range(201)]
@@ -209,17 +209,17 @@ def test_splits_are_cut_and_joined_as_tfds_says():
     '': 'is no split such as',
   }.items():
     with pytest.raises(ValueError, match=said):
-      sources.chosen('photos', splits, text)
+      sources.select('photos', splits, text)
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5])
 def test_a_held_out_share_is_the_same_part_of_every_class_and_of_all_runs(share):
   labels = np.repeat([0, 1, 2, 3], [100, 50, 1, 2])
-  kept, held = sources.held_out(labels, share)
+  kept, held = sources.hold_out(labels, share)
   assert sorted([*kept, *held]) == list(range(len(labels)))
   found = np.bincount(labels[held], minlength=4).tolist()
   assert found == [round(100 * share), round(50 * share), 0, 1]
-  np.testing.assert_array_equal(sources.held_out(labels, share)[1], held)
+  np.testing.assert_array_equal(sources.hold_out(labels, share)[1], held)
 
 
 # Runs

@@ -306,7 +306,7 @@ def first_record(source: Source) -> Record:
   for index in range(min(len(source), TRIES)):
     try:
       record = source[index]
-      return record | {'image': transforms.pixels(record['image'])}
+      return record | {'image': transforms.as_pixels(record['image'])}
     except (transforms.BadImage, OSError) as error:
       problem = problem or f'{source.describe(index)}: {told(error)}'
   raise DataError(f'none of the first {TRIES} images can be read; {problem}')

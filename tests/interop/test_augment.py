@@ -39,7 +39,7 @@ def test_an_operation_of_rand_augment_equals_timms(name, resample, monkeypatch):
         if name.startswith('Posterize') and value < 1:
           continue  # timm's raises with this Pillow
         expected = timms(name, level, sign, resample, monkeypatch)(image)
-        same(augment.applied(image, name, level, sign, resample, FILL), expected)
+        same(augment.apply_timm(image, name, level, sign, resample, FILL), expected)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_an_operation_of_rand_augment_equals_timms(name, resample, monkeypatch):
 )
 def test_a_string_means_what_it_does_to_timm(spec):
   theirs = auto_augment.rand_augment_transform(spec)
-  options = augment.sections(spec)
+  options = augment.parse_spec(spec)
   names, weights = augment.operations(options)
   assert names == [op.name for op in theirs.ops]
   assert options['n'] == theirs.num_layers
@@ -88,7 +88,7 @@ def test_an_operation_of_trivial_augment_equals_torchvisions(name):
       expected = torchvision.transforms.autoaugment._apply_op(
         image, name, magnitude, interpolation=nearest, fill=None
       )
-      same(augment.trivially(image, name, value), expected)
+      same(augment.apply_trivial(image, name, value), expected)
 
 
 def test_the_parts_of_three_augment_equal_deits():
@@ -111,10 +111,10 @@ def test_a_part_of_color_jitter_equals_torchvisions(factor):
   }
   for image in map(pil.fromarray, IMAGES):
     for name, theirs in named.items():
-      same(augment.enhanced(image, name, factor), theirs(image, factor))
+      same(augment.enhance(image, name, factor), theirs(image, factor))
 
 
 @pytest.mark.parametrize('turn', [-0.5, -0.1, -0.001, 0.0, 0.2, 0.5])
 def test_a_turn_of_hue_equals_torchvisions(turn):
   for image in map(pil.fromarray, IMAGES):
-    same(augment.hued(image, turn), functional.adjust_hue(image, turn))
+    same(augment.shift_hue(image, turn), functional.adjust_hue(image, turn))

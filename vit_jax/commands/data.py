@@ -149,7 +149,7 @@ def seen(source: Source, index: int) -> Seen:
     labels = np.atleast_1d(record['label'])
     image = record['image']
     size = image.nbytes if isinstance(image, np.ndarray) else len(image)
-    height, width = transforms.pixels(image).shape[:2]
+    height, width = transforms.as_pixels(image).shape[:2]
   except (transforms.BadImage, OSError) as error:
     return Seen(labels, size, fault=pipeline.told(error))
   return Seen(labels, size, height, width, digest(image))
@@ -509,7 +509,7 @@ def check_transform(transform: transforms.Transform, source: Source) -> None:
   """
   for index in range(min(len(source), pipeline.TRIES)):
     try:
-      image = transforms.pixels(source[index]['image'])
+      image = transforms.as_pixels(source[index]['image'])
       rows, columns, _ = transform(image, np.random.default_rng(0)).shape
     except (transforms.BadImage, OSError):
       continue

@@ -210,7 +210,7 @@ def of_split(split: inputs.Split, count: int) -> list[Named]:
     record = source[index]
     label = np.asarray(record.get('label', -1))
     name = source.classes[int(label)] if label.ndim == 0 and label >= 0 else ''
-    return transforms.pixels(record['image']), name
+    return transforms.as_pixels(record['image']), name
 
   places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
   return [(source.describe(index), functools.partial(read, index)) for index in places]

@@ -1,302 +1,38 @@
-"""Augmentations: two RandAugments, TrivialAugment, 3-Augment, colour jitter, random erasing.
+"""Augmentations by Pillow: timm's RandAugment, TrivialAugment, 3-Augment, colour jitter, erasing.
 
-H, W pixels. As in transforms.py, a step takes an image (H, W, 3) uint8 and a NumPy generator and
-returns such an image. Published recipes depend on how each library rounds, so there are two
-dialects of the same operations: TensorFlow's, in NumPy and OpenCV, which `randaug` draws from, and
-Pillow's, which timm, torchvision and DeiT use. Draws come from the given generator alone: the
-operations equal the originals pixel for pixel, the order in which they come up does not.
+H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image.
+Published recipes depend on how each library rounds, so there are two dialects of the same
+operations: TensorFlow's, which `randaug` draws from, and this one, of timm, torchvision and DeiT.
+The operations equal the originals pixel for pixel, the order in which they come up does not.
 """
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.images.decoding import Image, opencv
-
-Step = Callable[[Image, np.random.Generator], Image]
-
-GREY = 128  # of what a turn, a shift or a cut leaves empty
-RAMP = np.arange(256)
-MAX_COUNT, MAX_MAGNITUDE = 16, 30  # of a RandAugment; recipes go up to 4 and 20
-
-
-def check_range(name: str, value: Any, low: float, high: float) -> None:
-  """Raises ValueError for what is no number in [low, high]."""
-  if type(value) not in (int, float) or not low <= value <= high:
-    raise ValueError(f'{name} is {value!r}, not a number in [{low:g}, {high:g}]')
-
-
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-  """Raises ValueError for what is none of the known ones."""
-  if value not in known:
-    raise ValueError(f'unknown {name} {value!r}; known: {", ".join(known)}')
-
-
-def mapped(image: Image, table: np.ndarray) -> Image:
-  """Each value looked up in a table: (256,) for all channels, or (256, 3)."""
-  return opencv().LUT(image, table.astype(np.uint8).reshape(256, 1, -1))
-
-
-# TensorFlow's operations: tensorflow/tpu efficientnet/autoaugment.py, which big_vision forked as
-# pp/autoaugment.py. All arithmetic is float32, and what becomes uint8 is truncated.
-
-
-def float32(value: float) -> Any:
-  return np.float32(value)
-
-
-def autocontrast(image: Image) -> Image:
-  """Stretches each channel to [0, 255]."""
-  return mapped(image, np.stack([stretching(plane) for plane in planes(image)], -1))
-
-
-def stretching(plane: np.ndarray) -> np.ndarray:
-  """The table (256,) of `autocontrast` for one channel."""
-  low, high = (float32(value) for value in (plane.min(), plane.max()))
-  if low == high:
-    return RAMP
-  scale = float32(255) / (high - low)
-  return (RAMP.astype(np.float32) * scale + -low * scale).clip(0, 255)
-
-
-def equalize(image: Image) -> Image:
-  """Maps each channel so that its histogram becomes flat."""
-  cv2 = opencv()
-  histograms = [cv2.calcHist([plane], [0], None, [256], [0, 256]) for plane in planes(image)]
-  tables = [equalizing(histogram.ravel().astype(int)) for histogram in histograms]
-  return mapped(image, np.stack(tables, -1))
-
-
-def planes(image: Image) -> Sequence[np.ndarray]:
-  """The three channels, (H, W) each."""
-  return opencv().split(image)
-
-
-def equalizing(histogram: np.ndarray) -> np.ndarray:
-  """(256,) counts to the table (256,) of `equalize`."""
-  step = (histogram.sum() - histogram[histogram.nonzero()[0][-1]]) // 255
-  if step == 0:
-    return RAMP
-  below = np.concatenate([[0], (histogram.cumsum() + step // 2)[:-1] // step])
-  return below.clip(0, 255)
-
-
-def invert(image: Image) -> Image:
-  return 255 - image
-
-
-def posterize(image: Image, bits: int) -> Image:
-  """Keeps the upper bits: one where none is asked for, as TensorFlow shifts a byte by 7 at most."""
-  shift = min((8 - bits) % 256, 7)
-  return mapped(image, RAMP >> shift << shift)
-
-
-def solarize(image: Image, threshold: int) -> Image:
-  """Inverts what is not below the threshold, which TensorFlow makes a byte: 256 becomes 0.
-
-  So at magnitude 10, and at 20, the original inverts the whole image, and 15 equals 5.
-  """
-  return mapped(image, np.where(threshold % 256 > RAMP, RAMP, 255 - RAMP))
-
-
-def solarize_add(image: Image, addition: int) -> Image:
-  """Brightens what is below 128."""
-  return mapped(image, np.where(RAMP < 128, (RAMP + addition).clip(0, 255), RAMP))
-
-
-def color(image: Image, factor: float) -> Image:
-  return blend(grey(image)[..., None], image, factor)
-
-
-def contrast(image: Image, factor: float) -> Image:
-  """Away from or towards a grey that is the number of pixels / 256, at most 255.
-
-  The original means the mean of the grey image, but sums its histogram's counts.
-  """
-  count = image.shape[0] * image.shape[1]
-  level = np.full(256, min(count / 256, 255)).astype(np.uint8)
-  return mapped(image, blend(level, RAMP.astype(np.uint8), factor))
-
-
-def brightness(image: Image, factor: float) -> Image:
-  return mapped(image, blend(np.zeros(256, np.uint8), RAMP.astype(np.uint8), factor))
-
-
-def sharpness(image: Image, factor: float) -> Image:
-  """Away from or towards the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the border stays."""
-  height, width = image.shape[:2]
-  if min(height, width) < 3 or factor == 1:
-    return image
-  light = image.astype(np.float32)
-  heavy = light[1:-1, 1:-1] * float32(5 / 13)
-  light *= float32(1 / 13)
-  # One at a time and in this order, as truncation shows the last bit of the sum. TensorFlow's
-  # oneDNN kernel fuses products and sums, so differs there from its own plain one, which is this.
-  total = light[:-2, :-2] + light[:-2, 1:-1]
-  for row, column in ((0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)):
-    part = light[row : row + height - 2, column : column + width - 2]
-    total += heavy if (row, column) == (1, 1) else part
-  smooth = image.copy()
-  smooth[1:-1, 1:-1] = total
-  return blend(smooth, image, factor)
-
-
-def grey(image: Image) -> Image:
-  """(H, W) luminance, as tf.image.rgb_to_grayscale gives it."""
-  cv2 = opencv()
-  share = RAMP.astype(np.float32) * float32(1 / 255)
-  table = share[:, None] * np.array([0.2989, 0.587, 0.114], np.float32)  # (256, 3)
-  red, green, blue = planes(cv2.LUT(image, table.reshape(256, 1, 3)))
-  red += green
-  red += blue
-  red *= float32(255.5)
-  return red.astype(np.uint8)
-
-
-def blend(first: np.ndarray, second: np.ndarray, factor: float) -> np.ndarray:
-  """first + factor (second - first), both uint8: clipped and truncated."""
-  if factor in (0, 1):
-    return np.broadcast_to(second if factor else first, second.shape)
-  mixed = np.subtract(second, first, dtype=np.float32)
-  mixed *= float32(factor)
-  mixed += first
-  return mixed.clip(0, 255, out=mixed).astype(np.uint8)
-
-
-def rotate(image: Image, degrees: float) -> Image:
-  """Turned about the centre.
-
-  Where TensorFlow knows the size beforehand its optimiser sums in another order, and a pixel
-  halfway between two may become the other one.
-  """
-  height, width = image.shape[0] - float32(1), image.shape[1] - float32(1)
-  radians = float(float32(degrees) * float32(math.pi / 180))
-  cos, sin = float32(math.cos(radians)), float32(math.sin(radians))
-  x = (width - (cos * width - sin * height)) / float32(2)
-  y = (height - (sin * width + cos * height)) / float32(2)
-  return warped(image, (cos, -sin, x), (sin, cos, y))
-
-
-def shear_x(image: Image, level: float) -> Image:
-  return warped(image, (1, level, 0), (0, 1, 0))
-
-
-def shear_y(image: Image, level: float) -> Image:
-  return warped(image, (1, 0, 0), (level, 1, 0))
-
-
-def translate_x(image: Image, pixels: float) -> Image:
-  return warped(image, (1, 0, pixels), (0, 1, 0))
-
-
-def translate_y(image: Image, pixels: float) -> Image:
-  return warped(image, (1, 0, 0), (0, 1, pixels))
-
-
-def warped(image: Image, to_x: Sequence[float], to_y: Sequence[float]) -> Image:
-  """Each pixel (x, y) from the nearest to (a x + b y + c, d x + e y + f), or GREY from outside."""
-  height, width = image.shape[:2]
-  xs, ys = (np.arange(size, dtype=np.float32) for size in (width, height))
-  x, y = (
-    nearest((float32(a) * xs + (float32(b) * ys)[:, None]) + float32(c)) for a, b, c in (to_x, to_y)
-  )  # (H, W)
-  outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-  y *= width
-  y += x
-  y[outside] = height * width
-  pixels = np.append(packed(image), np.uint32(GREY * 0x010101))
-  found = pixels.take(y)
-  return np.ascontiguousarray(found.view(np.uint8).reshape(height, width, 4)[..., :3])
-
-
-def nearest(positions: np.ndarray) -> np.ndarray:
-  """Whole numbers nearest to float32 ones; halves away from zero, as std::round has them."""
-  exact = positions.astype(np.float64)  # where adding a half is
-  exact += np.copysign(0.5, exact)
-  return exact.astype(np.int64)
-
-
-def packed(image: Image) -> np.ndarray:
-  """(H * W,) uint32, a pixel each: taking one is several times as fast as taking three bytes."""
-  cv2 = opencv()
-  return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.uint32).ravel()
-
-
-def cutout(image: Image, pad: int, row: int, column: int) -> Image:
-  """A square of 2 pad, cut at the borders, made GREY about a pixel."""
-  image = image.copy()
-  image[max(row - pad, 0) : row + pad, max(column - pad, 0) : column + pad] = GREY
-  return image
-
-
-def enhancement(level: float) -> float:
-  return level * 1.8 + 0.1
-
-
-RANDAUG: dict[str, tuple[Callable[..., Image], Callable[[float], Any] | None]] = {
-  'AutoContrast': (autocontrast, None),
-  'Equalize': (equalize, None),
-  'Invert': (invert, None),
-  'Rotate': (rotate, lambda level: level * 30.0),
-  'Posterize': (posterize, lambda level: int(level * 4)),
-  'Solarize': (solarize, lambda level: int(level * 256)),
-  'Color': (color, enhancement),
-  'Contrast': (contrast, enhancement),
-  'Brightness': (brightness, enhancement),
-  'Sharpness': (sharpness, enhancement),
-  'ShearX': (shear_x, lambda level: level * 0.3),
-  'ShearY': (shear_y, lambda level: level * 0.3),
-  'TranslateX': (translate_x, lambda level: level * 100.0),
-  'TranslateY': (translate_y, lambda level: level * 100.0),
-  'Cutout': (cutout, lambda level: int(level * 40)),
-  'SolarizeAdd': (solarize_add, lambda level: int(level * 110)),
-}
-SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
-
-
-def randaug(count: int = 2, magnitude: float = 10) -> Step:
-  """RandAugment as big_vision has it (arXiv 1909.13719): `count` of 16 operations, always applied.
-
-  They are drawn uniformly, the same one perhaps twice, all at level magnitude / 10, which is not a
-  strength: enhancements grow from 0.1 to beyond 1, and posterize keeps more bits as it rises.
-  """
-  check_count(count)
-  check_range('magnitude', magnitude, 0, MAX_MAGNITUDE)
-  names = list(RANDAUG)
-
-  def step(image: Image, rng: np.random.Generator) -> Image:
-    image = np.ascontiguousarray(image)
-    for _ in range(count):
-      image = distorted(image, names[rng.integers(len(names))], magnitude, rng)
-    return image
-
-  return step
-
-
-def distorted(image: Image, name: str, magnitude: float, rng: np.random.Generator) -> Image:
-  """The image after one operation of RANDAUG."""
-  operation, argument = RANDAUG[name]
-  if argument is None:
-    return operation(image)
-  value = argument(magnitude / 10)
-  if name in SIGNED and rng.random() < 0.5:
-    value = -value
-  centre = [int(rng.integers(side)) for side in image.shape[:2]] if name == 'Cutout' else []
-  return operation(image, value, *centre)
-
-
-def check_count(count: Any) -> None:
-  if type(count) is not int or not 0 <= count <= MAX_COUNT:
-    raise ValueError(f'count is {count!r}, not a number of operations from 0 to {MAX_COUNT}')
-
-
-# Pillow's operations, from PIL image to PIL image.
-
-
-def pillow(operation: Callable[..., Any]) -> Step:
+from vit_jax.images.decoding import Image
+from vit_jax.images.randaug import randaug
+from vit_jax.images.steps import (
+  GREY,
+  MAX_COUNT,
+  MAX_MAGNITUDE,
+  RAMP,
+  Step,
+  check_choice,
+  check_range,
+)
+
+if TYPE_CHECKING:
+  from PIL.Image import Image as Picture
+
+Operation = Callable[['Picture', np.random.Generator], 'Picture']
+Fill = tuple[int, ...]
+
+
+def pillow_step(operation: Operation) -> Step:
   """A step from a function of a PIL image and a generator."""
 
   def step(image: Image, rng: np.random.Generator) -> Image:
@@ -307,89 +43,95 @@ def pillow(operation: Callable[..., Any]) -> Step:
   return step
 
 
-def pointed(image: Any, table: np.ndarray) -> Any:
+def apply_pillow_table(image: 'Picture', table: np.ndarray) -> 'Picture':
   """A PIL image with each value looked up in (256,)."""
-  return image.point(table.tolist() * 3)
+  return image.point(table.tolist() * 3)  # one table for each channel
 
 
-def enhanced(image: Any, name: str, factor: float) -> Any:
+def enhance(image: 'Picture', name: str, factor: float) -> 'Picture':
+  """The image with its 'Color', 'Contrast', 'Brightness' or 'Sharpness' times a factor."""
   from PIL import ImageEnhance
 
   return getattr(ImageEnhance, name)(image).enhance(factor)
 
 
-def balanced(image: Any, name: str) -> Any:
+def apply_imageops(image: 'Picture', name: str) -> 'Picture':
+  """The image after the function of Pillow's ImageOps of that name, which takes nothing else."""
   from PIL import ImageOps
 
   return getattr(ImageOps, name)(image)
 
 
-def posterized(image: Any, bits: int) -> Any:
+def posterize(image: 'Picture', bits: int) -> 'Picture':
   """Keeps the upper bits; none of them gives black, which Pillow from 13 on refuses."""
-  return pointed(image, RAMP & ~(2 ** (8 - bits) - 1)) if bits < 8 else image
+  return apply_pillow_table(image, RAMP & ~(2 ** (8 - bits) - 1)) if bits < 8 else image
 
 
-def solarized(image: Any, threshold: float) -> Any:
-  return pointed(image, np.where(threshold > RAMP, RAMP, 255 - RAMP))
+def solarize(image: 'Picture', threshold: float) -> 'Picture':
+  return apply_pillow_table(image, np.where(threshold > RAMP, RAMP, 255 - RAMP))
 
 
-def brightened(image: Any, addition: int) -> Any:
-  return pointed(image, np.where(RAMP < 128, (RAMP + addition).clip(0, 255), RAMP))
+def solarize_add(image: 'Picture', addition: int) -> 'Picture':
+  return apply_pillow_table(image, np.where(RAMP < 128, (RAMP + addition).clip(0, 255), RAMP))
 
 
-def blurred(image: Any, radius: float) -> Any:
+def blur(image: 'Picture', radius: float) -> 'Picture':
   from PIL import ImageFilter
 
   return image.filter(ImageFilter.GaussianBlur(radius))
 
 
-def grey_in_rgb(image: Any) -> Any:
+def to_grey(image: 'Picture') -> 'Picture':
   return image.convert('L').convert('RGB')
 
 
-def turned(image: Any, degrees: float, name: str, fill: tuple[int, ...]) -> Any:
+def rotate(image: 'Picture', degrees: float, resampling: str, fill: Fill) -> 'Picture':
   from PIL import Image as pil
 
-  return image.rotate(degrees, pil.Resampling[name], fillcolor=fill)
+  return image.rotate(degrees, pil.Resampling[resampling], fillcolor=fill)
 
 
-def moved(image: Any, matrix: tuple[float, ...], name: str, fill: tuple[int, ...]) -> Any:
+def transform(
+  image: 'Picture', matrix: tuple[float, ...], resampling: str, fill: Fill
+) -> 'Picture':
   """Each pixel (x, y) from (a x + b y + c, d x + e y + f)."""
   from PIL import Image as pil
 
-  how = (pil.Transform.AFFINE, matrix, pil.Resampling[name])
-  return image.transform(image.size, *how, fillcolor=fill)
+  method = pil.Resampling[resampling]
+  return image.transform(image.size, pil.Transform.AFFINE, matrix, method, fillcolor=fill)
 
 
-# timm's names, without Increasing: (image, value, resampling, fill) -> image.
-PILLOW: dict[str, Callable[..., Any]] = {
-  'AutoContrast': lambda image, *_: balanced(image, 'autocontrast'),
-  'Equalize': lambda image, *_: balanced(image, 'equalize'),
-  'Invert': lambda image, *_: balanced(image, 'invert'),
-  'Rotate': turned,
-  'Posterize': lambda image, value, *_: posterized(image, value),
-  'Solarize': lambda image, value, *_: solarized(image, value),
-  'SolarizeAdd': lambda image, value, *_: brightened(image, value),
-  'Color': lambda image, value, *_: enhanced(image, 'Color', value),
-  'Contrast': lambda image, value, *_: enhanced(image, 'Contrast', value),
-  'Brightness': lambda image, value, *_: enhanced(image, 'Brightness', value),
-  'Sharpness': lambda image, value, *_: enhanced(image, 'Sharpness', value),
-  'ShearX': lambda image, value, *how: moved(image, (1, value, 0, 0, 1, 0), *how),
-  'ShearY': lambda image, value, *how: moved(image, (1, 0, 0, value, 1, 0), *how),
-  'TranslateX': lambda image, value, *how: moved(image, (1, 0, value, 0, 1, 0), *how),
-  'TranslateY': lambda image, value, *how: moved(image, (1, 0, 0, 0, 1, value), *how),
-  'TranslateXRel': lambda image, value, *how: moved(
-    image, (1, 0, value * image.width, 0, 1, 0), *how
+# By timm's names (data/auto_augment.py), without Increasing:
+# (image, value, resampling, fill) -> image.
+PILLOW: dict[str, Callable[..., 'Picture']] = {
+  'AutoContrast': lambda image, *_: apply_imageops(image, 'autocontrast'),
+  'Equalize': lambda image, *_: apply_imageops(image, 'equalize'),
+  'Invert': lambda image, *_: apply_imageops(image, 'invert'),
+  'Rotate': rotate,
+  'Posterize': lambda image, value, *_: posterize(image, value),
+  'Solarize': lambda image, value, *_: solarize(image, value),
+  'SolarizeAdd': lambda image, value, *_: solarize_add(image, value),
+  'Color': lambda image, value, *_: enhance(image, 'Color', value),
+  'Contrast': lambda image, value, *_: enhance(image, 'Contrast', value),
+  'Brightness': lambda image, value, *_: enhance(image, 'Brightness', value),
+  'Sharpness': lambda image, value, *_: enhance(image, 'Sharpness', value),
+  'ShearX': lambda image, value, *options: transform(image, (1, value, 0, 0, 1, 0), *options),
+  'ShearY': lambda image, value, *options: transform(image, (1, 0, 0, value, 1, 0), *options),
+  'TranslateX': lambda image, value, *options: transform(image, (1, 0, value, 0, 1, 0), *options),
+  'TranslateY': lambda image, value, *options: transform(image, (1, 0, 0, 0, 1, value), *options),
+  'TranslateXRel': lambda image, value, *options: transform(
+    image, (1, 0, value * image.width, 0, 1, 0), *options
   ),
-  'TranslateYRel': lambda image, value, *how: moved(
-    image, (1, 0, 0, 0, 1, value * image.height), *how
+  'TranslateYRel': lambda image, value, *options: transform(
+    image, (1, 0, 0, 0, 1, value * image.height), *options
   ),
-  'Desaturate': lambda image, value, *_: enhanced(image, 'Color', min(1.0, max(0.0, 1 - value))),
-  'GaussianBlur': lambda image, value, *_: blurred(image, value),
+  'Desaturate': lambda image, value, *_: enhance(image, 'Color', min(1.0, max(0.0, 1 - value))),
+  'GaussianBlur': lambda image, value, *_: blur(image, value),
 }
 
-# timm's names to the value of a level (magnitude / 10) and a sign; a missing one takes no value.
-LEVELS: dict[str, Callable[[float, int], Any]] = {
+# The value of each at a level (magnitude / 10) and a sign, timm's LEVEL_TO_ARG; one that is missing
+# takes no value. timm's HPARAMS_DEFAULT has no translate_pct, so that it is 0.45.
+LEVELS: dict[str, Callable[[float, int], float]] = {
   'Rotate': lambda level, sign: sign * level * 30.0,
   'Posterize': lambda level, sign: int(level * 4),
   'PosterizeIncreasing': lambda level, sign: 4 - int(level * 4),
@@ -407,7 +149,8 @@ for _name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
   LEVELS[_name] = lambda level, sign: level * 1.8 + 0.1
   LEVELS[_name + 'Increasing'] = lambda level, sign: max(0.1, 1.0 + sign * (level * 0.9))
 
-# What a string's t section names: operations with their weights, drawn without replacement; ...
+# What a spec's t section names, timm's _RAND_WEIGHTED_0, _RAND_WEIGHTED_3A: operations with their
+# weights, sampled without replacement; ...
 WEIGHTED: dict[str, dict[str, float]] = {
   'weights': {
     'Rotate': 3,
@@ -443,7 +186,7 @@ WEIGHTED: dict[str, dict[str, float]] = {
     'Invert': 1,
   },
 }
-# ... or without weights, drawn with it; 'inc0' and 'inc1' stand for a string that has no t section.
+# ... or without weights, sampled with it; 'inc0' and 'inc1' stand for a spec without a t section.
 UNWEIGHTED: dict[str, tuple[str, ...]] = {
   '3a': ('SolarizeIncreasing', 'Desaturate', 'GaussianBlur'),
   'inc0': (
@@ -466,45 +209,46 @@ def rand_augment(
   fill: tuple[int, int, int] = (GREY, GREY, GREY),
   resample: str = 'random',
 ) -> Step:
-  """timm's RandAugment, from its string; not what `randaug` does.
+  """timm's RandAugment, from its config string; not what `randaug` does.
 
   Args:
     spec: 'rand' and sections: m magnitude (10), n operations (2), p probability of each (0.5), mstd
       normal noise on the magnitude (0; over 100: uniform below it), mmax its bound (10, as in timm,
       where 15 is 10 too), inc1 for operations that grow stronger with it, t for another set of them
       ('tweights', 't3a', 't3aw').
-    fill: what a turn or shift leaves empty; timm's trainer takes the mean colour.
-    resample: of turns and shifts: 'bilinear', 'bicubic', or 'random', one of the two each time.
+    fill: the colour of pixels that a rotation or translation leaves empty; timm's trainer takes the
+      mean colour.
+    resample: of rotations and translations: 'bilinear', 'bicubic', or 'random', one of the two
+      each time.
   """
-  options = sections(spec)
+  options = parse_spec(spec)
   check_fill(fill)
   check_choice('resample', resample, (*RESAMPLING, 'random'))
   names, weights = operations(options)
-  count, probability = int(options['n']), options['p']
   resamplings = RESAMPLING if resample == 'random' else (resample,)
 
-  def augmented(image: Any, rng: np.random.Generator) -> Any:
-    for name in rng.choice(names, count, replace=weights is None, p=weights):
-      if rng.random() < probability:
-        level = magnitude(options, rng) / 10
+  def operation(image: 'Picture', rng: np.random.Generator) -> 'Picture':
+    for name in rng.choice(names, int(options['n']), replace=weights is None, p=weights):
+      if rng.random() < options['p']:
+        level = sample_magnitude(options, rng) / 10
         sign = int(rng.choice((-1, 1)))
-        how = resamplings[rng.integers(len(resamplings))].upper()
-        image = applied(image, name, level, sign, how, fill)
+        resampling = resamplings[rng.integers(len(resamplings))].upper()
+        image = apply_timm(image, name, level, sign, resampling, fill)
     return image
 
-  return pillow(augmented)
+  return pillow_step(operation)
 
 
-def applied(
-  image: Any, name: str, level: float, sign: int, resample: str, fill: tuple[int, ...]
-) -> Any:
+def apply_timm(
+  image: 'Picture', name: str, level: float, sign: int, resampling: str, fill: Fill
+) -> 'Picture':
   """A PIL image after timm's operation of that name."""
   value = LEVELS[name](level, sign) if name in LEVELS else None
-  return PILLOW[name.removesuffix('Increasing')](image, value, resample, fill)
+  return PILLOW[name.removesuffix('Increasing')](image, value, resampling, fill)
 
 
-def sections(spec: Any) -> dict[str, Any]:
-  """{'m': 9.0, ...} of timm's string, with its defaults."""
+def parse_spec(spec: object) -> dict[str, Any]:
+  """{'m': 9.0, ...} of timm's config string, with its defaults."""
   options: dict[str, Any] = dict(m=10.0, n=2.0, p=0.5, mstd=0.0, mmax=10.0, inc=0.0, t='')
   if not isinstance(spec, str) or spec.split('-')[0] != 'rand':
     raise ValueError(f"{spec!r} does not begin with 'rand'")
@@ -514,21 +258,20 @@ def sections(spec: Any) -> dict[str, Any]:
       raise ValueError(f'{spec!r}: unknown section {part!r}; known: {", ".join(options)}')
     name, value = match[1] or match[3], match[2] or match[4]
     if name in ('m', 'n', 'mmax', 'inc') and not value.isdigit():
-      raise ValueError(f'{spec!r}: {part!r} wants a whole number')
+      raise ValueError(f'{spec!r}: {part!r} must be a whole number')
     options[name] = value if name == 't' else float(value)
   check_range(f'{spec!r}: p', options['p'], 0, 1)
-  known = [*WEIGHTED, '3a']
   if options['t']:
-    check_choice(f'{spec!r}: set of operations', options['t'], known)
+    check_choice(f'{spec!r}: set of operations', options['t'], [*WEIGHTED, '3a'])
   if options['t'] in WEIGHTED and options['n'] > len(WEIGHTED[options['t']]):
     raise ValueError(f'{spec!r}: draws more operations than there are')
-  for name, most in {'m': MAX_MAGNITUDE, 'mmax': MAX_MAGNITUDE, 'n': MAX_COUNT}.items():
-    check_range(f'{spec!r}: {name}', options[name], 0, most)
+  for name, high in {'m': MAX_MAGNITUDE, 'mmax': MAX_MAGNITUDE, 'n': MAX_COUNT}.items():
+    check_range(f'{spec!r}: {name}', options[name], 0, high)
   return options
 
 
 def operations(options: dict[str, Any]) -> tuple[list[str], np.ndarray | None]:
-  """The names that a string draws from and, where it has a weighted set, their probabilities."""
+  """The names that a spec samples from and, where it has a weighted set, their probabilities."""
   name = options['t'] or f'inc{int(options["inc"] > 0)}'
   if name in UNWEIGHTED:
     return list(UNWEIGHTED[name]), None
@@ -536,14 +279,15 @@ def operations(options: dict[str, Any]) -> tuple[list[str], np.ndarray | None]:
   return list(WEIGHTED[name]), weights / weights.sum()
 
 
-def magnitude(options: dict[str, Any], rng: np.random.Generator) -> float:
-  """A draw of the magnitude, in [0, mmax]."""
+def sample_magnitude(options: dict[str, Any], rng: np.random.Generator) -> float:
+  """A random magnitude, in [0, mmax]."""
   mean, deviation = options['m'], options['mstd']
-  drawn = rng.uniform(0, mean) if deviation > 100 else rng.normal(mean, deviation)
-  return max(0.0, min(drawn, options['mmax'] or 10.0))
+  sample = rng.uniform(0, mean) if deviation > 100 else rng.normal(mean, deviation)
+  return max(0.0, min(sample, options['mmax'] or 10.0))
 
 
-def check_fill(fill: Any) -> None:
+def check_fill(fill: object) -> None:
+  """Raises ValueError for what is no colour."""
   if not (
     isinstance(fill, (tuple, list))
     and len(fill) == 3
@@ -552,35 +296,36 @@ def check_fill(fill: Any) -> None:
     raise ValueError(f'fill is {fill!r}, not three numbers in [0, 255]')
 
 
-BINS = 31
+BINS = 31  # values of an operation, torchvision's num_magnitude_bins
 
 
-def spaced(first: float, last: float) -> np.ndarray:
+def linspace(first: float, last: float) -> np.ndarray:
   """BINS float32 numbers at equal distances, rounded as torch.linspace does: from either end."""
-  stride, half = float(float32((last - first) / (BINS - 1))), BINS // 2
+  stride, half = float(np.float32((last - first) / (BINS - 1))), BINS // 2
   numbers = [first + stride * i for i in range(half)]
-  numbers += [float(float32(last)) - stride * (BINS - 1 - i) for i in range(half, BINS)]
+  numbers += [float(np.float32(last)) - stride * (BINS - 1 - i) for i in range(half, BINS)]
   return np.array(numbers, np.float32).astype(np.float64)
 
 
-def signed(last: float) -> np.ndarray:
-  return np.concatenate([spaced(0, last), -spaced(0, last)])
+def both_signs(last: float) -> np.ndarray:
+  return np.concatenate([linspace(0, last), -linspace(0, last)])
 
 
-# torchvision's operations of TrivialAugmentWide, and values that are equally likely.
+# The operations in _augmentation_space of torchvision's TrivialAugmentWide, and values that are
+# equally likely.
 TRIVIAL: dict[str, np.ndarray | None] = {
   'Identity': None,
-  'ShearX': signed(0.99),
-  'ShearY': signed(0.99),
-  'TranslateX': signed(32).astype(int),
-  'TranslateY': signed(32).astype(int),
-  'Rotate': signed(135),
-  'Brightness': 1 + signed(0.99),
-  'Color': 1 + signed(0.99),
-  'Contrast': 1 + signed(0.99),
-  'Sharpness': 1 + signed(0.99),
+  'ShearX': both_signs(0.99),
+  'ShearY': both_signs(0.99),
+  'TranslateX': both_signs(32).astype(int),
+  'TranslateY': both_signs(32).astype(int),
+  'Rotate': both_signs(135),
+  'Brightness': 1 + both_signs(0.99),
+  'Color': 1 + both_signs(0.99),
+  'Contrast': 1 + both_signs(0.99),
+  'Sharpness': 1 + both_signs(0.99),
   'Posterize': 8 - np.round(np.arange(BINS) / 5).astype(int),
-  'Solarize': spaced(255, 0),
+  'Solarize': linspace(255, 0),
   'AutoContrast': None,
   'Equalize': None,
 }
@@ -589,20 +334,20 @@ TRIVIAL: dict[str, np.ndarray | None] = {
 def trivial_augment() -> Step:
   """TrivialAugment, wide, as torchvision has it (arXiv 2103.10158): one operation of any strength.
 
-  Turns and shifts take the nearest pixel and leave black.
+  Rotations and translations take the nearest pixel and leave black.
   """
   names = list(TRIVIAL)
 
-  def augmented(image: Any, rng: np.random.Generator) -> Any:
+  def operation(image: 'Picture', rng: np.random.Generator) -> 'Picture':
     name = names[rng.integers(len(names))]
     values = TRIVIAL[name]
     value = None if values is None else values[rng.integers(len(values))].item()
-    return trivially(image, name, value)
+    return apply_trivial(image, name, value)
 
-  return pillow(augmented)
+  return pillow_step(operation)
 
 
-def trivially(image: Any, name: str, value: Any) -> Any:
+def apply_trivial(image: 'Picture', name: str, value: float | None) -> 'Picture':
   """A PIL image after TrivialAugment's operation of that name."""
   return image if name == 'Identity' else PILLOW[name](image, value, 'NEAREST', (0, 0, 0))
 
@@ -618,13 +363,13 @@ def three_augment() -> Step:
 
 def grayscale(probability: float = 0.2) -> Step:
   """Luminance in all three channels, as Pillow computes it, with that probability."""
-  return sometimes(probability, pillow(lambda image, rng: grey_in_rgb(image)))
+  return with_probability(probability, pillow_step(lambda image, rng: to_grey(image)))
 
 
 def solarization(probability: float = 0.2, threshold: int = 128) -> Step:
   """Inverts what is not below the threshold, with that probability."""
   check_range('threshold', threshold, 0, 256)
-  return sometimes(probability, pillow(lambda image, rng: solarized(image, threshold)))
+  return with_probability(probability, pillow_step(lambda image, rng: solarize(image, threshold)))
 
 
 def gaussian_blur(
@@ -633,11 +378,11 @@ def gaussian_blur(
   """Pillow's Gaussian blur with a uniform radius in pixels, with that probability."""
   check_range('radius_min', radius_min, 0, 100)
   check_range('radius_max', radius_max, radius_min, 100)
-  blur = pillow(lambda image, rng: blurred(image, rng.uniform(radius_min, radius_max)))
-  return sometimes(probability, blur)
+  step = pillow_step(lambda image, rng: blur(image, rng.uniform(radius_min, radius_max)))
+  return with_probability(probability, step)
 
 
-def sometimes(probability: float, step: Step) -> Step:
+def with_probability(probability: float, step: Step) -> Step:
   """The step with that probability, else the image as it is."""
   check_range('probability', probability, 0, 1)
   return lambda image, rng: step(image, rng) if rng.random() < probability else image
@@ -654,43 +399,41 @@ def color_jitter(
   Args:
     brightness: x draws a factor from [max(0, 1 - x), 1 + x]; 0 leaves it.
     contrast, saturation: the same; None takes that of brightness.
-    hue: x draws a turn from [-x, x], at most 0.5, which is half the circle.
+    hue: x draws a rotation of the hue from [-x, x], at most 0.5, which is half the circle.
   """
   contrast, saturation = (brightness if x is None else x for x in (contrast, saturation))
   amounts = {'Brightness': brightness, 'Contrast': contrast, 'Color': saturation}
   for name, value in zip(('brightness', 'contrast', 'saturation'), amounts.values()):
     check_range(name, value, 0, 100)
   check_range('hue', hue, 0, 0.5)
-  parts: list[Callable[[Any, np.random.Generator], Any]] = [
-    jitter(name, amount) for name, amount in amounts.items() if amount
-  ]
+  parts = [jitter(name, amount) for name, amount in amounts.items() if amount]
   if hue:
-    parts.append(lambda image, rng: hued(image, rng.uniform(-hue, hue)))
+    parts.append(lambda image, rng: shift_hue(image, rng.uniform(-hue, hue)))
 
-  def jittered(image: Any, rng: np.random.Generator) -> Any:
+  def operation(image: 'Picture', rng: np.random.Generator) -> 'Picture':
     for index in rng.permutation(len(parts)):
       image = parts[index](image, rng)
     return image
 
-  return pillow(jittered)
+  return pillow_step(operation)
 
 
-def jitter(name: str, amount: float) -> Callable[[Any, np.random.Generator], Any]:
+def jitter(name: str, amount: float) -> Operation:
   """One of Pillow's enhancements by a factor drawn from [max(0, 1 - amount), 1 + amount]."""
   low, high = max(0, 1 - amount), 1 + amount
-  return lambda image, rng: enhanced(image, name, rng.uniform(low, high))
+  return lambda image, rng: enhance(image, name, rng.uniform(low, high))
 
 
-def hued(image: Any, turn: float) -> Any:
-  """A PIL image with its hues turned by a share of the circle, in steps of 1 / 256."""
+def shift_hue(image: 'Picture', shift: float) -> 'Picture':
+  """A PIL image with its hues rotated by a fraction of the circle, in steps of 1 / 256."""
   from PIL import Image as pil
 
   hue, saturation, value = image.convert('HSV').split()
-  turned_hue = hue.point(((RAMP + int(turn * 255)) % 256).tolist())
-  return pil.merge('HSV', (turned_hue, saturation, value)).convert('RGB')
+  shifted = hue.point(((RAMP + int(shift * 255)) % 256).tolist())
+  return pil.merge('HSV', (shifted, saturation, value)).convert('RGB')
 
 
-FILLS: dict[str, Callable[[tuple[int, int], np.random.Generator], Any]] = {
+FILLS: dict[str, Callable[[tuple[int, int], np.random.Generator], np.ndarray | int]] = {
   'pixel': lambda size, rng: noise((*size, 3), rng),
   'const': lambda size, rng: GREY,
   'rand': lambda size, rng: noise((3,), rng),
@@ -712,7 +455,7 @@ def random_erasing(
 
   Args:
     probability: of erasing at all.
-    area_min, area_max: of the rectangle, as shares of the image.
+    area_min, area_max: of the rectangle, as fractions of the image.
     ratio_min: height to width is log-uniform in [ratio_min, 1 / ratio_min].
     mode: 'pixel', noise for each value; 'rand', for each channel; 'const', grey, which timm's 0 is.
   """
@@ -724,7 +467,7 @@ def random_erasing(
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
-    for _ in range(10):
+    for _ in range(10):  # as timm and torchvision try; a rectangle that does not fit is rare
       area = rng.uniform(area_min, area_max) * height * width
       ratio = math.exp(rng.uniform(math.log(ratio_min), -math.log(ratio_min)))
       h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -735,12 +478,12 @@ def random_erasing(
         break
     return image
 
-  return sometimes(probability, step)
+  return with_probability(probability, step)
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-  drawn = 127.5 + 127.5 * rng.standard_normal(shape, np.float32)
-  return drawn.round().clip(0, 255).astype(np.uint8)
+  values = 127.5 + 127.5 * rng.standard_normal(shape, np.float32)
+  return values.round().clip(0, 255).astype(np.uint8)
 
 
 STEPS: dict[str, Callable[..., Step]] = {

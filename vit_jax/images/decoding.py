@@ -9,16 +9,20 @@ import io
 import logging
 import re
 import struct
+import types
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from PIL.Image import Image as Picture
 
 Image = np.ndarray
 
 JPEG = b'\xff\xd8\xff'  # how such a file begins
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
-MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds
+MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds; as Pillow has it
 MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels
 MAX_DENSITY = 1024  # pixels to a byte of a JPEG: a block of 64 takes a bit or more
 
@@ -33,12 +37,12 @@ def decode(data: bytes) -> Image:
   Raises:
     BadImage: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
   """
-  image = opened(data)
+  image = decode_lazily(data)
   return image.pixels() if isinstance(image, Encoded) else image
 
 
-def pixels(image: bytes | Image) -> Image:
-  """An image given as the bytes of its file or as pixels, as pixels."""
+def as_pixels(image: bytes | Image) -> Image:
+  """The pixels of an image that is the bytes of its file, or pixels already."""
   return decode(image) if isinstance(image, bytes) else image
 
 
@@ -48,15 +52,15 @@ class Encoded:
   Fields:
     data: the file.
     stored: (height, width) of the pixels in the file.
-    orientation: by EXIF, a key of TURNS.
-    height_at: where the file says its height, if fewer rows can be decoded; else 0.
+    orientation: by EXIF, a key of ORIENTATIONS.
+    height_offset: of its height in the file, if fewer rows can be decoded; else 0.
     shape: (height, width, 3), upright.
   """
 
   def __init__(self, data: bytes, stored: tuple[int, int]):
     self.data, self.stored = data, stored
-    self.orientation, self.height_at = jpeg_headers(data)
-    swaps, _, _ = TURNS[self.orientation]
+    self.orientation, self.height_offset = jpeg_headers(data)
+    swaps, _, _ = ORIENTATIONS[self.orientation]
     self.shape = (*(stored[::-1] if swaps else stored), 3)
 
   def pixels(self) -> Image:
@@ -70,28 +74,28 @@ class Encoded:
     try:
       image = simplejpeg.decode_jpeg(self.data)
     except ValueError:
-      image = self.by_pillow()
-    return turned(image, self.orientation)
+      image = self.decode_pillow()
+    return upright(image, self.orientation)
 
-  def crop(self, box: tuple[int, int, int, int], least: tuple[int, int]) -> Image:
+  def crop(self, box: tuple[int, int, int, int], min_size: tuple[int, int]) -> Image:
     """The part within a box (top, left, height, width), perhaps at 1/2, 1/4 or 1/8 of its size.
 
     The decoder stops below the part, and shrinks at less cost than it decodes: so far as the part
-    keeps `least` (height, width). Its edges are then rounded to pixels of the smaller image.
+    keeps `min_size` (height, width). Its edges are then rounded to pixels of the smaller image.
 
     Raises:
       BadImage: if the file is cut short, or damaged in the part or above.
     """
-    spare = min(box[2] // least[0], box[3] // least[1])
-    factor = 1 if spare < 2 else 2 if spare < 4 else 4 if spare < 8 else 8
+    excess = min(box[2] // min_size[0], box[3] // min_size[1])
+    factor = 1 if excess < 2 else 2 if excess < 4 else 4 if excess < 8 else 8
     top, left, bottom, right = edges(box, self.shape, self.orientation)
     try:
       image = self.rows(bottom, factor)
     except ValueError:
-      image, factor = self.by_pillow(), 1
+      image, factor = self.decode_pillow(), 1
     if factor > 1:
       top, left, bottom, right = ((x + factor // 2) // factor for x in (top, left, bottom, right))
-    return turned(image[top:bottom, left:right], self.orientation)
+    return upright(image[top:bottom, left:right], self.orientation)
 
   def rows(self, bottom: int, factor: int) -> Image:
     """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8.
@@ -103,22 +107,22 @@ class Encoded:
 
     data, (height, width) = self.data, self.stored
     enough = (bottom + 19) // 16 * 16  # whole blocks, and a row below: chroma is interpolated
-    fewer = self.height_at > 0 and enough < height
+    fewer = self.height_offset > 0 and enough < height
     if fewer:  # as if the file were that high; what follows is no damage
       height = enough
-      data = data[: self.height_at] + enough.to_bytes(2, 'big') + data[self.height_at + 2 :]
-    least = (0, 0) if factor == 1 else (-(-height // factor), -(-width // factor))
-    return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1], strict=not fewer)
+      data = data[: self.height_offset] + enough.to_bytes(2, 'big') + data[self.height_offset + 2 :]
+    rows, columns = (0, 0) if factor == 1 else (-(-height // factor), -(-width // factor))
+    return simplejpeg.decode_jpeg(data, min_height=rows, min_width=columns, strict=not fewer)
 
-  def by_pillow(self) -> Image:
+  def decode_pillow(self) -> Image:
     """All of it as stored, which PIL makes of what the decoder finds damaged."""
-    image, _ = by_pillow(self.data)
+    image, _ = decode_pillow(self.data)
     if image.shape[:2] != self.stored:
       raise BadImage('damaged image (its headers differ in size)')
     return image
 
 
-def opened(data: bytes) -> Encoded | Image:
+def decode_lazily(data: bytes) -> Encoded | Image:
   """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL.
 
   Raises:
@@ -136,11 +140,11 @@ def opened(data: bytes) -> Encoded | Image:
       check_pixels(height, width)
       check_jpeg(data, height * width)
       return Encoded(data, (height, width))
-  image, orientation = by_pillow(data)
-  return turned(image, jpeg_headers(data)[0] if jpeg else orientation)
+  image, orientation = decode_pillow(data)
+  return upright(image, jpeg_headers(data)[0] if jpeg else orientation)
 
 
-def by_pillow(data: bytes) -> tuple[Image, int]:
+def decode_pillow(data: bytes) -> tuple[Image, int]:
   """The pixels of an image file of any form, as stored, and its orientation by EXIF."""
   from PIL import Image as pil
 
@@ -163,7 +167,7 @@ def by_pillow(data: bytes) -> tuple[Image, int]:
         check_jpeg(data, image.height * image.width)
       check_tiles(image)
       image.load()
-      return np.asarray(as_rgb(image)), tagged(image)
+      return np.asarray(as_rgb(image)), exif_tag(image)
   except BadImage:
     raise
   except Exception as error:
@@ -213,17 +217,19 @@ def check_webp(data: bytes) -> None:
     check_pixels(height, width)
 
 
-def check_tiles(image: Any) -> None:
+def check_tiles(image: 'Picture') -> None:
   """Raises BadImage for a TIFF whose tiles, or strips, promise more pixels than memory holds."""
-  if image.format == 'TIFF':
+  from PIL.TiffImagePlugin import TiffImageFile
+
+  if isinstance(image, TiffImageFile):
     for tile in image.tile:
-      left, top, right, bottom = tile[1]
+      left, top, right, bottom = tile[1] or (0, 0, *image.size)
       check_pixels(max(bottom - top, 1), max(right - left, 1))
     check_pixels(*(max(int(image.tag_v2.get(tag, 1)), 1) for tag in (323, 322)))
 
 
 # By EXIF orientation: whether the axes swap, then whether the rows and the columns are reversed.
-TURNS = {
+ORIENTATIONS = {
   1: (False, False, False),
   2: (False, False, True),
   3: (False, True, True),
@@ -235,9 +241,9 @@ TURNS = {
 }
 
 
-def turned(image: Image, orientation: int) -> Image:
-  """Stored pixels, upright."""
-  swaps, rows, columns = TURNS[orientation]
+def upright(image: Image, orientation: int) -> Image:
+  """Pixels as stored, rotated and mirrored to be upright."""
+  swaps, rows, columns = ORIENTATIONS[orientation]
   if swaps:
     image = opencv().transpose(image)
   if rows or columns:
@@ -250,7 +256,7 @@ def edges(
 ) -> tuple[int, int, int, int]:
   """Top, left, bottom and right, as stored, of a box (top, left, height, width) that is upright."""
   top, left, height, width = box
-  swaps, rows, columns = TURNS[orientation]
+  swaps, rows, columns = ORIENTATIONS[orientation]
   if rows:
     top = shape[0] - top - height
   if columns:
@@ -261,10 +267,10 @@ def edges(
 
 
 def jpeg_headers(data: bytes) -> tuple[int, int]:
-  """A JPEG's orientation, and where its height stands if it may be cut short there; else 0.
+  """A JPEG's orientation, and the offset of its height if it may be cut short there; else 0.
 
-  The orientation is a key of TURNS by EXIF, else by XMP; 1 where neither tells. Cut short may be
-  what has one scan, of all components, and is not cut short already.
+  The orientation is a key of ORIENTATIONS by EXIF, else by XMP; 1 where neither has one. Cut short
+  may be what has one scan, of all components, and is not cut short already.
   """
   exif, xmp, frame, at = b'', b'', 0, 2
   while at + 4 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != 0xDA:
@@ -284,7 +290,7 @@ def jpeg_headers(data: bytes) -> tuple[int, int]:
 
 
 def exif_orientation(exif: bytes) -> int:
-  """A key of TURNS; 0 where it tells none. Damage ends what is read."""
+  """A key of ORIENTATIONS; 0 where there is none. Damage ends what is read."""
   order = {b'II': '<', b'MM': '>'}.get(exif[:2])
   if not order:
     return 0
@@ -294,28 +300,28 @@ def exif_orientation(exif: bytes) -> int:
     for at in range(start + 2, start + 2 + 12 * count, 12):
       tag, kind, _, value = struct.unpack_from(order + 'HHIH', exif, at)
       if (tag, kind) == (0x112, 3):  # a short number
-        return value if value in TURNS else 1
+        return value if value in ORIENTATIONS else 1
   except struct.error:
     pass
   return 0
 
 
 def xmp_orientation(xmp: bytes) -> int:
-  """A key of TURNS; 0 where it tells none."""
-  found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
-  return int(found[1]) if found else 0
+  """A key of ORIENTATIONS; 0 where there is none."""
+  match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+  return int(match[1]) if match else 0
 
 
-def tagged(image: Any) -> int:
-  """The EXIF orientation of a PIL image that is loaded; damaged EXIF tells none."""
+def exif_tag(image: 'Picture') -> int:
+  """The EXIF orientation of a PIL image that is loaded; 1 where damaged EXIF has none."""
   try:
-    found = image.getexif().get(0x112)
+    orientation = image.getexif().get(0x112)
   except Exception:
     return 1
-  return found if found in TURNS else 1
+  return orientation if orientation in ORIENTATIONS else 1
 
 
-def as_rgb(image: Any) -> Any:
+def as_rgb(image: 'Picture') -> 'Picture':
   """A PIL image of any mode in RGB; 16-bit grey keeps its upper byte."""
   from PIL import Image as pil
 
@@ -329,7 +335,7 @@ def as_rgb(image: Any) -> Any:
 
 
 @functools.cache
-def opencv() -> Any:
+def opencv() -> types.ModuleType:
   """OpenCV, without threads of its own: those of the pipeline share the cores."""
   import cv2
 

@@ -18,29 +18,36 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.images import augment
-from vit_jax.images.augment import check_range
-from vit_jax.images.decoding import MAX_PIXELS, Encoded, Image, check_pixels, decode, opencv, opened
+from vit_jax.images.decoding import (
+  MAX_PIXELS,
+  Encoded,
+  Image,
+  check_pixels,
+  decode,
+  decode_lazily,
+  opencv,
+)
 from vit_jax.images.decoding import BadImage as BadImage  # "as": these are names of this file too
-from vit_jax.images.decoding import pixels as pixels
+from vit_jax.images.decoding import as_pixels as as_pixels
+from vit_jax.images.steps import Step as Step
+from vit_jax.images.steps import check_choice, check_range
 from vit_jax.text import nearest
 
-Step = Callable[[Image, np.random.Generator], Image]
 
-
-def resized(image: Image, height: int, width: int, method: str = 'bilinear') -> Image:
+def resize_image(image: Image, height: int, width: int, method: str = 'bilinear') -> Image:
   """The image at (height, width) by one of METHODS."""
   if image.shape[:2] == (height, width):
     return image
   return METHODS[method](image, (width, height))
 
 
-def interpolated(image: Image, size: tuple[int, int], name: str) -> Image:
+def resize_opencv(image: Image, size: tuple[int, int], name: str) -> Image:
   """Half-pixel centres and no antialiasing; `size` is (width, height)."""
   cv2 = opencv()
   return cv2.resize(image, size, interpolation=getattr(cv2, name))
 
 
-def pillow(image: Image, size: tuple[int, int], name: str) -> Image:
+def resize_pillow(image: Image, size: tuple[int, int], name: str) -> Image:
   """Half-pixel centres and antialiasing, always; `size` is (width, height)."""
   from PIL import Image as pil
 
@@ -48,20 +55,22 @@ def pillow(image: Image, size: tuple[int, int], name: str) -> Image:
 
 
 METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
-  'bilinear': functools.partial(interpolated, name='INTER_LINEAR'),  # tf.image.resize: Google
-  'bicubic': functools.partial(interpolated, name='INTER_CUBIC'),
-  'bilinear_antialias': functools.partial(pillow, name='BILINEAR'),  # torchvision, Hugging Face
-  'bicubic_antialias': functools.partial(pillow, name='BICUBIC'),  # timm, DeiT
+  'bilinear': functools.partial(resize_opencv, name='INTER_LINEAR'),  # tf.image.resize: Google
+  'bicubic': functools.partial(resize_opencv, name='INTER_CUBIC'),
+  'bilinear_antialias': functools.partial(
+    resize_pillow, name='BILINEAR'
+  ),  # torchvision, Hugging Face
+  'bicubic_antialias': functools.partial(resize_pillow, name='BICUBIC'),  # timm, DeiT
 }
 ROUNDINGS = ('nearest', 'down')
-MAX_SIDE = 16_384  # pixels, that a step may be asked for
+MAX_SIDE = 16_384  # pixels that a config may ask for; more is a mistake
 
 
 def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
   """Squashes to (height, width) by one of METHODS."""
   check_sides(height, width)
-  check_method(method)
-  return lambda image, rng: resized(image, height, width, method)
+  check_choice('method', method, METHODS)
+  return lambda image, rng: resize_image(image, height, width, method)
 
 
 def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'nearest') -> Step:
@@ -74,23 +83,23 @@ def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'neares
       timm and Hugging Face.
   """
   check_sides(side, side)
-  check_method(method)
-  check_rounding(rounding)
+  check_choice('method', method, METHODS)
+  check_choice('rounding', rounding, ROUNDINGS)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    height, width = scaled(image.shape[0], image.shape[1], side, rounding)
-    check_pixels(height, width)  # of a thin line, all but without end
-    return resized(image, height, width, method)
+    height, width = scale_sides(image.shape[0], image.shape[1], side, rounding)
+    check_pixels(height, width)  # a line of one pixel becomes almost endless
+    return resize_image(image, height, width, method)
 
   return step
 
 
-def scaled(height: int, width: int, side: int, rounding: str) -> tuple[int, int]:
+def scale_sides(height: int, width: int, side: int, rounding: str) -> tuple[int, int]:
   """The sides with the smaller at `side`."""
-  least = min(height, width)
+  smaller = min(height, width)
   if rounding == 'down':
-    return side * height // least, side * width // least
-  factor = np.float32(side) / np.float32(least)
+    return side * height // smaller, side * width // smaller
+  factor = np.float32(side) / np.float32(smaller)
   return int(np.rint(np.float32(height) * factor)), int(np.rint(np.float32(width) * factor))
 
 
@@ -99,15 +108,15 @@ def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
 
   Args:
     height, width: in pixels.
-    rounding: of half the spare pixels where these are odd: 'down', as big_vision and Hugging Face,
-      or 'nearest' (even), as torchvision and timm.
+    rounding: of half the pixels beyond the crop where these are odd: 'down', as big_vision and
+      Hugging Face, or 'nearest' (even), as torchvision and timm.
   """
   check_sides(height, width)
-  check_rounding(rounding)
+  check_choice('rounding', rounding, ROUNDINGS)
   half = round if rounding == 'nearest' else math.floor
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    top, left = (half(room / 2) for room in spare(image, height, width))
+    top, left = (half(excess / 2) for excess in margins(image, height, width))
     return image[top : top + height, left : left + width]
 
   return step
@@ -125,22 +134,22 @@ def crop_ratio(
   rows, columns = math.floor(height / ratio), math.floor(width / ratio)
   check_sides(rows, columns)
   if height == width:
-    steps = resize_small(rows, method=method, rounding='down')
+    enlarge = resize_small(rows, method=method, rounding='down')
   else:
-    steps = resize_over(rows, columns, method)
+    enlarge = resize_to_cover(rows, columns, method)
   crop = central_crop(height, width, rounding='nearest')
-  return lambda image, rng: crop(steps(image, rng), rng)
+  return lambda image, rng: crop(enlarge(image, rng), rng)
 
 
-def resize_over(height: int, width: int, method: str) -> Step:
+def resize_to_cover(height: int, width: int, method: str) -> Step:
   """Resizes to no less than (height, width), and on one side to no more; keeps the aspect."""
-  check_method(method)
+  check_choice('method', method, METHODS)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
     shrink = min(image.shape[0] / height, image.shape[1] / width)
     rows, columns = (round(side / shrink) for side in image.shape[:2])
     check_pixels(rows, columns)
-    return resized(image, rows, columns, method)
+    return resize_image(image, rows, columns, method)
 
   return step
 
@@ -150,13 +159,13 @@ def random_crop(height: int, width: int) -> Step:
   check_sides(height, width)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    top, left = (int(rng.integers(room + 1)) for room in spare(image, height, width))
+    top, left = (int(rng.integers(excess + 1)) for excess in margins(image, height, width))
     return image[top : top + height, left : left + width]
 
   return step
 
 
-def spare(image: Image, height: int, width: int) -> tuple[int, int]:
+def margins(image: Image, height: int, width: int) -> tuple[int, int]:
   """Rows and columns of the image beyond a crop of (height, width)."""
   rows, columns = image.shape[0] - height, image.shape[1] - width
   if rows < 0 or columns < 0:
@@ -168,13 +177,9 @@ def spare(image: Image, height: int, width: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-  """A step that takes an Encoded image too, of which it decodes what it needs.
+  """A step that takes an Encoded image too, of which it decodes what it needs."""
 
-  Fields:
-    step: takes either.
-  """
-
-  step: Callable[[Any, np.random.Generator], Image]
+  step: Callable[[Image | Encoded, np.random.Generator], Image]
 
   def __call__(self, image: Image | Encoded, rng: np.random.Generator) -> Image:
     return self.step(image, rng)
@@ -190,7 +195,7 @@ def inception_crop(
   *,
   method: str = 'bilinear',
 ) -> Step:
-  """A crop of random area (a share of the image's) and aspect, resized (arXiv 1409.4842).
+  """A crop of random area (a fraction of the image's) and aspect, resized (arXiv 1409.4842).
 
   As the first step it decodes a large JPEG at 1/2, 1/4 or 1/8 of its size where the crop allows.
   """
@@ -199,12 +204,12 @@ def inception_crop(
   check_range('area_max', area_max, area_min, 1)
   check_range('ratio_min', ratio_min, 0.01, 100)
   check_range('ratio_max', ratio_max, ratio_min, 100)
-  check_method(method)
+  check_choice('method', method, METHODS)
   low, high = math.log(ratio_min), math.log(ratio_max)
 
   def step(image: Image | Encoded, rng: np.random.Generator) -> Image:
     rows, columns, _ = image.shape
-    for area, ratio, down, across in rng.random((10, 4)).tolist():
+    for area, ratio, down, across in rng.random((10, 4)).tolist():  # tries, as torchvision
       area = (area_min + (area_max - area_min) * area) * rows * columns
       ratio = math.exp(low + (high - low) * ratio)
       h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
@@ -213,15 +218,17 @@ def inception_crop(
         break
     else:
       box = 0, 0, rows, columns
-    return resized(cut(image, box, (height, width)), height, width, method)
+    return resize_image(crop_box(image, box, (height, width)), height, width, method)
 
   return Lazy(step)
 
 
-def cut(image: Image | Encoded, box: tuple[int, int, int, int], least: tuple[int, int]) -> Image:
-  """The part within a box (top, left, height, width), which may shrink to `least`."""
+def crop_box(
+  image: Image | Encoded, box: tuple[int, int, int, int], min_size: tuple[int, int]
+) -> Image:
+  """The part within a box (top, left, height, width), which may be shrunk to `min_size`."""
   if isinstance(image, Encoded):
-    return image.crop(box, least)
+    return image.crop(box, min_size)
   top, left, height, width = box
   return image[top : top + height, left : left + width]
 
@@ -233,13 +240,13 @@ def flip() -> Step:
 
 
 def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: float = 0.0) -> Step:
-  """A random turn, shift, zoom and slant about the centre, each uniform; new pixels are black.
+  """A random rotation, translation, zoom and shear about the centre, each uniform; fills black.
 
   Args:
-    degrees: largest turn.
-    shift: largest shift, a share of each side.
+    degrees: largest rotation.
+    shift: largest translation, a fraction of each side.
     zoom: largest relative change of size, at most 0.9.
-    shear: largest slant, in degrees, at most 80.
+    shear: largest shear, in degrees, at most 80.
   """
   check_range('degrees', degrees, 0, 180)
   check_range('shift', shift, 0, 1)
@@ -249,10 +256,11 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
   def step(image: Image, rng: np.random.Generator) -> Image:
     cv2 = opencv()
     height, width = image.shape[:2]
-    angle, slant = np.radians(rng.uniform(-degrees, degrees)), rng.uniform(-shear, shear)
+    angle = np.radians(rng.uniform(-degrees, degrees))
+    shear_angle = np.radians(rng.uniform(-shear, shear))
     scale = 1 + rng.uniform(-zoom, zoom)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = scale * turn @ np.array([[1, np.tan(np.radians(slant))], [0, 1]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = scale * rotation @ np.array([[1, np.tan(shear_angle)], [0, 1]])
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     offset = centre - linear @ centre + rng.uniform(-shift, shift, 2) * (width, height)
     matrix = np.column_stack([linear, offset])
@@ -261,25 +269,13 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
   return step
 
 
-def check_sides(height: Any, width: Any) -> None:
+def check_sides(height: int, width: int) -> None:
   """Raises ValueError for sides that are no whole numbers of pixels, or too many."""
   for side in (height, width):
     if type(side) is not int or not 1 <= side <= MAX_SIDE:
       raise ValueError(f'{side!r} is not a number of pixels from 1 to {MAX_SIDE:,}')
   if height * width > MAX_PIXELS:
     raise ValueError(f'{height}x{width} pixels exceed the limit of {MAX_PIXELS:,}')
-
-
-def check_method(method: Any) -> None:
-  """Raises ValueError for a method that is none of METHODS."""
-  if method not in METHODS:
-    raise ValueError(f'unknown method {method!r}; known: {", ".join(METHODS)}')
-
-
-def check_rounding(rounding: Any) -> None:
-  """Raises ValueError for a rounding that is none of ROUNDINGS."""
-  if rounding not in ROUNDINGS:
-    raise ValueError(f'unknown rounding {rounding!r}; known: {", ".join(ROUNDINGS)}')
 
 
 STEPS: dict[str, Callable[..., Step]] = {
@@ -295,7 +291,7 @@ STEPS: dict[str, Callable[..., Step]] = {
     affine,
   )
 } | augment.STEPS
-SIZED = ('height', 'width')
+SIZED = ('height', 'width')  # the first parameters of a step that takes the model's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,13 +307,16 @@ class Transform:
   size: tuple[int, int]
 
   def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
-    given: Any = image  # Encoded for a first step that takes it
+    first: Image | Encoded
     if isinstance(image, bytes):
-      lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
-      given = opened(image) if lazy else decode(image)
+      is_lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
+      first = decode_lazily(image) if is_lazy else decode(image)
+    else:
+      first = image
+    pixels: Any = first  # which a Lazy first step alone takes Encoded
     for step in self.steps:
-      given = step(given, rng)
-    return given
+      pixels = step(pixels, rng)
+    return pixels
 
 
 def compose(line: str, size: tuple[int, int]) -> Transform:
@@ -331,11 +330,11 @@ def compose(line: str, size: tuple[int, int]) -> Transform:
   Raises:
     ValueError: for an unknown step or arguments that it does not take.
   """
-  steps = tuple(parsed(text.strip(), size) for text in line.split('|') if text.strip())
+  steps = tuple(parse_step(text.strip(), size) for text in line.split('|') if text.strip())
   return Transform(steps, (size[0], size[1]))
 
 
-def parsed(text: str, size: tuple[int, int]) -> Step:
+def parse_step(text: str, size: tuple[int, int]) -> Step:
   """The step that 'name' or 'name(arguments)' stands for."""
   match = re.fullmatch(r'([\w.]+:\w+|\w+)\s*(\(.*\))?', text)
   name, arguments = (match[1], match[2] or '()') if match else (text, '()')
@@ -363,11 +362,11 @@ def parsed(text: str, size: tuple[int, int]) -> Step:
     raise ValueError(f'transform {text!r}: {error}') from None
 
 
-def literal(argument: ast.expr) -> Any:
-  """The value that is written there.
+def literal(argument: ast.expr) -> object:
+  """The value of a number or text in the source.
 
   Raises:
-    ValueError: if it is not written out.
+    ValueError: if it is something else.
   """
   try:
     return ast.literal_eval(argument)
