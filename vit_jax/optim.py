@@ -6,9 +6,10 @@ round all of it.
 """
 
 import dataclasses
+import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ import optax
 from flax import traverse_util
 
 from vit_jax import lookup, models
+from vit_jax.models import Tree
 from vit_jax.text import error_line
 
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate, ()
 
 UNITS = r'steps?|epochs?|%'
 DURATION = re.compile(rf'([0-9]{{1,3}}(?:_?[0-9]{{1,3}}){{0,3}}(?:\.[0-9]+)?)\s*({UNITS})?')
@@ -103,26 +105,13 @@ def make_schedule(
       f'warm-up of {warmup} and cool-down of {cooldown} steps exceed the run of {total}'
     )
 
-  def left(s: jax.Array) -> jax.Array:
-    """1 until warm-up ends, then falling to 0."""
-    return 1 - jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
+  rate_at = decays(learning_rate, total, warmup, end, timescale, boundaries, factor)
+  if name not in rate_at:
+    raise ValueError(f'unknown schedule {name!r}; known: {", ".join(rate_at)}')
 
-  def decay(s: jax.Array) -> jax.Array:
-    return jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale))
-
-  shapes: dict[str, Schedule] = {
-    'constant': lambda s: jnp.asarray(learning_rate),
-    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 - jnp.cos(jnp.pi * left(s))),
-    'linear': lambda s: end + (learning_rate - end) * left(s),
-    'rsqrt': lambda s: learning_rate * decay(s),
-    'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
-  }
-  if name not in shapes:
-    raise ValueError(f'unknown schedule {name!r}; known: {", ".join(shapes)}')
-
-  def schedule(step: Any) -> jax.Array:
+  def schedule(step: int | jax.Array) -> jax.Array:
     s = jnp.asarray(step, jnp.float32)
-    rate = shapes[name](s)
+    rate = rate_at[name](s)
     if warmup:
       rate = rate * jnp.minimum(1.0, s / warmup)
     if cooldown:
@@ -132,7 +121,34 @@ def make_schedule(
   return schedule
 
 
-def layers_of(params: Any) -> tuple[dict[str, Any], int]:
+def decays(
+  learning_rate: float,
+  total: int,
+  warmup: int,
+  end: float,
+  timescale: int,
+  boundaries: tuple[int, ...],
+  factor: float,
+) -> dict[str, Callable[[jax.Array], jax.Array]]:
+  """The schedules by name, each (step as float32) -> rate, before warm-up and cool-down."""
+
+  def remaining(s: jax.Array) -> jax.Array:
+    """1 until warm-up ends, then falling to 0."""
+    return 1 - jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
+
+  def decay(s: jax.Array) -> jax.Array:
+    return jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale))
+
+  return {
+    'constant': lambda s: jnp.asarray(learning_rate),
+    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 - jnp.cos(jnp.pi * remaining(s))),
+    'linear': lambda s: end + (learning_rate - end) * remaining(s),
+    'rsqrt': lambda s: learning_rate * decay(s),
+    'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
+  }
+
+
+def layers_of(params: Tree) -> tuple[dict[str, int | np.ndarray], int]:
   """The layer of each parameter by its name, and L, how many layers there are.
 
   Stem, patch embedding, tokens and positions are layer 0, block i of the encoder is layer i + 1,
@@ -142,15 +158,15 @@ def layers_of(params: Any) -> tuple[dict[str, Any], int]:
   named = models.flat(params)
   matches = {name: match for name in named if (match := UNIT.match(name))}
   units = {name: (int(match[1]), int(match[2])) for name, match in matches.items()}
-  place = {unit: i + 1 for i, unit in enumerate(sorted(set(units.values())))}
+  unit_layer = {unit: i + 1 for i, unit in enumerate(sorted(set(units.values())))}
   stacked = [leaf.shape[0] for name, leaf in named.items() if is_stacked(name)]
-  depth = max([len(place), *stacked])
+  depth = max([len(unit_layer), *stacked])
 
-  def layer(name: str) -> Any:
+  def layer(name: str) -> int | np.ndarray:
     if is_stacked(name):
       return np.arange(1, depth + 1)
     if name in units:
-      return place[units[name]]
+      return unit_layer[units[name]]
     return 0 if name.split('/')[0] in FIRST else depth + 1
 
   return {name: layer(name) for name in named}, depth
@@ -171,7 +187,7 @@ class Frozen:
   def __bool__(self) -> bool:
     return bool(self.names or self.layers)
 
-  def trainable(self, tree: Any) -> Any:
+  def trainable(self, tree: Tree) -> Tree:
     """What is trained of a tree such as the parameters, under the same names."""
     if not self:
       return tree
@@ -179,13 +195,13 @@ class Frozen:
     cut = {name: leaf[self.layers :] if self.cuts(name) else leaf for name, leaf in leaves.items()}
     return traverse_util.unflatten_dict(cut, sep='/')
 
-  def with_trainable(self, tree: Any, trainable: Any) -> Any:
+  def with_trainable(self, tree: Tree, trainable: Tree) -> Tree:
     """The tree with what is trained replaced by `trainable`."""
     if not self:
       return trainable
     trained = models.flat(trainable)
 
-    def whole(name: str, leaf: Any) -> Any:
+    def whole(name: str, leaf: jax.Array) -> jax.Array:
       new = trained.get(name, leaf)
       return jnp.concatenate([leaf[: self.layers], new]) if self.cuts(name) else new
 
@@ -199,7 +215,7 @@ class Frozen:
 ALL_TRAINED = Frozen()
 
 
-def make_frozen(params: Any, *, body: bool = False, layers: int = 0, names: str = '') -> Frozen:
+def make_frozen(params: Tree, *, body: bool = False, layers: int = 0, names: str = '') -> Frozen:
   """What is frozen of a model's parameters.
 
   Args:
@@ -227,13 +243,15 @@ def make_frozen(params: Any, *, body: bool = False, layers: int = 0, names: str 
 def matching(expression: str, names: list[str]) -> set[str]:
   """The names that a regular expression matches as a whole; at least one."""
   try:
-    found = {name for name in names if re.fullmatch(expression, name)}
+    matches = {name for name in names if re.fullmatch(expression, name)}
   except re.error as error:
     raise ValueError(f'freeze.names {expression!r} is no regular expression: {error}') from None
-  if not found:
-    shown = ', '.join(names[:: max(len(names) // 4, 1)])
-    raise ValueError(f'freeze.names {expression!r} matches no whole name; there are {shown}, ...')
-  return found
+  if not matches:
+    examples = ', '.join(names[:: max(len(names) // 4, 1)])
+    raise ValueError(
+      f'freeze.names {expression!r} matches no whole name; there are {examples}, ...'
+    )
+  return matches
 
 
 def make_optimizer(
@@ -253,7 +271,7 @@ def make_optimizer(
   gsam: float = 0.0,
   sam_min: float = 0.0,
   rates: tuple[float, float] | None = None,
-  params: Any = None,
+  params: Tree = None,
 ) -> optax.GradientTransformation:
   """The optimiser of that name.
 
@@ -261,7 +279,7 @@ def make_optimizer(
     name: 'sgd' (momentum), 'adam' or 'adamw' (one and the same here: the ViT paper's Adam with
       weight decay 0.1 is what was later called AdamW), 'adafactor' (as in arXiv 2106.04560: with
       momentum and without scaling by the parameters' size), 'lion', 'lamb', or 'muon' (kernels of
-      the encoder; Adam for the rest). Or 'package.module:name', see `optimizer_elsewhere`.
+      the encoder; Adam for the rest). Or 'package.module:name', see `imported_recipe`.
     schedule: learning rate by step.
     weight_decay: decoupled, times the learning rate, on kernels only; not on biases, norms,
       positions or tokens.
@@ -285,35 +303,14 @@ def make_optimizer(
     ValueError: for an unknown name, or values that do not go together.
   """
   check_sharpness(sam, gsam, sam_min, rates)
-  dtype = momentum_dtype
-  methods: dict[str, Callable[[], optax.GradientTransformation]] = {
-    'sgd': lambda: optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype),
-    'adam': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
-    'adamw': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
-    'adafactor': lambda: per_layer(scale_by_adafactor(momentum, dtype)),
-    'lion': lambda: optax.scale_by_lion(b1, b2, mu_dtype=dtype),
-    'lamb': lambda: optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype),
-    'muon': lambda: scale_by_muon(b1, b2, eps, momentum, nesterov, dtype),
-  }
-  if dtype not in (None, 'float32', 'bfloat16'):
-    raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
-  if lookup.is_path(name):
-    if dtype == 'bfloat16':
-      raise ValueError(f"momentum_dtype is 'bfloat16', which {name} is not told: set it to float32")
-    values = dict(weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum)
-    method = [optimizer_elsewhere(name, schedule, values | {'nesterov': nesterov})]
-  elif name in methods:
-    method = [
-      methods[name](),
-      *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
-      *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
-      optax.scale_by_learning_rate(schedule),
-    ]
-  else:
-    raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(methods)}, or 'module:name'")
+  values: dict[str, Any] = dict(
+    weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov
+  )
+  make = imported_recipe if lookup.is_path(name) else recipe
+  # One flat chain: the names of its state are in the checkpoints of runs.
   tx = optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
-    *method,
+    *make(name, schedule, values, momentum_dtype),
     *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
   if not sam:
@@ -323,9 +320,38 @@ def make_optimizer(
   return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
 
 
-def optimizer_elsewhere(
-  name: str, schedule: Schedule, values: dict[str, Any]
-) -> optax.GradientTransformation:
+def recipe(
+  name: str, schedule: Schedule, values: Mapping[str, Any], dtype: str | None
+) -> list[optax.GradientTransformation]:
+  """One of our optimisers as its parts; the arguments are those of `make_optimizer`."""
+  b1, b2, eps, momentum, nesterov, weight_decay = (
+    values[field] for field in ('b1', 'b2', 'eps', 'momentum', 'nesterov', 'weight_decay')
+  )
+  adam = functools.partial(optax.scale_by_adam, b1, b2, eps, mu_dtype=dtype)
+  methods: dict[str, Callable[[], optax.GradientTransformation]] = {
+    'sgd': lambda: optax.trace(momentum, nesterov=nesterov, accumulator_dtype=dtype),
+    'adam': adam,
+    'adamw': adam,
+    'adafactor': lambda: per_layer(scale_by_adafactor(momentum, dtype)),
+    'lion': lambda: optax.scale_by_lion(b1, b2, mu_dtype=dtype),
+    'lamb': adam,
+    'muon': lambda: scale_by_muon(b1, b2, eps, momentum, nesterov, dtype),
+  }
+  if dtype not in (None, 'float32', 'bfloat16'):
+    raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
+  if name not in methods:
+    raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(methods)}, or 'module:name'")
+  return [
+    methods[name](),
+    *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),
+    *([per_layer(optax.scale_by_trust_ratio())] if name == 'lamb' else []),
+    optax.scale_by_learning_rate(schedule),
+  ]
+
+
+def imported_recipe(
+  name: str, schedule: Schedule, values: Mapping[str, Any], dtype: str | None
+) -> list[optax.GradientTransformation]:
   """The optimiser that 'package.module:name' makes of a learning-rate schedule, 'optax:adabelief'.
 
   It is called with the schedule, and with those of the values that it has parameters for; where it
@@ -336,11 +362,14 @@ def optimizer_elsewhere(
       parameters.
     schedule: learning rate by step.
     values: by name, of the config.
+    dtype: of the momentum, which it cannot choose: None or 'float32'.
 
   Raises:
     ValueError: if there is no such function, it makes no transformation, or it has no parameter for
       a value that is not the default: such a value would do nothing.
   """
+  if dtype not in (None, 'float32'):
+    raise ValueError(f'momentum_dtype is {dtype!r}, which {name} does not take: set it to float32')
   make = lookup.imported(name, 'optimizer')
   try:
     parameters = inspect.signature(make).parameters
@@ -361,7 +390,7 @@ def optimizer_elsewhere(
     raise ValueError(f'optimizer {name!r}: {error_line(error)}') from error
   if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
     raise ValueError(f'optimizer {name!r} gives {type(tx).__name__}, not an optax transformation')
-  return tx
+  return [tx]
 
 
 def check_sharpness(
@@ -411,9 +440,9 @@ def sharpness_aware(
     return inner
 
   def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
+    updates: Tree,
+    state: optax.OptState,
+    params: Tree = None,
     *,
     grad_fn: Callable[..., Any] | None = None,
     **extra_args: Any,
@@ -431,13 +460,13 @@ def sharpness_aware(
   return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def narrow_gap(perturbed: Any, clean: Any, alpha: float) -> Any:
+def narrow_gap(perturbed: Tree, clean: Tree, alpha: float) -> Tree:
   """g_p - alpha * (g - its projection on g_p): the update of GSAM's Algorithm 1."""
   projection = optax.tree.vdot(clean, perturbed) / safe_norm(perturbed) ** 2
   return jax.tree.map(lambda p, g: p - alpha * (g - projection * p), perturbed, clean)
 
 
-def safe_norm(tree: Any) -> jax.Array:
+def safe_norm(tree: Tree) -> jax.Array:
   """The global norm, or 1e-12 where it is less, so that zero divided by it is zero.
 
   Squares of float32 vanish below 1e-19: a norm much nearer to zero would be no norm.
@@ -445,13 +474,13 @@ def safe_norm(tree: Any) -> jax.Array:
   return jnp.maximum(optax.tree.norm(tree), 1e-12)
 
 
-def schedule_step(state: Any) -> jax.Array:
+def schedule_step(state: optax.OptState) -> jax.Array:
   """The step that the learning rate of the next update is for, from an optimiser's state: () int32.
 
   It is behind the training step where that has skipped updates, as the rate is.
   """
 
-  def is_schedule(node: Any) -> bool:
+  def is_schedule(node: object) -> bool:
     return isinstance(node, optax.ScaleByScheduleState)
 
   nodes = filter(is_schedule, jax.tree.leaves(state, is_leaf=is_schedule))
@@ -466,34 +495,34 @@ def radius_by_rate(
 ) -> Schedule:
   """GSAM's radius by step, linear in the learning rate, from radii[0] at rates[0] to radii[1].
 
-  Rates outside give the nearer radius, in warm-up, where the published code goes on along the line.
+  Rates outside give the nearer radius, in warm-up, where the published code extrapolates.
   It is radii[1] throughout if the rates are not in ascending order, as of a schedule that is flat.
   """
-  (low, high), (smallest, largest) = rates, radii
+  (low, high), (min_radius, max_radius) = rates, radii
 
-  def radius(step: Any) -> jax.Array:
+  def radius(step: int | jax.Array) -> jax.Array:
     fraction = (schedule(step) - low) / (high - low) if low < high else jnp.asarray(1.0)
-    return smallest + (largest - smallest) * jnp.clip(fraction, 0, 1)
+    return min_radius + (max_radius - min_radius) * jnp.clip(fraction, 0, 1)
 
   return radius
 
 
-def scale_by_layer(decay: float, params: Any = None) -> optax.GradientTransformation:
+def scale_by_layer(decay: float, params: Tree = None) -> optax.GradientTransformation:
   """Each update times decay^(L + 1 - layer), the layers being those of `params`; see `layers_of`.
 
   Of stacked layers an update may have the last ones only.
   """
 
-  def scaled(updates: Any, _: Any) -> Any:
+  def scaled(updates: Tree, _: Tree) -> Tree:
     layers, depth = layers_of(updates if params is None else params)
 
-    def of(name: str, update: jax.Array) -> jax.Array:
+    def scale(name: str, update: jax.Array) -> jax.Array:
       rate = jnp.asarray(decay ** (depth + 1.0 - layers[name]), update.dtype)
       if rate.ndim:
         rate = rate[-len(update) :].reshape(-1, *(1,) * (update.ndim - 1))
       return rate * update
 
-    return models.map_named(of, updates)
+    return models.map_named(scale, updates)
 
   return optax.stateless(scaled)
 
@@ -548,7 +577,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   along it, would mix the layers.
   """
 
-  def over_layers(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+  def over_layers(function: Callable[..., Tree], tree: Tree, *others: Tree) -> Tree:
     # A model without such an encoder has nothing to map over.
     return (jax.vmap(function) if jax.tree.leaves(tree) else function)(tree, *others)
 
@@ -557,7 +586,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     lambda updates, state, params=None: over_layers(tx.update, updates, state, params),
   )
 
-  def group(path: str, _: Any) -> str:
+  def group(path: str, _: jax.Array) -> str:
     return 'stacked' if is_stacked(path) else 'single'
 
   return optax.partition(
@@ -565,7 +594,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   )
 
 
-def is_kernel(params: Any) -> Any:
+def is_kernel(params: Tree) -> Tree:
   """A tree of booleans: the leaves that weight decay applies to."""
   return models.map_named(lambda path, _: path.endswith('kernel'), params)
 

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import models
+from vit_jax.models import Tree
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
@@ -46,23 +47,23 @@ def make_mesh(
     ValueError: if the devices do not divide so.
   """
   shape, count = [data, fsdp, tensor], len(devices or jax.devices())
-  known = int(np.prod([size for size in shape if size != -1]))
-  if shape.count(-1) == 1 and known > 0 and count % known == 0:
-    shape[shape.index(-1)] = count // known
+  fixed = int(np.prod([size for size in shape if size != -1]))
+  if shape.count(-1) == 1 and fixed > 0 and count % fixed == 0:
+    shape[shape.index(-1)] = count // fixed
   if min(shape) < 1 or int(np.prod(shape)) != count:
     asked = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
     raise ValueError(f'mesh ({asked}) does not fit {count} device{"s" * (count != 1)}')
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+def tree_sharding(tree: Tree, mesh: Mesh) -> Tree:
   """A NamedSharding for every leaf of a tree of arrays or shapes, by RULES.
 
   An optimiser's moments carry their parameter's name at the end of their own and follow it. An axis
   that does not divide, or an array of another rank (a factored moment), stays whole.
   """
 
-  def leaf_sharding(name: str, leaf: Any) -> NamedSharding:
+  def leaf_sharding(name: str, leaf: jax.Array) -> NamedSharding:
     return NamedSharding(mesh, fitted(rule(name), leaf.shape, mesh))
 
   return models.map_named(leaf_sharding, tree)
@@ -85,21 +86,18 @@ def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   )
 
 
-def unsplit(params: Any, mesh: Mesh) -> list[str]:
+def unsplit(params: Tree, mesh: Mesh) -> list[str]:
   """The parameters with an axis that RULES would split and that does not divide."""
-  found: list[str] = []
 
-  def look(name: str, leaf: Any) -> None:
-    asked = rule(name)
-    kept = fitted(asked, leaf.shape, mesh)
-    if any(axis and mesh.shape[axis] > 1 and part is None for axis, part in zip(asked, kept)):
-      found.append(name)
+  def stays_whole(name: str, leaf: jax.Array) -> bool:
+    spec = rule(name)
+    pairs = zip(spec, fitted(spec, leaf.shape, mesh))
+    return any(axis and mesh.shape[axis] > 1 and part is None for axis, part in pairs)
 
-  models.map_named(look, params)
-  return found
+  return [name for name, leaf in models.flat(params).items() if stays_whole(name, leaf)]
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def place(tree: Tree, mesh: Mesh) -> Tree:
   """A tree of host arrays on the mesh, by RULES."""
   return jax.device_put(tree, tree_sharding(tree, mesh))
 
@@ -118,14 +116,14 @@ def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
       f'a batch of {batch_size} does not divide by the {parts} devices that share it '
       f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]})'
     )
-  held: dict[int, set[tuple[int, int]]] = {}
-  split: Any = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))
+  rows_of: dict[int, set[tuple[int, int]]] = {}  # of each process
+  split: Any = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))  # JAX's has no types
   for device, (rows,) in split.items():
-    held.setdefault(device.process_index, set()).add(rows.indices(batch_size)[:2])
-  shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    rows_of.setdefault(device.process_index, set()).add(rows.indices(batch_size)[:2])
+  shares = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
   if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) != 1:
     raise ValueError(f'the hosts do not share the rows of a batch evenly: {shares}')
-  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+  return shares.index(tuple(sorted(rows_of[jax.process_index()]))), len(shares)
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, *, shares: int = 1) -> dict[str, jax.Array]:
@@ -152,7 +150,7 @@ def prefetch(
   yield from ahead
 
 
-def gathered(tree: Any) -> Any:
+def gathered(tree: Tree) -> Tree:
   """A tree of arrays on the mesh, whole and on the host of every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)

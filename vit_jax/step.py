@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from vit_jax import models, optim
+from vit_jax.models import Tree
 from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Sums
 
 
@@ -29,7 +30,7 @@ class State:
 
   step: Array
   params: Params
-  opt_state: Any
+  opt_state: optax.OptState
   ema: Params | None
 
   @property
@@ -49,7 +50,8 @@ class Trace:
     return Trace(self.names + other.names, self.finite + other.finite)
 
 
-Step = Callable[..., tuple[State, dict[str, Any]]]  # (state, batch, fixed) -> state, measured
+Measured = dict[str, Any]  # 'sums', 'latest', 'finite', 'trace' of `make_step`
+Step = Callable[..., tuple[State, Measured]]  # (state, batch, fixed) -> state, measured
 
 
 def trace(named: Mapping[str, Any]) -> Trace:
@@ -64,6 +66,11 @@ def trace(named: Mapping[str, Any]) -> Trace:
       elif jnp.issubdtype(leaf.dtype, jnp.inexact):
         flags[whole] = jnp.isfinite(leaf).all()
   return Trace(tuple(flags), tuple(flags.values()))
+
+
+def named_trace(prefix: str, tree: Params) -> Trace:
+  """Whether each array of a tree is finite, with a word before its name."""
+  return trace({f'{prefix} {name}': leaf for name, leaf in models.flat(tree).items()})
 
 
 def make_step(
@@ -94,7 +101,7 @@ def make_step(
   """
   tx = optax.with_extra_args_support(tx)
 
-  def step(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, dict[str, Any]]:
+  def step(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, Measured]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     fixed = {**(fixed or {}), 'ema': state.ema}
 
@@ -102,42 +109,25 @@ def make_step(
       def trained_loss(
         trained: Params, batch: Batch, key: Array
       ) -> tuple[Array, tuple[Sums, Trace]]:
-        total, sums, named = loss(frozen.with_trainable(state.params, trained), batch, key, fixed)
+        params = frozen.with_trainable(state.params, trained)
+        total, sums, named = loss(params, batch, key, fixed)
         return total, ({**sums, 'loss': total}, trace(named))
 
       return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
-    def update(state: State, grads: Params) -> tuple[State, Array]:
+    def apply(state: State, grads: Params) -> tuple[State, Array]:
       trained = frozen.trainable(state.params)
       updates, opt_state = tx.update(
         grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
       )
-      trained = optax.apply_updates(trained, updates)
-      average = None
-      if state.ema is not None:
-        mean = jax.tree.map(
-          lambda a, p: ema * a + (1 - ema) * p, frozen.trainable(state.ema), trained
-        )
-        average = frozen.with_trainable(state.ema, mean)
-      params = frozen.with_trainable(state.params, trained)
-      finite = jnp.isfinite(optax.tree.norm(updates))
-      number = jnp.where(finite, state.step + 1, -1 - state.step)
-      return State(number, params, opt_state, average), finite
-
-    def leave(state: State, grads: Params) -> tuple[State, Array]:
-      failed = jnp.minimum(state.step, -1 - state.step)
-      return State(failed, state.params, state.opt_state, state.ema), jnp.asarray(False)
+      return updated(state, updates, opt_state, ema=ema, frozen=frozen)
 
     grads, (sums, tensors) = gradients(frozen.trainable(state.params))
     norm = optax.tree.norm(grads)
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
     # A branch, as a choice between old and new would hold both in memory.
-    new, finite = jax.lax.cond(usable, update, leave, state, grads)
-    parts = [(state.params, 'parameter'), (grads, 'gradient of')]
-    before, after = (
-      trace({f'{what} {name}': leaf for name, leaf in models.flat(tree).items()})
-      for tree, what in parts
-    )
+    new, finite = jax.lax.cond(usable, apply, failed, state, grads)
+    before, after = named_trace('parameter', state.params), named_trace('gradient of', grads)
     tensors = before + tensors + trace({'loss': sums['loss']}) + after
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
     return new, {'sums': sums, 'latest': latest, 'finite': finite, 'trace': tensors}
@@ -145,12 +135,32 @@ def make_step(
   return step
 
 
+def updated(
+  state: State, updates: Params, opt_state: optax.OptState, *, ema: float, frozen: optim.Frozen
+) -> tuple[State, Array]:
+  """The state after an optimiser's updates, and whether they are finite."""
+  trained = optax.apply_updates(frozen.trainable(state.params), updates)
+  average = None
+  if state.ema is not None:
+    old = frozen.trainable(state.ema)
+    mean = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, old, trained)
+    average = frozen.with_trainable(state.ema, mean)
+  params = frozen.with_trainable(state.params, trained)
+  finite = jnp.isfinite(optax.tree.norm(updates))
+  number = jnp.where(finite, state.step + 1, -1 - state.step)
+  return State(number, params, opt_state, average), finite
+
+
+def failed(state: State, grads: Params) -> tuple[State, Array]:
+  """The state after a loss or gradient that is not finite: the same, marked."""
+  number = jnp.minimum(state.step, -1 - state.step)
+  return State(number, state.params, state.opt_state, state.ema), jnp.asarray(False)
+
+
 def untraced(step: Step) -> Step:
   """The step without its trace, which jit then leaves out of the program."""
 
-  def update(
-    state: State, batch: Batch, fixed: Fixed | None = None
-  ) -> tuple[State, dict[str, Any]]:
+  def update(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, Measured]:
     new, measured = step(state, batch, fixed)
     del measured['trace']
     return new, measured
@@ -172,7 +182,7 @@ def gradient(
   """
   summed = jax.grad(loss, has_aux=True)
 
-  def add(total: Any, indexed: tuple[Array, Batch]) -> tuple[Any, Trace]:
+  def add(total: Tree, indexed: tuple[Array, Batch]) -> tuple[Tree, Trace]:
     index, micro = indexed
     grads, (sums, tensors) = summed(trained, micro, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, (grads, sums)), tensors
