@@ -48,14 +48,13 @@ ON_IMAGENET21K = {
   'ViT-B/16': 'light2',
   'ViT-L/16': 'medium2',
 }
-RATES = {'cifar10': 0.003, 'cifar100': 0.01}  # transfer.py's, which are of this B/32
 
 
 def get_config(argument):
-  first, _, rest = argument.partition(',')
+  first, _, arguments = argument.partition(',')
   if not first:
     raise ValueError('wants FILE[,DATASET], as in augreg:R_Ti_16,folder:photos')
-  return pretraining(rest) if first == 'pretrain' else finetuning(first, rest)
+  return pretraining(arguments) if first == 'pretrain' else finetuning(first, arguments)
 
 
 def finetuning(name, dataset):
@@ -65,9 +64,7 @@ def finetuning(name, dataset):
   config.pretrained = file
   config.model.dropout = 0.0
   if dataset:
-    finetune.on(config, dataset)
-    rate = RATES.get(_data.short(dataset), config.schedule.learning_rate)
-    config.schedule.learning_rate = rate
+    finetune.on(config, dataset, rates=_data.BIG_VISION)
   else:
     config.data.source = ''
     config.data.test = 'test'
@@ -75,23 +72,25 @@ def finetuning(name, dataset):
     config.schedule.warmup = '100 steps'
   config.data.augment = 'resize(448) | random_crop | flip'
   config.data.preprocess = 'resize'
-  if known := next((r for r in published.RECOMMENDED.values() if r.file == file), None):
-    of_recommended(config, known)
+  if row := next((row for row in published.RECOMMENDED.values() if row.file == file), None):
+    recommended(config, row)
   return config
 
 
-def of_recommended(config, known):
-  """The published rate on ImageNet, and the image size where it is a smaller one."""
+def recommended(config, row):
+  """Takes the published rate on ImageNet, and the image size where it is a smaller one."""
   if _data.short(config.data.source) == 'imagenet2012':
-    config.schedule.learning_rate = known.learning_rate
-  if known.image_size < 384:
-    config.image_size = (known.image_size, known.image_size)
+    config.schedule.learning_rate = row.learning_rate
+  if row.image_size < 384:
+    config.image_size = (row.image_size, row.image_size)
     config.data.augment = 'resize(256) | random_crop | flip'
 
 
 def pretraining(argument):
-  model, rest = _data.split(argument, 'pretrain,MODEL,DATASET', 'augreg:pretrain,B/16,imagenet2012')
-  dataset, _, level = rest.partition(',')
+  model, arguments = _data.split(
+    argument, 'pretrain,MODEL,DATASET', 'augreg:pretrain,B/16,imagenet2012'
+  )
+  dataset, _, level = arguments.partition(',')
   name = models.canonical(model)
   if name not in {**models.VITS, **models.HYBRIDS}:
     raise ValueError(f'pre-trains ViTs and hybrids, not {name}')

@@ -2,7 +2,7 @@
 
 Not a recipe to run as it is: ViT-S/16 on ImageNet for 90 epochs, not yet run.
 
-A duration is a number of steps (1000 or '1000 steps'), of epochs ('2.5 epochs') or a share of the
+A duration is a number of steps (1000 or '1000 steps'), of epochs ('2.5 epochs') or a part of the
 run ('5%'). A field that is None takes the model variant's own value.
 """
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.accumulate = 1  # micro-batches that an update's gradient is taken in
   config.ema = 0.0  # decay per step of averaged parameters, which then are the model; 0: none
   config.image_size = (224, 224)  # (height, width) in pixels, or one number
-  config.time_limit = ''  # '11h', '90m': it then saves and exits; the same command goes on
+  config.time_limit = ''  # '11h', '90m': it then saves and exits; the same command resumes
 
   config.task = 'classify'  # what is learned; or 'package.module:name' (docs/extending.md)
   config.pretrained = ''  # checkpoint to start from: file, run, URL or published name; '': none
@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   config.checkpoint.keep_latest = 1
   config.checkpoint.keep_best = 1
 
-  # How a run is carried out, not what it computes: may differ when it is resumed.
+  # How a run is computed, not what: may differ when it is resumed.
   config.system = ConfigDict(type_safe=False)
   config.system.data = -1  # devices that split the batch; -1: all that the others leave
   config.system.fsdp = 1  # devices that split batch, parameters and optimiser state

@@ -30,14 +30,6 @@ from vit_jax.configs import _data, default
 from vit_jax.convert import published
 
 SIZES = {('ViT-L/16', 'imagenet2012'): 512, ('ViT-H/14', 'imagenet2012'): 518}
-RECIPES = {  # steps, warm-up, rate
-  'cifar10': (10_000, 500, 0.03),
-  'cifar100': (10_000, 500, 0.03),
-  'food101': (10_000, 500, 0.03),
-  'imagenet2012': (20_000, 500, 0.03),
-  'oxford_flowers102': (500, 100, 0.003),
-  'oxford_iiit_pet': (500, 100, 0.003),
-}
 RATES = {('ViT-B/16', 'cifar10'): 0.01}
 
 
@@ -96,16 +88,13 @@ def is_path(model):
   return False
 
 
-def on(config, dataset):
+def on(config, dataset, *, rates=_data.GOOGLE):
   """Fine-tunes on a data set, for as long and at the rate that suit it."""
-  source, name = _data.use(config, dataset, RECIPES), _data.short(dataset)
-  steps, warmup, rate = RECIPES.get(name, (0, 0, 0.03))
-  config.schedule.learning_rate = RATES.get((config.model.name, name), rate)
-  if steps:
-    config.duration = f'{steps} steps'
-    config.schedule.warmup = f'{warmup} steps'
+  source, name = _data.use(config, dataset, _data.FINE_TUNING), _data.short(dataset)
+  if source is None:
+    _data.fine_tune(config, dataset, rates=rates)
   else:
     config.duration = '20 epochs'
-    config.schedule.warmup = '5%'
-  if source is not None:
     _data.fit(config, source)
+  if rates == _data.GOOGLE and (rate := RATES.get((config.model.name, name))):
+    config.schedule.learning_rate = rate

@@ -45,7 +45,7 @@ def get_config(argument):
   else:
     imagenet2012(config)
   if source is not None:
-    own(config, source)
+    fit(config, source)
   return config
 
 
@@ -66,7 +66,7 @@ def imagenet21k(config):
   sigmoid(config)
 
 
-def own(config, source):
+def fit(config, source):
   _data.fit(config, source)
   if config.objective.loss == 'sigmoid':
     sigmoid(config)

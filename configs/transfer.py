@@ -27,27 +27,26 @@ CROPS = {
   'resmall_crop': 'resize_small(448) | random_crop',
   'resize_crop': 'resize(448) | random_crop',
 }
-RECIPES = {  # steps, warm-up, rate, crop
-  'imagenet2012': (20_000, 500, 0.03, 'inception_crop'),
-  'cifar10': (10_000, 500, 0.003, 'resmall_crop'),
-  'cifar100': (10_000, 500, 0.01, 'resmall_crop'),
-  'oxford_iiit_pet': (500, 100, 0.003, 'inception_crop'),
-  'oxford_flowers102': (500, 100, 0.003, 'inception_crop'),
+BEST = {
+  'imagenet2012': 'inception_crop',
+  'cifar10': 'resmall_crop',
+  'cifar100': 'resmall_crop',
+  'oxford_iiit_pet': 'inception_crop',
+  'oxford_flowers102': 'inception_crop',
 }
 
 
 def get_config(argument):
-  model, rest = _data.split(argument, 'MODEL,DATASET[,CROP]', 'transfer:B_32,cifar10')
-  dataset, _, crop = rest.partition(',')
+  model, arguments = _data.split(argument, 'MODEL,DATASET[,CROP]', 'transfer:B_32,cifar10')
+  dataset, _, crop = arguments.partition(',')
   name = _data.short(dataset)
-  if name not in RECIPES:
-    raise ValueError(f'has no recipe for {dataset}{nearest(dataset, list(RECIPES))}')
+  if name not in BEST:
+    raise ValueError(f'has no recipe for {dataset}{nearest(dataset, list(BEST))}')
   config = finetune.base()
   start(config, model)
-  _data.use(config, dataset, RECIPES)
-  steps, warmup, config.schedule.learning_rate, best = RECIPES[name]
-  config.duration, config.schedule.warmup = f'{steps} steps', f'{warmup} steps'
-  crop = crop or best
+  _data.use(config, dataset, BEST)
+  _data.fine_tune(config, dataset, rates=_data.BIG_VISION)
+  crop = crop or BEST[name]
   if crop not in CROPS:
     raise ValueError(f'unknown crop {crop!r}{nearest(crop, list(CROPS))}')
   config.data.augment = f'{CROPS[crop]} | flip'

@@ -34,7 +34,7 @@ def get_config(argument):
   _data.use(config, f'vtab/{task}', [f'vtab/{task}'])
   config.data.test = ''
   config.data.augment = config.data.preprocess = 'resize'
-  config.duration = '2500 steps'
+  config.duration = f'{presets.PRESETS[config.data.source].steps} steps'
   config.schedule.learning_rate = 0.01
   config.schedule.warmup = '500 steps'
   config.evaluation.every = '10%'
