@@ -26,7 +26,7 @@ def fine_tune(config, dataset, *, rates=GOOGLE):
     rates: whose; GOOGLE's where these are not known.
   """
   warmup, rate = FINE_TUNING[short(dataset)]
-  steps = presets.find(dataset).steps or presets.PRESETS['cifar10'].steps
+  steps = presets.PRESETS[short(dataset)].steps or presets.PRESETS['cifar10'].steps
   config.duration = f'{steps} steps'
   config.schedule.warmup = f'{warmup} steps'
   config.schedule.learning_rate = rate.get(rates, rate[GOOGLE])

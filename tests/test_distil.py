@@ -1,6 +1,5 @@
 """Laws of learning from a teacher: what is learned, where its weights are, and what stays."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -20,6 +19,7 @@ from tests.test_run import (
   TINY,
   assert_same_bits,
   cache,
+  checkpoints_of,
   contents,
   plan_of,
   pytestmark,
@@ -358,7 +358,7 @@ def test_the_teacher_is_split_over_the_devices_as_a_model_is(teacher):
 
 def saved(plan, folder):
   """The arrays of the last checkpoint, by name."""
-  with contextlib.closing(checkpoint.Checkpoints(folder / 'checkpoints')) as steps:
+  with checkpoints_of(folder) as steps:
     return flat(jax.device_get(steps.restore_step(4, train.abstract_state(plan))))
 
 
@@ -388,7 +388,7 @@ def test_a_run_ends_bit_equal_after_an_interruption(what, teacher, tmp_path, mon
   with stopped_at(2, monkeypatch):
     assert vit_train(tmp_path / 'run', asked) == 0
   assert vit_train(tmp_path / 'run', asked) == 0
-  assert 'goes on from step 2' in capsys.readouterr().out
+  assert 'resumes at step 2' in capsys.readouterr().out
   assert contents(tmp_path / 'run/model') == contents(tmp_path / 'whole/model')
   assert rows_of(tmp_path / 'run') == rows_of(tmp_path / 'whole')
   plan = plan_of(asked)

@@ -1215,11 +1215,13 @@ def test_the_step_of_a_model_is_the_tested_the_best_or_the_last(metric):
   )
   tested = [*rows, {'step': 3, 'test/loss': 0.1, 'test/accuracy': 0.9, 'test/count': 5.0}]
   assert metrics.model_step(config, tested, classify.RANKS) == 3
-  assert metrics.of_model(tested, 3) == {
+  assert metrics.model_results(tested, 3) == {
     'validation': {'step': 3, 'accuracy': 0.8, 'loss': 0.3},
     'test': {'step': 3, 'count': 5.0, 'accuracy': 0.9, 'loss': 0.1},
   }
-  assert metrics.model_step(config, [], classify.RANKS) is None and metrics.of_model([], 3) == {}
+  assert (
+    metrics.model_step(config, [], classify.RANKS) is None and metrics.model_results([], 3) == {}
+  )
   others = [{'step': k, 'validation/recall': 0.5 - abs(k - 2) / 10} for k in (1, 2, 3)]
   patient = {'evaluation': {'metric': 'recall', 'patience': '2 epochs'}}
   assert [metrics.model_step(patient, others, {'recall': sign}) for sign in (1, -1)] == [2, 1]
@@ -1228,7 +1230,7 @@ def test_the_step_of_a_model_is_the_tested_the_best_or_the_last(metric):
 def test_where_the_average_was_measured_no_other_number_is_told_of_the_model():
   row = {'step': 4, 'validation/loss': 1.0, 'validation/top5': 0.5, 'validation/count': 10.0}
   row |= {'validation/ema_loss': 0.5}
-  assert metrics.of_model([row], 4) == {'validation': {'step': 4, 'loss': 0.5, 'count': 10.0}}
+  assert metrics.model_results([row], 4) == {'validation': {'step': 4, 'loss': 0.5, 'count': 10.0}}
 
 
 def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):

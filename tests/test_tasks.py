@@ -20,13 +20,14 @@ from tests.conftest import drawn
 from tests.test_run import (
   assert_same_bits,
   cache,
+  checkpoints_of,
   contents,
   pytestmark,
   rows_of,
   shared,
   stopped_at,
 )
-from vit_jax import bundle, checkpoint, config, main, models, sharding, train
+from vit_jax import bundle, config, main, models, sharding, train
 from vit_jax import plan as plans
 from vit_jax.sources import open_splits
 from vit_jax.step import make_step, untraced
@@ -89,7 +90,7 @@ def plan_of(method, folder):
 def state_of(method, folder, name):
   """The last state that a run saved: {'step': 10, 'params/head/bias': array, ...}."""
   like = train.abstract_state(plan_of(method, folder))
-  with contextlib.closing(checkpoint.Checkpoints(folder / name / 'checkpoints')) as saved:
+  with checkpoints_of(folder / name) as saved:
     return models.flat(jax.device_get(saved.restore_step(STEPS, like)))
 
 

@@ -9,13 +9,14 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from vit_jax import models
+from vit_jax.models import Tree
 
 SEAL = 'seal.json'
 DAMAGED = '.damaged'
@@ -27,10 +28,10 @@ class Checkpoints:
 
   Args:
     folder: of the checkpoints; made if absent.
+    metric: name of the number that ranks evaluated steps.
+    sign: 1 where more of it is better, -1 where less is.
     keep_latest: how many of the newest steps stay.
     keep_best: how many of the best evaluated steps stay.
-    metric: name of the number that ranks them.
-    sign: 1 where more of it is better, -1 where less is.
     say: takes a line for the user.
   """
 
@@ -38,10 +39,10 @@ class Checkpoints:
     self,
     folder: str | os.PathLike[str],
     *,
+    metric: str,
+    sign: int,
     keep_latest: int = 1,
     keep_best: int = 1,
-    metric: str = 'accuracy',
-    sign: int = 1,
     say: Callable[[str], None] = logging.warning,
   ):
     import orbax.checkpoint as ocp
@@ -67,7 +68,7 @@ class Checkpoints:
   def save(
     self,
     step: int,
-    state: Any,
+    state: Tree,
     metrics: dict[str, float] | None = None,
     sums: dict[str, Any] | None = None,
   ) -> None:
@@ -94,9 +95,16 @@ class Checkpoints:
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
   def seal_saved(self) -> None:
-    """Seals the step that is being saved; Orbax calls it before it gives the step its name."""
-    unnamed = self.folder.glob(f'{self.saving}.orbax-checkpoint-tmp*')
-    seal(next(unnamed, self.folder / str(self.saving)))
+    """Seals the step that is being saved.
+
+    Orbax 0.12 calls it when all files are written and before it renames the step from a temporary
+    name, so that no step without a seal ever has a name; where it writes without one, as to a
+    bucket, the step has its name already.
+    """
+    from orbax.checkpoint.path import step as names
+
+    temporary = self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*')
+    seal(next(temporary, self.folder / str(self.saving)))
 
   def wait(self) -> None:
     """Returns when all that was saved is written.
@@ -111,16 +119,16 @@ class Checkpoints:
       raise OSError(f'checkpoint {step} could not be written: {error}') from error
 
   def steps(self) -> list[int]:
-    """The steps there are, oldest first, damaged ones too."""
+    """The steps in the folder, oldest first, damaged ones too."""
     return sorted(self.manager.all_steps())
 
   def best_step(self) -> int | None:
     """The evaluated step with the best metric; None before the first."""
     self.wait()  # Orbax reads a step's metrics under its name
-    found = [(metrics, step) for step in self.steps() if (metrics := self.manager.metrics(step))]
-    return max(found, key=lambda pair: self.rank(pair[0]))[1] if found else None
+    measured = {step: metrics for step in self.steps() if (metrics := self.manager.metrics(step))}
+    return max(measured, key=lambda step: self.rank(measured[step]), default=None)
 
-  def restore(self, like: Any) -> tuple[int, Any] | None:
+  def restore(self, like: Tree) -> tuple[int, Tree] | None:
     """The newest intact step and its state; None where there is none.
 
     Damaged steps are named, and set aside under another name.
@@ -146,27 +154,27 @@ class Checkpoints:
       SUMS
     ]
 
-  def restore_best(self, like: Any) -> tuple[int, Any] | None:
+  def restore_best(self, like: Tree) -> tuple[int, Tree] | None:
     """The best intact evaluated step and its state."""
     while (step := self.best_step()) is not None:
       if (state := self.restore_step(step, like)) is not None:
         return step, state
     return None
 
-  def restore_step(self, step: int, like: Any) -> Any | None:
+  def restore_step(self, step: int, like: Tree) -> Tree:
     """The state of a step, or None and the step is set aside, if it is damaged."""
     import orbax.checkpoint as ocp
 
     self.wait()
     folder = self.folder / str(step)
-    if not agreed(fault := damage(folder) if jax.process_index() == 0 else None):
+    if not agreed(reason := damage(folder) if jax.process_index() == 0 else None):
       items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
       try:
         return self.manager.restore(step, args=items)['state']
       except (KeyError, TypeError, ValueError) as error:  # it is intact, and of something else
         text = ' '.join(str(error).split())[:200]
         raise OSError(f'checkpoint {folder} is of another model or optimiser: {text}') from error
-    self.say(f'checkpoint {folder} is damaged ({fault}): not used')
+    self.say(f'checkpoint {folder} is damaged ({reason}): not used')
     if jax.process_index() == 0:
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
     sync(f'step {step} is set aside')
@@ -211,13 +219,13 @@ def damage(step: pathlib.Path) -> str | None:
 def checksum(file: pathlib.Path) -> list[int]:
   """[size, CRC-32] of a file."""
   crc, size = 0, 0
-  with file.open('rb') as opened:
-    while chunk := opened.read(1 << 22):
+  with file.open('rb') as stream:
+    while chunk := stream.read(1 << 22):
       crc, size = zlib.crc32(chunk, crc), size + len(chunk)
   return [size, crc]
 
 
-def tree_crc(tree: Mapping[str, Any]) -> int:
+def tree_crc(tree: Tree) -> int:
   """The CRC-32 of the names, shapes and values of a tree of arrays on the host."""
   crc = 0
   for name, leaf in sorted(models.flat(tree).items()):

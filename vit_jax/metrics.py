@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard, a progress bar, rates, and a summary of the model."""
+"""What a run reports: JSON lines, TensorBoard, a progress bar, rates, a summary of the model."""
 
 import contextlib
 import json
@@ -7,12 +7,15 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
-from vit_jax import optim, text
+from vit_jax import files, optim, text
+from vit_jax.models import Tree
+
+T = TypeVar('T')
 
 # bfloat16 matrix FLOP/s of one device, dense, from the makers' data sheets.
 PEAK_FLOPS = {  # the first name found in a device's kind counts
@@ -60,11 +63,11 @@ class Logger(Protocol):
 class Log:
   """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
 
-  A resumed run goes on from its checkpoint: what was written after that step is taken out first.
+  A run resumes from its checkpoint: what was written after that step is taken out first.
 
   Args:
     folder: the run's.
-    start: the step that the run goes on from.
+    start: the step that the run resumes at.
     others: loggers beside these, each with `write(step, values)` and `close()`.
   """
 
@@ -80,10 +83,9 @@ class Log:
       return
     # A test at the end of a run that was cut off there will be taken again.
     rows = read_rows(self.path)
-    kept = [json.dumps(row) for row in rows if row['step'] <= start and not of_split(row, 'test')]
-    partial = self.path.with_suffix('.partial')
-    partial.write_text(''.join(line + '\n' for line in kept))
-    os.replace(partial, self.path)
+    previous = [row for row in rows if row['step'] <= start and not has_split(row, 'test')]
+    with files.replacing(self.path) as file:
+      file.write(''.join(json.dumps(row) + '\n' for row in previous).encode())
     self.events = SummaryWriter(str(folder), purge_step=start + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -112,17 +114,17 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return [row for row in rows if isinstance(row, dict) and is_step(row.get('step'))]
 
 
-def of_split(row: Mapping[str, Any], split: str) -> bool:
+def has_split(row: Mapping[str, Any], split: str) -> bool:
   """Whether a row of the file holds what was measured on a split."""
   return any(name.startswith(f'{split}/') for name in row)
 
 
-def is_step(value: Any) -> bool:
+def is_step(value: object) -> bool:
   """Whether a row of the file may be of this step."""
   return type(value) is int and 0 <= value < 2**53
 
 
-def of_model(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, dict[str, Any]]:
+def model_results(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, dict[str, Any]]:
   """What was measured of the parameters of a step that became a run's model: the average if kept.
 
   Args:
@@ -136,7 +138,7 @@ def of_model(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, d
   measured = {}
   for use in ('validation', 'test'):
     for row in rows:
-      if row['step'] == step and of_split(row, use):
+      if row['step'] == step and has_split(row, use):
         prefix, average = f'{use}/', f'{use}/ema_'
         values = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
         if ema := {k.removeprefix(average): v for k, v in row.items() if k.startswith(average)}:
@@ -159,10 +161,10 @@ def model_step(
     rows: of metrics.jsonl.
     ranks: of its task, see `workdir.read_ranks`.
   """
-  tested = [row['step'] for row in rows if of_split(row, 'test')]
+  tested = [row['step'] for row in rows if has_split(row, 'test')]
   if tested:
     return tested[-1]
-  validated = [row for row in rows if of_split(row, 'validation')]
+  validated = [row for row in rows if has_split(row, 'validation')]
   evaluation = config.get('evaluation', {})
   if not validated or not optim.steps(evaluation.get('patience', 0), epoch=1, total=1):
     return max((row['step'] for row in validated), default=None)
@@ -176,10 +178,9 @@ def model_step(
   return max(validated, key=rank)['step']
 
 
-def plain(value: Any) -> float | None:
+def plain(value: float) -> float | None:
   """A number as JSON can hold it, to seven digits; what is not finite becomes null."""
-  number = float(value)
-  return float(f'{number:.7g}') if math.isfinite(number) else None
+  return float(f'{float(value):.7g}') if math.isfinite(value) else None
 
 
 class Meter:
@@ -204,7 +205,7 @@ class Meter:
     self.latest: dict[str, float] = {}
     self.waited, self.began = 0.0, time.perf_counter()
 
-  def waiting(self, fetch: Callable[[], Any]) -> Any:
+  def waiting(self, fetch: Callable[[], T]) -> T:
     """`fetch()`, its time counted as waiting for data."""
     began = time.perf_counter()
     result = fetch()
@@ -253,62 +254,52 @@ class Display:
   """
 
   def __init__(self, total: int):
-    from rich import progress
     from rich.console import Console
 
     self.console = Console(quiet=jax.process_index() > 0)
     self.total = total
-    self.bar = progress.Progress(
-      progress.SpinnerColumn(),
-      progress.TextColumn('{task.description}'),
-      progress.BarColumn(bar_width=20),
-      progress.MofNCompleteColumn(),
-      progress.TextColumn('{task.fields[shown]}'),
-      progress.TimeRemainingColumn(compact=True),
-      console=self.console,
-      disable=not self.console.is_terminal,
-    )
-    self.task = self.bar.add_task('', total=total, shown='')
+    self.bars = text.progress_bars(console=self.console)
+    self.task = self.bars.add_task('', total=total, note='')
 
   def __enter__(self) -> 'Display':
-    self.bar.start()
+    self.bars.start()
     return self
 
-  def __exit__(self, *_: Any) -> None:
-    self.bar.stop()
+  def __exit__(self, *_: object) -> None:
+    self.bars.stop()
 
   def say(self, line: str) -> None:
     """A line that stays, above the bar."""
     self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-  def compiled(self, what: str, function: Any, *args: Any) -> Callable[..., Any]:
+  def compiled(self, name: str, function: jax.stages.Wrapped, *args: Tree) -> Callable[..., Any]:
     """A jitted function compiled for such arguments; shows that, then says how long it took."""
-    before = self.bar.tasks[self.task].description
-    self.bar.update(self.task, description=f'compiling the {what}')
+    before = self.bars.tasks[self.task].description
+    self.bars.update(self.task, description=f'compiling the {name}')
     if not self.console.is_terminal:
-      self.say(f'compiling the {what} ...')
+      self.say(f'compiling the {name} ...')
     began = time.perf_counter()
     result = function.lower(*args).compile()
-    self.bar.update(self.task, description=before)
-    self.say(f'compiled the {what} in {time.perf_counter() - began:.1f} s')
+    self.bars.update(self.task, description=before)
+    self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result
 
   def step(self, step: int) -> None:
-    self.bar.update(self.task, completed=step)
+    self.bars.update(self.task, completed=step)
 
   def show(self, step: int, values: dict[str, float]) -> None:
-    """The latest numbers: beside the bar, or on a line of their own with the time left."""
+    """The latest numbers: beside the bar, or on a line of their own with the time that remains."""
     rates = ('images_per_second', 'data_wait', 'mfu')
-    told = [name for name in values if name not in (*rates, *UNSHOWN)]
-    shown = f'{numbers({name: values[name] for name in told})}  '
-    shown += f'{values["images_per_second"]:,.0f} images/s  data wait {values["data_wait"]:.1%}'
+    measures = {name: values[name] for name in values if name not in (*rates, *UNSHOWN)}
+    note = f'{numbers(measures)}  {values["images_per_second"]:,.0f} images/s'
+    note += f'  data wait {values["data_wait"]:.1%}'
     if 'mfu' in values:
-      shown += f'  MFU {values["mfu"]:.1%}'
-    self.bar.update(self.task, completed=step, shown=shown, description='training')
+      note += f'  MFU {values["mfu"]:.1%}'
+    self.bars.update(self.task, completed=step, note=note, description='training')
     if not self.console.is_terminal:
-      left = self.bar.tasks[self.task].time_remaining
-      eta = f'  ETA {left:.0f} s' if left is not None else ''
-      self.say(f'step {step}/{self.total}  {shown}{eta}')
+      remaining = self.bars.tasks[self.task].time_remaining
+      eta = f'  ETA {remaining:.0f} s' if remaining is not None else ''
+      self.say(f'step {step}/{self.total}  {note}{eta}')
 
 
 def numbers(values: Mapping[str, float]) -> str:
@@ -316,7 +307,7 @@ def numbers(values: Mapping[str, float]) -> str:
   return '  '.join(f'{name} {value:.4f}' for name, value in values.items())
 
 
-def summary(params: Any, forward: int, update: int) -> list[str]:
+def summary(params: Tree, forward: int, update: int) -> list[str]:
   """Lines of a table: the parameters by part, and the FLOPs of an image and of an update.
 
   Args:
@@ -338,6 +329,6 @@ def summary(params: Any, forward: int, update: int) -> list[str]:
   ]
 
 
-def parameters(tree: Any) -> int:
+def parameters(tree: Tree) -> int:
   """How many numbers a tree of arrays or shapes holds."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -18,7 +18,7 @@ from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.plan import Plan
-from vit_jax.step import State, untraced
+from vit_jax.step import Measured, State, untraced
 from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
 from vit_jax.views import card
@@ -36,24 +36,24 @@ def abstract_state(plan: Plan) -> State:
 
 
 def placed_state(plan: Plan) -> State:
-  """A first state, made in place on the mesh; the same for every mesh."""
+  """The first state, initialised in place on the mesh; the same for every mesh."""
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
   start = sharding.place(plan.task.start().params, plan.mesh) if plan.task.start else {}
   return jax.jit(plan.first_state, out_shardings=shardings, donate_argnums=0)(start)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """What a run writes to, for the functions that carry it out."""
+class Session:
+  """One start of a run: its plan, and what it writes to."""
 
   plan: Plan
-  fixed: Fixed  # of the task, on the mesh
+  fixed: Fixed  # the task's, on the mesh
   folder: pathlib.Path
   saved: checkpoint.Checkpoints
   log: metrics.Log
   display: metrics.Display
   unreadable: dict[str, pipeline.Unreadable]  # by use of the split
-  ends: float  # of `time.monotonic()`, when the time limit is over
+  ends: float  # when the time limit is over, in `time.monotonic()`
 
 
 def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> bool:
@@ -93,12 +93,12 @@ def run_to_end(
   display: metrics.Display,
   ends: float,
 ) -> bool:
-  """From the state that was saved, or a first one, to the model, or to where it is stopped."""
+  """Trains from the saved state, or a first one, to the model, or to where it is stopped."""
   start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   fixed = sharding.place(plan.task.fixed, plan.mesh)
   log = metrics.Log(folder, start=start, others=plan.loggers(folder))
   unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-  run = Run(plan, fixed, folder, saved, log, display, unreadable, ends)
+  run = Session(plan, fixed, folder, saved, log, display, unreadable, ends)
   introduce(run, start)
   with contextlib.closing(log), display:
     evaluate = Evaluator(run)
@@ -107,7 +107,7 @@ def run_to_end(
     if finished:
       finish(run, state, step, evaluate)
     else:
-      display.say(f'stopped at step {step}, saved: the same command goes on from there')
+      display.say(f'stopped at step {step}, saved: the same command resumes there')
   return finished
 
 
@@ -121,7 +121,7 @@ def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> 
   say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
 
 
-def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
+def loop(run: Session, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
   """Updates until the end, or until patience, time or the user ends it: the last step and state."""
   plan, saved = run.plan, run.saved
   stale = is_stale(run, step)
@@ -155,7 +155,7 @@ def loop(run: Run, state: State, step: int, evaluate: 'Evaluator') -> tuple[int,
   return step, state
 
 
-def updater(plan: Plan) -> Any:
+def updater(plan: Plan) -> jax.stages.Wrapped:
   """The jitted training step; the state that goes in is gone, its memory is the new one's."""
   same = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan))
   return jax.jit(untraced(plan.step()), donate_argnums=0, out_shardings=(same, None))
@@ -166,16 +166,16 @@ def due(step: int, every: int, total: int) -> bool:
   return bool(every) and (step % every == 0 or step == total)
 
 
-def is_stale(run: Run, step: int) -> bool:
+def is_stale(run: Session, step: int) -> bool:
   """Whether the evaluations up to a step have not bettered the best for as long as patience."""
   best = run.saved.best_step() if run.plan.patience else None
   return best is not None and step - step % run.plan.evaluate_every - best >= run.plan.patience
 
 
 class Evaluator:
-  """Measures a state, and tells the result."""
+  """Measures a state, and reports the result."""
 
-  def __init__(self, run: Run):
+  def __init__(self, run: Session):
     self.run = run
     self.compiled: Callable[..., Any] | None = None
     self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
@@ -189,7 +189,7 @@ class Evaluator:
       averaged, result = self.measure('validation', state.ema, keep=keep)
       values |= {f'ema_{name}': averaged[name] for name in self.run.plan.task.ranks}
     self.latest = (step, result)
-    self.tell(step, 'validation', values)
+    self.report(step, 'validation', values)
     return values
 
   def last(self, step: int, state: State) -> None:
@@ -202,7 +202,7 @@ class Evaluator:
     if use == 'test' or measured != step:
       values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
     if use == 'test':
-      self.tell(step, use, values)
+      self.report(step, use, values)
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
     data |= {'step': step, 'use': use}
     if jax.process_index() == 0:
@@ -228,13 +228,14 @@ class Evaluator:
     values = task.read(sums) | {'bad_images': len(source) - readable}
     return values, results.summarize(task, sums, rows, source, readable=readable) if keep else {}
 
-  def tell(self, step: int, split: str, values: dict[str, float]) -> None:
+  def report(self, step: int, split: str, values: dict[str, float]) -> None:
+    """Writes the numbers of a split to the log, and shows them on a line."""
     self.run.log.write(step, metrics.prefixed(split, values))
     counts = f'{values["count"]:.0f} images'
     if bad := values.get('bad_images'):
       counts += f', {bad} unreadable'
-    shown = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
-    self.run.display.say(f'step {step}  {split}  {metrics.numbers(shown)}  ({counts})')
+    measures = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
+    self.run.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
 
 
 class Watch:
@@ -245,13 +246,13 @@ class Watch:
     sums: of the steps before it that belong to the first row, see `metrics.Meter`.
   """
 
-  def __init__(self, run: Run, sums: dict[str, Any]):
+  def __init__(self, run: Session, sums: dict[str, Any]):
     self.run = run
     self.meter = metrics.Meter(run.plan.task.read, sums)
     self.waiting = self.meter.waiting
-    self.pending: tuple[int, Batch, dict[str, Any]] | None = None
+    self.pending: tuple[int, Batch, Measured] | None = None
 
-  def add(self, step: int, state: State, batch: Batch, measured: Any) -> None:
+  def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:
     """Takes the numbers of the update to `step`, and reads those of the one before."""
     self.settle(state)
     self.pending = (step, batch, measured)
@@ -298,16 +299,16 @@ def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Ba
   changed the state. Where the loss and its gradient were finite, the update was made, and shows.
   """
   before = dataclasses.replace(state, step=jnp.asarray(step - 1, jnp.int32))
-  again = plan.step()
+  update = plan.step()
   try:
-    trace = jax.jit(lambda *args: again(*args)[1]['trace'])(before, batch, fixed)
+    trace = jax.jit(lambda *args: update(*args)[1]['trace'])(before, batch, fixed)
   except jax.errors.JaxRuntimeError:  # there may be no memory for it
     return 'the loss or the gradient'
-  wrong = [name for name, fine in zip(trace.names, jax.device_get(trace.finite)) if not fine]
-  return wrong[0] if wrong else "the gradient's norm"
+  flags = zip(trace.names, jax.device_get(trace.finite))
+  return next((name for name, is_finite in flags if not is_finite), "the gradient's norm")
 
 
-def introduce(run: Run, start: int) -> None:
+def introduce(run: Session, start: int) -> None:
   """Says what is about to be trained, on what and with what."""
   plan, display = run.plan, run.display
   config, mesh, model = plan.config, plan.mesh, plan.task.model
@@ -329,12 +330,12 @@ def introduce(run: Run, start: int) -> None:
   if whole := sharding.unsplit(params, mesh):
     display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
   if start:
-    display.say(f'goes on from step {start}')
+    display.say(f'resumes at step {start}')
   elif plan.task.start:
     display.say(str(plan.task.start().report))
 
 
-def finish(run: Run, state: State, step: int, evaluate: Evaluator) -> None:
+def finish(run: Session, state: State, step: int, evaluate: Evaluator) -> None:
   """Takes the best state if patience asks for it, tests it, and writes the model."""
   plan, display = run.plan, run.display
   if plan.patience and (best := run.saved.restore_best(abstract_state(plan))):

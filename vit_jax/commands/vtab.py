@@ -135,7 +135,7 @@ def measured(run: pathlib.Path, use: str) -> dict[str, float]:
   found = results.read(run) or {}
   if found.get('use') != use:  # of the other split, or a run from before there was a file
     rows = metrics.read_rows(run / 'metrics.jsonl')
-    last = [row for row in rows if metrics.of_split(row, use)][-1:]
+    last = [row for row in rows if metrics.has_split(row, use)][-1:]
     found = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
     found['use'] = use
   if found.get('use') != use or found.get('accuracy') is None:

@@ -187,7 +187,7 @@ def measures(
   evaluation: Mapping[str, Any] | None,
 ) -> str:
   """A table of what was measured of these parameters, each with its split."""
-  measured: dict[str, Mapping[str, Any]] = {**metrics.of_model(rows, step)}
+  measured: dict[str, Mapping[str, Any]] = {**metrics.model_results(rows, step)}
   if evaluation:
     measured[evaluation['use']] = evaluation
   if config is None or not measured:

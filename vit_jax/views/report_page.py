@@ -181,7 +181,7 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
       (shown(name, value), f'{results.display_name(name)} {on}')
       for name, value in results.numbers(values).items()
     ]
-  for use, logged in metrics.of_model(found.rows, found.step).items():
+  for use, logged in metrics.model_results(found.rows, found.step).items():
     where = (own.get('source'), own.get(use))
     if values and where == (values['source'], values['split']):
       continue  # the same parameters on the same images
