@@ -150,7 +150,7 @@ if SMALL and not pathlib.Path('start').exists():
 # %% [markdown]
 # ## Fine-tune
 #
-# The same cell again goes on where it was stopped.
+# The same cell again resumes where it was stopped.
 
 # %%
 vit('train', f'--config={START},{DATA}', f'--workdir={RUN}', *FIELDS)

@@ -85,7 +85,7 @@ display(Image('sheet.png'))
 # %% [markdown]
 # ## Train
 #
-# The same cell again goes on where it was stopped.
+# The same cell again resumes where it was stopped.
 
 # %%
 vit('train', f'--config={RECIPE}', f'--workdir={RUN}', *FIELDS)

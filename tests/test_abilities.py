@@ -510,7 +510,7 @@ def test_a_fine_tuned_run_resumes_to_the_same_bits_without_its_checkpoint(
   shutil.rmtree(start)
   assert vit_train(tmp_path / 'run', fields) == 0
   said = capsys.readouterr().out
-  assert 'goes on from step 1' in said and 'loaded' not in said
+  assert 'resumes at step 1' in said and 'loaded' not in said
   assert contents(tmp_path / 'run/model') == contents(fine_tuned / 'model')
   assert rows_of(tmp_path / 'run') == rows_of(fine_tuned)
 
@@ -595,7 +595,7 @@ def test_a_run_whose_time_is_over_saves_and_the_same_command_goes_on_to_the_same
     assert vit_train(tmp_path, limit) == 0
   said = capsys.readouterr().out
   assert 'the time limit, 1h30m, is over: saving' in said
-  assert 'stopped at step 3, saved: the same command goes on from there' in said
+  assert 'stopped at step 3, saved: the same command resumes there' in said
   assert 5300 < given[0] <= 5400  # compiling counts
   assert not (tmp_path / 'model').exists()
   assert vit_train(tmp_path, {'time_limit': '2h'}) == 0

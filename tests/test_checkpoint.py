@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_the_same(
   told = capsys.readouterr()
   [line] = lines_on_damage(told.out)
   assert re.search(r'checkpoints/8 is damaged \(.+\): not used', line)
-  assert 'goes on from step 7' in told.out and told.err == ''
+  assert 'resumes at step 7' in told.out and told.err == ''
   assert_same_bits(state_of(unfinished), state_of(whole))
   assert contents(unfinished / 'model') == contents(whole / 'model')
   assert rows_of(unfinished) == rows_of(whole)
@@ -134,7 +134,7 @@ def test_several_damaged_checkpoints_are_all_named(unfinished, whole, capsys):
   truncate(unfinished / 'checkpoints/7')
   assert vit_train(unfinished) == 0
   out = capsys.readouterr().out
-  assert len(lines_on_damage(out)) == 2 and 'goes on from step 6' in out
+  assert len(lines_on_damage(out)) == 2 and 'resumes at step 6' in out
   assert_same_bits(state_of(unfinished), state_of(whole))
 
 
@@ -185,7 +185,7 @@ def test_a_step_that_cannot_be_sealed_gets_no_name_and_costs_no_older_one(
     assert vit_train(tmp_path, fields) == 1
   assert 'no seal' in capsys.readouterr().err
   assert vit_train(tmp_path, fields) == 0
-  assert 'goes on from step 4' in capsys.readouterr().out
+  assert 'resumes at step 4' in capsys.readouterr().out
 
 
 # The class by itself, on a state of two arrays
@@ -206,8 +206,8 @@ def like():
   return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), LIKE)
 
 
-def saving(folder, **options):
-  return contextlib.closing(checkpoint.Checkpoints(folder, **options))
+def saving(folder, metric='accuracy', sign=1, **options):
+  return contextlib.closing(checkpoint.Checkpoints(folder, metric=metric, sign=sign, **options))
 
 
 def test_what_is_restored_is_what_was_saved(tmp_path):
@@ -236,6 +236,18 @@ def test_the_best_is_kept_and_known_after_reopening(metric, best, reopened, tmp_
   with saving(tmp_path, **options) as saved:
     assert saved.best_step() == best
     assert saved.steps() == [best, 5]
+
+
+def test_orbax_0_12_seals_a_step_before_it_has_its_name(tmp_path, monkeypatch):
+  names = []
+  monkeypatch.setattr(checkpoint, 'seal', lambda folder: names.append(folder.name))
+  with saving(tmp_path) as saved:
+    saved.save(7, small(7))
+    saved.wait()
+    assert saved.steps() == [7]
+  assert [name.partition('.orbax-checkpoint-tmp')[:2] for name in names] == [
+    ('7', '.orbax-checkpoint-tmp')
+  ]
 
 
 def test_without_an_evaluation_there_is_no_best(tmp_path):
@@ -311,7 +323,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_from_the_step_befor
   [line] = capsys.readouterr().err.splitlines()
   assert 'checkpoints/3 could not be written' in line and 'No space left' in line
   assert vit_train(tmp_path) == 0
-  assert 'goes on from step 2' in capsys.readouterr().out
+  assert 'resumes at step 2' in capsys.readouterr().out
   assert_same_bits(state_of(tmp_path), state_of(whole))
   assert names_by_step(tmp_path) == names_by_step(whole)
 

@@ -158,7 +158,7 @@ def test_one_process_goes_on_with_the_run_of_two(pair, whole, tmp_path, capsys):
   shutil.copytree(pair / 'run', run, ignore=shutil.ignore_patterns('model', '[5-8]'))
   assert vit_train(run, FIELDS) == 0
   told = capsys.readouterr()
-  assert re.search(r'goes on from step 4$', told.out, re.MULTILINE) and told.err == ''
+  assert re.search(r'resumes at step 4$', told.out, re.MULTILINE) and told.err == ''
   np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-5)
   assert names_by_step(run) == names_by_step(whole)
 

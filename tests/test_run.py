@@ -74,9 +74,15 @@ def plan_of(fields=()):
   return plans.make_plan(config.load('digits', words))
 
 
+def checkpoints_of(folder):
+  """Those of a run's folder, until the block ends."""
+  saved = checkpoint.Checkpoints(folder / 'checkpoints', metric='accuracy', sign=1)
+  return contextlib.closing(saved)
+
+
 def state_of(workdir, step=None):
   """{'step': 8, 'params/head/bias': array, ...} of the newest checkpoint, or of `step`."""
-  with contextlib.closing(checkpoint.Checkpoints(workdir / 'checkpoints')) as saved:
+  with checkpoints_of(workdir) as saved:
     state = saved.restore_step(step or saved.steps()[-1], train.abstract_state(plan_of()))
   assert state is not None, f'a damaged checkpoint in {workdir}'
   return models.flat(jax.device_get(state))
@@ -207,7 +213,7 @@ def test_resume_equals_never_having_stopped(whole, stops, tmp_path, monkeypatch,
   assert f'stopped at step {sum(stops)}, saved' in capsys.readouterr().out
   assert not (tmp_path / 'model').exists()
   assert vit_train(tmp_path) == 0
-  assert f'goes on from step {sum(stops)}' in capsys.readouterr().out
+  assert f'resumes at step {sum(stops)}' in capsys.readouterr().out
   assert_same_bits(state_of(tmp_path), state_of(whole))
   assert rows_of(tmp_path) == rows_of(whole)
   assert contents(tmp_path / 'model') == contents(whole / 'model')
@@ -319,7 +325,7 @@ def interrupted_run(folder, env, send, fields=()):
 
 @pytest.fixture(scope='session')
 def interrupted(tmp_path_factory, cache):
-  """Runs on one device, interrupted in each way and then gone on with, and one that never was."""
+  """Runs on one device, interrupted in each way and resumed, and one that never was."""
 
   def make(folder):
     env = environment(cache)
@@ -350,9 +356,7 @@ def test_a_signalled_run_saves_says_so_and_exits_zero(interrupted, how, name):
   record = record_of(interrupted, how)
   assert record['code'] == 0, record['err']
   assert f'{name}: saving after this step; once more ends at once' in record['out']
-  assert re.search(
-    r'stopped at step \d+, saved: the same command goes on from there', record['out']
-  )
+  assert re.search(r'stopped at step \d+, saved: the same command resumes there', record['out'])
 
 
 @pytest.mark.parametrize('how', ['sigterm', 'ctrl_c'])
@@ -368,7 +372,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(interrupted, how):
 
 
 def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once(interrupted):
-  assert re.search('goes on from step (50|100)', record_of(interrupted, 'resumed')['out'])
+  assert re.search('resumes at step (50|100)', record_of(interrupted, 'resumed')['out'])
   assert (interrupted / 'sigkill.jsonl').read_text().count('\n') >= 55
   assert rows_of(interrupted / 'sigkill') == rows_of(interrupted / 'never')
 
@@ -398,7 +402,7 @@ def test_ctrl_c_outside_the_loop_is_one_line_and_130(tmp_path, monkeypatch, caps
   assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-# Stops a run after three steps, goes on with it, and compares it with one that was not stopped.
+# Stops a run after three steps, resumes it, and compares it with one that was not stopped.
 MESHED = """
 import pathlib, sys
 import jax, numpy as np, pytest
@@ -511,7 +515,7 @@ def test_a_resumed_run_does_not_forget_its_best_step(whole, stop, tmp_path, monk
 
 
 def test_an_interruption_is_not_taken_for_the_end_of_patience(tmp_path, monkeypatch):
-  # Patience lasts from step 2 to 5, and the evaluation at 6 is better: not stopped, it goes on.
+  # Patience lasts from step 2 to 5, and the evaluation at 6 is better: it is not stopped.
   scripted({2: 0.5, 4: 0.4, 6: 0.9, 8: 0.3}, monkeypatch)
   fields = {'evaluation.every': '2 steps', 'evaluation.patience': '3 steps'}
   fields |= {'checkpoint.every': '100 steps'}
