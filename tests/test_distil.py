@@ -223,7 +223,7 @@ def test_any_model_teaches_at_its_own_size_and_pixels(kind):
   pixels = bundle.normalize(resized, **OTHERS)
   expected, out = jax.jit(source.model.apply)({'params': source.params}, pixels)
   answer = jax.jit(
-    lambda pixels: distil.answered(distil.Teacher(source), source.params, pixels, **HALVES)
+    lambda pixels: distil.teacher_answer(distil.Teacher(source), source.params, pixels, **HALVES)
   )(bundle.normalize(images, **HALVES))
   assert np.ptp(expected, 0).min() > 1e-3  # it tells the images apart
   # the same pixels by way of another normalisation, then a network in float32
@@ -236,7 +236,7 @@ def test_any_model_teaches_at_its_own_size_and_pixels(kind):
 def test_pixels_with_the_same_statistics_keep_their_bits():
   images = np.random.default_rng(0).standard_normal((1, 2, 2, 3))
   pair = (HALVES['mean'], list(HALVES['std']))
-  assert distil.restated(images, pair, (list(HALVES['mean']), HALVES['std'])) is images
+  assert distil.renormalized(images, pair, (list(HALVES['mean']), HALVES['std'])) is images
 
 
 @pytest.mark.quick
@@ -269,7 +269,7 @@ def test_classes_are_matched_by_name(theirs, tmp_path):
   @jax.jit
   def answers(params):
     teachers = (read, distil.Teacher(source))
-    return [distil.answered(each, params, images, **HALVES)['logits'] for each in teachers]
+    return [distil.teacher_answer(each, params, images, **HALVES)['logits'] for each in teachers]
 
   answer, answer_of_all = answers(source.params)
   expected = answer_of_all[:, [theirs.index(name) for name in NAMES]]

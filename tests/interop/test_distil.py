@@ -220,7 +220,7 @@ def test_the_teachers_pixels_are_those_of_timm(stats):
     torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
     *(torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std)),
   )
-  ours = distil.restated(images, (mean, std), others)
+  ours = distil.renormalized(images, (mean, std), others)
   # pixels near 5, where float32 resolves 5e-7
   np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-6, atol=1e-6)
 

@@ -62,7 +62,7 @@ def evaluate_model(
   task = classify.classify(
     found.model, classes=matched.names, preprocess=ready, scores=found.scores
   )
-  fixed = {'columns': matched.columns, 'places': np.append(matched.targets, -1)}
+  fixed = {'columns': matched.columns, 'targets': np.append(matched.targets, -1)}
   mesh = sharding.make_mesh()
   params, fixed = sharding.place((found.params, fixed), mesh)
   examples = len(split.source)

@@ -30,15 +30,15 @@ Measure = Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Parameters that training starts with, in the place of those drawn.
+  """Parameters that training starts with, in the place of initialised ones.
 
   Fields:
-    params: by name as in what `Task.init` draws, all of them or some; on the host.
-    report: what was done to the checkpoint's arrays, in lines for a user.
+    params: by name as in what `Task.init` gives, all of them or some; on the host.
+    report: what was done to the checkpoint's arrays: its `str` is for a user.
   """
 
   params: Params
-  report: Any = ''
+  report: object = ''
 
 
 def no_details(sums: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Task:
   Fields:
     columns: of a training example; the pipeline fills them, of any name, shape and type.
     evaluation: of an example that is evaluated.
-    init: (key) -> parameters, drawn; also under `jax.eval_shape`.
+    init: (key) -> initialised parameters; also under `jax.eval_shape`.
     loss: (params, batch, key, fixed) -> (loss, sums, named). The loss () is summed over the
       examples, float32; its gradient is divided by the sum 'count' (), the number of examples. The
       key differs for each step and micro-batch. `fixed` holds what the field below has, and as
@@ -65,7 +65,7 @@ class Task:
       none, and what is unread is free. With `accumulate` a loss sees one micro-batch at a time: one
       that compares examples, as a contrastive one, compares those of a micro-batch alone.
     measure: (params, batch, fixed) -> (sums, rows) of a batch of `evaluation`, of the examples with
-      mask 1 alone. Rows are read where somebody asks for them.
+      mask 1 alone. Rows are kept where somebody asks for them.
     read: (sums) -> named numbers of sums over any number of batches, of `loss` or of `measure`, as
       numbers of NumPy; a mean is its sum by 'count', so that batches may differ in size. 'count' is
       always among them, and of an evaluation every name of `ranks`.
@@ -75,9 +75,9 @@ class Task:
     details: (sums, rows on the host) -> what `evaluation.json` has beyond `read`'s numbers.
     fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
       rules of `sharding`, an argument of the compiled step and no constant of it. A teacher.
-    start: gives parameters to start with; None where all are drawn.
-    about: lines that are told when training starts.
-    model: the network that is trained, whose sizes are told; None where it is none of ours.
+    start: gives parameters to start with; None where all are initialised.
+    about: lines that are printed when training starts.
+    model: the network that is trained, whose sizes are printed; None where it is none of ours.
   """
 
   columns: Columns

@@ -1,4 +1,4 @@
-"""Classification: an image's class, or several of them, from its pixels.
+"""Classification: an image's class, or classes of a multi-label set, from its pixels.
 
 N images, K classes that are scored, S classes of the data, M of the model, L labels of an image.
 """
@@ -60,7 +60,7 @@ def classify(
     model: a flax module, (images) -> logits and intermediates.
     classes: the names of what is scored.
     preprocess: of the images that it takes.
-    columns, evaluation: 'image' and 'label', see `data.columns.labelled_images`; None where no
+    columns, evaluation: 'image' and 'label', see `sources.columns.labelled_images`; None where no
       images are read by this task.
     loss, smoothing, mixup, cutmix: see `make_loss`.
     scores: what logits become, 'softmax' or 'sigmoid': the loss that is measured is the
@@ -69,7 +69,8 @@ def classify(
     name: of the variant that the model was built from.
     start: gives parameters to start with.
   """
-  stats = dict(mean=tuple(preprocess.mean), std=tuple(preprocess.std))
+  stats: dict[str, Any] = dict(mean=tuple(preprocess.mean), std=tuple(preprocess.std))
+  mixing: dict[str, Any] = dict(mixup=mixup, cutmix=cutmix)
 
   def init(key: Array) -> Params:
     return model.init(key, jnp.zeros((1, *preprocess.size, 3)))['params']
@@ -81,15 +82,7 @@ def classify(
     columns=columns or {},
     evaluation=evaluation or {},
     init=init,
-    loss=make_loss(
-      model.apply,
-      loss=loss,
-      smoothing=smoothing,
-      mixup=mixup,
-      cutmix=cutmix,
-      output=output,
-      **stats,
-    ),
+    loss=make_loss(model.apply, loss=loss, smoothing=smoothing, output=output, **mixing, **stats),
     measure=make_measure(model, scores=scores, **stats),
     read=read,
     ranks=RANKS,
@@ -117,7 +110,7 @@ def make_loss(
 ) -> Loss:
   """A task's loss: normalise, mix, apply, compare with targets.
 
-  Its sums are `losses.measure`'s. It names 'images' (N, H, W, 3) as the model saw them,
+  Its sums are `losses.training_sums`. It names 'images' (N, H, W, 3) as the model saw them,
   'targets' (N, K), the model's intermediates and 'logits' (N, K).
 
   Args:
@@ -126,7 +119,7 @@ def make_loss(
     loss: of `losses.LOSSES`, or a function (logits (N, K), targets (N, K)) -> (N,).
     smoothing: label smoothing, in [0, 1).
     mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
-      asks for the class with the larger share.
+      asks for the class with the larger weight.
     output: what is trained: 'logits', or an intermediate (N, K) such as 'head'.
 
   Raises:
@@ -140,7 +133,7 @@ def make_loss(
   def batch_loss(
     params: Params, batch: Batch, key: Array, fixed: Fixed
   ) -> tuple[Array, Sums, Named]:
-    batch = losses.blanked(batch)
+    batch = losses.zero_padding(batch)
     images = bundle.normalize(batch['image'], mean, std)
     if mixup or cutmix:
       size = images.shape[1:3]
@@ -152,7 +145,7 @@ def make_loss(
     if mixup or cutmix:
       soft = losses.targets(batch['label'], logits.shape[-1])
       batch = {**batch, 'label': losses.mixed(soft, weights.mean(), batch['mask'])}
-    sums = losses.measure(logits, batch, loss=loss, smoothing=smoothing)
+    sums = losses.training_sums(logits, batch, loss=loss, smoothing=smoothing)
     return sums['loss'], sums, {'images': images, **out, 'logits': logits}
 
   return batch_loss
@@ -168,15 +161,15 @@ def make_measure(
   """A task's measure: `measure` of the model's logits, without dropout or label smoothing.
 
   Where the data's classes are not the model's, `fixed` says which they are: 'columns' (K,), the
-  model's classes that are scored, and 'places' (S + 1,), of the data's classes in `columns`; the
-  last, which label -1 finds, is -1.
+  model's classes that are scored, and 'targets' (S + 1,), the index in `columns` of each of the
+  data's classes; the last, which label -1 indexes, is -1.
   """
 
   def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
     logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
     labels = batch['label']
     if 'columns' in fixed:
-      logits, labels = logits[:, fixed['columns']], fixed['places'][labels]  # (N, M) -> (N, K)
+      logits, labels = logits[:, fixed['columns']], fixed['targets'][labels]  # (N, M) -> (N, K)
     return measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
 
   return batch_measure
@@ -185,10 +178,10 @@ def make_measure(
 def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[Sums, Rows]:
   """What a batch adds to the measures of a split, and its predictions.
 
-  An image without a label adds nothing. Where images have several labels, a prediction is right
-  if it is one of them. The loss is then, of a softmax, the cross-entropy to equal shares for all
-  labels, and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives
-  over one half, otherwise the likeliest class is the one prediction.
+  An image without a label adds nothing. Of multi-label images, a prediction is right if it is one
+  of the labels. The loss is then, of a softmax, the cross-entropy to equal parts for all labels,
+  and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives over one
+  half, otherwise the likeliest class is the one prediction.
 
   Args:
     logits: (N, K).
@@ -200,21 +193,21 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     Sums over the images that count: () 'loss', 'correct', 'top' (right among the first TOP),
     'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
     likeliest class, and right ones.
-    Rows: (N,) 'label', of several the first, 'guess', its probability as 'confidence', and
-    'right', each -1 where it does not count; of several labels their number as 'labels', and with a
-    sigmoid (N, K) 'logits' and 'targets' too.
+    Rows: (N,) 'label', the first of a multi-label image, 'guess', the prediction, its probability
+    as 'confidence', and 'right', each -1 where it does not count; of multi-label images how many as
+    'labels', and with a sigmoid (N, K) 'logits' and 'targets' too.
   """
-  several = losses.several(labels)
+  multi_label = losses.is_multi_label(labels)
   count = logits.shape[-1]
   y = losses.targets(labels, count)  # (N, K) of 0 and 1
   counts = ((mask > 0) & (y.max(-1) > 0)).astype(jnp.float32)  # (N,)
-  shares = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
-  loss = losses.LOSSES[scores](logits, shares)  # (N,)
+  goal = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
+  loss = losses.LOSSES[scores](logits, goal)  # (N,)
   _, ranked = jax.lax.top_k(logits, min(TOP, count))  # (N, TOP)
   right = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
   confidence = getattr(jax.nn, scores)(logits).max(-1)  # (N,)
   predicted = jax.nn.one_hot(ranked[:, 0], count)
-  if several and scores == 'sigmoid':
+  if multi_label and scores == 'sigmoid':
     predicted = (logits > 0).astype(jnp.float32)
   # A bin is open below and closed above (Guo et al., arXiv 1706.04599)
   bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
@@ -231,9 +224,9 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
   }
   rows = {'label': y.argmax(-1), 'guess': ranked[:, 0]}
   rows |= {'confidence': confidence, 'right': right[:, 0]}
-  rows |= {'labels': y.sum(-1)} if several else {}
+  rows |= {'labels': y.sum(-1)} if multi_label else {}
   rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
-  if several and scores == 'sigmoid':
+  if multi_label and scores == 'sigmoid':
     rows |= {'logits': logits, 'targets': y}
   return sums, rows
 
@@ -266,30 +259,18 @@ def details(
     'classes', a dict of 'name', 'count', 'precision' and 'recall' for each, None where that is
     0 / 0; 'confusion', K lists of K counts, a row for each true class (None for more than
     LARGEST_CONFUSION), and 'confused', its largest entries off the diagonal; 'mistakes', the most
-    confident MISTAKES, of equal ones the first in the split: 'index' in the split, 'label', of
-    several the first, 'guess' and 'confidence'. Of images with several labels there is no
-    confusion; with sigmoid scores there is 'mean_average_precision'.
+    confident MISTAKES, of equal ones the first in the split: 'index' in the split, 'label', the
+    first of a multi-label image, 'guess', the prediction, and 'confidence'. Of multi-label images
+    there is no confusion; with sigmoid scores there is 'mean_average_precision'.
   """
-  several = 'labels' in rows
   counts = rows['label'] >= 0
-  label, guess = rows['label'][counts], rows['guess'][counts]
-  pairs: Counter[tuple[int, int]] = Counter()
-  matrix = None
-  if not several:
-    pairs.update(zip(label[label != guess].tolist(), guess[label != guess].tolist()))
-    if len(names) <= LARGEST_CONFUSION:
-      matrix = np.zeros((len(names),) * 2, np.int64)
-      np.add.at(matrix, (label, guess), 1)
   wrong = np.flatnonzero(counts & (rows['right'] == 0))
-  surest = wrong[np.argsort(-rows['confidence'][wrong], kind='stable')][:MISTAKES]
+  most_confident = wrong[np.argsort(-rows['confidence'][wrong], kind='stable')][:MISTAKES]
   values = {
     'matched': 'the same names',
     'calibration': calibration(sums['bins'])['calibration'],
     'classes': by_class(sums, names),
-    'confused': [
-      {'label': names[label], 'guess': names[guess], 'count': times}
-      for (label, guess), times in pairs.most_common(CONFUSED)
-    ],
+    'confused': [],
     'mistakes': [
       {
         'index': int(index),
@@ -297,13 +278,32 @@ def details(
         'guess': names[rows['guess'][index]],
         'confidence': float(rows['confidence'][index]),
       }
-      for index in surest
+      for index in most_confident
     ],
-    'confusion': None if matrix is None else matrix.tolist(),
+    'confusion': None,
   }
+  if 'labels' not in rows:
+    values |= confusion(rows['label'][counts], rows['guess'][counts], names)
   if 'targets' in rows:
     values['mean_average_precision'] = average_precision(rows['logits'], rows['targets'], counts)
   return values
+
+
+def confusion(label: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+  """'confusion' and 'confused' of `details`, from the label and prediction of each image."""
+  wrong = label != guess
+  pairs = Counter(zip(label[wrong].tolist(), guess[wrong].tolist()))
+  matrix = None
+  if len(names) <= LARGEST_CONFUSION:
+    matrix = np.zeros((len(names),) * 2, np.int64)
+    np.add.at(matrix, (label, guess), 1)
+  return {
+    'confusion': None if matrix is None else matrix.tolist(),
+    'confused': [
+      {'label': names[label], 'guess': names[guess], 'count': times}
+      for (label, guess), times in pairs.most_common(CONFUSED)
+    ],
+  }
 
 
 def by_class(sums: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from vit_jax.text import nearest, to_stderr
 KINDS = ('logits', 'hard', 'token', 'features')
 READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
 PROJECTION = 'projection'  # of a student's features to the teacher's width
-DRAWN = 0x70726F6A  # folded into a key, to be no key of the model's parameters
+PROJECTION_KEY = 0x70726F6A  # folded into a key, to be no key of the model's parameters
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,7 +41,7 @@ class Teacher:
     bundle: the model, its parameters on the host, and how it takes images.
     classes: (K,) its class for each of the student's; None where they are its own in their order,
       or it is asked for features.
-    path: where it came from, to be told.
+    path: where it came from, for messages.
   """
 
   bundle: bundle.Bundle
@@ -83,28 +83,29 @@ def read_teacher(
       f"teacher {path} has {source.scores} scores: it can teach kind 'features' alone"
     )
   try:
-    columns = class_columns(classes, source.classes, own=checkpoint.dialect == 'vit_jax')
+    is_ours = checkpoint.dialect == 'vit_jax'
+    columns = class_columns(classes, source.classes, is_ours=is_ours)
   except ValueError as error:
     raise ValueError(f'teacher {path}: {error}') from None
   in_order = columns == list(range(len(source.classes)))
   return Teacher(source, None if in_order else np.asarray(columns, np.int32), str(path))
 
 
-def class_columns(classes: Sequence[str], theirs: Sequence[str], *, own: bool) -> list[int]:
+def class_columns(classes: Sequence[str], theirs: Sequence[str], *, is_ours: bool) -> list[int]:
   """(K,) a teacher's class for each of a student's, by name, or as `labels.match_names` finds it.
 
   Args:
     classes: of the student.
     theirs: of the teacher.
-    own: whether the teacher is a bundle of ours, whose classes are names even where they are
+    is_ours: whether the teacher is a bundle of ours, whose classes are names even where they are
       numbers; in files of others, numbers say that there were no names.
 
   Raises:
-    ValueError: if a class of the student is none of the teacher's, or it is not told which.
+    ValueError: if a class of the student is none of the teacher's, or which is not known.
   """
-  places = {name: place for place, name in enumerate(theirs)}
-  if own and len(places) == len(theirs) and set(classes) <= set(places):
-    return [places[name] for name in classes]
+  index = {name: i for i, name in enumerate(theirs)}
+  if is_ours and len(index) == len(theirs) and set(classes) <= set(index):
+    return [index[name] for name in classes]
   return labels.match_names(classes, theirs)[0]
 
 
@@ -165,56 +166,63 @@ def distil(
   """
   check(kind, temperature, weight)
   distance = distances(kind, temperature)
-  widths = answer_widths(task, teacher, kind)
-  projects = kind == 'features' and widths[0] != widths[1]
-
-  def students(params: Params) -> Params:
-    """The task's own: without the projection, where that is ours."""
-    return {name: part for name, part in params.items() if not (projects and name == PROJECTION)}
-
-  def init(key: Array) -> Params:
-    params = task.init(key)
-    if not projects:
-      return params
-    kernel = jax.nn.initializers.lecun_normal()(jax.random.fold_in(key, DRAWN), widths)
-    return params | {PROJECTION: {'kernel': kernel, 'bias': jnp.zeros(widths[1])}}
+  student_width, width = answer_widths(task, teacher, kind)
+  projects = kind == 'features' and student_width != width
+  if projects:
+    task = with_projection(task, student_width, width)
 
   def loss(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
-    own, sums, named = task.loss(students(params), batch, key, fixed)
-    answer = answered(teacher, fixed['teacher'], named['images'], mean=mean, std=std)
+    task_loss, sums, named = task.loss(params, batch, key, fixed)
+    answer = teacher_answer(teacher, fixed['teacher'], named['images'], mean=mean, std=std)
     student = named[READS[kind]].astype(jnp.float32)
     if projects:
       layer = params[PROJECTION]
       student = student @ layer['kernel'] + layer['bias'][None]  # (N, F) -> (N, G)
-    each = distance(student, answer)  # (N,)
-    apart = jnp.where(batch['mask'] > 0, each, 0).sum()
-    total = (1 - weight) * own + weight * apart
-    sums = {**sums, 'loss': total, 'task_loss': own, 'teacher_loss': apart}
-    answers = {f'teacher/{name}': values for name, values in answer.items()}
-    return total, sums, {**named, **answers}
-
-  own_measure = (
-    task.measure
-  )  # alone: what is compiled is kept, and would keep the task's arrays too
-
-  def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
-    return own_measure(students(params), batch, fixed)
+    distance_sum = jnp.where(batch['mask'] > 0, distance(student, answer), 0).sum()
+    total = (1 - weight) * task_loss + weight * distance_sum
+    sums = {**sums, 'loss': total, 'task_loss': task_loss, 'teacher_loss': distance_sum}
+    return total, sums, {**named, **{f'teacher/{name}': leaf for name, leaf in answer.items()}}
 
   softness = '' if kind == 'features' else ', hard answers'
   if is_soft(kind, temperature):
     softness = f', temperature {temperature or 1:g}'
   return dataclasses.replace(
     task,
-    init=init,
     loss=loss,
-    measure=measure if projects else task.measure,
-    deliver=lambda params: task.deliver(students(params)),
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
     about=(*task.about, f'teacher: {teacher}; kind {kind}{softness}, weight {weight:g}'),
   )
 
 
-def answered(
+def with_projection(task: Task, student_width: int, width: int) -> Task:
+  """The task with a linear layer from F to G features beside its parameters, not delivered."""
+
+  def without(params: Params) -> Params:
+    return {name: part for name, part in params.items() if name != PROJECTION}
+
+  def init(key: Array) -> Params:
+    initializer = jax.nn.initializers.lecun_normal()
+    kernel = initializer(jax.random.fold_in(key, PROJECTION_KEY), (student_width, width))
+    return task.init(key) | {PROJECTION: {'kernel': kernel, 'bias': jnp.zeros(width)}}
+
+  def loss(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
+    return task.loss(without(params), batch, key, fixed)
+
+  task_measure = task.measure  # alone: a compiled measure is cached, and the task's arrays with it
+
+  def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
+    return task_measure(without(params), batch, fixed)
+
+  return dataclasses.replace(
+    task,
+    init=init,
+    loss=loss,
+    measure=measure,
+    deliver=lambda params: task.deliver(without(params)),
+  )
+
+
+def teacher_answer(
   teacher: Teacher,
   params: Params,
   images: Array,
@@ -230,7 +238,7 @@ def answered(
     images: (N, H, W, 3), normalised for the student by `mean` and `std`.
   """
   source = teacher.bundle
-  images = restated(images, (mean, std), (source.preprocess.mean, source.preprocess.std))
+  images = renormalized(images, (mean, std), (source.preprocess.mean, source.preprocess.std))
   height, width = source.preprocess.size
   if images.shape[1:3] != (height, width):
     shape = (images.shape[0], height, width, images.shape[3])
@@ -242,7 +250,7 @@ def answered(
   return {name: jax.lax.stop_gradient(x.astype(jnp.float32)) for name, x in answer.items()}
 
 
-def restated(
+def renormalized(
   images: Array,
   ours: tuple[Sequence[float], Sequence[float]],
   theirs: tuple[Sequence[float], Sequence[float]],
@@ -265,19 +273,19 @@ def distances(
 ) -> Callable[[Array, Mapping[str, Array]], Array]:
   """(what the student gives, float32, the teacher's answer) -> (N,) of each image."""
 
-  def of_features(features: Array, answer: Mapping[str, Array]) -> Array:
+  def feature_distance(features: Array, answer: Mapping[str, Array]) -> Array:
     return jnp.square(features - answer['pre_logits']).mean(-1)
 
-  def of_logits(logits: Array, answer: Mapping[str, Array]) -> Array:
+  def logit_distance(logits: Array, answer: Mapping[str, Array]) -> Array:
     return divergence(logits, answer['logits'], temperature or 1.0)
 
-  def of_classes(logits: Array, answer: Mapping[str, Array]) -> Array:
+  def class_distance(logits: Array, answer: Mapping[str, Array]) -> Array:
     target = jax.nn.one_hot(answer['logits'].argmax(-1), answer['logits'].shape[-1])
     return losses.softmax_cross_entropy(logits, target)
 
   if kind == 'features':
-    return of_features
-  return of_logits if is_soft(kind, temperature) else of_classes
+    return feature_distance
+  return logit_distance if is_soft(kind, temperature) else class_distance
 
 
 def divergence(logits: Array, answer: Array, temperature: float) -> Array:

@@ -14,18 +14,7 @@ import jax.numpy as jnp
 from vit_jax import bundle, models
 from vit_jax.images.transforms import Transform
 from vit_jax.sources.columns import Columns
-from vit_jax.tasks import (
-  Array,
-  Batch,
-  Fixed,
-  Loss,
-  Params,
-  Rows,
-  Start,
-  Sums,
-  Task,
-  means,
-)
+from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Rows, Start, Sums, Task, means
 
 EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
 
@@ -83,10 +72,11 @@ class Encoder:
     """
 
     def init(key: Array) -> Params:
-      own, others = self.init(key), extra(jax.random.fold_in(key, EXTRA)) if extra else {}
-      if both := own.keys() & others.keys():
+      params = self.init(key)
+      extra_params = extra(jax.random.fold_in(key, EXTRA)) if extra else {}
+      if both := params.keys() & extra_params.keys():
         raise ValueError(f'the model has parameters named {", ".join(sorted(both))} of its own')
-      return own | others
+      return params | extra_params
 
     def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
       return loss(params, batch, jax.random.key(0), {**fixed, 'ema': params})[1], {}

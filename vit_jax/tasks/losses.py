@@ -21,9 +21,9 @@ MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
 def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array:
   """Labels of any kind to float32 (N, K): (1 - smoothing) y + smoothing / K.
 
-  Several labels of an image are each 1, for the sigmoid loss: they do not sum to 1.
+  Multi-label ones are each 1, for the sigmoid loss: they do not sum to 1.
   """
-  if several(labels):
+  if is_multi_label(labels):
     soft = jax.nn.one_hot(labels, num_classes).max(1)  # (N, K), -1 is no class
   elif labels.ndim == 1:
     soft = jax.nn.one_hot(labels, num_classes)
@@ -32,7 +32,7 @@ def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array
   return soft * (1 - smoothing) + smoothing / num_classes
 
 
-def several(labels: Array) -> bool:
+def is_multi_label(labels: Array) -> bool:
   """Whether they are (N, L) ints."""
   return labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.integer)
 
@@ -40,7 +40,7 @@ def several(labels: Array) -> bool:
 def hits(logits: Array, labels: Array) -> Array:
   """(N,), whether the highest logit's class is the label, one of several, or the likeliest."""
   top = logits.argmax(-1)
-  if several(labels):
+  if is_multi_label(labels):
     return (labels == top[:, None]).any(-1)
   return top == (labels if labels.ndim == 1 else labels.argmax(-1))
 
@@ -79,8 +79,7 @@ def scores_of(loss: str | Loss, scores: str = '') -> str:
   Raises:
     ValueError: if neither says it, or it is none of LOSSES.
   """
-  own = loss if isinstance(loss, str) else getattr(loss, 'scores', '')
-  chosen = scores or own
+  chosen = scores or (loss if isinstance(loss, str) else getattr(loss, 'scores', ''))
   if not chosen:
     raise ValueError(
       'the loss has no attribute scores: set objective.scores to softmax or sigmoid, as which its '
@@ -93,19 +92,22 @@ def scores_of(loss: str | Loss, scores: str = '') -> str:
   return chosen
 
 
-def blanked(batch: Mapping[str, Array]) -> dict[str, Array]:
+def zero_padding(batch: Mapping[str, Array]) -> dict[str, Array]:
   """The batch with zeros for its padding, which then spoils no gradient, whatever it held."""
 
-  def blank(rows: Array) -> Array:
+  def zero(rows: Array) -> Array:
     return jnp.where(batch['mask'].reshape(-1, *(1,) * (rows.ndim - 1)) > 0, rows, 0)
 
-  return {**batch, 'image': blank(batch['image']), 'label': blank(batch['label'])}
+  return {**batch, 'image': zero(batch['image']), 'label': zero(batch['label'])}
 
 
-def measure(
+def training_sums(
   logits: Array, batch: Mapping[str, Array], *, loss: str | Loss = 'softmax', smoothing: float = 0.0
 ) -> dict[str, Array]:
-  """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'.
+  """Sums over the images that are no padding: 'loss', 'correct' (see `hits`), 'count'.
+
+  An image without a label counts: of no class, the sigmoid loss learns from it. An evaluation,
+  `classify.measure`, leaves it out.
 
   Args:
     logits: (N, K).
@@ -114,8 +116,8 @@ def measure(
     smoothing: of the labels.
   """
   labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
-  of_image = LOSSES[loss] if isinstance(loss, str) else loss
-  losses = of_image(logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
+  image_loss = LOSSES[loss] if isinstance(loss, str) else loss
+  losses = image_loss(logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
   if losses.shape != mask.shape:  # a mean, for one, would be summed as often as there are images
     raise ValueError(f'the loss gives {losses.shape}, must give {mask.shape}: one for each image')
   correct = hits(logits, labels) * mask
@@ -125,43 +127,45 @@ def measure(
 
 
 def pixel_weights(key: Array, size: Sequence[int], *, mixup: float, cutmix: float) -> Array:
-  """(H, W), the share in [0, 1] of each pixel that an image of a batch keeps when it is mixed.
+  """(H, W), the weight in [0, 1] of an image's own pixels when it is mixed with another's.
 
-  Their mean is the share of its labels. Where both kinds are asked for, each is as likely.
+  Their mean is the weight of its labels. Where both kinds are asked for, each is as likely.
 
   Args:
-    key: of all draws.
+    key: of all random numbers.
     size: (H, W).
     mixup: a of `mixup_weights`; 0: none.
     cutmix: a of `cutmix_weights`; 0: none.
   """
-  which, key = jax.random.split(key)
+  kind_key, key = jax.random.split(key)
   if not cutmix:
     return mixup_weights(key, size, mixup)
   if not mixup:
     return cutmix_weights(key, size, cutmix)
   return jnp.where(
-    jax.random.bernoulli(which), cutmix_weights(key, size, cutmix), mixup_weights(key, size, mixup)
+    jax.random.bernoulli(kind_key),
+    cutmix_weights(key, size, cutmix),
+    mixup_weights(key, size, mixup),
   )
 
 
 def mixup_weights(key: Array, size: Sequence[int], a: float) -> Array:
   """The same for all pixels, x ~ Beta(a, a) or 1 - x, the larger, as big_vision (1710.09412)."""
-  drawn = jax.random.beta(key, a, a)
-  return jnp.full(size, jnp.maximum(drawn, 1 - drawn))
+  x = jax.random.beta(key, a, a)
+  return jnp.full(size, jnp.maximum(x, 1 - x))
 
 
 def cutmix_weights(key: Array, size: Sequence[int], a: float) -> Array:
-  """1 outside of a box, 0 in it; its area is a share 1 - x, x ~ Beta(a, a) (arXiv 1905.04899).
+  """1 outside of a box, 0 in it; its area is a fraction 1 - x, x ~ Beta(a, a) (arXiv 1905.04899).
 
   Its centre is any pixel, and what would lie beyond the image is cut off.
   """
-  of_area, of_centre = jax.random.split(key)
-  side = jnp.sqrt(1 - jax.random.beta(of_area, a, a))
-  centre = jax.random.uniform(of_centre, (2,))
+  area_key, centre_key = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(area_key, a, a))
+  centre = jax.random.uniform(centre_key, (2,))
   inside = [
-    jnp.abs(jnp.arange(length) + 0.5 - length * where) < length * side / 2
-    for length, where in zip(size, centre)
+    jnp.abs(jnp.arange(length) + 0.5 - length * middle) < length * side / 2
+    for length, middle in zip(size, centre)
   ]
   return 1.0 - inside[0][:, None] * inside[1]
 

@@ -68,7 +68,7 @@ def test_logits_of_any_size_give_finite_losses_and_gradients(loss):
 
 
 def test_equal_logits_cost_the_log_of_the_number_of_classes():
-  sums = losses.measure(jnp.zeros((N, K)), batch())
+  sums = losses.training_sums(jnp.zeros((N, K)), batch())
   assert float(sums['loss']) == pytest.approx(N * np.log(K), rel=1e-6)
 
 
@@ -82,22 +82,22 @@ def test_smoothing_spreads_a_share_evenly_over_all_classes():
 @pytest.mark.parametrize('loss', losses.LOSSES)
 def test_soft_labels_that_are_one_hot_equal_int_labels(loss, smoothing):
   how = dict(loss=loss, smoothing=smoothing)
-  hard = losses.measure(LOGITS, batch(), **how)
-  same(losses.measure(LOGITS, batch(one_hot(LABELS)), **how), hard)
+  hard = losses.training_sums(LOGITS, batch(), **how)
+  same(losses.training_sums(LOGITS, batch(one_hot(LABELS)), **how), hard)
 
 
 def test_correct_counts_the_images_whose_highest_logit_is_the_label():
   expected = (LOGITS.argmax(-1) == LABELS).sum()
   assert 0 < expected < N
-  assert int(losses.measure(LOGITS, batch())['correct']) == expected
+  assert int(losses.training_sums(LOGITS, batch())['correct']) == expected
 
 
 @pytest.mark.parametrize('labels', [LABELS, SOFT], ids=['int', 'soft'])
 @pytest.mark.parametrize('loss', losses.LOSSES)
 def test_a_masked_batch_equals_the_subset_that_counts(loss, labels):
   keep = np.array([1, 0, 1, 1, 0, 1], np.float32)
-  masked = losses.measure(LOGITS, batch(labels, keep), loss=loss)
-  subset = losses.measure(LOGITS[keep > 0], batch(labels[keep > 0], ONES[:4]), loss=loss)
+  masked = losses.training_sums(LOGITS, batch(labels, keep), loss=loss)
+  subset = losses.training_sums(LOGITS[keep > 0], batch(labels[keep > 0], ONES[:4]), loss=loss)
   same(masked, subset)
 
 
@@ -152,7 +152,7 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
   call = classify.make_loss(apply, mean=mean, std=std, loss='sigmoid', smoothing=0.1)
   total, sums, named = call(PARAMS, batch(image=IMAGES), key, {})
   logits, _ = model({'params': PARAMS}, bundle.normalize(IMAGES, mean, std), train=1, rngs=0)
-  same(sums, losses.measure(logits, batch(), loss='sigmoid', smoothing=0.1))
+  same(sums, losses.training_sums(logits, batch(), loss='sigmoid', smoothing=0.1))
   assert float(total) == float(sums['loss'])
   same((named['images'], named['logits']), (seen['images'], logits))
   same(seen['images'], bundle.normalize(IMAGES, mean, std))
@@ -176,10 +176,10 @@ def test_several_labels_become_a_one_for_each():
 
 def test_one_of_several_labels_is_a_hit_and_none_never_is():
   logits = one_hot([2, 0, 1, 0, 2, 0])
-  found = losses.measure(logits, batch(SEVERAL), loss='sigmoid')
+  found = losses.training_sums(logits, batch(SEVERAL), loss='sigmoid')
   assert int(found['correct']) == 4
-  alone = losses.measure(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
-  same(alone, losses.measure(LOGITS, batch(LABELS), loss='sigmoid'))
+  alone = losses.training_sums(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
+  same(alone, losses.training_sums(LOGITS, batch(LABELS), loss='sigmoid'))
 
 
 SIZE = (20, 32)
