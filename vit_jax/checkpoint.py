@@ -182,7 +182,10 @@ class Checkpoints:
     return None
 
   def interrupted(self, step: int) -> bool:
-    """Whether a scheduler has announced to any of several processes that it will end the run."""
+    """Whether a SIGTERM has come to any of several processes: true for all at the same step.
+
+    `jax.distributed` takes the signal there, in jax 0.10 to 0.12 (tests/test_abilities.py).
+    """
     return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
   def close(self) -> None:
@@ -220,7 +223,7 @@ def checksum(file: pathlib.Path) -> list[int]:
   """[size, CRC-32] of a file."""
   crc, size = 0, 0
   with file.open('rb') as stream:
-    while chunk := stream.read(1 << 22):
+    while chunk := stream.read(1 << 22):  # 4 MiB: files are of GB
       crc, size = zlib.crc32(chunk, crc), size + len(chunk)
   return [size, crc]
 

@@ -24,7 +24,7 @@ from vit_jax.text import error_line
 
 Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate, ()
 
-UNITS = r'steps?|epochs?|%'
+UNITS = r'steps?|epochs?|%'  # digits are limited, so that no number of steps is infinite
 DURATION = re.compile(rf'([0-9]{{1,3}}(?:_?[0-9]{{1,3}}){{0,3}}(?:\.[0-9]+)?)\s*({UNITS})?')
 TIME = re.compile(r'(?:(\d{1,6})\s*h)?\s*(?:(\d{1,6})\s*m)?\s*(?:(\d{1,6})\s*s)?')
 
@@ -279,7 +279,7 @@ def make_optimizer(
     name: 'sgd' (momentum), 'adam' or 'adamw' (one and the same here: the ViT paper's Adam with
       weight decay 0.1 is what was later called AdamW), 'adafactor' (as in arXiv 2106.04560: with
       momentum and without scaling by the parameters' size), 'lion', 'lamb', or 'muon' (kernels of
-      the encoder; Adam for the rest). Or 'package.module:name', see `imported_recipe`.
+      the encoder; Adam elsewhere). Or 'package.module:name', see `imported_recipe`.
     schedule: learning rate by step.
     weight_decay: decoupled, times the learning rate, on kernels only; not on biases, norms,
       positions or tokens.
@@ -531,7 +531,7 @@ def scale_by_adafactor(momentum: float, dtype: str | None) -> optax.GradientTran
   """Factored second moments, update clipping, momentum: Adafactor as Scaling ViT used it."""
   return optax.chain(
     optax.scale_by_factored_rms(
-      min_dim_size_to_factor=32,
+      min_dim_size_to_factor=32,  # big_vision's, as the decay rate and its limit
       decay_rate_fn=lambda step, _: jnp.minimum(1 - (step + 1.0) ** -0.8, 0.999),
     ),
     optax.clip_by_block_rms(1.0),

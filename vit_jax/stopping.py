@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 
@@ -15,15 +14,16 @@ import jax
 def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
   """SIGTERM and Ctrl-C ask the loop to end after its step; the second one ends it at once.
 
-  With several processes SIGTERM is left to Orbax, which has all of them stop at the same step. A
-  Ctrl-C that was ignored before, as below `nohup` or `&` of a script, is answered like any other.
+  With several processes SIGTERM is left to JAX, whose notice reaches all of them through
+  `Checkpoints.interrupted`, so that they stop at the same step. A Ctrl-C that was ignored before,
+  as below `nohup` or `&` of a script, is answered like any other.
   """
   asked = threading.Event()
   signals = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
   if threading.current_thread() is not threading.main_thread():
     signals = []
 
-  def ask(number: int, _: Any) -> None:
+  def ask(number: int, _: object) -> None:
     say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
     asked.set()
     restore()
@@ -54,7 +54,7 @@ def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[
     say: takes a line when it is over.
 
   With several processes the first one's clock counts: it tells the others as a scheduler would, by
-  a SIGTERM to itself, which Orbax has all of them stop for at the same step.
+  a SIGTERM to itself, see `interruption`.
   """
   over = threading.Event()
 

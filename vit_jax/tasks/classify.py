@@ -31,11 +31,12 @@ from vit_jax.tasks import (
 )
 
 RANKS = {'accuracy': 1, 'loss': -1}
-BINS = 15  # of the calibration error
-TOP = 5
-LARGEST_CONFUSION = 4096  # classes, beyond which only the most frequent confusions are listed
-CONFUSED = 10  # pairs of classes that are listed
-MISTAKES = 12  # images that are listed
+BINS = 15  # of the calibration error, as Guo et al. (arXiv 1706.04599) have it
+TOP = 5  # ImageNet's top-5
+# Classes of a confusion matrix: 2^24 numbers, 34 MB of JSON at least; with more there is none.
+LARGEST_CONFUSION = 4096
+CONFUSED = 10  # pairs of classes that are listed: to be read at a glance
+MISTAKES = 12  # images that are listed, and shown in the report
 
 
 def classify(

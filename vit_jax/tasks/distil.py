@@ -30,7 +30,7 @@ from vit_jax.text import nearest, to_stderr
 KINDS = ('logits', 'hard', 'token', 'features')
 READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
 PROJECTION = 'projection'  # of a student's features to the teacher's width
-PROJECTION_KEY = 0x70726F6A  # folded into a key, to be no key of the model's parameters
+PROJECTION_KEY = 0x70726F6A  # 'proj', folded into a key, to be no key of the model's parameters
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -16,7 +16,7 @@ from vit_jax.images.transforms import Transform
 from vit_jax.sources.columns import Columns
 from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Rows, Start, Sums, Task, means
 
-EXTRA = 0x65787472  # folded into a key, to be no key of the model's parameters
+EXTRA = 0x65787472  # 'extr', folded into a key, to be no key of the model's parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vit_jax import lookup
 Array = jax.Array
 Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,)
 
-MIXING = 0x6D6978  # folded into a step's key, to be no key of dropout's
+MIXING = 0x6D6978  # 'mix', folded into a step's key, to be no key of dropout's
 
 
 def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array:
