@@ -66,8 +66,8 @@ LAST = {
 }
 
 
-def make(name, **how):
-  return optim.make_optimizer(name, lambda _: jnp.asarray(RATE), **how)
+def make(name, **options):
+  return optim.make_optimizer(name, lambda _: jnp.asarray(RATE), **options)
 
 
 @functools.cache
@@ -116,12 +116,12 @@ def test_layer_decay_multiplies_each_layers_update_weight_decay_included(family)
     return flat(tx.update(grads, tx.init(params), params)[0])
 
   plain, decayed = update(1.0), update(0.5)
-  for name, found in decayed.items():
+  for name, leaf in decayed.items():
     factor = 0.5 ** (depth + 1.0 - layer[name])
-    along = np.reshape(factor, (-1, *(1,) * (found.ndim - 1))) if np.ndim(factor) else factor
-    np.testing.assert_allclose(found, along * plain[name], rtol=1e-6, err_msg=name)
+    along = np.reshape(factor, (-1, *(1,) * (leaf.ndim - 1))) if np.ndim(factor) else factor
+    np.testing.assert_allclose(leaf, along * plain[name], rtol=1e-6, err_msg=name)
     if within(name, LAST[family]):
-      np.testing.assert_array_equal(found, plain[name])
+      np.testing.assert_array_equal(leaf, plain[name])
 
 
 @pytest.mark.quick
@@ -170,8 +170,8 @@ def stepping(frozen, optimizer='sgd', accumulate=1, ema=0.0, decay=1.0, clip=Non
   return jax.jit(untraced(step)).lower(state, batch_of()).compile(), state
 
 
-def frozen_of(how):
-  return optim.make_frozen(shapes(tiny(**MODEL)), **FREEZES[how])
+def frozen_of(kind):
+  return optim.make_frozen(shapes(tiny(**MODEL)), **FREEZES[kind])
 
 
 def parts(frozen, tree):
@@ -202,9 +202,9 @@ def test_frozen_layers_do_not_change_by_a_bit_and_the_others_do(optimizer):
     assert set(same) <= IDLE
 
 
-@pytest.mark.parametrize('how', FREEZES)
-def test_what_is_frozen_does_not_change_by_a_bit(how):
-  frozen = frozen_of(how)
+@pytest.mark.parametrize('kind', FREEZES)
+def test_what_is_frozen_does_not_change_by_a_bit(kind):
+  frozen = frozen_of(kind)
   step, before = stepping(frozen)
   after, _ = step(before, batch_of())
   held, trained = parts(frozen, before.params)
@@ -214,9 +214,9 @@ def test_what_is_frozen_does_not_change_by_a_bit(how):
   assert same <= IDLE
 
 
-@pytest.mark.parametrize('how', FREEZES)
-def test_what_is_trained_is_updated_as_if_nothing_were_frozen(how):
-  frozen = frozen_of(how)
+@pytest.mark.parametrize('kind', FREEZES)
+def test_what_is_trained_is_updated_as_if_nothing_were_frozen(kind):
+  frozen = frozen_of(kind)
   (step, before), (whole_step, _) = stepping(frozen), stepping(optim.ALL_TRAINED)
   ours, _ = step(before, batch_of())
   theirs = {**flat(whole_step(stepping(optim.ALL_TRAINED)[1], batch_of())[0].params)}
@@ -226,9 +226,9 @@ def test_what_is_trained_is_updated_as_if_nothing_were_frozen(how):
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
-@pytest.mark.parametrize('how', ['body', 'layers'])
-def test_no_optimiser_state_is_held_for_what_is_frozen(how, optimizer):
-  params, frozen = drawn(shapes(tiny(**MODEL))), frozen_of(how)
+@pytest.mark.parametrize('kind', ['body', 'layers'])
+def test_no_optimiser_state_is_held_for_what_is_frozen(kind, optimizer):
+  params, frozen = drawn(shapes(tiny(**MODEL))), frozen_of(kind)
   tx = make(optimizer)
 
   def numbers(tree):
@@ -266,7 +266,7 @@ def test_clipping_is_over_what_is_trained():
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'fields, told',
+  'fields, message',
   [
     ({'layers': 4}, 'freeze.layers is 4, the model has 3'),
     ({'names': 'encoder/blocks'}, "'encoder/blocks' matches no whole name; there are"),
@@ -275,16 +275,16 @@ def test_clipping_is_over_what_is_trained():
     ({'body': True, 'names': 'head/.*'}, 'freeze leaves nothing to train'),
   ],
 )
-def test_freezing_that_cannot_be_is_told(fields, told):
-  with pytest.raises(ValueError, match=re.escape(told)):
+def test_freezing_that_cannot_be_is_told(fields, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
     optim.make_frozen(shapes(tiny()), **fields)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize('family', FAMILIES)
 def test_all_layers_frozen_leave_what_comes_after_them(family):
-  rest = optim.make_frozen(params_of(family), layers=3).trainable(params_of(family))
-  assert flat(rest).keys() == {n for n in flat(params_of(family)) if within(n, LAST[family])}
+  subset = optim.make_frozen(params_of(family), layers=3).trainable(params_of(family))
+  assert flat(subset).keys() == {n for n in flat(params_of(family)) if within(n, LAST[family])}
 
 
 def test_frozen_layers_are_run_straight_however_deep_the_model_is():
@@ -337,8 +337,8 @@ OF_MODEL = ('patch', 'width', 'depth', 'heads', 'mlp_dim')
 
 def tuned(pretrained, **fields):
   """Fields that start from a checkpoint and leave the model to it."""
-  left = {f'model.{name}': None for name in OF_MODEL}
-  return TUNE | left | {'pretrained': pretrained} | fields
+  unset = {f'model.{name}': None for name in OF_MODEL}
+  return TUNE | unset | {'pretrained': pretrained} | fields
 
 
 def first_params(plan):
@@ -390,9 +390,9 @@ def test_a_new_head_is_drawn_from_the_runs_seed_where_the_config_says_so(whole):
 def test_how_the_head_of_a_checkpoint_started_is_not_taken_from_it(whole, tmp_path):
   shutil.copytree(whole / 'model', tmp_path / 'other')
   file = tmp_path / 'other/config.json'
-  told = json.loads(file.read_text())
-  told['model']['head_init'] = 'normal'
-  file.write_text(json.dumps(told))
+  description = json.loads(file.read_text())
+  description['model']['head_init'] = 'normal'
+  file.write_text(json.dumps(description))
   plan = plan_of(tuned(tmp_path / 'other'))
   assert plan.task.model.head_init == 'zeros' and not first_params(plan)['head/kernel'].any()
   asked = plan.config.to_dict()
@@ -425,9 +425,9 @@ def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
 def test_pixels_are_the_checkpoints_unless_told_and_else_centred(whole, tmp_path):
   shutil.copytree(whole / 'model', tmp_path / 'other')
   file = tmp_path / 'other/config.json'
-  told = json.loads(file.read_text())
-  told['preprocess'] |= {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.2, 0.3]}
-  file.write_text(json.dumps(told))
+  description = json.loads(file.read_text())
+  description['preprocess'] |= {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.2, 0.3]}
+  file.write_text(json.dumps(description))
   data = plan_of(tuned(tmp_path / 'other')).config.data
   assert (data.mean, data.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
   data = plan_of().config.data
@@ -457,7 +457,7 @@ def test_a_new_head_has_no_tanh_layer_before_it_unless_asked_for(whole, tmp_path
 
 
 @pytest.mark.parametrize(
-  'fields, told',
+  'fields, messages',
   [
     ({'model.name': 'ViT-S/16'}, "is a ViT-Ti/16, model.name is 'ViT-S/16'"),
     ({'model.width': 24}, 'does not fit the model: '),
@@ -471,11 +471,11 @@ def test_a_new_head_has_no_tanh_layer_before_it_unless_asked_for(whole, tmp_path
   ],
 )
 def test_a_start_that_cannot_be_is_one_line_and_writes_nothing(
-  whole, fields, told, tmp_path, capsys
+  whole, fields, messages, tmp_path, capsys
 ):
   assert vit_train(tmp_path / 'run', tuned(whole) | fields) == 2
   [line] = capsys.readouterr().err.splitlines()
-  assert told in line
+  assert messages in line
   assert not (tmp_path / 'run').exists()
 
 
@@ -567,11 +567,11 @@ def test_a_bad_time_is_shown(text):
 @contextlib.contextmanager
 def time_over_at(step, monkeypatch):
   """The timer of a time limit goes off with that step of this start; yields the seconds it had."""
-  given, timers = [], []
+  limits, timers = [], []
 
   class Timer(threading.Timer):
     def start(self):
-      given.append(self.interval)
+      limits.append(self.interval)
       timers.append(self)
 
   added = train.Watch.add
@@ -584,19 +584,19 @@ def time_over_at(step, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(stopping.threading, 'Timer', Timer)
     patch.setattr(train.Watch, 'add', add)
-    yield given
+    yield limits
 
 
 def test_a_run_whose_time_is_over_saves_and_the_same_command_goes_on_to_the_same_bits(
   whole, tmp_path, monkeypatch, capsys
 ):
   limit = {'time_limit': '1h30m'}
-  with time_over_at(3, monkeypatch) as given:
+  with time_over_at(3, monkeypatch) as limits:
     assert vit_train(tmp_path, limit) == 0
   said = capsys.readouterr().out
   assert 'the time limit, 1h30m, is over: saving' in said
   assert 'stopped at step 3, saved: the same command resumes there' in said
-  assert 5300 < given[0] <= 5400  # compiling counts
+  assert 5300 < limits[0] <= 5400  # compiling counts
   assert not (tmp_path / 'model').exists()
   assert vit_train(tmp_path, {'time_limit': '2h'}) == 0
   assert_same_bits(state_of(tmp_path), state_of(whole))
@@ -644,11 +644,11 @@ def test_two_processes_start_from_a_checkpoint_and_stop_in_time_at_the_same_step
   ],
 )
 def test_the_images_of_two_splits_that_are_the_same_are_counted(train_split, other, shared):
-  found = sources.open_splits('digits', {'a': train_split, 'b': other})
+  splits = sources.open_splits('digits', {'a': train_split, 'b': other})
   assert (
-    sources.overlap(found['a'], found['b']) == shared == sources.overlap(found['b'], found['a'])
+    sources.overlap(splits['a'], splits['b']) == shared == sources.overlap(splits['b'], splits['a'])
   )
-  ours, theirs = ({bytes(record['image']) for record in found[use].records} for use in ('a', 'b'))
+  ours, theirs = ({bytes(record['image']) for record in splits[use].records} for use in ('a', 'b'))
   assert len(ours & theirs) >= shared  # some digits are there twice
 
 

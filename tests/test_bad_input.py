@@ -101,9 +101,9 @@ def untrained(monkeypatch):
   monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('not refused'))
 
 
-@pytest.mark.parametrize('what', WRONG)
-def test_bad_input_is_one_line_exit_2_and_no_folder(what, tmp_path, capsys):
-  fields, said = WRONG[what]
+@pytest.mark.parametrize('case', WRONG)
+def test_bad_input_is_one_line_exit_2_and_no_folder(case, tmp_path, capsys):
+  fields, said = WRONG[case]
   workdir = tmp_path / 'run'
   assert vit_train(workdir, fields) == 2
   line = one_line(capsys)
@@ -112,10 +112,10 @@ def test_bad_input_is_one_line_exit_2_and_no_folder(what, tmp_path, capsys):
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize('what', ['a field', 'heads', 'a data set'])
-def test_bad_input_leaves_a_folder_as_it_was(what, tmp_path, capsys):
+@pytest.mark.parametrize('case', ['a field', 'heads', 'a data set'])
+def test_bad_input_leaves_a_folder_as_it_was(case, tmp_path, capsys):
   (tmp_path / 'notes.txt').write_text('mine')
-  assert vit_train(tmp_path, WRONG[what][0]) == 2
+  assert vit_train(tmp_path, WRONG[case][0]) == 2
   assert contents(tmp_path) == {'notes.txt': b'mine'}
 
 
@@ -126,15 +126,15 @@ def test_all_bad_fields_are_named_at_once(tmp_path, capsys):
 
 
 def test_none_is_a_word_where_a_field_takes_it(tmp_path):
-  found = config.load('digits', ['model.positions=none', 'model.remat=none', 'model.width=None'])
-  assert (found.model.positions, found.model.remat) == ('none', 'none')
-  assert found.model.width is None
-  assert plans.make_plan(found).task.model.positions == 'none'
+  loaded = config.load('digits', ['model.positions=none', 'model.remat=none', 'model.width=None'])
+  assert (loaded.model.positions, loaded.model.remat) == ('none', 'none')
+  assert loaded.model.width is None
+  assert plans.make_plan(loaded).task.model.positions == 'none'
 
 
 def test_a_duration_that_rounds_to_no_step_is_one_step_and_not_never():
-  found = config.load('digits', ['duration=8', 'evaluation.every=5%'])
-  assert plans.make_plan(found).evaluate_every == 1
+  loaded = config.load('digits', ['duration=8', 'evaluation.every=5%'])
+  assert plans.make_plan(loaded).evaluate_every == 1
 
 
 # The command line

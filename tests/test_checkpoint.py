@@ -120,10 +120,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_the_same(
 ):
   FAULTS[fault](unfinished / 'checkpoints/8')
   assert vit_train(unfinished) == 0
-  told = capsys.readouterr()
-  [line] = lines_on_damage(told.out)
+  output = capsys.readouterr()
+  [line] = lines_on_damage(output.out)
   assert re.search(r'checkpoints/8 is damaged \(.+\): not used', line)
-  assert 'resumes at step 7' in told.out and told.err == ''
+  assert 'resumes at step 7' in output.out and output.err == ''
   assert_same_bits(state_of(unfinished), state_of(whole))
   assert contents(unfinished / 'model') == contents(whole / 'model')
   assert rows_of(unfinished) == rows_of(whole)
@@ -263,8 +263,8 @@ def test_every_fault_is_found_and_described(fault, tmp_path):
     saved.save(1, small(1))
   assert checkpoint.damage(tmp_path / '1') is None
   FAULTS[fault](tmp_path / '1')
-  found = checkpoint.damage(tmp_path / '1')
-  assert found and '\n' not in found
+  reason = checkpoint.damage(tmp_path / '1')
+  assert reason and '\n' not in reason
 
 
 def test_a_seal_holds_every_file_of_its_step(tmp_path):

@@ -208,8 +208,8 @@ def photos(tmp_path_factory):
 def test_a_command_line_of_then_is_a_config(line, photos, monkeypatch):
   monkeypatch.chdir(photos)
   _, _, words = re.split('(vit train|vit_jax.main) ', line)
-  given = [word.partition('=') for word in shlex.split(words)]
-  flags = {name: value for name, _, value in given}
+  pairs = [word.partition('=') for word in shlex.split(words)]
+  flags = {name: value for name, _, value in pairs}
   spec, workdir = flags.pop('--config'), flags.pop('--workdir')
   overrides = [f'{name.removeprefix("--config.")}={value}' for name, value in flags.items()]
   assert config.load(spec, overrides).duration and workdir

@@ -87,9 +87,9 @@ def test_the_duration_of_the_run_is_read_in_any_unit():
   epoch = 1259 / 64
   run = ('batch_size=64', 'schedule.warmup=50%', 'schedule.learning_rate=2e-3')
   for text, steps in {'7': 7, '7 steps': 7, '3 epochs': round(3 * epoch)}.items():
-    found = plans.make_plan(load(*run, f'duration={text}'))
-    assert found.total == steps
-    assert float(found.schedule(round(steps / 2))) == pytest.approx(2e-3, rel=1e-6)
+    plan = plans.make_plan(load(*run, f'duration={text}'))
+    assert plan.total == steps
+    assert float(plan.schedule(round(steps / 2))) == pytest.approx(2e-3, rel=1e-6)
 
 
 # Overrides
@@ -122,9 +122,9 @@ def test_the_duration_of_the_run_is_read_in_any_unit():
 )
 def test_an_override_replaces_a_field_by_a_value_of_its_type(override, field, value):
   loaded = load(override)
-  found = config.flat(ConfigDict(loaded.to_dict()))[field][0]
-  assert found == value
-  assert type(found) is type(value)
+  actual = config.flat(ConfigDict(loaded.to_dict()))[field][0]
+  assert actual == value
+  assert type(actual) is type(value)
 
 
 @pytest.mark.quick
@@ -265,7 +265,7 @@ def written(path, line='pass', parameters=''):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'line, what',
+  'line, message',
   [
     ('config.batch_size = 1 / 0', 'ZeroDivisionError: division by zero'),
     ('config.batch_size = undefined', "NameError: name 'undefined' is not defined"),
@@ -273,9 +273,9 @@ def written(path, line='pass', parameters=''):
     ('raise ValueError("two\\nlines")', 'ValueError: two lines'),
   ],
 )
-def test_a_mistake_in_a_config_is_told_with_its_line(tmp_path, line, what):
+def test_a_mistake_in_a_config_is_told_with_its_line(tmp_path, line, message):
   spec = written(tmp_path / 'mine.py', line)
-  assert refused(spec=spec).startswith(f'{spec}:5: {what}')
+  assert refused(spec=spec).startswith(f'{spec}:5: {message}')
 
 
 def test_a_mistake_in_a_config_given_by_a_relative_path_is_told_with_its_line(
@@ -299,7 +299,7 @@ def test_a_file_that_is_no_config_is_told_in_one_line(tmp_path):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'line, what',
+  'line, message',
   [
     ('config.modle = 3', "unknown field 'modle'; did you mean"),
     ('config.model.widht = 3', "unknown field 'model.widht'; did you mean 'model.width'?"),
@@ -308,8 +308,8 @@ def test_a_file_that_is_no_config_is_told_in_one_line(tmp_path):
     ('config.data = 3', "'data' is a section"),
   ],
 )
-def test_a_config_with_wrong_fields_is_refused(tmp_path, line, what):
-  assert what in refused(spec=written(tmp_path / 'mine.py', line))
+def test_a_config_with_wrong_fields_is_refused(tmp_path, line, message):
+  assert message in refused(spec=written(tmp_path / 'mine.py', line))
 
 
 @pytest.mark.quick
@@ -436,7 +436,7 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'overrides, what',
+  'overrides, message',
   [
     (('duration=0',), 'less than a step'),
     (('batch_size=64', 'accumulate=3'), 'does not divide into accumulate=3'),
@@ -458,7 +458,7 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
     (('data.validation=', 'evaluation.patience=3'), 'patience'),
   ],
 )
-def test_a_plan_that_cannot_be_carried_out_is_refused(overrides, what):
-  with pytest.raises(ValueError, match=re.escape(what)) as error:
+def test_a_plan_that_cannot_be_carried_out_is_refused(overrides, message):
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
     plans.make_plan(load(*overrides))
   assert '\n' not in str(error.value)

@@ -54,8 +54,8 @@ BUILT = {
 
 def make(kind='vit', classes=NAMES, scores='softmax', scale=0.3, looks=OTHERS, **fields):
   """A teacher's bundle of random weights, so that its answers differ from image to image."""
-  name, own, size = BUILT[kind]
-  model = vit_jax.build(name, num_classes=len(classes), **(own | fields))
+  name, defaults, size = BUILT[kind]
+  model = vit_jax.build(name, num_classes=len(classes), **(defaults | fields))
   params = drawn(shapes(model, size), scale)
   looks = bundle.Preprocess('resize', size, **looks)
   return bundle.Bundle(model, params, tuple(classes), looks, name, scores)
@@ -98,11 +98,11 @@ def linear(width=6, seed=1, looks=OTHERS):
   return bundle.Bundle(Linear(width), Linear(width).params(seed), NAMES, looks, 'linear')
 
 
-def student_task(model=None, output='logits', **how):
+def student_task(model=None, output='logits', **options):
   model = model or Linear()
   looks = bundle.Preprocess('resize', (SIDE, SIDE), **HALVES)
   return classify.classify(
-    model, classes=NAMES, preprocess=looks, columns=COLUMNS, output=output, **how
+    model, classes=NAMES, preprocess=looks, columns=COLUMNS, output=output, **options
   )
 
 
@@ -113,10 +113,10 @@ def batch_of(count=N, seed=0, mask=None):
   return {'image': images, 'label': rng.integers(0, 10, count, np.int32), 'mask': mask}
 
 
-def taught(source=None, task=None, **how):
+def taught(source=None, task=None, **options):
   source = source or linear()
   answers = source if isinstance(source, distil.Teacher) else distil.Teacher(source)
-  return distil.distil(task or student_task(), answers, **HALVES, **how)
+  return distil.distil(task or student_task(), answers, **HALVES, **options)
 
 
 def graded(task, params, batch, key=0):
@@ -142,7 +142,7 @@ def test_the_divergence_equals_float64(temperature, scale):
   a, b = (x - x.max(-1, keepdims=True) for x in (a, b))
   a, b = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (a, b))
   expected = temperature**2 * (np.exp(b) * (b - a)).sum(-1)
-  found, grad = jax.jit(
+  actual, grad = jax.jit(
     lambda s: (
       distil.divergence(s, answer, temperature),
       jax.grad(lambda s: distil.divergence(s, answer, temperature).sum())(s),
@@ -150,7 +150,7 @@ def test_the_divergence_equals_float64(temperature, scale):
   )(student)
   # logits of 300 are resolved to 3e-5, and so are the exponents
   exact = 2e-6 if scale == 1 else 1e-4
-  np.testing.assert_allclose(found, expected, rtol=exact, atol=exact * temperature)
+  np.testing.assert_allclose(actual, expected, rtol=exact, atol=exact * temperature)
   np.testing.assert_allclose(grad, temperature * (np.exp(a) - np.exp(b)), atol=exact * temperature)
 
 
@@ -181,14 +181,16 @@ def test_weights_are_complementary(kind):
   task, batch = student_task(), batch_of()
   tasks = [taught(task=task, kind=kind, weight=weight) for weight in (0.0, 0.25, 1.0)]
   params = task.model.params()
-  (alone, _), own = graded(task, params, batch)
+  (alone, _), task_only = graded(task, params, batch)
   (_, _), (_, mixed), (_, far) = parts = [graded(each, params, batch) for each in tasks]
   np.testing.assert_allclose(parts[0][0][0], alone, rtol=1e-6)
   for (total, sums), _ in parts:
     np.testing.assert_allclose(sums['task_loss'], alone, rtol=1e-6)
     np.testing.assert_allclose(total, sums['loss'])
   for name, grad in mixed.items():
-    np.testing.assert_allclose(grad, 0.75 * own[name] + 0.25 * far[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      grad, 0.75 * task_only[name] + 0.25 * far[name], rtol=1e-4, atol=1e-5
+    )
     read = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
     assert np.any(far[name]) == (name == read[kind])
 
@@ -200,10 +202,10 @@ def test_padding_counts_for_nothing(kind):
   params = jax.jit(task.init)(jax.random.key(0))
   assert ('projection' in params) == (kind == 'features')
   batch = batch_of(mask=[1, 1, 0, 1, 0])
-  rest = {name: rows[[0, 1, 3]] for name, rows in batch.items()}
+  subset = {name: rows[[0, 1, 3]] for name, rows in batch.items()}
   batch['image'][[2, 4]] = 255
   (loss, sums), grads = graded(task, params, batch)
-  (expected, expected_sums), expected_grads = graded(task, params, rest)
+  (expected, expected_sums), expected_grads = graded(task, params, subset)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   assert sums['count'] == expected_sums['count'] == 3
   for name, grad in flat(grads).items():
@@ -372,10 +374,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize('what', RUNS)
-def test_a_run_ends_bit_equal_after_an_interruption(what, teacher, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('case', RUNS)
+def test_a_run_ends_bit_equal_after_an_interruption(case, teacher, tmp_path, monkeypatch, capsys):
   """With accumulation and an average, which tests.test_run's recipe has."""
-  count, kind, more = RUNS[what]
+  count, kind, more = RUNS[case]
   devices = jax.devices()[:count]
   monkeypatch.setattr(
     plans.sharding, 'make_mesh', functools.partial(sharding.make_mesh, devices=devices)
@@ -509,16 +511,16 @@ def nameless(config, source, start):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('what', WRONG)
-def test_bad_input_is_one_line_and_no_folder(what, sources, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('case', WRONG)
+def test_bad_input_is_one_line_and_no_folder(case, sources, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(train, 'train', lambda *_, **__: pytest.fail('not refused'))
-  name, more, told = WRONG[what]
+  name, more, messages = WRONG[case]
   teacher = {f if '.' in f or f == 'task' else f'teacher.{f}': value for f, value in more.items()}
   asked = fields(sources.get(name, name)) | teacher
   assert vit_train(tmp_path / 'run', asked) == 2
   err = capsys.readouterr().err
   assert err.startswith('vit train: ') and err.count('\n') == 1 and 'label_map' not in err
-  assert [part for part in told if part not in err] == []
+  assert [part for part in messages if part not in err] == []
   assert not (tmp_path / 'run').exists()
 
 
@@ -551,5 +553,5 @@ def test_the_lines_of_the_page_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.quick
 def test_the_page_has_every_kind_and_every_field():
   assert [coded(row[0]) for row in table('kind', PAGE)] == [[kind] for kind in distil.KINDS]
-  told = [name for row in table('field', PAGE) for name in coded(row[0])]
-  assert told == [f'config.teacher.{name}' for name in config.default().teacher]
+  documented = [name for row in table('field', PAGE) for name in coded(row[0])]
+  assert documented == [f'config.teacher.{name}' for name in config.default().teacher]

@@ -71,10 +71,10 @@ def test_a_model_from_elsewhere_is_opened_again_and_predicts_in_another_process(
   code = f'import vit_jax, numpy as np; print(vit_jax.load({str(run)!r}).predict('
   code += 'np.zeros((8, 8, 3), np.uint8), top=1))'
   env = os.environ | {'PYTHONPATH': str(ROOT)}
-  found = subprocess.run(
+  result = subprocess.run(
     [sys.executable, '-c', code], cwd=here, env=env, capture_output=True, text=True, check=True
   )
-  assert found.stdout.strip() == str(expected)
+  assert result.stdout.strip() == str(expected)
 
 
 def test_a_loss_from_elsewhere_decides_the_scores_of_the_model(here):

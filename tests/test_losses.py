@@ -34,9 +34,9 @@ def same(a, b):
 
 def test_normalize_takes_uint8_to_minus_one_to_one():
   images = np.array([0, 127, 255], np.uint8).reshape(1, 1, 3, 1).repeat(3, -1)
-  found = bundle.normalize(images, (0.5,) * 3, (0.5,) * 3)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.003922, 1], atol=5e-7)
+  actual = bundle.normalize(images, (0.5,) * 3, (0.5,) * 3)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual[0, 0, :, 0], [-1, -0.003922, 1], atol=5e-7)
 
 
 def test_normalize_takes_mean_and_deviation_by_channel():
@@ -73,17 +73,17 @@ def test_equal_logits_cost_the_log_of_the_number_of_classes():
 
 
 def test_smoothing_spreads_a_share_evenly_over_all_classes():
-  found = losses.targets(LABELS, K, smoothing=0.2)
-  same(found, np.where(one_hot(LABELS) > 0, 0.85, 0.05))
+  actual = losses.targets(LABELS, K, smoothing=0.2)
+  same(actual, np.where(one_hot(LABELS) > 0, 0.85, 0.05))
   same(losses.targets(SOFT, K, smoothing=0.2), 0.8 * SOFT + 0.05)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('loss', losses.LOSSES)
 def test_soft_labels_that_are_one_hot_equal_int_labels(loss, smoothing):
-  how = dict(loss=loss, smoothing=smoothing)
-  hard = losses.training_sums(LOGITS, batch(), **how)
-  same(losses.training_sums(LOGITS, batch(one_hot(LABELS)), **how), hard)
+  options = dict(loss=loss, smoothing=smoothing)
+  hard = losses.training_sums(LOGITS, batch(), **options)
+  same(losses.training_sums(LOGITS, batch(one_hot(LABELS)), **options), hard)
 
 
 def test_correct_counts_the_images_whose_highest_logit_is_the_label():
@@ -137,15 +137,15 @@ def test_padding_that_is_not_finite_changes_no_loss(loss, where):
 def test_padding_that_is_not_finite_changes_no_gradient(loss, where):
   call = classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss=loss)
   gradient = jax.grad(lambda *args: call(*args, {})[0])
-  found = gradient(PARAMS, padded(where), jax.random.key(0))
-  same(found, gradient(PARAMS, batch(SOFT, HALF, image=IMAGES), jax.random.key(0)))
+  actual = gradient(PARAMS, padded(where), jax.random.key(0))
+  same(actual, gradient(PARAMS, batch(SOFT, HALF, image=IMAGES), jax.random.key(0)))
 
 
 def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key():
-  seen = {}
+  inputs = {}
 
   def apply(variables, images, *, train, rngs):
-    seen.update(images=images, train=train, rngs=rngs)
+    inputs.update(images=images, train=train, rngs=rngs)
     return model(variables, images, train=train, rngs=rngs)
 
   mean, std, key = (0.5, 0.6, 0.7), (0.5, 0.6, 0.7), jax.random.key(7)
@@ -154,10 +154,10 @@ def test_the_objective_is_the_loss_of_normalised_images_summed_and_gets_the_key(
   logits, _ = model({'params': PARAMS}, bundle.normalize(IMAGES, mean, std), train=1, rngs=0)
   same(sums, losses.training_sums(logits, batch(), loss='sigmoid', smoothing=0.1))
   assert float(total) == float(sums['loss'])
-  same((named['images'], named['logits']), (seen['images'], logits))
-  same(seen['images'], bundle.normalize(IMAGES, mean, std))
-  assert seen['train'] is True
-  assert seen['rngs'] == {'dropout': key}
+  same((named['images'], named['logits']), (inputs['images'], logits))
+  same(inputs['images'], bundle.normalize(IMAGES, mean, std))
+  assert inputs['train'] is True
+  assert inputs['rngs'] == {'dropout': key}
 
 
 def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
@@ -176,8 +176,8 @@ def test_several_labels_become_a_one_for_each():
 
 def test_one_of_several_labels_is_a_hit_and_none_never_is():
   logits = one_hot([2, 0, 1, 0, 2, 0])
-  found = losses.training_sums(logits, batch(SEVERAL), loss='sigmoid')
-  assert int(found['correct']) == 4
+  sums = losses.training_sums(logits, batch(SEVERAL), loss='sigmoid')
+  assert int(sums['correct']) == 4
   alone = losses.training_sums(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
   same(alone, losses.training_sums(LOGITS, batch(LABELS), loss='sigmoid'))
 
@@ -197,23 +197,23 @@ def draws(mixup=0.0, cutmix=0.0):
 
 
 def test_mixup_keeps_at_least_half_of_an_image_the_same_share_of_each_pixel():
-  found = draws(mixup=1.0)
-  assert found.min() >= 0.5
-  assert found.max() <= 1
-  same(found, np.broadcast_to(found[:, :1, :1], found.shape))
-  assert found.mean() == pytest.approx(0.75, abs=0.01)  # of the larger part, uniform in [1/2, 1]
+  weights = draws(mixup=1.0)
+  assert weights.min() >= 0.5
+  assert weights.max() <= 1
+  same(weights, np.broadcast_to(weights[:, :1, :1], weights.shape))
+  assert weights.mean() == pytest.approx(0.75, abs=0.01)  # of the larger part, uniform in [1/2, 1]
 
 
 def test_mixup_of_a_small_a_hardly_mixes():
-  found = draws(mixup=0.01)
-  assert np.median(found) > 0.999
-  assert np.isfinite(found).all()
+  weights = draws(mixup=0.01)
+  assert np.median(weights) > 0.999
+  assert np.isfinite(weights).all()
 
 
 def test_cutmix_cuts_a_box_out_of_an_image():
-  found = draws(cutmix=1.0)[:200]
-  assert set(np.unique(found)) == {0.0, 1.0}
-  for weights in found:
+  boxes = draws(cutmix=1.0)[:200]
+  assert set(np.unique(boxes)) == {0.0, 1.0}
+  for weights in boxes:
     cut = weights == 0
     rows, columns = cut.any(1), cut.any(0)
     np.testing.assert_array_equal(cut, rows[:, None] & columns)
@@ -222,16 +222,16 @@ def test_cutmix_cuts_a_box_out_of_an_image():
 
 
 def test_cutmix_cuts_as_much_as_is_expected_of_boxes_within_the_image():
-  found = 1 - draws(cutmix=1.0).mean((1, 2))
+  areas = 1 - draws(cutmix=1.0).mean((1, 2))
   rng = np.random.default_rng(0)
   half, centre = np.sqrt(rng.uniform(size=(400_000, 1))) / 2, rng.uniform(size=(400_000, 2))
   sides = np.minimum(centre + half, 1) - np.maximum(centre - half, 0)
-  assert found.mean() == pytest.approx(sides.prod(-1).mean(), abs=0.012)
+  assert areas.mean() == pytest.approx(sides.prod(-1).mean(), abs=0.012)
 
 
 def test_where_both_are_asked_for_each_is_done_half_of_the_time():
-  found = draws(**BOTH)
-  cut = ((found == 0) | (found == 1)).all((1, 2))
+  weights = draws(**BOTH)
+  cut = ((weights == 0) | (weights == 1)).all((1, 2))
   assert cut.mean() == pytest.approx(0.5, abs=0.04)
 
 
@@ -255,10 +255,10 @@ def mixing(rows, key=0, **kinds):
 @functools.cache
 def mixer(**kinds):
   """`mixing`, compiled once: the random numbers take long."""
-  seen = {}
+  inputs = {}
 
   def apply(variables, images, *, train, rngs):
-    seen.update(images=images)
+    inputs.update(images=images)
     return variables['params'], {}
 
   call = classify.make_loss(apply, mean=(0.0,) * 3, std=(1.0,) * 3, loss='sigmoid', **kinds)
@@ -268,7 +268,7 @@ def mixer(**kinds):
     gradient = jax.grad(lambda params: call(params, rows, key, {})[0])(
       jnp.zeros((len(rows['mask']), K))
     )
-    return seen['images'], 0.5 - gradient  # the sigmoid loss at logits 0 has gradient 1/2 - y
+    return inputs['images'], 0.5 - gradient  # the sigmoid loss at logits 0 has gradient 1/2 - y
 
   return both
 

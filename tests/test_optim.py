@@ -44,9 +44,9 @@ def close(a, b, rtol=1e-5, atol=1e-7):
   ],
 )
 def test_a_duration_has_any_unit(duration, expected):
-  found = optim.steps(duration, epoch=12.5, total=1000)
-  assert isinstance(found, int)
-  assert found == expected
+  actual = optim.steps(duration, epoch=12.5, total=1000)
+  assert isinstance(actual, int)
+  assert actual == expected
 
 
 @pytest.mark.quick
@@ -73,8 +73,8 @@ def test_a_share_of_the_run_needs_a_run():
 # Schedules
 
 
-def schedule(name='cosine', rate=0.03, total=100, **how):
-  return optim.make_schedule(name, learning_rate=rate, total=total, **how)
+def schedule(name='cosine', rate=0.03, total=100, **options):
+  return optim.make_schedule(name, learning_rate=rate, total=total, **options)
 
 
 @pytest.mark.quick
@@ -197,8 +197,8 @@ def first_update(name, weight_decay=0.0):
   return run(make(name, weight_decay=weight_decay), grads=GRADS[:1])[0]
 
 
-def make(name, rate=RATE, **how):
-  return optim.make_optimizer(name, lambda step: jnp.asarray(rate), **how)
+def make(name, rate=RATE, **options):
+  return optim.make_optimizer(name, lambda step: jnp.asarray(rate), **options)
 
 
 def kernels(params):
@@ -294,17 +294,17 @@ def test_muon_turns_the_kernels_of_each_layer_into_nearly_orthogonal_ones():
 
 def test_muon_leaves_all_but_the_kernels_of_the_encoder_to_adam():
   ours, adam = flat(first_update('muon')), flat(first_update('adam'))
-  rest = ours.keys() - muon_kernels(GRADS[0], 0).keys()
-  assert 'head/kernel' in rest
-  close({name: ours[name] for name in rest}, {name: adam[name] for name in rest})
+  others = ours.keys() - muon_kernels(GRADS[0], 0).keys()
+  assert 'head/kernel' in others
+  close({name: ours[name] for name in others}, {name: adam[name] for name in others})
 
 
 def test_muon_gives_a_layer_the_same_update_whatever_the_other_layers_do():
   grown = jax.tree.map(np.copy, GRADS[0])
   for leaf in jax.tree.leaves(grown['encoder']['blocks']):
     leaf[1] *= 10
-  (found,) = run(make('muon'), grads=[grown])
-  close(muon_kernels(found, 0), muon_kernels(first_update('muon'), 0))
+  (update,) = run(make('muon'), grads=[grown])
+  close(muon_kernels(update, 0), muon_kernels(first_update('muon'), 0))
 
 
 @pytest.mark.quick
@@ -342,9 +342,9 @@ def test_every_optimiser_goes_down(name):
 def test_what_decays_are_the_kernels_of_a_model_and_not_its_biases_norms_positions_or_tokens():
   model = tiny(pool='map', registers=2, layer_scale=0.1, qk_norm=True, representation=4)
   names = kernels(shapes(model))
-  rest = set(flat(shapes(model))) - names
+  others = set(flat(shapes(model))) - names
   assert {name.rpartition('/')[2] for name in names} == {'kernel'}
-  assert {name.rpartition('/')[2] for name in rest} == {
+  assert {name.rpartition('/')[2] for name in others} == {
     'bias', 'scale', 'scale1', 'scale2', 'positions', 'registers', 'probe'
   }  # fmt: skip
 
@@ -510,9 +510,9 @@ def test_a_batch_with_nothing_but_padding_has_no_gradient():
 
 
 def test_the_tree_of_a_model_is_stacked_where_its_layers_are():
-  found = flat(shapes(tiny(pool='map')))
-  assert {name for name in found if optim.is_stacked(name)} == {
-    name for name in found if name.startswith('encoder/blocks/')
+  names = flat(shapes(tiny(pool='map')))
+  assert {name for name in names if optim.is_stacked(name)} == {
+    name for name in names if name.startswith('encoder/blocks/')
   }
 
 

@@ -64,14 +64,14 @@ def pair(tmp_path_factory, cache):
     address = f'127.0.0.1:{free_port()}'
     asked = flags(FIELDS | {'system.report': True})
     words = ['--config=digits', f'--workdir={folder / "run"}', *asked]
-    told = [f'--coordinator_address={address}', '--num_processes=2', '--process_id=0']
+    by_flags = [f'--coordinator_address={address}', '--num_processes=2', '--process_id=0']
     variables = {
       'JAX_COORDINATOR_ADDRESS': address,
       'JAX_NUM_PROCESSES': '2',
       'JAX_PROCESS_ID': '1',
     }
     processes = []
-    for index, (more, env) in enumerate([(told, {}), ([], variables)]):
+    for index, (more, env) in enumerate([(by_flags, {}), ([], variables)]):
       noting = [folder / 'noting.py', folder / f'rows{index}.json']
       processes.append(started([*noting, *words, *more], environment(cache, devices=4, **env)))
     for index, process in enumerate(processes):
@@ -157,8 +157,8 @@ def test_one_process_goes_on_with_the_run_of_two(pair, whole, tmp_path, capsys):
   run = tmp_path / 'run'
   shutil.copytree(pair / 'run', run, ignore=shutil.ignore_patterns('model', '[5-8]'))
   assert vit_train(run, FIELDS) == 0
-  told = capsys.readouterr()
-  assert re.search(r'resumes at step 4$', told.out, re.MULTILINE) and told.err == ''
+  output = capsys.readouterr()
+  assert re.search(r'resumes at step 4$', output.out, re.MULTILINE) and output.err == ''
   np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-5)
   assert names_by_step(run) == names_by_step(whole)
 

@@ -39,9 +39,9 @@ PARTS = ('Hardware', 'Time', 'Result', 'Measured')
 @pytest.mark.quick
 @pytest.mark.parametrize('name', FILES)
 def test_a_recipe_opens_with_its_command_hardware_time_result_and_what_was_measured(name):
-  found = dict(re.findall(r'^(\w+): (.+(?:\n  .+)*)$', HEADERS[name], re.MULTILINE))
-  assert tuple(found) == PARTS
-  assert re.match(r'not yet run\.|at commit [0-9a-f]{7,40}\.', found['Measured'])
+  parts = dict(re.findall(r'^(\w+): (.+(?:\n  .+)*)$', HEADERS[name], re.MULTILINE))
+  assert tuple(parts) == PARTS
+  assert re.match(r'not yet run\.|at commit [0-9a-f]{7,40}\.', parts['Measured'])
   for spec in specs_of(HEADERS[name]):
     assert config.find(spec)[0].stem == name
   lines = HEADERS[name].splitlines()
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def there(folder, monkeypatch):
+def needed(folder, monkeypatch):
   monkeypatch.chdir(folder)
   monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
 
@@ -157,9 +157,9 @@ def program(plan):
   """The training step and the first state; plans that compute the same share what is compiled."""
   data, whole = plan.config.data, plan.config.to_dict()
   sections = [whole[name] for name in ('objective', 'optimizer', 'schedule', 'freeze')]
-  fields, rest = models.fields(plan.task.model), (plan.config.accumulate, plan.config.image_size)
+  fields, shape = models.fields(plan.task.model), (plan.config.accumulate, plan.config.image_size)
   pixels = (data.mean, data.std, plan.config.pretrained, plan.mesh.size, plan.config.image_size)
-  key = json.dumps([fields, sections, rest, pixels], default=str)
+  key = json.dumps([fields, sections, shape, pixels], default=str)
   if key not in PROGRAMS:
     PROGRAMS[key] = train.updater(plan), jax.device_get(train.placed_state(plan))
   update, first = PROGRAMS[key]
@@ -237,8 +237,8 @@ def test_a_run_reads_every_field_that_there_is(folder, tmp_path, monkeypatch):
 def difference(spec, *overrides, of):
   """The fields in which one config differs from another, and their values."""
   ours, theirs = (
-    {name: value for name, (value, _) in config.flat(ConfigDict(found.to_dict())).items()}
-    for found in (config.load(spec, overrides), config.load(of))
+    {name: value for name, (value, _) in config.flat(ConfigDict(loaded.to_dict())).items()}
+    for loaded in (config.load(spec, overrides), config.load(of))
   )
   return {name: value for name, value in ours.items() if value != theirs[name]}
 
@@ -350,8 +350,8 @@ def test_a_preset_that_a_recipe_has_no_numbers_for_is_looked_at_as_a_set_of_ones
   preset = presets.Preset(f'arrays:{folder}/one.npz', dict(train='train', validation='val'), 5)
   monkeypatch.setitem(presets.PRESETS, 'vtab/dtd', preset)
   loaded = config.load(recipe.format('vtab/dtd'))
-  own = config.load(recipe.format(preset.source))
-  assert (loaded.batch_size, loaded.schedule) == (own.batch_size, own.schedule)
+  direct = config.load(recipe.format(preset.source))
+  assert (loaded.batch_size, loaded.schedule) == (direct.batch_size, direct.schedule)
   assert (loaded.batch_size, loaded.schedule.warmup) == (4, '5%')
 
 
@@ -480,15 +480,15 @@ def test_every_old_field_is_tested():
 
 @pytest.mark.quick
 def test_the_lines_of_vision_transformers_readme_are_those_of_today():
-  own = ['dataset=oxford_iiit_pet', 'pp.train=train[:90%]', 'base_lr=0.01']
+  overrides = ['dataset=oxford_iiit_pet', 'pp.train=train[:90%]', 'base_lr=0.01']
   file = 'R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
   for name in ('R_Ti_16', file):
     spec = f'{ROOT}/vit_jax/configs/augreg.py:{name}'
     expected = {'schedule.learning_rate': 0.01}
-    assert difference(spec, *own, of='augreg:R_Ti_16,oxford_iiit_pet') == expected
+    assert difference(spec, *overrides, of='augreg:R_Ti_16,oxford_iiit_pet') == expected
   folder = 'pretrained_dir=gs://mixer_models/imagenet1k'
-  found = difference('mixer_base16_cifar10', folder, of='mixer:Mixer-B/16,cifar10')
-  assert found == {'pretrained_dir': 'gs://mixer_models/imagenet1k'}
+  fields = difference('mixer_base16_cifar10', folder, of='mixer:Mixer-B/16,cifar10')
+  assert fields == {'pretrained_dir': 'gs://mixer_models/imagenet1k'}
 
 
 @pytest.mark.quick
@@ -514,14 +514,14 @@ def test_a_command_of_the_document_is_a_config(spec, folder):
 
 @pytest.mark.quick
 def test_the_document_has_every_recipe_and_every_old_field():
-  told = {pathlib.Path(spec.partition(':')[0]).stem for spec in specs_of(DOCUMENT)}
-  assert told >= set(FILES)
+  documented = {pathlib.Path(spec.partition(':')[0]).stem for spec in specs_of(DOCUMENT)}
+  assert documented >= set(FILES)
   for old in config.OLD:
     assert f'`{old}`' in DOCUMENT
 
 
 @pytest.mark.quick
 def test_every_field_that_the_page_sets_is_one():
-  told = re.findall(r'`config\.([\w.]+=[^`]*)`', DOCUMENT)
-  assert len(told) >= 8
-  assert [config.assign(config.default(), text) for text in told] == [''] * len(told)
+  documented = re.findall(r'`config\.([\w.]+=[^`]*)`', DOCUMENT)
+  assert len(documented) >= 8
+  assert [config.assign(config.default(), text) for text in documented] == [''] * len(documented)

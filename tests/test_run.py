@@ -141,9 +141,9 @@ def cache(tmp_path_factory):
 
 def environment(cache, *, devices=1, **more):
   """All of the environment of a process on so many CPU devices."""
-  kept = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
+  variables = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
   xla = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-  return kept | {
+  return variables | {
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': xla,
     'JAX_COMPILATION_CACHE_DIR': str(cache),
@@ -194,8 +194,8 @@ def stopped_at(step, monkeypatch):
 
   @contextlib.contextmanager
   def interruption(say):
-    left = iter(range(step - 1, -1, -1))
-    yield lambda: next(left) == 0
+    countdown = iter(range(step - 1, -1, -1))
+    yield lambda: next(countdown) == 0
 
   with monkeypatch.context() as patch:
     patch.setattr(train, 'interruption', interruption)
@@ -220,10 +220,10 @@ def test_resume_equals_never_having_stopped(whole, stops, tmp_path, monkeypatch,
 
 
 def test_every_logged_step_is_in_the_metrics_once(whole):
-  found = names_by_step(whole)
-  assert [step for step, what in found if what == 'train'] == list(range(1, STEPS + 1))
-  assert [step for step, what in found if what == 'validation'] == [4, 8]
-  assert [step for step, what in found if what == 'test'] == [8]
+  names = names_by_step(whole)
+  assert [step for step, name in names if name == 'train'] == list(range(1, STEPS + 1))
+  assert [step for step, name in names if name == 'validation'] == [4, 8]
+  assert [step for step, name in names if name == 'test'] == [8]
 
 
 def test_a_run_killed_between_its_test_and_its_model_logs_the_test_once(
@@ -248,11 +248,11 @@ def test_the_report_is_drawn_when_nothing_of_the_run_is_left_on_the_devices(
   def held():
     return sum(array.nbytes for array in jax.live_arrays())
 
-  before, left = held(), []
-  monkeypatch.setattr(report, 'after_training', lambda folder, say: left.append(held() - before))
+  before, freed = held(), []
+  monkeypatch.setattr(report, 'after_training', lambda folder, say: freed.append(held() - before))
   assert vit_train(tmp_path, {'system.report': True}) == 0
   params = 4 * metrics.parameters(vit_jax.load(tmp_path).params)
-  assert len(left) == 1 and left[0] < params / 2  # of a state of four times as much
+  assert len(freed) == 1 and freed[0] < params / 2  # of a state of four times as much
   assert capsys.readouterr().out.splitlines()[-1].startswith('the model is in ')
 
 
@@ -343,32 +343,32 @@ def interrupted(tmp_path_factory, cache):
   return shared(tmp_path_factory, 'interrupted', make)
 
 
-def record_of(interrupted, how):
-  return json.loads((interrupted / f'{how}.json').read_text())
+def record_of(interrupted, kind):
+  return json.loads((interrupted / f'{kind}.json').read_text())
 
 
 def test_a_run_says_nothing_on_stderr(interrupted):
   assert record_of(interrupted, 'resumed')['err'] == ''
 
 
-@pytest.mark.parametrize('how, name', [('sigterm', 'SIGTERM'), ('ctrl_c', 'SIGINT')])
-def test_a_signalled_run_saves_says_so_and_exits_zero(interrupted, how, name):
-  record = record_of(interrupted, how)
+@pytest.mark.parametrize('kind, name', [('sigterm', 'SIGTERM'), ('ctrl_c', 'SIGINT')])
+def test_a_signalled_run_saves_says_so_and_exits_zero(interrupted, kind, name):
+  record = record_of(interrupted, kind)
   assert record['code'] == 0, record['err']
   assert f'{name}: saving after this step; once more ends at once' in record['out']
   assert re.search(r'stopped at step \d+, saved: the same command resumes there', record['out'])
 
 
-@pytest.mark.parametrize('how', ['sigterm', 'ctrl_c'])
-def test_a_signalled_run_says_nothing_on_stderr(interrupted, how):
-  assert record_of(interrupted, how)['err'] == ''
+@pytest.mark.parametrize('kind', ['sigterm', 'ctrl_c'])
+def test_a_signalled_run_says_nothing_on_stderr(interrupted, kind):
+  assert record_of(interrupted, kind)['err'] == ''
 
 
-@pytest.mark.parametrize('how', ['sigterm', 'sigkill', 'ctrl_c'])
-def test_an_interrupted_run_resumes_to_the_same_bits(interrupted, how):
-  assert json.loads((interrupted / 'codes.json').read_text())[how] == 0
-  assert_same_bits(state_of(interrupted / how), state_of(interrupted / 'never'))
-  assert contents(interrupted / how / 'model') == contents(interrupted / 'never' / 'model')
+@pytest.mark.parametrize('kind', ['sigterm', 'sigkill', 'ctrl_c'])
+def test_an_interrupted_run_resumes_to_the_same_bits(interrupted, kind):
+  assert json.loads((interrupted / 'codes.json').read_text())[kind] == 0
+  assert_same_bits(state_of(interrupted / kind), state_of(interrupted / 'never'))
+  assert contents(interrupted / kind / 'model') == contents(interrupted / 'never' / 'model')
 
 
 def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once(interrupted):
@@ -452,11 +452,11 @@ def test_a_checkpoint_of_eight_devices_restores_to_the_same_bits_on_others(meshe
 
 def scripted(values, monkeypatch, losses=None):
   """Evaluations give these accuracies and losses by step; parameters and steps stay real."""
-  told, at = train.Evaluator.__call__, []
+  evaluate, at = train.Evaluator.__call__, []
 
   def call(self, step, state):
     at[:] = [step]
-    return told(self, step, state)
+    return evaluate(self, step, state)
 
   def measure(self, use, params, *, keep=0):
     value = values.get(at[0], 0.0) if use == 'validation' else 0.0

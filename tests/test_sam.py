@@ -28,8 +28,8 @@ def assert_same_bits(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
 
 
-def make(name, rate=RATE, **how):
-  return optim.make_optimizer(name, lambda step: jnp.asarray(rate), **how)
+def make(name, rate=RATE, **options):
+  return optim.make_optimizer(name, lambda step: jnp.asarray(rate), **options)
 
 
 def gradient(params, *_):
@@ -125,8 +125,8 @@ def test_sam_equals_numpy():
   )  # six updates in float32 of numbers near 1
 
 
-def warming(**how):
-  return optim.make_schedule('cosine', learning_rate=0.05, total=8, warmup=2, **how)
+def warming(**options):
+  return optim.make_schedule('cosine', learning_rate=0.05, total=8, warmup=2, **options)
 
 
 @pytest.mark.quick
@@ -204,9 +204,9 @@ def test_a_radius_below_the_rounding_is_the_optimiser_to_the_bit(radius):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_any_optimiser_is_given_the_gradient_at_the_perturbed_point_and_the_parameters(name):
-  how = dict(weight_decay=0.3, clip=0.5, layer_decay=0.7)
+  options = dict(weight_decay=0.3, clip=0.5, layer_decay=0.7)
   far = 8.0  # so that signs change, too, which are all that lion sees
-  tx, wrapped = make(name, **how), optax.with_extra_args_support(make(name, sam=far, **how))
+  tx, wrapped = make(name, **options), optax.with_extra_args_support(make(name, sam=far, **options))
 
   @jax.jit
   def updates(params):
@@ -271,14 +271,16 @@ def test_what_is_frozen_does_not_count(gsam):
     'sgd', sam=RADIUS, gsam=gsam, rates=(0, RATE), layer_decay=0.5, weight_decay=0.1, params=PARAMS
   )
 
-  def of_whole(rest, *_):
-    return frozen.trainable(gradient(frozen.with_trainable(PARAMS, rest)))
+  def of_whole(part, *_):
+    return frozen.trainable(gradient(frozen.with_trainable(PARAMS, part)))
 
   updates, _ = first_update(tx, trained, of_whole(trained), of_whole)
   clean = flat(of_whole(trained))
   norm = np.sqrt(sum(np.sum(np.square(g)) for g in clean.values()))
-  there = {name: np.float32(p + RADIUS * clean[name] / norm) for name, p in flat(trained).items()}
-  perturbed = {name: np.cos(3 * p) + p / 4 for name, p in there.items()}
+  ascended = {
+    name: np.float32(p + RADIUS * clean[name] / norm) for name, p in flat(trained).items()
+  }
+  perturbed = {name: np.cos(3 * p) + p / 4 for name, p in ascended.items()}
   dot = sum(np.sum(clean[name] * perturbed[name]) for name in clean)
   along = dot / sum(np.sum(np.square(g)) for g in perturbed.values())
   for name, update in flat(updates).items():
@@ -341,7 +343,7 @@ def test_split_over_devices_it_is_the_same():
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'how, message',
+  'options, message',
   [
     (dict(gsam=0.5), 'gsam is 0.5, needs sam above 0'),
     (dict(sam=0.1, gsam=0.5), 'gsam is 0.5, needs rates'),
@@ -352,9 +354,9 @@ def test_split_over_devices_it_is_the_same():
     ),
   ],
 )
-def test_values_that_do_not_go_together_are_an_error_that_shows_them(how, message):
+def test_values_that_do_not_go_together_are_an_error_that_shows_them(options, message):
   with pytest.raises(ValueError, match=message):
-    make('sgd', **how)
+    make('sgd', **options)
 
 
 @pytest.mark.quick

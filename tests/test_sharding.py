@@ -100,7 +100,7 @@ def test_parameters_moments_and_average_lie_in_parts_on_their_devices(plan, shap
     'up/kernel': (1, 2),
     'down/kernel': (2, 1),
   }
-  seen = 0
+  count = 0
   for name, leaf in flat(state).items():
     for kernel, axes in split.items():
       if name.endswith(kernel):
@@ -109,8 +109,8 @@ def test_parameters_moments_and_average_lie_in_parts_on_their_devices(plan, shap
           expected[axis] //= parts
         assert leaf.addressable_shards[0].data.shape == tuple(expected), name
         assert leaf.addressable_shards[0].data.size < leaf.size
-        seen += 1
-  assert seen == 4 * len(split)  # parameters, two moments, average
+        count += 1
+  assert count == 4 * len(split)  # parameters, two moments, average
 
 
 @pytest.mark.parametrize('shape', MESHES)
@@ -143,8 +143,8 @@ def test_what_does_not_divide_stays_whole():
 
 def test_what_divides_by_one_axis_alone_is_split_by_that_one():
   mesh = sharding.make_mesh(1, 4, 2)
-  found = flat(sharding.tree_sharding(shapes(tiny(heads=1)), mesh))
-  split = found['encoder/blocks/attention/query/kernel'].spec
+  specs = flat(sharding.tree_sharding(shapes(tiny(heads=1)), mesh))
+  split = specs['encoder/blocks/attention/query/kernel'].spec
   assert tuple(split) == (None, 'fsdp', None, None)
 
 
@@ -185,8 +185,8 @@ def test_prefetch_keeps_the_order_and_yields_every_batch():
   mesh = sharding.make_mesh()
   batches = [{'x': np.full(8, i)} for i in range(5)]
   for depth in (0, 1, 2, 9):
-    found = list(sharding.prefetch(batches, mesh, depth=depth))
-    assert [int(batch['x'][0]) for batch in found] == list(range(5))
+    batches_on_mesh = list(sharding.prefetch(batches, mesh, depth=depth))
+    assert [int(batch['x'][0]) for batch in batches_on_mesh] == list(range(5))
 
 
 @pytest.mark.quick

@@ -34,9 +34,11 @@ def gradient_of(params):
   return jax.tree.map(lambda g: np.asarray(g) / 8, grads)
 
 
-def stepped(loss, tx, steps=1, batch=BATCH, fixed=None, frozen=optim.ALL_TRAINED, **how):
-  state = make_state(start(), tx, ema=bool(how.get('ema')), frozen=frozen)
-  step = jax.jit(untraced(make_step(loss, tx, lambda s: jnp.asarray(RATE), frozen=frozen, **how)))
+def stepped(loss, tx, steps=1, batch=BATCH, fixed=None, frozen=optim.ALL_TRAINED, **options):
+  state = make_state(start(), tx, ema=bool(options.get('ema')), frozen=frozen)
+  step = jax.jit(
+    untraced(make_step(loss, tx, lambda s: jnp.asarray(RATE), frozen=frozen, **options))
+  )
   for _ in range(steps):
     state, measured = step(state, batch, fixed)
   return jax.device_get((state, measured))
@@ -65,14 +67,14 @@ def test_a_loss_reads_what_is_fixed_and_the_average_as_it_is_before_the_update()
 
 
 def test_without_an_average_a_loss_is_told_so():
-  seen = []
+  calls = []
 
   def loss(params, batch, key, fixed):
-    seen.append(fixed['ema'])
+    calls.append(fixed['ema'])
     return quartic(params, batch, key, fixed)
 
   stepped(loss, optax.sgd(RATE))
-  assert seen and all(average is None for average in seen)
+  assert calls and all(average is None for average in calls)
 
 
 def sam_by_hand(params):
@@ -201,8 +203,8 @@ def test_a_trace_names_tensors_in_their_order_and_layers_by_number():
     'stages': [jnp.ones(1), jnp.full(1, np.inf)],
     'out': {'a': jnp.zeros(1)},
   }
-  found = trace(named)
-  assert found.names == (
+  result = trace(named)
+  assert result.names == (
     'images',
     'blocks[0]',
     'blocks[1]',
@@ -211,6 +213,6 @@ def test_a_trace_names_tensors_in_their_order_and_layers_by_number():
     'stages[1]',
     'out/a',
   )
-  wrong = [name for name, fine in zip(found.names, found.finite) if not fine]
+  wrong = [name for name, fine in zip(result.names, result.finite) if not fine]
   assert wrong == ['blocks[1]', 'stages[1]']
-  assert isinstance(found + found, Trace) and len((found + found).names) == 14
+  assert isinstance(result + result, Trace) and len((result + result).names) == 14

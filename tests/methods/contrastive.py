@@ -41,8 +41,8 @@ def make(config, source, start):
     alike = (batch['text'][:, None] == batch['text'][None]).all(-1)
     counts = batch['mask'][:, None] * batch['mask'][None]
     total = jnp.sum(counts * jax.nn.softplus(jnp.where(alike, -logits, logits)))
-    found = jnp.take_along_axis(alike, logits.argmax(1, keepdims=True), 1)[:, 0]
-    sums = {'loss': total, 'retrieval': batch['mask'] @ found, 'count': batch['mask'].sum()}
+    right = jnp.take_along_axis(alike, logits.argmax(1, keepdims=True), 1)[:, 0]
+    sums = {'loss': total, 'retrieval': batch['mask'] @ right, 'count': batch['mask'].sum()}
     return total, sums, {'cosines': cosines, 'logits': logits}
 
   text = columns.Column((LENGTH,), np.int32, ids)

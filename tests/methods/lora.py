@@ -25,16 +25,16 @@ def lora(task, *, rank=4, alpha=8.0):
   def init(key):
     params = {}
     for index, name in enumerate(adapted):
-      layers, width, *rest = base[name].shape
+      layers, width, *outputs = base[name].shape
       a = jax.random.normal(jax.random.fold_in(key, index), (layers, width, rank)) / width**0.5
-      params[name] = {'a': a, 'b': jnp.zeros((layers, rank, *rest))}
+      params[name] = {'a': a, 'b': jnp.zeros((layers, rank, *outputs))}
     return unflatten_dict(params, sep='/') | {'head': task.init(key)['head']}
 
   def merged(params, base):
     """The parameters of the task: a b added to the base."""
-    whole, own = dict(base), models.flat(params)
+    whole, adapters = dict(base), models.flat(params)
     for name in adapted:
-      change = jnp.einsum('ldr,lr...->ld...', own[f'{name}/a'], own[f'{name}/b'])
+      change = jnp.einsum('ldr,lr...->ld...', adapters[f'{name}/a'], adapters[f'{name}/b'])
       whole[name] = whole[name] + alpha / rank * change
     return unflatten_dict(whole, sep='/') | {'head': params['head']}
 
