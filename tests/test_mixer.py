@@ -147,10 +147,10 @@ def test_stochastic_depth_drops_a_whole_branch_of_an_image_or_scales_it(plain):
   x = np.tile(np.asarray(out['blocks'][0][:1]), (64, 1, 1))
 
   def block(*, rate, train):
-    fields = tiny().block(train=train)
+    fields = tiny().block_fields(train=train)
     # the second branch is silent: what is left is the first, dropped or doubled
     silent = p | {'channels': jax.tree.map(jnp.zeros_like, p['channels'])}
-    module, rngs = mixer.Block(**fields, drop_path=True), {'dropout': jax.random.key(0)}
+    module, rngs = mixer.MixerBlock(**fields, drop_path=True), {'dropout': jax.random.key(0)}
     return module.apply({'params': silent}, x, jnp.float32(rate), rngs=rngs)[0] - x
 
   whole, dropped = block(rate=0.0, train=False), block(rate=0.5, train=True)

@@ -167,9 +167,9 @@ def test_logits_of_a_small_hybrid_equal_the_reference_implementation(name, field
 @pytest.mark.quick
 @pytest.mark.parametrize('name, eps', [('google', 1e-6), ('timm', 1e-5), ('bit', 1e-5)])
 def test_a_norm_adds_the_epsilon_of_its_source_to_the_variance(name, eps):
-  _, norm = resnet.layers('SAME', name, 'float32')
+  norm = resnet.Layers(pre_norm=False, numerics=name, dtype='float32').norm('norm')
   x = np.random.default_rng(0).normal(0, 1e-3, (2, 5, 7, 64)).astype(np.float32)  # variance 1e-6
-  found = norm().apply({'params': {'scale': np.ones(64), 'bias': np.zeros(64)}}, x)
+  found = norm.apply({'params': {'scale': np.ones(64), 'bias': np.zeros(64)}}, x)
   groups = np.float64(x).reshape(2, 5, 7, 32, 2)
   centred = groups - groups.mean((1, 2, 4), keepdims=True)
   expected = centred / np.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + eps)

@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from vit_jax import models
-from vit_jax.models import vit
+from vit_jax.models import layers, vit
 
 PUBLISHED = {
   'ViT-Ti/16': 5_717_416,
@@ -205,7 +205,7 @@ def test_remat_recomputes_the_forward_pass(plain):
 @pytest.mark.gpu
 def test_scanned_layers_equal_a_loop_over_slices_of_their_parameters(plain):
   model, params, _, _, out = plain
-  block = vit.Block(**model.block(train=False, attention=False), drop_path=False)
+  block = vit.Block(**model.block_fields(train=False, attention=False), drop_path=False)
   layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0, None)[0])
   x = out['embedded']
   for i in range(model.depth):
@@ -323,7 +323,7 @@ def mapped(model, params, tokens):
   attention = nn.MultiHeadDotProductAttention(model.heads)
   x = attention.apply({'params': params['attention']}, probe, tokens)
   y = nn.LayerNorm(epsilon=model.norm_eps).apply({'params': params['norm']}, x)
-  mlp = vit.Mlp(model.mlp_dim, 'gelu_tanh', False, 0.0, 'float32', False)
+  mlp = vit.ViTMlp(model.mlp_dim, 'gelu_tanh', 0.0, 'float32', False)
   return (x + mlp.apply({'params': params['mlp']}, y))[:, 0]
 
 
@@ -604,7 +604,7 @@ def test_sincos2d_is_finite_at_its_smallest_width():
 @pytest.mark.gpu
 @pytest.mark.quick
 def test_activations_have_their_published_values():
-  at = {name: float(function(jnp.float32(-1))) for name, function in vit.ACTIVATIONS.items()}
+  at = {name: float(function(jnp.float32(-1))) for name, function in layers.ACTIVATIONS.items()}
   assert at['gelu_tanh'] == pytest.approx(-0.15880796, abs=1e-6)
   assert at['gelu_erf'] == pytest.approx(-0.15865527, abs=1e-6)
   assert at['quick_gelu'] == pytest.approx(-1 / (1 + np.exp(1.702)), abs=1e-6)
@@ -731,7 +731,7 @@ def test_drop_path_rates_rise_linearly_from_zero_and_kept_branches_are_scaled():
   )  # leaves one branch in a layer
   images = np.repeat(pictures(1, (4, 4)), n, 0)
   _, out = forward(model, params, images, jax.random.key(5, impl='rbg'), train=True)
-  block = vit.Block(**model.block(train=False, attention=False), drop_path=False)
+  block = vit.Block(**model.block_fields(train=False, attention=False), drop_path=False)
   x, all_dropped = out['embedded'], np.full(n, True)
   for i, rate in enumerate((0.0, 0.25, 0.5)):
     branch = block.apply({'params': sliced(params, i)}, x, 0.0, None)[0] - x

@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax import bundle, models
 from vit_jax.convert import resample
-from vit_jax.models import resnet, vit
+from vit_jax.models import layers, resnet, vit
 
 Array = jax.Array
 
@@ -253,7 +253,7 @@ def block(
 ) -> tuple[Array, Array]:
   """A layer's output (T, D) and its weights (A, T, T), of its input (T, D)."""
   own = jax.tree.map(lambda leaf: leaf[layer], params['encoder']['blocks'])
-  module = vit.Block(**model.block(train=False, attention=True), drop_path=False)
+  module = vit.Block(**model.block_fields(train=False, attention=True), drop_path=False)
   x, left = module.apply({'params': own}, tokens[None], jnp.zeros(()), model.rope(*grid))
   return x[0], left['attention'][0]
 
@@ -576,7 +576,7 @@ def patch_logits(params: Any, tokens: Array, labels: Array, *, model: Any) -> Ar
     readout: Any = Readout(**models.fields(model))
     logits = readout.apply({'params': params}, alone)
   else:
-    head: Any = resnet.classifier(
+    head: Any = layers.classifier(
       model.num_classes, model.head_bias, init=model.head_init, name='head'
     )
     logits = head.apply({'params': params['head']}, tokens.astype(jnp.float32))

@@ -21,10 +21,10 @@ VISIBLE = 0.25  # V / T
 class Visible(vit.ViT):
   """The model with the tokens of the patches that come first in the order of noise."""
 
-  def place(self, x, grid):
+  def add_tokens(self, x, grid):
     order = jax.random.uniform(self.make_rng('noise'), x.shape[:2]).argsort(1)  # (N, T)
     self.sow('masks', 'order', order)
-    prefix, patches = jnp.split(super().place(x, grid), [self.prefix], axis=1)
+    prefix, patches = jnp.split(super().add_tokens(x, grid), [self.prefix], axis=1)
     return jnp.concatenate([prefix, taken(patches, order[:, : int(VISIBLE * x.shape[1])])], 1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.convert import resample
 from vit_jax.convert.engine import Arrays, Checkpoint
-from vit_jax.models import resnet, vit
+from vit_jax.models import layers, vit
 from vit_jax.text import nearest
 
 SHOWN = 8  # names in a line of a report
@@ -281,7 +281,7 @@ def fit_head(
       # Not by model.init, which would trace the whole model for one array.
       key = jax.random.fold_in(jax.random.key(seed), index)
       head_init = getattr(model, 'head_init', 'zeros')
-      init = resnet.HEAD_INITS[head_init]
+      init = layers.HEAD_INITS[head_init]
       arrays[kernel] = np.asarray(init(key, wanted[kernel].shape, jnp.float32))
       arrays.pop(bias, None)
       if bias in wanted:

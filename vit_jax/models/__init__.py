@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import lookup
-from vit_jax.models import mixer, resnet, vit
+from vit_jax.models import layers, mixer, resnet, vit
 from vit_jax.text import error_line, nearest
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
@@ -220,11 +220,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
   'distillation': vit.DISTILLATION,
   'final_norm': vit.FINAL_NORMS,
   'qkv_bias': vit.QKV_BIASES,
-  'activation': tuple(vit.ACTIVATIONS),
-  'remat': tuple(vit.REMAT),
+  'activation': tuple(layers.ACTIVATIONS),
+  'remat': tuple(layers.REMAT),
   'stem_numerics': tuple(resnet.NUMERICS),
   'numerics': tuple(resnet.NUMERICS),
-  'head_init': tuple(resnet.HEAD_INITS),
+  'head_init': tuple(layers.HEAD_INITS),
   'dtype': ('float32', 'bfloat16', 'float16'),
 }
 LEAST = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1

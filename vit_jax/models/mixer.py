@@ -10,30 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from vit_jax.models import resnet, vit
+from vit_jax.models import layers
 
 Array = jax.Array
 
 
-class Mlp(nn.Module):
-  """Two dense layers over the last axis, with an activation between."""
-
-  hidden: int
-  activation: str
-  dropout: float
-  dtype: Any
-  train: bool
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    drop = nn.Dropout(self.dropout, deterministic=not self.train)
-    h = nn.Dense(self.hidden, dtype=self.dtype, name='up')(x)
-    h = drop(vit.ACTIVATIONS[self.activation](h))
-    return drop(nn.Dense(x.shape[-1], dtype=self.dtype, name='down')(h))
-
-
-class Block(nn.Module):
+class MixerBlock(nn.Module):
   """x + tokens(norm(x)), an MLP over each channel's tokens; then x + channels(norm(x))."""
 
   tokens_dim: int
@@ -42,7 +26,7 @@ class Block(nn.Module):
   norm_eps: float
   dropout: float
   drop_path: bool
-  dtype: Any
+  dtype: DTypeLike
   train: bool
 
   @nn.compact
@@ -50,7 +34,13 @@ class Block(nn.Module):
     """(N, T, D), () -> (N, T, D) and what this layer leaves for analysis."""
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     mlp = functools.partial(
-      Mlp, activation=self.activation, dropout=self.dropout, dtype=self.dtype, train=self.train
+      layers.Mlp,
+      activation=self.activation,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      train=self.train,
+      kernel_init=nn.initializers.lecun_normal(),
+      bias_init=nn.initializers.zeros,
     )
     y = norm(name='norm1')(x).swapaxes(1, 2)  # (N, D, T)
     y = mlp(self.tokens_dim, name='tokens')(y).swapaxes(1, 2)  # (N, T, D)
@@ -62,7 +52,7 @@ class Block(nn.Module):
   def branch(self, y: Array, drop_rate: Array) -> Array:
     """A residual branch's output, with stochastic depth."""
     if self.train and self.drop_path:
-      return vit.stochastic_depth(y, drop_rate, self.make_rng('dropout'))
+      return layers.stochastic_depth(y, drop_rate, self.make_rng('dropout'))
     return y
 
 
@@ -80,7 +70,7 @@ class Mixer(nn.Module):
     head_bias: initial bias of the head; None leaves it out.
     head_init: how the head's kernel starts, 'zeros' or 'normal'.
     dtype: of the computation; parameters, norm statistics and logits stay float32.
-    unroll, remat: as of `vit.ViT`.
+    unroll, remat: as in `vit.ViT`.
   """
 
   num_classes: int
@@ -121,37 +111,29 @@ class Mixer(nn.Module):
     """
     if attention:
       raise ValueError('a Mixer has no attention')
-    patches = self.embed(images)
+    layers.check_patches(images, self.patch)
+    embed = layers.PatchEmbed(self.width, self.patch, True, self.dtype, name='embed')
+    patches = embed(images.astype(self.dtype))  # (N, height/P, width/P, D)
     n, rows, columns, _ = patches.shape
-    x, left = vit.Encoder(
-      layer=Block,
+    x, per_layer = layers.Encoder(
+      layer=MixerBlock,
       depth=self.depth,
       drop_path=self.drop_path,
       unroll=self.unroll,
       remat=self.remat,
       final_norm=True,
-      block=self.block(train=train),
+      block=self.block_fields(train=train),
       name='encoder',
     )(patches.reshape(n, rows * columns, self.width))
-    out = {'patches': patches, 'encoded': x, **left}
+    out = {'patches': patches, 'encoded': x, **per_layer}
     x = out['pre_logits'] = x.mean(axis=1)  # (N, D)
     if self.num_classes:
-      head = resnet.classifier(self.num_classes, self.head_bias, init=self.head_init, name='head')
+      head = layers.classifier(self.num_classes, self.head_bias, init=self.head_init, name='head')
       x = head(x.astype(jnp.float32))
     return x.astype(jnp.float32), out
 
-  def embed(self, images: Array) -> Array:
-    """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
-    n, height, width, channels = images.shape
-    p, q = self.patch
-    if height % p or width % q:
-      raise ValueError(f'images of {height}x{width} pixels do not divide into {p}x{q} patches')
-    patches = images.astype(self.dtype).reshape(n, height // p, p, width // q, q, channels)
-    embed = vit.PatchEmbed(width=self.width, use_bias=True, dtype=self.dtype, name='embed')
-    return embed(patches)
-
-  def block(self, *, train: bool) -> dict[str, Any]:
-    """The fields of a `Block`, but for its stochastic depth."""
+  def block_fields(self, *, train: bool) -> dict[str, Any]:
+    """The fields of a `MixerBlock`, but for its stochastic depth."""
     return dict(
       tokens_dim=self.tokens_dim,
       mlp_dim=self.mlp_dim,

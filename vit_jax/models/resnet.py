@@ -3,12 +3,16 @@
 N images, H x W cells, C channels, K classes.
 """
 
-import functools
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import Initializer
+from jax.typing import DTypeLike
+
+from vit_jax.models.layers import classifier
 
 Array = jax.Array
 
@@ -33,10 +37,6 @@ NUMERICS = {
   'bit': Numerics(norm_eps=1e-5, std_eps=0.0, var_eps=1e-10),  # big_transfer
 }
 GROUPS = 32  # of channels, in every GroupNorm
-HEAD_INITS = {
-  'zeros': nn.initializers.zeros,
-  'normal': nn.initializers.normal(0.02),  # timm, DeiT: they truncate at 2, 100 deviations away
-}
 
 
 class StdConv(nn.Module):
@@ -52,7 +52,7 @@ class StdConv(nn.Module):
   stride: int
   padding: str
   numerics: str
-  dtype: Any
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -79,105 +79,110 @@ def standardized(kernel: Array, numerics: Numerics) -> Array:
   return centred / (jnp.sqrt(variance + numerics.var_eps) + numerics.std_eps)
 
 
-class PostNormUnit(nn.Module):
-  """Bottleneck of three convolutions, each normalised after it; the sum passes a ReLU."""
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """What all convolutions and norms of a ResNet have in common.
+
+  Fields:
+    pre_norm: norm and ReLU come before a convolution (arXiv 1603.05027), as in Big Transfer; or
+      after it, as in the hybrids.
+    numerics: a row of NUMERICS.
+    dtype: of the computation; parameters and norm statistics stay float32.
+  """
+
+  pre_norm: bool
+  numerics: str
+  dtype: DTypeLike
+
+  def conv(self, features: int, kernel: int, stride: int, *, name: str) -> StdConv:
+    padding = 'FIXED' if self.pre_norm else 'SAME'
+    return StdConv(features, kernel, stride, padding, self.numerics, self.dtype, name=name)
+
+  def norm(self, name: str, scale_init: Initializer = nn.initializers.ones) -> nn.GroupNorm:
+    return nn.GroupNorm(
+      num_groups=GROUPS,
+      epsilon=NUMERICS[self.numerics].norm_eps,
+      use_fast_variance=False,  # E[x^2] - E[x]^2 doubles the error, measured on BiT-R50x1
+      scale_init=scale_init,
+      dtype=self.dtype,
+      name=name,
+    )
+
+
+class Unit(nn.Module):
+  """Bottleneck of three convolutions beside a shortcut, which is projected to other shapes."""
 
   middle: int
   stride: int
-  numerics: str
-  dtype: Any
+  layers: Layers
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """(N, H, W, C) -> (N, H / stride, W / stride, 4 * middle)."""
-    conv, norm = layers('SAME', self.numerics, self.dtype)
-    outer = 4 * self.middle
-    shortcut = x
-    if x.shape[-1] != outer or self.stride > 1:
-      shortcut = norm(name='norm_proj')(conv(outer, 1, self.stride, name='conv_proj')(x))
-    y = nn.relu(norm(name='norm1')(conv(self.middle, 1, 1, name='conv1')(x)))
-    y = nn.relu(norm(name='norm2')(conv(self.middle, 3, self.stride, name='conv2')(y)))
-    y = conv(outer, 1, 1, name='conv3')(y)
-    return nn.relu(shortcut + norm(name='norm3', scale_init=nn.initializers.zeros)(y))
+    projected = x.shape[-1] != 4 * self.middle or self.stride > 1
+    return self.pre_norm(x, projected) if self.layers.pre_norm else self.post_norm(x, projected)
 
-
-class PreNormUnit(nn.Module):
-  """Bottleneck of three convolutions, each after its norm and ReLU (arXiv 1603.05027)."""
-
-  middle: int
-  stride: int
-  numerics: str
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """(N, H, W, C) -> (N, H / stride, W / stride, 4 * middle)."""
-    conv, norm = layers('FIXED', self.numerics, self.dtype)
-    outer = 4 * self.middle
-    y = nn.relu(norm(name='norm1')(x))
-    if x.shape[-1] != outer or self.stride > 1:
-      x = conv(outer, 1, self.stride, name='conv_proj')(y)
+  def pre_norm(self, x: Array, projected: bool) -> Array:
+    """Each convolution after its norm and ReLU."""
+    conv, norm = self.layers.conv, self.layers.norm
+    y = nn.relu(norm('norm1')(x))
+    if projected:
+      x = conv(4 * self.middle, 1, self.stride, name='conv_proj')(y)
     y = conv(self.middle, 1, 1, name='conv1')(y)
-    y = conv(self.middle, 3, self.stride, name='conv2')(nn.relu(norm(name='norm2')(y)))
-    return x + conv(outer, 1, 1, name='conv3')(nn.relu(norm(name='norm3')(y)))
+    y = conv(self.middle, 3, self.stride, name='conv2')(nn.relu(norm('norm2')(y)))
+    return x + conv(4 * self.middle, 1, 1, name='conv3')(nn.relu(norm('norm3')(y)))
 
-
-def layers(padding: str, numerics: str, dtype: Any) -> tuple[Any, Any]:
-  """Makers of a convolution (features, kernel, stride) and of a norm with float32 statistics."""
-  conv = functools.partial(StdConv, padding=padding, numerics=numerics, dtype=dtype)
-  eps = NUMERICS[numerics].norm_eps
-  norm = functools.partial(  # E[x^2] - E[x]^2 would double the error, measured on BiT-R50x1
-    nn.GroupNorm, num_groups=GROUPS, epsilon=eps, use_fast_variance=False, dtype=dtype
-  )
-  return conv, norm
+  def post_norm(self, x: Array, projected: bool) -> Array:
+    """Each convolution before its norm; the sum passes a ReLU."""
+    conv, norm = self.layers.conv, self.layers.norm
+    y = nn.relu(norm('norm1')(conv(self.middle, 1, 1, name='conv1')(x)))
+    y = nn.relu(norm('norm2')(conv(self.middle, 3, self.stride, name='conv2')(y)))
+    y = norm('norm3', nn.initializers.zeros)(conv(4 * self.middle, 1, 1, name='conv3')(y))
+    if projected:
+      x = norm('norm_proj')(conv(4 * self.middle, 1, self.stride, name='conv_proj')(x))
+    return nn.relu(x + y)
 
 
 class Stage(nn.Module):
   """Units of one resolution; the first takes the stride."""
 
-  unit: type[nn.Module]
   units: int
   middle: int
   stride: int
-  numerics: str
-  dtype: Any
+  layers: Layers
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     for u in range(self.units):
-      unit: Any = functools.partial(self.unit, self.middle, 1 if u else self.stride)
-      x = unit(self.numerics, self.dtype, name=f'unit{u + 1}')(x)
+      x = Unit(self.middle, 1 if u else self.stride, self.layers, name=f'unit{u + 1}')(x)
     return x
 
 
-class PostNormRoot(nn.Module):
-  """7x7 convolution, norm, ReLU and maximum: a quarter of the resolution."""
+class Root(nn.Module):
+  """7x7 convolution and maximum, with norm and ReLU between unless those come before a convolution:
+  a quarter of the resolution.
+  """
 
   width: int
-  numerics: str
-  dtype: Any
+  layers: Layers
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    conv, norm = layers('SAME', self.numerics, self.dtype)
-    x = nn.relu(norm(name='norm')(conv(self.width, 7, 2, name='conv')(x)))
-    return nn.max_pool(x, (3, 3), (2, 2), 'SAME')
-
-
-class PreNormRoot(nn.Module):
-  """7x7 convolution and maximum: a quarter of the resolution."""
-
-  width: int
-  numerics: str
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    conv, _ = layers('FIXED', self.numerics, self.dtype)
-    x = conv(self.width, 7, 2, name='conv')(x)
+    x = self.layers.conv(self.width, 7, 2, name='conv')(x)
+    if not self.layers.pre_norm:
+      return nn.max_pool(nn.relu(self.layers.norm('norm')(x)), (3, 3), (2, 2), 'SAME')
     # No ReLU came before: the zeros of the padding are larger than what is negative.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return nn.max_pool(x, (3, 3), (2, 2), 'VALID')
+
+
+def stages(x: Array, blocks: tuple[int, ...], width: int, layers: Layers) -> list[Array]:
+  """The root's output, and every stage's after it; called inside the module that holds them."""
+  outputs = [Root(width, layers, name='root')(x.astype(layers.dtype))]
+  for s, units in enumerate(blocks):
+    stage = Stage(units, width * 2**s, 2 if s else 1, layers, name=f'stage{s + 1}')
+    outputs.append(stage(outputs[-1]))
+  return outputs
 
 
 class Stem(nn.Module):
@@ -193,36 +198,13 @@ class Stem(nn.Module):
   blocks: tuple[int, ...]
   width: int = 64
   numerics: str = 'google'
-  dtype: Any = 'float32'
+  dtype: DTypeLike = 'float32'
 
   @nn.compact
   def __call__(self, images: Array) -> Array:
     """(N, height, width, 3) -> (N, height / stride, width / stride, `channels`)."""
-    x = images.astype(self.dtype)
-    x = PostNormRoot(self.width, self.numerics, self.dtype, name='root')(x)
-    return staged(PostNormUnit, self.blocks, self.width, self.numerics, self.dtype, x)[-1]
-
-
-def staged(
-  unit: type[nn.Module], blocks: tuple[int, ...], width: int, numerics: str, dtype: Any, x: Array
-) -> list[Array]:
-  """The root's output x, and every stage's after it; called inside the module that holds them."""
-  outputs = [x]
-  for s, units in enumerate(blocks):
-    stage = Stage(unit, units, width * 2**s, 2 if s else 1, numerics, dtype, name=f'stage{s + 1}')
-    outputs.append(stage(outputs[-1]))
-  return outputs
-
-
-def classifier(num_classes: int, bias: float | None, *, init: str, name: str) -> nn.Dense:
-  """A head whose kernel starts by a row of HEAD_INITS, with that bias or, for None, without one."""
-  return nn.Dense(
-    num_classes,
-    use_bias=bias is not None,
-    kernel_init=HEAD_INITS[init],
-    bias_init=nn.initializers.constant(bias or 0.0),
-    name=name,
-  )
+    layers = Layers(pre_norm=False, numerics=self.numerics, dtype=self.dtype)
+    return stages(images, self.blocks, self.width, layers)[-1]
 
 
 def stride(blocks: tuple[int, ...]) -> int:
@@ -231,7 +213,7 @@ def stride(blocks: tuple[int, ...]) -> int:
 
 
 def channels(blocks: tuple[int, ...], width: int) -> int:
-  """Of the last stage; the root's where there is none."""
+  """How many channels the last stage has; the root where there is none."""
   return 2 * width * 2 ** len(blocks) if blocks else width
 
 
@@ -265,7 +247,7 @@ class ResNet(nn.Module):
     width_factor: multiplies all channels: the root has 64 times it.
     numerics: constants of kernels and norms, a row of NUMERICS.
     head_bias: initial bias of the head; None leaves it out.
-    head_init: how the head's kernel starts, a row of HEAD_INITS.
+    head_init: how the head's kernel starts, a row of `layers.HEAD_INITS`.
     dtype: of the computation; parameters, norm statistics, pre-logits and logits stay float32.
   """
 
@@ -298,13 +280,11 @@ class ResNet(nn.Module):
     """
     if attention:
       raise ValueError('a ResNet has no attention')
-    width = 64 * self.width_factor
-    x = PreNormRoot(width, self.numerics, self.dtype, name='root')(images.astype(self.dtype))
-    stem, *stages = staged(PreNormUnit, self.blocks, width, self.numerics, self.dtype, x)
-    _, norm = layers('FIXED', self.numerics, self.dtype)
-    encoded = nn.relu(norm(name='norm')((stages or [stem])[-1]))
+    layers = Layers(pre_norm=True, numerics=self.numerics, dtype=self.dtype)
+    stem, *outputs = stages(images, self.blocks, 64 * self.width_factor, layers)
+    encoded = nn.relu(layers.norm('norm')((outputs or [stem])[-1]))
     x = encoded.astype(jnp.float32).mean(axis=(1, 2))  # (N, C)
-    out = {'stem': stem, 'stages': tuple(stages), 'encoded': encoded, 'pre_logits': x}
+    out = {'stem': stem, 'stages': tuple(outputs), 'encoded': encoded, 'pre_logits': x}
     if self.num_classes:
       x = classifier(self.num_classes, self.head_bias, init=self.head_init, name='head')(x)
     return x, out

@@ -5,36 +5,26 @@ K classes.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from vit_jax.models import resnet
+from vit_jax.models import layers, resnet
+from vit_jax.models.layers import Mlp
 
 Array = jax.Array
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'gelu_tanh': functools.partial(nn.gelu, approximate=True),  # Google
-  'gelu_erf': functools.partial(nn.gelu, approximate=False),  # timm, Hugging Face, torchvision
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
-}
 POOLS = ('token', 'gap', 'map', 'token_gap', 'none')
 POSITIONS = ('learned', 'sincos2d', 'rope', 'none')
 FINAL_NORMS = ('tokens', 'pooled', 'none')
 QKV_BIASES = ('qkv', 'qv', 'none')
 DISTILLATION = ('none', 'token', 'head')
-REMAT = {
-  'none': None,
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-UNROLL_UP_TO = 24  # layers; beyond it compile time outweighs what a step gains
-
 xavier = nn.initializers.xavier_uniform()
+ViTMlp = functools.partial(Mlp, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6))
 
 
 class Attention(nn.Module):
@@ -45,7 +35,7 @@ class Attention(nn.Module):
   qkv_bias: str
   qk_norm: bool
   norm_eps: float
-  dtype: Any
+  dtype: DTypeLike
   train: bool
   return_weights: bool
 
@@ -107,30 +97,6 @@ def rotated(x: Array, rope: Array) -> Array:
   return jnp.concatenate([prefix, turned.astype(x.dtype)], axis=1)
 
 
-class Mlp(nn.Module):
-  """Two dense layers with an activation between; SwiGLU gates the first (arXiv 2002.05202)."""
-
-  hidden: int
-  activation: str
-  swiglu: bool
-  dropout: float
-  dtype: Any
-  train: bool
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    dense = functools.partial(
-      nn.Dense, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
-    )
-    drop = nn.Dropout(self.dropout, deterministic=not self.train)
-    h = dense(self.hidden, name='up')(x)  # (N, T, M)
-    if self.swiglu:
-      h = h * nn.silu(dense(self.hidden, name='gate')(x))
-    else:
-      h = ACTIVATIONS[self.activation](h)
-    return drop(dense(x.shape[-1], name='down')(drop(h)))  # (N, T, D)
-
-
 class Block(nn.Module):
   """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -145,7 +111,7 @@ class Block(nn.Module):
   dropout: float
   attention_dropout: float
   drop_path: bool
-  dtype: Any
+  dtype: DTypeLike
   train: bool
   return_weights: bool
 
@@ -169,7 +135,7 @@ class Block(nn.Module):
     )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
     x = x + self.branch(y, drop_rate, 'scale1')
-    y = Mlp(
+    y = ViTMlp(
       hidden=self.mlp_dim,
       activation=self.activation,
       swiglu=self.swiglu,
@@ -179,8 +145,7 @@ class Block(nn.Module):
       name='mlp',
     )(norm(name='norm2')(x))
     x = x + self.branch(y, drop_rate, 'scale2')
-    left = {'blocks': x} if weights is None else {'blocks': x, 'attention': weights}
-    return x, left
+    return x, {'blocks': x} if weights is None else {'blocks': x, 'attention': weights}
 
   def branch(self, y: Array, drop_rate: Array, name: str) -> Array:
     """A residual branch's output: layer scale (arXiv 2103.17239), then stochastic depth."""
@@ -188,61 +153,8 @@ class Block(nn.Module):
       init = nn.initializers.constant(self.layer_scale)
       y = y * self.param(name, init, y.shape[-1:]).astype(y.dtype)[None, None]
     if self.train and self.drop_path:
-      return stochastic_depth(y, drop_rate, self.make_rng('dropout'))
+      return layers.stochastic_depth(y, drop_rate, self.make_rng('dropout'))
     return y
-
-
-def stochastic_depth(y: Array, rate: Array, key: Array) -> Array:
-  """A branch (N, T, D): 0 for an image with probability `rate`, else scaled (arXiv 1603.09382)."""
-  kept = jax.random.bernoulli(key, 1 - rate, (y.shape[0], 1, 1))
-  return jnp.where(kept, y.astype(jnp.float32) / (1 - rate), 0).astype(y.dtype)
-
-
-class Encoder(nn.Module):
-  """`depth` blocks stacked on a leading parameter axis, and a final norm.
-
-  Fields:
-    layer: the class of the blocks: (x, drop rate, *shared) -> x and a dict for analysis.
-    block: its fields, but for `drop_path`.
-  """
-
-  layer: type[nn.Module]
-  depth: int
-  drop_path: float
-  unroll: int | None
-  remat: str
-  final_norm: bool
-  block: dict[str, Any]
-
-  @nn.compact
-  def __call__(self, x: Array, *shared: Array | None) -> tuple[Array, dict[str, Array]]:
-    """(N, T, D) -> (N, T, D) and what the blocks leave (L, ...); `shared` is the same for all."""
-    unroll = self.unroll or default_unroll(self.depth, train=self.block['train'])
-    layer = self.layer
-    if self.remat != 'none':
-      # Without a loop, common-subexpression elimination would undo the rematerialisation.
-      straight = unroll >= self.depth
-      layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=straight)
-    blocks = nn.scan(
-      layer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, *(nn.broadcast for _ in shared)),
-      length=self.depth,
-      unroll=unroll,
-    )
-    rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
-    x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, *shared)
-    if not self.final_norm:
-      return x, out
-    norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
-    return norm(x), out
-
-
-def default_unroll(depth: int, *, train: bool) -> int:
-  """All layers where that is faster; on a CPU, inference is faster as a loop."""
-  gains = train or jax.default_backend() != 'cpu'
-  return depth if gains and depth <= UNROLL_UP_TO else 1
 
 
 class MapHead(nn.Module):
@@ -259,7 +171,7 @@ class MapHead(nn.Module):
     probe = self.param('probe', xavier, (1, 1, width)).astype(x.dtype)
     x, weights = Attention(**self.attention, name='attention')(jnp.tile(probe, (n, 1, 1)), x)
     norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.attention['dtype'], name='norm')
-    return (x + Mlp(**self.mlp, name='mlp')(norm(x)))[:, 0], weights
+    return (x + ViTMlp(**self.mlp, name='mlp')(norm(x)))[:, 0], weights
 
 
 class ViT(nn.Module):
@@ -368,32 +280,32 @@ class ViT(nn.Module):
     out: dict[str, Array] = {}
     x = out['patches'] = self.embed(images)
     n, rows, columns, _ = x.shape
-    x = self.place(x.reshape(n, rows * columns, self.width), (rows, columns))  # (N, T, D)
+    x = self.add_tokens(x.reshape(n, rows * columns, self.width), (rows, columns))  # (N, T, D)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     if self.pre_norm:
       x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='pre_norm')(x)
     out['embedded'] = x
-    x, left = Encoder(
+    x, per_layer = layers.Encoder(
       layer=Block,
       depth=self.depth,
       drop_path=self.drop_path,
       unroll=self.unroll,
       remat=self.remat,
       final_norm=self.final_norm == 'tokens',
-      block=self.block(train=train, attention=attention),
+      block=self.block_fields(train=train, attention=attention),
       name='encoder',
     )(x, self.rope(rows, columns))
-    out |= left
+    out |= per_layer
     out['encoded'] = x
-    logits, left = self.readout(x, rows * columns, train=train, attention=attention)
-    return logits, out | left
+    logits, pooled = self.readout(x, rows * columns, train=train, attention=attention)
+    return logits, out | pooled
 
   def readout(
     self, tokens: Array, patches: int, *, train: bool, attention: bool
   ) -> tuple[Array, dict[str, Array]]:
     """Encoded tokens (N, T, D), the patches last -> float32 logits (N, K), and intermediates."""
     out: dict[str, Array] = {}
-    x, weights = self.pooled(tokens, patches, train=train, attention=attention)
+    x, weights = self.pool_tokens(tokens, patches, train=train, attention=attention)
     if weights is not None:
       out['pool_attention'] = weights
     if self.final_norm == 'pooled':
@@ -433,17 +345,12 @@ class ViT(nn.Module):
 
   def classify(self, name: str, x: Array) -> Array:
     """(N, D) -> (N, K) float32."""
-    head = resnet.classifier(self.num_classes, self.head_bias, init=self.head_init, name=name)
+    head = layers.classifier(self.num_classes, self.head_bias, init=self.head_init, name=name)
     return head(x.astype(jnp.float32))
 
   def embed(self, images: Array) -> Array:
-    """(N, height, width, C) -> (N, height/P, width/P, D): a strided convolution, as one matmul."""
-    n, height, width, _ = images.shape
-    if height % self.patch[0] or width % self.patch[1]:
-      raise ValueError(
-        f'images of {height}x{width} pixels do not divide into '
-        f'{self.patch[0]}x{self.patch[1]} patches'
-      )
+    """(N, height, width, C) -> (N, height/P, width/P, D)."""
+    layers.check_patches(images, self.patch)
     x = images.astype(self.dtype)
     if self.stem is not None:
       x = resnet.Stem(
@@ -453,11 +360,12 @@ class ViT(nn.Module):
         dtype=self.dtype,
         name='stem',
       )(x)
-    p, q = self.kernel_size
-    patches = x.reshape(n, height // self.patch[0], p, width // self.patch[1], q, x.shape[-1])
-    return PatchEmbed(self.width, self.embed_bias, self.dtype, name='embed')(patches)
+    embed = layers.PatchEmbed(
+      self.width, self.kernel_size, self.embed_bias, self.dtype, name='embed'
+    )
+    return embed(x)
 
-  def place(self, x: Array, grid: tuple[int, int]) -> Array:
+  def add_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
     """Adds positions and the tokens before the patches: (N, rows * columns, D) -> (N, T, D)."""
     normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
     prefix = []
@@ -483,7 +391,7 @@ class ViT(nn.Module):
       return None
     return jnp.asarray(rope2d(rows, columns, self.width // self.heads, self.rope_theta))
 
-  def block(self, *, train: bool, attention: bool) -> dict[str, Any]:
+  def block_fields(self, *, train: bool, attention: bool) -> dict[str, Any]:
     """The fields of a `Block`, but for its stochastic depth."""
     return dict(
       heads=self.heads,
@@ -501,7 +409,7 @@ class ViT(nn.Module):
       return_weights=attention,
     )
 
-  def pooled(
+  def pool_tokens(
     self, x: Array, patches: int, *, train: bool, attention: bool
   ) -> tuple[Array, Array | None]:
     """(N, T, D) -> (N, D), or (N, patches, D) where pool is 'none'; and the map head's weights."""
@@ -556,25 +464,6 @@ class ViT(nn.Module):
     tail += 2 * (self.representation or pooled) * self.num_classes
     tail += 2 * d * self.num_classes * (self.distillation == 'head')
     return stem + embed + blocks + pool + tail * (patches if self.pool == 'none' else 1)
-
-
-class PatchEmbed(nn.Module):
-  """The patch convolution's kernel (P, P, C, D), applied to images already cut into patches."""
-
-  width: int
-  use_bias: bool
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, patches: Array) -> Array:
-    """(N, rows, P, columns, P, C) -> (N, rows, columns, D)."""
-    _, _, p, _, q, channels = patches.shape
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (p, q, channels, self.width))
-    x = jnp.einsum('nrpsqc,pqcd->nrsd', patches, kernel.astype(self.dtype))
-    if not self.use_bias:
-      return x
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
-    return x + bias.astype(self.dtype)[None, None, None]
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
