@@ -56,7 +56,7 @@ def use(config, dataset, recipes):
   if short(dataset) in recipes:
     return None
   source = sources.open_source(dataset, 'train')
-  if np.ndim(pipeline.first_record(source)['label']):  # an image may be of several classes
+  if np.ndim(pipeline.first_record(source)['label']):  # multi-label
     config.objective.loss = 'sigmoid'
   return source
 

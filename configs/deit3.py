@@ -8,7 +8,7 @@ MODEL, S/16, B/16, L/16 or H/14, pre-trains for 800 epochs, all but S/16 at few 
 H/14 160. MODEL,CHECKPOINT then fine-tunes for 20 epochs at 224 pixels, S/16 at 384. Numbers are
 those of README_revenge.md in facebookresearch/deit. What differs: stochastic depth rises linearly
 to its rate, which is constant there; the sum of the binary losses over classes, where theirs is the
-mean, so that the gradient is not clipped; and a mixed image has its two classes by their shares,
+mean, so that the gradient is not clipped; and a mixed image has its two classes by their weights,
 where with --bce-loss both are 1 there.
 
 Hardware: 8 GPUs for S/16 and B/16, 32 for L/16 and H/14 (its commands).

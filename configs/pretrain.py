@@ -8,9 +8,9 @@ The argument is MODEL,DATASET. On ImageNet-21k it is 90 epochs at 1e-3, linear, 
 on ImageNet and a data set of one's own 300 epochs at 3e-3, cosine, decay 0.1, of the paper's text;
 its table 3 has 0.3 for ImageNet, --config.optimizer.weight_decay=0.3. The batch of a set of one's
 own is 4,096 or as small as gives an epoch eight steps, its rate in proportion, its warm-up a
-twentieth of the run. Images of one class have the softmax loss with smoothed labels there; those
-of several, as ImageNet-21k, the sigmoid loss with a head that starts at -10 (issues 2 and 34 of
-google-research/vision_transformer). The last rate of 1e-5 is issue 2's, too. The best parameters
+twentieth of the run. Images of one class have the softmax loss with smoothed labels there;
+multi-label ones, as ImageNet-21k, the sigmoid loss with a head that starts at -10 (issues 2 and 34
+of google-research/vision_transformer). The last rate of 1e-5 is issue 2's, too. The best parameters
 on validation images become the model, and a fifth of the run without better ones ends it.
 
 Hardware: TPUs (the paper); elsewhere --config.accumulate=N takes a batch in N parts.

@@ -135,7 +135,7 @@ def test_every_schedule_warms_up_from_zero_cools_down_to_zero_and_is_finite(name
 def test_a_schedule_that_cannot_be_is_an_error():
   with pytest.raises(ValueError, match=r'warm-up of 60 and cool-down of 50 .* run of 100'):
     schedule(warmup=60, cooldown=50)
-  with pytest.raises(ValueError, match="unknown schedule 'cosin'; known: constant, cosine"):
+  with pytest.raises(ValueError, match="unknown schedule 'cosin'; did you mean cosine"):
     schedule('cosin')
 
 
@@ -374,8 +374,8 @@ def test_moments_are_stored_in_the_type_asked_for():
 
 
 @pytest.mark.quick
-def test_an_unknown_optimiser_is_an_error_that_lists_the_known_ones():
-  with pytest.raises(ValueError, match="'adamm'; known: " + ', '.join(NAMES)):
+def test_an_unknown_optimiser_is_an_error_that_names_the_nearest():
+  with pytest.raises(ValueError, match="'adamm'; did you mean adam or adamw"):
     make('adamm')
 
 

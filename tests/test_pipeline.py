@@ -353,7 +353,7 @@ def test_several_labels_need_the_sigmoid_loss_and_give_scores_of_their_own(
   (tmp_path / 'photos.csv').write_text('\n'.join(['path,label,split', *table]))
   source = f'data.source=csv:{tmp_path / "photos.csv"}'
   assert trained(tmp_path, source) == 2
-  assert "several labels: objective.loss must be 'sigmoid'" in capsys.readouterr().err
+  assert "multi-label: objective.loss must be 'sigmoid'" in capsys.readouterr().err
   assert trained(tmp_path, source, 'objective.loss=sigmoid') == 0
   run = vit_jax.load(tmp_path / 'run')
   found = run.predict(np.zeros((8, 8, 3), np.uint8), top=3)

@@ -192,7 +192,7 @@ def test_prefetch_keeps_the_order_and_yields_every_batch():
 @pytest.mark.quick
 @pytest.mark.parametrize('shape', MESHES)
 def test_one_process_feeds_the_whole_batch(shape):
-  assert sharding.batch_share(16, sharding.make_mesh(*shape)) == (0, 1)
+  assert sharding.batch_shard(16, sharding.make_mesh(*shape)) == (0, 1)
 
 
 class Rows:
@@ -229,7 +229,7 @@ class Device(typing.NamedTuple):
 )
 def test_a_process_feeds_the_rows_that_its_devices_hold(monkeypatch, held, share):
   monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: Rows(held))
-  assert sharding.batch_share(16, sharding.make_mesh()) == share
+  assert sharding.batch_shard(16, sharding.make_mesh()) == share
 
 
 @pytest.mark.quick
@@ -237,13 +237,13 @@ def test_a_process_feeds_the_rows_that_its_devices_hold(monkeypatch, held, share
 def test_rows_that_processes_share_unevenly_are_an_error(monkeypatch, held):
   monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: Rows(held))
   with pytest.raises(ValueError, match='evenly'):
-    sharding.batch_share(16, sharding.make_mesh())
+    sharding.batch_shard(16, sharding.make_mesh())
 
 
 @pytest.mark.quick
 def test_a_batch_that_does_not_divide_is_an_error_that_names_the_axes():
   with pytest.raises(ValueError, match=r'12 .* 8 devices .*data=4 x fsdp=2'):
-    sharding.batch_share(12, sharding.make_mesh(4, 2, 1))
+    sharding.batch_shard(12, sharding.make_mesh(4, 2, 1))
 
 
 @pytest.mark.quick

@@ -156,13 +156,13 @@ def call_get_config(path: pathlib.Path, argument: str) -> ConfigDict:
       raise ValueError(f'takes no argument, got {argument!r}')
     config = module.get_config(argument) if takes_argument else module.get_config()
   except (Exception, SystemExit) as error:
+    text = ' '.join(str(error).split())
     if is_shipped(path) and isinstance(error, (ValueError, OSError)):  # of its argument
-      raise ValueError(f'config {path.stem}: {" ".join(str(error).split())}') from error
+      raise ValueError(f'config {path.stem}: {text}') from error
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
-    where = f'{path}:{lines[-1]}' if lines else str(path)
-    text = ' '.join(str(error).split())
-    raise ValueError(f'{where}: {type(error).__name__}: {text}') from error
+    line = f'{path}:{lines[-1]}' if lines else str(path)
+    raise ValueError(f'{line}: {type(error).__name__}: {text}') from error
   if not isinstance(config, ConfigDict):
     raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
   return config

@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from vit_jax import lookup, models
 from vit_jax.models import Tree
-from vit_jax.text import error_line
+from vit_jax.text import error_line, nearest
 
 Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate, ()
 
@@ -107,7 +107,7 @@ def make_schedule(
 
   rate_at = decays(learning_rate, total, warmup, end, timescale, boundaries, factor)
   if name not in rate_at:
-    raise ValueError(f'unknown schedule {name!r}; known: {", ".join(rate_at)}')
+    raise ValueError(f'unknown schedule {name!r}{nearest(name, list(rate_at))}')
 
   def schedule(step: int | jax.Array) -> jax.Array:
     s = jnp.asarray(step, jnp.float32)
@@ -340,7 +340,7 @@ def recipe(
   if dtype not in (None, 'float32', 'bfloat16'):
     raise ValueError(f'unknown momentum_dtype {dtype!r}; known: float32, bfloat16')
   if name not in methods:
-    raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(methods)}, or 'module:name'")
+    raise ValueError(f"unknown optimizer {name!r}{nearest(name, list(methods))} (or 'module:name')")
   return [
     methods[name](),
     *([optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []),

@@ -136,7 +136,7 @@ class Plan:
     self, batches: Iterator[pipeline.HostBatch], reading: pipeline.Reading
   ) -> Iterator[Batch]:
     depth = self.config.system.prefetch
-    return sharding.prefetch(batches, self.mesh, depth=depth, shares=reading.share[1])
+    return sharding.prefetch(batches, self.mesh, depth=depth, shards=reading.share[1])
 
   def step(self) -> Step:
     """The training step."""
@@ -228,8 +228,8 @@ class Plan:
     workdir.claim(folder, self.config, self.splits['train'], ranks=task.ranks, fixed_crc=crc)
 
   def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
-    share = sharding.batch_share(batch_size, self.mesh)
-    return pipeline.Reading(share, self.config.system.threads, workers)
+    shard = sharding.batch_shard(batch_size, self.mesh)
+    return pipeline.Reading(shard, self.config.system.threads, workers)
 
 
 def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:
@@ -610,13 +610,13 @@ def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) 
     raise ValueError(f'{name} has one class only, {source.classes[0]!r}: nothing to learn')
   if scores == 'softmax' and np.ndim(pipeline.first_record(source)['label']):
     raise ValueError(
-      f"images of {config.data.source} have several labels: objective.loss must be 'sigmoid'"
+      f"images of {config.data.source} are multi-label: objective.loss must be 'sigmoid'"
     )
 
 
 def check_division(config: FrozenConfigDict, mesh: Mesh) -> None:
   """Raises ValueError if the batch does not divide by the devices, and that by `accumulate`."""
-  sharding.batch_share(config.batch_size, mesh)
+  sharding.batch_shard(config.batch_size, mesh)
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   if config.batch_size % (config.accumulate * parts):
     raise ValueError(

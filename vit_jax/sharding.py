@@ -51,8 +51,8 @@ def make_mesh(
   if shape.count(-1) == 1 and fixed > 0 and count % fixed == 0:
     shape[shape.index(-1)] = count // fixed
   if min(shape) < 1 or int(np.prod(shape)) != count:
-    asked = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
-    raise ValueError(f'mesh ({asked}) does not fit {count} device{"s" * (count != 1)}')
+    sizes = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
+    raise ValueError(f'mesh ({sizes}) does not fit {count} device{"s" * (count != 1)}')
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -102,8 +102,8 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
   return jax.device_put(tree, tree_sharding(tree, mesh))
 
 
-def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
-  """Which of how many equal runs of rows of a global batch this process feeds: (index, count).
+def batch_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:
+  """Which of how many equal slices of rows of a global batch this process feeds: (index, count).
 
   Processes whose devices split only parameters between them feed the same rows.
 
@@ -120,31 +120,31 @@ def batch_share(batch_size: int, mesh: Mesh) -> tuple[int, int]:
   split: Any = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,))  # JAX's has no types
   for device, (rows,) in split.items():
     rows_of.setdefault(device.process_index, set()).add(rows.indices(batch_size)[:2])
-  shares = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
-  if sum(map(len, shares)) != parts or len({len(rows) for rows in shares}) != 1:
-    raise ValueError(f'the hosts do not share the rows of a batch evenly: {shares}')
-  return shares.index(tuple(sorted(rows_of[jax.process_index()]))), len(shares)
+  shards = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+  if sum(map(len, shards)) != parts or len({len(rows) for rows in shards}) != 1:
+    raise ValueError(f'the hosts do not share the rows of a batch evenly: {shards}')
+  return shards.index(tuple(sorted(rows_of[jax.process_index()]))), len(shards)
 
 
-def put(batch: dict[str, np.ndarray], mesh: Mesh, *, shares: int = 1) -> dict[str, jax.Array]:
-  """This process's rows, one of `shares` of a global batch that is split over data and fsdp."""
+def put(batch: dict[str, np.ndarray], mesh: Mesh, *, shards: int = 1) -> dict[str, jax.Array]:
+  """This process's rows, one of `shards` slices of a global batch split over data and fsdp."""
   sharding = NamedSharding(mesh, BATCH)
   with jax.transfer_guard_host_to_device('allow'):  # the transfer that is meant
     return {
       name: jax.make_array_from_process_local_data(
-        sharding, rows, (rows.shape[0] * shares, *rows.shape[1:])
+        sharding, rows, (rows.shape[0] * shards, *rows.shape[1:])
       )
       for name, rows in batch.items()
     }
 
 
 def prefetch(
-  batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, depth: int = 2, shares: int = 1
+  batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, depth: int = 2, shards: int = 1
 ) -> Iterator[dict[str, jax.Array]]:
   """Batches on the mesh, `depth` of them on their way while the device works."""
   ahead: list[dict[str, jax.Array]] = []
   for batch in batches:
-    ahead.append(put(batch, mesh, shares=shares))
+    ahead.append(put(batch, mesh, shards=shards))
     if len(ahead) > depth:
       yield ahead.pop(0)
   yield from ahead

@@ -29,6 +29,7 @@ from vit_jax.tasks import (
   losses,
   means,
 )
+from vit_jax.text import nearest
 
 RANKS = {'accuracy': 1, 'loss': -1}
 BINS = 15  # of the calibration error, as Guo et al. (arXiv 1706.04599) have it
@@ -127,7 +128,7 @@ def make_loss(
     ValueError: for an unknown loss, or a negative a.
   """
   if isinstance(loss, str) and loss not in losses.LOSSES:
-    raise ValueError(f'unknown loss {loss!r}; known: {", ".join(losses.LOSSES)}')
+    raise ValueError(f'unknown loss {loss!r}{nearest(loss, list(losses.LOSSES))}')
   if min(mixup, cutmix) < 0:
     raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
 
