@@ -1,9 +1,8 @@
 """A data set in a recipe: its source and splits, and a batch and rate that fit its size."""
 
-import numpy as np
-
-from vit_jax import pipeline, sources
+from vit_jax import sources
 from vit_jax.sources import presets
+from vit_jax.sources.columns import label_shape
 
 USES = ('train', 'validation', 'test')
 GOOGLE, BIG_VISION = 'vision_transformer', 'big_vision'
@@ -56,7 +55,7 @@ def use(config, dataset, recipes):
   if short(dataset) in recipes:
     return None
   source = sources.open_source(dataset, 'train')
-  if np.ndim(pipeline.first_record(source)['label']):  # multi-label
+  if label_shape(source):  # multi-label
     config.objective.loss = 'sigmoid'
   return source
 

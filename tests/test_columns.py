@@ -140,7 +140,7 @@ def test_any_threads_and_workers_give_the_same_bits(whole, reading):
 
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_any_number_of_hosts_gives_the_same_bits(whole, hosts):
-  parts = [taken(reading=pipeline.Reading(share=(host, hosts))) for host in range(hosts)]
+  parts = [taken(reading=pipeline.Reading(shard=(host, hosts))) for host in range(hosts)]
   for name, rows in whole.items():
     steps = [part[name].reshape(4, BATCH // hosts, *rows.shape[1:]) for part in parts]
     np.testing.assert_array_equal(np.concatenate(steps, 1).reshape(rows.shape), rows)

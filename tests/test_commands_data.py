@@ -259,10 +259,10 @@ def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(t
   source = sources.open_source('digits', 'validation')
   transform = transforms.compose(LINE, (12, 12))
   for row, index in {0: 0, rows - 1: len(source) - 1}.items():
-    examples = pipeline.Examples(source, {'image': fields.image(transform)}, columns, seed=3)
+    examples = pipeline.BatchBuilder(source, {'image': fields.image(transform)}, columns, seed=3)
     for epoch in range(columns):
       examples.add(index, epoch)
-    drawn = examples.batch()['image']
+    drawn = examples.arrays()['image']
     for column in range(columns):
       tile = found[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12]
       np.testing.assert_array_equal(tile, drawn[column])

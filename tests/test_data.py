@@ -65,7 +65,7 @@ def once():
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_shares_of_any_number_of_processes_make_up_the_same_batches(once, count):
-  shares = [taken(STEPS, share=(index, count)) for index in range(count)]
+  shares = [taken(STEPS, shard=(index, count)) for index in range(count)]
   whole = {name: np.concatenate([share[name] for share in shares], 1) for name in once}
   same(whole, once)
 
@@ -76,7 +76,7 @@ def test_a_run_that_starts_later_sees_what_it_would_have_seen(once, start):
 
 
 def test_a_share_that_starts_later_sees_what_it_would_have_seen(once):
-  found = taken(4, start=6, share=(1, 2))
+  found = taken(4, start=6, shard=(1, 2))
   same(found, {name: rows[6:10, 2:] for name, rows in once.items()})
 
 
@@ -129,7 +129,7 @@ def evaluated(batch_size, share, count):
     numbered(count),
     labelled_images(numbered(count), UNCHANGED),
     batch_size=batch_size,
-    reading=pipeline.Reading(share=share),
+    reading=pipeline.Reading(shard=share),
   ) as batches:
     return stacked(list(batches))
 

@@ -346,7 +346,7 @@ def test_an_example_of_a_field_is_taken(row):
 def test_the_limits_on_bad_images_are_those_that_hold():
   told = ' '.join(DATA.read_text().split())
   assert f'over {decoding.MAX_PIXELS:,} pixels' in told
-  assert f'Over {100 * pipeline.LIMIT:.0f} % of them' in told
+  assert f'Over {100 * pipeline.MAX_UNREADABLE:.0f} % of them' in told
   assert f'{pipeline.TRIES} in a row' in told
 
 

@@ -166,7 +166,7 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
       found = list(batches)
     mask = np.concatenate([batch['mask'] for batch in found])
     assert mask.tolist() == [float(i not in bad) for i in range(300)] + [0.0] * 20
-  assert unreadable.count == len(bad) and len(said) == min(len(bad), pipeline.TOLD)
+  assert unreadable.count == len(bad) and len(said) == min(len(bad), pipeline.MAX_NAMED)
 
 
 def test_several_labels_of_an_image_stay_together():
@@ -367,12 +367,12 @@ def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
   how = dict(say=said.append, limit=None, file=tmp_path / 'unreadable.txt')
   unreadable = pipeline.Unreadable(source, **how)
   taken(source, 6, unreadable=unreadable)
-  assert unreadable.count == 30 and len(said) == pipeline.TOLD
+  assert unreadable.count == 30 and len(said) == pipeline.MAX_NAMED
   assert said[-1].endswith('; more are counted, not named')
   assert len((tmp_path / 'unreadable.txt').read_text().splitlines()) == 30
   again = pipeline.Unreadable(source, **how)
   taken(source, 6, unreadable=again)
-  assert again.count == 30 and len(said) == pipeline.TOLD
+  assert again.count == 30 and len(said) == pipeline.MAX_NAMED
 
 
 WORKERS = """

@@ -4,8 +4,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard, TypeVar, cast
 
 from vit_jax.text import error_line, nearest
 
@@ -26,18 +26,18 @@ def extension(function: T) -> T:
   return function
 
 
-def is_path(name: Any) -> bool:
+def is_path(name: object) -> TypeGuard[str]:
   """Whether a name is of the form 'package.module:name'."""
   return isinstance(name, str) and PATH.fullmatch(name) is not None
 
 
-def named(name: str, table: Mapping[str, Any], what: str) -> Any:
+def named(name: str, table: Mapping[str, T], kind: str) -> T:
   """The entry of a table, or what 'package.module:name' imports.
 
   Args:
     name: in a config.
     table: ours.
-    what: the config's field is for, in a word.
+    kind: of thing, in a word: 'task', 'loss'.
 
   Raises:
     ValueError: if it is neither, or cannot be imported.
@@ -45,37 +45,39 @@ def named(name: str, table: Mapping[str, Any], what: str) -> Any:
   if name in table:
     return table[name]
   if not is_path(name):
-    raise ValueError(f"unknown {what} {name!r}{nearest(name, list(table))} (or 'module:name')")
-  return imported(name, what)
+    raise ValueError(f"unknown {kind} {name!r}{nearest(name, list(table))} (or 'module:name')")
+  return cast(T, imported(name, kind))
 
 
-def imported(name: str, what: str, *, marked: bool = False) -> Any:
+def imported(name: str, kind: str, *, marked: bool = False) -> Callable[..., Any]:
   """What 'package.module:name' stands for; modules are also looked for in the working folder.
 
   Args:
     name: of that form.
-    what: it is for, in a word.
+    kind: of thing, in a word.
     marked: refuse what is not marked by `extension`.
 
   Raises:
     ValueError: if there is no such module or name in it, importing it fails, or it is not marked.
   """
   module, _, attribute = name.partition(':')
-  here = os.getcwd()
-  if here not in sys.path:  # last, so that it hides nothing; processes that are started get it too
-    sys.path.append(here)
+  folder = os.getcwd()
+  if (
+    folder not in sys.path
+  ):  # last, so that it hides nothing; processes that are started get it too
+    sys.path.append(folder)
   try:
     value = getattr(importlib.import_module(module), attribute)
   except ModuleNotFoundError as error:
-    raise ValueError(f'{what} {name!r}: there is no module {error.name!r} here') from None
+    raise ValueError(f'{kind} {name!r}: there is no module {error.name!r} here') from None
   except AttributeError:
-    raise ValueError(f'{what} {name!r}: {module} has no {attribute!r}') from None
+    raise ValueError(f'{kind} {name!r}: {module} has no {attribute!r}') from None
   except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-    raise ValueError(f'{what} {name!r}: {error_line(error)}') from error
+    raise ValueError(f'{kind} {name!r}: {error_line(error)}') from error
   if not callable(value):
-    raise ValueError(f'{what} {name!r} is {type(value).__name__}, not a function or class')
+    raise ValueError(f'{kind} {name!r} is {type(value).__name__}, not a function or class')
   if marked and getattr(value, MARK, False) is not True:
     raise ValueError(
-      f'{what} {name!r} is not marked by @vit_jax.extension, which files may name alone'
+      f'{kind} {name!r} is not marked by @vit_jax.extension, which files may name alone'
     )
   return value

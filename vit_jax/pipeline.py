@@ -14,50 +14,55 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_jax.images import transforms
-from vit_jax.sources import Record, Source
-from vit_jax.sources.columns import Columns
-from vit_jax.text import to_stderr
+from vit_jax.images.decoding import BadImage
+from vit_jax.sources import Source
+from vit_jax.sources.columns import TRIES, Columns
+from vit_jax.text import reason, to_stderr
+
+if TYPE_CHECKING:
+  import grain
 
 HostBatch = dict[str, np.ndarray]
 
-TRIES = 100  # images in a row that cannot be read, after which the whole set counts as gone
 POLICIES = ('substitute', 'error')
-TOLD = 20  # unreadable images by name
+MAX_NAMED = 20  # unreadable images that are reported by name: a screen of them
+MAX_UNREADABLE = 0.01  # fraction of a source's images; ImageNet has a few, a broken disk has more
+ENDLESS = 2**60  # steps: more than any run takes, and Grain's indices are int64
 TRACKER = 'ignore:resource_tracker:UserWarning'
-LIMIT = 0.01  # of a source's images may be unreadable
 
 
 class DataError(ValueError):
-  """A data set that training cannot go on with."""
+  """A data set that a run cannot continue with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How a process reads: its share of each batch, and by how many threads and workers.
+  """How a process reads: its rows of each batch, and by how many threads and workers.
 
   Fields:
-    share: (index, count): this process takes run `index` of `count` equal runs of rows.
+    shard: (index, count): this process reads slice `index` of `count` equal slices of rows.
     threads: that prepare batches, in each worker or, without workers, in this process.
-    workers: processes beside this one; 0 for none. Threads do while they can keep up.
+    workers: processes beside this one; 0 for none. Threads are enough while they can keep up.
   """
 
-  share: tuple[int, int] = (0, 1)
+  shard: tuple[int, int] = (0, 1)
   threads: int = 2
   workers: int = 0
 
 
 class Unreadable:
-  """The images of a source that could not be read, each told once.
+  """The images of a source that could not be read, each reported once.
 
   Args:
     source: whose images.
-    policy: 'substitute' goes on with others in their place while they are few, 'error' does not.
-    say: takes a line for each of the first TOLD.
-    limit: the largest share of the source's images; None for any.
+    policy: 'substitute' continues with others in their place while they are few, 'error' stops.
+    say: takes a line for each of the first MAX_NAMED.
+    limit: the largest fraction of the source's images; None for any.
     file: keeps the list of them all, for when a run is resumed; None keeps none.
   """
 
@@ -67,20 +72,20 @@ class Unreadable:
     *,
     policy: str = 'substitute',
     say: Callable[[str], object] = to_stderr,
-    limit: float | None = LIMIT,
+    limit: float | None = MAX_UNREADABLE,
     file: pathlib.Path | None = None,
   ):
     if policy not in POLICIES:
       raise ValueError(f'unknown policy {policy!r}; known: {", ".join(POLICIES)}')
     self.source, self.policy, self.say, self.limit = source, policy, say, limit
-    self.file, self.found = file, kept(file)
+    self.file, self.indices = file, read_indices(file)
 
   @property
   def count(self) -> int:
-    return len(self.found)
+    return len(self.indices)
 
-  def taken_from(self, batch: HostBatch, columns: Columns) -> HostBatch:
-    """The batch without its column 'unreadable', whose indices are told.
+  def report(self, batch: HostBatch, columns: Columns) -> HostBatch:
+    """The batch without its column 'unreadable', whose indices are reported.
 
     Args:
       batch: of those columns.
@@ -90,13 +95,13 @@ class Unreadable:
       DataError: at the first with the policy 'error', else when there are too many.
     """
     rows = batch.pop('unreadable')
-    for index in sorted(set(rows[rows >= 0].tolist()) - self.found):
-      line = f'{self.source.describe(index)}: {fault(self.source, index, columns)}'
+    for index in sorted(set(rows[rows >= 0].tolist()) - self.indices):
+      line = f'{self.source.describe(index)}: {read_error(self.source, index, columns)}'
       if self.policy == 'error':
-        raise DataError(f'{line} (data.bad_images=substitute goes on without it)')
-      self.found.add(index)
-      if self.count <= TOLD:
-        self.say(line + '; more are counted, not named' * (self.count == TOLD))
+        raise DataError(f'{line} (data.bad_images=substitute continues without it)')
+      self.indices.add(index)
+      if self.count <= MAX_NAMED:
+        self.say(line + '; more are counted, not named' * (self.count == MAX_NAMED))
       if self.file:
         with self.file.open('a') as lines:
           lines.write(f'{index} {line}\n')
@@ -106,7 +111,7 @@ class Unreadable:
     return batch
 
 
-def kept(file: pathlib.Path | None) -> set[int]:
+def read_indices(file: pathlib.Path | None) -> set[int]:
   """The indices that a file of unreadable images lists."""
   if file is None or not file.is_file():
     return set()
@@ -114,23 +119,17 @@ def kept(file: pathlib.Path | None) -> set[int]:
   return {int(word) for word in words if word.isdecimal()}
 
 
-def fault(source: Source, index: int, columns: Columns) -> str:
+def read_error(source: Source, index: int, columns: Columns) -> str:
   """What is wrong with a record that could not be read."""
   try:
     record = source[index]
     for column in columns.values():
       column.fill(record, None if column.view is None else np.random.default_rng(0))
   except Exception as error:
-    return told(error)
+    return reason(error)
   return 'could be read only now'
 
 
-def told(error: Exception) -> str:
-  text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  return ' '.join(text.split())
-
-
-@contextlib.contextmanager
 def training_batches(
   source: Source,
   columns: Columns,
@@ -141,45 +140,39 @@ def training_batches(
   repeats: int = 1,
   unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
-) -> Iterator[Iterator[HostBatch]]:
-  """Endless batches from step `start` on: epoch after epoch, each in an order of its own.
+) -> AbstractContextManager[Iterator[HostBatch]]:
+  """Endless batches from step `start` on: epoch after epoch, each in another order.
 
   Args:
     source: to read.
     columns: of a batch; their generators are seeded by (seed, epoch, index, repeat, view).
-    batch_size: B over all processes; this one's batches hold B / reading.share[1] rows.
+    batch_size: B over all processes; this one's batches hold B / reading.shard[1] rows.
     seed: of order and augmentation.
-    start: steps already taken.
+    start: the step that the run resumes at.
     repeats: times that an image comes in a row, each augmented anew; an epoch then holds
       N / repeats images ("repeated augmentation", arXiv 1902.05509).
     unreadable: takes the images that could not be read; None stops at the first.
-    reading: this process's part.
+    reading: by this process.
 
   Yields:
     (inside the context) an iterator of the columns, (rows, *shape) each, and 'mask' (rows,) of 1.
   """
-  import grain
-
-  share, count = reading.share
+  shard, count = reading.shard
   rows = batch_size // count
 
-  def batch(step: int) -> HostBatch:
-    first = (step * count + share) * rows
-    examples = Examples(source, columns, rows, seed=seed)
+  def make_batch(step: int) -> HostBatch:
+    first = (step * count + shard) * rows
+    batch = BatchBuilder(source, columns, rows, seed=seed)
     for position in range(first, first + rows):
-      epoch, place = divmod(position, len(source))
-      image, repeat = divmod(place, repeats)
-      examples.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
-    return examples.batch()
+      epoch, offset = divmod(position, len(source))
+      image, repeat = divmod(offset, repeats)
+      batch.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
+    return batch.arrays()
 
-  # A thread makes a whole batch: Grain costs as much for an image as for many.
-  dataset = grain.MapDataset.range(start, 2**60).map(batch)
   unreadable = unreadable or Unreadable(source, policy='error')
-  with opened(dataset, reading) as batches:
-    yield (unreadable.taken_from(batch, columns) for batch in batches)
+  return read_batches(range(start, ENDLESS), make_batch, columns, unreadable, reading)
 
 
-@contextlib.contextmanager
 def evaluation_batches(
   source: Source,
   columns: Columns,
@@ -187,44 +180,60 @@ def evaluation_batches(
   batch_size: int,
   unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
-) -> Iterator[Iterator[HostBatch]]:
+) -> AbstractContextManager[Iterator[HostBatch]]:
   """Every record once, in order; rows that fill up the last batch have mask 0.
 
-  So have, where `unreadable` is given, such as cannot be read. All processes yield the same number
-  of batches.
+  So have, where `unreadable` is given, records that cannot be read. All processes yield the same
+  number of batches.
+  """
+  shard, count = reading.shard
+  rows, steps = batch_size // count, -(-len(source) // batch_size)
+
+  def make_batch(step: int) -> HostBatch:
+    first = (step * count + shard) * rows
+    batch = BatchBuilder(source, columns, rows, seed=0, substitute=False)
+    for position in range(first, first + rows):
+      batch.add(min(position, len(source) - 1), counts=position < len(source))
+    return batch.arrays()
+
+  unreadable = unreadable or Unreadable(source, policy='error')
+  return read_batches(range(steps), make_batch, columns, unreadable, reading)
+
+
+@contextlib.contextmanager
+def read_batches(
+  steps: range,
+  make_batch: Callable[[int], HostBatch],
+  columns: Columns,
+  unreadable: Unreadable,
+  reading: Reading,
+) -> Iterator[Iterator[HostBatch]]:
+  """The batches of some steps, made ahead by Grain, and reports what could not be read.
+
+  A thread makes a whole batch: Grain costs as much for an image as for many.
   """
   import grain
 
-  share, count = reading.share
-  rows, batches = batch_size // count, -(-len(source) // batch_size)
-
-  def batch(step: int) -> HostBatch:
-    first = (step * count + share) * rows
-    examples = Examples(source, columns, rows, seed=0, substitute=False)
-    for position in range(first, first + rows):
-      examples.add(min(position, len(source) - 1), counts=position < len(source))
-    return examples.batch()
-
-  dataset = grain.MapDataset.range(batches).map(batch)
-  unreadable = unreadable or Unreadable(source, policy='error')
-  with opened(dataset, reading) as read:
-    yield (unreadable.taken_from(batch, columns) for batch in read)
+  dataset = grain.MapDataset.range(steps.start, steps.stop).map(make_batch)
+  with iterate(dataset, reading) as batches:
+    yield (unreadable.report(batch, columns) for batch in batches)
 
 
 @functools.lru_cache(maxsize=2)
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
   """The indices 0 ... count - 1 in the order of an epoch."""
+  # BatchBuilder's counters end in a repeat, which is never that large: no stream is used twice.
   rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, 2**63]))
   return rng.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
 
 
-class Examples:
-  """Examples under way to a batch.
+class BatchBuilder:
+  """A batch that examples are added to.
 
   Args:
     source: to read.
     columns: what is made of each record.
-    count: how many there will be.
+    count: how many examples there will be.
     seed: of the generators that columns draw from.
     substitute: whether another record takes the place of one that cannot be read.
   """
@@ -235,7 +244,7 @@ class Examples:
     self.source, self.columns, self.substitute = source, columns, substitute
     self.bits = np.random.Philox(key=seed)
     self.rng, self.state = np.random.Generator(self.bits), self.bits.state
-    self.arrays = {name: np.empty((count, *c.shape), c.dtype) for name, c in columns.items()}
+    self.rows = {name: np.empty((count, *c.shape), c.dtype) for name, c in columns.items()}
     self.mask = np.zeros(count, np.float32)
     self.unreadable = np.full(count, -1, np.int64)
     self.row = 0
@@ -249,27 +258,27 @@ class Examples:
     """
     row, tries = self.row, TRIES if self.substitute else 1
     self.row += 1
-    for at in range(index, index + tries):
-      at %= len(self.source)
+    for position in range(index, index + tries):
+      candidate = position % len(self.source)
       try:
-        self.fill(row, at, epoch, repeat)
-      except (transforms.BadImage, OSError) as error:
+        self.fill(row, candidate, epoch, repeat)
+      except (BadImage, OSError) as error:
         self.unreadable[row], last = index, error
         continue
       except ValueError as error:
-        raise DataError(f'{self.source.describe(at)}: {told(error)}') from None
+        raise DataError(f'{self.source.describe(candidate)}: {reason(error)}') from None
       except Exception as error:  # a column of somebody else's task may raise anything
-        line = f'{type(error).__name__}: {told(error)}'
-        raise DataError(f'{self.source.describe(at)}: {line}') from error
+        line = f'{type(error).__name__}: {reason(error)}'
+        raise DataError(f'{self.source.describe(candidate)}: {line}') from error
       self.mask[row] = counts
       return
     if self.substitute:
       raise DataError(
         f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
-        f'{told(last)}'
+        f'{reason(last)}'
       )
     for name, column in self.columns.items():
-      self.arrays[name][row] = column.empty
+      self.rows[name][row] = column.empty
 
   def fill(self, row: int, index: int, epoch: int, repeat: int) -> None:
     """Fills a row of every column from a record."""
@@ -278,8 +287,8 @@ class Examples:
       if column.view is None:
         value = np.asarray(column.fill(record, None))
       else:
-        # As Philox(key=seed, counter=...), at a fifth of the time. The first word counts what is
-        # drawn, so a view begins 2^48 draws after the one before.
+        # As Philox(key=seed, counter=...), at a fifth of the time. The first word counts samples,
+        # so a view begins 2^48 samples after the one before.
         self.state['state']['counter'][:] = (column.view << 48, index, epoch, repeat)
         self.bits.state = self.state
         value = np.asarray(column.fill(record, self.rng))
@@ -289,34 +298,21 @@ class Examples:
       differs = value.dtype != column.dtype  # images do not, and it is quick for others
       if differs and value.dtype.kind in 'iu' and (value.astype(column.dtype) != value).any():
         raise ValueError(f'column {name!r} has a number that {np.dtype(column.dtype)} cannot hold')
-      self.arrays[name][row] = value
+      self.rows[name][row] = value
 
-  def batch(self) -> HostBatch:
+  def arrays(self) -> HostBatch:
     """The columns, 'mask', and 'unreadable' (rows,), the index of what could not be read, or -1."""
-    return {**self.arrays, 'mask': self.mask, 'unreadable': self.unreadable}
-
-
-def first_record(source: Source) -> Record:
-  """The first record of a source whose image can be read, as pixels.
-
-  Raises:
-    DataError: if none of the first TRIES can be.
-  """
-  problem = ''
-  for index in range(min(len(source), TRIES)):
-    try:
-      record = source[index]
-      return record | {'image': transforms.as_pixels(record['image'])}
-    except (transforms.BadImage, OSError) as error:
-      problem = problem or f'{source.describe(index)}: {told(error)}'
-  raise DataError(f'none of the first {TRIES} images can be read; {problem}')
+    return {**self.rows, 'mask': self.mask, 'unreadable': self.unreadable}
 
 
 @contextlib.contextmanager
-def opened(dataset, reading: Reading) -> Iterator[Iterator[HostBatch]]:
+def iterate(
+  dataset: 'grain.MapDataset[HostBatch]', reading: Reading
+) -> Iterator[Iterator[HostBatch]]:
   """A Grain data set as an iterator whose threads and workers end with the context."""
   import grain
 
+  # Two batches a thread in memory: one that it makes, one that waits to be taken.
   options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=2 * reading.threads)
   iterable = dataset.to_iter_dataset(options)
   if reading.workers:
@@ -329,7 +325,7 @@ def opened(dataset, reading: Reading) -> Iterator[Iterator[HostBatch]]:
     if reading.workers:
       with sigint_ignored():  # workers inherit it: Ctrl-C is for the main process to handle
         first = next(iterator)
-      yield map(owned, itertools.chain([first], iterator))
+      yield map(copy_batch, itertools.chain([first], iterator))
     else:
       yield iterator
   finally:
@@ -349,22 +345,22 @@ def sigint_ignored() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def owned(batch: HostBatch) -> HostBatch:
+def copy_batch(batch: HostBatch) -> HostBatch:
   """A copy of a batch that lies in memory shared with a worker, which must be free at exit."""
   return {name: np.array(rows) for name, rows in batch.items()}
 
 
 def silence_tracker() -> None:
-  """Has Python free what workers were about to hand over at the end without a word of it.
+  """Has Python free the batches that workers hold at the end without a warning.
 
-  Grain forgets those batches; the process that tracks shared memory takes over our filters.
+  Grain (0.2) does not unlink their shared memory. The process that tracks it inherits our filters.
   """
   if TRACKER not in sys.warnoptions:
     sys.warnoptions.append(TRACKER)
 
 
 def mark_flags_parsed() -> None:
-  """Grain's workers read absl flags, which nobody parses where absl does not start the program."""
+  """Grain's workers read absl flags, which are not parsed where absl does not start the program."""
   from absl import flags
 
   if not flags.FLAGS.is_parsed():

@@ -30,7 +30,7 @@ from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
-from vit_jax.sources.columns import check_names, labelled_images
+from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import (
   Array,
@@ -93,7 +93,7 @@ class Plan:
       self.splits[use],
       policy=self.config.data.bad_images if use == 'train' else 'substitute',
       say=say,
-      limit=pipeline.LIMIT if use == 'train' else None,
+      limit=pipeline.MAX_UNREADABLE if use == 'train' else None,
       file=folder / f'unreadable_{use}{process}.txt',
     )
 
@@ -136,7 +136,7 @@ class Plan:
     self, batches: Iterator[pipeline.HostBatch], reading: pipeline.Reading
   ) -> Iterator[Batch]:
     depth = self.config.system.prefetch
-    return sharding.prefetch(batches, self.mesh, depth=depth, shards=reading.share[1])
+    return sharding.prefetch(batches, self.mesh, depth=depth, shards=reading.shard[1])
 
   def step(self) -> Step:
     """The training step."""
@@ -542,7 +542,7 @@ def make_transforms(
   """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
   lines = {'train': data.augment, 'evaluation': data.preprocess}
   composed = {use: transforms.compose(line, size) for use, line in lines.items()}
-  image = pipeline.first_record(source)['image']
+  image = first_image(source)
   for use, transform in composed.items():
     height, width = output_size(transform, image, use)
     if (height, width) != tuple(size):
@@ -608,7 +608,7 @@ def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) 
   if len(source.classes) < 2:
     name = config.data.source
     raise ValueError(f'{name} has one class only, {source.classes[0]!r}: nothing to learn')
-  if scores == 'softmax' and np.ndim(pipeline.first_record(source)['label']):
+  if scores == 'softmax' and label_shape(source):
     raise ValueError(
       f"images of {config.data.source} are multi-label: objective.loss must be 'sigmoid'"
     )

@@ -35,6 +35,11 @@ def first_few(names: Sequence[str], count: int = 5) -> str:
   return ', '.join(names[:count]) + (f' and {more:,} more' if more > 0 else '')
 
 
+def reason(error: BaseException) -> str:
+  """What went wrong, in one line; of an OSError without the path, which a message names itself."""
+  return ' '.join((getattr(error, 'strerror', None) or str(error) or type(error).__name__).split())
+
+
 def first_line(error: BaseException) -> str:
   """The first line of an error's text, or its kind where it has none."""
   lines = str(error).strip().splitlines()

@@ -29,7 +29,7 @@ from vit_jax import pipeline, sources, text
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import Source, presets
 from vit_jax.sources import columns as fields
-from vit_jax.text import printable, to_stderr
+from vit_jax.text import printable, reason, to_stderr
 
 CHUNK = 16  # images that a thread looks at in one go
 CLASSES = 12  # that a table names: all, or the largest half and the smallest
@@ -151,7 +151,7 @@ def seen(source: Source, index: int) -> Seen:
     size = image.nbytes if isinstance(image, np.ndarray) else len(image)
     height, width = transforms.as_pixels(image).shape[:2]
   except (transforms.BadImage, OSError) as error:
-    return Seen(labels, size, fault=pipeline.told(error))
+    return Seen(labels, size, fault=reason(error))
   return Seen(labels, size, height, width, digest(image))
 
 
@@ -333,12 +333,12 @@ def sheet(found: Survey, transform: transforms.Transform, *, seed: int = 0) -> n
   rows, draws = min(SHEET[0], len(readable)), SHEET[1]
   chosen = readable[np.linspace(0, len(readable) - 1, rows).round().astype(int)]
   image = {'image': fields.image(transform)}
-  examples = pipeline.Examples(found.source, image, rows * draws, seed=seed)
+  examples = pipeline.BatchBuilder(found.source, image, rows * draws, seed=seed)
   for index in chosen:
     for epoch in range(draws):
       examples.add(int(index), epoch)
   height, width = transform.size
-  grid = examples.batch()['image'].reshape(rows, draws, height, width, 3)
+  grid = examples.arrays()['image'].reshape(rows, draws, height, width, 3)
   return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, draws * width, 3)
 
 
@@ -384,7 +384,7 @@ def save_images(
       record = source[index]
       place, data = class_of(record, len(folders)), encoded(record['image'])
     except (transforms.BadImage, OSError) as error:
-      failed.append(f'{source.describe(index)}: {pipeline.told(error)}')
+      failed.append(f'{source.describe(index)}: {reason(error)}')
       continue
     file = pathlib.Path(folder) / folders[place] / f'{index:06d}.{suffix(data)}'
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import analysis, files, models, pipeline, predict
+from vit_jax import analysis, files, models, predict
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.models import vit
-from vit_jax.text import nearest, one_line, progress, si
+from vit_jax.text import nearest, one_line, progress, reason, si
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -168,7 +168,7 @@ def chosen(task: Task) -> tuple[list[Image], list[str]]:
       source, label = read()
       images.append(Image(name, task.run.prepared(source), label))
     except (ValueError, OSError) as error:
-      told = pipeline.told(error)
+      told = reason(error)
       failed.append(told if name in told else f'{name}: {told}')
   return images, failed
 
@@ -511,7 +511,7 @@ def lines_of(index: Mapping[str, Any], out: str) -> list[str]:
     parts = [', '.join(image['pictures']), f'is {image["label"]}' * bool(image['label']), guesses]
     lines.append(f'{image["folder"]}: {"; ".join(filter(None, parts))}')
   reasons: dict[str, list[str]] = {}
-  for name, reason in index['left_out'].items():
-    reasons.setdefault(reason, []).append(name)
-  lines += [f'left out {", ".join(names)}: {reason}' for reason, names in reasons.items()]
+  for name, cause in index['left_out'].items():
+    reasons.setdefault(cause, []).append(name)
+  lines += [f'left out {", ".join(names)}: {cause}' for cause, names in reasons.items()]
   return [*lines, f'pictures and arrays are in {out}']

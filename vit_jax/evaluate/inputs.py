@@ -116,11 +116,13 @@ def preprocess_of(found: bundle.Bundle, split: Split, line: str = '') -> bundle.
     return found.preprocess
   asked = dataclasses.replace(found.preprocess, steps=line)
   bundle.check_steps(line)
-  image = pipeline.first_record(split.source)['image']
-  rows, columns, _ = transforms.compose(line, asked.size)(image, np.random.default_rng(0)).shape
-  if (rows, columns) != tuple(asked.size):
+  image = columns.first_image(split.source)
+  output = transforms.compose(line, asked.size)(image, np.random.default_rng(0)).shape
+  if output[:2] != tuple(asked.size):
     height, width = asked.size
-    raise ValueError(f'{line!r} gives {rows}x{columns} pixels; the model takes {height}x{width}')
+    raise ValueError(
+      f'{line!r} gives {output[0]}x{output[1]} pixels; the model takes {height}x{width}'
+    )
   return asked
 
 

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from vit_jax.images import transforms
 from vit_jax.sources import Record, Source
+from vit_jax.text import reason
 
 Fill = Callable[[Record, Any], ArrayLike]  # (record, NumPy generator or None) -> array
-TRIES = 100  # records that are tried for the shape of a label
+TRIES = 100  # records in a row that cannot be read, after which the whole set counts as gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,21 @@ def labelled_images(source: Source, transform: transforms.Transform) -> dict[str
   """The columns of a classifier: 'image' uint8 (H, W, 3), and 'label' int32 () or (L,)."""
   shape = label_shape(source)
   return {'image': image(transform), 'label': label(len(source.classes), shape=shape)}
+
+
+def first_image(source: Source) -> np.ndarray:
+  """The pixels of the first image that can be read.
+
+  Raises:
+    ValueError: if none of the first TRIES can be.
+  """
+  problem = ''
+  for index in range(min(len(source), TRIES)):
+    try:
+      return transforms.as_pixels(source[index]['image'])
+    except (transforms.BadImage, OSError) as error:
+      problem = problem or f'{source.describe(index)}: {reason(error)}'
+  raise ValueError(f'none of the first {TRIES} images can be read; {problem}')
 
 
 def label_shape(source: Source) -> tuple[int, ...]:
