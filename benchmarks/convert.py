@@ -70,7 +70,7 @@ rng = np.random.default_rng(0)
 ours = {}
 draw = lambda leaf: rng.standard_normal(leaf.shape, np.float32)
 models.map_named(lambda name, leaf: ours.setdefault(name, draw(leaf)), shapes)
-weights.write_npz(sys.argv[2], engine.back(google.GOOGLE, ours)[0])
+weights.write_npz(sys.argv[2], engine.to_theirs(google.GOOGLE, ours)[0])
 """
   subprocess.run([sys.executable, '-c', code, name, str(file)], check=True)
 

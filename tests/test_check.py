@@ -293,7 +293,7 @@ def test_what_timm_squashes_and_cuts_comes_back(tmp_path):
   ],
 )
 def test_a_line_looks_as_other_frameworks_say_it(steps, seen):
-  assert preprocess.look(steps, SQUARE) == (seen and preprocess.Look(*seen))
+  assert preprocess.parse_steps(steps, SQUARE) == (seen and preprocess.Resizing(*seen))
 
 
 # Bundles that memory would not hold, or nobody wrote

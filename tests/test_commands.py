@@ -42,7 +42,7 @@ sys.exit(str(set(sys.modules) & {{*{HEAVY!r}}} or ''))
     ('evaluate', 'method', evaluate_command.METHODS),
     ('inspect', 'only', inspect.NAMES),
     ('inspect', 'fusion', analysis.FUSIONS),
-    ('convert', 'to', (*writing.SPEAKERS, 'bundle')),
+    ('convert', 'to', (*writing.WRITERS, 'bundle')),
     ('bench', 'mode', (*bench.MODES, 'both')),
   ],
 )

@@ -194,7 +194,7 @@ def test_a_position_of_the_class_token_is_folded_into_it_where_the_model_has_non
 @pytest.mark.parametrize('dialect', TABLES)
 def test_a_table_read_after_it_is_written_gives_every_bit_back(dialect, tmp_path):
   params = params_of(small())
-  theirs, left = engine.back(TABLES[dialect], flat(params))
+  theirs, left = engine.to_theirs(TABLES[dialect], flat(params))
   assert left == []
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
   found, text = loaded(tmp_path / 'a.safetensors')
@@ -238,7 +238,7 @@ PREPROCESSOR = {
 
 
 def huggingface_folder(path, **changes):
-  theirs, _ = engine.back(TABLES['huggingface'], flat(params_of(small())))
+  theirs, _ = engine.to_theirs(TABLES['huggingface'], flat(params_of(small())))
   theirs = {n if n.startswith('classifier') else f'vit.{n}': a for n, a in theirs.items()}
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / 'model.safetensors')
   (path / 'config.json').write_text(json.dumps(HUGGING_FACE | changes))
@@ -351,7 +351,7 @@ def test_timms_configuration_is_held_to_its_arrays(args, top, said, tmp_path):
 
 
 def timm_folder(path, config, file='model.safetensors', size=SQUARE, **fields):
-  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small(**fields), size)))
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params_of(small(**fields), size)))
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / file)
   (path / 'config.json').write_text(json.dumps(config))
   return path
@@ -415,7 +415,7 @@ def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_pa
   folder = huggingface_folder(tmp_path)
   edited(folder, lambda _: told, 'preprocessor_config.json')
   run = vit_jax.load(folder)
-  assert preprocess.same(run.preprocess.steps, steps, SQUARE)
+  assert preprocess.same_pixels(run.preprocess.steps, steps, SQUARE)
   assert run.preprocess.steps == steps or not changes
   notes = convert.write(tmp_path / 'again', run, to='hf')
   assert not any('preprocessing' in note for note in notes)
@@ -450,9 +450,10 @@ def test_lines_are_the_same_where_no_pixel_can_differ():
     return b''.join(transforms.compose(line, SQUARE)(image, rng).tobytes() for image in images)
 
   lines = [(row, line, pixels(line)) for row, alike in enumerate(ALIKE) for line in alike]
-  for row, line, seen in lines:
-    for other_row, other, found in lines:
-      assert preprocess.same(line, other, SQUARE) == (row == other_row) == (seen == found), other
+  for row, line, images in lines:
+    for other_row, other, other_images in lines:
+      same = preprocess.same_pixels(line, other, SQUARE)
+      assert same == (row == other_row) == (images == other_images), other
 
 
 @pytest.mark.parametrize(
@@ -475,7 +476,7 @@ def test_lines_are_the_same_where_no_pixel_can_differ():
   ],
 )
 def test_a_line_shows_as_much_of_an_image_at_another_size(steps, new, expected):
-  assert preprocess.scaled(steps, SQUARE, new) == expected
+  assert preprocess.scale_steps(steps, SQUARE, new) == expected
 
 
 def test_json_is_read_beside_a_weight_file_of_any_name(tmp_path):
@@ -528,7 +529,7 @@ OPEN_CLIP_NAMES = (
 
 def open_clip_folder(path, config):
   params = params_of(small(pre_norm=True, embed_bias=False, head_bias=None))
-  theirs = engine.renamed(engine.back(TABLES['timm'], flat(params))[0], OPEN_CLIP_NAMES)
+  theirs = engine.renamed(engine.to_theirs(TABLES['timm'], flat(params))[0], OPEN_CLIP_NAMES)
   theirs['class_embedding'] = theirs['class_embedding'].reshape(-1)
   theirs['positional_embedding'] = theirs['positional_embedding'][0]
   theirs['proj'] = theirs['proj'].T
@@ -558,7 +559,7 @@ def test_a_folder_of_open_clip_tells_heads_activation_and_preprocessing(file, qu
 def test_a_lone_file_for_images_of_no_square_is_read_by_their_size(tmp_path):
   size = (8, 24)  # 2 x 6 patches
   params = params_of(small(), size)
-  theirs, _ = engine.back(TABLES['timm'], flat(params))
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params))
   path = tmp_path / 'a.safetensors'
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path)
   assert 'give image_size' in refused(convert.read, path)
@@ -716,7 +717,7 @@ def test_an_argument_that_cannot_be_met_is_named(how, said, tmp_path):
 def test_what_distillation_added_is_dropped_and_told(tmp_path):
   model = small(distillation='head')
   params = params_of(model)
-  theirs, left = engine.back(TABLES['timm'], flat(params))
+  theirs, left = engine.to_theirs(TABLES['timm'], flat(params))
   assert left == []
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
   assert_equal(loaded(tmp_path / 'a.safetensors', model)[0], params)
@@ -777,7 +778,7 @@ def test_a_report_goes_to_standard_error_unless_it_is_asked_elsewhere(tmp_path, 
 
 
 def test_a_report_names_nothing_that_the_model_does_not_have(tmp_path):
-  theirs, _ = engine.back(TABLES['timm'], flat(params_of(small())))
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params_of(small())))
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
   _, text = loaded(tmp_path / 'a.safetensors', small(activation='gelu_erf'))
   assert 'stem' not in text and 'differs' not in text
@@ -885,7 +886,7 @@ def test_a_path_to_nothing_is_a_missing_file(tmp_path):
 def sound():
   """Sound arrays of a small model under each dialect's names."""
   params = params_of(small())
-  kinds = {kind: engine.back(table, flat(params))[0] for kind, table in TABLES.items()}
+  kinds = {kind: engine.to_theirs(table, flat(params))[0] for kind, table in TABLES.items()}
   return kinds | {'google': google_arrays(params), 'own': flat(params)}
 
 

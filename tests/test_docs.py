@@ -65,7 +65,7 @@ def coded(cell):
 
 
 FAMILIES = table('dialect')
-FORMS = (*writing.SPEAKERS, 'bundle')
+FORMS = (*writing.WRITERS, 'bundle')
 ROWS = pytest.mark.parametrize('row', FAMILIES, ids=[coded(row[2])[-1] for row in FAMILIES])
 
 
@@ -119,7 +119,7 @@ def test_the_example_of_a_row_is_in_its_table(row):
 @ROWS
 def test_a_row_tells_all_that_its_dialect_settles(row):
   found = theirs(row)
-  here, _ = engine.into(family(row).table, found, 1)
+  here, _ = engine.to_ours(family(row).table, found, 1)
   here.setdefault('positions', np.zeros(1))  # without which a Google ViT has sines and cosines
   written = dict(re.fullmatch(r'(\w+)=(.+)', text).groups() for text in coded(row[4]))
   settled = family(row).details(found, here, {})

@@ -19,29 +19,14 @@ import numpy as np
 
 from vit_jax import convert, files, models
 from vit_jax.convert import adapt, bundles, writing
-from vit_jax.convert import preprocess as lines
+from vit_jax.convert.preprocess import Preprocess as Preprocess
+from vit_jax.convert.preprocess import scale_steps
 from vit_jax.images import decoding, transforms
 from vit_jax.text import error_line, to_stderr
 
 FORMAT = 1
 CARD = 'README.md'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-  """What happens to an image before the model.
-
-  Fields:
-    steps: a line for `vit_jax.images.transforms.compose`.
-    size: (height, width) in pixels that the model takes.
-    mean, std: of pixels in [0, 1], per channel: the model sees (pixel - mean) / std.
-  """
-
-  steps: str
-  size: tuple[int, int]
-  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-  std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -153,7 +138,7 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
     model = models.build(checkpoint.name, **fields)
     preprocess = Preprocess(**{'steps': 'resize', 'size': checkpoint.size, **checkpoint.preprocess})
     if native and preprocess.size != checkpoint.size:
-      steps = lines.scaled(preprocess.steps, preprocess.size, checkpoint.size)
+      steps = scale_steps(preprocess.steps, preprocess.size, checkpoint.size)
       preprocess = dataclasses.replace(preprocess, steps=steps, size=checkpoint.size)
     check(model, preprocess, checkpoint.classes)
   except (AttributeError, KeyError, TypeError, ValueError) as error:

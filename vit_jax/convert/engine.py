@@ -8,42 +8,44 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+from vit_jax import models
+from vit_jax.convert.preprocess import Preprocess
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class ArrayRule:
   """How one array changes its form.
 
   Fields:
-    into: (their array, heads) -> ours; a view where NumPy can give one.
-    back: our array -> theirs.
+    to_ours: (their array, heads) -> ours; a view where NumPy can give one.
+    to_theirs: our array -> theirs.
   """
 
-  into: Callable[[np.ndarray, int], np.ndarray]
-  back: Callable[[np.ndarray], np.ndarray]
+  to_ours: Callable[[np.ndarray, int], np.ndarray]
+  to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Rule(lambda a, heads: a, lambda a: a)
-VECTOR = Rule(lambda a, heads: a.reshape(-1), lambda a: a)  # (1, 1, 1, C) or (C,) <-> (C,)
-LINEAR = Rule(lambda a, heads: a.T, lambda a: a.T)  # (out, in) <-> (in, out)
-CONV = Rule(lambda a, heads: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
-POINT = Rule(lambda a, heads: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
-POINT_HWIO = Rule(lambda a, heads: a[0, 0], lambda a: a[None, None])
-TOKEN = Rule(lambda a, heads: a[None, None], lambda a: a[0, 0])  # (D,) <-> (1, 1, D)
-TABLE = Rule(lambda a, heads: a[None], lambda a: a[0])  # (T, D) <-> (1, T, D)
-HEADS_IN = Rule(  # (D, D) <-> (D, A, D/A)
+SAME = ArrayRule(lambda a, heads: a, lambda a: a)
+VECTOR = ArrayRule(lambda a, heads: a.reshape(-1), lambda a: a)  # (1, 1, 1, C) or (C,) <-> (C,)
+LINEAR = ArrayRule(lambda a, heads: a.T, lambda a: a.T)  # (out, in) <-> (in, out)
+CONV = ArrayRule(lambda a, heads: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+POINT = ArrayRule(lambda a, heads: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+POINT_HWIO = ArrayRule(lambda a, heads: a[0, 0], lambda a: a[None, None])
+TOKEN = ArrayRule(lambda a, heads: a[None, None], lambda a: a[0, 0])  # (D,) <-> (1, 1, D)
+TABLE = ArrayRule(lambda a, heads: a[None], lambda a: a[0])  # (T, D) <-> (1, T, D)
+HEADS_IN = ArrayRule(  # (D, D) <-> (D, A, D/A)
   lambda a, heads: a.T.reshape(a.shape[1], heads, -1), lambda a: a.reshape(a.shape[0], -1).T
 )
-HEADS_BIAS = Rule(lambda a, heads: a.reshape(heads, -1), lambda a: a.reshape(-1))
-HEADS_OUT = Rule(  # (D, D) <-> (A, D/A, D)
+HEADS_BIAS = ArrayRule(lambda a, heads: a.reshape(heads, -1), lambda a: a.reshape(-1))
+HEADS_OUT = ArrayRule(  # (D, D) <-> (A, D/A, D)
   lambda a, heads: a.T.reshape(heads, -1, a.shape[0]), lambda a: a.reshape(-1, a.shape[-1]).T
 )
 
@@ -61,23 +63,25 @@ class Row:
 
   ours: str
   theirs: str
-  rule: Rule = SAME
+  rule: ArrayRule = SAME
 
   @functools.cached_property
   def parts(self) -> tuple[str, ...]:
     """Our names, the braces expanded."""
-    found = re.fullmatch(r'(.*)\{(\w+(?:,\w+)+)\}(.*)', self.ours)
-    return tuple(f'{found[1]}{x}{found[3]}' for x in found[2].split(',')) if found else (self.ours,)
+    match = re.fullmatch(r'(.*)\{(\w+(?:,\w+)+)\}(.*)', self.ours)
+    if match is None:
+      return (self.ours,)
+    return tuple(f'{match[1]}{part}{match[3]}' for part in match[2].split(','))
 
   @functools.cached_property
   def pattern(self) -> re.Pattern[str]:
     """Matches their names, with the counters as groups."""
     text = re.escape(re.sub(r'\{(\w+)(?::\w+)?\}', r'<\1>', self.theirs))
-    seen: set[str] = set()
+    counters: set[str] = set()
 
     def group(match: re.Match[str]) -> str:
-      again = match[1] in seen
-      seen.add(match[1])
+      again = match[1] in counters
+      counters.add(match[1])
       return f'(?P={match[1]})' if again else rf'(?P<{match[1]}>\d{{1,4}})'
 
     return re.compile(re.sub(r'<(\w+)>', group, text))
@@ -85,24 +89,24 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What the value of a field in a JSON file must be: in words, and whether one is so."""
+  """What the value of a field in a JSON file must be: in words, and as a test."""
 
-  said: str
+  description: str
   holds: Callable[[Any], bool]
 
 
-def whole(least: int, most: int) -> Kind:
+def whole(low: int, high: int) -> Kind:
   return Kind(
-    f'a whole number from {least:,} to {most:,}',
-    lambda v: type(v) is int and least <= v <= most,
+    f'a whole number from {low:,} to {high:,}',
+    lambda v: type(v) is int and low <= v <= high,
   )
 
 
-def is_number(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
+def is_number(value: object) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
-def is_three(value: Any) -> bool:
+def is_three(value: object) -> bool:
   return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
 
@@ -126,28 +130,41 @@ LABELS = Kind(
   'an object with a text for each label',
   lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())),
 )
+Declared = dict[str, tuple[str, Any]]  # by field: where it is said, and the value
+Line = tuple[Any, ...]  # the arguments of a Row
 Fields = Mapping[str, Any]  # the Kind of each field that is read, or the Fields of an object
 
 
-def unfit(fields: Fields, values: Mapping[str, Any], where: str) -> Iterator[str]:
+def misfits(fields: Fields, values: Mapping[str, Any], where: str) -> Iterator[str]:
   """What is wrong with the values of a JSON object, a line for each."""
   for key in fields.keys() & values.keys():
     kind, value = fields[key], values[key]
     if isinstance(kind, Kind):
       if not kind.holds(value):
-        yield f'{where}{key} is {json.dumps(value)[:60]}, not {kind.said}'
+        yield f'{where}{key} is {json.dumps(value)[:60]}, not {kind.description}'
     elif not isinstance(value, dict):
       yield f'{where}{key} is {json.dumps(value)[:60]}, not an object'
     else:
-      yield from unfit(kind, value, f'{where}{key}.')
+      yield from misfits(kind, value, f'{where}{key}.')
 
 
 def unchanged(arrays: Arrays) -> Arrays:
   return arrays
 
 
-def nothing(*_: Any) -> Any:
-  return {}
+class Exportable(Protocol):
+  """What is written: a bundle or a run."""
+
+  @property
+  def model(self) -> models.Model: ...
+  @property
+  def params(self) -> Mapping[str, Any]: ...
+  @property
+  def classes(self) -> tuple[str, ...]: ...
+  @property
+  def preprocess(self) -> Preprocess: ...
+  @property
+  def name(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,14 +178,14 @@ class Family:
     table: the names and rules.
     details: (their arrays, ours, config) -> fields of the model that our arrays do not show.
     preprocess: (config) -> fields of `bundle.Preprocess` that the file, or its kind, tells. In the
-      place of `steps` it may have `share` and `method`: see `preprocess.cropped`.
+      place of `steps` it may have `fraction` and `method`: see `preprocess.crop_steps`.
     resample: the rule by which their code resamples positions.
     separator: between the parts of a name.
     tidy: brings their arrays to the table's names, before `renames`.
     renames: regular expressions for other spellings of the table's names.
     drops: names that no model here has a use for.
     fields: of the JSON files beside the weights that are read, and what their values must be.
-    tells: (config) -> {field: (where it is told, value)} of what the arrays must agree with:
+    declared: (config) -> {field: (where it says so, value)} of what the arrays must agree with:
       'width', 'depth', 'heads', 'num_classes', and 'size' of the images.
     promises: (their arrays, ours, config) -> our names of arrays that such a file always has.
   """
@@ -185,57 +202,57 @@ class Family:
   renames: tuple[tuple[str, str], ...] = ()
   drops: tuple[str, ...] = ()
   fields: Fields = dataclasses.field(default_factory=dict)
-  tells: Callable[[dict[str, Any]], dict[str, tuple[str, Any]]] = nothing
-  promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = nothing
+  declared: Callable[[dict[str, Any]], Declared] = lambda config: {}
+  promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
-  """How a dialect says one model.
+class ExportSpec:
+  """How one model is written in a dialect.
 
   Fields:
     table: its names.
-    fields: of the model, and the values that the dialect has a way to say; others are refused.
-    becomes: fields that change without changing what is computed.
-    assumed: fields that its readers take for granted; another value is told.
+    supported: fields of the model, and the values that the dialect can express: others are refused.
+    rewrites: fields that change without changing what is computed.
+    reader_defaults: fields that its readers take for granted: the user hears of another value.
     finish: last changes to its arrays.
     configs: JSON files beside the weights, by name.
   """
 
   table: tuple[Row, ...]
-  fields: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
-  becomes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  assumed: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  supported: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  rewrites: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reader_defaults: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
   finish: Callable[[Arrays], Arrays] = unchanged
   configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-  """All that is wrong with a file's arrays, to be told at once."""
+  """All that is wrong with a file's arrays, to be said at once."""
 
   missing: list[str] = dataclasses.field(default_factory=list)
   unexpected: list[str] = dataclasses.field(default_factory=list)
   misshapen: list[str] = dataclasses.field(default_factory=list)
 
-  def respelled(self, known: Mapping[str, str]) -> 'Faults':
+  def respelled(self, names: Mapping[str, str]) -> 'Faults':
     """The same in the file's names."""
     return Faults(
-      [in_file(name, known) for name in self.missing],
-      [in_file(name, known) for name in self.unexpected],
-      [' '.join([in_file(t.split(' ')[0], known), *t.split(' ')[1:]]) for t in self.misshapen],
+      [in_file(name, names) for name in self.missing],
+      [in_file(name, names) for name in self.unexpected],
+      [' '.join([in_file(t.split(' ')[0], names), *t.split(' ')[1:]]) for t in self.misshapen],
     )
 
   def __bool__(self) -> bool:
     return bool(self.missing or self.unexpected or self.misshapen)
 
   def __str__(self) -> str:
-    told = [f'{name} is missing' for name in self.missing]
-    told += [f'{name} is unexpected' for name in self.unexpected]
-    return '; '.join(told + self.misshapen)
+    lines = [f'{name} is missing' for name in self.missing]
+    lines += [f'{name} is unexpected' for name in self.unexpected]
+    return '; '.join(lines + self.misshapen)
 
 
-def into(
+def to_ours(
   table: Sequence[Row], arrays: Mapping[str, np.ndarray], heads: int
 ) -> tuple[Arrays, Faults]:
   """Their arrays in our names and forms, layers stacked, float32.
@@ -247,11 +264,11 @@ def into(
   ours: Arrays = {}
   faults = Faults()
   taken: set[str] = set()
-  found = [(row, counted(row, arrays)) for row in table]
+  counted_rows = [(row, counted(row, arrays)) for row in table]
   depth = usual(
-    layers for row, counts in found if '{i}' in row.theirs for layers in counts.values()
+    layers for row, counts in counted_rows if '{i}' in row.theirs for layers in counts.values()
   )
-  for row, counts in found:
+  for row, counts in counted_rows:
     for key in counts:
       names = [
         spelled(row.theirs, *key, layer=i) for i in range(depth if '{i}' in row.theirs else 1)
@@ -294,41 +311,41 @@ def spelling(arrays: Mapping[str, np.ndarray], file: Mapping[str, np.ndarray]) -
   return {name: names[id(array)] for name, array in arrays.items() if id(array) in names}
 
 
-def in_file(name: str, known: Mapping[str, str]) -> str:
+def in_file(name: str, names: Mapping[str, str]) -> str:
   """The name that an array would have in the file: as in another layer, or beside its sibling.
 
   Args:
     name: in the table.
-    known: as `spelling` gives it.
+    names: as `spelling` gives it.
   """
-  if name in known:
-    return known[name]
-  for other, theirs in known.items():
+  if name in names:
+    return names[name]
+  for other, theirs in names.items():
     if re.sub(r'\d+', '0', other, count=1) == re.sub(r'\d+', '0', name, count=1):
       if theirs.endswith(other):
         return theirs.removesuffix(other) + name
       old, new = re.findall(r'\d+', other)[0], re.findall(r'\d+', name)[0]
       return re.sub(rf'(?<=[._/]){old}(?=[./])', new, theirs, count=1)
   stem, leaf = re.split(r'[./](?=[^./]*$)', f'.{name}')
-  for other, theirs in known.items():
-    there, end = re.split(r'[./](?=[^./]*$)', f'.{other}')
-    if stem == there and theirs.endswith(end):
+  for other, theirs in names.items():
+    other_stem, end = re.split(r'[./](?=[^./]*$)', f'.{other}')
+    if stem == other_stem and theirs.endswith(end):
       return theirs.removesuffix(end) + leaf
-  prefixes = collections.Counter(t.removesuffix(o) for o, t in known.items() if t.endswith(o))
+  prefixes = collections.Counter(t.removesuffix(o) for o, t in names.items() if t.endswith(o))
   prefix = max(prefixes, key=lambda text: prefixes[text], default='')
   return name if name.startswith('classifier') else prefix + name  # heads stand outside
 
 
 def counted(row: Row, names: Iterable[str]) -> dict[tuple[int, int], int]:
-  """How many layers of a row there are, up to the last one found, by (stage, unit)."""
-  found: dict[tuple[int, int], int] = {}
+  """How many layers of a row there are, up to the last one, by (stage, unit)."""
+  layers: dict[tuple[int, int], int] = {}
   for name in names:
     if match := row.pattern.fullmatch(name):
-      at = {counter: int(number) for counter, number in match.groupdict().items()}
-      stage = at.get('s', at.get('s0', -1) + 1)
-      unit = at.get('u', at.get('u0', -1) + 1)
-      found[stage, unit] = max(found.get((stage, unit), 0), at.get('i', 0) + 1)
-  return found
+      counters = {counter: int(number) for counter, number in match.groupdict().items()}
+      stage = counters.get('s', counters.get('s0', -1) + 1)
+      unit = counters.get('u', counters.get('u0', -1) + 1)
+      layers[stage, unit] = max(layers.get((stage, unit), 0), counters.get('i', 0) + 1)
+  return layers
 
 
 def usual(counts: Iterable[int]) -> int:
@@ -361,7 +378,7 @@ def fill(
     theirs = arrays[name]
     try:
       pieces = np.split(theirs, len(row.parts)) if len(row.parts) > 1 else [theirs]
-      formed = [row.rule.into(piece, heads) for piece in pieces]
+      formed = [row.rule.to_ours(piece, heads) for piece in pieces]
     except (ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError):
       faults.misshapen.append(f'{name} has shape {theirs.shape}')
       continue
@@ -378,7 +395,7 @@ def fill(
       ours[part][layer] = piece
 
 
-def back(table: Sequence[Row], ours: Mapping[str, np.ndarray]) -> tuple[Arrays, list[str]]:
+def to_theirs(table: Sequence[Row], ours: Mapping[str, np.ndarray]) -> tuple[Arrays, list[str]]:
   """Our arrays in their names and forms, views where NumPy can, and our names that no row takes."""
   theirs: Arrays = {}
   taken: set[str] = set()
@@ -397,9 +414,9 @@ def back(table: Sequence[Row], ours: Mapping[str, np.ndarray]) -> tuple[Arrays, 
   return theirs, [name for name in ours if name not in taken]
 
 
-def formed(rule: Rule, parts: Sequence[np.ndarray]) -> np.ndarray:
+def formed(rule: ArrayRule, parts: Sequence[np.ndarray]) -> np.ndarray:
   """One of their arrays: each part by the rule, joined."""
-  pieces = [rule.back(np.asarray(part)) for part in parts]
+  pieces = [rule.to_theirs(np.asarray(part)) for part in parts]
   return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
@@ -411,11 +428,11 @@ def units(pattern: str, names: Iterable[str]) -> Iterator[tuple[int, int]]:
   expression = re.escape(pattern).replace(r'\{s\}', r'(?P<s>\d+)').replace(r'\{u\}', r'(?P<u>\d+)')
   for name in names:
     if match := re.fullmatch(expression, name):
-      at = match.groupdict()
-      yield int(at.get('s', 0)), int(at.get('u', 0))
+      counters = match.groupdict()
+      yield int(counters.get('s', 0)), int(counters.get('u', 0))
 
 
-def rows(*groups: Iterable[tuple[Any, ...]]) -> tuple[Row, ...]:
+def rows(*groups: Iterable[Line]) -> tuple[Row, ...]:
   """A table from tuples (ours, theirs, rule)."""
   return tuple(Row(*line) for line in itertools.chain(*groups))
 

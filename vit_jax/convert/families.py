@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from vit_jax.convert import (
   torchvision,
   weights,
 )
-from vit_jax.convert.engine import Arrays, Checkpoint, Family
-from vit_jax.convert.preprocess import cropped
+from vit_jax.convert.engine import Arrays, Checkpoint, Declared, Family
+from vit_jax.convert.preprocess import crop_steps
 from vit_jax.text import one_line
 
 FAMILIES: tuple[Family, ...] = (
@@ -31,7 +30,7 @@ FAMILIES: tuple[Family, ...] = (
   *torchvision.FAMILIES,
   *timm.FAMILIES,
 )
-OWN = {  # a name that every checkpoint of ours has
+OUR_NAMES = {  # one that every checkpoint of ours has
   'ViT': 'encoder/blocks/attention/query/kernel',
   'Mixer': 'encoder/blocks/tokens/up/kernel',
   'BiT': 'stage1/unit1/conv1/kernel',
@@ -43,12 +42,13 @@ CONFIGS = {  # JSON files beside weights: where `configuration` has what they sa
   'processor_config.json': '',
   'open_clip_config.json': '',
 }
-OF_OTHER_FILES = {  # and the files of those keys that are not config.json's
+OTHER_FILES = {  # where the fields below these keys are, if not in config.json
   'preprocessor': 'preprocessor_config.json: ',
   'model_cfg': 'open_clip_config.json: model_cfg.',
   'preprocess_cfg': 'open_clip_config.json: preprocess_cfg.',
 }
 Size = tuple[int, int]
+JSON = Any  # what a JSON file holds
 
 
 def read(
@@ -101,25 +101,27 @@ def recognised(
   path: str, arrays: Arrays, config: dict[str, Any], heads: int | None, image_size: Size | None
 ) -> Checkpoint:
   """The checkpoint that arrays in any dialect's names are."""
-  for model, sign in OWN.items():
+  for model, sign in OUR_NAMES.items():
     if sign in arrays:
-      return own(path, model, {n: np.array(a, np.float32) for n, a in arrays.items()}, image_size)
-  if (found := unwrapped(arrays)) is None:
+      return without_description(path, model, arrays, image_size)
+  if (match := unwrapped(arrays)) is None:
     names = ', '.join(sorted(arrays)[:3])
     raise ValueError(f'{len(arrays)} arrays ({names}, ...) with the names of no known ViT')
-  family, theirs, outside = found
+  family, theirs, outside = match
   config = checked(family, config)
-  told = family.tells(config)
-  kept, dropped = parted(family, theirs)
-  tidied = engine.renamed(family.tidy(kept), family.renames)
-  heads = divisor(told, tidied, family) or heads or published_heads(family, tidied)
-  ours, faults = engine.into(family.table, tidied, heads)
+  declared = family.declared(config)
+  used, dropped = split_dropped(family, theirs)
+  tidied = engine.renamed(family.tidy(used), family.renames)
+  heads = declared_heads(declared, tidied, family) or heads or published_heads(family, tidied)
+  ours, faults = engine.to_ours(family.table, tidied, heads)
   faults = faults.respelled(engine.spelling(tidied, arrays))
   check_promises(family, tidied, ours, config, arrays, faults)
   details, preprocess = family.details(tidied, ours, config), family.preprocess(config)
-  sizes = likely_sizes(ours, preprocess.get('size'), told.get('size', ('', None))[1], image_size)
-  fields = shown_fields(family, ours, details, sizes, faults)
-  check_told(told, fields)
+  sizes = likely_sizes(
+    ours, preprocess.get('size'), declared.get('size', ('', None))[1], image_size
+  )
+  fields = infer_fields(family, ours, details, sizes, faults)
+  check_declared(declared, fields)
   size = architecture.image_size(fields, ours, sizes)
   return Checkpoint(
     path=path,
@@ -131,16 +133,16 @@ def recognised(
     classes=class_names(config, fields),
     preprocess=prepared(preprocess, size),
     resample=family.resample,
-    renamed=sum(name not in ours or name not in arrays for name in kept),
+    renamed=sum(name not in ours or name not in arrays for name in used),
     dropped=(*outside, *dropped),
     faults=faults,
   )
 
 
-def shown_fields(
+def infer_fields(
   family: Family, ours: Arrays, details: dict[str, Any], sizes: list[Size], faults: engine.Faults
 ) -> dict[str, Any]:
-  """Fields of the model; a ValueError, if arrays that tell them lack, names all faults."""
+  """Fields of the model; a ValueError, if arrays that show them are missing, names all faults."""
   try:
     return architecture.infer(family.model, ours, details, sizes)
   except ValueError as error:
@@ -153,29 +155,29 @@ def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: one that names every field whose value is none.
   """
-  told = stated({key: value for key, value in config.items() if key in family.fields})
+  values = stated({key: value for key, value in config.items() if key in family.fields})
   wrong = [
     line
-    for key in told
+    for key in values
     for line in (
-      engine.unfit(family.fields[key], told[key], OF_OTHER_FILES[key])
-      if key in OF_OTHER_FILES and isinstance(told[key], dict)
-      else engine.unfit({key: family.fields[key]}, told, 'config.json: ')
+      engine.misfits(family.fields[key], values[key], OTHER_FILES[key])
+      if key in OTHER_FILES and isinstance(values[key], dict)
+      else engine.misfits({key: family.fields[key]}, values, 'config.json: ')
     )
   ]
   if wrong:
     raise ValueError('; '.join(wrong))
-  return told
+  return values
 
 
-def stated(config: Any) -> Any:
+def stated(config: JSON) -> JSON:
   """JSON without the fields that are null."""
   if isinstance(config, dict):
     return {key: stated(value) for key, value in config.items() if value is not None}
   return config
 
 
-def parted(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
+def split_dropped(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
   """The arrays that the family has a use for, and the names of the others."""
   dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
   gone = {*dropped}
@@ -192,25 +194,25 @@ def check_promises(
 ) -> None:
   """Raises ValueError with all faults if a file lacks what its kind, or its JSON, says it has."""
   layers = [len(a) for name, a in ours.items() if name.startswith('encoder/blocks/')]
-  depth = family.tells(config).get('depth', ('', 0))[1]
+  depth = family.declared(config).get('depth', ('', 0))[1]
   absent = engine.lacking(
     family.table, theirs, family.promises(theirs, ours, config), max(depth, *layers, 0)
   )
-  known = engine.spelling(theirs, arrays)
-  named = [engine.in_file(name, known) for name in absent]
+  spelling = engine.spelling(theirs, arrays)
+  named = [engine.in_file(name, spelling) for name in absent]
   if new := [name for name in named if name not in faults.missing]:
     faults.missing.extend(new)
     raise ValueError(f'{faults}')
 
 
-def check_told(told: Mapping[str, tuple[str, Any]], fields: dict[str, Any]) -> None:
+def check_declared(declared: Declared, fields: dict[str, Any]) -> None:
   """Raises ValueError for all in which the arrays are not what the JSON says."""
   wrong = [
     f'{where} is {value}, but the arrays have {fields[field]}'
-    for field, (where, value) in told.items()
+    for field, (where, value) in declared.items()
     if field in ('width', 'depth') and value != fields.get(field, value)
   ]
-  where, count = told.get('num_classes', ('', 0))
+  where, count = declared.get('num_classes', ('', 0))
   if count and count != fields['num_classes']:
     wrong.append(f'{where} is {count}, but the head has {fields["num_classes"] or "no"} classes')
   if wrong:
@@ -219,20 +221,24 @@ def check_told(told: Mapping[str, tuple[str, Any]], fields: dict[str, Any]) -> N
 
 def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
   """Of images that positions may be for; the last is taken only of a table that is of no square."""
-  *told, hint = sizes
-  return [size for size in (*told, None if architecture.may_be_square(ours) else hint) if size]
+  *declared, hint = sizes
+  return [size for size in (*declared, None if architecture.may_be_square(ours) else hint) if size]
 
 
-def prepared(told: dict[str, Any], size: Size) -> dict[str, Any]:
-  """Fields of `bundle.Preprocess`: a share of the image and a method become the steps."""
-  if 'share' not in told:
-    return told
-  rest = {field: value for field, value in told.items() if field not in ('share', 'method')}
-  return rest | {'steps': cropped(rest.get('size', size), told['share'], told['method'])}
+def prepared(fields: dict[str, Any], size: Size) -> dict[str, Any]:
+  """Fields of `bundle.Preprocess`: a fraction of the image and a method become the steps."""
+  if 'fraction' not in fields:
+    return fields
+  others = {field: value for field, value in fields.items() if field not in ('fraction', 'method')}
+  steps = crop_steps(fields.get('size', size), fields['fraction'], fields['method'])
+  return others | {'steps': steps}
 
 
-def own(path: str, model: str, arrays: Arrays, image_size: Size | None) -> Checkpoint:
-  """The checkpoint that arrays in our own names are; what they do not show has its default."""
+def without_description(
+  path: str, model: str, arrays: Arrays, image_size: Size | None
+) -> Checkpoint:
+  """The checkpoint that arrays in our names are by themselves: the rest has its default."""
+  arrays = {name: np.array(array, np.float32) for name, array in arrays.items()}
   sizes = likely_sizes(arrays, image_size)
   fields = architecture.infer(model, arrays, {}, sizes)
   size = architecture.image_size(fields, arrays, sizes)
@@ -245,16 +251,17 @@ def unwrapped(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
   """The family whose signs the names bear, its arrays without what wraps their names, the others.
 
   Of what stands round the names, such as an optimizer's state or a text tower, only the names of
-  what is left out are kept.
+  what is left out are returned.
   """
   for family in FAMILIES:
     if bears(family, arrays):
       return family, arrays, []
   for wrapper in WRAPPERS:
     inside = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
-    if inside and (found := unwrapped(inside)):
+    if inside and (match := unwrapped(inside)):
+      family, theirs, others = match
       outside = [name for name in arrays if not name.startswith(wrapper)]
-      return found[0], found[1], outside + [wrapper + name for name in found[2]]
+      return family, theirs, outside + [wrapper + name for name in others]
   return None
 
 
@@ -270,15 +277,15 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def divisor(told: Mapping[str, tuple[str, Any]], theirs: Arrays, family: Family) -> int | None:
-  """The heads that the JSON tells.
+def declared_heads(declared: Declared, theirs: Arrays, family: Family) -> int | None:
+  """The heads that the JSON declares.
 
   Raises:
     ValueError: if they do not divide the width.
   """
-  if 'heads' not in told:
+  if 'heads' not in declared:
     return None
-  where, heads = told['heads']
+  where, heads = declared['heads']
   width = patch_width(family, theirs)
   if width and width % heads:
     raise ValueError(f'{where} is {heads}, which does not divide the width {width}')
@@ -321,8 +328,8 @@ def configuration(path: pathlib.Path) -> dict[str, Any]:
   config: dict[str, Any] = {}
   for name, key in CONFIGS.items():
     if (folder / name).is_file():
-      found = files.read_object(folder / name)
-      config |= {key: found} if key else found
+      values = files.read_object(folder / name)
+      config |= {key: values} if key else values
   if isinstance(config.get('image_processor'), dict):  # of processor_config.json
     config['preprocessor'] = config['image_processor']
   return config

@@ -8,7 +8,8 @@ row for the class token, inside the encoder; big_vision keeps them at the top, w
 import re
 from typing import Any
 
-from vit_jax.convert.engine import POINT_HWIO, VECTOR, Arrays, Family, Spoken, rows
+from vit_jax.convert.engine import POINT_HWIO, VECTOR, Arrays, Exportable, ExportSpec, Family, rows
+from vit_jax.models import mixer, resnet, vit
 
 WRAPPERS = ('opt/target/', 'params/img/', 'params/', 'img/')
 
@@ -207,34 +208,38 @@ FAMILIES = (
 )
 
 
-def spoken(source: Any) -> Spoken:
+def export_spec(source: Exportable) -> ExportSpec:
   """vision_transformer's names; Mixer's and BiT's are the same in big_vision."""
-  model = type(source.model).__name__
-  if model == 'Mixer':
-    return Spoken(MIXER, becomes={'head_bias': 0.0}, assumed=ASSUMED)
-  if model == 'ResNet':
-    return Spoken(BIT, becomes={'head_bias': 0.0}, assumed={'numerics': ('bit',)})
-  return Spoken(GOOGLE, SAYABLE, BECOMES | {'cls_position': True, 'positions': 'learned'}, ASSUMED)
-
-
-def spoken_big_vision(source: Any) -> Spoken:
-  """big_vision's names: sines and cosines need no table, the class token no position."""
-  if type(source.model).__name__ != 'ViT':
-    return spoken(source)
-  positions = source.model.positions
-  return Spoken(
-    BIG_VISION, SAYABLE, BECOMES | {'cls_position': False, 'positions': positions}, ASSUMED
+  if isinstance(source.model, mixer.Mixer):
+    return ExportSpec(MIXER, rewrites={'head_bias': 0.0}, reader_defaults=READER_DEFAULTS)
+  if isinstance(source.model, resnet.ResNet):
+    return ExportSpec(BIT, rewrites={'head_bias': 0.0}, reader_defaults={'numerics': ('bit',)})
+  return ExportSpec(
+    GOOGLE, SUPPORTED, REWRITES | {'cls_position': True, 'positions': 'learned'}, READER_DEFAULTS
   )
 
 
-ASSUMED: dict[str, Any] = {
+def big_vision_export_spec(source: Exportable) -> ExportSpec:
+  """big_vision's names: sines and cosines need no table, the class token no position."""
+  if not isinstance(source.model, vit.ViT):
+    return export_spec(source)
+  positions = source.model.positions
+  return ExportSpec(
+    BIG_VISION,
+    SUPPORTED,
+    REWRITES | {'cls_position': False, 'positions': positions},
+    READER_DEFAULTS,
+  )
+
+
+READER_DEFAULTS: dict[str, Any] = {
   'activation': ('gelu_tanh',),
   'norm_eps': (1e-6,),
   'stem_numerics': ('google',),
 }
-SAYABLE: dict[str, Any] = {
+SUPPORTED: dict[str, Any] = {
   'pool': ('token', 'gap', 'map'),
   'positions': ('learned', 'sincos2d'),
   'final_norm': ('tokens',),
 }
-BECOMES: dict[str, Any] = {'embed_bias': True, 'qkv_bias': 'qkv', 'head_bias': 0.0}
+REWRITES: dict[str, Any] = {'embed_bias': True, 'qkv_bias': 'qkv', 'head_bias': 0.0}

@@ -25,15 +25,18 @@ from vit_jax.convert.engine import (
   TEXTS,
   TOKEN,
   Arrays,
+  Declared,
+  Exportable,
+  ExportSpec,
   Family,
   Kind,
+  Line,
   Row,
-  Spoken,
   renamed,
   rows,
   whole,
 )
-from vit_jax.convert.preprocess import look
+from vit_jax.convert.preprocess import parse_steps
 from vit_jax.convert.timm import (
   BLOCKS,
   CLIP_MEAN,
@@ -46,9 +49,12 @@ from vit_jax.convert.timm import (
   norm,
   projected,
 )
+from vit_jax.models import vit
+
+Size = int | list[int] | dict[str, int]  # in any of the forms that files have
 
 
-def attention(query: str, key: str, value: str, out: str) -> list[tuple[Any, ...]]:
+def attention(query: str, key: str, value: str, out: str) -> list[Line]:
   ours = f'{BLOCKS}/attention'
   return [
     *projected(f'{ours}/query', query),
@@ -153,13 +159,14 @@ KEYS = {
 }
 
 
-def tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+def declared(config: dict[str, Any]) -> Declared:
   """What config.json says of the arrays' shapes."""
   tower = config.get('vision_config', config)
-  told = {ours: (f'config.json: {key}', tower[key]) for ours, key in KEYS.items() if key in tower}
-  if 'size' in told:
-    told['size'] = (told['size'][0], sides(told['size'][1]))
-  return told
+  values = {ours: (f'config.json: {key}', tower[key]) for ours, key in KEYS.items() if key in tower}
+  if 'size' in values:
+    where, size = values['size']
+    values['size'] = (where, sides(size))
+  return values
 
 
 SPINE = (
@@ -209,11 +216,11 @@ def bias_flag(bias: str) -> str:
 
 def attention_biases(theirs: Arrays, ours: Arrays, tower: dict[str, Any]) -> list[str]:
   """The biases of queries, keys and values: all or none, but in DINOv3 as its flags say."""
-  known = {part: f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'key', 'value')}
+  biases = {part: f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'key', 'value')}
   if kind(theirs) == 'dinov3':
-    return [known[part] for part in known if tower.get(f'{part}_bias', part != 'key')]
-  there = any(name in ours for name in known.values())
-  return list(known.values()) if there or (tower and tower.get('qkv_bias', True)) else []
+    return [biases[part] for part in biases if tower.get(f'{part}_bias', part != 'key')]
+  present = any(name in ours for name in biases.values())
+  return list(biases.values()) if present or (tower and tower.get('qkv_bias', True)) else []
 
 
 def classifiers(config: dict[str, Any]) -> list[str]:
@@ -231,19 +238,19 @@ def classifiers(config: dict[str, Any]) -> list[str]:
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Fields from config.json; without one, those of the kind's published files."""
   config = config.get('vision_config', config)
-  known = DEFAULTS[kind(theirs)]
-  act = config.get('hidden_act', known['hidden_act'])
+  defaults = DEFAULTS[kind(theirs)]
+  act = config.get('hidden_act', defaults['hidden_act'])
   if 'encoder/blocks/mlp/gate/kernel' in ours:
     if 'use_gated_mlp' in config and act not in ('silu', 'swish'):
       raise ValueError(f'config.json: hidden_act {act!r} of a gated MLP is not silu')
-    act = known['hidden_act']  # of no consequence: DINOv2's gate takes SiLU whatever it says
+    act = defaults['hidden_act']  # of no consequence: DINOv2's gate takes SiLU whatever it says
   if config.get('pooler_act', 'tanh') != 'tanh' and 'pre_logits/kernel' in ours:
     raise ValueError(f'config.json: pooler_act {config["pooler_act"]!r} is not tanh')
   if act not in ACTIVATIONS:
     raise ValueError(f'config.json: hidden_act {act!r} is none of {", ".join(ACTIVATIONS)}')
   fields = {
     'activation': ACTIVATIONS[act],
-    'norm_eps': float(config.get('layer_norm_eps', known['layer_norm_eps'])),
+    'norm_eps': float(config.get('layer_norm_eps', defaults['layer_norm_eps'])),
   }
   return fields | TRAITS[kind(theirs)](theirs, ours, config)
 
@@ -325,12 +332,12 @@ PROCESSORS: dict[str, dict[str, Any]] = {
   'Bit': CLIP_LOOK,
 }
 IMAGENET = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
-UNTOLD: dict[str, dict[str, Any]] = {  # what the published files of a processor's kind have
+UNDECLARED: dict[str, dict[str, Any]] = {  # what the published files of a processor's kind have
   'ViT': {'steps': "resize(method='bilinear_antialias')"},
   'Siglip': {'steps': "resize(method='bicubic_antialias')"},
   'DINOv3ViT': {'steps': "resize(method='bilinear_antialias')", **IMAGENET},
-  'Bit': {'share': 224 / 256, 'method': 'bicubic_antialias', **IMAGENET},
-  'CLIP': {'share': 1.0, 'method': 'bicubic_antialias', 'mean': CLIP_MEAN, 'std': CLIP_STD},
+  'Bit': {'fraction': 224 / 256, 'method': 'bicubic_antialias', **IMAGENET},
+  'CLIP': {'fraction': 1.0, 'method': 'bicubic_antialias', 'mean': CLIP_MEAN, 'std': CLIP_STD},
 }
 
 
@@ -342,51 +349,51 @@ def preprocess(config: dict[str, Any], usual: str = 'ViT') -> dict[str, Any]:
     usual: the processor of the family, where no file names one.
   """
   if 'preprocessor' not in config:
-    told = tells(config).get('size')
-    return UNTOLD[usual] | ({'size': told[1]} if told else {})
-  given = config['preprocessor']
+    size = declared(config).get('size')
+    return UNDECLARED[usual] | ({'size': size[1]} if size else {})
+  values = config['preprocessor']
   if config.get('model_type') == 'deit':
     usual = 'DeiT'
-  named = given.get('image_processor_type', given.get('feature_extractor_type', usual))
-  found = re.sub(r'(ImageProcessor|FeatureExtractor)(Fast|Pil)?$', '', named)
-  if found not in PROCESSORS:
-    known = ', '.join(f'{name}ImageProcessor' for name in PROCESSORS)
-    raise ValueError(f'preprocessor_config.json: image_processor_type {named} is none of {known}')
-  given = PROCESSORS[found] | given
-  if given['resample'] not in METHODS:
-    raise ValueError(f'preprocessor_config.json: resample {given["resample"]} is none of 2 and 3')
-  return {**looked(given), **levels(given)}
+  named = values.get('image_processor_type', values.get('feature_extractor_type', usual))
+  processor = re.sub(r'(ImageProcessor|FeatureExtractor)(Fast|Pil)?$', '', named)
+  if processor not in PROCESSORS:
+    names = ', '.join(f'{name}ImageProcessor' for name in PROCESSORS)
+    raise ValueError(f'preprocessor_config.json: image_processor_type {named} is none of {names}')
+  values = PROCESSORS[processor] | values
+  if values['resample'] not in METHODS:
+    raise ValueError(f'preprocessor_config.json: resample {values["resample"]} is none of 2 and 3')
+  return {**steps_of(values), **levels(values)}
 
 
-def looked(given: dict[str, Any]) -> dict[str, Any]:
+def steps_of(values: dict[str, Any]) -> dict[str, Any]:
   """The steps of an image processor, and the size of what they give."""
-  method, steps = METHODS[given['resample']], []
-  crop = sides(given['crop_size']) if given.get('do_center_crop') else None
-  found: dict[str, Any] = {'size': crop} if crop else {}
-  if given.get('do_resize', True):
-    size = edges(given['size'], square=given['square'])
+  method, steps = METHODS[values['resample']], []
+  crop = sides(values['crop_size']) if values.get('do_center_crop') else None
+  fields: dict[str, Any] = {'size': crop} if crop else {}
+  if values.get('do_resize', True):
+    size = edges(values['size'], square=values['square'])
     if isinstance(size, int):
       crop = crop or (size, size)  # where transformers crops nothing, its models take only squares
       steps.append(f"resize_small({size}, method='{method}', rounding='down')")
     else:
       steps.append(f"resize({size[0]}, {size[1]}, method='{method}')")
-    found['size'] = crop or size
+    fields['size'] = crop or size
   if crop:
     steps.append(f'central_crop({crop[0]}, {crop[1]})')
-  return found | {'steps': ' | '.join(steps)}
+  return fields | {'steps': ' | '.join(steps)}
 
 
-def levels(given: dict[str, Any]) -> dict[str, Any]:
+def levels(values: dict[str, Any]) -> dict[str, Any]:
   """Mean and std of pixels in [0, 1], though transformers' are of pixels times another factor."""
-  factor = 255 * given.get('rescale_factor', 1 / 255) if given.get('do_rescale', True) else 255.0
+  factor = 255 * values.get('rescale_factor', 1 / 255) if values.get('do_rescale', True) else 255.0
   scale = 1.0 if math.isclose(factor, 1) else factor
-  if not given.get('do_normalize', True):
+  if not values.get('do_normalize', True):
     return {'mean': (0.0, 0.0, 0.0), 'std': (1 / scale,) * 3}
-  mean, std = given['image_mean'], given['image_std']
+  mean, std = values['image_mean'], values['image_std']
   return {'mean': tuple(m / scale for m in mean), 'std': tuple(s / scale for s in std)}
 
 
-def edges(size: Any, *, square: bool) -> int | tuple[int, int]:
+def edges(size: Size, *, square: bool) -> int | tuple[int, int]:
   """The length of the shorter side, or both sides."""
   if isinstance(size, dict) and 'shortest_edge' in size:
     return int(size['shortest_edge'])
@@ -395,14 +402,14 @@ def edges(size: Any, *, square: bool) -> int | tuple[int, int]:
   return sides(size)
 
 
-def sides(size: Any) -> tuple[int, int]:
-  """(height, width) of a size in any of the forms that files have."""
+def sides(size: Size) -> tuple[int, int]:
+  """(height, width) of a size."""
   if isinstance(size, dict):
     return (size['height'], size['width'])
   return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: object) -> bool:
   """Whether it is one that `edges` reads."""
   if not isinstance(value, dict):
     return SIDES.holds(value)
@@ -498,7 +505,7 @@ COMMON: dict[str, Any] = dict(
   details=details,
   drops=DROPS,
   fields=FIELDS,
-  tells=tells,
+  declared=declared,
   promises=promises,
 )
 FAMILIES = (
@@ -571,32 +578,35 @@ FAMILIES = (
 )
 
 
-def spoken(source: Any) -> Spoken:
+def export_spec(source: Exportable) -> ExportSpec:
   """transformers' names of version 4, and the JSON files that its `from_pretrained` reads."""
-  if type(source.model).__name__ != 'ViT':
+  model = source.model
+  if not isinstance(model, vit.ViT):
     raise ValueError(f'transformers has no {source.name}')
-  form = FORMS[form_of(source.model)](source)
+  form = FORMS[form_of(model)](model, sizes(model, source.preprocess.size))
   configs = {
     'config.json': {**form.config, **labels(source)},
     'preprocessor_config.json': preprocessor(source),
   }
-  fields = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (source.model.rope_theta,)}
-  becomes = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0} | form.becomes
-  return Spoken(form.table, fields | form.fields, becomes, finish=form.finish, configs=configs)
+  supported = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (model.rope_theta,)}
+  rewrites = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0} | form.rewrites
+  return ExportSpec(
+    form.table, supported | form.supported, rewrites, finish=form.finish, configs=configs
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """One of transformers' classes: see `Spoken` for the fields that it shares."""
+  """One of transformers' classes: see `ExportSpec` for the fields that it shares."""
 
   table: tuple[Row, ...]
   config: dict[str, Any]
-  fields: dict[str, Any]
-  becomes: dict[str, Any]
+  supported: dict[str, Any]
+  rewrites: dict[str, Any]
   finish: Callable[[Arrays], Arrays]
 
 
-def form_of(model: Any) -> str:
+def form_of(model: vit.ViT) -> str:
   """The kind, as of `kind`, that has the model's parts."""
   if model.positions == 'rope':
     return 'dinov3'
@@ -616,9 +626,8 @@ def prefixed(prefix: str, outside: str = 'classifier') -> Callable[[Arrays], Arr
   return finish
 
 
-def sizes(source: Any) -> dict[str, Any]:
+def sizes(model: vit.ViT, size: tuple[int, int]) -> dict[str, Any]:
   """The keys of config.json that every kind has."""
-  model, size = source.model, source.preprocess.size
   return {
     'hidden_size': model.width,
     'num_hidden_layers': model.depth,
@@ -632,8 +641,7 @@ def sizes(source: Any) -> dict[str, Any]:
   }
 
 
-def vit_form(source: Any) -> Form:
-  model = source.model
+def vit_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   distilled = model.distillation != 'none'
   name, prefix = ('DeiT', 'deit.') if distilled else ('ViT', 'vit.')
   if not model.num_classes:
@@ -655,7 +663,7 @@ def vit_form(source: Any) -> Form:
     {
       'architectures': [architecture],
       'model_type': name.lower(),
-      **sizes(source),
+      **shared,
       'intermediate_size': model.mlp_dim,
       'qkv_bias': model.qkv_bias != 'none',
       'pooler_act': 'tanh',
@@ -675,12 +683,11 @@ def vit_form(source: Any) -> Form:
   )
 
 
-def dinov2_form(source: Any) -> Form:
-  model = source.model
+def dinov2_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   name = 'Dinov2WithRegisters' if model.registers else 'Dinov2'
   kind = 'dinov2_with_registers' if model.registers else 'dinov2'
   classes = bool(model.num_classes)
-  found = hidden_ratio(model)
+  ratio = hidden_ratio(model)
   rename = prefixed(f'{kind}.' if classes else '')
 
   def finish(theirs: Arrays) -> Arrays:
@@ -695,8 +702,8 @@ def dinov2_form(source: Any) -> Form:
     {
       'architectures': [f'{name}ForImageClassification' if classes else f'{name}Model'],
       'model_type': kind,
-      **sizes(source),
-      'mlp_ratio': found,
+      **shared,
+      'mlp_ratio': ratio,
       'use_swiglu_ffn': model.swiglu,
       'qkv_bias': model.qkv_bias != 'none',
       'num_register_tokens': model.registers,
@@ -712,7 +719,7 @@ def dinov2_form(source: Any) -> Form:
       'final_norm': ('tokens',),
       'distillation': ('none',),
       'representation': (None,),
-      'mlp_dim': (model.mlp_dim,) if found else (),
+      'mlp_dim': (model.mlp_dim,) if ratio else (),
       'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
       'activation': ('gelu_erf', 'gelu_tanh', 'quick_gelu'),
     },
@@ -721,7 +728,7 @@ def dinov2_form(source: Any) -> Form:
   )
 
 
-def hidden_ratio(model: Any) -> int | float | None:
+def hidden_ratio(model: vit.ViT) -> int | float | None:
   """The mlp_ratio from which transformers' DINOv2 computes this hidden width."""
   for ratio in (4, model.mlp_dim / model.width, 1.5 * model.mlp_dim / model.width):
     hidden = int(model.width * ratio)
@@ -732,8 +739,7 @@ def hidden_ratio(model: Any) -> int | float | None:
   return None
 
 
-def dinov3_form(source: Any) -> Form:
-  model = source.model
+def dinov3_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
 
   def finish(theirs: Arrays) -> Arrays:
     """Adds the mask token, which only pre-training reads, and a table of no registers."""
@@ -747,7 +753,7 @@ def dinov3_form(source: Any) -> Form:
     {
       'architectures': ['DINOv3ViTModel'],
       'model_type': 'dinov3_vit',
-      **sizes(source),
+      **shared,
       'hidden_act': 'silu' if model.swiglu else ACTS[model.activation],
       'intermediate_size': model.mlp_dim,
       'num_register_tokens': model.registers,
@@ -774,9 +780,8 @@ def dinov3_form(source: Any) -> Form:
   )
 
 
-def clip_form(source: Any) -> Form:
-  model = source.model
-  tower = {'model_type': 'clip_vision_model', **sizes(source), 'intermediate_size': model.mlp_dim}
+def clip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
+  tower = {'model_type': 'clip_vision_model', **shared, 'intermediate_size': model.mlp_dim}
   classes = model.pool == 'gap'
   config: dict[str, Any] = {'architectures': ['CLIPVisionModel'], **tower}
   rename = prefixed('vision_model.')
@@ -820,11 +825,10 @@ def clip_form(source: Any) -> Form:
   )
 
 
-def siglip_form(source: Any) -> Form:
-  model = source.model
+def siglip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   tower = {
     'model_type': 'siglip_vision_model',
-    **sizes(source),
+    **shared,
     'intermediate_size': model.mlp_dim,
     'vision_use_head': model.pool == 'map',
   }
@@ -850,7 +854,7 @@ def siglip_form(source: Any) -> Form:
   )
 
 
-FORMS: dict[str, Callable[[Any], Form]] = {
+FORMS: dict[str, Callable[[vit.ViT, dict[str, Any]], Form]] = {
   'vit': vit_form,
   'dinov2': dinov2_form,
   'dinov3': dinov3_form,
@@ -860,7 +864,7 @@ FORMS: dict[str, Callable[[Any], Form]] = {
 ACTS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'quick_gelu'}
 
 
-def labels(source: Any) -> dict[str, Any]:
+def labels(source: Exportable) -> dict[str, Any]:
   """The names of the classes, as config.json has them."""
   if not source.classes or source.model.head_bias is None:
     return {}
@@ -871,29 +875,29 @@ def labels(source: Any) -> dict[str, Any]:
   }
 
 
-def preprocessor(source: Any) -> dict[str, Any]:
+def preprocessor(source: Exportable) -> dict[str, Any]:
   """preprocessor_config.json."""
   prepared = source.preprocess
-  seen = look(prepared.steps, prepared.size)
+  resizing = parse_steps(prepared.steps, prepared.size)
   height, width = prepared.size
   numbers = {method: number for number, method in METHODS.items()} | {'bicubic': 3}
   config: dict[str, Any] = {
     'image_processor_type': 'ViTImageProcessor',
     'do_resize': True,
     'size': {'height': height, 'width': width},
-    'resample': numbers.get(seen.method, 2) if seen else 2,
+    'resample': numbers.get(resizing.method, 2) if resizing else 2,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,
     'image_mean': list(prepared.mean),
     'image_std': list(prepared.std),
   }
-  if seen and not (seen.squash and seen.sides == prepared.size):
+  if resizing and not (resizing.squash and resizing.sides == prepared.size):
     config |= {
       'image_processor_type': 'CLIPImageProcessor',
-      'size': dict(zip(('height', 'width'), seen.sides))
-      if seen.squash
-      else {'shortest_edge': max(seen.sides)},
+      'size': dict(zip(('height', 'width'), resizing.sides))
+      if resizing.squash
+      else {'shortest_edge': max(resizing.sides)},
       'do_center_crop': True,
       'crop_size': {'height': height, 'width': width},
       'do_convert_rgb': True,

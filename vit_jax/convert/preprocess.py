@@ -10,7 +10,23 @@ from vit_jax.images import transforms
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Preprocess:
+  """What happens to an image before the model.
+
+  Fields:
+    steps: a line for `vit_jax.images.transforms.compose`.
+    size: (height, width) in pixels that the model takes.
+    mean, std: of pixels in [0, 1], per channel: the model sees (pixel - mean) / std.
+  """
+
+  steps: str
+  size: tuple[int, int]
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
   """A preprocessing line as other frameworks say it: images are resized, and the centre cut.
 
   Fields:
@@ -38,18 +54,18 @@ LINES = (
 )
 
 
-def look(steps: str, size: tuple[int, int]) -> Look | None:
+def parse_steps(steps: str, size: tuple[int, int]) -> Resizing | None:
   """What one of LINES does, whatever its arguments; None for any other line.
 
   Args:
     steps: as `transforms.compose` takes them.
-    size: (height, width) that the model takes; a line that gives another one has no look.
+    size: (height, width) that the model takes; None for a line that gives another one.
   """
   try:
     transforms.compose(steps, size)
   except ValueError:
     return None
-  calls = [called(text.strip(), size) for text in steps.split('|') if text.strip()]
+  calls = [parse_call(text.strip(), size) for text in steps.split('|') if text.strip()]
   if [name for name, _ in calls] not in LINES:
     return None
   (name, first), (_, last) = calls[0], calls[-1]
@@ -58,67 +74,69 @@ def look(steps: str, size: tuple[int, int]) -> Look | None:
   if name == 'crop_ratio':
     ratio = first['ratio']
     sides = (math.floor(size[0] / ratio), math.floor(size[1] / ratio))
-    return Look(False, sides, first['method'], crop='nearest', ratio=ratio)
+    return Resizing(False, sides, first['method'], crop='nearest', ratio=ratio)
   crop = last.get('rounding', 'down')
   if name == 'resize':
-    return Look(True, (first['height'], first['width']), first['method'], crop=crop)
-  return Look(False, (first['side'],) * 2, first['method'], first['rounding'], crop)
+    return Resizing(True, (first['height'], first['width']), first['method'], crop=crop)
+  return Resizing(False, (first['side'],) * 2, first['method'], first['rounding'], crop)
 
 
-def called(text: str, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+def parse_call(text: str, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   """The name and all the arguments of a step that `transforms.compose` takes."""
   call: Any = ast.parse(text if '(' in text else f'{text}()', mode='eval').body
-  told = inspect.signature(transforms.STEPS[call.func.id]).bind_partial(
+  arguments = inspect.signature(transforms.STEPS[call.func.id]).bind_partial(
     *map(ast.literal_eval, call.args),
     **{word.arg: ast.literal_eval(word.value) for word in call.keywords},
   )
-  told.apply_defaults()
-  height, width = (told.arguments['height'],) * 2 if 'height' in told.arguments else size
-  return call.func.id, {'height': height, 'width': width, **told.arguments}
+  arguments.apply_defaults()
+  values = arguments.arguments
+  height, width = (values['height'],) * 2 if 'height' in values else size
+  return call.func.id, {'height': height, 'width': width, **values}
 
 
-def line(seen: Look, size: tuple[int, int]) -> str:
-  """The steps that look so, for images of `size`."""
-  how = f"method='{seen.method}'"
-  if seen.ratio is not None:
-    return f'crop_ratio(ratio={seen.ratio}, {how})'
-  crop = 'central_crop' if seen.crop == 'down' else f"central_crop(rounding='{seen.crop}')"
-  height, width = seen.sides
-  if seen.squash:
-    return f'resize({how})' if seen.sides == size else f'resize({height}, {width}, {how}) | {crop}'
-  how = how if seen.rounding == 'nearest' else f"{how}, rounding='{seen.rounding}'"
-  return f'resize_small({height}, {how}) | {crop}'
+def format_steps(resizing: Resizing, size: tuple[int, int]) -> str:
+  """The steps that resize so, for images of `size`."""
+  method = f"method='{resizing.method}'"
+  if resizing.ratio is not None:
+    return f'crop_ratio(ratio={resizing.ratio}, {method})'
+  crop = 'central_crop' if resizing.crop == 'down' else f"central_crop(rounding='{resizing.crop}')"
+  height, width = resizing.sides
+  if resizing.squash:
+    whole = resizing.sides == size
+    return f'resize({method})' if whole else f'resize({height}, {width}, {method}) | {crop}'
+  method = method if resizing.rounding == 'nearest' else f"{method}, rounding='{resizing.rounding}'"
+  return f'resize_small({height}, {method}) | {crop}'
 
 
-def same(steps: str, other: str, size: tuple[int, int]) -> bool:
+def same_pixels(steps: str, other: str, size: tuple[int, int]) -> bool:
   """Whether two lines, however they are written, give the same pixels of every image."""
-  seen, found = look(steps, size), look(other, size)
-  if seen is None or found is None:
+  one, two = parse_steps(steps, size), parse_steps(other, size)
+  if one is None or two is None:
     return steps.strip() == other.strip()
-  return settled(seen, size) == settled(found, size)
+  return canonical(one, size) == canonical(two, size)
 
 
-def settled(seen: Look, size: tuple[int, int]) -> Look:
-  """The look without a rounding that has nothing to round."""
-  spare = [side - least for side, least in zip(seen.sides, size)]
-  if seen.squash and all(round(pixels / 2) == pixels // 2 for pixels in spare):
-    return dataclasses.replace(seen, crop='down')
-  return seen
+def canonical(resizing: Resizing, size: tuple[int, int]) -> Resizing:
+  """The same without a rounding that has nothing to round."""
+  spare = [side - least for side, least in zip(resizing.sides, size)]
+  if resizing.squash and all(round(pixels / 2) == pixels // 2 for pixels in spare):
+    return dataclasses.replace(resizing, crop='down')
+  return resizing
 
 
-def cropped(size: tuple[int, int], share: float, method: str) -> str:
-  """Hugging Face's steps: resizes the shorter side to `size / share`, then cuts the centre."""
-  side = math.floor(max(size) / share)
-  return line(Look(False, (side, side), method), size)
+def crop_steps(size: tuple[int, int], fraction: float, method: str) -> str:
+  """Hugging Face's steps: resizes the shorter side to `size / fraction`, then cuts the centre."""
+  side = math.floor(max(size) / fraction)
+  return format_steps(Resizing(False, (side, side), method), size)
 
 
-def scaled(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
+def scale_steps(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
   """The line for images of another size, which shows the same part of them."""
-  seen = look(steps, size)
-  if seen is None:
+  resizing = parse_steps(steps, size)
+  if resizing is None:
     return 'resize'
-  if seen.squash:
-    height, width = (side * n // old for side, n, old in zip(seen.sides, new, size))
+  if resizing.squash:
+    height, width = (side * n // old for side, n, old in zip(resizing.sides, new, size))
   else:
-    height = width = seen.sides[0] * max(new) // max(size)
-  return line(dataclasses.replace(seen, sides=(height, width)), new)
+    height = width = resizing.sides[0] * max(new) // max(size)
+  return format_steps(dataclasses.replace(resizing, sides=(height, width)), new)

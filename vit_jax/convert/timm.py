@@ -3,8 +3,9 @@ Facebook's DeiT, DINOv2 and DINOv3, OpenAI's and open_clip's CLIP image towers.
 """
 
 import math
+import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,19 @@ from vit_jax.convert.engine import (
   TEXT,
   TEXTS,
   Arrays,
+  Declared,
+  Exportable,
+  ExportSpec,
   Family,
   Kind,
-  Spoken,
+  Line,
   renamed,
   rows,
 )
-from vit_jax.convert.preprocess import Look, line, look
+from vit_jax.convert.preprocess import Resizing, format_steps, parse_steps
+from vit_jax.models import mixer, resnet, vit
 
-Lines = list[tuple[Any, ...]]
+Lines = list[Line]
 
 
 def dense(ours: str, theirs: str) -> Lines:
@@ -254,7 +259,7 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   return fields
 
 
-def tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+def declared(config: dict[str, Any]) -> Declared:
   """What config.json says of the arrays' shapes."""
   args, cfg = config.get('model_args', {}), config.get('pretrained_cfg', {})
   keys = {
@@ -263,38 +268,38 @@ def tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     'heads': 'num_heads',
     'num_classes': 'num_classes',
   }
-  told = {ours: (f'config.json: {key}', args[key]) for ours, key in keys.items() if key in args}
+  values = {ours: (f'config.json: {key}', args[key]) for ours, key in keys.items() if key in args}
   classes = config.get('num_classes', cfg.get('num_classes'))
   if classes is not None:
-    told.setdefault('num_classes', ('config.json: num_classes', classes))
+    values.setdefault('num_classes', ('config.json: num_classes', classes))
   if 'img_size' in args:
-    told['size'] = ('config.json: img_size', sides(args['img_size']))
-  return told
+    values['size'] = ('config.json: img_size', sides(args['img_size']))
+  return values
 
 
-def classes(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-  return {key: told for key, told in tells(config).items() if key == 'num_classes'}
+def declared_classes(config: dict[str, Any]) -> Declared:
+  return {key: value for key, value in declared(config).items() if key == 'num_classes'}
 
 
-def sides(size: Any) -> tuple[int, int]:
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
   return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
-def openai_tells(config: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+def openai_declared(config: dict[str, Any]) -> Declared:
   """What open_clip_config.json says of the arrays' shapes."""
   tower = config.get('model_cfg', {}).get('vision_cfg', {})
   keys = {'width': 'width', 'depth': 'layers'}
-  told = {
+  values = {
     ours: (f'open_clip_config.json: {key}', tower[key])
     for ours, key in keys.items()
     if key in tower
   }
   if 'width' in tower:
     heads = tower['width'] // tower.get('head_width', 64)
-    told['heads'] = ('open_clip_config.json: width / head_width', max(heads, 1))
+    values['heads'] = ('open_clip_config.json: width / head_width', max(heads, 1))
   if 'image_size' in tower:
-    told['size'] = ('open_clip_config.json: image_size', sides(tower['image_size']))
-  return told
+    values['size'] = ('open_clip_config.json: image_size', sides(tower['image_size']))
+  return values
 
 
 def openai_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
@@ -306,8 +311,8 @@ def openai_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict
   other = [key for key in OPEN_CLIP_OTHER if tower.get(key)]
   pool = tower.get('pool_type', 'tok')
   if other or pool not in OPEN_CLIP_POOLS:
-    what = ', '.join(other) or f'pool_type {pool!r}'
-    raise ValueError(f'open_clip_config.json: {what} is of no ViT here')
+    option = ', '.join(other) or f'pool_type {pool!r}'
+    raise ValueError(f'open_clip_config.json: {option} is of no ViT here')
   tanh = tower.get('act_kwargs', {}).get('approximate') == 'tanh'
   plain = 'gelu_tanh' if tanh else 'gelu_erf'
   return {
@@ -363,47 +368,48 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
   """From `pretrained_cfg`: the shorter side resized, then the centre; or squashed."""
   if 'model_cfg' in config or 'preprocess_cfg' in config:
     return openai_preprocess(config)
-  given = config.get('pretrained_cfg')
-  if not given:
+  cfg = config.get('pretrained_cfg')
+  if not cfg:
     return {'steps': centre(0.9, 'bicubic_antialias')}
-  mode, interpolation = given.get('crop_mode', 'center'), given.get('interpolation', 'bicubic')
+  mode, interpolation = cfg.get('crop_mode', 'center'), cfg.get('interpolation', 'bicubic')
   if mode not in ('center', 'squash'):
     raise ValueError(f'config.json: crop_mode {mode!r} is none of center, squash')
   if interpolation not in METHODS:
     raise ValueError(
       f'config.json: interpolation {interpolation!r} is none of {", ".join(METHODS)}'
     )
-  size = tuple(given.get('input_size', (3, 224, 224))[1:])
-  share, method = given.get('crop_pct', 0.875), METHODS[interpolation]
-  found = {
+  size = tuple(cfg.get('input_size', (3, 224, 224))[1:])
+  fraction, method = cfg.get('crop_pct', 0.875), METHODS[interpolation]
+  levels = {
     'size': size,
-    'mean': tuple(given.get('mean', IMAGENET_MEAN)),
-    'std': tuple(given.get('std', IMAGENET_STD)),
+    'mean': tuple(cfg.get('mean', IMAGENET_MEAN)),
+    'std': tuple(cfg.get('std', IMAGENET_STD)),
   }
   if mode == 'center':
-    return found | {'steps': centre(share, method)}
-  height, width = (math.floor(side / share) for side in size)
-  return found | {'steps': line(Look(True, (height, width), method, crop='nearest'), size)}
+    return levels | {'steps': centre(fraction, method)}
+  height, width = (math.floor(side / fraction) for side in size)
+  squash = Resizing(True, (height, width), method, crop='nearest')
+  return levels | {'steps': format_steps(squash, size)}
 
 
-def centre(share: float, method: str) -> str:
+def centre(fraction: float, method: str) -> str:
   """The step of timm, open_clip and torchvision alike."""
-  return f"crop_ratio(ratio={share}, method='{method}')"
+  return f"crop_ratio(ratio={fraction}, method='{method}')"
 
 
 def openai_preprocess(config: dict[str, Any]) -> dict[str, Any]:
   """From open_clip's `preprocess_cfg`: the shorter side resized, then the centre; or squashed."""
-  given = config.get('preprocess_cfg', {})
+  cfg = config.get('preprocess_cfg', {})
   tower = config.get('model_cfg', {}).get('vision_cfg', {})
-  size = given.get('size', tower.get('image_size'))
-  method = METHODS['bilinear' if given.get('interpolation') == 'bilinear' else 'bicubic']
-  mode = given.get('resize_mode', 'shortest')
+  size = cfg.get('size', tower.get('image_size'))
+  method = METHODS['bilinear' if cfg.get('interpolation') == 'bilinear' else 'bicubic']
+  mode = cfg.get('resize_mode', 'shortest')
   if mode not in ('shortest', 'squash'):
     raise ValueError(f'open_clip_config.json: resize_mode {mode!r} is none of shortest, squash')
   return {
     **({'size': sides(size)} if size else {}),
-    'mean': tuple(given.get('mean', CLIP_MEAN)),
-    'std': tuple(given.get('std', CLIP_STD)),
+    'mean': tuple(cfg.get('mean', CLIP_MEAN)),
+    'std': tuple(cfg.get('std', CLIP_STD)),
     'steps': f"resize(method='{method}')" if mode == 'squash' else centre(1.0, method),
   }
 
@@ -501,7 +507,7 @@ FAMILIES = (
       (r'\.fc1_x\.', '.fc1.'),
     ),
     details=eva_details,
-    tells=tells,
+    declared=declared,
     promises=eva_promises,
     drops=(*DROPS, r'rope_embed\..*', r'.*\.bias_mask', r'local_cls_norm\..*'),
     **COMMON,
@@ -512,7 +518,7 @@ FAMILIES = (
     table=EVA,
     renames=((r'\.fc1_x\.', '.fc1.'),),
     details=eva_details,
-    tells=tells,
+    declared=declared,
     promises=eva_promises,
     drops=(*DROPS, r'rope\..*'),
     **COMMON,
@@ -524,7 +530,7 @@ FAMILIES = (
     tidy=tidy,
     renames=RENAMES,
     details=details,
-    tells=tells,
+    declared=declared,
     drops=DROPS,
     **COMMON,
   ),
@@ -534,7 +540,7 @@ FAMILIES = (
     table=VIT,
     tidy=openai,
     details=openai_details,
-    tells=openai_tells,
+    declared=openai_declared,
     **COMMON | {'preprocess': openai_preprocess},
   ),
   Family(
@@ -542,7 +548,7 @@ FAMILIES = (
     signs=(r'stem\.proj\.weight', r'blocks\.0\.mlp_tokens\.fc1\.weight'),
     table=MIXER,
     details=mixer_details,
-    tells=classes,
+    declared=declared_classes,
     **COMMON,
   ),
   Family(
@@ -550,44 +556,43 @@ FAMILIES = (
     signs=(r'stem\.conv\.weight', r'stages\.0\.blocks\.0\.conv1\.weight'),
     table=BIT,
     details=bit_details,
-    tells=classes,
+    declared=declared_classes,
     **COMMON,
   ),
 )
 
 
-def spoken(source: Any) -> Spoken:
+def export_spec(source: Exportable) -> ExportSpec:
   """timm's names, and a config.json that its `local-dir:` opens."""
-  kind = type(source.model).__name__
-  if kind == 'Mixer':
-    return Spoken(
-      MIXER,
-      becomes={'head_bias': 0.0},
-      assumed={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
-      configs={'config.json': described(source, *mixer_args(source))},
-    )
-  if kind == 'ResNet':
-    return Spoken(
-      BIT,
-      becomes={'head_bias': 0.0},
-      assumed={'numerics': ('timm',)},
-      configs={'config.json': described(source, *bit_args(source.model))},
-    )
-  if kind != 'ViT':
-    raise ValueError(f'timm has no {source.name}')
   model = source.model
+  if isinstance(model, mixer.Mixer):
+    return ExportSpec(
+      MIXER,
+      rewrites={'head_bias': 0.0},
+      reader_defaults={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
+      configs={'config.json': described(source, *mixer_args(model, source.preprocess.size))},
+    )
+  if isinstance(model, resnet.ResNet):
+    return ExportSpec(
+      BIT,
+      rewrites={'head_bias': 0.0},
+      reader_defaults={'numerics': ('timm',)},
+      configs={'config.json': described(source, *bit_args(model))},
+    )
+  if not isinstance(model, vit.ViT):
+    raise ValueError(f'timm has no {source.name}')
   rope = model.positions == 'rope'
   biases = ('qv', 'none') if rope else ('qkv', 'qv', 'none')
-  becomes: dict[str, Any] = {'head_bias': 0.0}
+  rewrites: dict[str, Any] = {'head_bias': 0.0}
   if not rope:
-    becomes['qkv_bias'] = 'none' if model.qkv_bias == 'none' else 'qkv'
-    becomes['embed_bias'] = model.embed_bias or not model.pre_norm
-    becomes['cls_position'] = model.cls_position and not model.registers
-    becomes['positions'] = 'none' if model.positions == 'none' else 'learned'
+    rewrites['qkv_bias'] = 'none' if model.qkv_bias == 'none' else 'qkv'
+    rewrites['embed_bias'] = model.embed_bias or not model.pre_norm
+    rewrites['cls_position'] = model.cls_position and not model.registers
+    rewrites['positions'] = 'none' if model.positions == 'none' else 'learned'
   stems = (None, *HYBRIDS)
-  return Spoken(
+  return ExportSpec(
     EVA if rope else VIT,
-    fields={
+    supported={
       'pool': tuple(GLOBAL_POOLS),
       'distillation': ('none', 'head'),
       'stem': (None,) if rope else stems,
@@ -598,14 +603,18 @@ def spoken(source: Any) -> Spoken:
       'rope_theta': (100.0,),
       **({'distillation': ('none',), 'pre_norm': (False,), 'qk_norm': (False,)} if rope else {}),
     },
-    becomes=becomes,
-    assumed={
+    rewrites=rewrites,
+    reader_defaults={
       'norm_eps': (1e-5,) if rope else (1e-5, 1e-6),
       'stem_numerics': ('timm',),
       **({'activation': ('gelu_erf',)} if rope else {}),
     },
     finish=finish,
-    configs={'config.json': described(source, *(eva_args if rope else vit_args)(source))},
+    configs={
+      'config.json': described(
+        source, *(eva_args if rope else vit_args)(model, source.preprocess.size)
+      )
+    },
   )
 
 
@@ -629,11 +638,10 @@ GLOBAL_POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map', 'none': ''}
 ACT_LAYERS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_tanh', 'quick_gelu': 'quick_gelu'}
 
 
-def vit_args(source: Any) -> tuple[str, dict[str, Any]]:
+def vit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   """An architecture of timm, and the arguments that make it this VisionTransformer."""
-  model = source.model
   args: dict[str, Any] = {
-    'img_size': list(source.preprocess.size),
+    'img_size': list(size),
     **shape_args(model),
     'mlp_ratio': ratio(model.width, model.mlp_dim * (2 if model.swiglu else 1)),
     'qkv_bias': model.qkv_bias != 'none',
@@ -679,11 +687,10 @@ def vit_args(source: Any) -> tuple[str, dict[str, Any]]:
   return architecture, args | {k: v for k, v in more.items() if v != usual[k] or k == 'fc_norm'}
 
 
-def eva_args(source: Any) -> tuple[str, dict[str, Any]]:
+def eva_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   """The same of DINOv3's Eva."""
-  model = source.model
   return 'vit_small_plus_patch16_dinov3_qkvb', {
-    'img_size': list(source.preprocess.size),
+    'img_size': list(size),
     **shape_args(model),
     'mlp_ratio': ratio(model.width, model.mlp_dim),
     'qkv_bias': model.qkv_bias != 'none',
@@ -697,7 +704,7 @@ def eva_args(source: Any) -> tuple[str, dict[str, Any]]:
   }
 
 
-def shape_args(model: Any) -> dict[str, Any]:
+def shape_args(model: vit.ViT) -> dict[str, Any]:
   patch = model.patch
   return {
     'patch_size': patch[0] if patch[0] == patch[1] else list(patch),
@@ -713,8 +720,7 @@ def ratio(width: int, hidden: int) -> float:
   return exact if int(width * exact) == hidden else math.nextafter(exact, math.inf)
 
 
-def mixer_args(source: Any) -> tuple[str, dict[str, Any]]:
-  model = source.model
+def mixer_args(model: mixer.Mixer, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   name = {
     (512, 8, 16): 'mixer_s16_224',
     (512, 8, 32): 'mixer_s32_224',
@@ -723,32 +729,34 @@ def mixer_args(source: Any) -> tuple[str, dict[str, Any]]:
     (1024, 24, 16): 'mixer_l16_224',
     (1024, 24, 32): 'mixer_l32_224',
   }.get((model.width, model.depth, model.patch[0]), 'mixer_b16_224')
-  return name, {'img_size': list(source.preprocess.size)}
+  return name, {'img_size': list(size)}
 
 
-def bit_args(model: Any) -> tuple[str, dict[str, Any]]:
+def bit_args(model: resnet.ResNet) -> tuple[str, dict[str, Any]]:
   depth = sum(model.blocks) * 3 + 2
   return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
-def crop_share(size: tuple[int, int], sides: tuple[int, int]) -> float:
-  """The roundest share of which timm's floor(size / share) are `sides`, if there is one."""
+def crop_fraction(size: tuple[int, int], sides: tuple[int, int]) -> float:
+  """The roundest fraction of which timm's floor(size / fraction) are `sides`, if there is one."""
   for tens in (10, 100, 1000, 10_000):
-    share = min(least * tens // side for least, side in zip(size, sides)) / tens
-    if share and sides == tuple(math.floor(least / share) for least in size):
-      return share
-  return min(least / side for least, side in zip(size, sides))
+    fraction = min(crop * tens // side for crop, side in zip(size, sides)) / tens
+    if fraction and sides == tuple(math.floor(crop / fraction) for crop in size):
+      return fraction
+  return min(crop / side for crop, side in zip(size, sides))
 
 
-def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
+def described(source: Exportable, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
   """config.json as timm writes it."""
   model, prepared = source.model, source.preprocess
-  seen = look(prepared.steps, prepared.size)
+  resizing = parse_steps(prepared.steps, prepared.size)
   data: dict[str, Any] = {
     'input_size': [3, *prepared.size],
-    'interpolation': seen.method.split('_')[0] if seen else 'bicubic',
-    'crop_pct': (seen.ratio or crop_share(prepared.size, seen.sides)) if seen else 1.0,
-    'crop_mode': 'squash' if seen and seen.squash else 'center',
+    'interpolation': resizing.method.split('_')[0] if resizing else 'bicubic',
+    'crop_pct': (resizing.ratio or crop_fraction(prepared.size, resizing.sides))
+    if resizing
+    else 1.0,
+    'crop_mode': 'squash' if resizing and resizing.squash else 'center',
     'mean': list(prepared.mean),
     'std': list(prepared.std),
     'num_classes': model.num_classes,
@@ -766,8 +774,8 @@ def described(source: Any, architecture: str, args: dict[str, Any]) -> dict[str,
   return config
 
 
-def call(path: Any, config: dict[str, Any]) -> str:
+def call(path: pathlib.Path, config: dict[str, Any]) -> str:
   """The line of Python that opens a lone file, which has no config.json beside it."""
-  told = {'num_classes': config['num_classes'], **config['model_args']}
-  args = ', '.join(f'{name}={value!r}' for name, value in told.items())
+  fields = {'num_classes': config['num_classes'], **config['model_args']}
+  args = ', '.join(f'{name}={value!r}' for name, value in fields.items())
   return f"timm.create_model('{config['architecture']}', checkpoint_path='{path}', {args})"

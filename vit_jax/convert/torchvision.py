@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from vit_jax.convert.engine import Arrays, Family, Spoken, rows
+from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, Family, rows
 from vit_jax.convert.timm import BLOCKS, centre, conv, dense, merged, norm, projected
+from vit_jax.models import vit
 
 THEIRS = 'encoder.layers.encoder_layer_{i}'
 VIT = rows(
@@ -51,24 +52,26 @@ FAMILIES = (
 )
 
 
-def spoken(source: Any) -> Spoken:
+def export_spec(source: Exportable) -> ExportSpec:
   """Square images and patches only: a side is one number there."""
-  for what, sides in (('images', source.preprocess.size), ('patches', source.model.patch)):
+  if not isinstance(source.model, vit.ViT):
+    raise ValueError(f'torchvision has no {source.name} of our parameters')
+  for part, sides in (('images', source.preprocess.size), ('patches', source.model.patch)):
     if sides[0] != sides[1]:
-      raise ValueError(f'torchvision has no way to say {what} of {sides[0]}x{sides[1]} pixels')
-  return Spoken(
+      raise ValueError(f'torchvision has no way to say {part} of {sides[0]}x{sides[1]} pixels')
+  return ExportSpec(
     VIT,
-    fields={
+    supported={
       'pool': ('token',),
       'positions': ('learned', 'sincos2d'),
       'final_norm': ('tokens',),
     },
-    becomes={
+    rewrites={
       'cls_position': True,
       'positions': 'learned',
       'embed_bias': True,
       'qkv_bias': 'qkv',
       'head_bias': 0.0,
     },
-    assumed={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
+    reader_defaults={'activation': ('gelu_erf',), 'norm_eps': (1e-6,)},
   )

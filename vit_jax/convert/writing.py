@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,27 +24,12 @@ from vit_jax.convert import (
   torchvision,
   weights,
 )
-from vit_jax.convert.engine import Arrays, Checkpoint, Spoken
+from vit_jax.convert.engine import Arrays, Checkpoint, Exportable, ExportSpec
 from vit_jax.convert.families import FAMILIES, prepared
 from vit_jax.text import nearest
 
 
-class Source(Protocol):
-  """What is written: a bundle or a run."""
-
-  @property
-  def model(self) -> Any: ...
-  @property
-  def params(self) -> Any: ...
-  @property
-  def classes(self) -> tuple[str, ...]: ...
-  @property
-  def preprocess(self) -> Any: ...
-  @property
-  def name(self) -> str: ...
-
-
-def translated(source: Source, spoken: Spoken, to: str) -> Arrays:
+def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
   """The source's arrays in a dialect's names.
 
   Raises:
@@ -53,69 +38,68 @@ def translated(source: Source, spoken: Spoken, to: str) -> Arrays:
   model = source.model
   refused = [
     f'{field} {getattr(model, field)!r}'
-    for field, values in spoken.fields.items()
+    for field, values in spec.supported.items()
     if getattr(model, field, values[0]) not in values
   ]
   params = models.flat(jax.device_get(source.params))
   ours = {name: np.asarray(leaf) for name, leaf in params.items()}
   if not refused:
-    ours = changed(source, ours, spoken.becomes)
-    theirs, left = engine.back(spoken.table, ours)
-    refused = left
+    ours = rewritten(source, ours, spec.rewrites)
+    theirs, refused = engine.to_theirs(spec.table, ours)
   if refused:
     raise ValueError(f'{to} has no way to say {", ".join(refused)}')
-  return spoken.finish(theirs)
+  return spec.finish(theirs)
 
 
-def changed(source: Source, arrays: Arrays, becomes: Mapping[str, Any]) -> Arrays:
+def rewritten(source: Exportable, arrays: Arrays, rewrites: Mapping[str, Any]) -> Arrays:
   """The arrays of the same function with some fields of its model changed: missing biases are 0."""
   model = source.model
-  known = models.fields(model)
-  becomes = {field: value for field, value in becomes.items() if field in known}
-  if all(known[field] == value for field, value in becomes.items()):
+  fields = models.fields(model)
+  rewrites = {field: value for field, value in rewrites.items() if field in fields}
+  if all(fields[field] == value for field, value in rewrites.items()):
     return arrays
   size = source.preprocess.size
-  held = Checkpoint('', 'vit_jax', source.name, known, arrays, size)
+  checkpoint = Checkpoint('', 'vit_jax', source.name, fields, arrays, size)
   params, _ = adapt.params(
-    held, model.clone(**becomes), image_size=size, new_head=None, zero_biases=True
+    checkpoint, model.clone(**rewrites), image_size=size, new_head=None, zero_biases=True
   )
   return models.flat(params)
 
 
-def notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
-  """What a dialect's readers will do otherwise than the source: `configs` is all they are told."""
+def notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> list[str]:
+  """What a dialect's readers will do otherwise than the source: `configs` is all they have."""
   model = source.model
-  told = [
+  lines = [
     f'{field} is {getattr(model, field)}, but its readers take {" or ".join(map(str, values))}'
-    for field, values in spoken.assumed.items()
+    for field, values in spec.reader_defaults.items()
     if getattr(model, field, values[0]) not in values
-    and (field != 'stem_numerics' or model.stem is not None)
+    and (field != 'stem_numerics' or getattr(model, 'stem', None) is not None)
   ]
-  return told + preprocess_notes(source, spoken, configs) + size_notes(source, spoken, configs)
+  return lines + preprocess_notes(source, spec, configs) + size_notes(source, spec, configs)
 
 
-def preprocess_notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
+def preprocess_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> list[str]:
   """Where images look otherwise to a reader of what is written."""
-  ours, family = source.preprocess, next(f for f in FAMILIES if f.table is spoken.table)
+  ours, family = source.preprocess, next(f for f in FAMILIES if f.table is spec.table)
   config = {**configs.get('config.json', {})}
   if 'preprocessor_config.json' in configs:
     config['preprocessor'] = configs['preprocessor_config.json']
-  found = prepared(family.preprocess(config), ours.size)
-  told = []
-  if not preprocess.same(ours.steps, found['steps'], ours.size):
-    told.append(f'preprocessing is {ours.steps!r}, but its readers take {found["steps"]!r}')
+  theirs = prepared(family.preprocess(config), ours.size)
+  lines = []
+  if not preprocess.same_pixels(ours.steps, theirs['steps'], ours.size):
+    lines.append(f'preprocessing is {ours.steps!r}, but its readers take {theirs["steps"]!r}')
   for name in ('mean', 'std'):
-    here, there = tuple(getattr(ours, name)), tuple(found.get(name, (0.5, 0.5, 0.5)))
-    if here != there:
-      told.append(f'{name} is {here}, but its readers take {there}')
-  return told
+    our_values, their_values = tuple(getattr(ours, name)), tuple(theirs.get(name, (0.5, 0.5, 0.5)))
+    if our_values != their_values:
+      lines.append(f'{name} is {our_values}, but its readers take {their_values}')
+  return lines
 
 
-def size_notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> list[str]:
-  """What a lone file does not tell of the size of its images: a table is taken for a square."""
+def size_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> list[str]:
+  """What a lone file does not say of the size of its images: a table is taken for a square."""
   if configs:
     return []
-  fields = {**models.fields(source.model), **spoken.becomes}
+  fields = {**models.fields(source.model), **spec.rewrites}
   height, width = source.preprocess.size
   rows, columns = (side // patch for side, patch in zip((height, width), source.model.patch))
   if 'tokens_dim' in fields or fields.get('positions') == 'learned':
@@ -127,12 +111,15 @@ def size_notes(source: Source, spoken: Spoken, configs: Mapping[str, Any]) -> li
       return [f'positions are for {height}x{width}, but its readers take them for a square']
     return [f'positions are for {height}x{width}: give image_size to read them']
   usual = architecture.image_size(fields, {}, ())
-  told = f'images are {height}x{width}, but its readers take {usual[0]}x{usual[1]}'
-  return [] if usual == (height, width) else [told]
+  line = f'images are {height}x{width}, but its readers take {usual[0]}x{usual[1]}'
+  return [] if usual == (height, width) else [line]
 
 
 def write_folder(
-  folder: str | os.PathLike[str], arrays: Arrays, configs: Mapping[str, Any], metadata: Any = None
+  folder: str | os.PathLike[str],
+  arrays: Arrays,
+  configs: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """A folder with model.safetensors and JSON files, whole or not at all; an older one goes.
 
@@ -146,22 +133,22 @@ def write_folder(
       (new / name).write_text(json.dumps(config, indent=2))
 
 
-WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
+FILE_WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
   '.npz': weights.write_npz,
   '.safetensors': lambda path, arrays: weights.write_safetensors(path, arrays, {'format': 'pt'}),
   '.pth': weights.write_torch,
   '.pt': weights.write_torch,
   '.bin': weights.write_torch,
 }
-SPEAKERS: dict[str, Callable[[Source], Spoken]] = {
-  'npz': google.spoken,
-  'bigvision': google.spoken_big_vision,
-  'timm': timm.spoken,
-  'hf': huggingface.spoken,
-  'torchvision': torchvision.spoken,
+WRITERS: dict[str, Callable[[Exportable], ExportSpec]] = {
+  'npz': google.export_spec,
+  'bigvision': google.big_vision_export_spec,
+  'timm': timm.export_spec,
+  'hf': huggingface.export_spec,
+  'torchvision': torchvision.export_spec,
 }
 TORCH = ('.pth', '.safetensors', '.pt', '.bin')
-FOLDER = ''  # the suffix of whatever is not in WRITERS
+FOLDER = ''  # the suffix of whatever is not in FILE_WRITERS
 SUFFIXES = {
   'npz': ('.npz',),
   'bigvision': ('.npz',),
@@ -177,14 +164,14 @@ def suffix(path: pathlib.Path, to: str) -> str:
   Raises:
     ValueError: if the dialect is not written to such a path.
   """
-  found = path.suffix if path.suffix in WRITERS else FOLDER
-  if found not in SUFFIXES[to]:
-    known = [known or 'a folder' for known in SUFFIXES[to]]
-    raise ValueError(f'{path}: {to} is written to {" or ".join(known)}')
-  return found
+  ending = path.suffix if path.suffix in FILE_WRITERS else FOLDER
+  if ending not in SUFFIXES[to]:
+    choices = [choice or 'a folder' for choice in SUFFIXES[to]]
+    raise ValueError(f'{path}: {to} is written to {" or ".join(choices)}')
+  return ending
 
 
-def write(path: str | os.PathLike[str], source: Source, *, to: str) -> list[str]:
+def write(path: str | os.PathLike[str], source: Exportable, *, to: str) -> list[str]:
   """Writes a model in another's names: a file by its suffix, or a folder with its configuration.
 
   Args:
@@ -200,20 +187,20 @@ def write(path: str | os.PathLike[str], source: Source, *, to: str) -> list[str]
   Raises:
     ValueError: if the path exists or has another suffix, or the dialect cannot say the model.
   """
-  if to not in SPEAKERS:
-    raise ValueError(f'unknown dialect {to!r}{nearest(to, list(SPEAKERS))}')
+  if to not in WRITERS:
+    raise ValueError(f'unknown dialect {to!r}{nearest(to, list(WRITERS))}')
   path = pathlib.Path(path)
   if os.path.lexists(path):
     raise ValueError(f'{path} exists already')
   form = suffix(path, to)
-  spoken = SPEAKERS[to](source)
-  arrays = translated(source, spoken, to)
+  spec = WRITERS[to](source)
+  arrays = translated(source, spec, to)
   if form == FOLDER:
-    write_folder(path, arrays, spoken.configs, {'format': 'pt'})
-    return notes(source, spoken, spoken.configs)
+    write_folder(path, arrays, spec.configs, {'format': 'pt'})
+    return notes(source, spec, spec.configs)
   path.parent.mkdir(parents=True, exist_ok=True)
-  WRITERS[form](path, arrays)
-  told = notes(source, spoken, {})
+  FILE_WRITERS[form](path, arrays)
+  lines = notes(source, spec, {})
   if to == 'timm':
-    told.append(f'open it with {timm.call(path, spoken.configs["config.json"])}')
-  return told
+    lines.append(f'open it with {timm.call(path, spec.configs["config.json"])}')
+  return lines

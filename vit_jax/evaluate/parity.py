@@ -151,7 +151,7 @@ def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Any:
 
   if path.is_dir() and (path / 'config.json').is_file():
     return timm.create_model(f'local-dir:{path}', pretrained=True)
-  config = timm_names.spoken(ours).configs['config.json']
+  config = timm_names.export_spec(ours).configs['config.json']
   file = path / 'model.safetensors' if path.is_dir() else path
   return timm.create_model(
     config['architecture'],
