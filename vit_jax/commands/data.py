@@ -4,11 +4,8 @@ N images, K classes.
 """
 
 import argparse
-import collections
-import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib
 import io
 import json
@@ -19,23 +16,22 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vit_jax import pipeline, sources, text
+from vit_jax import files, pipeline, sources, text
+from vit_jax.commands import warn
 from vit_jax.images import decoding, transforms
-from vit_jax.sources import Source, presets
-from vit_jax.sources import columns as fields
+from vit_jax.sources import Source, columns, presets
+from vit_jax.sources.survey import Survey, has_problems, report, survey_split
 from vit_jax.text import printable, reason, to_stderr
 
-CHUNK = 16  # images that a thread looks at in one go
-CLASSES = 12  # that a table names: all, or the largest half and the smallest
-NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
-SHEET = (8, 8)  # images, draws of each
-RANGES = {  # of flags: at least, at most
+MAX_CLASSES = 12  # that a table names: all, or the largest half and the smallest
+MAX_NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
+SHEET = (8, 8)  # images, augmentations of each
+RANGES = {  # of flags: min, max
   'count': (1, math.inf),
   'threads': (1, 1024),
   'size': (1, math.isqrt(decoding.MAX_PIXELS // math.prod(SHEET))),
@@ -44,209 +40,21 @@ RANGES = {  # of flags: at least, at most
 SUFFIXES = {b'\xff\xd8\xff': 'jpg', b'\x89PNG': 'png', b'GIF8': 'gif', b'BM': 'bmp',
             b'II*\0': 'tif', b'MM\0*': 'tif', b'II+\0': 'tif', b'MM\0+': 'tif',
             b'RIFF': 'webp'}  # fmt: skip
-T = TypeVar('T')
-U = TypeVar('U')
-
-
-class Seen(NamedTuple):
-  """What there is to know of an image; `fault` is why it cannot be read, '' for one that can."""
-
-  labels: np.ndarray
-  size: int = 0
-  height: int = 0
-  width: int = 0
-  digest: int = 0
-  fault: str = ''
-
-
-@dataclasses.dataclass
-class Survey:
-  """What the images of a split are.
-
-  Fields:
-    source: the split.
-    sides: (N, 2) height and width; 0 for an image that cannot be read.
-    digests: (N,) uint64 hashes of the bytes as they are stored, pixels where there is no file; two
-      different images among 14 million share one with a probability of 5e-6.
-    per_class: (K,) how many images have a label.
-    size: bytes of all images, as they are stored.
-    unlabelled: images without any label among the classes.
-    faults: by index, why an image cannot be read.
-  """
-
-  source: Source
-  sides: np.ndarray
-  digests: np.ndarray
-  per_class: np.ndarray
-  size: int = 0
-  unlabelled: int = 0
-  faults: dict[int, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def readable(self) -> np.ndarray:
-    """Indices of the images that can be read."""
-    return np.flatnonzero(self.sides[:, 0])
-
-  def add(self, index: int, seen: Seen) -> None:
-    self.size += seen.size
-    labels = seen.labels[(seen.labels >= 0) & (seen.labels < len(self.per_class))]
-    self.per_class[labels] += 1
-    if seen.fault:
-      self.faults[index] = seen.fault
-    else:
-      self.unlabelled += not len(labels)
-      self.sides[index], self.digests[index] = (seen.height, seen.width), seen.digest
 
 
 def run(args: argparse.Namespace) -> int:
-  """0; 3 for a data set with faults."""
+  """0; 3 for a data set with unreadable images, or the same ones in two splits."""
   check_ranges(args)
   return ACTIONS[args.action](args)
 
 
-def survey(source: Source, *, threads: int, advance: Callable[[int], object]) -> Survey:
-  """Reads and decodes every image of a split once; `advance` takes how many more are done."""
-  count = len(source)
-  found = Survey(
-    source,
-    np.zeros((count, 2), np.int32),
-    np.zeros(count, np.uint64),
-    np.zeros(len(source.classes), np.int64),
-  )
-  chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-  look = lambda indices: [seen(source, index) for index in indices]  # noqa: E731
-  with contextlib.closing(in_order(look, chunks, threads)) as results:
-    for indices, chunk in zip(chunks, results):
-      for index, one in zip(indices, chunk):
-        found.add(index, one)
-      advance(len(indices))
-  return found
-
-
-def in_order(
-  function: Callable[[T], U], items: Iterable[T], threads: int
-) -> Generator[U, None, None]:
-  """function(item) of each item, by threads that are a few items ahead and no more."""
-  ahead: collections.deque[Any] = collections.deque()
-  pool = ThreadPoolExecutor(threads)
-  try:
-    for item in items:
-      ahead.append(pool.submit(function, item))
-      if len(ahead) > 2 * threads:
-        yield ahead.popleft().result()
-    while ahead:
-      yield ahead.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def seen(source: Source, index: int) -> Seen:
-  """One image, read and decoded."""
-  labels = np.zeros(0, np.int64)
-  size = 0
-  try:
-    record = source[index]
-    labels = np.atleast_1d(record['label'])
-    image = record['image']
-    size = image.nbytes if isinstance(image, np.ndarray) else len(image)
-    height, width = transforms.as_pixels(image).shape[:2]
-  except (transforms.BadImage, OSError) as error:
-    return Seen(labels, size, fault=reason(error))
-  return Seen(labels, size, height, width, digest(image))
-
-
-def digest(image: bytes | np.ndarray) -> int:
-  """Equal for equal files, and for equal pixels of images that have no file."""
-  if isinstance(image, np.ndarray):
-    image = repr(image.shape).encode() + image.tobytes()
-  return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'little')
-
-
-Group = list[tuple[str, int]]  # (split, index) of images that are the same
-
-
-def duplicates(surveys: Mapping[str, Survey]) -> list[Group]:
-  """The groups of images that are the same."""
-  names = list(surveys)
-  readable = [found.readable for found in surveys.values()]
-  splits = np.repeat(np.arange(len(names)), [len(indices) for indices in readable])
-  indices = np.concatenate(readable)
-  digests = np.concatenate([s.digests[at] for s, at in zip(surveys.values(), readable)])
-  order = np.argsort(digests, kind='stable')
-  starts = np.concatenate([[0], np.flatnonzero(np.diff(digests[order])) + 1, [len(order)]])
-  groups = []
-  for at in np.flatnonzero(np.diff(starts) > 1):
-    group = order[starts[at] : starts[at + 1]]
-    groups.append([(names[splits[i]], int(indices[i])) for i in group])
-  return sorted(groups, key=lambda group: (names.index(group[0][0]), group[0][1]))
-
-
-def report(name: str, surveys: Mapping[str, Survey]) -> dict[str, Any]:
-  """All that was found, as JSON has it."""
-  groups = duplicates(surveys)
-  within: collections.Counter[str] = collections.Counter()
-  between: collections.Counter[tuple[str, str]] = collections.Counter()
-  for group in groups:
-    counts = collections.Counter(split for split, _ in group)
-    within.update({split: count - 1 for split, count in counts.items() if count > 1})
-    splits = list(counts)
-    between.update({(a, b): counts[b] for i, a in enumerate(splits) for b in splits[i + 1 :]})
-  return {
-    'source': name,
-    'classes': list(next(iter(surveys.values())).source.classes),
-    'splits': {split: described(found) for split, found in surveys.items()},
-    'duplicates': {
-      'within': dict(within),
-      'between': [{'splits': list(pair), 'images': n} for pair, n in between.items()],
-      'groups': [
-        [{'split': split, 'image': surveys[split].source.describe(i)} for split, i in group]
-        for group in groups
-      ],
-    },
-  }
-
-
-def described(found: Survey) -> dict[str, Any]:
-  """One split, as JSON has it."""
-  classes, counts = found.source.classes, found.per_class
-  sides = found.sides[found.readable]
-  return {
-    'count': len(found.source),
-    'bytes': found.size,
-    'height': extent(sides[:, 0]),
-    'width': extent(sides[:, 1]),
-    'per_class': counts.tolist(),
-    'largest': classes[int(counts.argmax())],
-    'smallest': classes[int(counts.argmin())],
-    'empty': [name for name, count in zip(classes, counts) if not count],
-    'unlabelled': int(found.unlabelled),
-    'unreadable': [
-      {'image': found.source.describe(index), 'reason': reason}
-      for index, reason in sorted(found.faults.items())
-    ],
-  }
-
-
-def extent(sides: np.ndarray) -> dict[str, int] | None:
-  """Smallest, median and largest number of pixels."""
-  if not len(sides):
-    return None
-  return {'min': int(sides.min()), 'median': int(np.median(sides)), 'max': int(sides.max())}
-
-
-def amiss(found: Mapping[str, Any]) -> bool:
-  """Whether a report tells of unreadable images, or of the same ones in two splits."""
-  unreadable = any(split['unreadable'] for split in found['splits'].values())
-  return unreadable or bool(found['duplicates']['between'])
-
-
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
   """A report for people."""
-  splits = found['splits']
-  yield f'{printable(found["source"])}, {len(found["classes"])} classes'
+  splits = summary['splits']
+  yield f'{printable(summary["source"])}, {len(summary["classes"])} classes'
   rows = [['split', 'images', 'unreadable', 'bytes', 'height', 'width', 'images of a class']]
   for name, split in splits.items():
-    least, most = min(split['per_class']), max(split['per_class'])
+    smallest, largest = min(split['per_class']), max(split['per_class'])
     rows.append([
       name,
       f'{split["count"]:,}',
@@ -256,19 +64,19 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f'{side["min"]} to {side["max"]}, median {side["median"]}' if side else ''
         for side in (split['height'], split['width'])
       ),
-      f'{least} ({split["smallest"]}) to {most} ({split["largest"]})' if least < most
-      else f'{most} each',
+      f'{smallest} ({split["smallest"]}) to {largest} ({split["largest"]})'
+      if smallest < largest else f'{largest} each',
     ])  # fmt: skip
   yield from text.columns(rows)
   yield ''
-  yield from class_table(found['classes'], splits)
+  yield from class_table(summary['classes'], splits)
   for name, split in splits.items():
-    yield from some(f'classes without an image in {name}', split['empty'])
+    yield from listing(f'classes without an image in {name}', split['empty'])
     if split['unlabelled']:
       yield f'images of {name} without a label among the classes: {split["unlabelled"]:,}'
     named = [f'{bad["image"]}: {bad["reason"]}' for bad in split['unreadable']]
-    yield from some(f'unreadable images of {name}', named)
-  yield from duplicate_lines(found['duplicates'])
+    yield from listing(f'unreadable images of {name}', named)
+  yield from duplicate_lines(summary['duplicates'])
 
 
 def class_table(classes: Sequence[str], splits: Mapping[str, Any]) -> Iterator[str]:
@@ -276,48 +84,49 @@ def class_table(classes: Sequence[str], splits: Mapping[str, Any]) -> Iterator[s
   counts = list(zip(*(split['per_class'] for split in splits.values())))  # K tuples
   order = sorted(range(len(counts)), key=lambda label: -sum(counts[label]))
   rows = [[classes[label], *(f'{count:,}' for count in counts[label])] for label in order]
-  if len(rows) > CLASSES:
-    half = CLASSES // 2
+  if len(rows) > MAX_CLASSES:
+    half = MAX_CLASSES // 2
     rows[half:-half] = [[f'({len(rows) - 2 * half:,} others)', *[''] * len(splits)]]
   yield from text.columns([['class', *splits], *rows])
 
 
-def duplicate_lines(found: Mapping[str, Any]) -> Iterator[str]:
+def duplicate_lines(duplicates: Mapping[str, Any]) -> Iterator[str]:
   """How many images there are more than once, and some of them."""
-
-  def named(splits: Sequence[str]) -> list[str]:
-    chosen = []
-    for group in found['groups']:
-      first: dict[str, list[str]] = {}
-      for one in group:
-        first.setdefault(one['split'], []).append(one['image'])
-      if len(splits) == 2 and all(split in first for split in splits):
-        chosen.append(' = '.join(first[split][0] for split in splits))
-      elif len(splits) == 1 and len(first.get(splits[0], ())) > 1:
-        chosen.append(' = '.join(first[splits[0]][:2]))
-    return chosen
-
-  for split, count in found['within'].items():
-    yield from some(f'images of {split} that are there already', named([split]), count)
-  for pair in found['between']:
+  groups: list[dict[str, list[str]]] = []  # by split, what is the same image
+  for group in duplicates['groups']:
+    images: dict[str, list[str]] = {}
+    for member in group:
+      images.setdefault(member['split'], []).append(member['image'])
+    groups.append(images)
+  for split, count in duplicates['within'].items():
+    twice = [images[split][:2] for images in groups if len(images.get(split, ())) > 1]
+    yield from listing(
+      f'images of {split} that are there already', list(map(' = '.join, twice)), count
+    )
+  for pair in duplicates['between']:
     a, b = pair['splits']
-    yield from some(f'images of {b} that are in {a} too', named([a, b]), pair['images'])
+    both = [[images[a][0], images[b][0]] for images in groups if a in images and b in images]
+    yield from listing(
+      f'images of {b} that are in {a} too', list(map(' = '.join, both)), pair['images']
+    )
 
 
-def some(title: str, names: Sequence[str], count: int | None = None) -> Iterator[str]:
+def listing(title: str, names: Sequence[str], count: int | None = None) -> Iterator[str]:
   """A title with a count, and the first few names; nothing where there are none."""
   if names:
     yield f'{title}: {len(names) if count is None else count:,}'
-    yield from (f'  {printable(name)}' for name in names[:NAMED])
-    if len(names) > NAMED:
+    yield from (f'  {printable(name)}' for name in names[:MAX_NAMED])
+    if len(names) > MAX_NAMED:
       yield '  ... (--format json names them all)'
 
 
-def sheet(found: Survey, transform: transforms.Transform, *, seed: int = 0) -> np.ndarray:
+def augmented_sheet(
+  survey: Survey, transform: transforms.Transform, *, seed: int = 0
+) -> np.ndarray:
   """Images, a row each, as a training run with that seed sees them in its first epochs.
 
   Args:
-    found: a split; only images that can be read are chosen, evenly over all.
+    survey: of a split; only images that can be read are chosen, evenly over all.
     transform: of training.
     seed: of the run.
 
@@ -327,40 +136,28 @@ def sheet(found: Survey, transform: transforms.Transform, *, seed: int = 0) -> n
   Raises:
     ValueError: if no image can be read.
   """
-  readable = found.readable
+  readable = survey.readable
   if not len(readable):
     raise ValueError('a sheet needs an image that can be read')
-  rows, draws = min(SHEET[0], len(readable)), SHEET[1]
+  rows, epochs = min(SHEET[0], len(readable)), SHEET[1]
   chosen = readable[np.linspace(0, len(readable) - 1, rows).round().astype(int)]
-  image = {'image': fields.image(transform)}
-  examples = pipeline.BatchBuilder(found.source, image, rows * draws, seed=seed)
+  column = {'image': columns.image(transform)}
+  batch = pipeline.BatchBuilder(survey.source, column, rows * epochs, seed=seed)
   for index in chosen:
-    for epoch in range(draws):
-      examples.add(int(index), epoch)
+    for epoch in range(epochs):
+      batch.add(int(index), epoch)
   height, width = transform.size
-  grid = examples.arrays()['image'].reshape(rows, draws, height, width, 3)
-  return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, draws * width, 3)
+  grid = batch.arrays()['image'].reshape(rows, epochs, height, width, 3)
+  return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, epochs * width, 3)
 
 
 def png(image: np.ndarray) -> bytes:
+  """The PNG file of uint8 pixels (H, W, 3)."""
   from PIL import Image
 
-  encoded = io.BytesIO()
-  Image.fromarray(image).save(encoded, 'PNG')
-  return encoded.getvalue()
-
-
-def write(file: pathlib.Path, data: bytes) -> None:
-  """Writes a file, whole or not at all; an OSError names that file."""
-  partial = file.with_name(f'.{file.name}.partial')
-  try:
-    partial.write_bytes(data)
-    os.replace(partial, file)
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, os.fspath(file)) from None
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, 'PNG')
+  return file.getvalue()
 
 
 def save_images(
@@ -374,7 +171,7 @@ def save_images(
     How many were written; for each of the others a line that names it.
 
   Raises:
-    ValueError: if images have several labels.
+    ValueError: if images are multi-label.
     OSError: if a file cannot be written.
   """
   indices, folders = range(len(source))[:count], class_folders(source.classes)
@@ -382,17 +179,18 @@ def save_images(
   for index in indices:
     try:
       record = source[index]
-      place, data = class_of(record, len(folders)), encoded(record['image'])
+      label, data = single_label(record, len(folders)), image_file(record['image'])
     except (transforms.BadImage, OSError) as error:
       failed.append(f'{source.describe(index)}: {reason(error)}')
       continue
-    file = pathlib.Path(folder) / folders[place] / f'{index:06d}.{suffix(data)}'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, data)
+    path = pathlib.Path(folder) / folders[label] / f'{index:06d}.{suffix(data)}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as file:
+      file.write(data)
   return len(indices) - len(failed), failed
 
 
-def encoded(image: bytes | np.ndarray) -> bytes:
+def image_file(image: bytes | np.ndarray) -> bytes:
   """The bytes of an image's file, which can be read; of pixels, those of a PNG.
 
   Raises:
@@ -404,28 +202,28 @@ def encoded(image: bytes | np.ndarray) -> bytes:
   return image
 
 
-def class_of(record: sources.Record, count: int) -> int:
+def single_label(record: sources.Record, count: int) -> int:
   """The one label of a record.
 
   Raises:
-    ValueError: if it has several.
+    ValueError: if it is multi-label.
     BadImage: if it is none of `count` classes.
   """
   label = record['label']
   if np.ndim(label):
-    raise ValueError('images with lists of labels have no folder of their class')
+    raise ValueError('images are multi-label, so that none belongs in the folder of one class')
   if not 0 <= label < count:
     raise transforms.BadImage(f'label {label} is none of the {count} classes')
   return int(label)
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
-  """A folder's name for each class: its own, but for one that leads elsewhere or is another's."""
+  """A folder's name for each class: the class's, unless that leads elsewhere or comes twice."""
   folders = []
   for label, name in enumerate(classes):
     safe = re.sub(r'[/\\\0]', '_', name)
-    own = safe == name and name.strip('. ') and classes.index(name) == label
-    folders.append(name if own else f'{label}_{safe}')
+    is_usable = safe == name and name.strip('. ') and classes.index(name) == label
+    folders.append(name if is_usable else f'{label}_{safe}')
   return folders
 
 
@@ -437,37 +235,38 @@ def suffix(data: bytes) -> str:
   raise ValueError('not an image')
 
 
-def show(given: argparse.Namespace) -> int:
+def show(args: argparse.Namespace) -> int:
   """`vit data show`."""
-  out = pathlib.Path(given.out) if given.out else None
-  if given.augment is not None and not out:
+  out = pathlib.Path(args.out) if args.out else None
+  if args.augment is not None and not out:
     raise ValueError('--augment needs --out, the sheet that shows it')
   if out:
     check_out(out)
-  transform = training_transform(given) if out else None
-  opened = opened_splits(given.source, given.split)
+  transform = training_transform(args) if out else None
+  splits = open_splits(args.source, args.split)
   if transform:
-    check_transform(transform, next(iter(opened.values())))
-  began, total = time.perf_counter(), sum(map(len, opened.values()))
+    check_transform(transform, next(iter(splits.values())))
+  began, total = time.perf_counter(), sum(map(len, splits.values()))
   with text.progress(total, unit='images') as advance:
     surveys = {
-      split: survey(source, threads=given.threads, advance=advance)
-      for split, source in opened.items()
+      split: survey_split(source, threads=args.threads, advance=advance)
+      for split, source in splits.items()
     }
-  found = report(given.source, surveys)
-  found['images_per_second'] = round(total / (time.perf_counter() - began), 1)
-  if given.format == 'json':
-    print(json.dumps(found, indent=1))
+  summary = report(args.source, surveys)
+  summary['images_per_second'] = round(total / (time.perf_counter() - began), 1)
+  if args.format == 'json':
+    print(json.dumps(summary, indent=1))
   else:
-    for line in lines(found):
+    for line in report_lines(summary):
       print(line)
-    print(f'read {total:,} images at {found["images_per_second"]:,.0f} images/s')
+    print(f'read {total:,} images at {summary["images_per_second"]:,.0f} images/s')
   if out and transform:
     sys.stdout.flush()
     split = next(iter(surveys))
-    write(out, png(sheet(surveys[split], transform, seed=given.seed)))
-    print(f'{out} shows images of {split}, {SHEET[1]} draws of each', file=sys.stderr)
-  return 3 if amiss(found) else 0
+    with files.replacing(out) as file:
+      file.write(png(augmented_sheet(surveys[split], transform, seed=args.seed)))
+    to_stderr(f'{out} shows images of {split}, {SHEET[1]} augmentations of each')
+  return 3 if has_problems(summary) else 0
 
 
 def check_out(out: pathlib.Path) -> None:
@@ -485,20 +284,20 @@ def check_out(out: pathlib.Path) -> None:
     raise ValueError(f'--out {printable(str(out))} cannot be written: {error.strerror}') from None
 
 
-def opened_splits(name: str, asked: Sequence[str] | None) -> dict[str, Source]:
-  """The splits asked for, which must not be empty; else all that are not.
+def open_splits(name: str, splits: Sequence[str] | None) -> dict[str, Source]:
+  """The splits of those names, which must not be empty; else all that are not.
 
   Raises:
     ValueError: if there is none.
   """
-  if asked:
-    return sources.open_splits(name, {split: split for split in asked})
-  splits = {split: opened() for split, opened in sources.splits_of(name).items()}
-  if empty := [split for split, source in splits.items() if not len(source)]:
+  if splits:
+    return sources.open_splits(name, {split: split for split in splits})
+  every = {split: open_split() for split, open_split in sources.splits_of(name).items()}
+  if empty := [split for split, source in every.items() if not len(source)]:
     to_stderr(f'{printable(name)} has no images in {", ".join(empty)}')
-  if len(empty) == len(splits):
+  if len(empty) == len(every):
     raise ValueError(f'{printable(name)} has no images')
-  return {split: source for split, source in splits.items() if len(source)}
+  return {split: source for split, source in every.items() if len(source)}
 
 
 def check_transform(transform: transforms.Transform, source: Source) -> None:
@@ -510,24 +309,24 @@ def check_transform(transform: transforms.Transform, source: Source) -> None:
   for index in range(min(len(source), pipeline.TRIES)):
     try:
       image = transforms.as_pixels(source[index]['image'])
-      rows, columns, _ = transform(image, np.random.default_rng(0)).shape
+      height, width, _ = transform(image, np.random.default_rng(0)).shape
     except (transforms.BadImage, OSError):
       continue
     except ValueError as error:
       raise ValueError(f'{source.describe(index)}: {error}') from None
-    if (rows, columns) != transform.size:
-      wanted = '{}x{}'.format(*transform.size)
-      raise ValueError(f'--augment gives images of {rows}x{columns} pixels, --size is {wanted}')
+    if (height, width) != transform.size:
+      size = '{}x{}'.format(*transform.size)
+      raise ValueError(f'--augment gives images of {height}x{width} pixels, --size is {size}')
     return
 
 
-def training_transform(given: argparse.Namespace) -> transforms.Transform:
-  """What --augment and --size ask for; without them, as configs/default.py has it."""
+def training_transform(args: argparse.Namespace) -> transforms.Transform:
+  """The transforms of --augment and --size; without them, those of configs/default.py."""
   from vit_jax.config import default
 
   config = default()
-  size = (given.size, given.size) if given.size else tuple(config.image_size)
-  return transforms.compose(given.augment or config.data.augment, size)
+  size = (args.size, args.size) if args.size else tuple(config.image_size)
+  return transforms.compose(args.augment or config.data.augment, size)
 
 
 def split_to_save(name: str) -> str:
@@ -535,39 +334,36 @@ def split_to_save(name: str) -> str:
   splits = sources.splits_of(name)
   if 'test' in splits:
     return 'test'
-  return next((split for split, opened in splits.items() if len(opened())), 'train')
+  return next((split for split, open_split in splits.items() if len(open_split())), 'train')
 
 
-def save(given: argparse.Namespace) -> int:
+def save(args: argparse.Namespace) -> int:
   """`vit data save`."""
-  split = given.split or split_to_save(given.source)
-  source = sources.open_source(given.source, split)
-  written, failed = save_images(source, given.folder, count=given.count)
+  split = args.split or split_to_save(args.source)
+  source = sources.open_source(args.source, split)
+  written, failed = save_images(source, args.folder, count=args.count)
   for line in failed:
-    print(f'vit data: {printable(line)}', file=sys.stderr)
-  where = f'{printable(given.source)}, split {split}, are in {printable(given.folder)}'
-  print(f'{written} images of {where}' + f'; {len(failed)} are not' * bool(failed))
+    warn('data', printable(line))
+  names = f'{printable(args.source)}, split {split}, are in {printable(args.folder)}'
+  print(f'{written} images of {names}' + f'; {len(failed)} are not' * bool(failed))
   return 3 if failed else 0
 
 
-def prepare(given: argparse.Namespace) -> int:
+def prepare(args: argparse.Namespace) -> int:
   """`vit data prepare`."""
-  importlib.import_module('vit_jax.sources.tfds').prepare(given.name, say=to_stderr)
+  importlib.import_module('vit_jax.sources.tfds').prepare(args.name, say=to_stderr)
   return 0
 
 
-def list_presets(given: argparse.Namespace) -> int:
+def list_presets(args: argparse.Namespace) -> int:
   """`vit data list`."""
-  if given.format == 'json':
-    fields = {
-      name: vars(preset) | {'splits': dict(preset.splits)}
-      for name, preset in presets.PRESETS.items()
-    }
+  if args.format == 'json':
+    fields = {name: dataclasses.asdict(preset) for name, preset in presets.PRESETS.items()}
     print(json.dumps(fields, indent=1))
     return 0
   rows = [['name', 'source', 'classes', 'steps', 'splits']]
   for name, preset in presets.PRESETS.items():
-    splits = ', '.join(f'{use} {meant}' for use, meant in preset.splits.items())
+    splits = ', '.join(f'{split} {meaning}' for split, meaning in preset.splits.items())
     steps = f'{preset.steps:,}' if preset.steps else ''
     rows.append([name, preset.source, f'{preset.classes:,}', steps, splits])
   for line in text.columns(rows):
@@ -575,13 +371,13 @@ def list_presets(given: argparse.Namespace) -> int:
   return 0
 
 
-def check_ranges(given: argparse.Namespace) -> None:
+def check_ranges(args: argparse.Namespace) -> None:
   """Raises ValueError for a flag out of its RANGES."""
-  for name, (least, most) in RANGES.items():
-    number = getattr(given, name, None)
-    if number is not None and not least <= number <= most:
-      wanted = f'at least {least}' if math.isinf(most) else f'from {least} to {most}'
-      raise ValueError(f'--{name} must be {wanted}, got {number}')
+  for name, (low, high) in RANGES.items():
+    number = getattr(args, name, None)
+    if number is not None and not low <= number <= high:
+      limits = f'at least {low}' if math.isinf(high) else f'from {low} to {high}'
+      raise ValueError(f'--{name} must be {limits}, got {number}')
 
 
 ACTIONS = {'show': show, 'save': save, 'prepare': prepare, 'list': list_presets}
