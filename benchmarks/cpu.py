@@ -71,7 +71,7 @@ def main() -> int:
   for case in QUICK if flags.quick else CASES:
     found = compared(case, flags)
     results['results'].append(dataclasses.asdict(case) | found)
-    bench.written(flags.out, results)
+    bench.write_results(flags.out, results)
     show(case, found)
   return 0
 

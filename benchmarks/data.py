@@ -531,7 +531,7 @@ def main() -> int:
     results['photos'] = make_photos(folder, flags.photos)
     print(f'{flags.photos} photos of {results["photos"]["mean_bytes"]:,.0f} bytes', flush=True)
     results |= speeds(folder, flags)
-    bench.written(flags.out, results)
+    bench.write_results(flags.out, results)
     if flags.images:
       results['memory'] = memory(folder, flags.images)
     if flags.million:
@@ -539,7 +539,7 @@ def main() -> int:
     if flags.train:
       results['train'] = train(folder)
   results['load_average_after'] = os.getloadavg()[0]
-  bench.written(flags.out, results)
+  bench.write_results(flags.out, results)
   show(results)
   return 0
 

@@ -360,7 +360,7 @@ def main() -> int:
   found = EXPERIMENTS[given.experiment](pathlib.Path(given.workdir, given.experiment).absolute())
   seconds = round(time.perf_counter() - began)
   results = {'provenance': bench.provenance(), 'seconds': seconds, 'seeds': SEEDS, **found}
-  bench.written(given.out or f'benchmarks/results/{given.experiment}.json', results)
+  bench.write_results(given.out or f'benchmarks/results/{given.experiment}.json', results)
   print('\n'.join(lines(found)))
   return 0
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import peers
 
 from vit_jax.commands import bench
-from vit_jax.commands.bench import Case, Program, Worker
+from vit_jax.commands.bench import Case, CompiledStep, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,17 @@ TINY = Size(
 )
 
 
-def matmul(size: Size) -> Program:
+def matmul(size: Size) -> CompiledStep:
   """Products of two random square bfloat16 matrices."""
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (size.matmul, size.matmul), jnp.bfloat16) for key in keys)
   product = jax.jit(jnp.matmul)
   facts = {'size': size.matmul, 'peak_flops': bench.metrics.peak_flops()}
   facts['device'] = {'kind': jax.devices()[0].device_kind, 'count': jax.device_count()}
-  return Program(facts, (product(a, b) for _ in itertools.count()))
+  return CompiledStep(facts, (product(a, b) for _ in itertools.count()))
 
 
-def attention(size: Size, implementation: str) -> Program:
+def attention(size: Size, implementation: str) -> CompiledStep:
   """Forward and backward passes of `jax.nn.dot_product_attention` alone, 'cudnn' or 'xla'."""
   keys = jax.random.split(jax.random.key(0), 4)
   q, k, v, out = (jax.random.normal(key, size.attention, jnp.bfloat16) for key in keys)
@@ -98,7 +98,7 @@ def attention(size: Size, implementation: str) -> Program:
 
     return jax.vjp(attend, q, k, v)[1](out)
 
-  return Program({'shape': size.attention}, (gradients(q, k, v) for _ in itertools.count()))
+  return CompiledStep({'shape': size.attention}, (gradients(q, k, v) for _ in itertools.count()))
 
 
 PROGRAMS = {
@@ -230,7 +230,7 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   limit = next(limits)
   results['attention'] = attempt('attention', lambda: measured_attention(flags, limit))
   for name in ('matmul', 'attention'):
-    print(f'{name}: {json.dumps(bench.rounded(results[name]))}', flush=True)
+    print(f'{name}: {json.dumps(bench.round_floats(results[name]))}', flush=True)
   peak = results['matmul'].get('tflops', {}).get('median')
   results['parts'] = []
   for part, limit in zip(size.parts, limits):
@@ -239,7 +239,7 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
     found = {'model': part.case.model, 'mode': part.case.mode} | found
     show(found, peak)
     results['parts'].append(found)
-    bench.written(flags.out, results)
+    bench.write_results(flags.out, results)
   return results
 
 

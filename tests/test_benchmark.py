@@ -18,7 +18,7 @@ TINY = Case('ViT-Ti/16', batch=2, image_size=32, dtype='float32', depth=2, unrol
 
 @pytest.fixture(scope='module')
 def programs():
-  return {mode: bench.prepared(dataclasses.replace(TINY, mode=mode)) for mode in bench.MODES}
+  return {mode: bench.compile_case(dataclasses.replace(TINY, mode=mode)) for mode in bench.MODES}
 
 
 @pytest.mark.parametrize(('model', 'gflop'), [('ViT-B/16', '35.13'), ('ViT-L/16', '123.11')])

@@ -29,16 +29,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, metrics, models, optim
+from vit_jax import bundle, files, metrics, models, optim
 from vit_jax.commands import ending
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
 from vit_jax.workdir import ROOT, installed, source
 
 MODES = ('train', 'infer')
-CLASSES = 1000
-HALF = (0.5, 0.5, 0.5)
-BATCHES = 4  # sets of random images that the steps rotate among
+CLASSES = 1000  # ImageNet's
+HALF = (0.5, 0.5, 0.5)  # mean and std of images in [-1, 1]
+BATCHES = 4  # of random images that the steps rotate among, so that none is in a cache
 PACKAGES = ('jax', 'jaxlib', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy', 'torch', 'timm')
 
 
@@ -64,27 +64,27 @@ class Case:
   unroll: int | None = None
   depth: int | None = None
 
-  def build(self) -> Any:
+  def build(self) -> models.Model:
     """The model.
 
     Raises:
       ValueError: for a name, a size or a type that cannot be.
     """
-    asked = {'dtype': self.dtype or 'float32', 'unroll': self.unroll, 'depth': self.depth}
-    fields = {field: value for field, value in asked.items() if value is not None}
+    options = {'dtype': self.dtype or 'float32', 'unroll': self.unroll, 'depth': self.depth}
+    fields = {field: value for field, value in options.items() if value is not None}
     model = models.build(self.model, num_classes=CLASSES, **fields)
     models.check_size(model, (self.image_size, self.image_size))
     return model
 
   def flops(self) -> int:
-    """Of one image: a training step is three forward passes."""
+    """FLOPs of one image: a training step is three forward passes."""
     return self.build().flops(self.image_size, self.image_size) * (3 if self.mode == 'train' else 1)
 
   def arguments(self) -> list[str]:
     """The words after `vit bench` that stand for it."""
-    given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-    model = given.pop('model')
-    return [model, *(f'--{name.replace("_", "-")}={value}' for name, value in given.items())]
+    fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+    model = fields.pop('model')
+    return [model, *(f'--{name.replace("_", "-")}={value}' for name, value in fields.items())]
 
   def command(self, *options: str) -> list[str]:
     """Starts a worker for it; the options are further ones of `vit bench`."""
@@ -92,7 +92,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledStep:
   """A compiled step and what is known of it.
 
   Fields:
@@ -105,7 +105,7 @@ class Program:
 
   def seconds(self, count: int) -> float:
     """The time that so many steps take."""
-    # XLA's CPU client would run independent steps side by side.
+    # XLA's CPU client runs independent steps side by side, which no training does.
     one_by_one = jax.default_backend() == 'cpu'
     began = time.perf_counter()
     for _ in range(count):
@@ -123,27 +123,27 @@ def run(args: argparse.Namespace) -> int:
   cases = [Case(**(fields | {'mode': mode})) for mode in modes]
   cases[0].build()
   if args.serve:
-    return serve(lambda: prepared(cases[0]), turn=args.turn, steps=args.steps)
+    return serve(lambda: compile_case(cases[0]), turn=args.turn, steps=args.steps)
   origin = provenance()
   with ending(1, RuntimeError):
     results = [measure(c, turns=args.turns, turn=args.turn, steps=args.steps) for c in cases]
-  print(json.dumps(rounded({'provenance': origin, 'results': results}), indent=1))
+  print(json.dumps(round_floats({'provenance': origin, 'results': results}), indent=1))
   return 0
 
 
-def training(case: Case) -> Program:
+def training(case: Case) -> CompiledStep:
   """`step.make_step` with AdamW and clipping; its state is donated."""
   model, batches = case.build(), itertools.cycle(synthetic(case))
   schedule = optim.make_schedule('constant', learning_rate=1e-4, total=1)
   tx = optim.make_optimizer('adamw', schedule, weight_decay=0.05, clip=1.0)
   loss = classify.make_loss(model.apply, mean=HALF, std=HALF)
-  params = drawn(model, case)
+  params = random_params(model, case)
   state = make_state(params, tx)
   step = jax.jit(untraced(make_step(loss, tx, schedule)), donate_argnums=0)
   compiled, facts = compile_timed(step, state, next(batches))
   facts |= {
     'state_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-    'argument_copies': argument_copies(compiled.as_text()),
+    'argument_copies': argument_copies(compiled.as_text() or ''),
   }
 
   def updates(state: State) -> Iterator[Any]:
@@ -151,34 +151,36 @@ def training(case: Case) -> Program:
       state, measured = compiled(state, next(batches))
       yield measured
 
-  return started(case, facts, updates(state))
+  return first_step(case, facts, updates(state))
 
 
-def inference(case: Case) -> Program:
+def inference(case: Case) -> CompiledStep:
   """Logits of uint8 images."""
   model, batches = case.build(), itertools.cycle(synthetic(case))
-  params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), drawn(model, case))
+  params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), random_params(model, case))
 
-  def logits(params: Any, images: jax.Array) -> jax.Array:
+  def logits(params: models.Tree, images: jax.Array) -> jax.Array:
     return model.apply({'params': params}, bundle.normalize(images, HALF, HALF))[0]
 
   compiled, facts = compile_timed(jax.jit(logits), params, next(batches)['image'])
-  return started(case, facts, (compiled(params, next(batches)['image']) for _ in itertools.count()))
+  return first_step(
+    case, facts, (compiled(params, next(batches)['image']) for _ in itertools.count())
+  )
 
 
-PROGRAMS = {'train': training, 'infer': inference}
+STEPS = {'train': training, 'infer': inference}
 
 
-def drawn(model: nn.Module, case: Case) -> Any:
-  """Random parameters, all of them in use; drawn by name, as jitting `init` takes seconds."""
+def random_params(model: nn.Module, case: Case) -> models.Tree:
+  """Random parameters, all of them in use; filled by NumPy, as jitting `init` takes seconds."""
   images = jax.ShapeDtypeStruct((1, case.image_size, case.image_size, 3), jnp.float32)
   rng = np.random.default_rng(0)
 
-  def draw(name: str, leaf: Any) -> jax.Array:
+  def sample(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     values = np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
     return jnp.asarray(values + np.float32(name.endswith('scale')))
 
-  return models.map_named(draw, jax.eval_shape(model.init, jax.random.key(0), images)['params'])
+  return models.map_named(sample, jax.eval_shape(model.init, jax.random.key(0), images)['params'])
 
 
 def synthetic(case: Case) -> list[Batch]:
@@ -195,18 +197,21 @@ def synthetic(case: Case) -> list[Batch]:
   ]
 
 
-def compile_timed(step: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-  """A jitted function compiled for such arguments, the times that took, and what it will need."""
+def compile_timed(
+  step: jax.stages.Wrapped, *arguments: models.Tree
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+  """A jitted function compiled for such arguments, the seconds that took, and its memory."""
   times = [time.perf_counter()]
   lowered = step.lower(*arguments)
   times.append(time.perf_counter())
   compiled = lowered.compile()
   times.append(time.perf_counter())
   memory = compiled.memory_analysis()
+  assert memory is not None  # every backend of XLA has it
   facts: dict[str, Any] = {
     'lowering_seconds': times[1] - times[0],
     'compile_seconds': times[2] - times[1],
-    'attention': 'cudnn' if '__cudnn$fmha' in compiled.as_text() else 'xla',
+    'attention': 'cudnn' if '__cudnn$fmha' in (compiled.as_text() or '') else 'xla',
     'program_bytes': {
       'arguments': memory.argument_size_in_bytes,
       'outputs': memory.output_size_in_bytes,
@@ -227,7 +232,7 @@ def argument_copies(program: str) -> int:
   return sum(name in arrays for name in re.findall(r' copy\(%([^\s)]+)\)', entry))
 
 
-def started(case: Case, facts: dict[str, Any], steps: Iterator[Any]) -> Program:
+def first_step(case: Case, facts: dict[str, Any], steps: Iterator[Any]) -> CompiledStep:
   """The program after its first step, with the facts that belong to every report."""
   began = time.perf_counter()
   jax.block_until_ready(next(steps))
@@ -241,28 +246,30 @@ def started(case: Case, facts: dict[str, Any], steps: Iterator[Any]) -> Program:
     'device': {'kind': device.device_kind, 'count': jax.device_count()},
     'peak_flops': metrics.peak_flops(),
   }
-  return Program(facts, steps)
+  return CompiledStep(facts, steps)
 
 
-def serve(prepare: Callable[[], Program], *, turn: float, steps: int | None = None) -> int:
+def serve(
+  compile_step: Callable[[], CompiledStep], *, turn: float, steps: int | None = None
+) -> int:
   """Makes this process a worker: JSON lines on standard output, a turn for a line of input.
 
-  First the program's facts; then {'steps', 'seconds'} for every line read; at the end of the
+  First the step's facts; then {'steps', 'seconds'} for every line read; at the end of the
   input, the peak of memory.
 
   Args:
-    prepare: gives the program.
+    compile_step: gives the step.
     turn: seconds that a turn should take.
     steps: of a turn, instead.
   """
   out = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)  # what libraries print does not belong among the lines
-  program = prepare()
-  program.seconds(1)  # may compile
-  count = steps or max(1, round(turn * 2 / program.seconds(2)))
-  print(json.dumps(program.facts), file=out)
+  step = compile_step()
+  step.seconds(1)  # may compile
+  count = steps or max(1, round(turn * 2 / step.seconds(2)))
+  print(json.dumps(step.facts), file=out)
   for _ in sys.stdin:
-    print(json.dumps({'steps': count, 'seconds': program.seconds(count)}), file=out)
+    print(json.dumps({'steps': count, 'seconds': step.seconds(count)}), file=out)
   print(json.dumps({'peak_bytes': peak_bytes()}), file=out)
   return 0
 
@@ -276,8 +283,8 @@ def peak_bytes() -> dict[str, int | None]:
 def peak_resident() -> int | None:
   """From Linux's VmHWM: getrusage's maximum would begin with the parent's. None elsewhere."""
   status = pathlib.Path('/proc/self/status')
-  found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
-  return int(found[1]) * 1024 if found else None
+  match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+  return int(match[1]) * 1024 if match else None
 
 
 class Worker:
@@ -314,7 +321,7 @@ class Worker:
   def __enter__(self) -> 'Worker':
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, *_: object) -> None:
     self.end()
 
   def turn(self) -> float:
@@ -378,7 +385,7 @@ def take_turns(
 
 
 def report(facts: dict[str, Any], case: Case, seconds: Sequence[float]) -> dict[str, Any]:
-  """A worker's facts with its rates: 'mfu' is the share of the data sheet's bfloat16 FLOP/s.
+  """A worker's facts with its rates: 'mfu' is the fraction of the data sheet's bfloat16 FLOP/s.
 
   Args:
     facts: with 'peak_flops', or None in its place where the device's is not known.
@@ -424,10 +431,10 @@ def compare(
   pairs = itertools.combinations(workers, 2)
   ratios = {f'{a} / {b}': ratio(seconds[a], seconds[b]) for a, b in pairs}
   facts = {name: worker.finish() for name, worker in workers.items()}
-  peak = next((known['peak_flops'] for known in facts.values() if known.get('peak_flops')), None)
+  peak = next((f['peak_flops'] for f in facts.values() if f.get('peak_flops')), None)
   reports = {
-    name: report({**known, 'peak_flops': peak}, case, seconds[name])
-    for name, known in facts.items()
+    name: report({**values, 'peak_flops': peak}, case, seconds[name])
+    for name, values in facts.items()
   }
   return reports | {'ratios': ratios}
 
@@ -448,33 +455,31 @@ def provenance() -> dict[str, Any]:
 def cpu_model() -> str:
   """Linux's name for the processor, elsewhere its architecture."""
   info = pathlib.Path('/proc/cpuinfo')
-  found = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
-  return found[1] if found else platform.machine()
+  match = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+  return match[1] if match else platform.machine()
 
 
 def usable_cores() -> int | None:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def written(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
+def write_results(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
   """Writes results as JSON, whole or not at all."""
-  target = pathlib.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_suffix('.partial')
-  partial.write_text(json.dumps(rounded(results), indent=1) + '\n')
-  os.replace(partial, target)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  with files.replacing(path) as file:
+    file.write((json.dumps(round_floats(results), indent=1) + '\n').encode())
 
 
-def rounded(tree: Any) -> Any:
-  """Every float of a tree to five digits, as no measurement has more."""
+def round_floats(tree: object) -> object:
+  """Every float of nested dicts and lists to five digits, as no measurement has more."""
   if isinstance(tree, dict):
-    return {name: rounded(value) for name, value in tree.items()}
+    return {name: round_floats(value) for name, value in tree.items()}
   if isinstance(tree, list):
-    return [rounded(value) for value in tree]
+    return [round_floats(value) for value in tree]
   return float(f'{tree:.5g}') if isinstance(tree, float) else tree
 
 
-def prepared(case: Case) -> Program:
-  """The case's program, in the type that suits the device where none is named."""
+def compile_case(case: Case) -> CompiledStep:
+  """The step of a case, in the type that suits the device where none is named."""
   dtype = case.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
-  return PROGRAMS[case.mode](dataclasses.replace(case, dtype=dtype))
+  return STEPS[case.mode](dataclasses.replace(case, dtype=dtype))

@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 
+from vit_jax.text import reason
 from vit_jax.workdir import PACKAGES, installed
 
 
@@ -18,24 +19,24 @@ def run(args: argparse.Namespace) -> int:
     version = installed(package)
     print(f'  {package:24} {version or "MISSING"}')
     missing += [] if version else [package]
-  faults = [f'missing: {", ".join(missing)}; pip install vit_jax brings them'] if missing else []
-  faults += devices()
-  for fault in faults:
-    print(f'!! {fault}', file=sys.stderr)
-  print('all is well' if not faults else f'{len(faults)} to mend, see above')
-  return 1 if faults else 0
+  problems = [f'missing: {", ".join(missing)}; pip install vit_jax brings them'] if missing else []
+  problems += check_devices()
+  for problem in problems:
+    print(f'!! {problem}', file=sys.stderr)
+  print('all is well' if not problems else f'{len(problems)} to fix, see above')
+  return 1 if problems else 0
 
 
-def devices() -> list[str]:
+def check_devices() -> list[str]:
   """Prints JAX's devices; returns what is wrong with them."""
   try:
     import jax
 
-    found = jax.devices()
-  except Exception as error:  # whatever a broken driver or plugin raises is what we are here for
-    return [f'JAX does not start: {" ".join(str(error).split())}']
-  print(f'{len(found)} {jax.default_backend()} device{"s" * (len(found) > 1)}:')
-  for device in found:
+    devices = jax.devices()
+  except Exception as error:  # of whatever kind a broken driver or plugin raises
+    return [f'JAX does not start: {reason(error)}']
+  print(f'{len(devices)} {jax.default_backend()} device{"s" * (len(devices) > 1)}:')
+  for device in devices:
     stats = device.memory_stats() or {}
     memory = f', {stats["bytes_limit"] / 2**30:.0f} GiB' if 'bytes_limit' in stats else ''
     print(f'  {device.device_kind}{memory}')

@@ -472,9 +472,9 @@ def random_erasing(
       ratio = math.exp(rng.uniform(math.log(ratio_min), -math.log(ratio_min)))
       h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
       if h < height and w < width:
-        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
         image = image.copy()
-        image[top : top + h, left : left + w] = FILLS[mode]((h, w), rng)
+        image[y : y + h, x : x + w] = FILLS[mode]((h, w), rng)
         break
     return image
 

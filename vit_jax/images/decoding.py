@@ -88,14 +88,14 @@ class Encoded:
     """
     excess = min(box[2] // min_size[0], box[3] // min_size[1])
     factor = 1 if excess < 2 else 2 if excess < 4 else 4 if excess < 8 else 8
-    top, left, bottom, right = edges(box, self.shape, self.orientation)
+    y, x, y_end, x_end = edges(box, self.shape, self.orientation)
     try:
-      image = self.rows(bottom, factor)
+      image = self.rows(y_end, factor)
     except ValueError:
       image, factor = self.decode_pillow(), 1
     if factor > 1:
-      top, left, bottom, right = ((x + factor // 2) // factor for x in (top, left, bottom, right))
-    return upright(image[top:bottom, left:right], self.orientation)
+      y, x, y_end, x_end = ((edge + factor // 2) // factor for edge in (y, x, y_end, x_end))
+    return upright(image[y:y_end, x:x_end], self.orientation)
 
   def rows(self, bottom: int, factor: int) -> Image:
     """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8.
@@ -223,8 +223,8 @@ def check_tiles(image: 'Picture') -> None:
 
   if isinstance(image, TiffImageFile):
     for tile in image.tile:
-      left, top, right, bottom = tile[1] or (0, 0, *image.size)
-      check_pixels(max(bottom - top, 1), max(right - left, 1))
+      x, y, x_end, y_end = tile[1] or (0, 0, *image.size)
+      check_pixels(max(y_end - y, 1), max(x_end - x, 1))
     check_pixels(*(max(int(image.tag_v2.get(tag, 1)), 1) for tag in (323, 322)))
 
 
@@ -255,15 +255,15 @@ def edges(
   box: tuple[int, int, int, int], shape: tuple[int, int, int], orientation: int
 ) -> tuple[int, int, int, int]:
   """Top, left, bottom and right, as stored, of a box (top, left, height, width) that is upright."""
-  top, left, height, width = box
+  y, x, height, width = box
   swaps, rows, columns = ORIENTATIONS[orientation]
   if rows:
-    top = shape[0] - top - height
+    y = shape[0] - y - height
   if columns:
-    left = shape[1] - left - width
+    x = shape[1] - x - width
   if swaps:
-    return left, top, left + width, top + height
-  return top, left, top + height, left + width
+    return x, y, x + width, y + height
+  return y, x, y + height, x + width
 
 
 def jpeg_headers(data: bytes) -> tuple[int, int]:

@@ -116,8 +116,8 @@ def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
   half = round if rounding == 'nearest' else math.floor
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    top, left = (half(excess / 2) for excess in margins(image, height, width))
-    return image[top : top + height, left : left + width]
+    y, x = (half(excess / 2) for excess in margins(image, height, width))
+    return image[y : y + height, x : x + width]
 
   return step
 
@@ -159,8 +159,8 @@ def random_crop(height: int, width: int) -> Step:
   check_sides(height, width)
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    top, left = (int(rng.integers(excess + 1)) for excess in margins(image, height, width))
-    return image[top : top + height, left : left + width]
+    y, x = (int(rng.integers(excess + 1)) for excess in margins(image, height, width))
+    return image[y : y + height, x : x + width]
 
   return step
 
@@ -229,8 +229,8 @@ def crop_box(
   """The part within a box (top, left, height, width), which may be shrunk to `min_size`."""
   if isinstance(image, Encoded):
     return image.crop(box, min_size)
-  top, left, height, width = box
-  return image[top : top + height, left : left + width]
+  y, x, height, width = box
+  return image[y : y + height, x : x + width]
 
 
 def flip() -> Step:

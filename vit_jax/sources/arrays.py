@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -92,24 +91,35 @@ class Archive:
   path: str
   where: str
 
-  def read(self, name: str | None = None) -> Any:
-    """An array of the file; without a name, the names of all.
+  def names(self) -> dict[str, str]:
+    """{in lower case: name} of its arrays.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    try:
+      with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
+        return {name.lower(): name for name in archive.files}
+    except Exception:  # of whatever kind a reader raises over hostile bytes
+      raise ValueError(f'{self.where}: damaged, or no .npz archive') from None
+
+  def read(self, name: str) -> np.ndarray:
+    """An array of the file.
 
     Raises:
       ValueError: if the file is damaged, or the array is not plain numbers or text.
     """
     try:
       with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-        return archive[name] if name else [str(name) for name in archive.files]
-    except Exception as error:  # of whatever kind a reader raises over hostile bytes
-      where = f'{self.where}, {name}' if name else self.where
-      if 'allow_pickle' in str(error) and name:
-        raise ValueError(f'{where}: an array of objects; must be numbers') from None
-      raise ValueError(f'{where}: damaged, or no .npz archive') from None
+        return archive[name]
+    except Exception as error:  # as above
+      if 'allow_pickle' in str(error):
+        raise ValueError(f'{self.where}, {name}: an array of objects; must be numbers') from None
+      raise ValueError(f'{self.where}, {name}: damaged, or no .npz archive') from None
 
   def splits(self) -> dict[str, tuple[str, str]]:
     """{split: (name of its images, of its labels)}."""
-    names = {name.lower(): name for name in self.read()}
+    names = self.names()
     pairs: dict[str, tuple[str, str]] = {}
     for alias, split in {'': 'train', **sources.SPLIT_NAMES}.items():
       image, label = find_name(names, IMAGES, alias), find_name(names, LABELS, alias)
@@ -171,7 +181,7 @@ class Archive:
 
   def class_names(self) -> tuple[str, ...] | None:
     """The names that an array of the file holds; None where there is no such array."""
-    names = {name.lower(): name for name in self.read()}
+    names = self.names()
     name = next((names[name] for name in CLASSES if name in names), None)
     if name is None:
       return None
