@@ -302,7 +302,6 @@ def make_optimizer(
   Raises:
     ValueError: for an unknown name, or values that do not go together.
   """
-  check_sharpness(sam, gsam, sam_min, rates)
   values: dict[str, Any] = dict(
     weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov
   )
@@ -313,11 +312,7 @@ def make_optimizer(
     *make(name, schedule, values, momentum_dtype),
     *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
-  if not sam:
-    return tx
-  if not gsam or rates is None:
-    return sharpness_aware(tx, sam)
-  return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
+  return with_sam(tx, schedule, sam=sam, gsam=gsam, sam_min=sam_min, rates=rates)
 
 
 def recipe(
@@ -393,10 +388,16 @@ def imported_recipe(
   return [tx]
 
 
-def check_sharpness(
-  sam: float, gsam: float, sam_min: float, rates: tuple[float, float] | None
-) -> None:
-  """Raises ValueError for arguments of SAM and GSAM that do not go together."""
+def with_sam(
+  tx: optax.GradientTransformation,
+  schedule: Schedule,
+  *,
+  sam: float,
+  gsam: float,
+  sam_min: float,
+  rates: tuple[float, float] | None,
+) -> optax.GradientTransformation:
+  """`tx` with SAM or GSAM, where it is asked for; the arguments are those of `make_optimizer`."""
   if gsam and not sam:
     raise ValueError(f'gsam is {gsam}, needs sam above 0')
   if gsam and rates is None:
@@ -405,6 +406,11 @@ def check_sharpness(
     raise ValueError(f'sam_min is {sam_min}, needs gsam above 0')
   if sam_min > sam:
     raise ValueError(f'sam_min is {sam_min}, must be at most sam, {sam}')
+  if not sam:
+    return tx
+  if not gsam or rates is None:
+    return sharpness_aware(tx, sam)
+  return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
 
 
 def sharpness_aware(

@@ -43,7 +43,7 @@ def placed_state(plan: Plan) -> State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Session:
+class Training:
   """One start of a run: its plan, and what it writes to."""
 
   plan: Plan
@@ -98,14 +98,14 @@ def run_to_end(
   fixed = sharding.place(plan.task.fixed, plan.mesh)
   log = metrics.Log(folder, start=start, others=plan.loggers(folder))
   unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-  run = Session(plan, fixed, folder, saved, log, display, unreadable, ends)
-  introduce(run, start)
+  training = Training(plan, fixed, folder, saved, log, display, unreadable, ends)
+  introduce(training, start)
   with contextlib.closing(log), display:
-    evaluate = Evaluator(run)
-    step, state = loop(run, state, start, evaluate)
-    finished = step == plan.total or is_stale(run, step)
+    evaluate = Evaluator(training)
+    step, state = loop(training, state, start, evaluate)
+    finished = step == plan.total or is_stale(training, step)
     if finished:
-      finish(run, state, step, evaluate)
+      finish(training, state, step, evaluate)
     else:
       display.say(f'stopped at step {step}, saved: the same command resumes there')
   return finished
@@ -121,25 +121,25 @@ def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> 
   say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
 
 
-def loop(run: Session, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
+def loop(training: Training, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
   """Updates until the end, or until patience, time or the user ends it: the last step and state."""
-  plan, saved = run.plan, run.saved
-  stale = is_stale(run, step)
+  plan, saved = training.plan, training.saved
+  stale = is_stale(training, step)
   if stale or step == plan.total:
     return step, state
   with (
-    interruption(run.display.say) as interrupted,
-    time_limit(run.ends, plan.config.time_limit, run.display.say) as over,
-    plan.training_batches(step, run.unreadable['train']) as batches,
+    interruption(training.display.say) as interrupted,
+    time_limit(training.ends, plan.config.time_limit, training.display.say) as over,
+    plan.training_batches(step, training.unreadable['train']) as batches,
     jax.transfer_guard('disallow'),
   ):
     first = next(batches)
-    update = run.display.compiled('training step', updater(plan), state, first, run.fixed)
+    update = training.display.compiled('training step', updater(plan), state, first, training.fixed)
     batches = itertools.chain([first], batches)
-    watch = Watch(run, saved.sums_at(step) if step else {})
+    watch = Watch(training, saved.sums_at(step) if step else {})
     while step < plan.total and not stale:
       batch = watch.waiting(lambda: next(batches))
-      state, measured = update(state, batch, run.fixed)
+      state, measured = update(state, batch, training.fixed)
       step += 1
       watch.add(step, state, batch, measured)
       stop = interrupted() or over() or saved.interrupted(step)
@@ -148,7 +148,7 @@ def loop(run: Session, state: State, step: int, evaluate: 'Evaluator') -> tuple[
         with watch.settled(state):
           values = evaluate(step, state) if evaluates else None
           saved.save(step, state, values, watch.meter.state())
-          stale = is_stale(run, step)
+          stale = is_stale(training, step)
       if stop:
         break
     watch.settle(state)
@@ -166,35 +166,37 @@ def due(step: int, every: int, total: int) -> bool:
   return bool(every) and (step % every == 0 or step == total)
 
 
-def is_stale(run: Session, step: int) -> bool:
+def is_stale(training: Training, step: int) -> bool:
   """Whether the evaluations up to a step have not bettered the best for as long as patience."""
-  best = run.saved.best_step() if run.plan.patience else None
-  return best is not None and step - step % run.plan.evaluate_every - best >= run.plan.patience
+  best = training.saved.best_step() if training.plan.patience else None
+  return (
+    best is not None and step - step % training.plan.evaluate_every - best >= training.plan.patience
+  )
 
 
 class Evaluator:
   """Measures a state, and reports the result."""
 
-  def __init__(self, run: Session):
-    self.run = run
+  def __init__(self, training: Training):
+    self.training = training
     self.compiled: Callable[..., Any] | None = None
     self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
-    splits = self.run.plan.splits
+    splits = self.training.plan.splits
     keep = 0 if 'test' in splits else len(splits['validation'])
     values, result = self.measure('validation', state.params, keep=keep * (state.ema is None))
     if state.ema is not None:
       averaged, result = self.measure('validation', state.ema, keep=keep)
-      values |= {f'ema_{name}': averaged[name] for name in self.run.plan.task.ranks}
+      values |= {f'ema_{name}': averaged[name] for name in self.training.plan.task.ranks}
     self.latest = (step, result)
     self.report(step, 'validation', values)
     return values
 
   def last(self, step: int, state: State) -> None:
     """What is delivered, on the test split, or without one on validation: to `evaluation.json`."""
-    plan = self.run.plan
+    plan = self.training.plan
     use = next((use for use in ('test', 'validation') if use in plan.splits), None)
     if use is None:
       return
@@ -206,49 +208,49 @@ class Evaluator:
     data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
     data |= {'step': step, 'use': use}
     if jax.process_index() == 0:
-      results.write(self.run.folder, data | result)
+      results.write(self.training.folder, data | result)
 
   def measure(
     self, use: str, params: Params, *, keep: int = 0
   ) -> tuple[dict[str, float], dict[str, Any]]:
     """The task's numbers on a split; and with rows kept all there is, as JSON."""
-    run = self.run
-    task, unreadable = run.plan.task, run.unreadable[use]
-    with run.plan.evaluation_batches(use, unreadable) as batches:
+    training = self.training
+    task, unreadable = training.plan.task, training.unreadable[use]
+    with training.plan.evaluation_batches(use, unreadable) as batches:
       first = next(batches)
       if self.compiled is None:
         measure = evaluation.jit_measure(task.measure, first)
-        args = (params, first, run.fixed)
-        self.compiled = run.display.compiled('evaluation step', measure, *args)
+        args = (params, first, training.fixed)
+        self.compiled = training.display.compiled('evaluation step', measure, *args)
       batches = itertools.chain([first], batches)
       sums, rows, readable = evaluation.evaluate(
-        task, params, batches, fixed=run.fixed, keep=keep, compiled=self.compiled
+        task, params, batches, fixed=training.fixed, keep=keep, compiled=self.compiled
       )
-    source = run.plan.splits[use]
+    source = training.plan.splits[use]
     values = task.read(sums) | {'bad_images': len(source) - readable}
     return values, results.summarize(task, sums, rows, source, readable=readable) if keep else {}
 
   def report(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes the numbers of a split to the log, and shows them on a line."""
-    self.run.log.write(step, metrics.prefixed(split, values))
+    self.training.log.write(step, metrics.prefixed(split, values))
     counts = f'{values["count"]:.0f} images'
     if bad := values.get('bad_images'):
       counts += f', {bad} unreadable'
     measures = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
-    self.run.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
+    self.training.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
 
 
 class Watch:
   """Reads each step's numbers one step later, so that the device never waits for them.
 
   Args:
-    run: that is watched.
+    training: whose steps they are.
     sums: of the steps before it that belong to the first row, see `metrics.Meter`.
   """
 
-  def __init__(self, run: Session, sums: dict[str, Any]):
-    self.run = run
-    self.meter = metrics.Meter(run.plan.task.read, sums)
+  def __init__(self, training: Training, sums: dict[str, Any]):
+    self.training = training
+    self.meter = metrics.Meter(training.plan.task.read, sums)
     self.waiting = self.meter.waiting
     self.pending: tuple[int, Batch, Measured] | None = None
 
@@ -266,23 +268,23 @@ class Watch:
     measured = jax.device_get(measured)
     if not measured['finite']:
       with jax.transfer_guard('allow'):
-        tensor = first_nonfinite(self.run.plan, self.run.fixed, step, state, batch)
+        tensor = first_nonfinite(self.training.plan, self.training.fixed, step, state, batch)
       if np.isfinite([measured['sums']['loss'], measured['latest']['grad_norm']]).all():
         tensor = f'the update of {tensor}'
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
-    self.run.display.step(step)
-    if due(step, self.run.plan.log_every, self.run.plan.total):
+    self.training.display.step(step)
+    if due(step, self.training.plan.log_every, self.training.plan.total):
       self.log(step)
 
   def log(self, step: int) -> None:
     """Writes and shows a row of the steps since the last one."""
-    plan, values = self.run.plan, self.meter.read()
+    plan, values = self.training.plan, self.meter.read()
     if not plan.frozen and getattr(plan.task.model, 'dtype', '') == 'bfloat16':
       values |= metrics.utilization(plan.update_flops, values['images_per_second'])
-    values['bad_images'] = self.run.unreadable['train'].count
-    self.run.log.write(step, metrics.prefixed('train', values))
-    self.run.display.show(step, values)
+    values['bad_images'] = self.training.unreadable['train'].count
+    self.training.log.write(step, metrics.prefixed('train', values))
+    self.training.display.show(step, values)
 
   @contextlib.contextmanager
   def settled(self, state: State) -> Iterator[None]:
@@ -308,9 +310,9 @@ def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Ba
   return next((name for name, is_finite in flags if not is_finite), "the gradient's norm")
 
 
-def introduce(run: Session, start: int) -> None:
+def introduce(training: Training, start: int) -> None:
   """Says what is about to be trained, on what and with what."""
-  plan, display = run.plan, run.display
+  plan, display = training.plan, training.display
   config, mesh, model = plan.config, plan.mesh, plan.task.model
   params = abstract_state(plan).params
   for line in metrics.summary(params, plan.forward_flops, plan.update_flops * config.batch_size):
@@ -335,15 +337,15 @@ def introduce(run: Session, start: int) -> None:
     display.say(str(plan.task.start().report))
 
 
-def finish(run: Session, state: State, step: int, evaluate: Evaluator) -> None:
+def finish(training: Training, state: State, step: int, evaluate: Evaluator) -> None:
   """Takes the best state if patience asks for it, tests it, and writes the model."""
-  plan, display = run.plan, run.display
-  if plan.patience and (best := run.saved.restore_best(abstract_state(plan))):
+  plan, display = training.plan, training.display
+  if plan.patience and (best := training.saved.restore_best(abstract_state(plan))):
     step, state = best
     display.say(f'takes the parameters of step {step}, the best on validation')
   evaluate.last(step, state)
   model = plan.task.deliver(sharding.gathered(state.model_params))
   if jax.process_index() == 0:
-    bundle.write(run.folder / 'model', model)
-    card.write(run.folder, model, plan.config, step=step)
+    bundle.write(training.folder / 'model', model)
+    card.write(training.folder, model, plan.config, step=step)
   checkpoint.sync('bundle')

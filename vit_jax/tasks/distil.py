@@ -183,14 +183,13 @@ def distil(
     sums = {**sums, 'loss': total, 'task_loss': task_loss, 'teacher_loss': distance_sum}
     return total, sums, {**named, **{f'teacher/{name}': leaf for name, leaf in answer.items()}}
 
-  softness = '' if kind == 'features' else ', hard answers'
-  if is_soft(kind, temperature):
-    softness = f', temperature {temperature or 1:g}'
+  answers = ', hard answers' if kind != 'features' else ''
+  answers = f', temperature {temperature or 1:g}' if is_soft(kind, temperature) else answers
   return dataclasses.replace(
     task,
     loss=loss,
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
-    about=(*task.about, f'teacher: {teacher}; kind {kind}{softness}, weight {weight:g}'),
+    about=(*task.about, f'teacher: {teacher}; kind {kind}{answers}, weight {weight:g}'),
   )
 
 
