@@ -1,14 +1,16 @@
 """`vit NAME`: flags without JAX, one line for what is wrong, one exit code."""
 
 import argparse
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from vit_jax import __main__ as vit
 from vit_jax import analysis, commands, export
-from vit_jax.commands import bench, flags, inspect, vtab
+from vit_jax.commands import bench, compiled, flags, inspect, vtab
 from vit_jax.commands import evaluate as evaluate_command
 from vit_jax.convert import published, writing
 from vit_jax.evaluate import fewshot, inputs
@@ -92,3 +94,54 @@ def test_what_is_not_of_the_input_is_raised():
 
   with pytest.raises(TypeError, match='ours'):
     commands.run('name', command)
+
+
+COMPILE = """
+from vit_jax.commands import compiled
+compiled.keep()
+import jax, sys
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append('cache_hits' in name))
+print(float(jax.jit(lambda x: x * 3)(2.0)), any(hits))
+"""
+
+
+def compile_once(home, **more):
+  unset = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')
+  env = {name: value for name, value in os.environ.items() if name not in unset}
+  env |= {'HOME': str(home), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', **more}
+  words = [sys.executable, '-c', COMPILE]
+  done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+  assert done.stderr == ''
+  return done.stdout.split()
+
+
+def test_the_next_process_reads_what_one_has_compiled(tmp_path):
+  assert compile_once(tmp_path) == ['6.0', 'False']
+  assert compile_once(tmp_path) == ['6.0', 'True']
+  assert len(list(tmp_path.glob('.cache/vit_jax/compiled/*/*-cache'))) == 1
+
+
+def test_nothing_is_kept_where_it_is_switched_off_or_cannot_be(tmp_path):
+  assert compile_once(tmp_path, JAX_ENABLE_COMPILATION_CACHE='false') == ['6.0', 'False']
+  assert compile_once('/dev/null') == ['6.0', 'False']
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_programs_used_longest_ago_go_beyond_the_limit(tmp_path):
+  for index, age in enumerate((60, 7200, 10_800, 14_400)):  # seconds; the first may be in use
+    used = time.time() - age
+    (tmp_path / f'{index}').write_bytes(bytes(100))
+    os.utime(tmp_path / f'{index}', (used, used))
+  compiled.prune(tmp_path, limit=250)
+  assert sorted(file.name for file in tmp_path.iterdir()) == ['0', '1']
+  compiled.prune(tmp_path, limit=0)
+  assert [file.name for file in tmp_path.iterdir()] == ['0']
+
+
+def test_the_doctor_says_where_programs_are_kept(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  (tmp_path / 'a').write_bytes(bytes(2000))
+  assert f'kept in {tmp_path}: 2 kB' in compiled.describe()
+  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', '0')
+  assert compiled.describe().startswith('compiled programs are not kept')

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from vit_jax import __version__, commands
-from vit_jax.commands import flags
+from vit_jax.commands import compiled, flags
 from vit_jax.text import nearest
 
 COMMANDS = {
@@ -65,6 +65,7 @@ def call(name: str, words: Sequence[str]) -> int:
   if name == 'train':
     return importlib.import_module('vit_jax.main').main(words)
   args = flags.parse(name, words)
+  compiled.keep()
   return commands.run(name, lambda: importlib.import_module(f'vit_jax.commands.{name}').run(args))
 
 

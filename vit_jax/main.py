@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax import commands
-from vit_jax.commands import Ended, ending
+from vit_jax.commands import Ended, compiled, ending
 from vit_jax.commands.flags import overrides
 
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   words = list(sys.argv[1:] if argv is None else argv)
   fields, other_words = overrides(words)
   args = parser().parse_args(other_words)
+  compiled.keep()
   # What Orbax logs is either meant, or raised as well.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   return commands.run('train', lambda: run(args, fields, command=f'{start} {shlex.join(words)}'))

@@ -367,8 +367,8 @@ def worker_environment() -> dict[str, str]:
   changed = {'PYTHONPATH': os.pathsep.join(filter(None, paths))}
   changed['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
   changed['JAX_TRACEBACK_FILTERING'] = 'off'  # an error then ends with its own words
-  inherited = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
-  return inherited | changed
+  changed['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+  return {**os.environ, **changed}
 
 
 def take_turns(

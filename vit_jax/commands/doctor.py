@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 
+from vit_jax.commands import compiled
 from vit_jax.text import reason
 from vit_jax.workdir import PACKAGES, installed
 
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     missing += [] if version else [package]
   problems = [f'missing: {", ".join(missing)}; pip install vit_jax brings them'] if missing else []
   problems += check_devices()
+  print(compiled.describe())
   for problem in problems:
     print(f'!! {problem}', file=sys.stderr)
   print('all is well' if not problems else f'{len(problems)} to fix, see above')
