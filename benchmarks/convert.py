@@ -80,13 +80,13 @@ def main() -> None:
   flags.add_argument('--model', default='ViT-B/16')
   flags.add_argument('--rounds', type=int, default=7)
   flags.add_argument('--out')
-  given = flags.parse_args()
+  args = flags.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
     file = pathlib.Path(scratch) / 'weights.npz'
-    write_weights(given.model, file)
+    write_weights(args.model, file)
     size = file.stat().st_size
     turns: dict[str, list[list[float]]] = {'copy': [], 'file_copy': [], 'convert': []}
-    for round_ in range(WARM + given.rounds):
+    for round_ in range(WARM + args.rounds):
       turns['copy'].append(turn(COPY, file, file))
       turns['file_copy'].append(turn(FILE_COPY, file, pathlib.Path(scratch) / 'copied.npz'))
       os.remove(f'{scratch}/copied.npz')
@@ -98,8 +98,8 @@ def main() -> None:
     for name in ('copy', 'file_copy')
   }
   result = {
-    'model': given.model,
-    'rounds': given.rounds,
+    'model': args.model,
+    'rounds': args.rounds,
     'commit': subprocess.run(
       ['git', 'describe', '--always', '--dirty'], capture_output=True, text=True
     ).stdout.strip(),
@@ -107,8 +107,8 @@ def main() -> None:
     'file_bytes': size,
     'seconds': {name: statistics.median(t[0] for t in taken) for name, taken in turns.items()},
     'ratio': {
-      name: {'median': statistics.median(found), 'least': found[0], 'most': found[-1]}
-      for name, found in ratios.items()
+      name: {'median': statistics.median(turns), 'least': turns[0], 'most': turns[-1]}
+      for name, turns in ratios.items()
     },
     'peak_bytes': max(t[2] for t in turns['convert']),
     'peak_over_file': max(t[2] for t in turns['convert']) / size,
@@ -116,8 +116,8 @@ def main() -> None:
   }
   text = json.dumps(result, indent=1)
   print(text)
-  if given.out:
-    pathlib.Path(given.out).write_text(text + '\n')
+  if args.out:
+    pathlib.Path(args.out).write_text(text + '\n')
 
 
 def processor() -> str:

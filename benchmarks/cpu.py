@@ -45,21 +45,21 @@ def compared(case: Case, flags: argparse.Namespace) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
       note = str(error)
       print(f'timm: {note}', file=sys.stderr)
-    found = bench.compare(case, workers, flags.turns)
-  return found if note is None else {**found, 'timm': None, 'timm_note': note}
+    reports = bench.compare(case, workers, flags.turns)
+  return reports if note is None else {**reports, 'timm': None, 'timm_note': note}
 
 
-def show(case: Case, found: dict[str, Any]) -> None:
+def show(case: Case, reports: dict[str, Any]) -> None:
   """A line for each worker, and for each ratio."""
   print(f'{case.model} {case.mode}, {case.batch} images of {case.image_size} x {case.image_size}')
-  for name, report in found.items():
+  for name, report in reports.items():
     if isinstance(report, dict) and 'images_per_second' in report:
       rate, host = report['images_per_second'], (report['peak_bytes']['host'] or 0) / 2**20
       print(
         f'  {name:10} {rate["median"]:8.2f} images/s ({rate["min"]:.2f} to {rate["max"]:.2f})'
         f'  first step {report["first_step_seconds"]:6.2f} s  peak {host:,.0f} MiB'
       )
-  for name, ratio in found['ratios'].items():
+  for name, ratio in reports['ratios'].items():
     print(f'  {name}: {ratio["of_medians"]:.3f} ({ratio["min"]:.3f} to {ratio["max"]:.3f})')
 
 
@@ -69,10 +69,10 @@ def main() -> int:
     flags.turns, flags.turn = 2, 0.1
   results: dict[str, Any] = {'provenance': bench.provenance(), 'results': []}
   for case in QUICK if flags.quick else CASES:
-    found = compared(case, flags)
-    results['results'].append(dataclasses.asdict(case) | found)
+    reports = compared(case, flags)
+    results['results'].append(dataclasses.asdict(case) | reports)
     bench.write_results(flags.out, results)
-    show(case, found)
+    show(case, reports)
   return 0
 
 

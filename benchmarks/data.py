@@ -89,10 +89,10 @@ def loop(folder: str) -> Turn:
   def turn(batches: int) -> int:
     for _ in range(batches):
       for row in batch:
-        path, top, left, height, width, flips = next(drawn)
+        path, y, x, height, width, flips = next(drawn)
         with open(path, 'rb') as file:
           image = simplejpeg.decode_jpeg(file.read())
-        crop = image[top : top + height, left : left + width]
+        crop = image[y : y + height, x : x + width]
         if flips:
           cv2.flip(cv2.resize(crop, size), 1, row)
         else:
@@ -194,10 +194,10 @@ def torch(folder: str, *, resample: str = 'BILINEAR') -> Turn:
       return len(files)
 
     def __getitem__(self, index: int) -> Any:
-      with Image.open(files[index]) as opened:
-        image = opened.convert('RGB')
-      top, left, height, width = box(image.height, image.width)
-      image = image.crop((left, top, left + width, top + height))
+      with Image.open(files[index]) as image_file:
+        image = image_file.convert('RGB')
+      y, x, height, width = box(image.height, image.width)
+      image = image.crop((x, y, x + width, y + height))
       image = image.resize((SIDE, SIDE), Image.Resampling[resample])
       if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -263,11 +263,11 @@ def serve(name: str, folder: str) -> int:
   random.seed(0)
   turn = CONTENDERS[name](folder)
   turn(2)
-  known = {}
+  versions = {}
   for package in PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      known[package] = importlib.metadata.version(package)
-  print(json.dumps({'versions': known}), file=out)
+      versions[package] = importlib.metadata.version(package)
+  print(json.dumps({'versions': versions}), file=out)
   for line in sys.stdin:
     settle()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -316,8 +316,8 @@ def make_photos(folder: pathlib.Path, count: int, classes: int = 8) -> dict[str,
     photo = photos[index % len(photos)]
     scale = rng.uniform(0.9, 1.6)
     large = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    top, left = (rng.integers(room + 1) for room in (large.shape[0] - 375, large.shape[1] - 500))
-    piece = large[top : top + 375, left : left + 500].astype(np.float32)
+    y, x = (rng.integers(room + 1) for room in (large.shape[0] - 375, large.shape[1] - 500))
+    piece = large[y : y + 375, x : x + 500].astype(np.float32)
     piece = piece[:, :: rng.choice([-1, 1])] * rng.uniform(0.7, 1.2, 3)
     piece += rng.normal(0, rng.uniform(*NOISE), (375, 500, 1))
     image = np.ascontiguousarray(piece.clip(0, 255).astype(np.uint8))
@@ -384,15 +384,15 @@ def speeds(folder: pathlib.Path, flags: argparse.Namespace) -> dict[str, Any]:
 
 def ratios(rates: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
   """'a / b', by CPU-seconds or for CORES by the clock; 'calibrated' is the quotient of CORES."""
-  found = {}
+  ratios = {}
   for pair in [*WANTED, 'ours / decode', 'burn2 / burn1']:
     a, b = pair.split(' / ')
     of = rates['wall' if pair in CORES else 'cpu']
     if a in of and b in of:
-      found[pair] = [x / y for x, y in zip(of[a], of[b])]
-  found['calibrated'] = [x / y for x, y in zip(*(found[pair] for pair in CORES))]
+      ratios[pair] = [x / y for x, y in zip(of[a], of[b])]
+  ratios['calibrated'] = [x / y for x, y in zip(*(ratios[pair] for pair in CORES))]
   wanted = WANTED | {'calibrated': WANTED[CORES[0]] / 2}
-  return {pair: spread(each) | {'wanted': wanted.get(pair)} for pair, each in found.items()}
+  return {pair: spread(each) | {'wanted': wanted.get(pair)} for pair, each in ratios.items()}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -401,13 +401,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def memory(folder: pathlib.Path, images: int) -> dict[str, int]:
   """Resident bytes after a quarter, a half and all of so many images, by two threads."""
-  found, read = {}, 0
+  resident, read = {}, 0
   with started('ours2', folder, sys.executable) as worker:
     for target in (images // 4, images // 2, images):
       answer = ask(worker, max((target - read) // BATCH, 1))
       read += answer['read']
-      found[str(target)] = answer['rss']
-  return found
+      resident[str(target)] = answer['rss']
+  return resident
 
 
 FIRST_BATCH = """
@@ -418,13 +418,13 @@ from vit_jax.images import transforms
 from vit_jax.sources.columns import labelled_images
 imported = time.perf_counter()
 splits = [sources.open_source(f'folder:{sys.argv[1]}', name) for name in ('train', 'validation')]
-opened = time.perf_counter()
+listed = time.perf_counter()
 line = transforms.compose('inception_crop | flip', (224, 224))
 columns = labelled_images(splits[0], line)
 with pipeline.training_batches(splits[0], columns, batch_size=128, seed=0) as batches:
   next(batches)
   ended = time.perf_counter()
-print(imported - began, opened - imported, ended - opened, len(splits[0]) + len(splits[1]))
+print(imported - began, listed - imported, ended - listed, len(splits[0]) + len(splits[1]))
 """
 
 
@@ -504,17 +504,17 @@ def show(results: dict[str, Any]) -> None:
   for name, why in results['skipped'].items():
     print(f'{name:14} skipped: {why}')
   print(f'\n{"ratio":20} median  wanted')
-  for pair, found in results['ratios'].items():
-    wanted = f'{found["wanted"]:.2f}' if found['wanted'] else ''
-    spans = f'({found["min"]:.3f} to {found["max"]:.3f})'
-    print(f'{pair:20} {found["median"]:6.3f}  {wanted:6}  {spans}')
+  for pair, values in results['ratios'].items():
+    wanted = f'{values["wanted"]:.2f}' if values['wanted'] else ''
+    spans = f'({values["min"]:.3f} to {values["max"]:.3f})'
+    print(f'{pair:20} {values["median"]:6.3f}  {wanted:6}  {spans}')
   if memory := results.get('memory'):
     resident = ', '.join(f'{int(at):,}: {size / 1e6:.0f} MB' for at, size in memory.items())
     print(f'\nresident after images  {resident}')
   for name in ('million', 'train'):
-    for key, found in results.get(name, {}).items():
-      if isinstance(found, dict):
-        print(f'{name} {key}: {found["median"]:.4g} ({found["min"]:.4g} to {found["max"]:.4g})')
+    for key, values in results.get(name, {}).items():
+      if isinstance(values, dict):
+        print(f'{name} {key}: {values["median"]:.4g} ({values["min"]:.4g} to {values["max"]:.4g})')
 
 
 def main() -> int:

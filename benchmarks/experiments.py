@@ -147,15 +147,15 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
 def parts(digits: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Images and labels from 0 by split; the same ones whatever the seed of a run."""
   images, labels = mnist()
-  found: dict[str, list[Any]] = {'test': [], 'validation': [], 'train': []}
+  splits: dict[str, list[Any]] = {'test': [], 'validation': [], 'train': []}
   for label, digit in enumerate(digits):
     order = np.random.default_rng(digit).permutation(np.flatnonzero(labels == digit))
     ends = np.cumsum([*PER_CLASS.values()])
-    for split, indices in zip(found, np.split(order, ends)):
-      found[split].append((images[indices], np.full(len(indices), label)))
+    for split, indices in zip(splits, np.split(order, ends)):
+      splits[split].append((images[indices], np.full(len(indices), label)))
   return {
     split: (np.concatenate([i for i, _ in pairs]), np.concatenate([k for _, k in pairs]))
-    for split, pairs in found.items()
+    for split, pairs in splits.items()
   }
 
 
@@ -192,11 +192,15 @@ def transfer(work: pathlib.Path) -> dict[str, Any]:
 
   def tuned(method: str, rate: float, shots: int, seed: int) -> pathlib.Path:
     name = f'{method.replace(" ", "_")}_{shots}_{seed}_{rate:g}'
-    given = [f'data.source={few[shots, seed]}', f'seed={seed}', f'schedule.learning_rate={rate}']
-    given += [f'batch_size={min(25, len(TRANSFERRED) * shots)}']
+    overrides = [
+      f'data.source={few[shots, seed]}',
+      f'seed={seed}',
+      f'schedule.learning_rate={rate}',
+    ]
+    overrides += [f'batch_size={min(25, len(TRANSFERRED) * shots)}']
     if method == 'fine-tuned':
-      given += [f'pretrained={bases[seed]}']
-    return ran(work / name, 'default', [*TRANSFER, *given])
+      overrides += [f'pretrained={bases[seed]}']
+    return ran(work / name, 'default', [*TRANSFER, *overrides])
 
   rates = {
     method: max(tried, key=lambda rate: accuracy(tuned(method, rate, 10, 0), 'validation'))
@@ -240,17 +244,17 @@ def of_features(
   c, k = chosen_probe(held[10, 0]), chosen_k(held[10, 0])
 
   def probed(shots: int, seed: int) -> float:
-    there = held[shots, seed]
-    return linear.fitted(there['train'].values, there['train'].labels, there['test'], c)[0]
+    sets = held[shots, seed]
+    return linear.fitted(sets['train'].values, sets['train'].labels, sets['test'], c)[0]
 
   def regressed(shots: int, seed: int) -> float:
-    there = held[shots, seed]
-    return fewshot.measure(there['train'], there['test'], shots=[shots])[0]['accuracy']
+    sets = held[shots, seed]
+    return fewshot.measure(sets['train'], sets['test'], shots=[shots])[0]['accuracy']
 
   def neighbour(shots: int, seed: int) -> float:
-    there = held[shots, seed]
-    most = min(k, len(there['train']))
-    return knn.measure(there['train'], there['test'], ks=[most])[0]['accuracy']
+    sets = held[shots, seed]
+    neighbours = min(k, len(sets['train']))
+    return knn.measure(sets['train'], sets['test'], ks=[neighbours])[0]['accuracy']
 
   return {'C': c, 'k': k}, {
     'linear probe': probed,
@@ -261,10 +265,10 @@ def of_features(
 
 def featured(run: pathlib.Path, source: str) -> dict[str, features.Features]:
   """Features of each split by a run's model."""
-  found = bundle.read(run)
+  trained = bundle.read(run)
   names = ('train', 'validation', 'test')
   return {
-    name: features.extract(found, inputs.open_split(run, on=source, split=name)) for name in names
+    name: features.extract(trained, inputs.open_split(run, on=source, split=name)) for name in names
   }
 
 
@@ -290,18 +294,18 @@ def optimizers(work: pathlib.Path) -> dict[str, Any]:
   """Test accuracies of the digits recipe, by optimiser and schedule, over seeds."""
 
   def run(name: str, rate: float, seed: int) -> pathlib.Path:
-    given = [*OPTIMIZERS[name][0], f'schedule.learning_rate={rate}', f'seed={seed}']
-    given += ['duration=35 epochs']
+    overrides = [*OPTIMIZERS[name][0], f'schedule.learning_rate={rate}', f'seed={seed}']
+    overrides += ['duration=35 epochs']
     folder = work / f'{name.replace(", ", "_")}_{rate:g}_{seed}'
-    return ran(folder, 'digits', given)
+    return ran(folder, 'digits', overrides)
 
-  found: dict[str, Any] = {'accuracy': {}, 'search': {}, 'rate': {}}
+  results: dict[str, Any] = {'accuracy': {}, 'search': {}, 'rate': {}}
   for name, (_, rates) in OPTIMIZERS.items():
     search = {rate: accuracy(run(name, rate, 0), 'validation') for rate in rates}
     best = max(search, key=lambda rate: search[rate])
-    found['search'][name], found['rate'][name] = search, best
-    found['accuracy'][name] = spread([accuracy(run(name, best, seed), 'test') for seed in SEEDS])
-  return found
+    results['search'][name], results['rate'][name] = search, best
+    results['accuracy'][name] = spread([accuracy(run(name, best, seed), 'test') for seed in SEEDS])
+  return results
 
 
 # A teacher
@@ -318,15 +322,15 @@ def distil(work: pathlib.Path) -> dict[str, Any]:
     folder = f'{student}_{name}_{seed}'.replace(', ', '_').replace(' ', '_')
     return ran(work / folder, 'digits', asked)
 
-  found: dict[str, Any] = {'accuracy': {}, 'search': {}, 'chosen': {}}
-  found['teacher'] = accuracy(teacher, 'test')
+  results: dict[str, Any] = {'accuracy': {}, 'search': {}, 'chosen': {}}
+  results['teacher'] = accuracy(teacher, 'test')
   for student, choices in STUDENTS.items():
     search = {name: accuracy(run(student, name, 0), 'validation') for name in choices}
     best = max(search, key=lambda name: search[name])
-    found['search'][student], found['chosen'][student] = search, best
+    results['search'][student], results['chosen'][student] = search, best
     tested = [accuracy(run(student, best, seed), 'test') for seed in SEEDS]
-    found['accuracy'][student] = spread(tested)
-  return found
+    results['accuracy'][student] = spread(tested)
+  return results
 
 
 EXPERIMENTS = {'transfer': transfer, 'optimizers': optimizers, 'distil': distil}
@@ -337,9 +341,9 @@ def shown(values: dict[str, Any]) -> str:
   return f'{100 * values["mean"]:.1f} ± {100 * values["deviation"]:.1f}'
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(results: dict[str, Any]) -> list[str]:
   """The accuracies as a table in Markdown, in percent."""
-  rows = found['accuracy']
+  rows = results['accuracy']
   if all('mean' in row for row in rows.values()):
     return ['| | test accuracy |', '|---|---|'] + [
       f'| {name} | {shown(row)} |' for name, row in rows.items()
@@ -355,13 +359,13 @@ def main() -> int:
   flags.add_argument('experiment', choices=EXPERIMENTS)
   flags.add_argument('--workdir', default='runs/experiments', help='of its runs; %(default)s')
   flags.add_argument('--out', help='default: benchmarks/results/EXPERIMENT.json')
-  given = flags.parse_args()
+  args = flags.parse_args()
   began = time.perf_counter()
-  found = EXPERIMENTS[given.experiment](pathlib.Path(given.workdir, given.experiment).absolute())
+  results = EXPERIMENTS[args.experiment](pathlib.Path(args.workdir, args.experiment).absolute())
   seconds = round(time.perf_counter() - began)
-  results = {'provenance': bench.provenance(), 'seconds': seconds, 'seeds': SEEDS, **found}
-  bench.write_results(given.out or f'benchmarks/results/{given.experiment}.json', results)
-  print('\n'.join(lines(found)))
+  results = {'provenance': bench.provenance(), 'seconds': seconds, 'seeds': SEEDS, **results}
+  bench.write_results(args.out or f'benchmarks/results/{args.experiment}.json', results)
+  print('\n'.join(lines(results)))
   return 0
 
 

@@ -139,21 +139,21 @@ def measured_attention(flags: argparse.Namespace, limit: float) -> dict[str, Any
 def measured_part(part: Part, size: Size, limit: float) -> dict[str, Any]:
   """The best batch of a part, and it against timm."""
   end = time.monotonic() + limit
-  found: dict[str, Any] = {'model': part.case.model, 'mode': part.case.mode, 'timm': None}
+  report: dict[str, Any] = {'model': part.case.model, 'mode': part.case.mode, 'timm': None}
   with contextlib.ExitStack() as stack:
     cases = [dataclasses.replace(part.case, batch=batch) for batch in part.batches]
-    found['batches'], best = swept(stack, cases, size, end=end, until=end - 0.55 * limit)
+    report['batches'], best = swept(stack, cases, size, end=end, until=end - 0.55 * limit)
     if best is None:
-      return found
+      return report
     case, worker = best
     workers = {'vit_jax': worker}
     try:
       command = [*peers.command(case, python=sys.executable), f'--turn={size.turn}']
       workers['timm'] = stack.enter_context(Worker(command, limit=end - 10 - time.monotonic()))
-      return found | bench.compare(case, workers, size.turns, until=end - 20)
+      return report | bench.compare(case, workers, size.turns, until=end - 20)
     except RuntimeError as error:
-      found['timm_note'] = str(error)
-    return found | bench.compare(case, {'vit_jax': worker}, size.turns, until=end - 5)
+      report['timm_note'] = str(error)
+    return report | bench.compare(case, {'vit_jax': worker}, size.turns, until=end - 5)
 
 
 def swept(
@@ -189,12 +189,12 @@ def shares(total: float, weights: Sequence[float]) -> Iterator[float]:
     yield max(1.0, (end - time.monotonic()) * weight / sum(weights[index:]))
 
 
-def attempt(what: str, measure: Any) -> dict[str, Any]:
+def attempt(name: str, measure: Any) -> dict[str, Any]:
   """What `measure()` gives, or the error that ended it: the rest goes on."""
   try:
     return measure()
   except RuntimeError as error:
-    print(f'{what}: {error}', file=sys.stderr, flush=True)
+    print(f'{name}: {error}', file=sys.stderr, flush=True)
     return {'error': str(error)}
 
 
@@ -206,7 +206,9 @@ def show(part: dict[str, Any], matmul_tflops: float | None) -> None:
       continue
     report['share_of_matmul'] = report['tflops'] / matmul_tflops if matmul_tflops else None
     used = {'MFU': report['mfu'], 'of matmul': report['share_of_matmul']}
-    shown = ''.join(f'  {what} {share:.1%}' for what, share in used.items() if share is not None)
+    shown = ''.join(
+      f'  {label} {fraction:.1%}' for label, fraction in used.items() if fraction is not None
+    )
     rate = report['images_per_second']
     print(
       f'{part["model"]} {part["mode"]:5} {name:8} batch {report["batch"]:4} '
@@ -235,10 +237,10 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   results['parts'] = []
   for part, limit in zip(size.parts, limits):
     name = f'{part.case.model} {part.case.mode}'
-    found = attempt(name, lambda part=part, limit=limit: measured_part(part, size, limit))
-    found = {'model': part.case.model, 'mode': part.case.mode} | found
-    show(found, peak)
-    results['parts'].append(found)
+    report = attempt(name, lambda part=part, limit=limit: measured_part(part, size, limit))
+    report = {'model': part.case.model, 'mode': part.case.mode} | report
+    show(report, peak)
+    results['parts'].append(report)
     bench.write_results(flags.out, results)
   return results
 

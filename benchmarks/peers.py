@@ -27,22 +27,22 @@ BATCHES = 4
 def command(case: Any, *, python: str) -> list[str]:
   """Starts the peer's worker for a `vit_jax.commands.bench.Case` in some interpreter."""
   options = {name: getattr(case, name) for name in ('mode', 'batch', 'image_size', 'depth')}
-  given = [f'--{k.replace("_", "-")}={v}' for k, v in options.items() if v is not None]
+  flags = [f'--{k.replace("_", "-")}={v}' for k, v in options.items() if v is not None]
   return [
     python,
     str(pathlib.Path(__file__).resolve()),
     case.model,
     f'--dtype={case.dtype}',
-    *given,
+    *flags,
   ]
 
 
 def timm_name(model: str) -> str:
   """'ViT-B/16' -> 'vit_base_patch16_224'."""
-  found = re.fullmatch(r'ViT-(\w+)/(\d+)', model)
-  if not found or found[1] not in SIZES:
+  match = re.fullmatch(r'ViT-(\w+)/(\d+)', model)
+  if not match or match[1] not in SIZES:
     raise ValueError(f'timm has no {model!r}; known: ViT-{{{",".join(SIZES)}}}/16')
-  return f'vit_{SIZES[found[1]]}_patch{found[2]}_224'
+  return f'vit_{SIZES[match[1]]}_patch{match[2]}_224'
 
 
 def imported_timm() -> Any:
@@ -175,10 +175,10 @@ class Peer:
     """As `vit_jax.commands.bench.peak_bytes`."""
     cuda = self.device.type == 'cuda'
     status = pathlib.Path('/proc/self/status')
-    found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+    match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
     return {
       'device': self.torch.cuda.max_memory_allocated() if cuda else None,
-      'host': int(found[1]) * 1024 if found else None,
+      'host': int(match[1]) * 1024 if match else None,
     }
 
 

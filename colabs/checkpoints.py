@@ -30,8 +30,8 @@ if importlib.util.find_spec('vit_jax') is None:
     raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
   tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
 
 # %% [markdown]
 # ## Which
@@ -121,14 +121,14 @@ run.predict(image, top=3)
 other = vit_jax.load(OTHER)
 
 
-def parameters(found):
+def parameters(loaded):
   """How many numbers a model has."""
-  return sum(array.size for array in jax.tree.leaves(found.params))
+  return sum(array.size for array in jax.tree.leaves(loaded.params))
 
 
-for found in (run, other):
-  best = found.predict(image, top=1)[0]
-  print(f'{found.name}  {parameters(found):,} parameters  {best["label"]} {best["score"]:.1%}')
+for loaded in (run, other):
+  best = loaded.predict(image, top=1)[0]
+  print(f'{loaded.name}  {parameters(loaded):,} parameters  {best["label"]} {best["score"]:.1%}')
 
 
 # %% [markdown]
@@ -139,11 +139,11 @@ for found in (run, other):
 
 
 # %%
-def logits(found):
+def logits(loaded):
   """(1, K) of the image."""
-  how = run.preprocess
-  pixels = bundle.normalize(run.prepared(image)[None], how.mean, how.std)
-  return np.asarray(found.model.apply({'params': found.params}, pixels)[0], np.float32)
+  preprocess = run.preprocess
+  pixels = bundle.normalize(run.prepared(image)[None], preprocess.mean, preprocess.std)
+  return np.asarray(loaded.model.apply({'params': loaded.params}, pixels)[0], np.float32)
 
 
 from vit_jax.__main__ import main

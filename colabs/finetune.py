@@ -30,8 +30,8 @@ if importlib.util.find_spec('vit_jax') is None:
     raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
   tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
 
 # %% [markdown]
 # ## What to do
@@ -197,13 +197,13 @@ plt.show()
 # it (rollout, arXiv 2005.00928). `look_inside.ipynb` has more of this kind.
 
 # %%
-found = run.attention(images[0])
-rollout = found.rollout_maps()  # (L, R, C)
+attention = run.attention(images[0])
+rollout = attention.rollout_maps()  # (L, R, C)
 
 figure, axes = plt.subplots(1, 1 + len(rollout), figsize=(2 * (1 + len(rollout)), 2.4))
 axes[0].imshow(run.prepared(images[0]))
-for layer, (axis, seen) in enumerate(zip(axes[1:], rollout), 1):
-  axis.imshow(seen, cmap='inferno')
+for layer, (axis, heat) in enumerate(zip(axes[1:], rollout), 1):
+  axis.imshow(heat, cmap='inferno')
   axis.set_title(f'layer {layer}', fontsize=8)
 for axis in axes:
   axis.axis('off')
@@ -216,6 +216,6 @@ plt.show()
 numbers = {
   'accuracy': measured['accuracy'],
   'classes seen': len({ranked[0]['label'] for ranked in guesses}),
-  'rows of attention sum to': float(found.weights.sum(-1).mean()),
+  'rows of attention sum to': float(attention.weights.sum(-1).mean()),
 }
 print(json.dumps(numbers))

@@ -30,8 +30,8 @@ if importlib.util.find_spec('vit_jax') is None:
     raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
   tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
 
 # %% [markdown]
 # ## What to look at
@@ -155,11 +155,11 @@ display(HTML(f'<div>{frame}</div>'))
 # %%
 import matplotlib.pyplot as plt
 
-found = run.attention(IMAGES[0])
-rollout = found.rollout(fusion='max', discard=0.9)  # (L, T, T)
-print('weights', found.weights.shape, 'rollout', rollout.shape)
+attention = run.attention(IMAGES[0])
+rollout = attention.rollout(fusion='max', discard=0.9)  # (L, T, T)
+print('weights', attention.weights.shape, 'rollout', rollout.shape)
 
-plt.imshow(found.rollout_maps(fusion='max', discard=0.9)[-1], cmap='inferno')
+plt.imshow(attention.rollout_maps(fusion='max', discard=0.9)[-1], cmap='inferno')
 plt.title('rollout, highest head, nine tenths of the weights discarded')
 plt.show()
 
@@ -172,9 +172,9 @@ plt.show()
 # %%
 import json
 
-distances = found.distances()  # (L, A) in pixels
+distances = attention.distances()  # (L, A) in pixels
 numbers = {
-  'attention sums off by': float(np.abs(found.weights.sum(-1) - 1).max()),
+  'attention sums off by': float(np.abs(attention.weights.sum(-1) - 1).max()),
   'rollout sums off by': float(np.abs(rollout.sum(-1) - 1).max()),
   'nearest head': float(distances.min()),
   'furthest head': float(distances.max()),

@@ -30,8 +30,8 @@ if importlib.util.find_spec('vit_jax') is None:
     raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
   tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  what = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', what], check=True)
+  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
 
 # %% [markdown]
 # ## The recipe
@@ -106,8 +106,8 @@ lines = [json.loads(line) for line in pathlib.Path(RUN, 'metrics.jsonl').read_te
 
 def curve(split, name):
   """Steps, and a number at each."""
-  found = [line for line in lines if f'{split}/{name}' in line]
-  return [line['step'] for line in found], [line[f'{split}/{name}'] for line in found]
+  rows = [line for line in lines if f'{split}/{name}' in line]
+  return [line['step'] for line in rows], [line[f'{split}/{name}'] for line in rows]
 
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))

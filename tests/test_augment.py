@@ -52,8 +52,8 @@ def test_an_operation_of_randaug_equals_tensorflows(name):
   assert cases
   for case in cases:
     _, magnitude, sign = case.split()
-    found = operated(IMAGE, name, int(magnitude), int(sign))
-    np.testing.assert_array_equal(found, GOLDEN[case], err_msg=case)
+    image = operated(IMAGE, name, int(magnitude), int(sign))
+    np.testing.assert_array_equal(image, GOLDEN[case], err_msg=case)
 
 
 def test_randaug_has_the_16_operations_of_the_recipe_in_its_order():
@@ -63,10 +63,10 @@ def test_randaug_has_the_16_operations_of_the_recipe_in_its_order():
 
 
 def test_a_cutout_is_a_grey_square_about_its_centre_cut_at_the_border():
-  found = randaug.cutout(NOISE, 4, 2, 20)
+  image = randaug.cutout(NOISE, 4, 2, 20)
   expected = NOISE.copy()
   expected[0:6, 16:24] = 128
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(image, expected)
 
 
 def test_solarize_at_magnitude_10_inverts_as_its_threshold_of_256_is_a_byte():
@@ -102,9 +102,9 @@ def test_a_step_gives_bytes_of_the_same_shape_and_leaves_its_input(name):
   image, generator = NOISE.copy(), rng()
   image.flags.writeable = False
   for _ in range(20):
-    found = STEPS[name](image, generator)
-    assert found.dtype == np.uint8
-    assert found.shape == image.shape
+    output = STEPS[name](image, generator)
+    assert output.dtype == np.uint8
+    assert output.shape == image.shape
   np.testing.assert_array_equal(image, NOISE)
 
 
@@ -128,16 +128,16 @@ def test_an_image_of_a_pixel_or_a_line_stays_one(name, shape):
 def test_an_operation_takes_images_of_a_pixel_or_a_line(name, shape):
   image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
   for magnitude in (0, 4, 10, 20, 30):
-    found = randaug.apply_operation(image, name, magnitude, rng())
-    assert (found.shape, found.dtype) == (image.shape, np.uint8)
+    output = randaug.apply_operation(image, name, magnitude, rng())
+    assert (output.shape, output.dtype) == (image.shape, np.uint8)
 
 
 @pytest.mark.parametrize('name', STEPS)
 def test_a_mirrored_view_gives_what_its_copy_does(name):
   view = NOISE[:, ::-1]
   for seed in range(10):
-    found, expected = (STEPS[name](x, rng(seed)) for x in (view, view.copy()))
-    np.testing.assert_array_equal(found, expected)
+    output, expected = (STEPS[name](x, rng(seed)) for x in (view, view.copy()))
+    np.testing.assert_array_equal(output, expected)
 
 
 @pytest.mark.parametrize('name', [*augment.LEVELS, 'AutoContrast', 'Equalize', 'Invert'])
@@ -145,8 +145,8 @@ def test_a_mirrored_view_gives_what_its_copy_does(name):
 def test_every_operation_of_timm_takes_every_level(name, level):
   image = pil.fromarray(NOISE)
   for sign in (-1, 1):
-    found = augment.apply_timm(image, name, level, sign, 'BICUBIC', (1, 2, 3))
-    assert (found.size, found.mode) == (image.size, 'RGB')
+    output = augment.apply_timm(image, name, level, sign, 'BICUBIC', (1, 2, 3))
+    assert (output.size, output.mode) == (image.size, 'RGB')
 
 
 def test_a_string_of_timms_is_read_into_its_options():
@@ -178,8 +178,8 @@ def test_three_augment_is_grey_solarized_or_blurred_a_third_of_the_time_each():
   step, generator = augment.three_augment(), rng()
   kinds = [0, 0, 0]
   for _ in range(600):
-    found = step(NOISE, generator)
-    kinds[0 if (found == grey).all() else 1 if (found == solarized).all() else 2] += 1
+    output = step(NOISE, generator)
+    kinds[0 if (output == grey).all() else 1 if (output == solarized).all() else 2] += 1
   assert min(kinds) > 150
 
 
@@ -202,10 +202,10 @@ def test_random_erasing_erases_that_often_a_rectangle_of_that_area():
 
 
 def test_erased_pixels_are_noise_about_grey():
-  found = augment.random_erasing(1.0, 0.9, 0.95, ratio_min=0.99)(
+  image = augment.random_erasing(1.0, 0.9, 0.95, ratio_min=0.99)(
     np.full((200, 200, 3), 7, np.uint8), rng()
   )
-  drawn = found[found[..., 0] != 7].astype(float)
+  drawn = image[image[..., 0] != 7].astype(float)
   assert drawn.mean() == pytest.approx(127.5, abs=2)
   assert ((drawn == 0) | (drawn == 255)).mean() == pytest.approx(0.317, abs=0.02)
 

@@ -47,8 +47,8 @@ def numbers(tmp_path, monkeypatch):
     shutil.copy(ROOT / 'colabs' / f'{name}.ipynb', tmp_path)
     command = [sys.executable, '-c', 'from nbclient.cli import main; main()', f'{name}.ipynb']
     command += [f'--output={name}_done', '--kernel_name=python3']
-    how = dict(cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    done = subprocess.run(command, **how)
+    options = dict(cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     last = json.loads((tmp_path / f'{name}_done.ipynb').read_text())['cells'][-1]
     printed = ''.join(line for output in last['outputs'] for line in output.get('text', []))
@@ -58,8 +58,8 @@ def numbers(tmp_path, monkeypatch):
 
 
 def test_every_notebook_has_its_script():
-  found = {file.name for file in (ROOT / 'colabs').iterdir() if file.suffix in ('.py', '.ipynb')}
-  assert found == {f'{name}.{kind}' for name in NAMES for kind in ('py', 'ipynb')}
+  names = {file.name for file in (ROOT / 'colabs').iterdir() if file.suffix in ('.py', '.ipynb')}
+  assert names == {f'{name}.{kind}' for name in NAMES for kind in ('py', 'ipynb')}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -120,29 +120,29 @@ def test_the_full_setting_names_a_fine_tuned_form_of_a_recommended_file(
 
 
 def test_finetune_learns_to_tell_photos(numbers):
-  found = numbers('finetune')
-  assert found['accuracy'] > 0.8  # a third by chance
-  assert found['classes seen'] == 3
-  assert found['rows of attention sum to'] == pytest.approx(1, abs=1e-5)
+  results = numbers('finetune')
+  assert results['accuracy'] > 0.8  # a third by chance
+  assert results['classes seen'] == 3
+  assert results['rows of attention sum to'] == pytest.approx(1, abs=1e-5)
 
 
 def test_look_inside_draws_what_attention_is(numbers):
-  found = numbers('look_inside')
-  assert found['attention sums off by'] < 1e-5 and found['rollout sums off by'] < 1e-5
-  assert 0 < found['nearest head'] <= found['furthest head'] < found['diagonal']
-  assert found['pictures'] == 4 + 2 * 3  # of the model; of each image
+  results = numbers('look_inside')
+  assert results['attention sums off by'] < 1e-5 and results['rollout sums off by'] < 1e-5
+  assert 0 < results['nearest head'] <= results['furthest head'] < results['diagonal']
+  assert results['pictures'] == 4 + 2 * 3  # of the model; of each image
 
 
 def test_checkpoints_keep_their_logits_in_other_names(numbers):
-  found = numbers('checkpoints')
-  assert set(found['differences']) == {'npz', 'bigvision', 'timm', 'hf', 'bundle'}
-  assert not any(found['differences'].values())  # only names and layouts change
-  assert found['between the two'] > 0.01  # so logits do tell models apart
-  assert found['new head'] == 0 and found['positions'] == 1 + (48 // 16) ** 2
+  results = numbers('checkpoints')
+  assert set(results['differences']) == {'npz', 'bigvision', 'timm', 'hf', 'bundle'}
+  assert not any(results['differences'].values())  # only names and layouts change
+  assert results['between the two'] > 0.01  # so logits do tell models apart
+  assert results['new head'] == 0 and results['positions'] == 1 + (48 // 16) ** 2
 
 
 def test_pretrain_small_learns_digits(numbers):
-  found = numbers('pretrain_small')
-  assert found['last loss'] < found['first loss']
-  assert found['test accuracy'] > 0.8  # a tenth by chance
-  assert found['predictions'] == 8
+  results = numbers('pretrain_small')
+  assert results['last loss'] < results['first loss']
+  assert results['test accuracy'] > 0.8  # a tenth by chance
+  assert results['predictions'] == 8

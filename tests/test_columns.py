@@ -148,8 +148,8 @@ def test_any_number_of_hosts_gives_the_same_bits(whole, hosts):
 
 @pytest.mark.parametrize('start', [1, 3])
 def test_any_start_gives_the_same_bits(whole, start):
-  rest = {name: rows[start * BATCH :] for name, rows in whole.items()}
-  assert_same(taken(4 - start, start=start), rest)
+  remaining = {name: rows[start * BATCH :] for name, rows in whole.items()}
+  assert_same(taken(4 - start, start=start), remaining)
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,13 @@ def install(monkeypatch, sets, classes=CLASSES):
   """Makes 'arrays:mine' a data set of these splits."""
   made = {split: source(images, classes, split) for split, images in sets.items()}
   module = types.SimpleNamespace(
-    splits=lambda kind, rest: {split: lambda one=one: one for split, one in made.items()}
+    splits=lambda kind, name: {split: lambda one=one: one for split, one in made.items()}
   )
-  found = data.importlib.import_module
+  import_module = data.importlib.import_module
   monkeypatch.setattr(
     data.importlib,
     'import_module',
-    lambda name: module if name == 'vit_jax.sources.arrays' else found(name),
+    lambda name: module if name == 'vit_jax.sources.arrays' else import_module(name),
   )
   return made
 
@@ -88,9 +88,9 @@ def as_json(capsys, *words):
 
 
 def test_a_report_counts_images_classes_bytes_and_sizes(mine, capsys):
-  code, found = as_json(capsys)
-  train, validation = found['splits']['train'], found['splits']['validation']
-  assert (code, found['classes']) == (3, list(CLASSES))
+  code, report = as_json(capsys)
+  train, validation = report['splits']['train'], report['splits']['validation']
+  assert (code, report['classes']) == (3, list(CLASSES))
   assert train['count'] == 6
   assert train['per_class'] == [3, 3, 0]
   assert (train['largest'], train['smallest'], train['empty']) == ('rose', 'lily', ['lily'])
@@ -105,17 +105,17 @@ def test_a_report_counts_images_classes_bytes_and_sizes(mine, capsys):
 def test_unreadable_images_are_named_with_what_is_wrong_with_them(monkeypatch, capsys):
   gone = OSError(5, 'Input/output error')
   install(monkeypatch, {'train': [(BROKEN, 0), (EMPTY, 1), (gone, 1), (TWIN, 2)]})
-  code, found = as_json(capsys)
-  told = {bad['image']: bad['reason'] for bad in found['splits']['train']['unreadable']}
+  code, report = as_json(capsys)
+  reasons = {bad['image']: bad['reason'] for bad in report['splits']['train']['unreadable']}
   assert code == 3
-  assert list(told) == ['train/0.jpg', 'train/1.jpg', 'train/2.jpg']
-  assert 'empty' in told['train/1.jpg'] and told['train/2.jpg'] == 'Input/output error'
-  assert found['splits']['train']['height'] == {'min': 8, 'median': 8, 'max': 8}
+  assert list(reasons) == ['train/0.jpg', 'train/1.jpg', 'train/2.jpg']
+  assert 'empty' in reasons['train/1.jpg'] and reasons['train/2.jpg'] == 'Input/output error'
+  assert report['splits']['train']['height'] == {'min': 8, 'median': 8, 'max': 8}
 
 
 def test_equal_files_and_equal_pixels_are_duplicates_and_unreadable_ones_are_not(mine, capsys):
-  _, found = as_json(capsys)
-  twins = found['duplicates']
+  _, report = as_json(capsys)
+  twins = report['duplicates']
   assert twins['within'] == {'train': 1, 'validation': 1}
   assert twins['between'] == [{'splits': ['train', 'test'], 'images': 1}]
   named = [[one['image'] for one in group] for group in twins['groups']]
@@ -145,17 +145,17 @@ def test_duplicates_are_those_that_a_comparison_of_all_with_all_finds(seed):
     surveys[name] = survey.Survey(
       source([(b'', 0)] * count), np.ones((count, 2), np.int32), digests[name], np.zeros(3, int)
     )
-  found = survey.report('x', surveys)['duplicates']
-  pairs = {tuple(pair['splits']): pair['images'] for pair in found['between']}
+  report = survey.report('x', surveys)['duplicates']
+  pairs = {tuple(pair['splits']): pair['images'] for pair in report['between']}
   assert pairs == brute(digests)
   twice = {name: len(rows) - len(set(rows.tolist())) for name, rows in digests.items()}
-  assert found['within'] == {name: count for name, count in twice.items() if count}
+  assert report['within'] == {name: count for name, count in twice.items() if count}
 
 
 def test_a_table_says_what_is_amiss_and_names_a_few(mine, capsys):
   assert run('show', 'arrays:mine') == 3
-  told = capsys.readouterr()
-  assert told.err == ''  # no bar where there is no terminal
+  captured = capsys.readouterr()
+  assert captured.err == ''  # no bar where there is no terminal
   for line in [
     'arrays:mine, 3 classes',
     'classes without an image in train: 1',
@@ -167,7 +167,7 @@ def test_a_table_says_what_is_amiss_and_names_a_few(mine, capsys):
     'images of test that are in train too: 1',
     '  train/0.jpg = test/0.jpg',
   ]:
-    assert line in told.out.splitlines()
+    assert line in captured.out.splitlines()
 
 
 def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatch, capsys):
@@ -181,9 +181,9 @@ def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatc
 def test_an_empty_split_is_left_out_unless_it_is_asked_for(monkeypatch, capsys):
   install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)], 'validation': []})
   assert run('show', 'arrays:mine') == 0
-  told = capsys.readouterr()
-  assert told.err == 'arrays:mine has no images in validation\n'
-  assert 'validation' not in told.out
+  captured = capsys.readouterr()
+  assert captured.err == 'arrays:mine has no images in validation\n'
+  assert 'validation' not in captured.out
   assert run('show', 'arrays:mine', '--split', 'validation') == 2
   install(monkeypatch, {'train': []})
   assert run('show', 'arrays:mine') == 2
@@ -193,10 +193,10 @@ def test_an_empty_split_is_left_out_unless_it_is_asked_for(monkeypatch, capsys):
 def test_names_of_any_characters_stay_on_their_line(monkeypatch, capsys):
   install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)]}, ('new\nline', 'caf\udce9', 'no\tne'))
   assert run('show', 'arrays:mine') == 0
-  found = capsys.readouterr().out.splitlines()
-  assert [line for line in found if line.startswith(('new\\nline ', 'caf\\xe9 ', 'no\\tne '))]
-  assert '  no\\tne' in found
-  assert '0 (no\\tne) to 1 (new\\nline)' in found[2]
+  printed = capsys.readouterr().out.splitlines()
+  assert [line for line in printed if line.startswith(('new\\nline ', 'caf\\xe9 ', 'no\\tne '))]
+  assert '  no\\tne' in printed
+  assert '0 (no\\tne) to 1 (new\\nline)' in printed[2]
 
 
 def test_classes_of_the_same_size_are_told_by_that(monkeypatch, capsys):
@@ -212,15 +212,15 @@ def test_many_classes_are_told_by_the_largest_and_the_smallest(monkeypatch, caps
   assert run('show', 'arrays:mine') == 0
   out = capsys.readouterr().out
   assert '(38 others)' in out and 'class49' in out and 'class0 ' in out and 'class20' not in out
-  _, found = as_json(capsys)
-  assert found['splits']['train']['per_class'] == list(range(1, 51))
+  _, report = as_json(capsys)
+  assert report['splits']['train']['per_class'] == list(range(1, 51))
 
 
 def test_labels_of_an_image_with_several_all_count(monkeypatch, capsys):
   labels = [[0, 2, -1], [2, -1, -1], [-1, -1, -1]]
   install(monkeypatch, {'train': [(encoded(), row) for row in labels]})
-  code, found = as_json(capsys)
-  train = found['splits']['train']
+  code, report = as_json(capsys)
+  train = report['splits']['train']
   assert (code, train['per_class'], train['unlabelled']) == (0, [1, 0, 2], 1)
 
 
@@ -252,9 +252,9 @@ def sheet(tmp_path, *words):
 
 
 def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(tmp_path, capsys):
-  code, found = sheet(tmp_path, '--augment', LINE, '--seed', '3')
+  code, image = sheet(tmp_path, '--augment', LINE, '--seed', '3')
   rows, columns = data.SHEET
-  assert (code, found.shape) == (0, (rows * 12, columns * 12, 3))
+  assert (code, image.shape) == (0, (rows * 12, columns * 12, 3))
   source = sources.open_source('digits', 'validation')
   transform = transforms.compose(LINE, (12, 12))
   for row, index in {0: 0, rows - 1: len(source) - 1}.items():
@@ -263,7 +263,7 @@ def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(t
       examples.add(index, epoch)
     drawn = examples.arrays()['image']
     for column in range(columns):
-      tile = found[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12]
+      tile = image[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12]
       np.testing.assert_array_equal(tile, drawn[column])
   assert len(np.unique(drawn, axis=0)) > columns / 2
 
@@ -319,8 +319,8 @@ def test_what_cannot_be_shown_is_refused_on_one_line_before_all_is_read(
 ):
   monkeypatch.setattr(data, 'survey_split', None)
   assert run('show', *(word.replace('OUT', str(tmp_path / 'out')) for word in words)) == 2
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and said in told.err
+  captured = capsys.readouterr()
+  assert captured.err.count('\n') == 1 and said in captured.err
   assert os.listdir(tmp_path) == []
 
 
@@ -388,8 +388,8 @@ def test_classes_of_the_same_name_get_folders_of_their_own():
 def test_an_image_that_cannot_be_saved_is_named_and_the_others_are_saved(
   image, label, said, tmp_path
 ):
-  found = data.save_images(source([(PIXELS, 0), (image, label), (PIXELS, 1)]), tmp_path)
-  assert found == (2, [f'set/1.jpg: {said}'])
+  result = data.save_images(source([(PIXELS, 0), (image, label), (PIXELS, 1)]), tmp_path)
+  assert result == (2, [f'set/1.jpg: {said}'])
   assert sorted(path.name for path in tmp_path.rglob('*.png')) == ['000000.png', '000002.png']
 
 
@@ -404,9 +404,13 @@ def test_save_ends_with_3_and_names_what_show_calls_unreadable(monkeypatch, tmp_
   assert run('show', 'arrays:mine', '--format', 'json') == 3
   shown = json.loads(capsys.readouterr().out)['splits']['validation']['unreadable']
   assert run('save', 'arrays:mine', str(tmp_path)) == 3
-  told = capsys.readouterr()
-  assert told.err.splitlines() == [f'vit data: {bad["image"]}: {bad["reason"]}' for bad in shown]
-  assert told.out == f'1 images of arrays:mine, split validation, are in {tmp_path}; 2 are not\n'
+  captured = capsys.readouterr()
+  assert captured.err.splitlines() == [
+    f'vit data: {bad["image"]}: {bad["reason"]}' for bad in shown
+  ]
+  assert (
+    captured.out == f'1 images of arrays:mine, split validation, are in {tmp_path}; 2 are not\n'
+  )
 
 
 def test_save_takes_the_test_split_where_there_is_one(mine, tmp_path, capsys):
@@ -432,8 +436,8 @@ def test_the_presets_are_listed_with_their_splits(monkeypatch, capsys):
   words = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ' '.join(words[1]) == 'one tfds:one:1.0.0 10 500 train train[:98%], test test'
   assert run('list', '--format', 'json') == 0
-  found = json.loads(capsys.readouterr().out)
-  assert found['one'] == {
+  report = json.loads(capsys.readouterr().out)
+  assert report['one'] == {
     'source': 'tfds:one:1.0.0',
     'splits': {'train': 'train[:98%]', 'test': 'test'},
     'classes': 10,
@@ -449,8 +453,8 @@ def test_every_preset_is_listed(capsys):
 def test_a_preset_is_shown_in_its_own_splits(mine, monkeypatch, capsys):
   monkeypatch.setattr(presets, 'PRESETS', PRESETS)
   run('show', 'mine', '--format', 'json')
-  found = json.loads(capsys.readouterr().out)
-  assert {name: split['count'] for name, split in found['splits'].items()} == {
+  report = json.loads(capsys.readouterr().out)
+  assert {name: split['count'] for name, split in report['splits'].items()} == {
     'train': 2,
     'test': 3,
   }

@@ -76,8 +76,8 @@ def test_a_run_that_starts_later_sees_what_it_would_have_seen(once, start):
 
 
 def test_a_share_that_starts_later_sees_what_it_would_have_seen(once):
-  found = taken(4, start=6, shard=(1, 2))
-  same(found, {name: rows[6:10, 2:] for name, rows in once.items()})
+  batches = taken(4, start=6, shard=(1, 2))
+  same(batches, {name: rows[6:10, 2:] for name, rows in once.items()})
 
 
 @pytest.mark.parametrize('threads', [1, 8])
@@ -139,11 +139,11 @@ def evaluated(batch_size, share, count):
 def test_evaluation_counts_every_image_once_in_order_for_any_number_of_processes(
   batch_size, count, shares
 ):
-  found = [evaluated(batch_size, (index, shares), count) for index in range(shares)]
+  hosts = [evaluated(batch_size, (index, shares), count) for index in range(shares)]
   steps = -(-count // batch_size)
-  assert {rows['label'].shape for rows in found} == {(steps, batch_size // shares)}
+  assert {rows['label'].shape for rows in hosts} == {(steps, batch_size // shares)}
   label, mask, image = (
-    np.concatenate([rows[name] for rows in found], 1).ravel() for name in ('label', 'mask', 'image')
+    np.concatenate([rows[name] for rows in hosts], 1).ravel() for name in ('label', 'mask', 'image')
   )
   assert label[mask > 0].tolist() == list(range(count))
   assert image.reshape(-1, 3)[mask > 0][:, 0].tolist() == list(range(count))
@@ -239,8 +239,8 @@ def apply(line, image=PHOTO, size=(4, 6), seed=0):
   ],
 )
 def test_a_line_of_transforms_gives_images_of_the_size_it_says(line, shape):
-  found = apply(line)
-  assert (found.shape, found.dtype) == ((*shape, 3), np.uint8)
+  image = apply(line)
+  assert (image.shape, image.dtype) == ((*shape, 3), np.uint8)
 
 
 BAD_LINES = [
@@ -340,16 +340,16 @@ def test_antialiased_resizes_equal_pillow(name, size):
 def test_methods_are_the_rules_that_resample_weights_by_the_same_name(method, size):
   down, across = (resample.matrix(method, *sides) for sides in zip(PHOTO.shape, size))
   expected = np.einsum('yr,xc,rcd->yxd', down, across, PHOTO).clip(0, 255)
-  found = apply(f"resize(method='{method}')", size=size)
+  image = apply(f"resize(method='{method}')", size=size)
   # one level: rounded after rows and after columns
-  np.testing.assert_allclose(found, expected, atol=1, rtol=0)
+  np.testing.assert_allclose(image, expected, atol=1, rtol=0)
 
 
 @pytest.mark.quick
 def test_an_unknown_method_is_an_error_that_lists_the_known():
-  known = 'bilinear, bicubic, bilinear_antialias, bicubic_antialias'
+  methods = 'bilinear, bicubic, bilinear_antialias, bicubic_antialias'
   for step in ('resize(8', 'resize_small(8'):
-    with pytest.raises(ValueError, match=f"transform .* unknown method 'area'; known: {known}"):
+    with pytest.raises(ValueError, match=f"transform .* unknown method 'area'; known: {methods}"):
       transforms.compose(f"{step}, method='area')", (4, 6))
 
 
@@ -366,11 +366,11 @@ HERE = pathlib.Path(__file__).parent
 def test_resize_is_that_of_tensorflow():
   chelsea = transforms.decode((HERE / 'data/chelsea.png').read_bytes())
   golden = np.load(HERE / 'golden/golden.npz')['tfresize_chelsea_224']  # in [-1, 1]
-  found = apply('resize(224)', chelsea.astype(np.float32))[::16, ::16]
-  np.testing.assert_allclose((found - 127.5) / 127.5, golden, atol=1e-5, rtol=0)  # float32
-  found = apply('resize(224)', chelsea)[::16, ::16]
+  image = apply('resize(224)', chelsea.astype(np.float32))[::16, ::16]
+  np.testing.assert_allclose((image - 127.5) / 127.5, golden, atol=1e-5, rtol=0)  # float32
+  image = apply('resize(224)', chelsea)[::16, ::16]
   # one level: OpenCV's weights for uint8 are integers
-  np.testing.assert_allclose(found, 127.5 + 127.5 * golden, atol=1, rtol=0)
+  np.testing.assert_allclose(image, 127.5 + 127.5 * golden, atol=1, rtol=0)
 
 
 @pytest.mark.quick
@@ -401,13 +401,13 @@ def test_crop_ratio_is_torchvisions_resize_and_centre_crop(size):
   height, width = size
   short = min(size)
   height, width = int(25 * height / short), int(25 * width / short)  # floor(22 / 0.875) = 25
-  top, left = round((height - 22) / 2.0), round((width - 22) / 2.0)
+  y, x = round((height - 22) / 2.0), round((width - 22) / 2.0)
   expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-  found = apply('crop_ratio(22)', image)
-  np.testing.assert_array_equal(found, expected[top : top + 22, left : left + 22])
+  cropped = apply('crop_ratio(22)', image)
+  np.testing.assert_array_equal(cropped, expected[y : y + 22, x : x + 22])
   line = "resize_small(25, method='bicubic_antialias', rounding='down')"
   np.testing.assert_array_equal(
-    apply(f"{line} | central_crop(22, rounding='nearest')", image), found
+    apply(f"{line} | central_crop(22, rounding='nearest')", image), cropped
   )
 
 
@@ -450,11 +450,11 @@ def coordinates(rows=12, columns=20):
 def test_random_crops_are_pieces_of_the_image_and_reach_all_of_it():
   corners = set()
   for seed in range(300):
-    found = apply('random_crop(10, 17)', coordinates(), seed=seed)
-    top, left = (int(value) for value in found[0, 0, :2])
-    np.testing.assert_array_equal(found, coordinates()[top : top + 10, left : left + 17])
-    corners.add((top, left))
-  assert corners == {(top, left) for top in range(3) for left in range(4)}
+    part = apply('random_crop(10, 17)', coordinates(), seed=seed)
+    y, x = (int(value) for value in part[0, 0, :2])
+    np.testing.assert_array_equal(part, coordinates()[y : y + 10, x : x + 17])
+    corners.add((y, x))
+  assert corners == {(y, x) for y in range(3) for x in range(4)}
 
 
 def test_inception_crops_keep_within_their_bounds_of_area_and_aspect(monkeypatch):
@@ -483,9 +483,9 @@ def test_inception_crop_squashes_the_whole_image_where_no_crop_fits():
 
 @pytest.mark.quick
 def test_flip_mirrors_half_of_the_images_left_and_right():
-  found = [apply('flip', seed=seed) for seed in range(400)]
-  mirrored = [np.array_equal(image, PHOTO[:, ::-1]) for image in found]
-  assert all(flipped or np.array_equal(image, PHOTO) for flipped, image in zip(mirrored, found))
+  images = [apply('flip', seed=seed) for seed in range(400)]
+  mirrored = [np.array_equal(image, PHOTO[:, ::-1]) for image in images]
+  assert all(flipped or np.array_equal(image, PHOTO) for flipped, image in zip(mirrored, images))
   assert 160 < sum(mirrored) < 240  # four standard deviations
 
 
@@ -499,8 +499,8 @@ def test_affine_without_arguments_changes_nothing():
 def test_each_argument_of_affine_moves_pixels_but_not_the_centre_of_a_flat_image(name):
   assert not np.array_equal(apply(f'affine({name})', seed=1), PHOTO)
   white = np.full((11, 11, 3), 255, np.uint8)
-  found = apply(f'affine({name})', white, seed=1)
-  assert found[5, 5].tolist() == [255] * 3
+  image = apply(f'affine({name})', white, seed=1)
+  assert image[5, 5].tolist() == [255] * 3
 
 
 def test_transforms_draw_from_their_generator_alone():

@@ -24,11 +24,11 @@ def coordinates(rows=12, columns=20):
   return np.stack([y, x, 0 * x], -1).astype(np.uint8)
 
 
-def encoded(image, form, **how):
+def encoded(image, form, **options):
   if isinstance(image, np.ndarray):
     image = Image.fromarray(image)
   data = io.BytesIO()
-  image.save(data, form, **how)
+  image.save(data, form, **options)
   return data.getvalue()
 
 
@@ -36,11 +36,11 @@ def encoded(image, form, **how):
 @pytest.mark.parametrize('form', ['PNG', 'BMP', 'TIFF', 'GIF', 'JPEG', 'WEBP'])
 def test_files_of_every_form_become_uint8_rgb(form):
   image = coordinates() * np.uint8(10)
-  found = decoding.decode(encoded(image, form))
-  assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
+  pixels = decoding.decode(encoded(image, form))
+  assert (pixels.shape, pixels.dtype) == ((12, 20, 3), np.uint8)
   # lossy forms and palettes: pixels are off by a few levels, not by channels or places
   worst = 0 if form in ('PNG', 'BMP', 'TIFF') else 40
-  assert np.abs(found.astype(int) - image).max() <= worst
+  assert np.abs(pixels.astype(int) - image).max() <= worst
 
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
@@ -81,10 +81,10 @@ def cases():
 @pytest.mark.parametrize('case', cases())
 def test_images_of_every_mode_become_rgb_over_white(case):
   data, expected = cases()[case]
-  found = decoding.decode(data)
-  assert (found.shape, found.dtype) == (expected.shape, np.uint8)
+  pixels = decoding.decode(data)
+  assert (pixels.shape, pixels.dtype) == (expected.shape, np.uint8)
   # JPEG rounds, and 128 / 255 is not quite a half
-  assert np.abs(found.astype(int) - expected).max() <= 2
+  assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
 TURNS = {
@@ -109,8 +109,8 @@ def exif(orientation):
 @pytest.mark.parametrize('form', ['PNG', 'TIFF'])
 @pytest.mark.parametrize('orientation', TURNS)
 def test_images_stand_upright_by_their_exif(orientation, form):
-  found = decoding.decode(encoded(coordinates(3, 5), form, exif=exif(orientation)))
-  np.testing.assert_array_equal(found, TURNS[orientation](coordinates(3, 5)))
+  pixels = decoding.decode(encoded(coordinates(3, 5), form, exif=exif(orientation)))
+  np.testing.assert_array_equal(pixels, TURNS[orientation](coordinates(3, 5)))
 
 
 def promising(width, height):
@@ -218,10 +218,10 @@ def test_grey_jpegs_decode_to_the_pixels_of_pillow(without_pillow):
 @pytest.mark.parametrize('orientation', TURNS)
 def test_jpegs_stand_upright_by_their_exif_as_in_pillow(orientation, without_pillow):
   data = encoded(scene(), 'JPEG', exif=exif(orientation))
-  found = decoding.decode(data)
-  np.testing.assert_array_equal(found, by_pillow(data))
+  pixels = decoding.decode(data)
+  np.testing.assert_array_equal(pixels, by_pillow(data))
   plain = decoding.decode(encoded(scene(), 'JPEG'))
-  np.testing.assert_array_equal(found, TURNS[orientation](plain))
+  np.testing.assert_array_equal(pixels, TURNS[orientation](plain))
 
 
 def test_the_orientation_may_be_of_either_byte_order_and_behind_other_tags():
@@ -304,8 +304,8 @@ def test_a_crop_of_a_file_is_that_part_of_its_pixels(orientation):
   image = decoding.decode_lazily(data)
   assert isinstance(image, decoding.Encoded)
   assert image.shape == decoding.decode(data).shape
-  found = image.crop((10, 20, 30, 40), (30, 40))
-  np.testing.assert_array_equal(found, image.pixels()[10:40, 20:60])
+  part = image.crop((10, 20, 30, 40), (30, 40))
+  np.testing.assert_array_equal(part, image.pixels()[10:40, 20:60])
 
 
 ROWS = JPEGS | {
@@ -321,13 +321,13 @@ ROWS = JPEGS | {
 @pytest.mark.parametrize('form', ROWS)
 @pytest.mark.parametrize('height', [90, 96, 97])
 def test_rows_above_a_crops_end_are_the_same_without_those_below(form, height, without_pillow):
-  how = dict(ROWS[form])
+  options = dict(ROWS[form])
   image = scene(height, 50, grain=40)
-  data = encoded(image[..., 0] if how.pop('grey', False) else image, 'JPEG', **how)
+  data = encoded(image[..., 0] if options.pop('grey', False) else image, 'JPEG', **options)
   whole = decoding.decode(data)
   for bottom in range(1, height + 1):
-    found = decoding.decode_lazily(data).crop((0, 0, bottom, 50), (height, 50))
-    np.testing.assert_array_equal(found, whole[:bottom])
+    part = decoding.decode_lazily(data).crop((0, 0, bottom, 50), (height, 50))
+    np.testing.assert_array_equal(part, whole[:bottom])
 
 
 @pytest.mark.quick
@@ -361,14 +361,14 @@ def test_the_smallest_crops_have_a_pixel():
 def test_a_crop_many_times_too_large_comes_smaller_and_looks_the_same(orientation, factor):
   data = encoded(scene(403, 301, grain=0), 'JPEG', exif=exif(orientation), quality=95)
   image = decoding.decode_lazily(data)
-  box = top, left, height, width = 37, 21, 160, 200
-  found = image.crop(box, (height // factor, width // factor))
-  assert abs(found.shape[0] - height / factor) <= 1
-  assert abs(found.shape[1] - width / factor) <= 1
-  whole = decoding.decode(data)[top : top + height, left : left + width]
-  expected = Image.fromarray(whole).resize(found.shape[1::-1], Image.Resampling.BOX)
+  box = y, x, height, width = 37, 21, 160, 200
+  part = image.crop(box, (height // factor, width // factor))
+  assert abs(part.shape[0] - height / factor) <= 1
+  assert abs(part.shape[1] - width / factor) <= 1
+  whole = decoding.decode(data)[y : y + height, x : x + width]
+  expected = Image.fromarray(whole).resize(part.shape[1::-1], Image.Resampling.BOX)
   # half a pixel of the smaller image, whose waves take 20 / factor pixels for a radian
-  assert np.abs(found.astype(float) - expected).mean() < 160 * 0.5 * factor / 20
+  assert np.abs(part.astype(float) - expected).mean() < 160 * 0.5 * factor / 20
 
 
 @pytest.fixture
@@ -376,8 +376,8 @@ def decoded(monkeypatch):
   """The shapes of what the decoder of JPEGs gave."""
   shapes, decode_jpeg = [], simplejpeg.decode_jpeg
 
-  def recorded(*given, **how):
-    image = decode_jpeg(*given, **how)
+  def recorded(*args, **options):
+    image = decode_jpeg(*args, **options)
     shapes.append(image.shape[:2])
     return image
 
@@ -402,9 +402,9 @@ def test_a_crop_is_decoded_at_no_more_than_twice_the_size_it_is_needed_at(side, 
 )
 def test_evaluation_decodes_in_full(line, decoded):
   data = encoded(scene(400, 640), 'JPEG')
-  found = transformed(data, line)
+  pixels = transformed(data, line)
   assert decoded == [(400, 640)]
-  np.testing.assert_array_equal(found, transformed(decoding.decode(data), line))
+  np.testing.assert_array_equal(pixels, transformed(decoding.decode(data), line))
 
 
 @pytest.mark.quick
@@ -534,7 +534,7 @@ def peak():
 
 def defuse():
   """Prints {bomb: [what came of it, MB of memory that it took]} as JSON, for the test below."""
-  found = {}
+  results = {}
   decoding.decode(whole('PNG')), decoding.decode(whole('WEBP'))
   for name, data in bombs().items():
     for read in (decoding.decode, functools.partial(transformed, line='inception_crop(8)')):
@@ -543,17 +543,17 @@ def defuse():
         said = str(read(data).shape)
       except decoding.BadImage as error:
         said = str(error)
-      found[f'{name} by {read}'] = said, peak() - before
-  print(json.dumps(found))
+      results[f'{name} by {read}'] = said, peak() - before
+  print(json.dumps(results))
 
 
 def test_bombs_are_refused_before_they_take_memory():
   code = 'from tests import test_decode; test_decode.defuse()'
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stderr == ''
-  found = json.loads(done.stdout)
-  assert len(found) == 2 * len(bombs())
-  for name, (said, taken) in found.items():
+  results = json.loads(done.stdout)
+  assert len(results) == 2 * len(bombs())
+  for name, (said, taken) in results.items():
     assert said.split()[0] not in ('(60000,', '(90,'), name
     assert any(word in said for word in ('exceed', 'cut short', 'too large', 'Too much')), name
     assert taken < 100, name  # the texts of a PNG may take 64 MB together
@@ -617,13 +617,13 @@ def mutant(rng):
 def outcome(read, data):
   """'image' or 'bad': anything else fails."""
   try:
-    found = read(data)
+    pixels = read(data)
   except decoding.BadImage as error:
     assert '\n' not in str(error)
     assert 0 < len(str(error)) < 200
     return 'bad'
-  assert (found.ndim, found.shape[2:], found.dtype) == (3, (3,), np.uint8)
-  assert found.size
+  assert (pixels.ndim, pixels.shape[2:], pixels.dtype) == (3, (3,), np.uint8)
+  assert pixels.size
   return 'image'
 
 

@@ -51,7 +51,7 @@ def settle(root):
   return root
 
 
-def found(name, split='train'):
+def labelled(name, split='train'):
   """[(path relative to the folder, class)] of a source."""
   source = sources.open_source(name, split)
   root = os.path.realpath(name.partition(':')[2])
@@ -85,7 +85,7 @@ def pets(tmp_path):
 
 def test_a_class_is_the_first_folder_below_a_split(pets):
   write(pets, 'train/cat/indoor/black/6.png')
-  assert found(f'folder:{pets}') == [
+  assert labelled(f'folder:{pets}') == [
     ('train/cat/1.png', 'cat'),
     ('train/cat/indoor/black/6.png', 'cat'),
     ('train/dog/2.png', 'dog'),
@@ -100,15 +100,15 @@ def test_a_record_holds_the_bytes_of_its_file_and_an_int32(pets):
 
 
 def test_splits_share_the_class_map_of_train(pets):
-  assert found(f'folder:{pets}', 'validation') == [('val/dog/4.png', 'dog')]
-  assert found(f'folder:{pets}', 'test') == [('test/cat/5.png', 'cat')]
+  assert labelled(f'folder:{pets}', 'validation') == [('val/dog/4.png', 'dog')]
+  assert labelled(f'folder:{pets}', 'test') == [('test/cat/5.png', 'cat')]
   assert sources.open_source(f'folder:{pets}', 'validation').classes == ('cat', 'dog')
 
 
 @pytest.mark.parametrize('name', ['VAL', 'Validation', 'valid'])
 def test_names_of_splits_are_read_in_any_case(tmp_path, name):
   write(tmp_path / 'd', 'TRAIN/a/1.png', 'TRAIN/b/2.png', f'{name}/A/3.png')
-  assert found(f'folder:{tmp_path}/d', 'validation') == [(f'{name}/A/3.png', 'a')]
+  assert labelled(f'folder:{tmp_path}/d', 'validation') == [(f'{name}/A/3.png', 'a')]
 
 
 def test_suffixes_are_read_in_any_case_and_other_files_ignored(tmp_path):
@@ -117,13 +117,13 @@ def test_suffixes_are_read_in_any_case_and_other_files_ignored(tmp_path):
   root = write(
     tmp_path / 'd', *(f'train/a/{name}' for name in names + others), 'train/b/1.png', 'val/a/1.png'
   )
-  read = [path for path, name in found(f'folder:{root}') if name == 'a']
+  read = [path for path, name in labelled(f'folder:{root}') if name == 'a']
   assert read == [f'train/a/{name}' for name in names]
 
 
 def test_classes_without_split_folders_are_for_training(tmp_path):
   write(tmp_path / 'd', *(f'{c}/{i}.png' for c in 'ab' for i in range(20)))
-  train, held = found(f'folder:{tmp_path}/d'), found(f'folder:{tmp_path}/d', 'validation')
+  train, held = labelled(f'folder:{tmp_path}/d'), labelled(f'folder:{tmp_path}/d', 'validation')
   assert len(train) == 36 and len(held) == 4
   refused("no split 'test'", f'folder:{tmp_path}/d', 'test')
 
@@ -131,14 +131,14 @@ def test_classes_without_split_folders_are_for_training(tmp_path):
 def test_without_validation_a_tenth_of_each_class_is_held_out(tmp_path):
   write(tmp_path / 'd', *(f'train/a/{i}.png' for i in range(40)))
   write(tmp_path / 'd', *(f'train/b/{i}.png' for i in range(20)), 'test/a/0.png')
-  train, held = found(f'folder:{tmp_path}/d'), found(f'folder:{tmp_path}/d', 'validation')
+  train, held = labelled(f'folder:{tmp_path}/d'), labelled(f'folder:{tmp_path}/d', 'validation')
   assert [name for _, name in held] == ['a'] * 4 + ['b'] * 2
   assert not set(train) & set(held) and len(train + held) == 60
-  assert held == found(f'folder:{tmp_path}/d', 'validation')
+  assert held == labelled(f'folder:{tmp_path}/d', 'validation')
 
 
 def test_a_split_is_sliced(pets):
-  assert found(f'folder:{pets}', 'train[1:]+validation') == [
+  assert labelled(f'folder:{pets}', 'train[1:]+validation') == [
     ('train/dog/2.png', 'dog'),
     ('train/dog/3.png', 'dog'),
     ('val/dog/4.png', 'dog'),
@@ -147,7 +147,7 @@ def test_a_split_is_sliced(pets):
 
 def test_classes_that_differ_in_case_alone_stay_apart(tmp_path):
   root = write(tmp_path / 'd', 'train/a/1.png', 'train/A/2.png', 'val/A/3.png', 'val/a/4.png')
-  assert [name for _, name in found(f'folder:{root}', 'validation')] == ['A', 'a']
+  assert [name for _, name in labelled(f'folder:{root}', 'validation')] == ['A', 'a']
 
 
 def test_names_need_not_be_utf8(tmp_path):
@@ -220,7 +220,7 @@ def test_links_that_stay_inside_are_followed(pets):
   write(pets, 'store/6.png', 'store/deep/7.png')
   (pets / 'train/cat/more').symlink_to('../../store')
   (pets / 'train/cat/8.png').symlink_to(pets / 'store/6.png')
-  assert [path for path, name in found(f'folder:{pets}') if name == 'cat'] == [
+  assert [path for path, name in labelled(f'folder:{pets}') if name == 'cat'] == [
     'train/cat/1.png',
     'train/cat/8.png',
     'train/cat/more/6.png',
@@ -230,7 +230,7 @@ def test_links_that_stay_inside_are_followed(pets):
 
 def test_the_folder_itself_may_be_a_link(pets, tmp_path):
   (tmp_path / 'link').symlink_to(pets)
-  assert found(f'folder:{tmp_path}/link') == found(f'folder:{pets}')
+  assert labelled(f'folder:{tmp_path}/link') == labelled(f'folder:{pets}')
 
 
 @pytest.mark.parametrize('link', ['train/cat/6.png', 'train/cat/more', 'train/bird', 'valid'])
@@ -259,7 +259,7 @@ def test_a_folder_beside_one_of_the_same_beginning_is_outside(pets, tmp_path):
 
 
 def test_links_in_a_circle_end(pets):
-  before = found(f'folder:{pets}')
+  before = labelled(f'folder:{pets}')
   (pets / 'train/cat/self').symlink_to('.')
   (pets / 'train/cat/up').symlink_to('../..')
   (pets / 'train/cat/none').symlink_to('none')
@@ -267,14 +267,14 @@ def test_links_in_a_circle_end(pets):
     for b in range(12):
       (pets / f'train/cat/{a}').mkdir(exist_ok=True)
       (pets / f'train/cat/{a}/to{b}').symlink_to(f'../{b}')
-  assert found(f'folder:{pets}') == before
+  assert labelled(f'folder:{pets}') == before
 
 
 def test_a_pipe_is_no_image(pets):
-  before = found(f'folder:{pets}')
+  before = labelled(f'folder:{pets}')
   os.mkfifo(pets / 'train/cat/6.png')
   (pets / 'train/cat/7.png').symlink_to('6.png')
-  assert found(f'folder:{pets}') == before
+  assert labelled(f'folder:{pets}') == before
 
 
 # The cache
@@ -290,8 +290,8 @@ def walks(monkeypatch):
 
 def test_a_folder_is_walked_through_once(pets, walks):
   settle(pets)
-  first = [found(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
-  assert first == [found(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
+  first = [labelled(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
+  assert first == [labelled(f'folder:{pets}', split) for split in ('train', 'validation', 'test')]
   assert len(walks) == 1
 
 
@@ -310,25 +310,25 @@ def test_a_folder_is_walked_through_once(pets, walks):
   ],
 )
 def test_any_change_of_a_folder_is_seen(pets, walks, cache, change):
-  before = found(f'folder:{settle(pets)}')
+  before = labelled(f'folder:{settle(pets)}')
   change(pets)
-  after = [found(f'folder:{pets}', split) for split in ('train', 'validation')]
+  after = [labelled(f'folder:{pets}', split) for split in ('train', 'validation')]
   assert len(walks) > 1
   for file in cache.iterdir():
     file.unlink()
-  assert after == [found(f'folder:{pets}', split) for split in ('train', 'validation')]
+  assert after == [labelled(f'folder:{pets}', split) for split in ('train', 'validation')]
   assert (before, [('val/dog/4.png', 'dog')]) != tuple(after)
 
 
 def test_a_change_whose_time_is_set_back_is_seen(pets):
-  before = found(f'folder:{settle(pets)}')
+  before = labelled(f'folder:{settle(pets)}')
   settle(write(pets, 'train/cat/6.png'))  # as tar and rsync do
-  assert len(found(f'folder:{pets}')) == len(before) + 1
+  assert len(labelled(f'folder:{pets}')) == len(before) + 1
 
 
 def test_a_folder_that_changed_just_now_is_not_cached(pets, walks, cache):
-  found(f'folder:{pets}')
-  found(f'folder:{pets}')
+  labelled(f'folder:{pets}')
+  labelled(f'folder:{pets}')
   assert len(walks) == 2 and not cache.exists()
 
 
@@ -343,13 +343,13 @@ def test_a_folder_that_changed_just_now_is_not_cached(pets, walks, cache):
   ],
 )
 def test_a_damaged_cache_is_rebuilt(pets, walks, cache, damage):
-  before = found(f'folder:{settle(pets)}')
+  before = labelled(f'folder:{settle(pets)}')
   (file,) = cache.iterdir()
   data = file.read_bytes()
   file.write_bytes(damage(data))
-  assert found(f'folder:{pets}') == before and len(walks) == 2
+  assert labelled(f'folder:{pets}') == before and len(walks) == 2
   assert file.stat().st_size == len(data)
-  found(f'folder:{pets}')
+  labelled(f'folder:{pets}')
   assert len(walks) == 2
 
 
@@ -368,22 +368,22 @@ def test_a_damaged_cache_is_rebuilt(pets, walks, cache, damage):
   ],
 )
 def test_a_foreign_cache_is_ignored(pets, walks, cache, name, value):
-  before = found(f'folder:{settle(pets)}')
+  before = labelled(f'folder:{settle(pets)}')
   (file,) = cache.iterdir()
-  with np.load(file) as kept:
-    arrays = {**kept, name: value}
+  with np.load(file) as index:
+    arrays = {**index, name: value}
   np.savez(file, **arrays)
-  assert found(f'folder:{pets}') == before and len(walks) == 2
+  assert labelled(f'folder:{pets}') == before and len(walks) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(pets, monkeypatch, tmp_path):
   settle(pets)
   (tmp_path / 'file').write_bytes(b'')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  assert len(found(f'folder:{pets}')) == 3
+  assert len(labelled(f'folder:{pets}')) == 3
   monkeypatch.delenv('XDG_CACHE_HOME')
   monkeypatch.setattr(folder, 'cache_file', lambda root: None)
-  assert len(found(f'folder:{pets}')) == 3
+  assert len(labelled(f'folder:{pets}')) == 3
 
 
 def test_a_disk_that_is_full_leaves_nothing_in_the_cache(pets, cache, monkeypatch):
@@ -391,7 +391,7 @@ def test_a_disk_that_is_full_leaves_nothing_in_the_cache(pets, cache, monkeypatc
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(np, 'savez', full)
-  assert len(found(f'folder:{settle(pets)}')) == 3
+  assert len(labelled(f'folder:{settle(pets)}')) == 3
   assert not list(cache.iterdir())
 
 
@@ -478,11 +478,11 @@ def test_a_table_says_the_same_as_folders(pets):
   rows = [
     (path, path.split('/')[1], splits[path.split('/')[0]])
     for split in ('train', 'validation', 'test')
-    for path, _ in found(f'folder:{pets}', split)
+    for path, _ in labelled(f'folder:{pets}', split)
   ]
   name = table(pets, rows, ('file', 'Class', 'split'))
   for split in ('train', 'validation', 'test'):
-    assert found(name, split) == found(f'folder:{pets}', split)
+    assert labelled(name, split) == labelled(f'folder:{pets}', split)
     record = sources.open_source(name, split)[0]
     assert record['image'] == IMAGE and record['label'].dtype == np.int32
 
@@ -491,19 +491,19 @@ def test_a_table_says_the_same_as_folders(pets):
 @pytest.mark.parametrize('label', ['label', 'Class', 'target'])
 def test_columns_go_by_several_names(pets, image, label):
   name = table(pets, [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')], (image, label))
-  assert found(name) == [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')]
+  assert labelled(name) == [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')]
 
 
 def test_a_table_without_validation_has_a_tenth_held_out(pets):
   name = table(pets, [('train/cat/1.png', label) for label in 'ab' * 20])
-  assert sorted(label for _, label in found(name, 'validation')) == ['a', 'a', 'b', 'b']
-  assert len(found(name)) == 36
+  assert sorted(label for _, label in labelled(name, 'validation')) == ['a', 'a', 'b', 'b']
+  assert len(labelled(name)) == 36
 
 
 def test_blank_lines_and_absolute_paths_are_read(pets, tmp_path):
   other = write(tmp_path / 'other', '6.png')
   name = table(pets, [(), (other / '6.png', 'x'), ('', ''), ('train/../val/dog/4.png', 'y'), ()])
-  assert [label for _, label in found(name)] == ['x', 'y']
+  assert [label for _, label in labelled(name)] == ['x', 'y']
 
 
 def test_numbers_as_labels_are_classes_from_0_to_the_largest(pets):
@@ -643,7 +643,7 @@ def test_parquet_says_the_same_as_csv(pets):
   as_csv = table(pets, rows, header)
   name = parquet(pets, {key: list(column) for key, column in zip(header, zip(*rows))})
   for split in ('train', 'validation'):
-    assert found(name, split) == found(as_csv, split)
+    assert labelled(name, split) == labelled(as_csv, split)
 
 
 HF = b'{"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}'

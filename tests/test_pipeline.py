@@ -47,7 +47,7 @@ def photos(count, *, bad=(), gone=()):
 TRANSFORM = transforms.compose('inception_crop | flip', (8, 8))
 
 
-def taken(source, steps, *, batch_size=20, transform=TRANSFORM, unreadable=None, **how):
+def taken(source, steps, *, batch_size=20, transform=TRANSFORM, unreadable=None, **options):
   unreadable = unreadable or pipeline.Unreadable(source, say=str)
   with pipeline.training_batches(
     source,
@@ -55,10 +55,10 @@ def taken(source, steps, *, batch_size=20, transform=TRANSFORM, unreadable=None,
     batch_size=batch_size,
     seed=3,
     unreadable=unreadable,
-    **how,
+    **options,
   ) as batches:
-    found = [next(batches) for _ in range(steps)]
-  return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    read = [next(batches) for _ in range(steps)]
+  return {name: np.concatenate([batch[name] for batch in read]) for name in read[0]}
 
 
 def grey(images):
@@ -97,11 +97,11 @@ def test_repeats_come_in_a_row_each_augmented_anew_and_an_epoch_holds_a_share():
   records = [{'image': image, 'label': label} for image, label in zip(images, labels)]
   source = sources.Source(records, tuple(map(str, labels)))
   once = taken(source, 3, transform=NOISY)
-  found = taken(source, 3, transform=NOISY, repeats=3)
-  assert found['label'][:30].tolist() == np.repeat(once['label'][:10], 3).tolist()
-  assert found['label'][30:].tolist() == np.repeat(once['label'][30:40], 3).tolist()
-  assert len(np.unique(found['image'].reshape(60, -1), axis=0)) == 60
-  np.testing.assert_array_equal(found['image'][:30:3], once['image'][:10])
+  batch = taken(source, 3, transform=NOISY, repeats=3)
+  assert batch['label'][:30].tolist() == np.repeat(once['label'][:10], 3).tolist()
+  assert batch['label'][30:].tolist() == np.repeat(once['label'][30:40], 3).tolist()
+  assert len(np.unique(batch['image'].reshape(60, -1), axis=0)) == 60
+  np.testing.assert_array_equal(batch['image'][:30:3], once['image'][:10])
 
 
 # Images that cannot be read
@@ -112,13 +112,13 @@ def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_told_once(wor
   source, said = photos(300, bad={7}, gone={100}), []
   unreadable = pipeline.Unreadable(source, say=said.append)
   reading = pipeline.Reading(workers=workers)
-  found = taken(source, 30, unreadable=unreadable, reading=reading)
+  batch = taken(source, 30, unreadable=unreadable, reading=reading)
   assert sorted(said) == [
     'photos/100.jpg: No such file or directory',
     'photos/7.jpg: not an image',
   ]
-  assert unreadable.count == 2 and found['mask'].all()
-  epoch = np.bincount(grey(found['image'][:300]), minlength=250)
+  assert unreadable.count == 2 and batch['mask'].all()
+  epoch = np.bincount(grey(batch['image'][:300]), minlength=250)
   whole = taken(photos(300), 15)
   want = np.bincount(grey(whole['image']), minlength=250)
   want[[7, 8, 100, 101]] += [-1, 1, -1, 1]
@@ -126,9 +126,9 @@ def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_told_once(wor
 
 
 def test_substitutes_bring_their_own_label():
-  found = taken(photos(200, bad={7}), 10)
-  places = [i for i, value in enumerate(grey(found['image'])) if value == 8]
-  assert len(places) == 2 and found['label'][places].tolist() == [0, 0]
+  batch = taken(photos(200, bad={7}), 10)
+  places = [i for i, value in enumerate(grey(batch['image'])) if value == 8]
+  assert len(places) == 2 and batch['label'][places].tolist() == [0, 0]
 
 
 def test_the_policy_error_stops_at_the_first_by_its_name():
@@ -163,8 +163,8 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
     with pipeline.evaluation_batches(
       source, labelled_images(source, transform), batch_size=64, unreadable=unreadable
     ) as batches:
-      found = list(batches)
-    mask = np.concatenate([batch['mask'] for batch in found])
+      read = list(batches)
+    mask = np.concatenate([batch['mask'] for batch in read])
     assert mask.tolist() == [float(i not in bad) for i in range(300)] + [0.0] * 20
   assert unreadable.count == len(bad) and len(said) == min(len(bad), pipeline.MAX_NAMED)
 
@@ -172,9 +172,9 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
 def test_several_labels_of_an_image_stay_together():
   labels = [np.array([i % 2, -1 if i % 3 else 1 - i % 2], np.int32) for i in range(40)]
   records = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': label} for label in labels]
-  found = taken(sources.Source(records, CLASSES), 2)
-  assert found['label'].shape == (40, 2) and found['label'].dtype == np.int32
-  assert sorted(map(tuple, found['label'])) == sorted(map(tuple, labels))
+  batch = taken(sources.Source(records, CLASSES), 2)
+  assert batch['label'].shape == (40, 2) and batch['label'].dtype == np.int32
+  assert sorted(map(tuple, batch['label'])) == sorted(map(tuple, labels))
 
 
 # Splits
@@ -185,8 +185,8 @@ def test_splits_are_cut_and_joined_as_tfds_says():
   splits = {'train': lambda: source, 'test': lambda: photos(10)}
 
   def labels(text):
-    found = sources.select('photos', splits, text)
-    return [found.describe(i) for i in range(len(found))]
+    source = sources.select('photos', splits, text)
+    return [source.describe(i) for i in range(len(source))]
 
   whole = [f'photos/{i}.jpg' for i in range(201)]
   for text, want in {
@@ -215,10 +215,10 @@ def test_splits_are_cut_and_joined_as_tfds_says():
 @pytest.mark.parametrize('share', [0.1, 0.5])
 def test_a_held_out_share_is_the_same_part_of_every_class_and_of_all_runs(share):
   labels = np.repeat([0, 1, 2, 3], [100, 50, 1, 2])
-  kept, held = sources.hold_out(labels, share)
-  assert sorted([*kept, *held]) == list(range(len(labels)))
-  found = np.bincount(labels[held], minlength=4).tolist()
-  assert found == [round(100 * share), round(50 * share), 0, 1]
+  train, held = sources.hold_out(labels, share)
+  assert sorted([*train, *held]) == list(range(len(labels)))
+  counts = np.bincount(labels[held], minlength=4).tolist()
+  assert counts == [round(100 * share), round(50 * share), 0, 1]
   np.testing.assert_array_equal(sources.hold_out(labels, share)[1], held)
 
 
@@ -303,12 +303,14 @@ def test_a_run_counts_what_it_cannot_read_and_remembers_it(folder, tmp_path, cap
   (folder / 'train/odd/7.jpg').write_bytes(b'')
   (folder / 'val/odd/3.jpg').write_bytes(b'junk')
   assert trained(tmp_path, 'duration=16 steps', 'evaluation.every=8 steps') == 0
-  told = capsys.readouterr().out
-  assert told.count('7.jpg: the file is empty') == 1 and told.count('3.jpg: not an image') == 1
-  assert '(11 images, 1 unreadable)' in told
-  found = rows(tmp_path)
-  assert [row['train/bad_images'] for row in found if 'train/bad_images' in row][-1] == 1
-  counts = {row['validation/count'] for row in found if 'validation/count' in row}
+  printed = capsys.readouterr().out
+  assert (
+    printed.count('7.jpg: the file is empty') == 1 and printed.count('3.jpg: not an image') == 1
+  )
+  assert '(11 images, 1 unreadable)' in printed
+  metrics = rows(tmp_path)
+  assert [row['train/bad_images'] for row in metrics if 'train/bad_images' in row][-1] == 1
+  counts = {row['validation/count'] for row in metrics if 'validation/count' in row}
   assert counts == {11.0}
   assert 'train/odd/7.jpg: the file is empty' in (tmp_path / 'run/unreadable_train.txt').read_text()
 
@@ -317,8 +319,8 @@ def test_an_evaluation_without_an_image_is_no_score(folder, tmp_path, capsys):
   for file in (folder / 'val').rglob('*.jpg'):
     file.write_bytes(b'')
   assert trained(tmp_path) == 1
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and 'nothing to evaluate' in told.err
+  printed = capsys.readouterr()
+  assert printed.err.count('\n') == 1 and 'nothing to evaluate' in printed.err
   assert not any('validation/loss' in row for row in rows(tmp_path))
 
 
@@ -332,16 +334,16 @@ def test_a_set_that_vanishes_ends_a_run_with_one_line(folder, tmp_path, capsys, 
 
   monkeypatch.setattr(sources.Source, '__getitem__', vanishing)
   assert trained(tmp_path) == 1
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1 and '100 images in a row cannot be read' in told
+  printed = capsys.readouterr().err
+  assert printed.count('\n') == 1 and '100 images in a row cannot be read' in printed
 
 
 def test_an_image_that_a_transform_cannot_take_is_named(folder, tmp_path, capsys):
   Image.new('RGB', (5, 5)).save(folder / 'train/even/small.png')
   assert trained(tmp_path, 'data.augment=random_crop(8)', 'duration=2 epochs') == 1
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1
-  assert 'even/small.png: a crop of 8x8 exceeds the image of 5x5' in told
+  printed = capsys.readouterr().err
+  assert printed.count('\n') == 1
+  assert 'even/small.png: a crop of 8x8 exceeds the image of 5x5' in printed
 
 
 def test_several_labels_need_the_sigmoid_loss_and_give_scores_of_their_own(
@@ -356,21 +358,21 @@ def test_several_labels_need_the_sigmoid_loss_and_give_scores_of_their_own(
   assert "multi-label: objective.loss must be 'sigmoid'" in capsys.readouterr().err
   assert trained(tmp_path, source, 'objective.loss=sigmoid') == 0
   run = vit_jax.load(tmp_path / 'run')
-  found = run.predict(np.zeros((8, 8, 3), np.uint8), top=3)
+  predictions = run.predict(np.zeros((8, 8, 3), np.uint8), top=3)
   logits, _ = run.model.apply({'params': run.params}, -np.ones((1, 8, 8, 3), np.float32))
   want = sorted(1 / (1 + np.exp(-np.asarray(logits[0]))), reverse=True)
-  np.testing.assert_allclose([each['score'] for each in found], want, rtol=1e-5)
+  np.testing.assert_allclose([each['score'] for each in predictions], want, rtol=1e-5)
 
 
 def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
   source, said = photos(60, bad=range(30)), []
-  how = dict(say=said.append, limit=None, file=tmp_path / 'unreadable.txt')
-  unreadable = pipeline.Unreadable(source, **how)
+  options = dict(say=said.append, limit=None, file=tmp_path / 'unreadable.txt')
+  unreadable = pipeline.Unreadable(source, **options)
   taken(source, 6, unreadable=unreadable)
   assert unreadable.count == 30 and len(said) == pipeline.MAX_NAMED
   assert said[-1].endswith('; more are counted, not named')
   assert len((tmp_path / 'unreadable.txt').read_text().splitlines()) == 30
-  again = pipeline.Unreadable(source, **how)
+  again = pipeline.Unreadable(source, **options)
   taken(source, 6, unreadable=again)
   assert again.count == 30 and len(said) == pipeline.MAX_NAMED
 

@@ -160,12 +160,12 @@ def framed(data):
 
 def slow_crc(data):
   """As RFC 3720 has it, a bit at a time."""
-  left = 0xFFFFFFFF
+  crc = 0xFFFFFFFF
   for byte in data:
-    left ^= byte
+    crc ^= byte
     for _ in range(8):
-      left = left >> 1 ^ (0x82F63B78 if left & 1 else 0)
-  return left ^ 0xFFFFFFFF
+      crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+  return crc ^ 0xFFFFFFFF
 
 
 def all_of(source):
@@ -418,8 +418,10 @@ def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
   with pytest.raises(ValueError, match=message) as caught:
     sources.open_source(f'tfds:{name}', 'train')
   assert '\n' not in str(caught.value)
-  left = [file for file in tmp_path.rglob('*1.0.0*') if 'incomplete' in file.name or file.is_dir()]
-  assert not left
+  remains = [
+    file for file in tmp_path.rglob('*1.0.0*') if 'incomplete' in file.name or file.is_dir()
+  ]
+  assert not remains
 
 
 def test_a_download_that_fails_is_told_once_and_soon(tmp_path, monkeypatch, caplog):
@@ -464,21 +466,21 @@ def test_a_preset_is_cut_from_its_set(tmp_path, monkeypatch):
   folder.mkdir(parents=True)
   examples = [example('train', i) for i in range(100)]
   write_tfrecords(folder, features(), {'train': examples, 'test': examples[:3]}, name='cifar10')
-  found = {
+  splits = {
     split: sources.open_source('cifar10', split) for split in ('train', 'validation', 'test')
   }
-  assert {split: len(source) for split, source in found.items()} == {
+  assert {split: len(source) for split, source in splits.items()} == {
     'train': 98,
     'validation': 2,
     'test': 3,
   }
-  assert all_of(found['validation']) == [(png(98), 2), (png(99), 0)]
+  assert all_of(splits['validation']) == [(png(98), 2), (png(99), 0)]
 
 
 def test_pixels_are_encoded_without_tensorflow(tmp_path):
   source = sources.open_source(f'tfds:gives_pixels?data_dir={tmp_path}', 'train')
-  found = sorted(transforms.decode(source[i]['image']).tolist() for i in range(3))
-  assert found == sorted(transforms.decode(png(i)).tolist() for i in range(3))
+  pixels = sorted(transforms.decode(source[i]['image']).tolist() for i in range(3))
+  assert pixels == sorted(transforms.decode(png(i)).tolist() for i in range(3))
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4])
@@ -525,9 +527,9 @@ def test_prepare_stops_at_damage_and_leaves_the_set_as_it_was(by_hand):
 
 def test_prepare_counts(by_hand):
   info = by_hand / 'dataset_info.json'
-  told = json.loads(info.read_text())
-  told['splits'][0]['shardLengths'][0] = '9'
-  info.write_text(json.dumps(told))
+  info_json = json.loads(info.read_text())
+  info_json['splits'][0]['shardLengths'][0] = '9'
+  info.write_text(json.dumps(info_json))
   with pytest.raises(ValueError, match=r'has 10 records.*dataset_info\.json says 9'):
     tfds_sets.prepare(str(by_hand), say=print)
 

@@ -18,8 +18,8 @@ IMAGES = [RNG.integers(0, 256, (47, 64, 3), dtype=np.uint8), SMOOTH]
 FILL = (124, 116, 104)
 
 
-def same(found, expected):
-  np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+def same(actual, expected):
+  np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
 
 def timms(name, level, sign, resample, monkeypatch):
