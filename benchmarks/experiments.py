@@ -245,7 +245,7 @@ def of_features(
 
   def probed(shots: int, seed: int) -> float:
     sets = held[shots, seed]
-    return linear.fitted(sets['train'].values, sets['train'].labels, sets['test'], c)[0]
+    return linear.fit_and_test(sets['train'].values, sets['train'].labels, sets['test'], c)[0]
 
   def regressed(shots: int, seed: int) -> float:
     sets = held[shots, seed]
@@ -276,7 +276,7 @@ def chosen_probe(held: dict[str, features.Features]) -> float:
   """The C that is best on the validation images; of equals the smallest."""
   train_ = held['train']
   scores = {
-    c: linear.fitted(train_.values, train_.labels, held['validation'], c)[0] for c in linear.GRID
+    c: linear.fit_and_test(train_.values, train_.labels, held['validation'], c)[0] for c in linear.GRID
   }
   return max(scores, key=lambda c: scores[c])
 

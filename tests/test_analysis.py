@@ -129,8 +129,8 @@ def test_memory_holds_the_weights_of_one_layer_and_not_of_all():
   one = 4 * model.heads * tokens**2
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
   half = (0.5, 0.5, 0.5)
-  whole = analysis.passed.lower(params, image, model=model, mean=half, std=half).compile()
-  layer = analysis.weights_of.lower(
+  whole = analysis.traced_arrays.lower(params, image, model=model, mean=half, std=half).compile()
+  layer = analysis.attention_weights.lower(
     params, jax.ShapeDtypeStruct((tokens, 16), jnp.float32), 0, model=model, grid=(16, 16)
   ).compile()
   for program in (whole, layer):
@@ -565,7 +565,7 @@ def test_squares_are_of_whole_patches_about_fourteen_across(patch, size, square,
 
 
 def test_grey_is_what_the_model_sees_as_nothing():
-  assert analysis.grey_of(bundle.Preprocess('resize', SIZE, (0.0, 0.4, 1.0))) == (0, 102, 255)
+  assert analysis.grey_colour(bundle.Preprocess('resize', SIZE, (0.0, 0.4, 1.0))) == (0, 102, 255)
 
 
 def test_an_image_of_another_size_is_refused():

@@ -63,7 +63,7 @@ def run():
 
 @pytest.fixture(scope='module')
 def seen(run):
-  return [inspect.look(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
+  return [inspect.attended_image(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -142,14 +142,14 @@ def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(seen, h
 
 
 def test_a_class_token_that_alone_is_read_needs_no_other_query():
-  one = inspect.look(run_of(), run_of().prepared(pixels(0)), 'image')
+  one = inspect.attended_image(run_of(), run_of().prepared(pixels(0)), 'image')
   assert not len(page.readers(one.attention))
   assert '"readers": []' in page.attention('a model', run_of().model, [one])
 
 
 def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
   found = run_of(pool='map')
-  one = inspect.look(found, found.prepared(pixels(0)), 'image')
+  one = inspect.attended_image(found, found.prepared(pixels(0)), 'image')
   values = np.frombuffer(gzip.decompress(base64.b64decode(page.packed(one.attention))), '<u2')
   tokens = len(one.attention.read)
   first = values[: (tokens + 1) * tokens].reshape(tokens + 1, tokens)
@@ -161,12 +161,12 @@ def test_images_of_two_sizes_none_and_weights_that_are_not_finite_are_refused(ru
   wider = np.zeros((3, 2, 10, 10), np.float32)
   other = analysis.Attention(wider, np.full(10, 0.1, np.float32), (1, 7), 3, (4, 4), None)
   with pytest.raises(ValueError, match='of one size'):
-    page.attention('', run.model, [*seen, page.Seen('', pixels(0), [], other)])
+    page.attention('', run.model, [*seen, page.AttendedImage('', pixels(0), [], other)])
   with pytest.raises(ValueError, match='one or more images'):
     page.attention('', run.model, [])
   broken = analysis.Attention(wider * np.nan, other.read, (1, 7), 3, (4, 4), None)
   with pytest.raises(ValueError, match='not finite'):
-    page.attention('', run.model, [page.Seen('', pixels(0), [], broken)])
+    page.attention('', run.model, [page.AttendedImage('', pixels(0), [], broken)])
 
 
 # In a browser
@@ -818,7 +818,7 @@ def test_beside_a_mistake_lies_the_attention_of_its_image(trained, whole):
   for mistake in whole.mistakes:
     weights = analysis.attention(run, mistake.image).maps()[-1].mean(0)
     np.testing.assert_allclose(mistake.attention, weights, atol=1e-6)
-    image, overlay = embedded(report_page.mistaken(mistake))  # the image once
+    image, overlay = embedded(report_page.mistake_figure(mistake))  # the image once
     np.testing.assert_array_equal(image[..., :3], mistake.image)
     (expected,) = embedded(page.heatmap(mistake.attention))
     np.testing.assert_array_equal(overlay, expected)
@@ -835,7 +835,7 @@ def test_beside_a_mistake_lies_the_attention_of_its_image(trained, whole):
 def test_the_attention_of_a_mistake_is_what_the_head_reads_in_the_last_layer(fields):
   found = run_of(**fields)
   weights = analysis.attention(found, pixels(0)).maps()[-1].mean(0)
-  np.testing.assert_allclose(report.attended(found, pixels(0)), weights, atol=1e-6)
+  np.testing.assert_allclose(report.last_attention(found, pixels(0)), weights, atol=1e-6)
 
 
 def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trained):
@@ -852,9 +852,9 @@ def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trai
   attention = np.ones((2, 3))
   for name in ('A', 'data:image', '"><b>', '--image'):
     mistake = report_page.Mistake(name, pixels(0), 'a', 'b', 0.5, attention)
-    image, _ = embedded(report_page.mistaken(mistake))
+    image, _ = embedded(report_page.mistake_figure(mistake))
     np.testing.assert_array_equal(image[..., :3], pixels(0))
-    assert f'aria-label="{escape(name)}"' in report_page.mistaken(mistake)
+    assert f'aria-label="{escape(name)}"' in report_page.mistake_figure(mistake)
 
 
 def test_photos_are_jpegs_of_that_image():
@@ -871,7 +871,7 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
   def without_memory(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
-  monkeypatch.setattr(report, 'attended', without_memory)
+  monkeypatch.setattr(report, 'last_attention', without_memory)
   found = report.gather(trained)
   assert found.measured and found.left_out == [
     'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
@@ -915,9 +915,9 @@ def test_a_model_without_attention_has_mistakes_without_it():
   model = vit_jax.build('Mixer-S/32', patch=4, width=16, depth=1, mlp_dim=8, tokens_dim=8)
   params = drawn(shapes(model, SIZE))
   run = predict.Run(model, params, (), bundle.Preprocess('resize', SIZE), 'Mixer-S/32')
-  assert report.attended(run, pixels(0)) is None
+  assert report.last_attention(run, pixels(0)) is None
   mistake = report_page.Mistake('one', pixels(0), 'a', 'b', 0.5, None)
-  assert 'its attention' not in report_page.mistaken(mistake)
+  assert 'its attention' not in report_page.mistake_figure(mistake)
 
 
 def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys):
@@ -1111,7 +1111,7 @@ def test_filters_and_positions_are_those_of_inspection(trained, whole):
   filters = analysis.filters(run.model, run.params).components
   positions = analysis.position_similarity(run.model, run.params, run.preprocess.size).patches
   files = [pictures.filters(filters, 'Filters'), pictures.positions(positions, 'Positions')]
-  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report_page.inside(whole))
+  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report_page.weights_section(whole))
   assert [base64.b64decode(text) for text in found] == files
 
 
@@ -1288,9 +1288,12 @@ def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypa
   assert commands.main(['report', str(trained), '--batch_size', '0']) == 2
   assert [size for _, _, size in calls] == [max(32 // jax.device_count(), 1), 3]
   assert (trained / results.FILE).read_bytes() == before
-  assert report.batch_of({'batch_size': 4096 * jax.device_count(), 'accumulate': 2}) == inputs.BATCH
-  assert report.batch_of({'batch_size': 64 * jax.device_count(), 'accumulate': 2}) == 32
-  assert report.batch_of({'batch_size': 1}) == 1
+  assert (
+    report.training_batch({'batch_size': 4096 * jax.device_count(), 'accumulate': 2})
+    == inputs.BATCH
+  )
+  assert report.training_batch({'batch_size': 64 * jax.device_count(), 'accumulate': 2}) == 32
+  assert report.training_batch({'batch_size': 1}) == 1
 
 
 def test_the_time_of_the_steps_is_what_their_rates_say(trained):

@@ -192,16 +192,16 @@ def test_what_cannot_be_is_one_line(tasks, words, told, capsys):
 @pytest.mark.quick
 def test_a_folder_without_a_measure_is_no_finished_run(tmp_path):
   with pytest.raises(ValueError, match='is no finished run'):
-    vtab.measured(tmp_path, 'validation')
+    vtab.read_measures(tmp_path, 'validation')
   own = {'source': 'digits', 'split': 'test', 'step': 6, 'use': 'test', 'count': 9}
   for numbers in ({'accuracy': 0.5}, {'accuracy': None}, {}):
     results.write(tmp_path, own | numbers)
     for use in ('validation', 'test'):
       if use == 'test' and numbers.get('accuracy'):
-        assert vtab.measured(tmp_path, use) == {'accuracy': 0.5, 'count': 9}
+        assert vtab.read_measures(tmp_path, use) == {'accuracy': 0.5, 'count': 9}
         continue
       with pytest.raises(ValueError, match=f'measured nothing on its {use} split'):
-        vtab.measured(tmp_path, use)
+        vtab.read_measures(tmp_path, use)
 
 
 @pytest.mark.quick

@@ -16,10 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from vit_jax import bundle, models
 from vit_jax.convert import resample
 from vit_jax.models import layers, resnet, vit
+from vit_jax.tasks import Params
 
 Array = jax.Array
 
@@ -50,7 +52,7 @@ class Filters:
   of: str
 
 
-def filters(model: models.Model, params: Any, *, count: int = COMPONENTS) -> Filters:
+def filters(model: models.Model, params: Params, *, count: int = COMPONENTS) -> Filters:
   """The first principal components of the RGB filters (ViT, arXiv 2010.11929, figure 7).
 
   Each filter of the patch embedding is a point, its mean over filters is taken off. Of hybrids and
@@ -64,12 +66,12 @@ def filters(model: models.Model, params: Any, *, count: int = COMPONENTS) -> Fil
   axes = axes[: min(count, max(total - 1, 1))]
   largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
   components = np.where(largest < 0, -axes, axes).reshape(-1, *shape)
-  share = np.square(scales) / max(np.square(scales).sum(), np.finfo(float).tiny)
-  share = share[: len(axes)]
-  return Filters(single(components), single(share), total, of)
+  fraction = np.square(scales) / max(np.square(scales).sum(), np.finfo(float).tiny)
+  fraction = fraction[: len(axes)]
+  return Filters(as_float32(components), as_float32(fraction), total, of)
 
 
-def pixel_kernel(model: models.Model, params: Any) -> tuple[np.ndarray, str]:
+def pixel_kernel(model: models.Model, params: Params) -> tuple[np.ndarray, str]:
   """The kernel (rows, columns, 3, filters) that reads pixels, and its name."""
   if isinstance(model, resnet.ResNet):
     root, numerics = params['root'], model.numerics
@@ -98,7 +100,7 @@ class PositionSimilarity:
 
 
 def position_similarity(
-  model: models.Model, params: Any, size: tuple[int, int]
+  model: models.Model, params: Params, size: tuple[int, int]
 ) -> PositionSimilarity:
   """The cosine similarity of position embeddings (ViT, arXiv 2010.11929, figure 7, middle).
 
@@ -114,23 +116,25 @@ def position_similarity(
     ValueError: for a model that has no positions.
   """
   prefix, table, of = position_tables(model, params, size)
-  rows, columns = grid_of(model, size)
-  near = single(unit(table) @ unit(table).T)  # (P, P)
-  seen = single(unit(prefix) @ unit(table).T)  # (rows, P)
+  rows, columns = patch_grid(model, size)
+  patch_cosines = as_float32(unit(table) @ unit(table).T)  # (P, P)
+  prefix_cosines = as_float32(unit(prefix) @ unit(table).T)  # (rows, P)
   return PositionSimilarity(
-    near.reshape(rows, columns, rows, columns), seen.reshape(-1, rows, columns), of
+    patch_cosines.reshape(rows, columns, rows, columns),
+    prefix_cosines.reshape(-1, rows, columns),
+    of,
   )
 
 
 def position_tables(
-  model: models.Model, params: Any, size: tuple[int, int]
+  model: models.Model, params: Params, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, str]:
   """Positions of tokens before the patches, of patches (P, D), and what they are."""
   kind = model.positions if isinstance(model, vit.ViT) else 'none'
   if not isinstance(model, vit.ViT) or kind == 'none':
-    family = 'a ViT without positions' if isinstance(model, vit.ViT) else family_of(model)
+    family = 'a ViT without positions' if isinstance(model, vit.ViT) else family_name(model)
     raise ValueError(f'{family} has no position embeddings')
-  rows, columns = grid_of(model, size)
+  rows, columns = patch_grid(model, size)
   if kind == 'learned':
     table = np.asarray(params['positions'], np.float32)[0]
     if len(table) != model.position_rows + rows * columns:
@@ -139,12 +143,12 @@ def position_tables(
   if kind == 'sincos2d':
     table, of = vit.sincos2d(rows, columns, model.width), 'fixed sines and cosines'
   else:
-    turns = vit.rope2d(rows, columns, model.width // model.heads, model.rope_theta)
-    table, of = np.concatenate([*turns], axis=1), 'rotations of queries and keys'
+    angles = vit.rope2d(rows, columns, model.width // model.heads, model.rope_theta)
+    table, of = np.concatenate([*angles], axis=1), 'rotations of queries and keys'
   return np.zeros((0, table.shape[1]), np.float32), table, of
 
 
-def single(values: Any) -> np.ndarray:
+def as_float32(values: npt.ArrayLike) -> np.ndarray:
   """An array on the host, in float32."""
   return np.asarray(values, np.float32)
 
@@ -155,12 +159,12 @@ def unit(rows: np.ndarray) -> np.ndarray:
   return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def family_of(model: models.Model) -> str:
+def family_name(model: models.Model) -> str:
   """'a ViT', 'a Mixer' or 'a ResNet'."""
   return f'a {type(model).__name__}'
 
 
-def grid_of(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(model: models.Model, size: tuple[int, int]) -> tuple[int, int]:
   """Rows and columns of the patches of an image of `size` (height, width)."""
   return size[0] // model.patch[0], size[1] // model.patch[1]
 
@@ -169,7 +173,7 @@ def grid_of(model: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Activations:
   """What one image leaves on its way through a model, on the device.
 
   Fields:
@@ -190,22 +194,31 @@ class Trace:
   grid: tuple[int, int]
 
 
-def trace(found: bundle.Bundle, image: np.ndarray) -> Trace:
-  """Takes an image (H, W, 3) uint8, as `found.preprocess` makes it, through a model."""
-  model, how = found.model, found.preprocess
-  if image.dtype != np.uint8 or image.shape != (*how.size, 3):
-    wanted = 'x'.join(map(str, (*how.size, 3)))
-    raise ValueError(f'an image here is uint8 {wanted}, not {image.dtype} {image.shape}')
-  left = passed(found.params, image[None], model=model, mean=tuple(how.mean), std=tuple(how.std))
+def trace(run: bundle.Bundle, image: np.ndarray) -> Activations:
+  """Takes an image (H, W, 3) uint8, as `run.preprocess` makes it, through a model."""
+  model, preprocess = run.model, run.preprocess
+  if image.dtype != np.uint8 or image.shape != (*preprocess.size, 3):
+    expected = 'x'.join(map(str, (*preprocess.size, 3)))
+    raise ValueError(f'an image here is uint8 {expected}, not {image.dtype} {image.shape}')
+  arrays = traced_arrays(
+    run.params, image[None], model=model, mean=tuple(preprocess.mean), std=tuple(preprocess.std)
+  )
   tokens = not isinstance(model, resnet.ResNet)
-  grid = grid_of(model, how.size) if tokens else left['encoded'].shape[:2]
+  grid = patch_grid(model, preprocess.size) if tokens else arrays['encoded'].shape[:2]
   prefix = model.prefix if isinstance(model, vit.ViT) else 0
-  return Trace(**left, prefix=prefix, grid=grid)
+  return Activations(**arrays, prefix=prefix, grid=grid)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
-def passed(params: Any, images: Array, *, model: Any, mean: Any, std: Any) -> dict[str, Any]:
-  """The arrays of a `Trace` of one image (1, H, W, 3) uint8; no attention weights are kept."""
+def traced_arrays(
+  params: Params,
+  images: Array,
+  *,
+  model: models.Model,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> dict[str, Any]:
+  """The arrays of `Activations` of an image (1, H, W, 3) uint8; no attention weights are kept."""
   map_pool = getattr(model, 'pool', '') == 'map'
   logits, out = bundle.forward(model, params, images, mean=mean, std=std, attention=map_pool)
   layers: Any
@@ -221,7 +234,7 @@ def passed(params: Any, images: Array, *, model: Any, mean: Any, std: Any) -> di
 # Attention
 
 
-def layer_weights(found: bundle.Bundle, seen: Trace) -> Iterator[Array]:
+def layer_weights(run: bundle.Bundle, trace: Activations) -> Iterator[Array]:
   """The attention weights (A, T, T) of one layer after another, float32, on the device.
 
   Row i is the share of every token in what token i reads. They are computed by the model's own
@@ -230,32 +243,33 @@ def layer_weights(found: bundle.Bundle, seen: Trace) -> Iterator[Array]:
   Raises:
     ValueError: for a model without attention.
   """
-  check_attention(found.model)
-  params = jax.device_put(found.params)
-  for layer in range(found.model.depth):
-    yield weights_of(params, seen.layers[layer], layer, model=found.model, grid=seen.grid)
+  model = check_attention(run.model)
+  params = jax.device_put(run.params)
+  for layer in range(model.depth):
+    yield attention_weights(params, trace.layers[layer], layer, model=model, grid=trace.grid)
 
 
-def check_attention(model: models.Model) -> None:
-  """Raises ValueError for a model without attention."""
+def check_attention(model: models.Model) -> vit.ViT:
+  """The model; ValueError for one without attention."""
   if not isinstance(model, vit.ViT):
-    raise ValueError(f'{family_of(model)} has no attention')
+    raise ValueError(f'{family_name(model)} has no attention')
+  return model
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'grid'))
-def weights_of(params: Any, tokens: Array, layer: Any, **how: Any) -> Array:
+def attention_weights(params: Params, tokens: Array, layer: int | Array, **options: Any) -> Array:
   """A layer's weights alone, as `block` gives them: its MLP is not computed."""
-  return block(params, tokens, layer, **how)[1]
+  return block(params, tokens, layer, **options)[1]
 
 
 def block(
-  params: Any, tokens: Array, layer: Any, *, model: vit.ViT, grid: tuple[int, int]
+  params: Params, tokens: Array, layer: int | Array, *, model: vit.ViT, grid: tuple[int, int]
 ) -> tuple[Array, Array]:
   """A layer's output (T, D) and its weights (A, T, T), of its input (T, D)."""
-  own = jax.tree.map(lambda leaf: leaf[layer], params['encoder']['blocks'])
+  layer_params = jax.tree.map(lambda leaf: leaf[layer], params['encoder']['blocks'])
   module = vit.Block(**model.block_fields(train=False, attention=True), drop_path=False)
-  x, left = module.apply({'params': own}, tokens[None], jnp.zeros(()), model.rope(*grid))
-  return x[0], left['attention'][0]
+  x, out = module.apply({'params': layer_params}, tokens[None], jnp.zeros(()), model.rope(*grid))
+  return x[0], out['attention'][0]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -328,48 +342,48 @@ class Attention:
     return rows[:, self.prefix :].reshape(-1, *self.grid)
 
 
-def attention(found: bundle.Bundle, image: np.ndarray) -> Attention:
-  """All attention weights of an image (H, W, 3) uint8, as `found.preprocess` makes it.
+def attention(run: bundle.Bundle, image: np.ndarray) -> Attention:
+  """All attention weights of an image (H, W, 3) uint8, as `run.preprocess` makes it.
 
   `attention_summary` gives what pictures need of a model too large for this.
 
   Raises:
     ValueError: for a model without attention.
   """
-  check_attention(found.model)
-  seen = trace(found, image)
+  model = check_attention(run.model)
+  traced = trace(run, image)
   return Attention(
-    weights=np.stack([np.asarray(layer) for layer in layer_weights(found, seen)]),
-    read=reading(found.model, seen),
-    grid=seen.grid,
-    prefix=seen.prefix,
-    patch=found.model.patch,
-    pool=None if seen.pool is None else np.asarray(seen.pool),
+    weights=np.stack([np.asarray(layer) for layer in layer_weights(run, traced)]),
+    read=reading(model, traced),
+    grid=traced.grid,
+    prefix=traced.prefix,
+    patch=model.patch,
+    pool=None if traced.pool is None else np.asarray(traced.pool),
   )
 
 
-def reading(model: Any, seen: Trace) -> np.ndarray:
+def reading(model: vit.ViT, trace: Activations) -> np.ndarray:
   """(T,) float32: how much of each token of the last layer the head reads; sums to 1.
 
   The class token alone for pool 'token', all patches alike for 'gap' and 'none', half and half for
   'token_gap', and the mean over heads of the pooling's own weights for 'map'. A head for the
   distillation token has half a say.
   """
-  if seen.pool is not None:
-    read = np.asarray(seen.pool, np.float32).mean(0)
+  if trace.pool is not None:
+    read = np.asarray(trace.pool, np.float32).mean(0)
   else:
-    token, patches = np.zeros((2, seen.prefix + math.prod(seen.grid)), np.float32)
-    token[0], patches[seen.prefix :] = 1, 1 / math.prod(seen.grid)
-    share = {'token': 1.0, 'token_gap': 0.5}.get(model.pool, 0.0)
-    read = share * token + (1 - share) * patches
+    token, patches = np.zeros((2, trace.prefix + math.prod(trace.grid)), np.float32)
+    token[0], patches[trace.prefix :] = 1, 1 / math.prod(trace.grid)
+    fraction = {'token': 1.0, 'token_gap': 0.5}.get(model.pool, 0.0)
+    read = fraction * token + (1 - fraction) * patches
   if model.distillation == 'head':
     read = read / 2
     read[1] += 0.5
-  return single(read)
+  return as_float32(read)
 
 
 def attention_summary(
-  found: bundle.Bundle, seen: Trace, *, fusion: str = 'mean', discard: float = 0.0
+  run: bundle.Bundle, trace: Activations, *, fusion: str = 'mean', discard: float = 0.0
 ) -> dict[str, np.ndarray]:
   """What `Attention` tells of an image, without its weights ever being there together.
 
@@ -380,21 +394,21 @@ def attention_summary(
   Raises:
     ValueError: for a model without attention, or a rollout that there is not.
   """
-  check_attention(found.model)
+  model = check_attention(run.model)
   check_rollout(fusion, discard)
-  read = jnp.asarray(reading(found.model, seen))
-  apart = patch_distances(seen.grid, found.model.patch)
+  read = jnp.asarray(reading(model, trace))
+  apart = patch_distances(trace.grid, model.patch)
   before = jnp.eye(len(read))
-  kept: dict[str, list[np.ndarray]] = {'maps': [], 'distances': [], 'rollout': []}
-  for weights in layer_weights(found, seen):
+  parts: dict[str, list[np.ndarray]] = {'maps': [], 'distances': [], 'rollout': []}
+  for weights in layer_weights(run, trace):
     before = rollout_step(weights, before, fusion=fusion, discard=discard)
-    kept['maps'].append(np.asarray(jnp.einsum('t,ats->as', read, weights, precision='highest')))
-    kept['distances'].append(np.asarray(mean_attention_distance(weights, apart)))
-    kept['rollout'].append(np.asarray(jnp.matmul(read, before, precision='highest')))
-  arrays = {name: np.stack(values) for name, values in kept.items()}
+    parts['maps'].append(np.asarray(jnp.einsum('t,ats->as', read, weights, precision='highest')))
+    parts['distances'].append(np.asarray(mean_attention_distance(weights, apart)))
+    parts['rollout'].append(np.asarray(jnp.matmul(read, before, precision='highest')))
+  arrays = {name: np.stack(values) for name, values in parts.items()}
   for name in ('maps', 'rollout'):
-    patches = arrays[name][..., seen.prefix :]
-    arrays[name] = patches.reshape(*patches.shape[:-1], *seen.grid)
+    patches = arrays[name][..., trace.prefix :]
+    arrays[name] = patches.reshape(*patches.shape[:-1], *trace.grid)
   return arrays
 
 
@@ -473,10 +487,10 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
   Args:
     x, y: (n, features), of the same examples in the same order.
   """
-  return float(similarity_of([x, y])[0, 1])
+  return float(cka_matrix([x, y])[0, 1])
 
 
-def similarity_of(features: Sequence[np.ndarray]) -> np.ndarray:
+def cka_matrix(features: Sequence[np.ndarray]) -> np.ndarray:
   """(l, l) float64 linear CKA of l representations (n, features) of the same examples."""
   grams = []
   for x in features:
@@ -488,34 +502,34 @@ def similarity_of(features: Sequence[np.ndarray]) -> np.ndarray:
   return stacked @ stacked.T
 
 
-def layer_features(seen: Trace, patches: np.ndarray) -> list[np.ndarray]:
-  """The tokens (n, D) of some patches in each of `Trace.layers`.
+def layer_features(trace: Activations, patches: np.ndarray) -> list[np.ndarray]:
+  """The tokens (n, D) of some patches in each of `Activations.layers`.
 
   A ResNet's layers have a grid each: all are brought to the last one's, with antialiasing.
 
   Args:
-    seen: of one image.
+    trace: of one image.
     patches: (n,) their numbers, row by row.
   """
-  if isinstance(seen.layers, Array):
-    return list(single(seen.layers[:, seen.prefix + patches]))
+  if isinstance(trace.layers, Array):
+    return list(as_float32(trace.layers[:, trace.prefix + patches]))
   brought = []
-  for layer in seen.layers:
+  for layer in trace.layers:
     down, across = (
-      resample.matrix('bilinear_antialias', old, new) for old, new in zip(layer.shape, seen.grid)
+      resample.matrix('bilinear_antialias', old, new) for old, new in zip(layer.shape, trace.grid)
     )
-    cells = np.einsum('yr,xc,rcd->yxd', down, across, single(layer), optimize=True)
-    brought.append(single(cells.reshape(-1, cells.shape[-1])[patches]))
+    cells = np.einsum('yr,xc,rcd->yxd', down, across, as_float32(layer), optimize=True)
+    brought.append(as_float32(cells.reshape(-1, cells.shape[-1])[patches]))
   return brought
 
 
 def sample_patches(grid: tuple[int, int], *, images: int, image: int) -> np.ndarray:
   """Numbers of the patches of one of `images` that layers are compared on: EXAMPLES in all."""
-  count, own = math.prod(grid), max(EXAMPLES // images, 1)
-  return np.sort(np.random.default_rng(image).permutation(count)[:own])
+  count, per_image = math.prod(grid), max(EXAMPLES // images, 1)
+  return np.sort(np.random.default_rng(image).permutation(count)[:per_image])
 
 
-def layer_similarity(found: bundle.Bundle, images: Sequence[np.ndarray]) -> np.ndarray:
+def layer_similarity(run: bundle.Bundle, images: Sequence[np.ndarray]) -> np.ndarray:
   """(L + 1, L + 1) linear CKA of what goes into the first block and comes out of each block.
 
   The examples are patches: EXAMPLES of them, the same number from each image, chosen at random but
@@ -524,10 +538,10 @@ def layer_similarity(found: bundle.Bundle, images: Sequence[np.ndarray]) -> np.n
   """
   parts = []
   for index, image in enumerate(images):
-    seen = trace(found, image)
-    chosen = sample_patches(seen.grid, images=len(images), image=index)
-    parts.append(layer_features(seen, chosen))
-  return similarity_of([np.concatenate(layer) for layer in zip(*parts)])
+    traced = trace(run, image)
+    chosen = sample_patches(traced.grid, images=len(images), image=index)
+    parts.append(layer_features(traced, chosen))
+  return cka_matrix([np.concatenate(layer) for layer in zip(*parts)])
 
 
 # Where a class comes from
@@ -543,7 +557,7 @@ class Readout(vit.ViT):
     return logits[:, 0] if self.pool == 'none' else logits
 
 
-def evidence(found: bundle.Bundle, seen: Trace, labels: Sequence[int]) -> np.ndarray:
+def evidence(run: bundle.Bundle, trace: Activations, labels: Sequence[int]) -> np.ndarray:
   """(R, C, labels) float32: the logits of some classes, of each patch by itself.
 
   A patch's logits are those that the head gives if its last token stands for all patches; tokens
@@ -555,16 +569,16 @@ def evidence(found: bundle.Bundle, seen: Trace, labels: Sequence[int]) -> np.nda
   Raises:
     ValueError: for a model without a head.
   """
-  model = found.model
+  model = run.model
   if not model.num_classes:
-    raise ValueError(f'{found.name} has no head here, so no classes')
-  tokens = seen.encoded.reshape(-1, seen.encoded.shape[-1])  # (T, D)
-  logits = patch_logits(found.params, tokens, np.asarray(labels, np.int32), model=model)
-  return np.asarray(logits).reshape(*seen.grid, len(labels))
+    raise ValueError(f'{run.name} has no head here, so no classes')
+  tokens = trace.encoded.reshape(-1, trace.encoded.shape[-1])  # (T, D)
+  logits = patch_logits(run.params, tokens, np.asarray(labels, np.int32), model=model)
+  return np.asarray(logits).reshape(*trace.grid, len(labels))
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def patch_logits(params: Any, tokens: Array, labels: Array, *, model: Any) -> Array:
+def patch_logits(params: Params, tokens: Array, labels: Array, *, model: models.Model) -> Array:
   """(P, labels) of the last tokens (T, D)."""
   if isinstance(model, vit.ViT):
     before, patches = tokens[None, : model.prefix], tokens[model.prefix :, None]  # (P, 1, D)
@@ -605,8 +619,8 @@ class Occlusion:
     """(H, W): the mean drop of all squares that hide a pixel; NaN where none does."""
     total, count = np.zeros((2, *size))
     for (row, column), drop in np.ndenumerate(self.drop):
-      top, left = self.tops[row], self.lefts[column]
-      place = slice(top, top + self.square[0]), slice(left, left + self.square[1])
+      y, x = self.tops[row], self.lefts[column]
+      place = slice(y, y + self.square[0]), slice(x, x + self.square[1])
       total[place] += drop
       count[place] += 1
     return np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
@@ -638,16 +652,16 @@ def occlusion(
   """
   check_squares(image.shape, square, stride)
   tops, lefts = (starts(*sides) for sides in zip(image.shape, square, stride))
-  places = [(top, left) for top in tops for left in lefts]
-  hidden = [covered(image, place, square, grey) for place in places]
-  whole, *rest = scores([image, *hidden])[:, label]
-  drop = single(whole - np.array(rest).reshape(len(tops), len(lefts)))
+  places = [(y, x) for y in tops for x in lefts]
+  hidden = [hide(image, place, square, grey) for place in places]
+  whole, *hidden_scores = scores([image, *hidden])[:, label]
+  drop = as_float32(whole - np.array(hidden_scores).reshape(len(tops), len(lefts)))
   return Occlusion(drop, tops, lefts, square, float(whole))
 
 
 def check_squares(size: tuple[int, ...], square: tuple[int, int], stride: tuple[int, int]) -> None:
   """Raises ValueError for squares that do not fit an image of (height, width, ...)."""
-  fits = all(1 <= own <= side for own, side in zip(square, size))
+  fits = all(1 <= extent <= side for extent, side in zip(square, size))
   if not fits or min(stride) < 1:
     raise ValueError(
       f'a square of {square[0]}x{square[1]} every {stride[0]}x{stride[1]} pixels does not fit '
@@ -660,16 +674,18 @@ def starts(side: int, square: int, stride: int) -> np.ndarray:
   return np.union1d(np.arange(0, side - square + 1, stride), side - square)
 
 
-def covered(
+def hide(
   image: np.ndarray, place: tuple[int, int], square: tuple[int, int], grey: Sequence[int]
 ) -> np.ndarray:
   """A copy of an image with a grey square whose upper left corner is at `place`."""
-  hidden, (top, left) = image.copy(), place
-  hidden[top : top + square[0], left : left + square[1]] = grey
+  hidden, (y, x) = image.copy(), place
+  hidden[y : y + square[0], x : x + square[1]] = grey
   return hidden
 
 
-def occlusion_steps(model: Any, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def occlusion_steps(
+  model: models.Model, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
   """A square, two strides wide, and a stride of whole patches: about STEPS down and across."""
   height, width = (
     patch * math.ceil(side / STEPS / patch) for side, patch in zip(size, model.patch)
@@ -678,6 +694,6 @@ def occlusion_steps(model: Any, size: tuple[int, int]) -> tuple[tuple[int, int],
   return square, (height, width)
 
 
-def grey_of(preprocess: bundle.Preprocess) -> tuple[int, ...]:
+def grey_colour(preprocess: bundle.Preprocess) -> tuple[int, ...]:
   """The uint8 colour that a model sees as zeros, or nearly."""
   return tuple(int(np.clip(round(255 * mean), 0, 255)) for mean in preprocess.mean)

@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_jax import analysis, bundle
 from vit_jax.images import transforms
+from vit_jax.tasks import Params
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 BATCH = 32  # images at a time
@@ -127,23 +128,25 @@ class Run(bundle.Bundle):
       rows = np.stack(prepared[start : start + batch_size])
       size = min(batch_size, 1 << (len(rows) - 1).bit_length())  # few shapes, so few compilations
       padding = np.zeros((size - len(rows), *rows.shape[1:]), np.uint8)
-      found = jax.device_get(self.apply(self.params, np.concatenate([rows, padding])))
-      results.append({name: values[: len(rows)] for name, values in found.items()})
+      outputs = jax.device_get(self.apply(self.params, np.concatenate([rows, padding])))
+      results.append({name: values[: len(rows)] for name, values in outputs.items()})
     if not results:
       raise ValueError('no images')
-    return {name: np.concatenate([found[name] for found in results]) for name in results[0]}
+    return {name: np.concatenate([outputs[name] for outputs in results]) for name in results[0]}
 
   @functools.cached_property
   def transform(self) -> transforms.Step:
     return transforms.compose(self.preprocess.steps, self.preprocess.size)
 
   @functools.cached_property
-  def apply(self) -> Callable[[Any, Any], dict[str, jax.Array]]:
+  def apply(self) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
     """(params, uint8 images) -> 'scores' and 'pre_logits', jitted."""
 
-    def apply(params: Any, images: Any) -> dict[str, jax.Array]:
-      how = self.preprocess
-      logits, out = bundle.forward(self.model, params, images, mean=how.mean, std=how.std)
+    def apply(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+      preprocess = self.preprocess
+      logits, out = bundle.forward(
+        self.model, params, images, mean=preprocess.mean, std=preprocess.std
+      )
       scores = getattr(jax.nn, self.scores)(logits)
       return {'scores': scores, 'pre_logits': out['pre_logits'].astype('float32')}
 
@@ -157,8 +160,8 @@ def load(path: str | os.PathLike[str]) -> Run:
     FileNotFoundError: if there is none.
     ValueError: if it is damaged, or of no kind that `docs/checkpoints.md` lists.
   """
-  found = bundle.read(path)
-  return Run(**vars(found) | {'params': jax.device_put(found.params)})
+  bundled = bundle.read(path)
+  return Run(**vars(bundled) | {'params': jax.device_put(bundled.params)})
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -182,11 +185,11 @@ def image_files(paths: Iterable[str]) -> list[str]:
 
   A folder without images stays, to be told as one that is no image.
   """
-  found: list[str] = []
+  result: list[str] = []
   for path in paths:
     if not os.path.isdir(path):
-      found.append(path)
+      result.append(path)
       continue
     below = sorted(str(f) for f in pathlib.Path(path).rglob('*') if f.suffix.lower() in SUFFIXES)
-    found += below or [path]
-  return found
+    result += below or [path]
+  return result

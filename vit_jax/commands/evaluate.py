@@ -9,12 +9,12 @@ from vit_jax import bundle, files
 from vit_jax.commands.features import check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
 
-Told = tuple[dict[str, Any], list[str]]  # as JSON, and as text
+Evaluation = tuple[dict[str, Any], list[str]]  # as JSON, and as text
 
 
 def run(args: argparse.Namespace) -> int:
   check_out(args.out)
-  values, text = measured(args)
+  values, text = evaluate(args)
   if args.out:
     with files.replacing(args.out) as file:
       file.write(files.as_json(values).encode())
@@ -22,61 +22,63 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-def by_accuracy(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+def head_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
   """The model's own head."""
   values = accuracy.evaluate_model(
-    found,
+    run,
     data,
-    label_map=given.label_map,
-    preprocess=given.preprocess,
-    batch_size=given.batch_size,
+    label_map=args.label_map,
+    preprocess=args.preprocess,
+    batch_size=args.batch_size,
   )
   return values, accuracy.lines(values)
 
 
-def by_knn(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+def knn_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
   """Nearest neighbours among the features of the training split."""
-  train, test = featured(found, data, given, given.train)
-  rows = knn.measure(train, test, ks=given.k)
+  train, test = extract_splits(run, data, args, args.train)
+  rows = knn.measure(train, test, ks=args.k)
   return summary(test, train) | {'knn': rows}, knn.lines(rows)
 
 
-def by_fewshot(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+def fewshot_accuracy(
+  run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace
+) -> Evaluation:
   """Ridge regression on features of a few images of each class."""
-  train, test = featured(found, data, given, given.train)
-  rows = fewshot.measure(train, test, shots=given.shots, seeds=given.seeds)
+  train, test = extract_splits(run, data, args, args.train)
+  rows = fewshot.measure(train, test, shots=args.shots, seeds=args.seeds)
   return summary(test, train) | {'fewshot': rows}, fewshot.lines(rows)
 
 
-def by_linear(found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace) -> Told:
+def linear_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
   """Logistic regression on features."""
-  train, validation, test = featured(found, data, given, given.train, given.validation)
+  train, validation, test = extract_splits(run, data, args, args.train, args.validation)
   values = linear.measure(train, validation, test)
-  told = summary(test, train) | {'validation_split': validation.split, **values}
-  return told, linear.lines(values)
+  result = summary(test, train) | {'validation_split': validation.split, **values}
+  return result, linear.lines(values)
 
 
-METHODS: dict[str, Callable[[bundle.Bundle, inputs.Split, argparse.Namespace], Told]] = {
-  'accuracy': by_accuracy,
-  'knn': by_knn,
-  'fewshot': by_fewshot,
-  'linear': by_linear,
+METHODS: dict[str, Callable[[bundle.Bundle, inputs.Split, argparse.Namespace], Evaluation]] = {
+  'accuracy': head_accuracy,
+  'knn': knn_accuracy,
+  'fewshot': fewshot_accuracy,
+  'linear': linear_accuracy,
 }
 
 
-def featured(
-  found: bundle.Bundle, data: inputs.Split, given: argparse.Namespace, *others: str
+def extract_splits(
+  run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace, *others: str
 ) -> list[features.Features]:
   """Features of other splits of a data set, and last its own; none have an image in common."""
-  splits = [inputs.open_split(given.model, on=data.name, split=other) for other in others] + [data]
+  splits = [inputs.open_split(args.model, on=data.name, split=other) for other in others] + [data]
   for first, second in itertools.combinations(splits, 2):
     inputs.check_apart(first, second)
-  how = dict(preprocess=given.preprocess, batch_size=given.batch_size, cache=given.cache)
-  return [features.extract(found, split, **how) for split in splits]
+  options = dict(preprocess=args.preprocess, batch_size=args.batch_size, cache=args.cache)
+  return [features.extract(run, split, **options) for split in splits]
 
 
 def summary(test: features.Features, train: features.Features) -> dict[str, Any]:
-  """What was measured on what."""
+  """The splits that an evaluation by features compared, and how many images of each."""
   labelled = test.labelled()
   return {
     'source': test.source,
@@ -89,20 +91,20 @@ def summary(test: features.Features, train: features.Features) -> dict[str, Any]
   }
 
 
-def measured(given: argparse.Namespace) -> Told:
-  """What the flags ask for."""
-  if given.label_map and given.method != 'accuracy':
-    raise ValueError(f'--label_map is for --method accuracy, got {given.method}')
-  found = bundle.read(given.model)
-  data = inputs.open_split(given.model, on=given.on, split=given.split)
-  values, text = METHODS[given.method](found, data, given)
+def evaluate(args: argparse.Namespace) -> Evaluation:
+  """Measures what the flags ask for."""
+  if args.label_map and args.method != 'accuracy':
+    raise ValueError(f'--label_map is for --method accuracy, got {args.method}')
+  run = bundle.read(args.model)
+  data = inputs.open_split(args.model, on=args.on, split=args.split)
+  values, text = METHODS[args.method](run, data, args)
   left_out = [
-    f', {values[key]} {what}' * bool(values[key])
-    for key, what in (('bad_images', 'unreadable'), ('unlabelled', 'without a label'))
+    f', {values[key]} {reason}' * bool(values[key])
+    for key, reason in (('bad_images', 'unreadable'), ('unlabelled', 'without a label'))
   ]
   title = f'{values["source"]}, split {values["split"]}, {values["count"]} images'
   if 'train_split' in values:
-    title += f'; by {given.method} from split {values["train_split"]}'
+    title += f'; by {args.method} from split {values["train_split"]}'
     title += f', {values["train_count"]} images'
-  values = {'model': given.model, 'method': given.method, 'preprocess': given.preprocess} | values
+  values = {'model': args.model, 'method': args.method, 'preprocess': args.preprocess} | values
   return values, [title + ''.join(left_out), *text]

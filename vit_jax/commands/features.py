@@ -11,11 +11,11 @@ from vit_jax.evaluate.features import Features, check_suffix, extract, write
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if some images could not be read."""
-  made = written(args)
-  count, width = made.values.shape
-  bad = f'; {made.bad_images} could not be read' * bool(made.bad_images)
+  features = extract_to_file(args)
+  count, width = features.values.shape
+  bad = f'; {features.bad_images} could not be read' * bool(features.bad_images)
   print(f'{count} x {width} features are in {args.out}{bad}')
-  return 3 if made.bad_images else 0
+  return 3 if features.bad_images else 0
 
 
 def check_out(path: str) -> None:
@@ -25,18 +25,17 @@ def check_out(path: str) -> None:
     raise ValueError(f'--out {path} cannot be written')
 
 
-def written(given: argparse.Namespace) -> Features:
-  """Does what the flags ask for."""
-
-  check_suffix(given.out)
-  check_out(given.out)
-  if given.images and (given.on or given.split):
+def extract_to_file(args: argparse.Namespace) -> Features:
+  """Extracts the features that the flags ask for, and writes them."""
+  check_suffix(args.out)
+  check_out(args.out)
+  if args.images and (args.on or args.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
-  found = bundle.read(given.model)
-  if given.images:
-    split = inputs.image_split(predict.image_files(given.images))
+  run = bundle.read(args.model)
+  if args.images:
+    split = inputs.image_split(predict.image_files(args.images))
   else:
-    split = inputs.open_split(given.model, on=given.on, split=given.split)
-  made = extract(found, split, preprocess=given.preprocess, batch_size=given.batch_size)
-  write(given.out, made, [split.source.describe(index) for index in made.indices.tolist()])
-  return made
+    split = inputs.open_split(args.model, on=args.on, split=args.split)
+  features = extract(run, split, preprocess=args.preprocess, batch_size=args.batch_size)
+  write(args.out, features, [split.source.describe(index) for index in features.indices.tolist()])
+  return features

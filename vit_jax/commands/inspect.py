@@ -28,14 +28,14 @@ INDEX = 'inspect.json'
 PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
 PAGES = 1 << 27  # of all its images; of these a page holds about half
 SIDE = 4096  # pixels of a picture's side, about: more tiles are not drawn
-DRAWN = {  # of each of these
+KINDS = {  # of each of these
   'model': ('filters', 'positions'),
   'images': ('distances', 'layers', 'page'),
   'image': ('attention', 'rollout', 'evidence', 'occlusion'),
 }
-NAMES = tuple(name for names in DRAWN.values() for name in names)
-OF_ATTENTION = ('distances', 'page', 'attention', 'rollout')
-OF_CLASSES = ('evidence', 'occlusion')
+NAMES = tuple(name for names in KINDS.values() for name in names)
+ATTENTION_KINDS = ('distances', 'page', 'attention', 'rollout')
+CLASS_KINDS = ('evidence', 'occlusion')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +54,17 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Request:
   """What is asked for.
 
   Fields:
     run: the model.
-    given: the flags.
+    args: the flags.
     wanted: of NAMES, what is to be drawn and can be.
   """
 
   run: predict.Run
-  given: argparse.Namespace
+  args: argparse.Namespace
   wanted: frozenset[str] = frozenset()
 
 
@@ -74,121 +74,123 @@ class Drawing:
 
   file: bytes
   arrays: Mapping[str, np.ndarray]
-  told: str
+  title: str
 
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if some images could not be read."""
   args.only = args.only or NAMES
   with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
-    lines, failed = inspected(args)
+    lines, failed = draw_all(args)
   print('\n'.join(lines))
   for line in failed:
     warn('inspect', line)
   return 3 if failed else 0
 
 
-def inspected(given: argparse.Namespace) -> tuple[list[str], list[str]]:
-  """Does what the flags ask for: lines about it, and about images that could not be read."""
-  check(given)
-  run = predict.load(given.model)
+def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+  """Draws what the flags ask for: lines about it, and about images that could not be read."""
+  check(args)
+  run = predict.load(args.model)
   if not isinstance(run.model, models.Model):
-    raise ValueError(f'{given.model} is a {run.name}: only our own models can be looked into')
+    raise ValueError(f'{args.model} is a {run.name}: only our own models can be looked into')
   if not run.is_finite:
-    raise ValueError(f'{given.model} has parameters that are not finite')
-  if given.label and given.label not in run.classes:
-    near = nearest(given.label, list(run.classes[:SIDE]))
-    raise ValueError(f'--label {given.label!r} is no class of {given.model}{near}')
-  task = Task(run, given)
-  check_squares(task)
-  images, failed = chosen(task) if set(given.only) - set(DRAWN['model']) else ([], [])
-  absent = {name: why for name, why in left_out(run, images).items() if name in given.only}
-  if set(given.only) <= set(absent):
+    raise ValueError(f'{args.model} has parameters that are not finite')
+  if args.label and args.label not in run.classes:
+    near = nearest(args.label, list(run.classes[:SIDE]))
+    raise ValueError(f'--label {args.label!r} is no class of {args.model}{near}')
+  request = Request(run, args)
+  check_squares(request)
+  images, failed = load_images(request) if set(args.only) - set(KINDS['model']) else ([], [])
+  absent = {name: reason for name, reason in exclusions(run, images).items() if name in args.only}
+  if set(args.only) <= set(absent):
     raise ValueError('; '.join(failed or dict.fromkeys(absent.values())))
-  wanted = {name for name in given.only if name not in absent}
-  task = dataclasses.replace(task, wanted=frozenset(wanted))
-  with staged(pathlib.Path(given.out)) as folder:
-    told = drawn_of_model(task, folder) | drawn_of_images(task, images, folder)
+  wanted = {name for name in args.only if name not in absent}
+  request = dataclasses.replace(request, wanted=frozenset(wanted))
+  with staged(pathlib.Path(args.out)) as folder:
+    lines = draw_model(request, folder) | draw_images(request, images, folder)
     with progress(len(images), unit='images') as advance:
       shown = []
       for number, image in enumerate(images):
-        shown.append(drawn_of_image(task, image, folder, number))
+        shown.append(draw_image(request, image, folder, number))
         advance(1)
-    index = {'model': str(given.model), 'pictures': told, 'images': shown, 'left_out': absent}
-    index['settings'] = settings(task)
+    index = {'model': str(args.model), 'pictures': lines, 'images': shown, 'left_out': absent}
+    index['settings'] = settings(request)
     (folder / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
-  return lines_of(index, given.out), failed
+  return describe(index, args.out), failed
 
 
-def check(given: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
   """Raises ValueError for flags that do not go together, before anything is computed."""
-  analysis.check_rollout(given.fusion, given.discard)
-  if not given.out:
+  analysis.check_rollout(args.fusion, args.discard)
+  if not args.out:
     raise ValueError('--out is empty, must be a folder')
-  if given.count < 1:
-    raise ValueError(f'--count must be at least 1, got {given.count}')
-  if min(given.square, given.stride) < 0:
+  if args.count < 1:
+    raise ValueError(f'--count must be at least 1, got {args.count}')
+  if min(args.square, args.stride) < 0:
     raise ValueError('--square and --stride are numbers of pixels')
-  if given.images and (given.on or given.split):
+  if args.images and (args.on or args.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
-  out = pathlib.Path(given.out)
-  there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise ValueError(f'--out {given.out} cannot be written')
+  out = pathlib.Path(args.out)
+  existing = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+  if not existing.is_dir() or not os.access(existing, os.W_OK):
+    raise ValueError(f'--out {args.out} cannot be written')
 
 
-def check_squares(task: Task) -> None:
+def check_squares(request: Request) -> None:
   """Raises ValueError for squares that do not fit the model's images."""
-  analysis.check_squares(task.run.preprocess.size, *squares(task))
+  analysis.check_squares(request.run.preprocess.size, *squares(request))
 
 
-def settings(task: Task) -> dict[str, Any]:
+def settings(request: Request) -> dict[str, Any]:
   """What the pictures were made by."""
-  square, stride = squares(task)
-  given = task.given
-  made = {'fusion': given.fusion, 'discard': given.discard, 'label': given.label}
-  return made | {'square': square, 'stride': stride}
+  square, stride = squares(request)
+  args = request.args
+  values = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
+  return values | {'square': square, 'stride': stride}
 
 
 # Images
 
 
-def chosen(task: Task) -> tuple[list[Image], list[str]]:
-  """The images to look at, and a line for each that cannot be read; none where none are known."""
+def load_images(request: Request) -> tuple[list[Image], list[str]]:
+  """The images to look at, and a line for each that cannot be read."""
   images: list[Image] = []
   failed: list[str] = []
   try:
-    named = named_images(task.given)
+    sources = named_images(request.args)
   except (ValueError, OSError) as error:
-    if task.given.images or task.given.on or task.given.split:
+    if request.args.images or request.args.on or request.args.split:
       raise
     return [], [f"the run's images cannot be read: {one_line(error)}"]
-  for name, read in named:
+  for name, read in sources:
     try:
       source, label = read()
-      images.append(Image(name, task.run.prepared(source), label))
+      images.append(Image(name, request.run.prepared(source), label))
     except (ValueError, OSError) as error:
-      told = reason(error)
-      failed.append(told if name in told else f'{name}: {told}')
+      message = reason(error)
+      failed.append(message if name in message else f'{name}: {message}')
   return images, failed
 
 
 Named = tuple[str, Callable[[], tuple[predict.Source, str]]]
 
 
-def named_images(given: argparse.Namespace) -> list[Named]:
+def named_images(args: argparse.Namespace) -> list[Named]:
   """The names of the images asked for, and what reads each and tells its class."""
-  for path in given.images:
+  for path in args.images:
     if not os.path.lexists(path):
       raise FileNotFoundError(f'{path}: there is no such file')
-  if given.images:
-    return [(path, functools.partial(of_file, path)) for path in predict.image_files(given.images)]
-  if given.on or is_run(given.model):
-    return of_split(inputs.open_split(given.model, on=given.on, split=given.split), given.count)
+  if args.images:
+    return [
+      (path, functools.partial(without_label, path)) for path in predict.image_files(args.images)
+    ]
+  if args.on or is_run(args.model):
+    return evenly_spaced(inputs.open_split(args.model, on=args.on, split=args.split), args.count)
   return []
 
 
-def of_file(path: str) -> tuple[str, str]:
+def without_label(path: str) -> tuple[str, str]:
   """An image whose class is not told."""
   return path, ''
 
@@ -202,7 +204,7 @@ def is_run(path: str) -> bool:
   return True
 
 
-def of_split(split: inputs.Split, count: int) -> list[Named]:
+def evenly_spaced(split: inputs.Split, count: int) -> list[Named]:
   """Images that lie evenly in a split."""
   source, total = split.source, len(split.source)
 
@@ -219,7 +221,7 @@ def of_split(split: inputs.Split, count: int) -> list[Named]:
 # What is drawn
 
 
-def left_out(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
+def exclusions(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
   """Why something cannot be drawn of a model, by its name."""
   reasons: dict[str, str] = {}
 
@@ -228,16 +230,16 @@ def left_out(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
 
   model = run.model
   if not isinstance(model, vit.ViT):
-    leave(('positions',), f'{analysis.family_of(model)} has no position embeddings')
-    leave(OF_ATTENTION, f'{analysis.family_of(model)} has no attention')
+    leave(('positions',), f'{analysis.family_name(model)} has no position embeddings')
+    leave(ATTENTION_KINDS, f'{analysis.family_name(model)} has no attention')
   elif model.positions == 'none':
     leave(('positions',), 'this ViT has no position embeddings')
   if not run.classes:
-    leave(OF_CLASSES, 'the model has no head here, so no classes')
+    leave(CLASS_KINDS, 'the model has no head here, so no classes')
   elif not run.names_images:
-    leave(OF_CLASSES, 'with pool none the model names classes of patches, not of an image')
+    leave(CLASS_KINDS, 'with pool none the model names classes of patches, not of an image')
   if not images:
-    leave((*DRAWN['images'], *DRAWN['image']), 'there is no image to look at: give some')
+    leave((*KINDS['images'], *KINDS['image']), 'there is no image to look at: give some')
   if not shown_in_page(run):
     size = weights_size(run) / 1e9
     leave(('page',), f'one image has {size:.1f} GB of attention weights, too many for a page')
@@ -249,7 +251,7 @@ def weights_size(run: predict.Run) -> int:
   model = run.model
   if not isinstance(model, vit.ViT):
     return 0
-  rows, columns = analysis.grid_of(model, run.preprocess.size)
+  rows, columns = analysis.patch_grid(model, run.preprocess.size)
   return 4 * model.depth * model.heads * (model.prefix + rows * columns) ** 2
 
 
@@ -259,151 +261,157 @@ def shown_in_page(run: predict.Run) -> int:
   return min(PAGE // size, max(PAGES // size, 1))
 
 
-def drawn_of_model(task: Task, folder: pathlib.Path) -> dict[str, str]:
+def draw_model(request: Request, folder: pathlib.Path) -> dict[str, str]:
   """Draws what depends on the weights alone; a line about each."""
   drawings = {'filters': filters, 'positions': positions}
   return {
-    name: written(folder, name, draw(task.run))
+    name: write(folder, name, draw(request.run))
     for name, draw in drawings.items()
-    if name in task.wanted
+    if name in request.wanted
   }
 
 
-def drawn_of_images(task: Task, images: Sequence[Image], folder: pathlib.Path) -> dict[str, str]:
+def draw_images(request: Request, images: Sequence[Image], folder: pathlib.Path) -> dict[str, str]:
   """Draws what all images show together; a line about each."""
   drawings = {'distances': distances, 'layers': layers}
-  told = {
-    name: written(folder, name, draw(task.run, images))
+  lines = {
+    name: write(folder, name, draw(request.run, images))
     for name, draw in drawings.items()
-    if name in task.wanted
+    if name in request.wanted
   }
-  if 'page' in task.wanted:
-    shown = images[: shown_in_page(task.run)]
-    size = (folder / 'attention.html').write_text(page_of(task, shown))
-    told['page'] = f'every weight of {len(shown)} of {counted(images)}, {si(size)}B'
-  return told
+  if 'page' in request.wanted:
+    shown = images[: shown_in_page(request.run)]
+    size = (folder / 'attention.html').write_text(attention_page(request, shown))
+    lines['page'] = f'every weight of {len(shown)} of {image_count(images)}, {si(size)}B'
+  return lines
 
 
-def page_of(task: Task, images: Sequence[Image]) -> str:
+def attention_page(request: Request, images: Sequence[Image]) -> str:
   """The text of attention.html."""
-  run: Any = task.run
-  looks = (look(run, image.pixels, named(image)) for image in images)
-  return attention.attention(pathlib.Path(task.given.model).name, run.model, looks)
+  run: Any = request.run
+  looks = (attended_image(run, image.pixels, caption(image)) for image in images)
+  return attention.attention(pathlib.Path(request.args.model).name, run.model, looks)
 
 
-def look(run: predict.Run, image: np.ndarray, name: str, *, top: int = 5) -> attention.Seen:
+def attended_image(
+  run: predict.Run, image: np.ndarray, name: str, *, top: int = 5
+) -> attention.AttendedImage:
   """What a model makes of an image (H, W, 3) uint8, as `run.prepared` makes it.
 
   Raises:
     ValueError: if the model has no attention.
   """
-  guesses = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
-  return attention.Seen(name, image, guesses, analysis.attention(run, image))
+  predictions = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
+  return attention.AttendedImage(name, image, predictions, analysis.attention(run, image))
 
 
-def named(image: Image) -> str:
+def caption(image: Image) -> str:
   """An image's name without folders, and its class where that is known."""
   return pathlib.Path(image.name).name + f', {image.label}' * bool(image.label)
 
 
-def drawn_of_image(task: Task, image: Image, folder: pathlib.Path, number: int) -> dict[str, Any]:
+def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int) -> dict[str, Any]:
   """Draws what one image shows, into a folder of its own; what there is to tell about it."""
   name = re.sub(r'[^\w.-]+', '_', pathlib.Path(image.name).stem)[:60]
-  own = folder / f'{number:02d}_{name}'
-  guesses: list[dict[str, Any]] = []
-  if task.run.names_images:
-    scores = task.run.forward([image.pixels])['scores'][0]
+  subfolder = folder / f'{number:02d}_{name}'
+  predictions: list[dict[str, Any]] = []
+  if request.run.names_images:
+    scores = request.run.forward([image.pixels])['scores'][0]
     if not np.isfinite(scores).all():
       raise ValueError(f'the model gives {image.name} scores that are not finite')
-    guesses = task.run.ranked(scores, 5)
-  told: dict[str, str] = {}
-  for kind, drawing in drawings_of_image(task, image, guesses):
-    own.mkdir(exist_ok=True)
-    told[kind] = written(own, kind, drawing)
-  shown = {'file': image.name, 'label': image.label, 'folder': own.name}
-  return shown | {'predictions': guesses, 'pictures': told}
+    predictions = request.run.ranked(scores, 5)
+  lines: dict[str, str] = {}
+  for kind, drawing in image_drawings(request, image, predictions):
+    subfolder.mkdir(exist_ok=True)
+    lines[kind] = write(subfolder, kind, drawing)
+  entry = {'file': image.name, 'label': image.label, 'folder': subfolder.name}
+  return entry | {'predictions': predictions, 'pictures': lines}
 
 
-def drawings_of_image(
-  task: Task, image: Image, guesses: Sequence[Mapping[str, Any]]
+def image_drawings(
+  request: Request, image: Image, predictions: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Drawing]]:
   """Each drawing of one image, with its name."""
-  if task.wanted.isdisjoint(DRAWN['image']):
+  if request.wanted.isdisjoint(KINDS['image']):
     return
-  seen = analysis.trace(task.run, image.pixels)
-  if not task.wanted.isdisjoint(('attention', 'rollout')):
-    yield from of_attention(task, image, seen)
-  if not task.wanted.isdisjoint(OF_CLASSES):
-    label = task.run.classes.index(task.given.label or guesses[0]['label'])
-    yield from of_classes(task, image, seen, label)
+  trace = analysis.trace(request.run, image.pixels)
+  if not request.wanted.isdisjoint(('attention', 'rollout')):
+    yield from attention_drawings(request, image, trace)
+  if not request.wanted.isdisjoint(CLASS_KINDS):
+    label = request.run.classes.index(request.args.label or predictions[0]['label'])
+    yield from class_drawings(request, image, trace, label)
 
 
-def counted(images: Sequence[Image]) -> str:
+def image_count(images: Sequence[Image]) -> str:
   """'1 image' or '2 images'."""
   return f'{len(images)} image{"s" * (len(images) != 1)}'
 
 
 def filters(run: predict.Run) -> Drawing:
-  found = analysis.filters(run.model, run.params)
-  rows, columns = found.components.shape[1:3]
-  told = (
-    f'{len(found.components)} principal components of the {found.count} filters of {rows}x{columns}'
-    f' pixels of {found.of}: {found.variance.sum():.1%} of their variance'
+  result = analysis.filters(run.model, run.params)
+  rows, columns = result.components.shape[1:3]
+  title = (
+    f'{len(result.components)} principal components of the {result.count} filters '
+    f'of {rows}x{columns} pixels of {result.of}: {result.variance.sum():.1%} of their variance'
   )
-  arrays = {'components': found.components, 'variance': found.variance}
-  return Drawing(pictures.filters(found.components, told), arrays, told)
+  arrays = {'components': result.components, 'variance': result.variance}
+  return Drawing(pictures.filters(result.components, title), arrays, title)
 
 
 def positions(run: predict.Run) -> Drawing:
-  found = analysis.position_similarity(run.model, run.params, run.preprocess.size)
-  rows, columns = found.patches.shape[:2]
-  told = f'cosine similarity of {found.of}, {rows}x{columns} patches'
-  arrays = {'patches': found.patches, 'prefix': found.prefix}
-  return Drawing(pictures.positions(found.patches, told), arrays, told)
+  result = analysis.position_similarity(run.model, run.params, run.preprocess.size)
+  rows, columns = result.patches.shape[:2]
+  title = f'cosine similarity of {result.of}, {rows}x{columns} patches'
+  arrays = {'patches': result.patches, 'prefix': result.prefix}
+  return Drawing(pictures.positions(result.patches, title), arrays, title)
 
 
 def distances(run: predict.Run, images: Sequence[Image]) -> Drawing:
-  each = np.stack([
+  per_image = np.stack([
     analysis.attention_summary(run, analysis.trace(run, image.pixels))['distances']
     for image in images
   ])  # fmt: skip
-  seen = np.isfinite(each)  # a head may read no patch of an image
-  mean = np.where(seen, each, 0).sum(axis=0) / np.where(seen.any(axis=0), seen.sum(axis=0), np.nan)
-  told = f'mean attention distance over {counted(images)}'
-  if seen.any():
-    told += f': {np.nanmin(mean):.1f} to {np.nanmax(mean):.1f} pixels'
-  return Drawing(pictures.distances(mean, told), {'distances': mean, 'images': each}, told)
+  finite = np.isfinite(per_image)  # a head may read no patch of an image
+  mean = np.where(finite, per_image, 0).sum(axis=0) / np.where(
+    finite.any(axis=0), finite.sum(axis=0), np.nan
+  )
+  title = f'mean attention distance over {image_count(images)}'
+  if finite.any():
+    title += f': {np.nanmin(mean):.1f} to {np.nanmax(mean):.1f} pixels'
+  return Drawing(pictures.distances(mean, title), {'distances': mean, 'images': per_image}, title)
 
 
 def layers(run: predict.Run, images: Sequence[Image]) -> Drawing:
-  found = analysis.layer_similarity(run, [image.pixels for image in images])
+  result = analysis.layer_similarity(run, [image.pixels for image in images])
   tokens = not hasattr(run.model, 'blocks')
   first = 'embedded' if tokens else 'root'
-  names = [first, *(f'{layer}' if tokens else f'stage {layer}' for layer in range(1, len(found)))]
-  layers = f'the embedding and {len(found) - 1} layers' if tokens else f'{len(found)} stages'
-  told = f'linear CKA of {layers}, patches of {counted(images)}'
-  return Drawing(pictures.layers(found, names, told), {'similarity': found}, told)
+  names = [first, *(f'{layer}' if tokens else f'stage {layer}' for layer in range(1, len(result)))]
+  compared = f'the embedding and {len(result) - 1} layers' if tokens else f'{len(result)} stages'
+  title = f'linear CKA of {compared}, patches of {image_count(images)}'
+  return Drawing(pictures.layers(result, names, title), {'similarity': result}, title)
 
 
-def of_attention(task: Task, image: Image, seen: analysis.Trace) -> Iterator[tuple[str, Drawing]]:
+def attention_drawings(
+  request: Request, image: Image, trace: analysis.Activations
+) -> Iterator[tuple[str, Drawing]]:
   """Maps of every head, and their rollout, of one image."""
-  given = task.given
-  found = analysis.attention_summary(task.run, seen, fusion=given.fusion, discard=given.discard)
-  if 'attention' in task.wanted:
-    told = 'attention from what the classifier reads to each patch, each map by its own scale'
-    arrays = {'maps': found['maps'], 'distances': found['distances']}
-    if seen.pool is not None:
-      arrays['pool'] = np.asarray(seen.pool)[:, seen.prefix :].reshape(-1, *seen.grid)
-    drawn = pictures.attention(image.pixels, thinned(found['maps']), told)
-    yield 'attention', Drawing(drawn, arrays, told)
-  if 'rollout' in task.wanted:
-    told = f'attention rollout, {given.fusion} of heads, each layer by its own scale'
-    told += f', smallest {given.discard:.0%} of weights discarded' * bool(given.discard)
-    drawn = pictures.rollout(image.pixels, found['rollout'], told)
-    yield 'rollout', Drawing(drawn, {'rollout': found['rollout']}, told)
+  args = request.args
+  result = analysis.attention_summary(request.run, trace, fusion=args.fusion, discard=args.discard)
+  if 'attention' in request.wanted:
+    title = 'attention from what the classifier reads to each patch, each map by its own scale'
+    arrays = {'maps': result['maps'], 'distances': result['distances']}
+    if trace.pool is not None:
+      arrays['pool'] = np.asarray(trace.pool)[:, trace.prefix :].reshape(-1, *trace.grid)
+    picture = pictures.attention(image.pixels, thinned_maps(result['maps']), title)
+    yield 'attention', Drawing(picture, arrays, title)
+  if 'rollout' in request.wanted:
+    title = f'attention rollout, {args.fusion} of heads, each layer by its own scale'
+    title += f', smallest {args.discard:.0%} of weights discarded' * bool(args.discard)
+    picture = pictures.rollout(image.pixels, result['rollout'], title)
+    yield 'rollout', Drawing(picture, {'rollout': result['rollout']}, title)
 
 
-def thinned(maps: np.ndarray) -> np.ndarray:
+def thinned_maps(maps: np.ndarray) -> np.ndarray:
   """Maps (L, A, R, C), or every second, third ... row and column, as a picture has room for."""
   step = 1
   while max(maps.shape[0] * maps.shape[2], maps.shape[1] * maps.shape[3]) / step > SIDE:
@@ -411,50 +419,52 @@ def thinned(maps: np.ndarray) -> np.ndarray:
   return maps[:, :, ::step, ::step]
 
 
-def of_classes(
-  task: Task, image: Image, seen: analysis.Trace, label: int
+def class_drawings(
+  request: Request, image: Image, trace: analysis.Activations, label: int
 ) -> Iterator[tuple[str, Drawing]]:
   """Where in one image a class comes from."""
-  if 'evidence' in task.wanted:
-    found = analysis.evidence(task.run, seen, [label])[..., 0]  # (R, C)
-    told = f'evidence of {task.run.classes[label]}: the logit of each patch by itself'
-    told += ', read in the place of the class token' * (
-      getattr(task.run.model, 'pool', '') == 'token'
+  if 'evidence' in request.wanted:
+    logits = analysis.evidence(request.run, trace, [label])[..., 0]  # (R, C)
+    title = f'evidence of {request.run.classes[label]}: the logit of each patch by itself'
+    title += ', read in the place of the class token' * (
+      getattr(request.run.model, 'pool', '') == 'token'
     )
-    told += f', {found.min():.2f} to {found.max():.2f}'
-    drawn = pictures.beside(image.pixels, found - found.mean(), 'logit, less its mean', told, 0.5)
-    yield 'evidence', Drawing(drawn, {'logits': found, 'label': np.array(label)}, told)
-  if 'occlusion' in task.wanted:
-    yield 'occlusion', occlusion(task, image, label)
+    title += f', {logits.min():.2f} to {logits.max():.2f}'
+    picture = pictures.beside(
+      image.pixels, logits - logits.mean(), 'logit, less its mean', title, 0.5
+    )
+    yield 'evidence', Drawing(picture, {'logits': logits, 'label': np.array(label)}, title)
+  if 'occlusion' in request.wanted:
+    yield 'occlusion', occlusion(request, image, label)
 
 
-def occlusion(task: Task, image: Image, label: int) -> Drawing:
-  run, (square, stride) = task.run, squares(task)
-  found = analysis.occlusion(
+def occlusion(request: Request, image: Image, label: int) -> Drawing:
+  run, (square, stride) = request.run, squares(request)
+  result = analysis.occlusion(
     lambda hidden: run.forward(hidden)['scores'],
     image.pixels,
     label,
     square=square,
     stride=stride,
-    grey=analysis.grey_of(run.preprocess),
+    grey=analysis.grey_colour(run.preprocess),
   )
-  told = f'occlusion of {run.classes[label]}, {found.score:.1%}: a grey square of '
-  told += f'{square[0]}x{square[1]} pixels takes {100 * found.drop.max():.2g} points at most'
-  field = analysis.single(found.field(image.pixels.shape[:2]))
-  arrays = {'drop': found.drop, 'tops': found.tops, 'lefts': found.lefts, 'field': field}
-  arrays |= {'square': np.array(square), 'score': np.array(found.score), 'label': np.array(label)}
-  drawn = pictures.beside(image.pixels, 100 * field, 'drop of the score (points)', told, 5)
-  return Drawing(drawn, arrays, told)
+  title = f'occlusion of {run.classes[label]}, {result.score:.1%}: a grey square of '
+  title += f'{square[0]}x{square[1]} pixels takes {100 * result.drop.max():.2g} points at most'
+  field = analysis.as_float32(result.field(image.pixels.shape[:2]))
+  arrays = {'drop': result.drop, 'tops': result.tops, 'lefts': result.lefts, 'field': field}
+  arrays |= {'square': np.array(square), 'score': np.array(result.score), 'label': np.array(label)}
+  picture = pictures.beside(image.pixels, 100 * field, 'drop of the score (points)', title, 5)
+  return Drawing(picture, arrays, title)
 
 
-def squares(task: Task) -> tuple[tuple[int, int], tuple[int, int]]:
+def squares(request: Request) -> tuple[tuple[int, int], tuple[int, int]]:
   """Height and width of the occluding square, and of its step."""
-  size = task.run.preprocess.size
-  square, stride = analysis.occlusion_steps(task.run.model, size)
-  if task.given.square:
-    square = (task.given.square, task.given.square)
-  if task.given.stride:
-    stride = (min(task.given.stride, size[0]), min(task.given.stride, size[1]))
+  size = request.run.preprocess.size
+  square, stride = analysis.occlusion_steps(request.run.model, size)
+  if request.args.square:
+    square = (request.args.square, request.args.square)
+  if request.args.stride:
+    stride = (min(request.args.stride, size[0]), min(request.args.stride, size[1]))
   return square, stride
 
 
@@ -488,27 +498,32 @@ def remove_images(out: pathlib.Path) -> None:
   with contextlib.suppress(ValueError, OSError, TypeError, KeyError):
     for image in files.read_object(out / INDEX)['images']:
       folder = out / pathlib.Path(image['folder']).name
-      for kind in DRAWN['image']:
+      for kind in KINDS['image']:
         for suffix in ('png', 'npz'):
           (folder / f'{kind}.{suffix}').unlink(missing_ok=True)
       with contextlib.suppress(OSError):  # what somebody else put there stays
         folder.rmdir()
 
 
-def written(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
+def write(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
   """Writes NAME.png and NAME.npz; the line about them."""
   (folder / f'{name}.png').write_bytes(drawing.file)
   weights.write_npz(folder / f'{name}.npz', {k: np.asarray(v) for k, v in drawing.arrays.items()})
-  return drawing.told
+  return drawing.title
 
 
-def lines_of(index: Mapping[str, Any], out: str) -> list[str]:
+def describe(index: Mapping[str, Any], out: str) -> list[str]:
   """What was drawn, and what was not, for people."""
-  named = {'page': 'attention.html'}
-  lines = [f'{named.get(name, name + ".png")}: {told}' for name, told in index['pictures'].items()]
+  lines = []
+  for name, title in index['pictures'].items():
+    lines.append(f'{"attention.html" if name == "page" else name + ".png"}: {title}')
   for image in index['images']:
-    guesses = '  '.join(f'{g["label"]} {g["score"]:.1%}' for g in image['predictions'][:3])
-    parts = [', '.join(image['pictures']), f'is {image["label"]}' * bool(image['label']), guesses]
+    predictions = '  '.join(f'{g["label"]} {g["score"]:.1%}' for g in image['predictions'][:3])
+    parts = [
+      ', '.join(image['pictures']),
+      f'is {image["label"]}' * bool(image['label']),
+      predictions,
+    ]
     lines.append(f'{image["folder"]}: {"; ".join(filter(None, parts))}')
   reasons: dict[str, list[str]] = {}
   for name, cause in index['left_out'].items():

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -50,18 +50,20 @@ def predictions(
         yield from ((file, run.ranked(row, top)) for (file, _), row in zip(good, scores))
 
 
-def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: Any) -> None:
+def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: TextIO) -> None:
   """Predictions as a table, as CSV (a line per class) or as one JSON list."""
   if form == 'json':
-    found = [{'file': file, 'predictions': ranked} for file, ranked in rows]
-    print(json.dumps(found, indent=1), file=out)
+    result = [{'file': file, 'predictions': ranked} for file, ranked in rows]
+    print(json.dumps(result, indent=1), file=out)
   elif form == 'csv':
     table = csv.writer(out)
     table.writerow(['file', 'rank', 'label', 'score'])
     for file, ranked in rows:
-      for rank, guess in enumerate(ranked, 1):
-        table.writerow([file, rank, guess['label'], f'{guess["score"]:.6f}'])
+      for rank, prediction in enumerate(ranked, 1):
+        table.writerow([file, rank, prediction['label'], f'{prediction["score"]:.6f}'])
   else:
     for file, ranked in rows:
-      guesses = '  '.join(f'{guess["label"]} {guess["score"]:.1%}' for guess in ranked)
-      print(f'{file}  {guesses}', file=out)
+      predictions = '  '.join(
+        f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked
+      )
+      print(f'{file}  {predictions}', file=out)

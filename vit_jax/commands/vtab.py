@@ -54,8 +54,8 @@ class Protocol:
   recipe: str = 'vtab'
   overrides: tuple[str, ...] = ()
 
-  def on(self, task: str) -> dict[str, Any]:
-    """The result of a task: the missing runs are carried out first.
+  def evaluate(self, task: str) -> dict[str, Any]:
+    """The result of a task: the missing runs are trained first.
 
     Returns:
       'rate', the one with the best validation accuracy, of equals the smallest; 'search', that
@@ -65,23 +65,23 @@ class Protocol:
 
     Raises:
       Stopped: if a run was stopped by the user or its time limit.
-      ValueError, OSError: if one cannot be carried out, or none of the search was finished.
+      ValueError, OSError: if one cannot be trained, or none of the search was finished.
       FloatingPointError: if the last one's loss was not finite.
     """
     folder, search = self.workdir / task, {}
     for rate in sorted(self.rates):
       try:
-        found = self.run(task, folder / f'rate_{rate:g}', rate, SWEPT)
-        search[rate] = measured(found, 'validation')
+        run_folder = self.run(task, folder / f'rate_{rate:g}', rate, SWEPT)
+        search[rate] = read_measures(run_folder, 'validation')
       except FloatingPointError as error:
         to_stderr(f'{task}, rate {rate:g}: {one_line(error)}')
     if not search:
       raise ValueError('none of the rates gave a finished run')
     best = max(search, key=lambda rate: search[rate]['accuracy'])
-    test = measured(self.run(task, folder / 'final', best, FINAL), 'test')
+    test = read_measures(self.run(task, folder / 'final', best, FINAL), 'test')
     return {
       'rate': best,
-      'search': {f'{rate:g}': found['accuracy'] for rate, found in search.items()},
+      'search': {f'{rate:g}': measures['accuracy'] for rate, measures in search.items()},
       'validation_accuracy': search[best]['accuracy'],
       'validation_count': int(search[best]['count']),
       'accuracy': test['accuracy'],
@@ -90,17 +90,17 @@ class Protocol:
 
   def check(self, task: str) -> None:
     """Raises ValueError or OSError for a recipe or a checkpoint that cannot be had for any task."""
-    asked = config.load(f'{self.recipe}:{self.model},{task}', self.overrides)
-    if asked.pretrained:
-      plan.open_pretrained(asked)
+    recipe = config.load(f'{self.recipe}:{self.model},{task}', self.overrides)
+    if recipe.pretrained:
+      plan.open_pretrained(recipe)
 
   def run(
     self, task: str, folder: pathlib.Path, rate: float, splits: Sequence[str]
   ) -> pathlib.Path:
-    """Carries out a run, or goes on with it; its folder."""
-    given = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
-    asked = config.load(f'{self.recipe}:{self.model},{task}', given)
-    ready = plan.make_plan(asked, folder)
+    """Trains a run, or resumes it; its folder."""
+    overrides = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
+    recipe = config.load(f'{self.recipe}:{self.model},{task}', overrides)
+    ready = plan.make_plan(recipe, folder)
     ready.claim(folder)
     to_stderr(f'{folder}: {task}, rate {rate:g}')
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
@@ -116,31 +116,31 @@ def run(args: argparse.Namespace) -> int:
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
   try:
     if args.show:
-      results = kept(pathlib.Path(args.workdir))
+      results = read_results(pathlib.Path(args.workdir))
     else:
-      names = [known(task) for task in args.tasks or GROUP]
-      results = sweep(asked(args, args.overrides), names)
+      names = [task_name(task) for task in args.tasks or GROUP]
+      results = sweep(make_protocol(args, args.overrides), names)
   except Stopped:
     return 0  # the run has said so
   print(json.dumps(results) if args.format == 'json' else '\n'.join(lines(results)))
   return 3 if results['failed'] else 0
 
 
-def measured(run: pathlib.Path, use: str) -> dict[str, float]:
+def read_measures(run: pathlib.Path, use: str) -> dict[str, float]:
   """The 'accuracy' and 'count' of what became a run's model, on its 'test' or 'validation' split.
 
   Raises:
     ValueError: if it was not measured on that.
   """
-  found = results.read(run) or {}
-  if found.get('use') != use:  # of the other split, or a run from before there was a file
+  values = results.read(run) or {}
+  if values.get('use') != use:  # of the other split, or a run from before there was a file
     rows = metrics.read_rows(run / 'metrics.jsonl')
     last = [row for row in rows if metrics.has_split(row, use)][-1:]
-    found = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
-    found['use'] = use
-  if found.get('use') != use or found.get('accuracy') is None:
+    values = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
+    values['use'] = use
+  if values.get('use') != use or values.get('accuracy') is None:
     raise ValueError(f'{run} is no finished run: it measured nothing on its {use} split')
-  return {name: found[name] for name in ('accuracy', 'count')}
+  return {name: values[name] for name in ('accuracy', 'count')}
 
 
 def sweep(
@@ -148,37 +148,37 @@ def sweep(
 ) -> dict[str, Any]:
   """The results of tasks, which are written to `RESULT` in the folder after each.
 
-  A task that cannot be carried out is told and left out; the others go on. What the file has of
+  A task that fails is reported and left out, and the sweep continues. What the file has of
   this model's other tasks stays there.
 
   Returns:
-    'model', 'tasks': {task: see `Protocol.on`}, 'failed': {task: why}, 'means': see `means`.
+    'model', 'tasks': {task: see `Protocol.evaluate`}, 'failed': {task: why}, 'means': see `means`.
 
   Raises:
     Stopped: if a run was stopped.
     ValueError, OSError: if the model or the recipe cannot be had.
   """
-  found: dict[str, Any] = {'model': protocol.model, 'tasks': known_results(protocol)}
-  found |= {'failed': {}, 'means': {}}
+  results: dict[str, Any] = {'model': protocol.model, 'tasks': previous_results(protocol)}
+  results |= {'failed': {}, 'means': {}}
   protocol.check(tasks[0])
   protocol.workdir.mkdir(parents=True, exist_ok=True)
   for task in tasks:
     try:
-      found['tasks'][task] = protocol.on(task)
+      results['tasks'][task] = protocol.evaluate(task)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-      found['failed'][task] = one_line(error)
+      results['failed'][task] = one_line(error)
       say(f'vit vtab: {task} is left out: {one_line(error)}')
-    found['means'] = means(found['tasks'])
+    results['means'] = means(results['tasks'])
     with files.replacing(protocol.workdir / RESULT) as file:
-      file.write(json.dumps(found, indent=1).encode())
-  return found
+      file.write(json.dumps(results, indent=1).encode())
+  return results
 
 
-def known_results(protocol: Protocol) -> dict[str, Any]:
+def previous_results(protocol: Protocol) -> dict[str, Any]:
   """The finished tasks of this model that the file tells of."""
   try:
-    found = kept(protocol.workdir)
-    return dict(found['tasks']) if found['model'] == protocol.model else {}
+    previous = read_results(protocol.workdir)
+    return dict(previous['tasks']) if previous['model'] == protocol.model else {}
   except (ValueError, KeyError, TypeError):
     return {}
 
@@ -186,25 +186,25 @@ def known_results(protocol: Protocol) -> dict[str, Any]:
 def means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """The mean test accuracy of each group and of all tasks, over 'done' of 'tasks' ones."""
   groups = {**presets.VTAB, 'all': tuple(GROUP)}
-  found = {}
+  result = {}
   for group, members in groups.items():
     done = [tasks[task]['accuracy'] for task in members if task in tasks]
     mean = statistics.mean(done) if done else None
-    found[group] = {'accuracy': mean, 'done': len(done), 'tasks': len(members)}
-  return found
+    result[group] = {'accuracy': mean, 'done': len(done), 'tasks': len(members)}
+  return result
 
 
-def kept(workdir: pathlib.Path) -> dict[str, Any]:
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
   """What `sweep` wrote to a folder.
 
   Raises:
     ValueError: if that is nothing, or without a finished task.
   """
   file = workdir / RESULT
-  found = files.read_object(file) if file.is_file() else {}
-  if not found.get('tasks'):
+  values = files.read_object(file) if file.is_file() else {}
+  if not values.get('tasks'):
     raise ValueError(f'{workdir} has no finished task: there is nothing to show')
-  return found
+  return values
 
 
 def lines(values: Mapping[str, Any]) -> Iterator[str]:
@@ -226,32 +226,32 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
   yield from columns([('', 'test', ''), *means])
 
 
-def asked(given: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
+def make_protocol(args: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
   """What the flags ask for.
 
   Raises:
     ValueError: for a rate that is none, or a field that the protocol itself sets.
   """
-  if not given.model:
+  if not args.model:
     raise ValueError('MODEL is missing: a name, a path or a URL')
-  for rate in given.rates:
+  for rate in args.rates:
     if not 0 < rate < math.inf:
       raise ValueError(f'--rates {rate:g} must be above 0')
-  own = {text.partition('=')[0] for text in (*FINAL, *SWEPT)}
-  own |= {'data.source', 'schedule.learning_rate'}
+  fixed = {text.partition('=')[0] for text in (*FINAL, *SWEPT)}
+  fixed |= {'data.source', 'schedule.learning_rate'}
   for override in overrides:
-    if (field := override.partition('=')[0]) in own:
+    if (field := override.partition('=')[0]) in fixed:
       raise ValueError(f'{field} is what the protocol sets' + '; see --rates' * ('rate' in field))
   return Protocol(
-    given.model,
-    pathlib.Path(given.workdir),
-    tuple(given.rates),
-    given.config,
+    args.model,
+    pathlib.Path(args.workdir),
+    tuple(args.rates),
+    args.config,
     tuple(overrides),
   )
 
 
-def known(task: str) -> str:
+def task_name(task: str) -> str:
   """A task by its name, 'vtab/NAME' or NAME; ValueError for another."""
   name = task.removeprefix('vtab/')
   if name not in GROUP:

@@ -18,7 +18,7 @@ from vit_jax.text import columns, percent, to_stderr
 
 
 def evaluate_model(
-  found: bundle.Bundle,
+  run: bundle.Bundle,
   split: inputs.Split,
   *,
   label_map: str | os.PathLike[str] = '',
@@ -29,7 +29,7 @@ def evaluate_model(
   """Every measure of a model on a split, all over the same images.
 
   Args:
-    found: the model, of `vit_jax.load` or `bundle.read`.
+    run: the model, of `vit_jax.load` or `bundle.read`.
     split: of `inputs.open_split`.
     label_map: see `labels.match`.
     preprocess: another line of transforms than the model's; '' for its own.
@@ -50,21 +50,19 @@ def evaluate_model(
   Raises:
     DataError, ValueError: if the model has no head or other classes, or no image can be scored.
   """
-  if not found.classes:
-    raise ValueError(f'{found.name} has no head here: knn, fewshot and linear measure its features')
+  if not run.classes:
+    raise ValueError(f'{run.name} has no head here: knn, fewshot and linear measure its features')
   matched = labels.match(
     split.source.classes,
-    found.classes,
+    run.classes,
     used=imagenet.subset(split.name),
     label_map=label_map,
   )
-  ready = inputs.preprocess_of(found, split, preprocess)
-  task = classify.classify(
-    found.model, classes=matched.names, preprocess=ready, scores=found.scores
-  )
+  ready = inputs.preprocess_of(run, split, preprocess)
+  task = classify.classify(run.model, classes=matched.names, preprocess=ready, scores=run.scores)
   fixed = {'columns': matched.columns, 'targets': np.append(matched.targets, -1)}
   mesh = sharding.make_mesh()
-  params, fixed = sharding.place((found.params, fixed), mesh)
+  params, fixed = sharding.place((run.params, fixed), mesh)
   examples = len(split.source)
   with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
     batches, _ = read
@@ -93,10 +91,10 @@ def evaluate_run(
   Raises:
     FileNotFoundError, ValueError: if there is no such model or data, or they do not fit.
   """
-  found = bundle.read(path)
+  run = bundle.read(path)
   data = inputs.open_split(path, on=on, split=split)
   return evaluate_model(
-    found, data, label_map=label_map, preprocess=preprocess, batch_size=batch_size
+    run, data, label_map=label_map, preprocess=preprocess, batch_size=batch_size
   )
 
 

@@ -1,4 +1,4 @@
-"""Features of images: what a model's head reads; and `vit features`.
+"""Features of images: what a model's head reads.
 
 N images, F features of one, L labels of one at most.
 """
@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from vit_jax.text import to_stderr
 
 FORMAT = 1  # of the cache
 SUFFIXES = ('.npz', '.parquet')
+Colour = tuple[float, ...]  # a number for each channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +60,19 @@ class Features:
       raise ValueError(
         f'images of {self.source} have several labels: accuracy alone measures these'
       )
-    kept = self.labels >= 0
-    if not kept.any():
+    chosen = self.labels >= 0
+    if not chosen.any():
       raise ValueError(f'no image of split {self.split!r} of {self.source} has a label')
-    if kept.all():
+    if chosen.all():
       return self
-    values, labels, indices = self.values[kept], self.labels[kept], self.indices[kept]
+    values, labels, indices = self.values[chosen], self.labels[chosen], self.indices[chosen]
     return dataclasses.replace(self, values=values, labels=labels, indices=indices)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
-def forward(params: Params, batch: Batch, *, model: Any, mean: Any, std: Any) -> Any:
+def forward(
+  params: Params, batch: Batch, *, model: models.Model, mean: Colour, std: Colour
+) -> dict[str, jax.Array]:
   """'pre_logits' of a batch in float32, its labels and mask."""
   _, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
   values = out['pre_logits'].astype('float32')
@@ -77,7 +80,7 @@ def forward(params: Params, batch: Batch, *, model: Any, mean: Any, std: Any) ->
 
 
 def extract(
-  found: bundle.Bundle,
+  run: bundle.Bundle,
   split: inputs.Split,
   *,
   preprocess: str = '',
@@ -90,7 +93,7 @@ def extract(
   They are held in memory: 4 N F bytes.
 
   Args:
-    found: the model, of `vit_jax.load` or `bundle.read`.
+    run: the model, of `vit_jax.load` or `bundle.read`.
     split: of `inputs.open_split` or `inputs.image_split`.
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
@@ -101,43 +104,56 @@ def extract(
     DataError: if no image can be read.
     ValueError: for a model that gives features of patches only.
   """
-  ready = inputs.preprocess_of(found, split, preprocess)
-  if getattr(found.model, 'pool', '') == 'none':
-    raise ValueError(
-      f'{found.name} with pool none has no features of an image, only of its patches'
-    )
-  file = cache_file(cache, found, split, ready) if cache else None
-  if file is not None and (kept := remembered(file, split)):
-    return kept
-  how = dict(model=found.model, mean=tuple(ready.mean), std=tuple(ready.std))
+  ready = inputs.preprocess_of(run, split, preprocess)
+  if getattr(run.model, 'pool', '') == 'none':
+    raise ValueError(f'{run.name} with pool none has no features of an image, only of its patches')
+  file = cache_file(cache, run, split, ready) if cache else None
+  if file is not None and (cached := remembered(file, split)):
+    return cached
+  options = dict(model=run.model, mean=tuple(ready.mean), std=tuple(ready.std))
   mesh = sharding.make_mesh()
-  params = sharding.place(found.params, mesh)
-  whole: dict[str, np.ndarray] = {}
-  count = 0
+  params = sharding.place(run.params, mesh)
   with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
     batches, unreadable = read
-    first = 0  # image of a batch
-    for rows in loop.fetched(forward(params, batch, **how) for batch in batches):
-      readable = rows.pop('mask') > 0
-      rows['indices'] = np.arange(first, first + len(readable))
-      first += len(readable)
-      for name, column in rows.items():
-        space = (len(split.source), *column.shape[1:])
-        rest = whole.setdefault(name, np.empty(space, column.dtype))[count:]
-        rest[: readable.sum()] = column[readable]
-      count += int(readable.sum())
-  if not count:
-    raise pipeline.DataError('no features: not one of the images can be read')
-  made = Features(
-    **{name: column[:count] for name, column in whole.items()},
+    outputs = loop.fetched(forward(params, batch, **options) for batch in batches)
+    arrays = readable_rows(outputs, len(split.source))
+  features = Features(
+    **arrays,
     classes=split.source.classes,
     source=split.name,
     split=split.split,
     bad_images=unreadable.count,
   )
   if file is not None:
-    remember(file, made)
-  return made
+    remember(file, features)
+  return features
+
+
+def readable_rows(batches: Iterator[dict[str, np.ndarray]], total: int) -> dict[str, np.ndarray]:
+  """Batches as whole arrays of the images that could be read, with their 'indices' in the split.
+
+  Args:
+    batches: arrays by name, (B, ...) each, and 'mask' (B,).
+    total: images of the split, for which memory is taken once.
+
+  Raises:
+    DataError: if no image could be read.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  count = first = 0  # images that could be read, and of all those before the batch
+  for rows in batches:
+    readable = rows.pop('mask') > 0
+    rows['indices'] = np.arange(first, first + len(readable))
+    first += len(readable)
+    end = count + int(readable.sum())
+    for name, column in rows.items():
+      if name not in arrays:
+        arrays[name] = np.empty((total, *column.shape[1:]), column.dtype)
+      arrays[name][count:end] = column[readable]
+    count = end
+  if not count:
+    raise pipeline.DataError('no features: not one of the images can be read')
+  return {name: array[:count] for name, array in arrays.items()}
 
 
 of_split = extract  # its former name, by which documented code calls it
@@ -148,7 +164,7 @@ of_split = extract  # its former name, by which documented code calls it
 
 def cache_file(
   folder: str | os.PathLike[str],
-  found: bundle.Bundle,
+  run: bundle.Bundle,
   split: inputs.Split,
   preprocess: bundle.Preprocess,
 ) -> pathlib.Path:
@@ -159,26 +175,26 @@ def cache_file(
   depend on the images: where they change under the same name, the folder is to be deleted.
   """
   digest = hashlib.blake2b(digest_size=16)
-  fields = {name: str(value) for name, value in models.fields(found.model).items()}
+  fields = {name: str(value) for name, value in models.fields(run.model).items()}
   fields.pop('head_init', None)  # has done what it does
   data = [split.name, split.split, len(split.source), list(split.source.classes)]
-  told = [FORMAT, type(found.model).__name__, fields, data, dataclasses.asdict(preprocess)]
-  digest.update(json.dumps(told, sort_keys=True).encode())
-  for name, array in sorted(models.flat(jax.device_get(found.params)).items()):
+  key = [FORMAT, type(run.model).__name__, fields, data, dataclasses.asdict(preprocess)]
+  digest.update(json.dumps(key, sort_keys=True).encode())
+  for name, array in sorted(models.flat(jax.device_get(run.params)).items()):
     digest.update(f'{name} {array.shape} {array.dtype}'.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
   return pathlib.Path(folder) / f'{digest.hexdigest()}.npz'
 
 
-def remember(file: pathlib.Path, made: Features) -> None:
+def remember(file: pathlib.Path, features: Features) -> None:
   """Keeps features, whole or not at all.
 
   Raises:
     OSError: if they cannot be written.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
-  arrays = {name: getattr(made, name) for name in ('values', 'labels', 'indices')}
-  weights.write_npz(file, arrays | {'bad_images': np.asarray(made.bad_images)})
+  arrays = {name: getattr(features, name) for name in ('values', 'labels', 'indices')}
+  weights.write_npz(file, arrays | {'bad_images': np.asarray(features.bad_images)})
 
 
 def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
@@ -186,21 +202,21 @@ def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
   if not file.is_file():
     return None
   try:
-    kept = weights.read(file)
-    values, labels, indices = (np.asarray(kept[key]) for key in ('values', 'labels', 'indices'))
-    bad = int(kept['bad_images'])
+    arrays = weights.read(file)
+    values, labels, indices = (np.asarray(arrays[key]) for key in ('values', 'labels', 'indices'))
+    bad_images = int(arrays['bad_images'])
   except (KeyError, OSError, ValueError):
     return None
   source = split.source
-  if {len(labels), len(indices)} != {len(values)} or len(values) + bad != len(source):
+  if {len(labels), len(indices)} != {len(values)} or len(values) + bad_images != len(source):
     return None
-  return Features(values, labels, indices, source.classes, split.name, split.split, bad)
+  return Features(values, labels, indices, source.classes, split.name, split.split, bad_images)
 
 
 # Files
 
 
-def write(path: str | os.PathLike[str], made: Features, names: Sequence[str]) -> None:
+def write(path: str | os.PathLike[str], features: Features, names: Sequence[str]) -> None:
   """Writes features to a .npz or .parquet file, whole or not at all.
 
   A .npz holds 'features' (N, F) float32, 'labels' (N,) or (N, L) int32, 'names' (N,) and 'classes'
@@ -210,7 +226,7 @@ def write(path: str | os.PathLike[str], made: Features, names: Sequence[str]) ->
 
   Args:
     path: of the file.
-    made: the features.
+    features: the features.
     names: (N,) of the images.
 
   Raises:
@@ -222,13 +238,13 @@ def write(path: str | os.PathLike[str], made: Features, names: Sequence[str]) ->
     if pathlib.Path(path).suffix == '.npz':
       np.savez(
         file,
-        features=made.values,
-        labels=made.labels,
+        features=features.values,
+        labels=features.labels,
         names=np.asarray(names, np.str_),
-        classes=np.asarray(made.classes, np.str_),
+        classes=np.asarray(features.classes, np.str_),
       )
     else:
-      write_table(file, made, names)
+      write_table(file, features, names)
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
@@ -242,25 +258,27 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
       raise ValueError(f'{path}: to write Parquet files, pip install pyarrow') from None
 
 
-def write_table(file: Any, made: Features, names: Sequence[str]) -> None:
+def write_table(file: IO[bytes], features: Features, names: Sequence[str]) -> None:
   """Writes features to an open file as a Parquet table."""
   import pyarrow as pa
   from pyarrow import parquet
 
-  flat = pa.array(made.values.reshape(-1))
+  flat = pa.array(features.values.reshape(-1))
   columns = {
     'name': pa.array(list(names), pa.string()),
-    'features': pa.FixedSizeListArray.from_arrays(flat, made.values.shape[1]),
+    'features': pa.FixedSizeListArray.from_arrays(flat, features.values.shape[1]),
   }
-  if made.labels.ndim == 1:
-    columns['label'] = pa.array(made.labels)
-    known = [made.classes[label] if label >= 0 else None for label in made.labels.tolist()]
-    columns['class'] = pa.array(known, pa.string())
+  if features.labels.ndim == 1:
+    columns['label'] = pa.array(features.labels)
+    labels = features.labels.tolist()
+    class_names = [features.classes[label] if label >= 0 else None for label in labels]
+    columns['class'] = pa.array(class_names, pa.string())
   else:
-    lists = [[label for label in row if label >= 0] for row in made.labels.tolist()]
+    lists = [[label for label in row if label >= 0] for row in features.labels.tolist()]
     columns['label'] = pa.array(lists, pa.list_(pa.int32()))
-  about = {'classes': json.dumps(made.classes), 'source': made.source, 'split': made.split}
+  about = {
+    'classes': json.dumps(features.classes),
+    'source': features.source,
+    'split': features.split,
+  }
   parquet.write_table(pa.table(columns).replace_schema_metadata(about), file)
-
-
-# vit features

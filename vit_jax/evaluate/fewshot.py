@@ -56,15 +56,17 @@ def measure(
   return [
     {
       'shots': count,
-      'accuracy': float(np.mean(found)),
-      'spread': float(np.std(found, ddof=1)) if len(found) > 1 else None,
-      'accuracies': found,
+      'accuracy': float(np.mean(accuracies_of_shots)),
+      'spread': float(np.std(accuracies_of_shots, ddof=1))
+      if len(accuracies_of_shots) > 1
+      else None,
+      'accuracies': accuracies_of_shots,
       'seeds': list(seeds),
       'train_count': int(np.minimum(counts, count).sum()),
       'count': len(test),
       'short': {name: int(held) for name, held in zip(train.classes, counts) if held < count},
     }
-    for count, found in accuracies.items()
+    for count, accuracies_of_shots in accuracies.items()
   ]
 
 
@@ -111,11 +113,11 @@ def with_constant(x: np.ndarray) -> np.ndarray:
 
 def predict(model: dict[str, np.ndarray], values: np.ndarray) -> np.ndarray:
   """(N,) the class of (N, F) features."""
-  found = []
+  labels = []
   for start in range(0, len(values), ROWS):
     x = with_constant((values[start : start + ROWS] - model['mean']) / model['std'])
-    found.append((x @ model['weights']).argmax(1))
-  return np.concatenate(found)
+    labels.append((x @ model['weights']).argmax(1))
+  return np.concatenate(labels)
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:

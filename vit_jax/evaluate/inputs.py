@@ -49,9 +49,9 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
   Raises:
     FileNotFoundError, ValueError: if there is no such data, or nothing says which.
   """
-  own = {} if on else data_of(path)
-  name = on or own['source']
-  split = split or own.get('test') or own.get('validation') or default_split(name)
+  data = {} if on else data_of(path)
+  name = on or data['source']
+  split = split or data.get('test') or data.get('validation') or default_split(name)
   return Split(name, split, sources.open_source(name, split))
 
 
@@ -66,19 +66,19 @@ def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   file = pathlib.Path(path) / 'config.json'
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    found = json.loads(file.read_text())
-    if isinstance(found['data']['source'], str):
-      return found['data']
+    config = json.loads(file.read_text())
+    if isinstance(config['data']['source'], str):
+      return config['data']
   raise ValueError(f'{path} is not the folder of a run: it names no data; --on SOURCE does')
 
 
 def default_split(name: str) -> str:
   """Of a data set, where none is asked for."""
-  known = list(sources.splits_of(name))
-  for split in ('test', 'validation', *known[: len(known) == 1]):
-    if split in known:
+  splits = list(sources.splits_of(name))
+  for split in ('test', 'validation', *splits[: len(splits) == 1]):
+    if split in splits:
       return split
-  raise ValueError(f'{name} has no test split; give one of {", ".join(known)} by --split')
+  raise ValueError(f'{name} has no test split; give one of {", ".join(splits)} by --split')
 
 
 def check_apart(first: Split, second: Split) -> None:
@@ -97,7 +97,7 @@ class Paths(Sequence[Record]):
   def __len__(self) -> int:
     return len(self.paths)
 
-  def __getitem__(self, index: Any) -> Any:
+  def __getitem__(self, index: int) -> Record:  # type: ignore[override]
     return {'image': pathlib.Path(self.paths[index]).read_bytes(), 'label': np.int32(-1)}
 
 
@@ -106,24 +106,24 @@ def image_split(paths: Sequence[str]) -> Split:
   return Split('', '', Source(Paths(paths), (), lambda index: str(paths[index])))
 
 
-def preprocess_of(found: bundle.Bundle, split: Split, line: str = '') -> bundle.Preprocess:
+def preprocess_of(run: bundle.Bundle, split: Split, line: str = '') -> bundle.Preprocess:
   """A model's preprocessing, or with another line of transforms.
 
   Raises:
     ValueError: if the line does not give images of the model's size.
   """
   if not line:
-    return found.preprocess
-  asked = dataclasses.replace(found.preprocess, steps=line)
+    return run.preprocess
+  preprocess = dataclasses.replace(run.preprocess, steps=line)
   bundle.check_steps(line)
   image = columns.first_image(split.source)
-  output = transforms.compose(line, asked.size)(image, np.random.default_rng(0)).shape
-  if output[:2] != tuple(asked.size):
-    height, width = asked.size
+  output = transforms.compose(line, preprocess.size)(image, np.random.default_rng(0)).shape
+  if output[:2] != tuple(preprocess.size):
+    height, width = preprocess.size
     raise ValueError(
       f'{line!r} gives {output[0]}x{output[1]} pixels; the model takes {height}x{width}'
     )
-  return asked
+  return preprocess
 
 
 @contextlib.contextmanager

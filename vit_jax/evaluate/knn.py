@@ -83,7 +83,7 @@ def neighbours(
   block = min(BLOCK, len(train))
   for start in range(0, len(test), count):
     rows = test[start : start + count]
-    padded = filled(rows, count)
+    padded = zero_padded(rows, count)
     nothing = {
       'similarity': np.full((count, k), -np.inf, np.float32),
       'index': np.zeros((count, k), np.int32),
@@ -92,12 +92,12 @@ def neighbours(
     queries = best.pop('rows')
     for first in range(0, len(train), block):
       held = train[first : first + block]
-      best = nearer(queries, filled(held, block), first, len(held), best)
-    found = jax.device_get(best)
-    yield found['similarity'][: len(rows)], found['index'][: len(rows)]
+      best = nearer(queries, zero_padded(held, block), first, len(held), best)
+    nearest = jax.device_get(best)
+    yield nearest['similarity'][: len(rows)], nearest['index'][: len(rows)]
 
 
-def filled(rows: np.ndarray, count: int) -> np.ndarray:
+def zero_padded(rows: np.ndarray, count: int) -> np.ndarray:
   """Rows, and rows of zeros up to that count."""
   return np.concatenate([rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)])
 

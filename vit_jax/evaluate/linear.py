@@ -46,12 +46,12 @@ def measure(
     raise ValueError(f'images of split {train.split!r} are all of one class: nothing to tell apart')
   search = []
   for c in sorted(grid):
-    accuracy, converged = fitted(train.values, train.labels, validation, c)
+    accuracy, converged = fit_and_test(train.values, train.labels, validation, c)
     search.append({'C': c, 'accuracy': accuracy, 'converged': converged})
   best = max(search, key=lambda row: row['accuracy'])  # the first of equals
   values = np.concatenate([train.values, validation.values])
   labels = np.concatenate([train.labels, validation.labels])
-  accuracy, converged = fitted(values, labels, test, best['C'])
+  accuracy, converged = fit_and_test(values, labels, test, best['C'])
   return {
     'accuracy': accuracy,
     'count': len(test),
@@ -65,7 +65,9 @@ def measure(
   }
 
 
-def fitted(values: np.ndarray, labels: np.ndarray, test: Features, c: float) -> tuple[float, bool]:
+def fit_and_test(
+  values: np.ndarray, labels: np.ndarray, test: Features, c: float
+) -> tuple[float, bool]:
   """The accuracy on other features of a regression, and whether it converged."""
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.linear_model import LogisticRegression

@@ -32,7 +32,7 @@ def counted(measure: Measure) -> Counted:
   return batch_measure
 
 
-def jit_measure(measure: Measure, batch: Batch) -> Any:
+def jit_measure(measure: Measure, batch: Batch) -> jax.stages.Wrapped:
   """`counted`, jitted; with several processes each gets the results of all.
 
   Args:
@@ -88,12 +88,12 @@ def evaluate(
     for name, value in sums.items():
       totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
     for name, values in rows.items():
-      held = parts.setdefault(name, [])
-      if len(held) * values.size < LARGEST:  # batches are of one size
-        held.append(values)
+      batches_of_rows = parts.setdefault(name, [])
+      if len(batches_of_rows) * values.size < LARGEST:  # batches are of one size
+        batches_of_rows.append(values)
   if not totals or not totals['count']:
     raise DataError(NOTHING)
-  joined = {name: np.concatenate(held)[:keep] for name, held in parts.items()}
+  joined = {name: np.concatenate(batches_of_rows)[:keep] for name, batches_of_rows in parts.items()}
   return totals, joined, readable
 
 

@@ -59,13 +59,13 @@ def write(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
   """What `write` wrote into a run's folder; None where it is missing or damaged."""
   try:
-    found = files.read_object(pathlib.Path(folder) / FILE)
-    return found if is_valid(found) else None
+    values = files.read_object(pathlib.Path(folder) / FILE)
+    return values if is_valid(values) else None
   except (OSError, ValueError, RecursionError):
     return None
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
   return type(value) is int and 0 <= value < 2**53
 
 
@@ -74,39 +74,52 @@ def is_number(value: Any) -> bool:
   return value is None or (type(value) in (int, float) and abs(value) <= 2.0**1023)
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: object) -> bool:
   return isinstance(value, str)
 
 
-FIELDS: dict[str, Callable[[Any], bool]] = {  # that every evaluation of a run has
+Fields = dict[str, Callable[[Any], bool]]  # by name, whether a value is one that it may have
+FIELDS: Fields = {  # that every evaluation of a run has
   'source': is_text,
   'split': is_text,
   'use': lambda value: value in ('test', 'validation'),
   'step': lambda value: value is None or is_count(value),
   'count': is_count,
 }
-TABLES: dict[str, dict[str, Callable[[Any], bool]]] = {  # that some tasks add, a dict for each row
+TABLES: dict[str, Fields] = {  # that some tasks add, a dict for each row
   'classes': {'name': is_text, 'count': is_count, 'precision': is_number, 'recall': is_number},
   'confused': {'label': is_text, 'guess': is_text, 'count': is_count},
-  'calibration': {'count': is_count}
-  | dict.fromkeys(('from', 'to', 'confidence', 'accuracy'), is_number),
-  'mistakes': {'index': is_count, 'confidence': is_number}
-  | dict.fromkeys(('image', 'label', 'guess'), is_text),
+  'calibration': {
+    'count': is_count,
+    'from': is_number,
+    'to': is_number,
+    'confidence': is_number,
+    'accuracy': is_number,
+  },
+  'mistakes': {
+    'index': is_count,
+    'confidence': is_number,
+    'image': is_text,
+    'label': is_text,
+    'guess': is_text,
+  },
 }
 
 
-def is_valid(found: Mapping[str, Any]) -> bool:
+def is_valid(values: Mapping[str, Any]) -> bool:
   """Whether an object of JSON is what `write` writes."""
   return (
-    all(name in found and fits(found[name]) for name, fits in FIELDS.items())
-    and all(is_number(found[name]) for name in (*FRACTIONS, 'loss') if name in found)
-    and all(is_number(value) for name, value in found.items() if is_top(name))
-    and all(is_table(found[name], fields) for name, fields in TABLES.items() if name in found)
-    and (found.get('confusion') is None or is_confusion(found['confusion'], found.get('classes')))
+    all(name in values and fits(values[name]) for name, fits in FIELDS.items())
+    and all(is_number(values[name]) for name in (*FRACTIONS, 'loss') if name in values)
+    and all(is_number(value) for name, value in values.items() if is_top(name))
+    and all(is_table(values[name], fields) for name, fields in TABLES.items() if name in values)
+    and (
+      values.get('confusion') is None or is_confusion(values['confusion'], values.get('classes'))
+    )
   )
 
 
-def is_table(rows: Any, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
+def is_table(rows: object, fields: Fields) -> bool:
   """Whether it is a list of dicts with these fields."""
   return isinstance(rows, list) and all(
     isinstance(row, dict) and all(name in row and fits(row[name]) for name, fits in fields.items())
@@ -114,7 +127,7 @@ def is_table(rows: Any, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
   )
 
 
-def is_confusion(rows: Any, classes: Sequence[Any] | None) -> bool:
+def is_confusion(rows: object, classes: Sequence[Any] | None) -> bool:
   """Whether it is K lists of K counts; ValueError for rows that are no array."""
   matrix, count = np.array(rows), len(classes or ())
   return matrix.shape == (count, count) and matrix.dtype.kind == 'i' and bool((matrix >= 0).all())
@@ -126,9 +139,9 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
   They are a task's, of any name; None is one that is not finite.
   """
   lists = (*TABLES, 'confusion', *COUNTS)
-  found = {name: v for name, v in values.items() if name not in lists and is_number(v)}
-  first = [name for name in found if name == 'accuracy' or is_top(name)]
-  return {name: found[name] for name in [*sorted(first), *found]}
+  measures = {name: v for name, v in values.items() if name not in lists and is_number(v)}
+  first = [name for name in measures if name == 'accuracy' or is_top(name)]
+  return {name: measures[name] for name in [*sorted(first), *measures]}
 
 
 def is_top(name: str) -> bool:

@@ -13,12 +13,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax import analysis
 from vit_jax.models import vit
+
+if TYPE_CHECKING:
+  from PIL.Image import Image
 
 UNIT = 1e-4  # of a stored weight: a hundredth of a percent, the last digit that is shown
 DISCARDS = (0.0, 0.5, 0.75, 0.9)  # of rollout
@@ -28,7 +31,7 @@ RAMP = np.array([(0, 0, 10), (80, 18, 110), (185, 52, 84), (248, 140, 16), (252,
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class AttendedImage:
   """What a model made of an image.
 
   Fields:
@@ -44,7 +47,7 @@ class Seen:
   attention: analysis.Attention
 
 
-def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:
+def attention(title: str, model: vit.ViT, images: Iterable[AttendedImage]) -> str:
   """The page: every head of every layer, and the rollout, for every query of every image.
 
   Weights are stored in hundredths of a percent, and so is the mean of the heads: the page shows
@@ -58,27 +61,29 @@ def attention(title: str, model: vit.ViT, images: Iterable[Seen]) -> str:
   Raises:
     ValueError: if there is no image, they differ in size, or browsers could not hold one's weights.
   """
-  packs, told = [], []
+  packs: list[str] = []
+  images_facts = []
   grids = set()
-  for one in images:
-    packs.append(packed(one.attention))
+  for image in images:
+    packs.append(packed(image.attention))
     if len(packs[-1]) > LARGEST:
       raise ValueError(f'{len(packs[-1]) >> 20} MiB of weights are more than a browser holds')
-    told.append(described(one))
-    grids.add((one.attention.weights.shape, one.attention.grid, len(readers(one.attention)) > 0))
+    images_facts.append(image_facts(image))
+    whole = image.attention
+    grids.add((whole.weights.shape, whole.grid, len(readers(whole)) > 0))
   if len(grids) != 1:
     raise ValueError('a page of attention is of one or more images, all of one size')
-  ((layers, heads, *_), (rows, columns), read) = grids.pop()
+  ((layers, heads, *_), (rows, columns), reads_tokens) = grids.pop()
   facts = {
     'layers': layers,
     'heads': heads,
     'rows': rows,
     'columns': columns,
     'prefix': prefix(model),
-    'readers': [READER] * read,
+    'readers': [READER] * reads_tokens,
     'discards': DISCARDS,
     'ramp': RAMP.tolist(),
-    'images': told,
+    'images': images_facts,
   }
   return render(
     'attention.html',
@@ -130,26 +135,26 @@ def packed(whole: analysis.Attention) -> str:
   return base64.b64encode(zipped.getvalue()).decode()
 
 
-def described(one: Seen) -> dict[str, Any]:
+def image_facts(image: AttendedImage) -> dict[str, Any]:
   """An image as the page's script takes it."""
-  guesses = [{'label': str(g['label']), 'score': float(g['score'])} for g in one.predictions]
-  told = {'name': one.name, 'width': one.image.shape[1], 'predictions': guesses}
-  return told | {'src': data_uri(one.image)}
+  predictions = [{'label': str(g['label']), 'score': float(g['score'])} for g in image.predictions]
+  facts = {'name': image.name, 'width': image.image.shape[1], 'predictions': predictions}
+  return facts | {'src': data_uri(image.image)}
 
 
-def data_uri(pixels: Any, form: str = 'PNG', **how: Any) -> str:
+def data_uri(pixels: 'np.ndarray | Image', form: str = 'PNG', **options: Any) -> str:
   """A picture as a `data:` URL.
 
   Args:
     pixels: (H, W, 3) or, with opacity, (H, W, 4) uint8; or an image of Pillow.
     form: of the file that it holds, as Pillow names it.
-    how: further arguments of Pillow's `save`.
+    options: further arguments of Pillow's `save`.
   """
-  from PIL import Image
+  from PIL import Image as images
 
   stream = io.BytesIO()
-  image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-  image.save(stream, form, **how)
+  image = images.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+  image.save(stream, form, **options)
   return file_uri(stream.getvalue(), form)
 
 
@@ -165,10 +170,10 @@ def heatmap(weights: np.ndarray, *, strength: float = 0.7) -> str:
   return data_uri(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
 
 
-def colours(shares: np.ndarray) -> np.ndarray:
+def colours(fractions: np.ndarray) -> np.ndarray:
   """(...) shares in [0, 1] -> (..., 3) of `RAMP`, [0, 255]."""
-  places = np.linspace(0, 1, len(RAMP))
-  return np.stack([np.interp(shares, places, channel) for channel in RAMP.T], axis=-1)
+  stops = np.linspace(0, 1, len(RAMP))
+  return np.stack([np.interp(fractions, stops, channel) for channel in RAMP.T], axis=-1)
 
 
 def asset(name: str) -> str:
@@ -178,9 +183,9 @@ def asset(name: str) -> str:
 
 def render(name: str, **parts: str) -> str:
   """A page of `vit_jax/views` with every {{part}} in its place."""
-  return re.sub(r'\{\{(\w+)\}\}', lambda found: parts[found[1]], asset(name))
+  return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], asset(name))
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
   """JSON that no text in it can break out of a script element with."""
   return json.dumps(value, allow_nan=False).replace('<', '\\u003c')

@@ -42,7 +42,9 @@ ALL_THE_SAME = """\
 """
 
 
-def write(folder: pathlib.Path, source: bundle.Bundle, config: Any, *, step: int) -> None:
+def write(
+  folder: pathlib.Path, source: bundle.Bundle, config: Mapping[str, Any], *, step: int
+) -> None:
   """Writes the card of a finished run beside its model.
 
   Args:
@@ -146,7 +148,7 @@ def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:
   return rows
 
 
-def dimensions(value: Any) -> str:
+def dimensions(value: object) -> str:
   return 'x'.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

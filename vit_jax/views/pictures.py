@@ -7,13 +7,15 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+  from matplotlib.image import AxesImage
 
 DPI = 100
 LARGEST = 60.0  # inches of a figure's side
@@ -34,21 +36,21 @@ def figure(width: float, height: float) -> 'Figure':
   return Figure(figsize=(width, height), dpi=DPI, layout='constrained')
 
 
-def png(drawn: 'Figure') -> bytes:
+def png(figure: 'Figure') -> bytes:
   """A figure's file; equal figures have equal files."""
   file = io.BytesIO()
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Glyph', UserWarning)  # a font without letters of a name
-    drawn.savefig(file, format='png', metadata={'Software': None})
+    figure.savefig(file, format='png', metadata={'Software': None})
   return file.getvalue()
 
 
 def tiled(tiles: np.ndarray, gap: int = 1) -> np.ndarray:
   """A table of tiles (rows, columns, h, w, ...) as one array, with `gap` cells of NaN between."""
-  rows, columns, height, width, *rest = tiles.shape
-  cells = np.full((rows, height + gap, columns, width + gap, *rest), GAP)
+  rows, columns, height, width, *channels = tiles.shape
+  cells = np.full((rows, height + gap, columns, width + gap, *channels), GAP)
   cells[:, :height, :, :width] = np.moveaxis(tiles, 1, 2)
-  flat = cells.reshape(rows * (height + gap), columns * (width + gap), *rest)
+  flat = cells.reshape(rows * (height + gap), columns * (width + gap), *channels)
   return flat[: -gap or None, : -gap or None]
 
 
@@ -58,22 +60,24 @@ def magnified(tiles: np.ndarray) -> np.ndarray:
   return tiles.repeat(times, axis=2).repeat(times, axis=3)
 
 
-def entitle(drawn: 'Figure', title: str) -> None:
+def entitle(figure: 'Figure', title: str) -> None:
   """Gives a figure its title, as text and never as a formula, in as many lines as it needs."""
-  across = max(int(drawn.get_figwidth() * 10), 20)
-  drawn.suptitle(textwrap.fill(title, across), fontsize=TITLE, parse_math=False)
+  across = max(int(figure.get_figwidth() * 10), 20)
+  figure.suptitle(textwrap.fill(title, across), fontsize=TITLE, parse_math=False)
 
 
-def table(axes: Any, tiles: np.ndarray, names: tuple[Any, Any], **how: Any) -> Any:
+def table(
+  axes: 'Axes', tiles: np.ndarray, names: tuple[Iterable[int], Iterable[int]], **options: Any
+) -> 'AxesImage':
   """Draws tiles (rows, columns, h, w, ...), and names rows and columns at the tiles' middles."""
   tiles = magnified(tiles)
   rows, columns, height, width = tiles.shape[:4]
-  drawn = axes.imshow(tiled(tiles), interpolation='nearest', **how)
-  axes.set_yticks(np.arange(rows) * (height + 1) + (height - 1) / 2, names[0])
-  axes.set_xticks(np.arange(columns) * (width + 1) + (width - 1) / 2, names[1])
+  image = axes.imshow(tiled(tiles), interpolation='nearest', **options)
+  axes.set_yticks(np.arange(rows) * (height + 1) + (height - 1) / 2, list(map(str, names[0])))
+  axes.set_xticks(np.arange(columns) * (width + 1) + (width - 1) / 2, list(map(str, names[1])))
   axes.tick_params(length=0, labelsize=LABEL)
   axes.spines[:].set_visible(False)
-  return drawn
+  return image
 
 
 def filters(components: np.ndarray, title: str) -> bytes:
@@ -85,42 +89,42 @@ def filters(components: np.ndarray, title: str) -> bytes:
   rows = math.ceil(n / across)
   blank = np.ones((rows * across - n, height, width, 3))
   tiles = np.concatenate([scaled, blank]).reshape(rows, across, height, width, 3)
-  drawn = figure(1 + 0.8 * across, 0.8 + 0.8 * rows)
-  axes = drawn.subplots()
+  fig = figure(1 + 0.8 * across, 0.8 + 0.8 * rows)
+  axes = fig.subplots()
   axes.imshow(np.nan_to_num(tiled(magnified(tiles)), nan=1.0), interpolation='nearest')
   axes.set_axis_off()
-  entitle(drawn, title)
-  return png(drawn)
+  entitle(fig, title)
+  return png(fig)
 
 
 def positions(similarity: np.ndarray, title: str) -> bytes:
   """Cosines (R, C, R, C): the tile at a patch shows how alike all others' positions are."""
   rows, columns = (np.arange(0, n, math.ceil(n / TILES)) for n in similarity.shape[:2])
-  drawn = figure(8, 7)
-  axes = drawn.subplots()
+  fig = figure(8, 7)
+  axes = fig.subplots()
   image = table(
     axes, similarity[rows][:, columns], (rows + 1, columns + 1), vmin=-1, vmax=1, cmap='viridis'
   )
   axes.set(xlabel='column of the patch', ylabel='row of the patch')
-  entitle(drawn, title)
-  drawn.colorbar(image, ax=axes, label='cosine similarity')
-  return png(drawn)
+  entitle(fig, title)
+  fig.colorbar(image, ax=axes, label='cosine similarity')
+  return png(fig)
 
 
 def distances(pixels: np.ndarray, title: str) -> bytes:
   """Mean attention distances (L, A): a point for each head over the depth."""
   depth, heads = pixels.shape
-  drawn = figure(6.4, 4.8)
-  axes = drawn.subplots()
+  fig = figure(6.4, 4.8)
+  axes = fig.subplots()
   layers, names = np.repeat(np.arange(depth), heads) + 1, np.tile(np.arange(heads), depth) + 1
-  look: dict[str, Any] = {'s': 32, 'edgecolors': '0.25', 'linewidths': 0.6}
-  points = axes.scatter(layers, pixels.reshape(-1), c=names, cmap='viridis', **look)
+  style: dict[str, Any] = {'s': 32, 'edgecolors': '0.25', 'linewidths': 0.6}
+  points = axes.scatter(layers, pixels.reshape(-1), c=names, cmap='viridis', **style)
   top = 1.05 * max(np.nan_to_num(pixels).max(), 1e-3)
   axes.set(xlabel='layer', ylabel='mean attention distance (pixels)', ylim=(0, top))
   axes.set_xticks(ticks(depth) + 1)
-  drawn.colorbar(points, ax=axes, label='head', ticks=ticks(heads) + 1)
-  entitle(drawn, title)
-  return png(drawn)
+  fig.colorbar(points, ax=axes, label='head', ticks=ticks(heads) + 1)
+  entitle(fig, title)
+  return png(fig)
 
 
 def ticks(count: int) -> np.ndarray:
@@ -130,17 +134,17 @@ def ticks(count: int) -> np.ndarray:
 
 def layers(similarity: np.ndarray, names: Sequence[str], title: str) -> bytes:
   """Similarities (l, l) in [0, 1] of layers, the first at the lower left."""
-  drawn = figure(6.4, 5.6)
-  axes = drawn.subplots()
+  fig = figure(6.4, 5.6)
+  axes = fig.subplots()
   image = axes.imshow(similarity, origin='lower', vmin=0, vmax=1, cmap='magma')
   shown = ticks(len(names))
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_ticks(shown, [names[i] for i in shown], fontsize=LABEL)
   axes.tick_params(axis='x', labelrotation=90)
   axes.set(xlabel='layer', ylabel='layer')
-  entitle(drawn, title)
-  drawn.colorbar(image, ax=axes, label='linear CKA')
-  return png(drawn)
+  entitle(fig, title)
+  fig.colorbar(image, ax=axes, label='linear CKA')
+  return png(fig)
 
 
 def attention(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
@@ -148,43 +152,43 @@ def attention(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
   depth, heads, rows, columns = maps.shape
   largest = maps.max(axis=(2, 3), keepdims=True)
   wide = TILE * heads * columns / rows
-  drawn = figure(3.2 + wide, 1 + TILE * depth)
-  left, right = drawn.subplots(1, 2, width_ratios=(2, max(wide, 1)))
-  left.imshow(image)
-  left.set_axis_off()
-  left.set_anchor('N')
+  fig = figure(3.2 + wide, 1 + TILE * depth)
+  photo_axes, map_axes = fig.subplots(1, 2, width_ratios=(2, max(wide, 1)))
+  photo_axes.imshow(image)
+  photo_axes.set_axis_off()
+  photo_axes.set_anchor('N')
   names = (range(1, depth + 1), range(1, heads + 1))
-  table(right, maps / np.maximum(largest, 1e-12), names, vmin=0, vmax=1, cmap='inferno')
-  right.set(xlabel='head', ylabel='layer')
-  entitle(drawn, title)
-  return png(drawn)
+  table(map_axes, maps / np.maximum(largest, 1e-12), names, vmin=0, vmax=1, cmap='inferno')
+  map_axes.set(xlabel='head', ylabel='layer')
+  entitle(fig, title)
+  return png(fig)
 
 
 def rollout(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
   """The image, and under each layer's rollout (R, C) of maps (L, R, C) the image again."""
   shown = [depth for depth in ticks(len(maps) - 1)] + [len(maps) - 1]
   titles = [f'layer {depth + 1}' for depth in shown]
-  return over(image, [maps[depth] for depth in shown], titles, title)
+  return overlays(image, [maps[depth] for depth in shown], titles, title)
 
 
-def over(
+def overlays(
   image: np.ndarray, fields: Sequence[np.ndarray], titles: Sequence[str], title: str
 ) -> bytes:
   """An image, and beside it itself under each field (R, C), from its least to its largest value."""
   across = min(len(fields) + 1, 7)
   down = math.ceil((len(fields) + 1) / across)
   height, width = image.shape[:2]
-  drawn = figure(1.9 * across, 0.5 + down * (0.3 + 1.8 * height / width))
-  panels = drawn.subplots(down, across, squeeze=False).reshape(-1)
+  fig = figure(1.9 * across, 0.5 + down * (0.3 + 1.8 * height / width))
+  panels = fig.subplots(down, across, squeeze=False).reshape(-1)
   for axes in panels:
     axes.set_axis_off()
   panels[0].imshow(image)
-  for axes, field, told in zip(panels[1:], fields, titles):
+  for axes, field, caption in zip(panels[1:], fields, titles):
     axes.imshow(image)
     axes.imshow(field, extent=edges(image), interpolation='nearest', alpha=0.6, cmap='inferno')
-    axes.set_title(told, fontsize=LABEL)
-  entitle(drawn, title)
-  return png(drawn)
+    axes.set_title(caption, fontsize=LABEL)
+  entitle(fig, title)
+  return png(fig)
 
 
 def edges(image: np.ndarray) -> tuple[float, float, float, float]:
@@ -193,7 +197,7 @@ def edges(image: np.ndarray) -> tuple[float, float, float, float]:
   return -0.5, width - 0.5, height - 0.5, -0.5
 
 
-def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, least: float) -> bytes:
+def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, min_limit: float) -> bytes:
   """An image, and a field (R, C) or (H, W) beside it, red above zero and blue below.
 
   Args:
@@ -201,17 +205,17 @@ def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, least: 
     field: drawn by one scale on both sides of zero; NaN is left white.
     label: of its values.
     title: of the figure.
-    least: the end of the scale at least, so that next to nothing does not look like much.
+    min_limit: the end of the scale at least, so that next to nothing does not look like much.
   """
-  most = max(float(np.nan_to_num(np.abs(field)).max()), least)
-  how: dict[str, Any] = {'cmap': 'RdBu_r', 'vmin': -most, 'vmax': most}
+  limit = max(float(np.nan_to_num(np.abs(field)).max()), min_limit)
+  scale: dict[str, Any] = {'cmap': 'RdBu_r', 'vmin': -limit, 'vmax': limit}
   height, width = image.shape[:2]
-  drawn = figure(6.4, 0.8 + 2.8 * height / width)
-  left, right = drawn.subplots(1, 2)
-  left.imshow(image)
-  shown = right.imshow(field, extent=edges(image), interpolation='nearest', **how)
-  for axes in (left, right):
+  fig = figure(6.4, 0.8 + 2.8 * height / width)
+  photo, map_axes = fig.subplots(1, 2)
+  photo.imshow(image)
+  overlay = map_axes.imshow(field, extent=edges(image), interpolation='nearest', **scale)
+  for axes in (photo, map_axes):
     axes.set_axis_off()
-  drawn.colorbar(shown, ax=right, shrink=0.8, label=label)
-  entitle(drawn, title)
-  return png(drawn)
+  fig.colorbar(overlay, ax=map_axes, shrink=0.8, label=label)
+  entitle(fig, title)
+  return png(fig)

@@ -9,7 +9,7 @@ import math
 import pathlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from vit_jax.views import attention as page
 from vit_jax.views import chart, pictures
 from vit_jax.views.card import dimensions
 from vit_jax.views.chart import text
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
@@ -64,7 +68,7 @@ class Mistake:
     image: (H, W, 3) uint8, as the model took it.
     label, guess: names of classes.
     confidence: the probability of the guess.
-    attention: (R, C), of `attended`; None for a model without attention.
+    attention: (R, C), of `last_attention`; None for a model without attention.
   """
 
   name: str
@@ -106,8 +110,8 @@ class Facts:
 
   def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and finite values of what was logged under a name."""
-    found = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
-    steps, values = np.array(found, float).reshape(-1, 2).T
+    points = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
+    steps, values = np.array(points, float).reshape(-1, 2).T
     return steps, values
 
   def curves(self) -> list[Curve]:
@@ -127,10 +131,10 @@ def usable(value: Any) -> bool:
   return type(value) in (int, float) and abs(value) < LARGEST
 
 
-def seconds_of_steps(found: Facts) -> float:
+def seconds_of_steps(facts: Facts) -> float:
   """How long the training steps took, evaluations left out, by the rates that were logged."""
-  steps, rates = found.curve('train/images_per_second')
-  batch = found.config.get('batch_size')
+  steps, rates = facts.curve('train/images_per_second')
+  batch = facts.config.get('batch_size')
   batch = batch if type(batch) is int else 0
   taken = np.diff(steps, prepend=0) * batch / np.maximum(rates, 1e-9)
   return float(taken.sum())
@@ -152,9 +156,9 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   head = ''.join(f'<th scope="col">{text(title)}</th>' for title in titles)
   body = ''.join(
     f'<tr><th scope="row">{text(first)}</th>'
-    + ''.join(f'<td>{text(c)}</td>' for c in rest)
+    + ''.join(f'<td>{text(c)}</td>' for c in cells)
     + '</tr>'
-    for first, *rest in rows
+    for first, *cells in rows
   )
   return (
     f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
@@ -162,38 +166,40 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   )
 
 
-def card(value: str, told: str) -> str:
-  return f'<div class="card"><b>{text(value)}</b>{text(told)}</div>'
+def card(value: str, caption: str) -> str:
+  return f'<div class="card"><b>{text(value)}</b>{text(caption)}</div>'
 
 
-def headline(found: Facts) -> str:
+def headline_cards(facts: Facts) -> str:
   """The numbers to quote, each with what it was measured on."""
-  return f'<div class="cards">{"".join(card(*line) for line in headlines(found))}</div>'
+  return f'<div class="cards">{"".join(card(*line) for line in headlines(facts))}</div>'
 
 
-def headlines(found: Facts) -> list[tuple[str, str]]:
+def headlines(facts: Facts) -> list[tuple[str, str]]:
   """(number, what it is) of the page and the picture: of the model, then of its training."""
-  told = []
-  own = found.config['data']
-  if values := found.measured:
+  pairs = []
+  data = facts.config['data']
+  if values := facts.measured:
     on = f'on {measured_on(values)}'
-    told += [
-      (shown(name, value), f'{results.display_name(name)} {on}')
+    pairs += [
+      (measure_text(name, value), f'{results.display_name(name)} {on}')
       for name, value in results.numbers(values).items()
     ]
-  for use, logged in metrics.model_results(found.rows, found.step).items():
-    where = (own.get('source'), own.get(use))
+  for use, logged in metrics.model_results(facts.rows, facts.step).items():
+    where = (data.get('source'), data.get(use))
     if values and where == (values['source'], values['split']):
       continue  # the same parameters on the same images
     on = f'on {logged.get("count") or 0:,.0f} images, split {where[1]} of {where[0]}'
     when = f'at step {logged["step"]:,}, during training, {on}'
     numbers = results.numbers(logged)
-    usual = [name for name in found.ranks if name in numbers][:1]
-    told += [(shown(k, numbers[k]), f'{results.display_name(k)} {when}') for k in usual or numbers]
-  return told + training(found)
+    usual = [name for name in facts.ranks if name in numbers][:1]
+    pairs += [
+      (measure_text(k, numbers[k]), f'{results.display_name(k)} {when}') for k in usual or numbers
+    ]
+  return pairs + training(facts)
 
 
-def shown(name: str, value: float | None) -> str:
+def measure_text(name: str, value: float | None) -> str:
   """A measure as it is read: in percent, or with four digits."""
   return percent(value) if results.is_fraction(name) else number(value)
 
@@ -203,27 +209,29 @@ def measured_on(values: dict[str, Any]) -> str:
   return f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
 
 
-def training(found: Facts) -> list[tuple[str, str]]:
+def training(facts: Facts) -> list[tuple[str, str]]:
   """(number, what it is) of the training itself."""
-  told = []
-  if found.model is not None:
-    count = metrics.parameters(found.model.params)
-    told.append((f'{count:,}', f'parameters of {found.model.name}'))
-  if found.rows:
-    step = max(row['step'] for row in found.rows)
-    told.append((f'{step:,}', 'steps'))
-  if len(found.curve('train/images_per_second')[0]):
-    told.append((duration(seconds_of_steps(found)), 'in training steps, evaluation left out'))
-  return told
+  pairs = []
+  if facts.model is not None:
+    count = metrics.parameters(facts.model.params)
+    pairs.append((f'{count:,}', f'parameters of {facts.model.name}'))
+  if facts.rows:
+    step = max(row['step'] for row in facts.rows)
+    pairs.append((f'{step:,}', 'steps'))
+  if len(facts.curve('train/images_per_second')[0]):
+    pairs.append((duration(seconds_of_steps(facts)), 'in training steps, evaluation left out'))
+  return pairs
 
 
-def curves(found: Facts) -> str:
+def curves(facts: Facts) -> str:
   """What was logged during training."""
-  return f'<div class="charts">{"".join(charted(found, curve) for curve in found.curves())}</div>'
+  return (
+    f'<div class="charts">{"".join(curve_chart(facts, curve) for curve in facts.curves())}</div>'
+  )
 
 
-def charted(found: Facts, curve: Curve) -> str:
-  lines = {name: thinned(*found.curve(name)) for name in curve.names}
+def curve_chart(facts: Facts, curve: Curve) -> str:
+  lines = {name: thinned(*facts.curve(name)) for name in curve.names}
   lines = {name: line for name, line in lines.items() if len(line[0])}
   if not lines:
     return f'<figure><h3>{text(curve.title)}</h3><p class="faint">Nothing was logged.</p></figure>'
@@ -236,9 +244,9 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
   return steps[chosen], values[chosen]
 
 
-def confusion(found: Facts) -> str:
+def confusion(facts: Facts) -> str:
   """How often each class was taken for each."""
-  values = found.measured or {}
+  values = facts.measured or {}
   if not values.get('confusion'):
     return '<p>Images have several labels, or there are too many classes for a matrix.</p>'
   matrix = np.array(values['confusion'])  # (K, K)
@@ -275,14 +283,14 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
 def confusion_picture(matrix: np.ndarray) -> str:
   """(K, K) counts as a picture, the brighter the larger their share of the row."""
   shares = binned(matrix)
-  told = 'Confusion matrix, the brighter the larger the share of the row'
+  caption = 'Confusion matrix, the brighter the larger the share of the row'
   if len(shares) < len(matrix):
-    told += (
+    caption += (
       f'; a pixel is the mean of up to {blocks(len(matrix))} labels and the sum of as many guesses'
     )
   return (
     f'<figure><img class="pixels" style="width:36rem" src="{palette(np.sqrt(shares))}" '
-    f'alt="{text(told)}"><figcaption>{text(told)}.</figcaption></figure>'
+    f'alt="{text(caption)}"><figcaption>{text(caption)}.</figcaption></figure>'
   )
 
 
@@ -320,10 +328,10 @@ def photo(image: np.ndarray) -> str:
   return page.data_uri(image, 'JPEG', quality=QUALITY)
 
 
-def classes(found: Facts) -> str:
+def classes(facts: Facts) -> str:
   """Precision and recall of every class, the worst first."""
-  assert found.measured is not None
-  rows = accuracy.by_recall(found.measured['classes'])
+  assert facts.measured is not None
+  rows = accuracy.by_recall(facts.measured['classes'])
   shown = table(
     ('class', 'images', 'precision', 'recall'),
     [
@@ -331,30 +339,30 @@ def classes(found: Facts) -> str:
       for row in rows[:LISTED]
     ],
   )
-  if rest := accuracy.unlisted(rows, rows[:LISTED]):
-    shown += f'<p>{text(rest)}.</p>'
+  if others := accuracy.unlisted(rows, rows[:LISTED]):
+    shown += f'<p>{text(others)}.</p>'
   if len(rows) <= SMALL:
     return shown
   return f'<details><summary>{min(len(rows), LISTED):,} classes</summary>{shown}</details>'
 
 
-def mistakes(found: Facts) -> str:
+def mistakes(facts: Facts) -> str:
   """Images that the model was surest of, and wrong."""
-  assert found.measured is not None
-  if not found.measured['mistakes']:
+  assert facts.measured is not None
+  if not facts.measured['mistakes']:
     return '<p>No image was misclassified.</p>'
-  if not found.mistakes:
+  if not facts.mistakes:
     return '<p>They could not be drawn.</p>'
-  told = '<p>The surest first.'
-  if found.mistakes[0].attention is not None:
-    told += (
+  caption = '<p>The surest first.'
+  if facts.mistakes[0].attention is not None:
+    caption += (
       ' Beside each image: how much of each patch the tokens that the head reads take up in the '
       'last layer, mean of the heads.'
     )
-  return f'{told}</p><div class="gallery">{"".join(map(mistaken, found.mistakes))}</div>'
+  return f'{caption}</p><div class="gallery">{"".join(map(mistake_figure, facts.mistakes))}</div>'
 
 
-def mistaken(mistake: Mistake) -> str:
+def mistake_figure(mistake: Mistake) -> str:
   """The image, and beside it the same under its attention; both show one embedded picture."""
   height, width = mistake.image.shape[:2]
   look = 'shot pixels' if width < 200 else 'shot'
@@ -371,16 +379,16 @@ def mistaken(mistake: Mistake) -> str:
   )
 
 
-def calibration(found: Facts) -> str:
+def calibration(facts: Facts) -> str:
   """Accuracy by confidence (Guo et al., arXiv 1706.04599)."""
-  assert found.measured is not None
-  rows = filled(found.measured['calibration'])
+  assert facts.measured is not None
+  rows = bins_with_images(facts.measured['calibration'])
   confidence, right = (np.array([row[key] for row in rows]) for key in ('confidence', 'accuracy'))
   diagonal = np.array([0.0, 1.0])
   lines = {'accuracy': (confidence, right)} if rows else {}
   lines['calibrated'] = (diagonal, diagonal)
   drawn = chart.drawn('Accuracy by confidence', lines, percent=True, x='confidence')
-  told = table(
+  bin_table = table(
     ('confidence', 'images', 'mean confidence', 'accuracy'),
     [
       (
@@ -392,64 +400,64 @@ def calibration(found: Facts) -> str:
       for row in rows
     ],
   )
-  error, bins = percent(found.measured.get('calibration_error')), found.measured['calibration']
+  error, bins = percent(facts.measured.get('calibration_error')), facts.measured['calibration']
   return (
     f'<p>Expected calibration error {error}, of the likeliest class, in {len(bins)} bins.</p>'
-    f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{told}</details>'
+    f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{bin_table}</details>'
   )
 
 
-def filled(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def bins_with_images(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Those of the calibration that have images, and confidences that are finite."""
   return [row for row in bins if row['count'] and None not in (row['confidence'], row['accuracy'])]
 
 
-def inside(found: Facts) -> str:
+def weights_section(facts: Facts) -> str:
   """Filters and positions of the model."""
-  model = found.model
+  model = facts.model
   assert model is not None
   filters = analysis.filters(model.model, model.params)
   explained = percent(float(filters.variance.sum()))
-  told = (
+  caption = (
     f'The first {len(filters.components)} principal components of {filters.count} filters of '
     f'{filters.of}: {explained} of their variance.'
   )
-  parts = [pictured(pictures.filters(filters.components, 'Filters'), told)]
+  parts = [picture_figure(pictures.filters(filters.components, 'Filters'), caption)]
   try:
     positions = analysis.position_similarity(model.model, model.params, model.preprocess.size)
   except ValueError as error:
     parts.append(f'<p>{text(sentence(str(error)))}</p>')
   else:
     patches = positions.patches
-    told = (
+    caption = (
       'Each tile: how alike the position of its patch is to those of all patches; cosines of '
       f'{positions.of}, {patches.min():.2f} to {patches.max():.2f}.'
     )
-    parts.append(pictured(pictures.positions(patches, 'Positions'), told))
+    parts.append(picture_figure(pictures.positions(patches, 'Positions'), caption))
   return f'<div class="charts inside">{"".join(parts)}</div>'
 
 
-def pictured(png: bytes, told: str) -> str:
+def picture_figure(png: bytes, caption: str) -> str:
   """A picture of `pictures` with what it shows."""
-  image = f'<img src="{page.file_uri(png)}" alt="{text(told)}">'
-  return f'<figure>{image}<figcaption>{text(told)}</figcaption></figure>'
+  image = f'<img src="{page.file_uri(png)}" alt="{text(caption)}">'
+  return f'<figure>{image}<figcaption>{text(caption)}</figcaption></figure>'
 
 
-def settings(found: Facts) -> str:
+def settings(facts: Facts) -> str:
   """The config, whole."""
-  told = text(json.dumps(found.config, indent=1))
-  return f'<details><summary>config.json</summary><pre>{told}</pre></details>'
+  config = text(json.dumps(facts.config, indent=1))
+  return f'<details><summary>config.json</summary><pre>{config}</pre></details>'
 
 
-def environment(found: Facts) -> str:
+def environment(facts: Facts) -> str:
   """The command, and with what it was carried out."""
-  if not found.environment:
+  if not facts.environment:
     return '<p>Not recorded: an earlier version of vit_jax started the run.</p>'
-  told = {k: v for k, v in found.environment.items() if k not in ('command', 'packages')}
-  packages = found.environment.get('packages', {})
-  command = found.environment.get('command')
+  rows = {k: v for k, v in facts.environment.items() if k not in ('command', 'packages')}
+  packages = facts.environment.get('packages', {})
+  command = facts.environment.get('command')
   line = f'<pre id="command">{text(command)}</pre>' if command else '<p>No command started it.</p>'
-  return line + table(('', ''), [*told.items(), *packages.items()])
+  return line + table(('', ''), [*rows.items(), *packages.items()])
 
 
 DETAILS = {  # sections of an evaluation, where its task gives what they are of
@@ -460,20 +468,20 @@ DETAILS = {  # sections of an evaluation, where its task gives what they are of
 }
 
 
-def as_html(found: Facts) -> str:
+def as_html(facts: Facts) -> str:
   """The page: one file, without scripts, that asks for no other."""
-  sections = {'Results': headline(found), 'Curves': curves(found)}
+  sections = {'Results': headline_cards(facts), 'Curves': curves(facts)}
   for title, section in DETAILS.items():
-    if title.lower() in (found.measured or {}):
-      sections[title] = section(found)
-  if found.model is not None and isinstance(found.model.model, models.Model):
-    sections['Filters and positions'] = inside(found)
-  sections |= {'Command and environment': environment(found), 'Config': settings(found)}
+    if title.lower() in (facts.measured or {}):
+      sections[title] = section(facts)
+  if facts.model is not None and isinstance(facts.model.model, models.Model):
+    sections['Filters and positions'] = weights_section(facts)
+  sections |= {'Command and environment': environment(facts), 'Config': settings(facts)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}
   return page.render(
     'report.html',
-    title=text(title_of(found)),
-    subtitle=' '.join(text(sentence(line)) for line in found.left_out),
+    title=text(title_of(facts)),
+    subtitle=' '.join(text(sentence(line)) for line in facts.left_out),
     style=page.asset('style.css'),
     nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
     body='\n'.join(
@@ -488,46 +496,48 @@ def sentence(line: str) -> str:
   return f'{line[:1].upper()}{line[1:]}.'
 
 
-def title_of(found: Facts) -> str:
+def title_of(facts: Facts) -> str:
   """The model and the data."""
-  return f'{name_of(found)} on {found.config["data"].get("source")}'
+  return f'{name_of(facts)} on {facts.config["data"].get("source")}'
 
 
-def name_of(found: Facts) -> str:
+def name_of(facts: Facts) -> str:
   """The model's variant, of the config or of what it started from, and its other sizes."""
-  config = found.config['model']
-  name = config.get('name') or (found.model.name if found.model else 'a model')
+  config = facts.config['model']
+  name = config.get('name') or (facts.model.name if facts.model else 'a model')
   sizes = {size: config[size] for size in SIZES if config.get(size) is not None}
-  told = ', '.join(f'{size} {dimensions(value)}' for size, value in sizes.items())
-  return f'{name} with {told}' if told else name
+  described = ', '.join(f'{size} {dimensions(value)}' for size, value in sizes.items())
+  return f'{name} with {described}' if described else name
 
 
 # The picture
 
 
-def as_png(found: Facts) -> bytes:
+def as_png(facts: Facts) -> bytes:
   """The summary: headline numbers, curves, calibration and confusion."""
-  return pictures.png(summary(found))
+  return pictures.png(summary(facts))
 
 
-def summary(found: Facts) -> Any:
+def summary(facts: Facts) -> 'Figure':
   """The figure of `as_png`."""
   figure = pictures.figure(20, 8.5)
   axes = figure.subplot_mosaic('ABCDH;AEFGH', width_ratios=(1.1, 1, 1, 1, 1.3))
-  figure.suptitle(textwrap.fill(title_of(found), 100), fontsize=18, parse_math=False)
+  figure.suptitle(textwrap.fill(title_of(facts), 100), fontsize=18, parse_math=False)
   axes['A'].axis('off')
-  lines = [f'{value}\n{textwrap.fill(told, 40)}' for value, told in headlines(found)[:NUMBERS]]
+  lines = [
+    f'{value}\n{textwrap.fill(caption, 40)}' for value, caption in headlines(facts)[:NUMBERS]
+  ]
   axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
-  for place, curve in zip('BCDEF', found.curves()):
-    plot(axes[place], found, curve)
-  plot_calibration(axes['G'], found.measured)
-  plot_confusion(axes['H'], found.measured)
+  for place, curve in zip('BCDEF', facts.curves()):
+    plot(axes[place], facts, curve)
+  plot_calibration(axes['G'], facts.measured)
+  plot_confusion(axes['H'], facts.measured)
   for place, name in (('G', 'calibration'), ('H', 'confusion')):
-    axes[place].set_visible(found.measured is None or name in found.measured)
+    axes[place].set_visible(facts.measured is None or name in facts.measured)
   return figure
 
 
-def plot(axis: Any, found: Facts, curve: Curve) -> None:
+def plot(axis: 'Axes', facts: Facts, curve: Curve) -> None:
   """A curve of the page."""
   from matplotlib.ticker import PercentFormatter
 
@@ -535,14 +545,14 @@ def plot(axis: Any, found: Facts, curve: Curve) -> None:
   if curve.percent:
     axis.yaxis.set_major_formatter(PercentFormatter(1))
   for name, line in zip(curve.names, ('-', '--', ':')):
-    steps, values = thinned(*found.curve(name))
+    steps, values = thinned(*facts.curve(name))
     if len(steps):
       axis.plot(steps, values, line, label=name, marker='.' if len(steps) < 20 else None)
   if len(axis.lines) > 1:
     axis.legend(fontsize=10)
 
 
-def label(axis: Any, title: str, *, x: str, y: str = '') -> None:
+def label(axis: 'Axes', title: str, *, x: str, y: str = '') -> None:
   """Titles of a panel, in letters that are read on a slide."""
   axis.set_title(title, fontsize=13)
   axis.set_xlabel(x, fontsize=11)
@@ -551,14 +561,14 @@ def label(axis: Any, title: str, *, x: str, y: str = '') -> None:
   axis.grid(alpha=0.3)
 
 
-def plot_calibration(axis: Any, values: dict[str, Any] | None) -> None:
+def plot_calibration(axis: 'Axes', values: dict[str, Any] | None) -> None:
   label(axis, 'Calibration', x='confidence', y='accuracy')
   axis.plot([0, 1], [0, 1], color='grey', linewidth=1)
-  rows = filled(values.get('calibration', ())) if values else []
+  rows = bins_with_images(values.get('calibration', ())) if values else []
   axis.plot([row['confidence'] for row in rows], [row['accuracy'] for row in rows], marker='o')
 
 
-def plot_confusion(axis: Any, values: dict[str, Any] | None) -> None:
+def plot_confusion(axis: 'Axes', values: dict[str, Any] | None) -> None:
   label(axis, 'Confusion', x='guess', y='label')
   axis.grid(False)
   if not values or not values.get('confusion'):
