@@ -1,4 +1,4 @@
-"""`attention.html`, and what pages that need nothing but a browser are made of.
+"""`attention.html`: every attention weight of some images, as a page.
 
 H, W pixels of an image, L layers, A heads, T tokens, Q queries: the tokens, and the head where it
 reads more than one of them.
@@ -7,27 +7,20 @@ reads more than one of them.
 import base64
 import dataclasses
 import gzip
-import html
-import importlib.resources
 import io
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vit_jax import analysis
 from vit_jax.models import vit
-
-if TYPE_CHECKING:
-  from PIL.Image import Image
+from vit_jax.views import html
 
 UNIT = 1e-4  # of a stored weight: a hundredth of a percent, the last digit that is shown
 DISCARDS = (0.0, 0.5, 0.75, 0.9)  # of rollout
 LARGEST = 2**29 - 2**20  # letters of a text that browsers can hold
 READER = 'what the classifier reads'
-RAMP = np.array([(0, 0, 10), (80, 18, 110), (185, 52, 84), (248, 140, 16), (252, 253, 170)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +75,15 @@ def attention(title: str, model: vit.ViT, images: Iterable[AttendedImage]) -> st
     'prefix': prefix(model),
     'readers': [READER] * reads_tokens,
     'discards': DISCARDS,
-    'ramp': RAMP.tolist(),
+    'ramp': html.RAMP.tolist(),
     'images': images_facts,
   }
-  return render(
+  return html.render(
     'attention.html',
     title=html.escape(title),
-    style=asset('style.css'),
-    script=asset('attention.js'),
-    told=script_json(facts),
+    style=html.asset('style.css'),
+    script=html.asset('attention.js'),
+    told=html.script_json(facts),
     weights='\n'.join(
       f'<script type="application/octet-stream" id="weights-{number}">{pack}</script>'
       for number, pack in enumerate(packs)
@@ -139,53 +132,4 @@ def image_facts(image: AttendedImage) -> dict[str, Any]:
   """An image as the page's script takes it."""
   predictions = [{'label': str(g['label']), 'score': float(g['score'])} for g in image.predictions]
   facts = {'name': image.name, 'width': image.image.shape[1], 'predictions': predictions}
-  return facts | {'src': data_uri(image.image)}
-
-
-def data_uri(pixels: 'np.ndarray | Image', form: str = 'PNG', **options: Any) -> str:
-  """A picture as a `data:` URL.
-
-  Args:
-    pixels: (H, W, 3) or, with opacity, (H, W, 4) uint8; or an image of Pillow.
-    form: of the file that it holds, as Pillow names it.
-    options: further arguments of Pillow's `save`.
-  """
-  from PIL import Image as images
-
-  stream = io.BytesIO()
-  image = images.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-  image.save(stream, form, **options)
-  return file_uri(stream.getvalue(), form)
-
-
-def file_uri(content: bytes, form: str = 'PNG') -> str:
-  """A picture's file as a `data:` URL."""
-  return f'data:image/{form.lower()};base64,{base64.b64encode(content).decode()}'
-
-
-def heatmap(weights: np.ndarray, *, strength: float = 0.7) -> str:
-  """(rows, columns) weights as the address of a picture to lay over the image."""
-  alpha = np.full((*weights.shape, 1), 255 * strength)
-  mixed = colours(weights / max(weights.max(), 1e-30))
-  return data_uri(np.rint(np.concatenate([mixed, alpha], axis=-1)).astype(np.uint8))
-
-
-def colours(fractions: np.ndarray) -> np.ndarray:
-  """(...) shares in [0, 1] -> (..., 3) of `RAMP`, [0, 255]."""
-  stops = np.linspace(0, 1, len(RAMP))
-  return np.stack([np.interp(fractions, stops, channel) for channel in RAMP.T], axis=-1)
-
-
-def asset(name: str) -> str:
-  """The text of a file of `vit_jax/views`."""
-  return importlib.resources.files('vit_jax').joinpath('views', name).read_text('utf-8')
-
-
-def render(name: str, **parts: str) -> str:
-  """A page of `vit_jax/views` with every {{part}} in its place."""
-  return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], asset(name))
-
-
-def script_json(value: object) -> str:
-  """JSON that no text in it can break out of a script element with."""
-  return json.dumps(value, allow_nan=False).replace('<', '\\u003c')
+  return facts | {'src': html.data_uri(image.image)}

@@ -3,141 +3,30 @@
 K classes, N images.
 """
 
-import dataclasses
 import json
-import math
-import pathlib
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax import analysis, bundle, metrics, models
+from vit_jax import analysis, metrics, models
 from vit_jax.evaluate import accuracy, results
 from vit_jax.text import number, percent
-from vit_jax.views import attention as page
-from vit_jax.views import chart, pictures
+from vit_jax.views import charts, html, pictures
 from vit_jax.views.card import dimensions
-from vit_jax.views.chart import text
+from vit_jax.views.facts import Facts, Mistake, seconds_of_steps
+from vit_jax.views.html import escape, table
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 SMALL = 30  # classes, up to which the confusion matrix is a table
 LISTED = 1000  # classes at most in the table of classes
-CELLS = 1000  # of a side of the confusion matrix's picture, at most
 PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
 QUALITY = 90  # of it
-POINTS = 600  # of a curve at most
-LARGEST = 1e100  # number that is drawn
 SIZES = ('patch', 'width', 'depth')  # that a config may replace
 NUMBERS = 8  # of the picture's first panel
-NAMED = 12  # classes, up to which the picture names them
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A chart of the page.
-
-  Fields:
-    title: of the chart.
-    names: of what is drawn, as `metrics.jsonl` has it.
-    percent: whether values are shares.
-  """
-
-  title: str
-  names: tuple[str, ...]
-  percent: bool = False
-
-
-RATES = (
-  Curve('Learning rate', ('train/learning_rate',)),
-  Curve('Images a second', ('train/images_per_second',)),
-  Curve('Time waiting for data', ('train/data_wait',), True),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-  """An image that was taken for something else.
-
-  Fields:
-    name: what the data set calls it.
-    image: (H, W, 3) uint8, as the model took it.
-    label, guess: names of classes.
-    confidence: the probability of the guess.
-    attention: (R, C), of `last_attention`; None for a model without attention.
-  """
-
-  name: str
-  image: np.ndarray
-  label: str
-  guess: str
-  confidence: float
-  attention: np.ndarray | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-  """All that a report tells.
-
-  Fields:
-    folder: of the run.
-    rows: of `metrics.jsonl`.
-    config: as JSON has it.
-    environment: of `workdir.record`; {} if it is not there.
-    model: with its parameters on the host; None while there is none.
-    ranks: of the run's task: the numbers that its evaluations can be ranked by.
-    step: whose parameters became the model, or would now; None if nothing tells it.
-    measured: an evaluation of the model, see `accuracy.evaluate_model`: a task's numbers, whatever
-      their names, and details of which a task may lack any; None if there is none.
-    mistakes: the most confident first.
-    left_out: why something is not there, in lines.
-  """
-
-  folder: pathlib.Path
-  rows: list[dict[str, Any]]
-  config: dict[str, Any]
-  environment: dict[str, Any]
-  ranks: Mapping[str, int]
-  step: int | None
-  model: bundle.Bundle | None
-  measured: dict[str, Any] | None
-  mistakes: list[Mistake]
-  left_out: list[str]
-
-  def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of what was logged under a name."""
-    points = [(row['step'], row[name]) for row in self.rows if usable(row.get(name))]
-    steps, values = np.array(points, float).reshape(-1, 2).T
-    return steps, values
-
-  def curves(self) -> list[Curve]:
-    """The charts of a run: the loss, what else its task ranks by, and the rates."""
-    return [*map(curve_of, dict.fromkeys(('loss', *self.ranks))), *RATES]
-
-
-def curve_of(name: str) -> Curve:
-  """Of a task's number, in training and in its evaluations."""
-  title = results.display_name(name)
-  names = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
-  return Curve(f'{title[:1].upper()}{title[1:]}', names, results.is_fraction(name))
-
-
-def usable(value: Any) -> bool:
-  """Whether it is a finite number, and not so large that a chart's axis would not be."""
-  return type(value) in (int, float) and abs(value) < LARGEST
-
-
-def seconds_of_steps(facts: Facts) -> float:
-  """How long the training steps took, evaluations left out, by the rates that were logged."""
-  steps, rates = facts.curve('train/images_per_second')
-  batch = facts.config.get('batch_size')
-  batch = batch if type(batch) is int else 0
-  taken = np.diff(steps, prepend=0) * batch / np.maximum(rates, 1e-9)
-  return float(taken.sum())
 
 
 # The page
@@ -151,23 +40,8 @@ def duration(seconds: float) -> str:
   return f'{minutes} min {int(seconds % 60)} s' if minutes else f'{seconds:.1f} s'
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Cells are text; the first column names the row."""
-  head = ''.join(f'<th scope="col">{text(title)}</th>' for title in titles)
-  body = ''.join(
-    f'<tr><th scope="row">{text(first)}</th>'
-    + ''.join(f'<td>{text(c)}</td>' for c in cells)
-    + '</tr>'
-    for first, *cells in rows
-  )
-  return (
-    f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-    f'<tbody>{body}</tbody></table></div>'
-  )
-
-
 def card(value: str, caption: str) -> str:
-  return f'<div class="card"><b>{text(value)}</b>{text(caption)}</div>'
+  return f'<div class="card"><b>{escape(value)}</b>{escape(caption)}</div>'
 
 
 def headline_cards(facts: Facts) -> str:
@@ -225,23 +99,7 @@ def training(facts: Facts) -> list[tuple[str, str]]:
 
 def curves(facts: Facts) -> str:
   """What was logged during training."""
-  return (
-    f'<div class="charts">{"".join(curve_chart(facts, curve) for curve in facts.curves())}</div>'
-  )
-
-
-def curve_chart(facts: Facts, curve: Curve) -> str:
-  lines = {name: thinned(*facts.curve(name)) for name in curve.names}
-  lines = {name: line for name, line in lines.items() if len(line[0])}
-  if not lines:
-    return f'<figure><h3>{text(curve.title)}</h3><p class="faint">Nothing was logged.</p></figure>'
-  return chart.drawn(curve.title, lines, percent=curve.percent)
-
-
-def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """At most `POINTS` points of a curve, the first and the last among them."""
-  chosen = np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))
-  return steps[chosen], values[chosen]
+  return f'<div class="charts">{"".join(map(charts.as_html, facts.charts()))}</div>'
 
 
 def confusion(facts: Facts) -> str:
@@ -256,16 +114,17 @@ def confusion(facts: Facts) -> str:
     ('label', 'taken for', 'times'),
     [(pair['label'], pair['guess'], pair['count']) for pair in confused],
   )
-  shown = confusion_table(matrix, names) if len(names) <= SMALL else confusion_picture(matrix)
+  small = len(names) <= SMALL
+  shown = confusion_table(matrix, names) if small else confusion_picture(matrix, names)
   most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(confused)
-  on = text(measured_on(values))
+  on = escape(measured_on(values))
   return f'<p>{on}. A row for each label, a column for each guess.</p>{shown}{most}'
 
 
 def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
   """(K, K) counts with a shade for their share of the row."""
   shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-  head = ''.join(f'<th scope="col">{text(name)}</th>' for name in names)
+  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in names)
   rows = []
   for label, name in enumerate(names):
     cells = ''.join(
@@ -273,59 +132,26 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
       f'style="--share:{shares[label, guess]:.3f}">{count}</td>'
       for guess, count in enumerate(matrix[label].tolist())
     )
-    rows.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
+    rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
   return (
     '<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>'
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
   )
 
 
-def confusion_picture(matrix: np.ndarray) -> str:
-  """(K, K) counts as a picture, the brighter the larger their share of the row."""
-  shares = binned(matrix)
-  caption = 'Confusion matrix, the brighter the larger the share of the row'
-  if len(shares) < len(matrix):
-    caption += (
-      f'; a pixel is the mean of up to {blocks(len(matrix))} labels and the sum of as many guesses'
-    )
-  return (
-    f'<figure><img class="pixels" style="width:36rem" src="{palette(np.sqrt(shares))}" '
-    f'alt="{text(caption)}"><figcaption>{text(caption)}.</figcaption></figure>'
-  )
-
-
-def blocks(count: int) -> int:
-  """Classes that share a row and a column of the picture."""
-  return math.ceil(count / CELLS)
-
-
-def binned(matrix: np.ndarray) -> np.ndarray:
-  """(K, K) counts as shares of their rows, float32, at most `CELLS` a side.
-
-  Above that, neighbouring classes are taken together: guesses are summed, labels averaged.
-  """
-  size = blocks(len(matrix))
-  starts = np.arange(0, len(matrix), size)
-  totals = np.maximum(matrix.sum(1, keepdims=True), 1)
-  shares = np.float32(np.add.reduceat(matrix, starts, axis=1) / totals)  # (K, k)
-  labels = np.diff(starts, append=len(matrix))[:, None]
-  return np.add.reduceat(shares, starts, axis=0) / labels  # (k, k)
-
-
-def palette(shares: np.ndarray) -> str:
-  """(rows, columns) in [0, 1] as the address of a PNG with a byte for each."""
-  from PIL import Image
-
-  image = Image.fromarray(np.rint(255 * shares).astype(np.uint8)).convert('P')
-  image.putpalette(np.rint(page.colours(np.linspace(0, 1, 256))).astype(np.uint8).tobytes())
-  return page.data_uri(image)
+def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> str:
+  """(K, K) counts as a picture."""
+  caption = 'Confusion matrix, the brighter the larger the fraction of the row'
+  if (size := charts.block_size(len(matrix))) > 1:
+    caption += f'; a point is the mean of up to {size} labels and the sum of as many predictions'
+  return html.picture_figure(charts.confusion_png(matrix, names), f'{caption}.')
 
 
 def photo(image: np.ndarray) -> str:
   """(H, W, 3) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
   if min(image.shape[:2]) < PHOTO:
-    return page.data_uri(image)
-  return page.data_uri(image, 'JPEG', quality=QUALITY)
+    return html.data_uri(image)
+  return html.data_uri(image, 'JPEG', quality=QUALITY)
 
 
 def classes(facts: Facts) -> str:
@@ -340,7 +166,7 @@ def classes(facts: Facts) -> str:
     ],
   )
   if others := accuracy.unlisted(rows, rows[:LISTED]):
-    shown += f'<p>{text(others)}.</p>'
+    shown += f'<p>{escape(others)}.</p>'
   if len(rows) <= SMALL:
     return shown
   return f'<details><summary>{min(len(rows), LISTED):,} classes</summary>{shown}</details>'
@@ -366,28 +192,23 @@ def mistake_figure(mistake: Mistake) -> str:
   """The image, and beside it the same under its attention; both show one embedded picture."""
   height, width = mistake.image.shape[:2]
   look = 'shot pixels' if width < 200 else 'shot'
-  shown = f'<div class="{look}" role="img" aria-label="{text(mistake.name)}"></div>'
+  shown = f'<div class="{look}" role="img" aria-label="{escape(mistake.name)}"></div>'
   if mistake.attention is not None:
-    over = f'<img src="{page.heatmap(mistake.attention)}" alt="its attention">'
+    over = f'<img src="{html.heatmap(mistake.attention)}" alt="its attention">'
     shown += f'<div class="{look}">{over}</div>'
   image = f'--image:url({photo(mistake.image)});--ratio:{width}/{height}'
   return (
     f'<figure><div class="pair" style="{image}">{shown}</div>'
-    f'<figcaption><b>{text(mistake.label)}</b> taken for '
-    f'<b>{text(mistake.guess)}</b> at {percent(mistake.confidence)}<br>'
-    f'<span class="faint">{text(mistake.name)}</span></figcaption></figure>'
+    f'<figcaption><b>{escape(mistake.label)}</b> taken for '
+    f'<b>{escape(mistake.guess)}</b> at {percent(mistake.confidence)}<br>'
+    f'<span class="faint">{escape(mistake.name)}</span></figcaption></figure>'
   )
 
 
 def calibration(facts: Facts) -> str:
   """Accuracy by confidence (Guo et al., arXiv 1706.04599)."""
   assert facts.measured is not None
-  rows = bins_with_images(facts.measured['calibration'])
-  confidence, right = (np.array([row[key] for row in rows]) for key in ('confidence', 'accuracy'))
-  diagonal = np.array([0.0, 1.0])
-  lines = {'accuracy': (confidence, right)} if rows else {}
-  lines['calibrated'] = (diagonal, diagonal)
-  drawn = chart.drawn('Accuracy by confidence', lines, percent=True, x='confidence')
+  bins = facts.measured['calibration']
   bin_table = table(
     ('confidence', 'images', 'mean confidence', 'accuracy'),
     [
@@ -397,17 +218,27 @@ def calibration(facts: Facts) -> str:
         percent(row['confidence']),
         percent(row['accuracy']),
       )
-      for row in rows
+      for row in bins_with_images(bins)
     ],
   )
-  error, bins = percent(facts.measured.get('calibration_error')), facts.measured['calibration']
+  error = percent(facts.measured.get('calibration_error'))
   return (
     f'<p>Expected calibration error {error}, of the likeliest class, in {len(bins)} bins.</p>'
-    f'<div class="charts">{drawn}</div><details><summary>the bins</summary>{bin_table}</details>'
+    f'<div class="charts">{charts.as_html(calibration_chart(bins))}</div>'
+    f'<details><summary>the bins</summary>{bin_table}</details>'
   )
 
 
-def bins_with_images(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> charts.Chart:
+  """Accuracy over confidence, and the line of a model whose confidence is right."""
+  points = [(row['confidence'], row['accuracy']) for row in bins_with_images(bins)]
+  confidence, correct = np.array(points, float).reshape(-1, 2).T
+  diagonal = np.array([0.0, 1.0])
+  lines = {'accuracy': (confidence, correct), 'calibrated': (diagonal, diagonal)}
+  return charts.Chart('Calibration', lines, percent=True, x='confidence', y='accuracy')
+
+
+def bins_with_images(bins: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   """Those of the calibration that have images, and confidences that are finite."""
   return [row for row in bins if row['count'] and None not in (row['confidence'], row['accuracy'])]
 
@@ -422,30 +253,24 @@ def weights_section(facts: Facts) -> str:
     f'The first {len(filters.components)} principal components of {filters.count} filters of '
     f'{filters.of}: {explained} of their variance.'
   )
-  parts = [picture_figure(pictures.filters(filters.components, 'Filters'), caption)]
+  parts = [html.picture_figure(pictures.filters(filters.components, 'Filters'), caption)]
   try:
     positions = analysis.position_similarity(model.model, model.params, model.preprocess.size)
   except ValueError as error:
-    parts.append(f'<p>{text(sentence(str(error)))}</p>')
+    parts.append(f'<p>{escape(sentence(str(error)))}</p>')
   else:
     patches = positions.patches
     caption = (
       'Each tile: how alike the position of its patch is to those of all patches; cosines of '
       f'{positions.of}, {patches.min():.2f} to {patches.max():.2f}.'
     )
-    parts.append(picture_figure(pictures.positions(patches, 'Positions'), caption))
+    parts.append(html.picture_figure(pictures.positions(patches, 'Positions'), caption))
   return f'<div class="charts inside">{"".join(parts)}</div>'
-
-
-def picture_figure(png: bytes, caption: str) -> str:
-  """A picture of `pictures` with what it shows."""
-  image = f'<img src="{page.file_uri(png)}" alt="{text(caption)}">'
-  return f'<figure>{image}<figcaption>{text(caption)}</figcaption></figure>'
 
 
 def settings(facts: Facts) -> str:
   """The config, whole."""
-  config = text(json.dumps(facts.config, indent=1))
+  config = escape(json.dumps(facts.config, indent=1))
   return f'<details><summary>config.json</summary><pre>{config}</pre></details>'
 
 
@@ -456,7 +281,9 @@ def environment(facts: Facts) -> str:
   rows = {k: v for k, v in facts.environment.items() if k not in ('command', 'packages')}
   packages = facts.environment.get('packages', {})
   command = facts.environment.get('command')
-  line = f'<pre id="command">{text(command)}</pre>' if command else '<p>No command started it.</p>'
+  line = (
+    f'<pre id="command">{escape(command)}</pre>' if command else '<p>No command started it.</p>'
+  )
   return line + table(('', ''), [*rows.items(), *packages.items()])
 
 
@@ -478,11 +305,11 @@ def as_html(facts: Facts) -> str:
     sections['Filters and positions'] = weights_section(facts)
   sections |= {'Command and environment': environment(facts), 'Config': settings(facts)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}
-  return page.render(
+  return html.render(
     'report.html',
-    title=text(title_of(facts)),
-    subtitle=' '.join(text(sentence(line)) for line in facts.left_out),
-    style=page.asset('style.css'),
+    title=escape(title_of(facts)),
+    subtitle=' '.join(escape(sentence(line)) for line in facts.left_out),
+    style=html.asset('style.css'),
     nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
     body='\n'.join(
       f'<section aria-labelledby="{ids[title]}"><h2 id="{ids[title]}">{title}</h2>{body}</section>'
@@ -520,64 +347,13 @@ def as_png(facts: Facts) -> bytes:
 
 def summary(facts: Facts) -> 'Figure':
   """The figure of `as_png`."""
-  figure = pictures.figure(20, 8.5)
-  axes = figure.subplot_mosaic('ABCDH;AEFGH', width_ratios=(1.1, 1, 1, 1, 1.3))
-  figure.suptitle(textwrap.fill(title_of(facts), 100), fontsize=18, parse_math=False)
-  axes['A'].axis('off')
-  lines = [
-    f'{value}\n{textwrap.fill(caption, 40)}' for value, caption in headlines(facts)[:NUMBERS]
-  ]
-  axes['A'].text(0, 1, '\n\n'.join(lines), va='top', fontsize=12, parse_math=False)
-  for place, curve in zip('BCDEF', facts.curves()):
-    plot(axes[place], facts, curve)
-  plot_calibration(axes['G'], facts.measured)
-  plot_confusion(axes['H'], facts.measured)
-  for place, name in (('G', 'calibration'), ('H', 'confusion')):
-    axes[place].set_visible(facts.measured is None or name in facts.measured)
-  return figure
-
-
-def plot(axis: 'Axes', facts: Facts, curve: Curve) -> None:
-  """A curve of the page."""
-  from matplotlib.ticker import PercentFormatter
-
-  label(axis, curve.title, x='step')
-  if curve.percent:
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-  for name, line in zip(curve.names, ('-', '--', ':')):
-    steps, values = thinned(*facts.curve(name))
-    if len(steps):
-      axis.plot(steps, values, line, label=name, marker='.' if len(steps) < 20 else None)
-  if len(axis.lines) > 1:
-    axis.legend(fontsize=10)
-
-
-def label(axis: 'Axes', title: str, *, x: str, y: str = '') -> None:
-  """Titles of a panel, in letters that are read on a slide."""
-  axis.set_title(title, fontsize=13)
-  axis.set_xlabel(x, fontsize=11)
-  axis.set_ylabel(y, fontsize=11)
-  axis.tick_params(labelsize=10)
-  axis.grid(alpha=0.3)
-
-
-def plot_calibration(axis: 'Axes', values: dict[str, Any] | None) -> None:
-  label(axis, 'Calibration', x='confidence', y='accuracy')
-  axis.plot([0, 1], [0, 1], color='grey', linewidth=1)
-  rows = bins_with_images(values.get('calibration', ())) if values else []
-  axis.plot([row['confidence'] for row in rows], [row['accuracy'] for row in rows], marker='o')
-
-
-def plot_confusion(axis: 'Axes', values: dict[str, Any] | None) -> None:
-  label(axis, 'Confusion', x='guess', y='label')
-  axis.grid(False)
-  if not values or not values.get('confusion'):
-    return
-  matrix = np.array(values['confusion'])
-  edges = (-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5)
-  axis.imshow(np.sqrt(binned(matrix)), vmin=0, vmax=1, extent=edges)
-  if len(matrix) <= NAMED:
-    names = [textwrap.shorten(row['name'], 12, placeholder='…') for row in values['classes']]
-    axis.set_yticks(range(len(names)), names, parse_math=False)
-    turn = 90 if max(map(len, names)) > 2 else 0
-    axis.set_xticks(range(len(names)), names, parse_math=False, rotation=turn)
+  lines = [f'{value}\n{textwrap.fill(name, 40)}' for value, name in headlines(facts)[:NUMBERS]]
+  values = facts.measured or {}
+  bins, matrix = values.get('calibration'), values.get('confusion')
+  return charts.summary(
+    title_of(facts),
+    '\n\n'.join(lines),
+    facts.charts(),
+    calibration=calibration_chart(bins) if bins else None,
+    confusion=(np.array(matrix), [row['name'] for row in values['classes']]) if matrix else None,
+  )
