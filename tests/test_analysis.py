@@ -1,5 +1,6 @@
 """Laws of looking inside: an analysis is what its definition says, of what the model computed."""
 
+import argparse
 import dataclasses
 import functools
 import io
@@ -22,6 +23,7 @@ from tests.test_docs import blocks, coded, table
 from tests.test_run import ended, environment, started
 from vit_jax import __main__ as vit
 from vit_jax import analysis, bundle, models, predict, sources
+from vit_jax.commands import flags
 from vit_jax.commands import inspect as inspection
 from vit_jax.text import si
 from vit_jax.views import pictures
@@ -821,7 +823,7 @@ def test_what_is_interrupted_ends_with_its_code_and_leaves_nothing(number, code,
 
 def test_a_rollout_is_drawn_layer_by_layer(monkeypatch):
   drawn = {}
-  monkeypatch.setattr(pictures, 'over', lambda image, fields, titles, title: drawn.update(
+  monkeypatch.setattr(pictures, 'overlays', lambda image, fields, titles, title: drawn.update(
     zip(titles, fields)
   ))  # fmt: skip
   maps = random_weights(2, 3, 6)[:, 0]
@@ -905,8 +907,10 @@ def test_every_picture_and_every_flag_is_told():
   rows = table('name', DOCUMENT)
   assert [coded(row[0])[0] for row in rows] == list(inspection.NAMES)
   told = DOCUMENT.read_text()
-  flags = {flag for action in inspection.parser()._actions for flag in action.option_strings}
-  assert [flag for flag in flags - {'-h', '--help'} if f'{flag}' not in told] == []
+  parser = argparse.ArgumentParser()
+  flags.inspect(parser)
+  options = {option for action in parser._actions for option in action.option_strings}
+  assert [option for option in options - {'-h', '--help'} if option not in told] == []
 
 
 def test_the_arrays_told_are_those_that_are_written(there):

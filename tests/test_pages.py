@@ -1154,7 +1154,7 @@ def test_of_an_average_the_report_tells_what_was_measured_of_it(trained, tmp_pat
       row |= {'validation/ema_accuracy': 0.125, 'validation/ema_loss': 3.0}
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   found = facts.gather(folder)
-  assert [number for number, _ in quoted(found, 'validation')] == ['12.50 %']
+  assert [number for number, _ in quoted(found, 'validation')] == ['12.50%']
 
 
 def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
@@ -1187,7 +1187,7 @@ def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
   found = facts.gather(tmp_path)
   assert metrics.model_step(found.config, found.rows, found.ranks) == found.step == 2
   ((number, what),) = quoted(found, 'validation')
-  assert number == '50.00 %' and 'at step 2,' in what
+  assert number == '50.00%' and 'at step 2,' in what
 
 
 @pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
