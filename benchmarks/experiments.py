@@ -276,7 +276,8 @@ def chosen_probe(held: dict[str, features.Features]) -> float:
   """The C that is best on the validation images; of equals the smallest."""
   train_ = held['train']
   scores = {
-    c: linear.fit_and_test(train_.values, train_.labels, held['validation'], c)[0] for c in linear.GRID
+    c: linear.fit_and_test(train_.values, train_.labels, held['validation'], c)[0]
+    for c in linear.GRID
   }
   return max(scores, key=lambda c: scores[c])
 
