@@ -58,7 +58,7 @@ def test_a_value_that_is_not_finite_is_the_largest_difference():
   for ours, theirs in ((fine, spoilt), (spoilt, fine), (spoilt, spoilt)):
     found = parity.distances({'a': fine, 'b': ours}, {'a': fine + 1, 'b': theirs})
     assert found['b'] == float('inf') and max(found, key=found.get) == 'b'
-    assert 'largest difference inf of the largest value, at b' in parity.told('model', found)
+    assert 'largest difference inf of the largest value, at b' in parity.summary('model', found)
 
 
 def test_a_difference_is_told_in_units_of_the_largest_value():

@@ -241,9 +241,9 @@ def test_a_program_without_one_of_its_two_files_is_refused(copied, lost):
   'change, said',
   [
     ({'kind': 'onnx'}, 'is an ONNX file'),
-    ({'format': 2}, 'does not tell of a StableHLO program of format 1'),
-    ({'classes': ['one']}, 'tells of other images or classes'),
-    ({'input': {'shape': ['batch', 9, 9, 3]}}, 'tells of other images or classes'),
+    ({'format': 2}, 'does not describe a StableHLO program of format 1'),
+    ({'classes': ['one']}, 'describes other images or classes'),
+    ({'input': {'shape': ['batch', 9, 9, 3]}}, 'describes other images or classes'),
   ],
 )
 def test_a_file_beside_it_that_tells_of_something_else_is_refused(copied, change, said):

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -39,14 +39,14 @@ class Bundle:
     classes: the name of each label.
     preprocess: of its images.
     name: the variant that `vit_jax.build` made it from.
-    scores: what logits become: 'softmax', shares of one, or 'sigmoid', where an image may be of
+    scores: what logits become: 'softmax', fractions of one, or 'sigmoid', where an image may be of
       several classes.
     card: the text of README.md in its folder; '' where there is none. It is of these parameters:
       who replaces them gives `card=''` too.
   """
 
   model: models.Model
-  params: Any
+  params: models.Tree
   classes: tuple[str, ...]
   preprocess: Preprocess
   name: str
@@ -55,8 +55,7 @@ class Bundle:
 
   def __repr__(self) -> str:
     size = 'x'.join(map(str, self.preprocess.size))
-    told = f'{self.name}, {size} pixels, {len(self.classes)} classes'
-    return f'{type(self).__name__}({told})'
+    return f'{type(self).__name__}({self.name}, {size} pixels, {len(self.classes)} classes)'
 
   @property
   def names_images(self) -> bool:
@@ -71,22 +70,22 @@ class Bundle:
 
 def forward(
   model: models.Model,
-  params: Any,
-  images: Any,
+  params: models.Tree,
+  images: jax.Array,
   *,
   mean: Sequence[float],
   std: Sequence[float],
-  **how: Any,
+  **options: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """What a model gives for uint8 images (N, height, width, 3): logits (N, K), and the rest.
+  """Logits (N, K) of uint8 images (N, height, width, 3), and the model's other outputs.
 
   Args:
     model, params: of a bundle.
     images: of the model's size.
     mean, std: of its preprocessing.
-    how: further arguments of the model's call, as `attention`.
+    options: further arguments of the model's call, as `attention`.
   """
-  logits, out = model.apply({'params': params}, normalize(images, mean, std), **how)
+  logits, out = model.apply({'params': params}, normalize(images, mean, std), **options)
   return logits, dict(out)
 
 
@@ -156,7 +155,7 @@ def card_in(folder: pathlib.Path) -> str:
   return path.read_text('utf-8', errors='replace') if path.is_file() else ''
 
 
-def check_model(model: Any, image_size: tuple[int, int]) -> None:
+def check_model(model: nn.Module, image_size: tuple[int, int]) -> None:
   """Raises ValueError for a model from elsewhere that does not answer as ours do, on shapes alone.
 
   It must take (1, height, width, 3) images, and give float32 (1, K) and a dict with 'pre_logits'.
@@ -182,17 +181,17 @@ def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...])
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
   models.check_size(model, bundles.as_size(preprocess.size))
   check_model(model, preprocess.size)
-  for name, least in (('mean', -LARGEST), ('std', 1 / LARGEST)):
+  for name, low in (('mean', -LARGEST), ('std', 1 / LARGEST)):
     values = getattr(preprocess, name)
     fine = isinstance(values, tuple | list) and all(type(value) in (int, float) for value in values)
-    if not fine or len(values) != 3 or not all(least <= value <= LARGEST for value in values):
-      more = ' above 0' if least > 0 else ''
+    if not fine or len(values) != 3 or not all(low <= value <= LARGEST for value in values):
+      more = ' above 0' if low > 0 else ''
       raise ValueError(f'preprocess {name} is {values}, not three finite numbers{more}')
   check_steps(preprocess.steps)
   transforms.compose(preprocess.steps, preprocess.size)
 
 
-def check_steps(steps: Any) -> None:
+def check_steps(steps: object) -> None:
   """Raises ValueError for a line whose images would not fit into memory."""
   if not isinstance(steps, str):
     raise ValueError(f'preprocess steps are {steps!r}, not a line of text')
@@ -212,7 +211,7 @@ def load_params(
   new_head: bool = False,
   seed: int = 0,
   report: Callable[[str], object] | None = to_stderr,
-) -> Any:
+) -> models.Tree:
   """The parameters of a model from any checkpoint, as a tree of float32 arrays.
 
   Takes Google's and big_vision's .npz, timm's, torchvision's and Hugging Face's files, and our own
@@ -231,7 +230,7 @@ def load_params(
       Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
       that of the checkpoint's own kind.
     new_head: start with a new head even if the checkpoint's fits.
-    seed: of a new head that is drawn.
+    seed: of a new head that is random.
     report: takes the text that says what was loaded, renamed, resampled, reset and dropped; by
       default it goes to standard error if the checkpoint is not of ours, or was changed.
 
@@ -242,7 +241,7 @@ def load_params(
   check_arguments(model, channels, resample, seed)
   size = None if image_size is None else height_width(image_size)
   source = convert.read(path, heads=getattr(model, 'heads', None), image_size=size)
-  params, done = adapt.params(
+  params, changes = adapt.params(
     source,
     model,
     image_size=size or source.size,
@@ -252,13 +251,13 @@ def load_params(
     seed=seed,
   )
   if report is not None and (
-    source.dialect != 'vit_jax' or done.changed or report is not to_stderr
+    source.dialect != 'vit_jax' or changes.changed or report is not to_stderr
   ):
-    report(str(done))
+    report(str(changes))
   return params
 
 
-def height_width(image_size: Any) -> tuple[int, int]:
+def height_width(image_size: object) -> tuple[int, int]:
   """(height, width) of one whole number, or two; ValueError for anything else."""
   sides = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size,) * 2
   if len(sides) != 2 or not all(is_whole(side) and side > 0 for side in sides):
@@ -266,11 +265,11 @@ def height_width(image_size: Any) -> tuple[int, int]:
   return (int(sides[0]), int(sides[1]))
 
 
-def check_arguments(model: Any, channels: Any, resample: Any, seed: Any) -> None:
+def check_arguments(model: object, channels: object, resample: object, seed: object) -> None:
   """Raises ValueError for an argument of `load_params` of a wrong kind."""
   if not isinstance(model, nn.Module):
-    how = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
-    raise ValueError(f'model is {model!r:.80}, not a model{how}')
+    advice = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
+    raise ValueError(f'model is {model!r:.80}, not a model{advice}')
   if not is_whole(channels):
     raise ValueError(f'channels is {channels!r}, not a whole number')
   if not is_whole(seed):
@@ -279,7 +278,7 @@ def check_arguments(model: Any, channels: Any, resample: Any, seed: Any) -> None
     raise ValueError(f'resample is {resample!r}, not the name of a rule')
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 

@@ -40,10 +40,10 @@ LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file: protobuf holds l
 PLAIN: dict[str, Any] = dict(zip(models.COMPUTE, ('float32', 1, 'none')))  # in programs
 NEAR = {'stablehlo': 0.0, 'onnx': 1e-5}  # from `apply` on a CPU, in probability
 NEAR_ODDS = 1e-4  # of the largest log-odds: where all probabilities are small, NEAR sees nothing
-LEAST, MOST = 1e-30, 0.999  # probabilities outside have log-odds that float32 does not resolve
+MIN, MAX = 1e-30, 0.999  # probabilities outside have log-odds that float32 does not resolve
 BATCHES = (1, 3)  # images that a program is checked with
 
-Function = Callable[[Any, Any], jax.Array]
+Function = Callable[[models.Tree, jax.Array], jax.Array]
 
 
 # ---- written ----
@@ -85,12 +85,12 @@ def write(
   if to in PROGRAMS:
     check_program(source, to)
   with files.staging(path) as new:
-    told = WRITERS[to](new, source)
+    lines = WRITERS[to](new, source)
     if new.is_dir():
       (new / bundle.CARD).write_text(source.card or card.text(source), encoding='utf-8')
     if check:
-      told.append(checked(new, source, to))
-  return [line.replace(str(new), str(path)) for line in told]
+      lines.append(check_written(new, source, to))
+  return [line.replace(str(new), str(path)) for line in lines]
 
 
 def target(path: pathlib.Path, to: str) -> str:
@@ -101,10 +101,10 @@ def target(path: pathlib.Path, to: str) -> str:
   """
   if to and to not in SUFFIXES:
     raise ValueError(f'unknown target {to!r}{nearest(to, list(SUFFIXES))}')
-  told = [name for name, suffix in SUFFIXES.items() if suffix and suffix == path.suffix]
-  if not to and not told:
+  matches = [name for name, suffix in SUFFIXES.items() if suffix and suffix == path.suffix]
+  if not to and not matches:
     raise ValueError(f'{path}: its suffix tells no target; give one of {", ".join(SUFFIXES)}')
-  return to or told[0]
+  return to or matches[0]
 
 
 def check_path(path: pathlib.Path, to: str) -> None:
@@ -113,9 +113,9 @@ def check_path(path: pathlib.Path, to: str) -> None:
     writing.suffix(path, to)
   elif path.suffix != SUFFIXES[to]:
     raise ValueError(f'{path}: {to} is written to a file that ends in {SUFFIXES[to]}')
-  for there in (path, beside(path)) if to in PROGRAMS else (path,):
-    if os.path.lexists(there):
-      raise ValueError(f'{there} exists already; remove it, or give another path')
+  for file in (path, beside(path)) if to in PROGRAMS else (path,):
+    if os.path.lexists(file):
+      raise ValueError(f'{file} exists already; remove it, or give another path')
 
 
 def check_program(source: bundle.Bundle, to: str) -> None:
@@ -133,14 +133,14 @@ def check_program(source: bundle.Bundle, to: str) -> None:
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
-  """The JSON file that tells what a program is: 'flowers.onnx.json'."""
+  """The JSON file that says what a program is: 'flowers.onnx.json'."""
   return path.with_name(f'{path.name}.json')
 
 
 def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
   """Writes what a program is beside it."""
   preprocess, size = source.preprocess, list(source.preprocess.size)
-  told = {
+  description = {
     'format': FORMAT,
     'kind': to,
     'vit_jax': __version__,
@@ -156,7 +156,7 @@ def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
     },
     'sha256': digest(path),
   }
-  beside(path).write_text(json.dumps(told, indent=1))
+  beside(path).write_text(json.dumps(description, indent=1))
 
 
 def digest(path: pathlib.Path) -> str:
@@ -164,14 +164,14 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def output_shape(source: bundle.Bundle) -> list[Any]:
-  """Of the scores: ['batch', K], or ['batch', patches, K] where every patch is classified."""
+def output_shape(source: bundle.Bundle) -> list[str | int]:
+  """The shape of scores: ['batch', K], or ['batch', patches, K] where patches are classified."""
   images = jax.ShapeDtypeStruct((2, *source.preprocess.size, 3), jnp.uint8)
-  shape = jax.eval_shape(scored(source), source.params, images).shape
+  shape = jax.eval_shape(make_apply(source), source.params, images).shape
   return ['batch', *shape[1:]]
 
 
-def scored(
+def make_apply(
   source: bundle.Bundle, *, sigmoid: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
 ) -> Function:
   """(params, uint8 images) -> float32 scores, as `Run.apply` gives them.
@@ -184,12 +184,12 @@ def scored(
   """
   fields = models.fields(source.model)
   model = source.model.clone(**{k: v for k, v in PLAIN.items() if k in fields})
-  become = {'softmax': jax.nn.softmax, 'sigmoid': sigmoid}[source.scores]
-  how = source.preprocess
+  to_scores = {'softmax': jax.nn.softmax, 'sigmoid': sigmoid}[source.scores]
+  mean, std = source.preprocess.mean, source.preprocess.std
 
-  def scores(params: Any, images: Any) -> jax.Array:
-    logits, _ = bundle.forward(model, params, images, mean=how.mean, std=how.std)
-    return become(logits)
+  def scores(params: models.Tree, images: jax.Array) -> jax.Array:
+    logits, _ = bundle.forward(model, params, images, mean=mean, std=std)
+    return to_scores(logits)
 
   return scores
 
@@ -199,8 +199,8 @@ def written_sigmoid(logits: jax.Array) -> jax.Array:
   return 1 / (1 + jnp.exp(-logits))
 
 
-def batches_of(source: bundle.Bundle) -> jax.ShapeDtypeStruct:
-  """Images of the model's size, as many as there are."""
+def any_batch(source: bundle.Bundle) -> jax.ShapeDtypeStruct:
+  """uint8 images of the model's size, of which a batch has any number."""
   batch, *_ = jax.export.symbolic_shape('batch')
   return jax.ShapeDtypeStruct((batch, *source.preprocess.size, 3), jnp.uint8)
 
@@ -213,17 +213,17 @@ def write_stablehlo(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   so not in the program but beside it, because XLA folds constants: it would give other bits than
   `apply`, compile several times as long, and hold them once for each size of batch.
   """
-  apply = scored(source)
+  apply = make_apply(source)
 
-  def program(named: dict[str, Any], images: Any) -> jax.Array:
+  def program(named: dict[str, jax.Array], images: jax.Array) -> jax.Array:
     return apply(flax.traverse_util.unflatten_dict(named, sep='/'), images)
 
   flat = models.flat(jax.device_get(source.params))
-  held = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
+  params = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
   with without_locations():
-    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(held, batches_of(source))
+    exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(params, any_batch(source))
   code = np.frombuffer(exported.serialize(), np.uint8)
-  weights.write_npz(path, {PROGRAM: code, **held})
+  weights.write_npz(path, {PROGRAM: code, **params})
   describe(path, source, 'stablehlo')
   return []
 
@@ -249,11 +249,13 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   if isinstance(source.model, resnet.ResNet) or getattr(source.model, 'stem', None) is not None:
     raise ValueError(f'jax2onnx does not convert the pooling of {source.name}: BiT and hybrids')
   to_onnx = converter()
-  held, apply = jax.device_get(source.params), scored(source, sigmoid=written_sigmoid)
-  images = batches_of(source)
-  with jax.disable_jit():  # in which a scan is a loop in Python
-    traced = jax.make_jaxpr(lambda images: apply(held, images))(images)
-  # Its operations by themselves: jax2onnx's stand-ins for functions do not fit flax's scan.
+  params, apply = jax.device_get(source.params), make_apply(source, sigmoid=written_sigmoid)
+  images = any_batch(source)
+  # Traced here: jax2onnx 0.17.1 raises TypeError where it traces a batch of any size itself, which
+  # tests/interop/test_onnx.py holds. Without jit the layers come one after another in the file, and
+  # not as the body of an ONNX Loop, which graph optimisers do not look into.
+  with jax.disable_jit():
+    traced = jax.make_jaxpr(lambda images: apply(params, images))(images)
   program = jax.extend.core.jaxpr_as_fun(traced)
   try:
     model = to_onnx(
@@ -265,11 +267,16 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
     )
     data = model.SerializeToString()
   except Exception as error:  # of whatever kind a library raises over an operation
-    what = one_line(f'{type(error).__name__}: {error}')[:200]
-    raise ValueError(f'jax2onnx does not convert {source.name} ({what})') from None
+    reason = first_words(error)
+    raise ValueError(f'jax2onnx does not convert {source.name} ({reason})') from None
   path.write_bytes(data)
   describe(path, source, 'onnx')
   return []
+
+
+def first_words(error: BaseException) -> str:
+  """What a library raised, in one line that is not too long for a message."""
+  return one_line(f'{type(error).__name__}: {error}')[:200]
 
 
 def converter() -> Callable[..., Any]:
@@ -302,7 +309,7 @@ WRITERS: dict[str, Callable[[pathlib.Path, bundle.Bundle], list[str]]] = {
 # ---- checked ----
 
 
-def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
+def check_written(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
   """What a new process on a CPU finds when it compares a file with the model.
 
   Raises:
@@ -318,8 +325,8 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
       capture_output=True,
       text=True,
     )
-  told = (ended.stdout if ended.returncode in (0, 3) else ended.stderr).strip().splitlines()
-  last = one_line(told[-1]) if told else 'it said nothing'
+  lines = (ended.stdout if ended.returncode in (0, 3) else ended.stderr).strip().splitlines()
+  last = one_line(lines[-1]) if lines else 'it said nothing'
   if ended.returncode == 0:
     return last
   why = last if ended.returncode == 3 else f'code {ended.returncode}, {last}'
@@ -327,7 +334,7 @@ def checked(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
 
 
 def environment() -> dict[str, str]:
-  """Of the process that checks: a CPU, and this library wherever it was found."""
+  """The environment of the process that checks: a CPU, and this library wherever it was found."""
   here = str(pathlib.Path(__file__).parents[1])
   paths = [here, *filter(None, [os.environ.get('PYTHONPATH')])]
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(paths)}
@@ -344,63 +351,63 @@ def compare(to: str, path: str, folder: str) -> int:
 
 def compare_program(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
   """How far a program's scores are from those of `apply` on random images, and if near enough."""
-  run, apply = OPENERS[to](pathlib.Path(path)), jax.jit(scored(source))
+  run, apply = OPENERS[to](pathlib.Path(path)), jax.jit(make_apply(source))
   apart, odds_apart = 0.0, 0.0
   for count in BATCHES:
     shape = (count, *source.preprocess.size, 3)
     images = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
-    found = differences(run(images), np.asarray(apply(source.params, images)))
-    apart, odds_apart = max(apart, found[0]), max(odds_apart, found[1])
-  over = [
+    in_scores, in_odds = differences(run(images), np.asarray(apply(source.params, images)))
+    apart, odds_apart = max(apart, in_scores), max(odds_apart, in_odds)
+  excess = [
     f', more than {bound:g} {unit}'
-    for found, bound, unit in (
+    for difference, bound, unit in (
       (apart, NEAR[to], 'in probability'),
       (odds_apart, NEAR_ODDS, 'in log-odds'),
     )
-    if found > bound
+    if difference > bound
   ]
   line = (
     f'{to}: differs by {apart:.2g} from apply, in log-odds by {odds_apart:.2g} of the largest, '
     f'in batches of {" and ".join(map(str, BATCHES))} on a CPU'
   )
-  return line + ''.join(over), not over
+  return line + ''.join(excess), not excess
 
 
-def differences(there: np.ndarray, here: np.ndarray) -> tuple[float, float]:
+def differences(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
   """The largest difference of probabilities, and of log-odds in units of the largest, at least 1.
 
   Log-odds are logits again: of a sigmoid exactly, of a softmax up to what all classes share where
   they are small. Of thousands of classes each probability may be below any absolute bound.
 
   Returns:
-    Both infinite if a score is not finite, or there are others than here.
+    Both infinite if a score is not finite, or their shapes differ.
   """
-  if there.shape != here.shape or not (np.isfinite(there).all() and np.isfinite(here).all()):
+  if theirs.shape != ours.shape or not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
     return float('inf'), float('inf')
-  theirs, ours = log_odds(there), log_odds(here)
-  apart = np.abs(theirs - ours).max() / max(1.0, np.abs(ours).max())
-  return float(np.abs(there - here).max()), float(apart)
+  odds = log_odds(ours)
+  apart = np.abs(log_odds(theirs) - odds).max() / max(1.0, np.abs(odds).max())
+  return float(np.abs(theirs - ours).max()), float(apart)
 
 
 def log_odds(scores: np.ndarray) -> np.ndarray:
-  """log(p / (1 - p)) in float64, of p from LEAST to MOST."""
-  p = np.clip(scores.astype(np.float64), LEAST, MOST)
+  """log(p / (1 - p)) in float64, of p from MIN to MAX."""
+  p = np.clip(scores.astype(np.float64), MIN, MAX)
   return np.log(p) - np.log1p(-p)
 
 
 def compare_parameters(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
-  """`parity.compare` of what was written; and of a folder, whether it tells the same of pixels."""
+  """`parity.compare` of what was written; and of a folder, whether it says the same of pixels."""
   from vit_jax.evaluate import parity
 
   line, fine = parity.compare(source, {'written': (path, to)})
   if not pathlib.Path(path).is_dir():
     return line, fine
   ours, theirs = source.preprocess, bundle.read(path, native=True).preprocess
-  told = [(name, getattr(ours, name), getattr(theirs, name)) for name in ('mean', 'std')]
+  pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ('mean', 'std')}
   wrong = [
-    f'; {name} is {list(there)} there, not {list(here)}'
-    for name, here, there in told
-    if not np.allclose(here, there, rtol=1e-6, atol=0)
+    f'; {name} is {list(written)} there, not {list(expected)}'
+    for name, (expected, written) in pairs.items()
+    if not np.allclose(expected, written, rtol=1e-6, atol=0)
   ]
   return line + ''.join(wrong), fine and not wrong
 
@@ -426,7 +433,7 @@ class Program:
     classes: the name of each label.
     size: (height, width) of the images that it takes.
     preprocess: what an image file goes through before, a line of `vit_jax.images.transforms`.
-    scores: 'softmax', shares of one, or 'sigmoid', where an image may be of several classes.
+    scores: 'softmax', fractions of one, or 'sigmoid', where an image may be of several classes.
     model: the name of its architecture.
     platforms: on which it runs.
     call: the function on uint8 arrays of the device, jitted; it holds the parameters.
@@ -438,14 +445,14 @@ class Program:
   scores: str
   model: str
   platforms: tuple[str, ...]
-  call: Callable[[Any], jax.Array]
+  call: Callable[[np.ndarray], jax.Array]
 
   def __repr__(self) -> str:
     shape = ', '.join(map(str, (*self.size, 3)))
-    told = f'{self.model}, uint8 (N, {shape}) -> float32, {len(self.classes)} classes'
-    return f'Program({told}, {" ".join(self.platforms)})'
+    signature = f'uint8 (N, {shape}) -> float32, {len(self.classes)} classes'
+    return f'Program({self.model}, {signature}, {" ".join(self.platforms)})'
 
-  def __call__(self, images: Any) -> np.ndarray:
+  def __call__(self, images: np.typing.ArrayLike) -> np.ndarray:
     """uint8 (N, height, width, 3) RGB -> float32 (N, K) probabilities.
 
     Raises:
@@ -474,40 +481,36 @@ def load(path: str | os.PathLike[str]) -> Program:
     raise FileNotFoundError(f'{path}: there is no such file')
   if not beside(path).is_file():
     raise FileNotFoundError(f'{path} is no exported program: {beside(path).name} is not beside it')
-  told = files.read_object(beside(path))
-  if told.get('kind') == 'onnx':
+  description = files.read_object(beside(path))
+  if description.get('kind') == 'onnx':
     raise ValueError(f'{path} is an ONNX file: onnxruntime opens it')
-  if told.get('kind') != 'stablehlo' or told.get('format') != FORMAT:
-    raise ValueError(f'{beside(path)} does not tell of a StableHLO program of format {FORMAT}')
-  if told.get('sha256') != digest(path):
-    raise ValueError(f'{path} is damaged: it is not the file that {beside(path)} tells of')
+  if description.get('kind') != 'stablehlo' or description.get('format') != FORMAT:
+    raise ValueError(f'{beside(path)} does not describe a StableHLO program of format {FORMAT}')
+  if description.get('sha256') != digest(path):
+    raise ValueError(f'{path} is damaged: it is not the file that {beside(path)} describes')
   try:
     with np.load(path) as arrays:
       params = {name: arrays[name] for name in arrays.files}
     exported = jax.export.deserialize(bytearray(params.pop(PROGRAM)))
-    found = Program(
-      classes=tuple(map(str, told['classes'])),
-      size=tuple(told['input']['shape'][1:3]),
-      preprocess=told['preprocess']['before'],
-      scores=told['scores'],
-      model=told['model'],
+    program = Program(
+      classes=tuple(map(str, description['classes'])),
+      size=tuple(description['input']['shape'][1:3]),
+      preprocess=description['preprocess']['before'],
+      scores=description['scores'],
+      model=description['model'],
       platforms=tuple(exported.platforms),
       call=functools.partial(jax.jit(exported.call), jax.device_put(params)),
     )
-    taken, given = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
-    if taken != (*found.size, 3) or given != len(found.classes):
-      raise ValueError(f'{beside(path).name} tells of other images or classes')
-    return found
+    images, scores = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
+    if images != (*program.size, 3) or scores != len(program.classes):
+      raise ValueError(f'{beside(path).name} describes other images or classes')
+    return program
   except Exception as error:  # of whatever kind: jax says by several that it is too old
-    what = one_line(f'{type(error).__name__}: {error}')[:200]
-    made = one_line(f'made by jax {told.get("jax")}, read by {jax.__version__}')
-    raise ValueError(f'{path} cannot be read ({made}): {what}') from None
+    versions = one_line(f'made by jax {description.get("jax")}, read by {jax.__version__}')
+    raise ValueError(f'{path} cannot be read ({versions}): {first_words(error)}') from None
 
 
 OPENERS: dict[str, Callable[[pathlib.Path], Callable[[np.ndarray], np.ndarray]]] = {
   'stablehlo': load,
   'onnx': open_onnx,
 }
-
-
-# ---- vit export ----

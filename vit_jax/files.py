@@ -13,6 +13,7 @@ from typing import IO, Any
 from vit_jax.text import one_line
 
 Path = str | os.PathLike[str]
+JSON = Any  # nested dicts and lists of text, numbers, booleans and None
 
 
 class Refused(ValueError):
@@ -50,12 +51,12 @@ def read_json(text: bytes) -> dict[str, Any]:
   return value
 
 
-def as_json(value: Any) -> str:
+def as_json(value: JSON) -> str:
   """A value in JSON, which has no numbers that are not finite: they become null."""
   return json.dumps(finite(value), allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def finite(value: JSON) -> JSON:
   """Nested dicts and lists with None for every number that is not finite."""
   if isinstance(value, dict):
     return {name: finite(part) for name, part in value.items()}

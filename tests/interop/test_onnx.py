@@ -1,6 +1,7 @@
 """An ONNX file is `apply`, by onnxruntime, to 1e-5; and its check and its limits are real."""
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -92,3 +93,12 @@ def test_an_onnx_file_that_differs_is_not_written(source, change, told, tmp_path
 def test_a_hybrid_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'does not convert the pooling of R26\+ViT-S/32'):
     export.write(tmp_path / 'model.onnx', laws.made('hybrid'))
+
+
+def test_the_jax2onnx_that_is_pinned_cannot_trace_a_model_itself():
+  """Once it can, `export.write_onnx` need not trace for it."""
+  assert importlib.metadata.version('jax2onnx') == export.JAX2ONNX
+  source = laws.made()
+  apply = export.make_apply(source)
+  with pytest.raises(TypeError, match='concrete values'):
+    export.converter()(lambda images: apply(source.params, images), [export.any_batch(source)])

@@ -54,28 +54,28 @@ def index_file(name: str) -> pathlib.Path:
   return path
 
 
-def files(given: argparse.Namespace) -> Iterator[str]:
+def files(args: argparse.Namespace) -> Iterator[str]:
   """What AugReg's index has of a model, as a table or JSON.
 
   Raises:
     FileNotFoundError, ValueError: if the index cannot be had, or has none.
   """
-  if given.top < 1:
-    raise ValueError(f'--top must be at least 1, got {given.top}')
-  short = published.short_name(given.augreg)
+  if args.top < 1:
+    raise ValueError(f'--top must be at least 1, got {args.top}')
+  short = published.short_name(args.augreg)
   try:
-    path = index_file(given.index)
+    path = index_file(args.index)
   except FileNotFoundError as error:
-    known = published.RECOMMENDED.get(short)
-    also = f'; without an index, the recommended file is {known.file}' if known else ''
+    file = published.RECOMMENDED.get(short)
+    also = f'; without an index, the recommended file is {file.file}' if file else ''
     raise FileNotFoundError(f'{error}{also}') from None
-  found = published.matches(published.read_index(path), given.augreg, given.adapt)
-  best = found[: given.top]
-  if given.format == 'json':
-    yield json.dumps({'model': short, 'adapt': given.adapt, 'count': len(found), 'files': best})
+  matches = published.matches(published.read_index(path), args.augreg, args.adapt)
+  best = matches[: args.top]
+  if args.format == 'json':
+    yield json.dumps({'model': short, 'adapt': args.adapt, 'count': len(matches), 'files': best})
   else:
     yield from published.table(best)
-    yield f'{len(best)} of {len(found)} files of {short} in {given.index}'
+    yield f'{len(best)} of {len(matches)} files of {short} in {args.index}'
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -28,14 +28,14 @@ class Report:
   Fields, of which the lists hold words for a user:
     loaded, parameters: how many arrays of the model, and numbers in them, are the checkpoint's.
     renamed: how many of the file's arrays have another name here.
-    made: names of the model's arrays that are new.
+    initialised: names of the model's arrays that are not the checkpoint's.
   """
 
   title: str
   loaded: int = 0
   parameters: int = 0
   renamed: int = 0
-  made: set[str] = dataclasses.field(default_factory=set)
+  initialised: set[str] = dataclasses.field(default_factory=set)
   resampled: list[str] = dataclasses.field(default_factory=list)
   adapted: list[str] = dataclasses.field(default_factory=list)
   reset: list[str] = dataclasses.field(default_factory=list)
@@ -47,10 +47,10 @@ class Report:
     lines = [self.title, f'  loaded     {self.loaded} arrays, {self.parameters:,} parameters']
     if self.renamed:
       lines.append(f"  renamed    {self.renamed} of the file's arrays, layers stacked")
-    for what in ('resampled', 'adapted', 'reset', 'dropped', 'differs', 'notes'):
-      if found := getattr(self, what):
-        more = f' and {len(found) - SHOWN} more' if len(found) > SHOWN else ''
-        lines.append(f'  {what:10} {"; ".join(found[:SHOWN])}{more}')
+    for heading in ('resampled', 'adapted', 'reset', 'dropped', 'differs', 'notes'):
+      if entries := getattr(self, heading):
+        more = f' and {len(entries) - SHOWN} more' if len(entries) > SHOWN else ''
+        lines.append(f'  {heading:10} {"; ".join(entries[:SHOWN])}{more}')
     return '\n'.join(lines)
 
   @property
@@ -69,7 +69,7 @@ def params(
   new_head: bool | None = False,
   seed: int = 0,
   zero_biases: bool = False,
-) -> tuple[Any, Report]:
+) -> tuple[models.Tree, Report]:
   """The parameters of `model` from a checkpoint, and what was done to them.
 
   Args:
@@ -117,7 +117,7 @@ def params(
     fit_biases(arrays, wanted, report)
   check(source, arrays, wanted)
   report.differs = differing(source, model)
-  loaded = [leaf for name, leaf in wanted.items() if name not in report.made]
+  loaded = [leaf for name, leaf in wanted.items() if name not in report.initialised]
   report.loaded = len(loaded)
   report.parameters = sum(math.prod(leaf.shape) for leaf in loaded)
   return models.map_named(lambda name, _: arrays[name], tree), report
@@ -147,17 +147,17 @@ def fit_tokens(
   """Class and distillation token as the model has them, and a table of positions on its grid."""
   wanted = {'cls': model.has_class_token, 'dist': model.distillation != 'none'}
   grid = cells(source.size, source.fields.get('patch', model.patch))
-  told = source.fields.get('cls_position') and 'positions' in arrays
-  there = [name for name in wanted if name in arrays] if told else []
+  has_rows = source.fields.get('cls_position') and 'positions' in arrays
+  tokens = [name for name in wanted if name in arrays] if has_rows else []
   table = arrays.get('positions')
-  if table is not None and (table.ndim != 3 or table.shape[1] != math.prod(grid) + len(there)):
-    return  # `check` tells
-  rows, table = split_positions(arrays, there)
+  if table is not None and (table.ndim != 3 or table.shape[1] != math.prod(grid) + len(tokens)):
+    return  # `check` says so
+  rows, table = split_positions(arrays, tokens)
   if table is None and source.fields.get('positions') == 'sincos2d':
     table = vit.sincos2d(*grid, model.width)[None]
     if model.positions == 'learned':
       report.adapted.append('positions (sines and cosines: the checkpoint has no table)')
-      report.made.add('positions')
+      report.initialised.add('positions')
   add_tokens(arrays, rows, wanted, model, report)
   if table is None or (model.positions != 'learned' and source.fields['positions'] == 'sincos2d'):
     return
@@ -178,12 +178,12 @@ def regridded(
   return np.asarray(resample.positions(table[0], old, new, rule)[None])
 
 
-def split_positions(arrays: Arrays, there: list[str]) -> tuple[Arrays, np.ndarray | None]:
+def split_positions(arrays: Arrays, tokens: list[str]) -> tuple[Arrays, np.ndarray | None]:
   """The positions of the tokens, by their names, and of the patches: they leave the arrays."""
   table = arrays.pop('positions', None)
   if table is None:
     return {}, None
-  return {name: table[:, i : i + 1] for i, name in enumerate(there)}, table[:, len(there) :]
+  return {name: table[:, i : i + 1] for i, name in enumerate(tokens)}, table[:, len(tokens) :]
 
 
 def add_tokens(
@@ -196,7 +196,7 @@ def add_tokens(
     if needed and name not in arrays:
       arrays[name] = np.zeros((1, 1, model.width), np.float32)
       report.reset.append(f'{name} (zeros: the checkpoint has none)')
-      report.made.add(name)
+      report.initialised.add(name)
     elif not needed and name in arrays:
       del arrays[name]
       report.dropped.append(name)
@@ -216,11 +216,11 @@ def fit_norm(arrays: Arrays, wanted: dict[str, Any], model: vit.ViT, report: Rep
     report.dropped.extend(unread)
     for name in unread:
       del arrays[name]
-  for here, there in (('encoder/norm', 'fc_norm'), ('fc_norm', 'encoder/norm')):
+  for name, other in (('encoder/norm', 'fc_norm'), ('fc_norm', 'encoder/norm')):
     for leaf in ('scale', 'bias'):
-      lacks = f'{here}/{leaf}' in wanted and f'{here}/{leaf}' not in arrays
-      if lacks and f'{there}/{leaf}' in arrays:
-        arrays[f'{here}/{leaf}'] = arrays.pop(f'{there}/{leaf}')
+      lacks = f'{name}/{leaf}' in wanted and f'{name}/{leaf}' not in arrays
+      if lacks and f'{other}/{leaf}' in arrays:
+        arrays[f'{name}/{leaf}'] = arrays.pop(f'{other}/{leaf}')
 
 
 def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Report) -> None:
@@ -234,14 +234,14 @@ def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Repor
     if name in arrays and name in wanted and arrays[name].ndim == 4
   }
   if first in shapes and arrays[first].shape[2] != shapes[first][2]:
-    there, here = arrays[first].shape[2], shapes[first][2]
-    arrays[first] = np.asarray(resample.channels(arrays[first], here), np.float32)
-    report.adapted.append(f'{first} from {there} channels to {here}')
+    old, new = arrays[first].shape[2], shapes[first][2]
+    arrays[first] = np.asarray(resample.channels(arrays[first], new), np.float32)
+    report.adapted.append(f'{first} from {old} channels to {new}')
   if patch in shapes and arrays[patch].shape[:2] != shapes[patch][:2]:
-    old, new = arrays[patch].shape[:2], shapes[patch][:2]
+    side, new_side = arrays[patch].shape[:2], shapes[patch][:2]
     method = 'bilinear' if rule.startswith('bilinear') else 'bicubic_antialias'
-    arrays[patch] = np.asarray(resample.patch_kernel(arrays[patch], new, method), np.float32)
-    sides = f'{old[0]}x{old[1]} -> {new[0]}x{new[1]}'
+    arrays[patch] = np.asarray(resample.patch_kernel(arrays[patch], new_side, method), np.float32)
+    sides = f'{side[0]}x{side[1]} -> {new_side[0]}x{new_side[1]}'
     report.resampled.append(f'{patch} {sides} (pseudo-inverse, {method})')
 
 
@@ -249,7 +249,7 @@ def fit_biases(arrays: Arrays, wanted: dict[str, Any], report: Report) -> None:
   """Zeros for the biases that the checkpoint lacks."""
   lacking = [name for name in wanted if name.endswith('/bias') and name not in arrays]
   arrays |= {name: np.zeros(wanted[name].shape, np.float32) for name in lacking}
-  report.made.update(lacking)
+  report.initialised.update(lacking)
   report.reset.extend(f'{name} (zeros: the checkpoint has none)' for name in lacking)
 
 
@@ -267,28 +267,36 @@ def fit_head(
   for name in unread:
     report.dropped.append(name)
     del arrays[name]
+  other_features = any(name.startswith('pre_logits/') for name in unread)
   for index, head in enumerate(('head', 'head_dist')):
     kernel, bias = f'{head}/kernel', f'{head}/bias'
-    there = arrays[kernel].shape[-1] if kernel in arrays else 0
     if kernel not in wanted:
-      gone = [name for name in (kernel, bias) if arrays.pop(name, None) is not None]
-      report.dropped.extend(gone)
+      report.dropped.extend(name for name in (kernel, bias) if arrays.pop(name, None) is not None)
       continue
-    here = wanted[kernel].shape[-1]
-    if new_head is None:
+    old = arrays[kernel].shape[-1] if kernel in arrays else 0
+    new = wanted[kernel].shape[-1]
+    if new_head is None or not (new_head or old != new or other_features):
       continue
-    if new_head or there != here or any(name.startswith('pre_logits/') for name in unread):
-      # Not by model.init, which would trace the whole model for one array.
-      key = jax.random.fold_in(jax.random.key(seed), index)
-      head_init = getattr(model, 'head_init', 'zeros')
-      init = layers.HEAD_INITS[head_init]
-      arrays[kernel] = np.asarray(init(key, wanted[kernel].shape, jnp.float32))
+    # Not by model.init, which would trace the whole model for one array.
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    arrays |= initial_head(head, wanted, model, key)
+    report.initialised |= {kernel, bias}
+    if bias not in wanted:
       arrays.pop(bias, None)
-      if bias in wanted:
-        arrays[bias] = np.full(wanted[bias].shape, getattr(model, 'head_bias', 0.0), np.float32)
-      report.made |= {kernel, bias}
-      start = '' if head_init == 'zeros' else f', starts {head_init}'
-      report.reset.append(f'{head} ({there:,} classes there, {here:,} here{start})')
+    start = '' if model.head_init == 'zeros' else f', starts {model.head_init}'
+    report.reset.append(f'{head} ({old:,} classes there, {new:,} here{start})')
+
+
+def initial_head(
+  head: str, wanted: dict[str, jax.ShapeDtypeStruct], model: models.Model, key: jax.Array
+) -> Arrays:
+  """A head's kernel, and its bias where it has one, by the model's `head_init` and `head_bias`."""
+  kernel, bias = f'{head}/kernel', f'{head}/bias'
+  init = layers.HEAD_INITS[model.head_init]
+  arrays = {kernel: np.asarray(init(key, wanted[kernel].shape, jnp.float32))}
+  if bias in wanted:
+    arrays[bias] = np.full(wanted[bias].shape, model.head_bias, np.float32)
+  return arrays
 
 
 def check(source: Checkpoint, arrays: Arrays, wanted: dict[str, Any]) -> None:

@@ -126,9 +126,9 @@ def head(arrays: Arrays) -> dict[str, Any]:
 
 def counted(arrays: Arrays, pattern: str) -> list[int]:
   """The number of units of each stage."""
-  found = {tuple(map(int, m.groups())) for name in arrays if (m := re.fullmatch(pattern, name))}
-  stages = range(1, max((stage for stage, _ in found), default=0) + 1)
-  return [sum(stage == s for stage, _ in found) for s in stages]
+  units = {tuple(map(int, m.groups())) for name in arrays if (m := re.fullmatch(pattern, name))}
+  stages = range(1, max((stage for stage, _ in units), default=0) + 1)
+  return [sum(stage == s for stage, _ in units) for s in stages]
 
 
 def heads(width: int, depth: int, *, gated: bool = False) -> int:

@@ -48,7 +48,6 @@ OTHER_FILES = {  # where the fields below these keys are, if not in config.json
   'preprocess_cfg': 'open_clip_config.json: preprocess_cfg.',
 }
 Size = tuple[int, int]
-JSON = Any  # what a JSON file holds
 
 
 def read(
@@ -170,7 +169,7 @@ def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
   return values
 
 
-def stated(config: JSON) -> JSON:
+def stated(config: files.JSON) -> files.JSON:
   """JSON without the fields that are null."""
   if isinstance(config, dict):
     return {key: stated(value) for key, value in config.items() if value is not None}

@@ -54,14 +54,14 @@ def local(name: str, folder: str = '') -> pathlib.Path:
   file = name if name.endswith(SUFFIXES) else f'{name}.npz'
   if '://' in folder:
     return fetched(f'{folder.rstrip("/")}/{file}')
-  places = [pathlib.Path(folder).expanduser() / found for found in (name, file)]
-  for place in places:
-    if place.exists():
-      return place
+  candidates = [pathlib.Path(folder).expanduser() / candidate for candidate in (name, file)]
+  for candidate in candidates:
+    if candidate.exists():
+      return candidate
   if not folder:
     with contextlib.suppress(ValueError):
       return fetched(f'{AUGREG}/{augreg(name)}.npz')
-  looked = ' nor '.join(dict.fromkeys(map(str, places)))
+  looked = ' nor '.join(dict.fromkeys(map(str, candidates)))
   raise FileNotFoundError(
     f'there is no checkpoint {looked}: give a path or URL, or the folder or URL that has it in '
     'pretrained_dir'
@@ -91,9 +91,9 @@ def fetched(url: str) -> pathlib.Path:
 
 def web_address(url: str) -> str:
   """A URL as http or https: gs://BUCKET/FILE is a public file of Google's storage."""
-  scheme, _, rest = url.partition('://')
+  scheme, _, address = url.partition('://')
   if scheme == 'gs':
-    return GOOGLE + urllib.parse.quote(rest, safe='/+')
+    return GOOGLE + urllib.parse.quote(address, safe='/+')
   if scheme not in ('http', 'https'):
     raise ValueError(f'{url} is neither a path nor a URL of the kind https://... or gs://...')
   return url
@@ -235,8 +235,8 @@ def read_index(path: pathlib.Path) -> list[Row]:
   except csv.Error as error:
     raise ValueError(f'{path} is no table in CSV: {error}') from None
   if not rows or 'filename' not in rows[0]:
-    found = repr(', '.join(rows[0])[:80]) if rows else 'no rows'
-    raise ValueError(f'{path} is no index of files: it has {found}, and no column filename')
+    actual = repr(', '.join(rows[0])[:80]) if rows else 'no rows'
+    raise ValueError(f'{path} is no index of files: it has {actual}, and no column filename')
   return rows
 
 
@@ -254,20 +254,19 @@ def matches(rows: Sequence[Row], model: str, adapt: str = '') -> list[dict[str, 
     ValueError: for an unknown model or data set, or one that the index lacks.
   """
   short = short_name(model)
-  found = [row for row in rows if row['filename'].partition('-')[0] == short]
-  if not found:
-    known = sorted({row['filename'].partition('-')[0] for row in rows})
-    raise ValueError(f'the index has no file of {short}{nearest(short, known)}')
+  candidates = [row for row in rows if row['filename'].partition('-')[0] == short]
+  if not candidates:
+    names = sorted({row['filename'].partition('-')[0] for row in rows})
+    raise ValueError(f'the index has no file of {short}{nearest(short, names)}')
   if adapt:
-    known = sorted({row.get('adapt_ds', '') for row in found} - {''})
-    if adapt not in known:
-      raise ValueError(f'no file of {short} was fine-tuned on {adapt}{nearest(adapt, known)}')
-    found = [row for row in found if row.get('adapt_ds') == adapt]
+    data_sets = sorted({row.get('adapt_ds', '') for row in candidates} - {''})
+    if adapt not in data_sets:
+      raise ValueError(f'no file of {short} was fine-tuned on {adapt}{nearest(adapt, data_sets)}')
+    chosen = [row for row in candidates if row.get('adapt_ds') == adapt]
   else:
-    found = list({row['filename']: row for row in found}.values())
-  return sorted(
-    (described(row, adapt) for row in found), key=lambda f: rank(f, adapt), reverse=True
-  )
+    chosen = list({row['filename']: row for row in candidates}.values())
+  described = (describe(row, adapt) for row in chosen)
+  return sorted(described, key=lambda file: rank(file, adapt), reverse=True)
 
 
 def rank(file: dict[str, Any], adapt: str) -> list[float]:
@@ -276,16 +275,16 @@ def rank(file: dict[str, Any], adapt: str) -> list[float]:
   return [-math.inf if file[name] is None else file[name] for name in names]
 
 
-def described(row: Row, adapt: str) -> dict[str, Any]:
+def describe(row: Row, adapt: str) -> dict[str, Any]:
   """A row with its numbers, its URLs, and the command that starts from its file."""
   file = row['filename'].removesuffix('.npz')
-  told: dict[str, Any] = {'file': file, 'url': f'{AUGREG}/{file}.npz'}
-  told['upstream_validation'] = number(row, 'final_val')
-  told['images_per_second'] = number(row, 'infer_samples_per_sec')
-  how = ''
+  values: dict[str, Any] = {'file': file, 'url': f'{AUGREG}/{file}.npz'}
+  values['upstream_validation'] = number(row, 'final_val')
+  values['images_per_second'] = number(row, 'infer_samples_per_sec')
+  options = ''
   if adapt:
     adapted = row.get('adapt_filename', '').removesuffix('.npz')
-    told |= {
+    values |= {
       'validation': number(row, 'adapt_final_val'),
       'test': number(row, 'adapt_final_test'),
       'learning_rate': number(row, 'adapt_lr'),
@@ -294,14 +293,14 @@ def described(row: Row, adapt: str) -> dict[str, Any]:
       'adapted_url': f'{AUGREG}/{adapted}.npz' if adapted else None,
     }
     fields = {
-      'schedule.learning_rate': told['learning_rate'],
-      'duration': told['steps'],
-      'image_size': told['image_size'],
+      'schedule.learning_rate': values['learning_rate'],
+      'duration': values['steps'],
+      'image_size': values['image_size'],
     }
-    how = ''.join(f' --config.{field}={value:g}' for field, value in fields.items() if value)
+    options = ''.join(f' --config.{field}={value:g}' for field, value in fields.items() if value)
   data = adapt if adapt in presets.PRESETS else f'tfds:{adapt}' if adapt else 'folder:PATH'
-  told['command'] = f'vit train --config=augreg:{file},{data} --workdir=DIR{how}'
-  return told
+  values['command'] = f'vit train --config=augreg:{file},{data} --workdir=DIR{options}'
+  return values
 
 
 def number(row: Row, column: str) -> float | None:
@@ -316,7 +315,9 @@ def table(files: Sequence[dict[str, Any]]) -> Iterator[str]:
   """The lines of a table of `matches`, and the command of the best."""
   shown = ['upstream_validation', 'validation', 'test', 'learning_rate', 'steps', 'image_size']
   columns = [name for name in [*shown, 'images_per_second'] if name in files[0]]
-  titles = [name.replace('_', ' ') for name in columns]
-  rows = [[*(text.number(file[name], '.6g') for name in columns), file['url']] for file in files]
-  yield from text.columns([[*titles, 'URL'], *rows])
+  rows = [[*(name.replace('_', ' ') for name in columns), 'URL']]
+  for file in files:
+    cells = ['-' if file[name] is None else f'{file[name]:.6g}' for name in columns]
+    rows.append([*cells, file['url']])
+  yield from text.columns(rows)
   yield f'fine-tune the first: {files[0]["command"]}'

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,11 +21,14 @@ TO = {'huggingface': 'hf'}
 ENOUGH = 1e-4  # of the largest value: float32 sums in another order reach about 1e-5
 
 Trace = dict[str, np.ndarray]
+Module = Any  # torch.nn.Module: torch need not be here
+Tensor = Any  # torch.Tensor
+Model = Any  # of ours, with the fields of any family
 Distances = dict[str, float]
 
 
 def compare(ours: bundle.Bundle, sides: Mapping[str, tuple[str, str]]) -> tuple[str, bool]:
-  """Lines that tell how far a converted model is from its source, and whether it is near enough.
+  """Lines that say how far a converted model is from its source, and whether it is near enough.
 
   Each side is run by its own library on two random images, if that is installed, and held
   against ours, block by block. What was written is read again where its own cannot run it.
@@ -38,26 +41,27 @@ def compare(ours: bundle.Bundle, sides: Mapping[str, tuple[str, str]]) -> tuple[
     ValueError: if a library does not open or run its file, or computes nothing that we do.
   """
   images = random_images(ours.preprocess.size)
-  here = our_trace(ours, images)
-  found: dict[str, Distances] = {}
-  for what, (path, dialect) in sides.items():
+  trace = our_trace(ours, images)
+  results: dict[str, Distances] = {}
+  for side, (path, dialect) in sides.items():
     kind = TO.get(dialect, dialect)
     if kind in LIBRARIES and usable(LIBRARIES[kind]):
-      there = their_trace(kind, path, ours, images)
-      found[f'{path}, {what}, by {LIBRARIES[kind]}'] = distances(here, there)
-    elif what == 'written':
+      theirs = their_trace(kind, path, ours, images)
+      results[f'{path}, {side}, by {LIBRARIES[kind]}'] = distances(trace, theirs)
+    elif side == 'written':
       again = our_trace(read_again(path, ours), images)
-      found[f'{path}, read again by us, as no library of its own is here'] = distances(here, again)
-  lines = [told(title, places) for title, places in found.items()]
-  return '\n'.join(lines), all(max(places.values()) <= ENOUGH for places in found.values())
+      title = f'{path}, read again by us, as no library of its own is here'
+      results[title] = distances(trace, again)
+  lines = [summary(title, result) for title, result in results.items()]
+  return '\n'.join(lines), all(max(result.values()) <= ENOUGH for result in results.values())
 
 
-def told(title: str, places: Distances) -> str:
+def summary(title: str, result: Distances) -> str:
   """A line with the largest difference, where it is, and all others."""
-  place = max(places, key=lambda name: places[name])
-  listed = ', '.join(f'{name} {value:.1e}' for name, value in places.items())
+  place = max(result, key=lambda name: result[name])
+  listed = ', '.join(f'{name} {value:.1e}' for name, value in result.items())
   return (
-    f'{title}: largest difference {places[place]:.1e} of the largest value, at {place}; {listed}'
+    f'{title}: largest difference {result[place]:.1e} of the largest value, at {place}; {listed}'
   )
 
 
@@ -91,7 +95,7 @@ def listed(trace: Trace) -> str:
 
 
 def read_again(path: str, ours: bundle.Bundle) -> bundle.Bundle:
-  """What was written, as a model: a lone file as the source's, whose fields it does not tell."""
+  """What was written, as a model: a lone file as the source's, whose fields it does not have."""
   if pathlib.Path(path).is_dir():
     return bundle.read(path, native=True)
   size = ours.preprocess.size
@@ -142,11 +146,11 @@ def their_trace(kind: str, path: str, ours: bundle.Bundle, images: np.ndarray) -
     module = OPENERS[kind](pathlib.Path(path), ours).eval().float()
     return torch_trace(kind, module, images, ours.model)
   except Exception as error:  # of whatever kind a library raises over a file
-    what = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-    raise ValueError(f'{library} does not run {path} ({what})') from None
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    raise ValueError(f'{library} does not run {path} ({reason})') from None
 
 
-def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Any:
+def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Module:
   import timm
 
   if path.is_dir() and (path / 'config.json').is_file():
@@ -161,7 +165,7 @@ def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Any:
   )
 
 
-def open_transformers(path: pathlib.Path, ours: bundle.Bundle) -> Any:
+def open_transformers(path: pathlib.Path, ours: bundle.Bundle) -> Module:
   import transformers
 
   folder = path if path.is_dir() else path.parent
@@ -170,7 +174,7 @@ def open_transformers(path: pathlib.Path, ours: bundle.Bundle) -> Any:
   return getattr(transformers, names[0]).from_pretrained(folder)
 
 
-def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
+def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Module:
   import torch
   import torchvision
 
@@ -195,14 +199,14 @@ def open_torchvision(path: pathlib.Path, ours: bundle.Bundle) -> Any:
 OPENERS = {'timm': open_timm, 'hf': open_transformers, 'torchvision': open_torchvision}
 
 
-def torch_trace(kind: str, module: Any, images: np.ndarray, model: Any) -> Trace:
+def torch_trace(kind: str, module: Module, images: np.ndarray, model: Model) -> Trace:
   """What a module computes, under the names of `our_trace`."""
   import torch
 
   trace: dict[str, Any] = {}
 
-  def keep(name: str) -> Any:
-    def hook(_: Any, __: Any, output: Any) -> None:
+  def keep(name: str) -> Callable[..., None]:
+    def hook(_: Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
       trace[name] = output[0] if isinstance(output, tuple) else output
 
     return hook
@@ -216,7 +220,7 @@ def torch_trace(kind: str, module: Any, images: np.ndarray, model: Any) -> Trace
   return {name: values.numpy() for name, values in trace.items() if values is not None}
 
 
-def layers(module: Any, depth: int) -> Any:
+def layers(module: Module, depth: int) -> Iterable[Module]:
   """The container of the encoder's blocks: the first with that many members of one class."""
   import torch
 
@@ -227,40 +231,40 @@ def layers(module: Any, depth: int) -> Any:
   return ()
 
 
-def run_timm(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
+def run_timm(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
   encoded = module.forward_features(pixels)
   logits = module.forward_head(encoded)
-  found = {'encoded': encoded.permute(0, 2, 3, 1) if encoded.ndim == 4 else encoded}  # (N, h, w, C)
+  trace = {'encoded': encoded.permute(0, 2, 3, 1) if encoded.ndim == 4 else encoded}  # (N, h, w, C)
   if model.num_classes:
     unpooled = getattr(model, 'pool', '') == 'none'  # every token is classified there
-    return found | {'logits': logits[:, model.prefix :] if unpooled else logits}
+    return trace | {'logits': logits[:, model.prefix :] if unpooled else logits}
   is_vit = hasattr(model, 'pool')
   if is_vit and (model.pool == 'none' or model.distillation != 'none'):
-    return found  # it gives all tokens, or the mean of two
-  return found | {'pre_logits': logits}
+    return trace  # it gives all tokens, or the mean of two
+  return trace | {'pre_logits': logits}
 
 
-def run_transformers(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
+def run_transformers(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
   whole = hasattr(module, 'text_model')  # CLIP or SigLIP, of which we have the image tower
   output = (module.vision_model if whole else module)(pixels)
   pooled = getattr(output, 'pooler_output', None)
   logits = getattr(output, 'logits', getattr(output, 'image_embeds', None))
   if whole and hasattr(module, 'visual_projection'):
     logits = module.visual_projection(pooled)
-  found = {'logits': logits}
+  trace = {'logits': logits}
   if not model.pre_norm:  # CLIP gives its tokens before the last norm
-    found['encoded'] = getattr(output, 'last_hidden_state', None)
-  drawn = type(module).__name__ in ('ViTModel', 'DeiTModel') and not model.representation
-  if model.pool in ('token', 'map') and not drawn:  # at random, where the file has no pooler
-    found['pre_logits'] = pooled
-  return found
+    trace['encoded'] = getattr(output, 'last_hidden_state', None)
+  random = type(module).__name__ in ('ViTModel', 'DeiTModel') and not model.representation
+  if model.pool in ('token', 'map') and not random:  # initialised, where the file has no pooler
+    trace['pre_logits'] = pooled
+  return trace
 
 
-def run_torchvision(module: Any, pixels: Any, model: Any) -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  module.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
+def run_torchvision(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
+  trace: dict[str, Tensor] = {}
+  module.encoder.register_forward_hook(lambda _, __, output: trace.update(encoded=output))
   output = module(pixels)
-  return found | {'logits' if model.num_classes else 'pre_logits': output}
+  return trace | {'logits' if model.num_classes else 'pre_logits': output}
 
 
 RUNNERS = {'timm': run_timm, 'hf': run_transformers, 'torchvision': run_torchvision}

@@ -174,13 +174,13 @@ def canonical(name: str) -> str:
   if lookup.is_path(name):
     return name
   bare = re.sub(r'\.\w+$', '', name)
-  found = [name]
+  candidates = [name]
   for pattern, spelt in SPELLINGS:
     if match := pattern.fullmatch(bare):
       parts = match.groupdict()
       parts |= {'size': as_size(parts.get('size', '')), 'stem': parts.get('stem', '').upper()}
-      found.append(spelt.format(**parts))
-  for variant in found:
+      candidates.append(spelt.format(**parts))
+  for variant in candidates:
     if variant in VARIANTS:
       return variant
   raise ValueError(f'unknown model {name!r}{nearest(name, list(VARIANTS))}')
@@ -198,7 +198,7 @@ def field_types(module: type[nn.Module]) -> dict[str, Any]:
   return {f.name: f.type for f in dataclasses.fields(module) if f.name not in ('parent', 'name')}
 
 
-def is_optional(kind: Any) -> bool:
+def is_optional(kind: object) -> bool:
   return isinstance(kind, types.UnionType)  # `X | None` is the only union there is
 
 
@@ -227,8 +227,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
   'head_init': tuple(layers.HEAD_INITS),
   'dtype': ('float32', 'bfloat16', 'float16'),
 }
-LEAST = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1
-RATES = ('dropout', 'attention_dropout', 'drop_path')
+MINIMA = {'num_classes': 0, 'registers': 0}  # of other whole numbers, 1
+FRACTIONS = ('dropout', 'attention_dropout', 'drop_path')
 POSITIVE = ('norm_eps', 'rope_theta')
 
 
@@ -236,15 +236,15 @@ def check(model: Model) -> None:
   """Raises one ValueError that names every field with a value it cannot have."""
   wrong = []
   for field, kind in field_types(type(model)).items():
-    if fault := misfit(field, kind, getattr(model, field)):
-      wrong.append(f'{field} is {getattr(model, field)!r}, {fault}')
+    if expected := misfit(field, kind, getattr(model, field)):
+      wrong.append(f'{field} is {getattr(model, field)!r}, {expected}')
   if not wrong and isinstance(model, vit.ViT):
     wrong = conflicts(model)
   if wrong:
     raise ValueError('; '.join(wrong))
 
 
-def misfit(name: str, kind: Any, value: Any) -> str:
+def misfit(name: str, kind: object, value: object) -> str:
   """What a value of a field must be, if it is not; '' if it is."""
   if is_optional(kind):
     if value is None:
@@ -256,19 +256,19 @@ def misfit(name: str, kind: Any, value: Any) -> str:
     return '' if isinstance(value, bool) else 'must be True or False'
   if typing.get_origin(kind) is tuple:
     pair = ... not in typing.get_args(kind)
-    whole = isinstance(value, tuple) and all(type(size) is int and size >= 1 for size in value)
-    if whole and (len(value) == 2 or not pair):
+    sizes = value if isinstance(value, tuple) else (0,)
+    if all(type(size) is int and size >= 1 for size in sizes) and (len(sizes) == 2 or not pair):
       return ''
     return f'must be {"a height and a width in pixels" if pair else "the units of each stage"}'
   if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
     return 'must be a number'
-  if name in RATES:
+  if name in FRACTIONS:
     return '' if 0 <= value < 1 else 'must lie in [0, 1)'
   if name in POSITIVE:
     return '' if value > 0 else 'must be positive'
   if kind is int:
-    least = LEAST.get(name, 1)
-    return '' if value >= least and isinstance(value, int) else f'must be at least {least}, whole'
+    low = MINIMA.get(name, 1)
+    return '' if value >= low and isinstance(value, int) else f'must be at least {low}, whole'
   return ''
 
 
@@ -304,7 +304,7 @@ LARGEST_SIDE = 65_536  # pixels
 LARGEST = 1 << 28  # values of one image, or of its tokens: 1 GiB of float32
 
 
-def check_size(model: Any, image_size: tuple[int, int]) -> None:
+def check_size(model: nn.Module, image_size: tuple[int, int]) -> None:
   """Raises ValueError if (height, width) does not divide into patches, or exceeds our limits."""
   patches = getattr(model, 'patch', (1, 1))
   cells = math.prod(side // patch for side, patch in zip(image_size, patches))
