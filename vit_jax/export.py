@@ -66,7 +66,7 @@ def write(
   Args:
     path: of a new file or folder.
     source: a bundle or a run.
-    to: one of SUFFIXES; '' is told by the suffix of the path.
+    to: one of SUFFIXES; '' goes by the suffix of the path.
     check: read what was written in a new process, on a CPU, and compare it with `apply`.
 
   Returns:

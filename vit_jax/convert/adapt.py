@@ -88,21 +88,10 @@ def params(
   """
   if rule is not None and rule not in resample.RULES:
     raise ValueError(f'unknown rule {rule!r}{nearest(rule, list(resample.RULES))}')
-  models.check_size(model, image_size)
-  if channels < 1:
-    raise ValueError(f'channels must be at least 1, got {channels}')
-  images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-  try:
-    tree = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
-  except ValueError as error:
-    raise ValueError(
-      f'the model takes no {image_size[0]}x{image_size[1]} images: {error}'
-    ) from None
-  wanted: dict[str, Any] = {}
-  models.map_named(wanted.setdefault, tree)
-  variant = f'{source.dialect} names, {source.name}'
+  tree = abstract_params(model, image_size, channels)
+  wanted = models.flat(tree)
   report = Report(
-    f'{source.path}: {variant}',
+    f'{source.path}: {source.dialect} names, {source.name}',
     renamed=source.renamed,
     dropped=[*source.dropped],
     notes=[*source.notes],
@@ -121,6 +110,20 @@ def params(
   report.loaded = len(loaded)
   report.parameters = sum(math.prod(leaf.shape) for leaf in loaded)
   return models.map_named(lambda name, _: arrays[name], tree), report
+
+
+def abstract_params(model: models.Model, image_size: tuple[int, int], channels: int) -> models.Tree:
+  """The shapes of a model's parameters; ValueError for images that it does not take."""
+  models.check_size(model, image_size)
+  if channels < 1:
+    raise ValueError(f'channels must be at least 1, got {channels}')
+  images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
+  try:
+    return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), images)['params']
+  except ValueError as error:
+    raise ValueError(
+      f'the model takes no {image_size[0]}x{image_size[1]} images: {error}'
+    ) from None
 
 
 def differing(source: Checkpoint, model: models.Model) -> list[str]:

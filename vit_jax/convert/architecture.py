@@ -42,9 +42,9 @@ def infer(
       fields['cls_position'] = has_cls_position(fields, arrays, sizes)
     return fields
   except KeyError as error:
-    raise ValueError(f'{error.args[0]} is missing: the architecture cannot be told') from None
+    raise ValueError(f'{error.args[0]} is missing: the architecture cannot be inferred') from None
   except (IndexError, ValueError, ZeroDivisionError) as error:
-    raise ValueError(f'the architecture cannot be told ({error})') from None
+    raise ValueError(f'the architecture cannot be inferred ({error})') from None
 
 
 def infer_vit(arrays: Arrays) -> dict[str, Any]:

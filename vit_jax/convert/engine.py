@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit_jax import models
+from vit_jax.convert import kinds
 from vit_jax.convert.preprocess import Preprocess
 
 Arrays = dict[str, np.ndarray]
@@ -87,69 +87,17 @@ class Row:
     return re.compile(re.sub(r'<(\w+)>', group, text))
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """What the value of a field in a JSON file must be: in words, and as a test."""
-
-  description: str
-  holds: Callable[[Any], bool]
-
-
-def whole(low: int, high: int) -> Kind:
-  return Kind(
-    f'a whole number from {low:,} to {high:,}',
-    lambda v: type(v) is int and low <= v <= high,
-  )
-
-
-def is_number(value: object) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def is_three(value: object) -> bool:
-  return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
-
-
-SIDE = whole(1, 8192)  # pixels; a table of positions for more would fill the memory
-COUNT = whole(1, 2**20)
-LAYERS = whole(1, 1000)
-CLASSES = whole(0, 2**24)
-TEXT = Kind('text', lambda v: isinstance(v, str))
-FLAG = Kind('true or false', lambda v: isinstance(v, bool))
-POSITIVE = Kind('a number above 0', lambda v: is_number(v) and v > 0)
-SHARE = Kind('a number above 0 and up to 1', lambda v: is_number(v) and 0 < v <= 1)
-EPSILON = Kind('a number from 0 to 1', lambda v: is_number(v) and 0 <= v <= 1)
-MEAN = Kind('three numbers', is_three)
-STD = Kind('three numbers above 0', lambda v: is_three(v) and min(v) > 0)
-SIDES = Kind(
-  'one or two numbers of pixels up to 8,192',
-  lambda v: SIDE.holds(v) or (isinstance(v, list) and len(v) in (1, 2) and all(map(SIDE.holds, v))),
-)
-TEXTS = Kind('a list of text', lambda v: isinstance(v, list) and all(map(TEXT.holds, v)))
-LABELS = Kind(
-  'an object with a text for each label',
-  lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())),
-)
 Declared = dict[str, tuple[str, Any]]  # by field: where it is said, and the value
 Line = tuple[Any, ...]  # the arguments of a Row
-Fields = Mapping[str, Any]  # the Kind of each field that is read, or the Fields of an object
-
-
-def misfits(fields: Fields, values: Mapping[str, Any], where: str) -> Iterator[str]:
-  """What is wrong with the values of a JSON object, a line for each."""
-  for key in fields.keys() & values.keys():
-    kind, value = fields[key], values[key]
-    if isinstance(kind, Kind):
-      if not kind.holds(value):
-        yield f'{where}{key} is {json.dumps(value)[:60]}, not {kind.description}'
-    elif not isinstance(value, dict):
-      yield f'{where}{key} is {json.dumps(value)[:60]}, not an object'
-    else:
-      yield from misfits(kind, value, f'{where}{key}.')
 
 
 def unchanged(arrays: Arrays) -> Arrays:
   return arrays
+
+
+def always(**fields: Any) -> Callable[..., dict[str, Any]]:
+  """A `Family.details` or `preprocess` that is the same for every file."""
+  return lambda *_: fields
 
 
 class Exportable(Protocol):
@@ -201,7 +149,7 @@ class Family:
   tidy: Callable[[Arrays], Arrays] = unchanged
   renames: tuple[tuple[str, str], ...] = ()
   drops: tuple[str, ...] = ()
-  fields: Fields = dataclasses.field(default_factory=dict)
+  fields: kinds.Fields = dataclasses.field(default_factory=dict)
   declared: Callable[[dict[str, Any]], Declared] = lambda config: {}
   promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
 

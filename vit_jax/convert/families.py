@@ -15,6 +15,7 @@ from vit_jax.convert import (
   engine,
   google,
   huggingface,
+  kinds,
   published,
   timm,
   torchvision,
@@ -159,9 +160,9 @@ def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
     line
     for key in values
     for line in (
-      engine.misfits(family.fields[key], values[key], OTHER_FILES[key])
+      kinds.misfits(family.fields[key], values[key], OTHER_FILES[key])
       if key in OTHER_FILES and isinstance(values[key], dict)
-      else engine.misfits({key: family.fields[key]}, values, 'config.json: ')
+      else kinds.misfits({key: family.fields[key]}, values, 'config.json: ')
     )
   ]
   if wrong:
@@ -179,8 +180,8 @@ def stated(config: files.JSON) -> files.JSON:
 def split_dropped(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
   """The arrays that the family has a use for, and the names of the others."""
   dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
-  gone = {*dropped}
-  return {name: array for name, array in theirs.items() if name not in gone}, dropped
+  unread = {*dropped}
+  return {name: array for name, array in theirs.items() if name not in unread}, dropped
 
 
 def check_promises(
@@ -219,7 +220,7 @@ def check_declared(declared: Declared, fields: dict[str, Any]) -> None:
 
 
 def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
-  """Of images that positions may be for; the last is taken only of a table that is of no square."""
+  """Sizes of images that positions may be for; the last counts only where they are no square."""
   *declared, hint = sizes
   return [size for size in (*declared, None if architecture.may_be_square(ours) else hint) if size]
 

@@ -8,7 +8,16 @@ row for the class token, inside the encoder; big_vision keeps them at the top, w
 import re
 from typing import Any
 
-from vit_jax.convert.engine import POINT_HWIO, VECTOR, Arrays, Exportable, ExportSpec, Family, rows
+from vit_jax.convert.engine import (
+  POINT_HWIO,
+  VECTOR,
+  Arrays,
+  Exportable,
+  ExportSpec,
+  Family,
+  always,
+  rows,
+)
 from vit_jax.models import mixer, resnet, vit
 
 WRAPPERS = ('opt/target/', 'params/img/', 'params/', 'img/')
@@ -147,22 +156,12 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   return {'activation': 'gelu_tanh', 'norm_eps': 1e-6, 'positions': kind}
 
 
-def mixer_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
-
-
-def bit_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'numerics': 'bit'}
-
-
-def preprocess(config: dict[str, Any]) -> dict[str, Any]:
-  """Squashed by bilinear interpolation without antialiasing, to [-1, 1]."""
-  return {'steps': 'resize'}
-
-
 DROPS = (r'txt/.*', r't', r'b', r'opt/.*', r'.*mask_token')
 COMMON: dict[str, Any] = dict(
-  resample='bilinear_align_corners', drops=DROPS, preprocess=preprocess, separator='/'
+  resample='bilinear_align_corners',
+  drops=DROPS,
+  preprocess=always(steps='resize'),  # squashed, bilinear without antialiasing, to [-1, 1]
+  separator='/',
 )
 FAMILIES = (
   Family(
@@ -194,7 +193,7 @@ FAMILIES = (
     model='Mixer',
     signs=('stem/kernel', r'MixerBlock_0/.*'),
     table=MIXER,
-    details=mixer_details,
+    details=always(activation='gelu_tanh', norm_eps=1e-6),
     **COMMON,
   ),
   Family(
@@ -202,7 +201,7 @@ FAMILIES = (
     model='BiT',
     signs=('resnet/root_block/standardized_conv2d/kernel',),
     table=BIT,
-    details=bit_details,
+    details=always(numerics='bit'),
     **COMMON,
   ),
 )

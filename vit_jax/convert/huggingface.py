@@ -9,32 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.convert import kinds
 from vit_jax.convert.engine import (
-  COUNT,
-  EPSILON,
-  FLAG,
-  LABELS,
-  LAYERS,
-  MEAN,
-  POSITIVE,
-  SIDE,
-  SIDES,
-  STD,
   TABLE,
-  TEXT,
-  TEXTS,
   TOKEN,
   Arrays,
   Declared,
   Exportable,
   ExportSpec,
   Family,
-  Kind,
   Line,
   Row,
   renamed,
   rows,
-  whole,
 )
 from vit_jax.convert.preprocess import parse_steps
 from vit_jax.convert.timm import (
@@ -252,7 +239,7 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
     'activation': ACTIVATIONS[act],
     'norm_eps': float(config.get('layer_norm_eps', defaults['layer_norm_eps'])),
   }
-  return fields | TRAITS[kind(theirs)](theirs, ours, config)
+  return fields | traits(theirs, ours, config)
 
 
 def kind(names: Arrays) -> str:
@@ -266,38 +253,22 @@ def kind(names: Arrays) -> str:
   return 'dinov2' if 'encoder.layer.0.norm1.weight' in names else 'vit'
 
 
-def vit_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+def traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  """Fields that only some kinds have, most of them by what their classifier reads."""
+  match kind(theirs):
+    case 'dinov2':  # the class token and the mean of the patches
+      head, norm = ours.get('head/kernel'), ours.get('encoder/norm/scale')
+      joint = head is not None and norm is not None and len(head) == 2 * norm.size
+      return {'pool': 'token_gap'} if joint else {}
+    case 'dinov3':
+      return {'positions': 'rope', 'rope_theta': config.get('rope_theta', 100.0)}
+    case 'clip' if 'classifier.bias' in theirs:  # the mean of the patches, before the last norm
+      return {'pool': 'gap', 'final_norm': 'none'}
+    case 'siglip' if 'classifier.weight' in theirs:  # the mean, without the attention pooling
+      return {'pool': 'gap'}
   return {}
 
 
-def dinov2_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  """Its classifier reads the class token and the mean of the patches."""
-  head, norm = ours.get('head/kernel'), ours.get('encoder/norm/scale')
-  joint = head is not None and norm is not None and len(head) == 2 * norm.size
-  return {'pool': 'token_gap'} if joint else {}
-
-
-def dinov3_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'positions': 'rope', 'rope_theta': config.get('rope_theta', 100.0)}
-
-
-def clip_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  """A classifier reads the mean of the patches, before the last norm."""
-  return {'pool': 'gap', 'final_norm': 'none'} if 'classifier.bias' in theirs else {}
-
-
-def siglip_traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  """A classifier reads the mean of the patches, without the attention pooling."""
-  return {'pool': 'gap'} if 'classifier.weight' in theirs else {}
-
-
-TRAITS = {
-  'vit': vit_traits,
-  'dinov2': dinov2_traits,
-  'dinov3': dinov3_traits,
-  'clip': clip_traits,
-  'siglip': siglip_traits,
-}
 DEFAULTS = {
   'vit': {'hidden_act': 'gelu', 'layer_norm_eps': 1e-12},
   'dinov2': {'hidden_act': 'gelu', 'layer_norm_eps': 1e-6},
@@ -412,54 +383,54 @@ def sides(size: Size) -> tuple[int, int]:
 def is_size(value: object) -> bool:
   """Whether it is one that `edges` reads."""
   if not isinstance(value, dict):
-    return SIDES.holds(value)
+    return kinds.SIDES.holds(value)
   sized = {key: side for key, side in value.items() if side is not None}
   return sized.keys() in ({'height', 'width'}, {'shortest_edge'}) and all(
-    map(SIDE.holds, sized.values())
+    map(kinds.SIDE.holds, sized.values())
   )
 
 
-SIZE = Kind(
+SIZE = kinds.Kind(
   'a number of pixels up to 8,192, a height and a width, or a shortest_edge alone', is_size
 )
-CROP = Kind(
+CROP = kinds.Kind(
   'a number of pixels up to 8,192, or a height and a width',
   lambda v: is_size(v) and not (isinstance(v, dict) and 'shortest_edge' in v),
 )
 TOWER_FIELDS = {
-  'model_type': TEXT,
-  'hidden_size': COUNT,
-  'num_hidden_layers': LAYERS,
-  'num_attention_heads': COUNT,
-  'image_size': SIDES,
-  'hidden_act': TEXT,
-  'pooler_act': TEXT,
-  'layer_norm_eps': EPSILON,
-  'rope_theta': POSITIVE,
-  'num_register_tokens': whole(0, 1000),
+  'model_type': kinds.TEXT,
+  'hidden_size': kinds.COUNT,
+  'num_hidden_layers': kinds.LAYERS,
+  'num_attention_heads': kinds.COUNT,
+  'image_size': kinds.SIDES,
+  'hidden_act': kinds.TEXT,
+  'pooler_act': kinds.TEXT,
+  'layer_norm_eps': kinds.EPSILON,
+  'rope_theta': kinds.POSITIVE,
+  'num_register_tokens': kinds.whole(0, 1000),
   **dict.fromkeys(
     (
       *('qkv_bias', 'query_bias', 'key_bias', 'value_bias', 'proj_bias', 'mlp_bias'),
       *('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'),
     ),
-    FLAG,
+    kinds.FLAG,
   ),
 }
 FIELDS = {
   **TOWER_FIELDS,
   'vision_config': TOWER_FIELDS,
-  'architectures': TEXTS,
-  'id2label': LABELS,
+  'architectures': kinds.TEXTS,
+  'id2label': kinds.LABELS,
   'preprocessor': {
-    'image_processor_type': TEXT,
-    'feature_extractor_type': TEXT,
+    'image_processor_type': kinds.TEXT,
+    'feature_extractor_type': kinds.TEXT,
     'size': SIZE,
     'crop_size': CROP,
-    'resample': whole(0, 5),
-    'rescale_factor': POSITIVE,
-    'image_mean': MEAN,
-    'image_std': STD,
-    **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), FLAG),
+    'resample': kinds.whole(0, 5),
+    'rescale_factor': kinds.POSITIVE,
+    'image_mean': kinds.MEAN,
+    'image_std': kinds.STD,
+    **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), kinds.FLAG),
   },
 }
 
@@ -617,11 +588,11 @@ def form_of(model: vit.ViT) -> str:
   return 'vit' if model.has_class_token else 'siglip'
 
 
-def prefixed(prefix: str, outside: str = 'classifier') -> Callable[[Arrays], Arrays]:
+def prefixed(prefix: str, *heads: str) -> Callable[[Arrays], Arrays]:
   """Puts a prefix before all names but the head's."""
 
   def finish(theirs: Arrays) -> Arrays:
-    return {n if n.startswith(outside) else prefix + n: a for n, a in theirs.items()}
+    return {n if n.startswith(heads) else prefix + n: a for n, a in theirs.items()}
 
   return finish
 
@@ -649,14 +620,12 @@ def vit_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   else:
     architecture = f'{name}ForImageClassification'
     architecture += 'WithTeacher' if model.distillation == 'head' else ''
-  rename = prefixed(prefix, 'classifier')
+  rename = prefixed(prefix, 'cls_classifier', 'distillation_classifier', 'classifier')
 
   def finish(theirs: Arrays) -> Arrays:
-    if model.distillation != 'head':
-      return rename(theirs)
-    outside = renamed(theirs, ((r'^classifier\.', 'cls_classifier.'),))
-    heads = ('cls_classifier', 'distillation_classifier')
-    return {n if n.startswith(heads) else prefix + n: a for n, a in outside.items()}
+    if model.distillation == 'head':
+      theirs = renamed(theirs, ((r'^classifier\.', 'cls_classifier.'),))
+    return rename(theirs)
 
   return Form(
     VIT,
@@ -688,7 +657,7 @@ def dinov2_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   kind = 'dinov2_with_registers' if model.registers else 'dinov2'
   classes = bool(model.num_classes)
   ratio = hidden_ratio(model)
-  rename = prefixed(f'{kind}.' if classes else '')
+  rename = prefixed(f'{kind}.' if classes else '', 'classifier')
 
   def finish(theirs: Arrays) -> Arrays:
     """With registers transformers always has a mask token, which only pre-training reads."""
@@ -784,7 +753,7 @@ def clip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   tower = {'model_type': 'clip_vision_model', **shared, 'intermediate_size': model.mlp_dim}
   classes = model.pool == 'gap'
   config: dict[str, Any] = {'architectures': ['CLIPVisionModel'], **tower}
-  rename = prefixed('vision_model.')
+  rename = prefixed('vision_model.', 'classifier')
   if classes:
     config = {
       'architectures': ['CLIPForImageClassification'],
@@ -850,7 +819,7 @@ def siglip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
       'distillation': ('none',),
     },
     {'cls_position': model.cls_position, 'embed_bias': True, 'qkv_bias': 'qkv'},
-    prefixed('vision_model.'),
+    prefixed('vision_model.', 'classifier'),
   )
 
 

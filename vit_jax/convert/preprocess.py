@@ -118,7 +118,7 @@ def same_pixels(steps: str, other: str, size: tuple[int, int]) -> bool:
 
 def canonical(resizing: Resizing, size: tuple[int, int]) -> Resizing:
   """The same without a rounding that has nothing to round."""
-  spare = [side - least for side, least in zip(resizing.sides, size)]
+  spare = [side - crop for side, crop in zip(resizing.sides, size)]
   if resizing.squash and all(round(pixels / 2) == pixels // 2 for pixels in spare):
     return dataclasses.replace(resizing, crop='down')
   return resizing

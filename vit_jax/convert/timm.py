@@ -10,32 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.convert import kinds
 from vit_jax.convert.engine import (
-  CLASSES,
   CONV,
-  COUNT,
-  EPSILON,
-  FLAG,
   HEADS_BIAS,
   HEADS_IN,
   HEADS_OUT,
-  LAYERS,
   LINEAR,
-  MEAN,
   POINT,
-  SHARE,
-  SIDE,
-  SIDES,
-  STD,
-  TEXT,
-  TEXTS,
   Arrays,
   Declared,
   Exportable,
   ExportSpec,
   Family,
-  Kind,
   Line,
+  always,
   renamed,
   rows,
 )
@@ -337,14 +326,6 @@ def eva_promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[s
   return biases if any(name in ours for name in biases) else []
 
 
-def mixer_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'activation': 'gelu_erf', 'norm_eps': 1e-6}
-
-
-def bit_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'numerics': 'timm'}
-
-
 # Architectures with the names of a ViT, but other positions or blocks.
 OTHER = r'_rpn_|_rope|_pe_|beit3|eva02'
 # The architectures whose code in timm takes the tanh form of GELU.
@@ -414,53 +395,53 @@ def openai_preprocess(config: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-INPUT = Kind(
+INPUT = kinds.Kind(
   'channels, height and width in pixels up to 8,192',
-  lambda v: isinstance(v, list) and len(v) == 3 and all(map(SIDE.holds, v)),
+  lambda v: isinstance(v, list) and len(v) == 3 and all(map(kinds.SIDE.holds, v)),
 )
 PRETRAINED = {
   'input_size': INPUT,
-  'crop_pct': SHARE,
-  'crop_mode': TEXT,
-  'interpolation': TEXT,
-  'mean': MEAN,
-  'std': STD,
-  'num_classes': CLASSES,
+  'crop_pct': kinds.SHARE,
+  'crop_mode': kinds.TEXT,
+  'interpolation': kinds.TEXT,
+  'mean': kinds.MEAN,
+  'std': kinds.STD,
+  'num_classes': kinds.CLASSES,
 }
 FIELDS = {
-  'architecture': TEXT,
-  'num_classes': CLASSES,
-  'global_pool': TEXT,
-  'label_names': TEXTS,
+  'architecture': kinds.TEXT,
+  'num_classes': kinds.CLASSES,
+  'global_pool': kinds.TEXT,
+  'label_names': kinds.TEXTS,
   'model_args': {
-    'embed_dim': COUNT,
-    'depth': LAYERS,
-    'num_heads': COUNT,
-    'num_classes': CLASSES,
-    'img_size': SIDES,
-    'act_layer': TEXT,
-    'global_pool': TEXT,
+    'embed_dim': kinds.COUNT,
+    'depth': kinds.LAYERS,
+    'num_heads': kinds.COUNT,
+    'num_classes': kinds.CLASSES,
+    'img_size': kinds.SIDES,
+    'act_layer': kinds.TEXT,
+    'global_pool': kinds.TEXT,
   },
   'pretrained_cfg': PRETRAINED,
   'model_cfg': {
-    'quick_gelu': FLAG,
+    'quick_gelu': kinds.FLAG,
     'vision_cfg': {
-      'width': COUNT,
-      'layers': LAYERS,
-      'head_width': COUNT,
-      'image_size': SIDES,
-      'timm_model_name': TEXT,
-      'pool_type': TEXT,
-      'act_kwargs': {'approximate': TEXT},
-      'norm_kwargs': {'eps': EPSILON},
+      'width': kinds.COUNT,
+      'layers': kinds.LAYERS,
+      'head_width': kinds.COUNT,
+      'image_size': kinds.SIDES,
+      'timm_model_name': kinds.TEXT,
+      'pool_type': kinds.TEXT,
+      'act_kwargs': {'approximate': kinds.TEXT},
+      'norm_kwargs': {'eps': kinds.EPSILON},
     },
   },
   'preprocess_cfg': {
-    'size': SIDES,
-    'mean': MEAN,
-    'std': STD,
-    'interpolation': TEXT,
-    'resize_mode': TEXT,
+    'size': kinds.SIDES,
+    'mean': kinds.MEAN,
+    'std': kinds.STD,
+    'interpolation': kinds.TEXT,
+    'resize_mode': kinds.TEXT,
   },
 }
 
@@ -547,7 +528,7 @@ FAMILIES = (
     model='Mixer',
     signs=(r'stem\.proj\.weight', r'blocks\.0\.mlp_tokens\.fc1\.weight'),
     table=MIXER,
-    details=mixer_details,
+    details=always(activation='gelu_erf', norm_eps=1e-6),
     declared=declared_classes,
     **COMMON,
   ),
@@ -555,7 +536,7 @@ FAMILIES = (
     model='BiT',
     signs=(r'stem\.conv\.weight', r'stages\.0\.blocks\.0\.conv1\.weight'),
     table=BIT,
-    details=bit_details,
+    details=always(numerics='timm'),
     declared=declared_classes,
     **COMMON,
   ),

@@ -1,9 +1,17 @@
 """torchvision's names of its `vit_*` models."""
 
-from typing import Any
-
-from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, Family, rows
-from vit_jax.convert.timm import BLOCKS, centre, conv, dense, merged, norm, projected
+from vit_jax.convert.engine import Exportable, ExportSpec, Family, always, rows
+from vit_jax.convert.timm import (
+  BLOCKS,
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  centre,
+  conv,
+  dense,
+  merged,
+  norm,
+  projected,
+)
 from vit_jax.models import vit
 
 THEIRS = 'encoder.layers.encoder_layer_{i}'
@@ -27,17 +35,6 @@ VIT = rows(
 )
 
 
-def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  return {'activation': 'gelu_erf', 'norm_eps': 1e-6}
-
-
-def preprocess(config: dict[str, Any]) -> dict[str, Any]:
-  """That of the files named V1: the shorter side to 8/7 of the size, then its centre."""
-  steps = centre(0.875, 'bilinear_antialias')
-  return {'steps': steps, 'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FAMILIES = (
   Family(
     dialect='torchvision',
@@ -45,8 +42,10 @@ FAMILIES = (
     signs=(r'conv_proj\.weight', r'encoder\.layers\.encoder_layer_0\.ln_1\.weight'),
     table=VIT,
     renames=((r'\.mlp\.linear_1\.', '.mlp.0.'), (r'\.mlp\.linear_2\.', '.mlp.3.')),
-    details=details,
-    preprocess=preprocess,
+    details=always(activation='gelu_erf', norm_eps=1e-6),
+    preprocess=always(  # of the files named V1: the shorter side to 8/7 of the size, its centre
+      steps=centre(0.875, 'bilinear_antialias'), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ),
     resample='bicubic_align_corners',
   ),
 )

@@ -165,7 +165,7 @@ COMPUTE = ('dtype', 'unroll', 'remat')  # fields that say how to compute, not wh
 
 
 def default_fields(name: str) -> dict[str, Any]:
-  """The type to compute in, for a model that has one and is not told: that of the device."""
+  """The dtype to compute in, for a model that has one and whose config names none."""
   return {'dtype': device_dtype()} if 'dtype' in field_types(family(canonical(name))) else {}
 
 

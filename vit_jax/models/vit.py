@@ -45,7 +45,7 @@ class Attention(nn.Module):
   ) -> tuple[Array, Array | None]:
     """(N, S, D), (N, T, D) -> (N, S, D) and the weights (N, A, S, T), or None.
 
-    `rope` (2, P, D/A), from `rope2d`, turns the queries and keys of the last P tokens.
+    `rope` (2, P, D/A), from `rope2d`, rotates the queries and keys of the last P tokens.
     """
     width = tokens.shape[-1]
     project = functools.partial(
@@ -88,13 +88,13 @@ def has_flash_attention() -> bool:
 
 
 def rotated(x: Array, rope: Array) -> Array:
-  """Heads (N, T, A, D/A) with the last P tokens turned by `rope` (2, P, D/A)."""
+  """Heads (N, T, A, D/A) with the last P tokens rotated by `rope` (2, P, D/A)."""
   sin, cos = rope[:, None, :, None]  # (1, P, 1, D/A)
   prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[1]], axis=1)
   first, second = jnp.split(patches.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first, second], axis=-1) * cos
-  turned += jnp.concatenate([-second, first], axis=-1) * sin
-  return jnp.concatenate([prefix, turned.astype(x.dtype)], axis=1)
+  result = jnp.concatenate([first, second], axis=-1) * cos
+  result += jnp.concatenate([-second, first], axis=-1) * sin
+  return jnp.concatenate([prefix, result.astype(x.dtype)], axis=1)
 
 
 class Block(nn.Module):
