@@ -43,7 +43,7 @@ from vit_jax.tasks import (
   distil,
   losses,
 )
-from vit_jax.tasks.encoder import Encoder
+from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, nearest
 
 GiveStart = Callable[[], Start]  # `Task.start`
@@ -423,10 +423,10 @@ def make_encoder(
   config: FrozenConfigDict,
   source: sources.Source,
   start: Callable[[models.Model], GiveStart | None],
-) -> Encoder:
+) -> ImageEncoder:
   """The config's model as an encoder; the arguments are those of a task's function."""
   data, size, model = config.data, config.image_size, make_model(config, num_classes=0)
-  return Encoder(
+  return ImageEncoder(
     model,
     make_transforms(data, size, source),
     bundle.Preprocess(data.preprocess, size, data.mean, data.std),

@@ -20,7 +20,7 @@ EXTRA = 0x65787472  # 'extr', folded into a key, to be no key of the model's par
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class ImageEncoder:
   """An image model without a head, for methods that learn what its features are.
 
   Fields:
