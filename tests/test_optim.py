@@ -133,7 +133,7 @@ def test_every_schedule_warms_up_from_zero_cools_down_to_zero_and_is_finite(name
 
 @pytest.mark.quick
 def test_a_schedule_that_cannot_be_is_an_error():
-  with pytest.raises(ValueError, match=r'warm-up of 60 and cool-down of 50 .* run of 100'):
+  with pytest.raises(ValueError, match=r'warm-up 60 and cool-down 50 .* run of 100'):
     schedule(warmup=60, cooldown=50)
   with pytest.raises(ValueError, match="unknown schedule 'cosin'; did you mean cosine"):
     schedule('cosin')

@@ -101,11 +101,21 @@ def make_schedule(
   if timescale < 1:
     raise ValueError(f'timescale is {timescale} steps, must be at least 1')
   if warmup + cooldown > total:
-    raise ValueError(
-      f'warm-up of {warmup} and cool-down of {cooldown} steps exceed the run of {total}'
-    )
+    raise ValueError(f'warm-up {warmup} and cool-down {cooldown} exceed the run of {total} steps')
 
-  rate_at = decays(learning_rate, total, warmup, end, timescale, boundaries, factor)
+  def remaining(s: jax.Array) -> jax.Array:  # 1 until warm-up ends, then falling to 0
+    return 1 - jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
+
+  def decay(s: jax.Array) -> jax.Array:
+    return jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale))
+
+  rate_at: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'constant': lambda s: jnp.asarray(learning_rate),
+    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 - jnp.cos(jnp.pi * remaining(s))),
+    'linear': lambda s: end + (learning_rate - end) * remaining(s),
+    'rsqrt': lambda s: learning_rate * decay(s),
+    'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
+  }
   if name not in rate_at:
     raise ValueError(f'unknown schedule {name!r}{nearest(name, list(rate_at))}')
 
@@ -119,33 +129,6 @@ def make_schedule(
     return rate
 
   return schedule
-
-
-def decays(
-  learning_rate: float,
-  total: int,
-  warmup: int,
-  end: float,
-  timescale: int,
-  boundaries: tuple[int, ...],
-  factor: float,
-) -> dict[str, Callable[[jax.Array], jax.Array]]:
-  """The schedules by name, each (step as float32) -> rate, before warm-up and cool-down."""
-
-  def remaining(s: jax.Array) -> jax.Array:
-    """1 until warm-up ends, then falling to 0."""
-    return 1 - jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
-
-  def decay(s: jax.Array) -> jax.Array:
-    return jnp.sqrt(timescale / (jnp.maximum(s - warmup, 0) + timescale))
-
-  return {
-    'constant': lambda s: jnp.asarray(learning_rate),
-    'cosine': lambda s: end + (learning_rate - end) * 0.5 * (1 - jnp.cos(jnp.pi * remaining(s))),
-    'linear': lambda s: end + (learning_rate - end) * remaining(s),
-    'rsqrt': lambda s: learning_rate * decay(s),
-    'step': lambda s: learning_rate * factor ** jnp.sum(s >= jnp.asarray(boundaries, jnp.float32)),
-  }
 
 
 def layers_of(params: Tree) -> tuple[dict[str, int | np.ndarray], int]:
