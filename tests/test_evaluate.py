@@ -543,7 +543,7 @@ def test_several_labels_or_none_are_refused_by_the_probes(measure):
   many = features.extract(found, split_of(9, label=several))
   none = features.extract(found, split_of(9, label=lambda _: -1))
   one = features.extract(found, split_of(30))
-  with pytest.raises(ValueError, match='several labels'):
+  with pytest.raises(ValueError, match='multi-label'):
     measure(one, many)
   with pytest.raises(ValueError, match="no image of split 'test' of made has a label"):
     measure(one, none)

@@ -878,7 +878,7 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
   assert found.measured and found.left_out == [
     'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
   ]
-  assert 'They could not be drawn.' in report_page.as_html(found)
+  assert 'Their images could not be read.' in report_page.as_html(found)
   found.measured['mistakes'] = []
   assert 'No image was misclassified.' in report_page.as_html(found)
 
@@ -933,7 +933,7 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
   assert commands.main(['report', str(unfinished)]) == 3
   assert 'the data cannot be opened' in capsys.readouterr().err
   text = (unfinished / report.PAGE).read_text()
-  assert 'Filters and positions' in text and 'They could not be drawn.' in text
+  assert 'Filters and positions' in text and 'Their images could not be read.' in text
   assert 'accuracy on 359 images, split test of folder:' in text  # the numbers stay
   (unfinished / results.FILE).unlink()
   assert commands.main(['report', str(unfinished)]) == 3

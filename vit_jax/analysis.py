@@ -41,7 +41,7 @@ class Filters:
   Fields:
     components: (n, rows, columns, 3) float32 of unit length, the first explains most; the largest
       value of each is positive.
-    variance: (n,) float32, the share of the filters' variance that each explains.
+    variance: (n,) float32, the fraction of the filters' variance that each explains.
     count: of the filters.
     of: what they are, in words.
   """
@@ -237,7 +237,7 @@ def traced_arrays(
 def layer_weights(run: bundle.Bundle, trace: Activations) -> Iterator[Array]:
   """The attention weights (A, T, T) of one layer after another, float32, on the device.
 
-  Row i is the share of every token in what token i reads. They are computed by the model's own
+  Row i has the weight of every token in what token i reads. They are computed by the model's own
   block from what that layer was given in the forward pass; nothing is kept of them.
 
   Raises:
@@ -327,7 +327,7 @@ class Attention:
     """(L, T, T) float32: [l] is the rollout of the first l + 1 layers, see `rollout_step`.
 
     Raises:
-      ValueError: for a fusion that there is not, or a share of weights outside [0, 1).
+      ValueError: for an unknown fusion, or a fraction of weights outside [0, 1).
     """
     check_rollout(fusion, discard)
     step, steps = jnp.eye(len(self.read)), []
@@ -442,7 +442,7 @@ def mean_attention_distance(weights: Array, apart: Array) -> Array:
 
 
 def check_rollout(fusion: str, discard: float) -> None:
-  """Raises ValueError for a way to join heads, or a share of weights, that there is not."""
+  """Raises ValueError for an unknown way to join heads, or a fraction of weights outside [0, 1)."""
   if fusion not in FUSIONS:
     raise ValueError(f'unknown fusion {fusion!r}; known: {", ".join(FUSIONS)}')
   if not 0 <= discard < 1:
@@ -455,7 +455,7 @@ def rollout_step(
 ) -> Array:
   """The rollout (T, T) of one more layer (Abnar and Zuidema, arXiv 2005.00928, equation 1).
 
-  Heads are joined by their mean, maximum or minimum; the `discard` share of the whole matrix's
+  Heads are joined by their mean, maximum or minimum; the `discard` fraction of the whole matrix's
   weights, the smallest, becomes 0 (but for those equal to the smallest that stays); the identity
   is added for the residual branch, rows are scaled to sum to 1, and multiplied with the layers
   before. With the mean, and nothing discarded, that is (weights + 1) / 2 of the paper.

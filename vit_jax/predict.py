@@ -183,7 +183,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_files(paths: Iterable[str]) -> list[str]:
   """The paths, with each folder replaced by the images below it, in order of their names.
 
-  A folder without images stays, to be told as one that is no image.
+  A folder without images stays, and is reported as a file that is no image.
   """
   result: list[str] = []
   for path in paths:

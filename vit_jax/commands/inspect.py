@@ -60,7 +60,7 @@ class Request:
   Fields:
     run: the model.
     args: the flags.
-    wanted: of NAMES, what is to be drawn and can be.
+    wanted: the kinds among NAMES to draw.
   """
 
   run: predict.Run
@@ -191,7 +191,7 @@ def named_images(args: argparse.Namespace) -> list[Named]:
 
 
 def without_label(path: str) -> tuple[str, str]:
-  """An image whose class is not told."""
+  """An image without a label."""
   return path, ''
 
 
@@ -218,11 +218,11 @@ def evenly_spaced(split: inputs.Split, count: int) -> list[Named]:
   return [(source.describe(index), functools.partial(read, index)) for index in places]
 
 
-# What is drawn
+# Drawing
 
 
 def exclusions(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
-  """Why something cannot be drawn of a model, by its name."""
+  """Why some kinds cannot be drawn for a model, by kind."""
   reasons: dict[str, str] = {}
 
   def leave(names: Sequence[str], reason: str) -> None:
@@ -513,7 +513,7 @@ def write(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
 
 
 def describe(index: Mapping[str, Any], out: str) -> list[str]:
-  """What was drawn, and what was not, for people."""
+  """The pictures that were written, and those that were left out, as lines."""
   lines = []
   for name, title in index['pictures'].items():
     lines.append(f'{"attention.html" if name == "page" else name + ".png"}: {title}')

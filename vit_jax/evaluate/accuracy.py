@@ -43,8 +43,9 @@ def evaluate_model(
     'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
     lists of K counts, a row for each true class, and 'confused', its largest entries off the
     diagonal; 'mistakes', the most confident ones, a dict of 'image', what messages call
-    it, its 'index' in the split, 'label', of several the first, 'guess' and 'confidence' for each.
-    Of images with several labels there is no confusion (see `classify.measure`), and where the
+    it, its 'index' in the split, 'label' (the first of several), 'guess' (the prediction) and
+    'confidence' for each.
+    Multi-label images have no confusion (see `classify.measure`), and where the
     model has sigmoid scores, 'mean_average_precision'.
 
   Raises:
@@ -129,7 +130,7 @@ def by_recall(classes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def unlisted(classes: Sequence[dict[str, Any]], listed: Sequence[dict[str, Any]]) -> str:
-  """What is told of the classes that a list `by_recall` leaves out; '' if there are none."""
+  """A line on the classes that a list `by_recall` leaves out; '' if there are none."""
   without = sum(not row['count'] for row in classes) - sum(not row['count'] for row in listed)
   others = len(classes) - len(listed) - without
   parts = [f'{others:,} with no lower recall'] * bool(others)

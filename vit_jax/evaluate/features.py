@@ -57,9 +57,7 @@ class Features:
       ValueError: if images have several, or none has one.
     """
     if self.labels.ndim > 1:
-      raise ValueError(
-        f'images of {self.source} have several labels: accuracy alone measures these'
-      )
+      raise ValueError(f'images of {self.source} are multi-label: accuracy alone measures these')
     chosen = self.labels >= 0
     if not chosen.any():
       raise ValueError(f'no image of split {self.split!r} of {self.source} has a label')

@@ -30,7 +30,7 @@ def measure(
 
   Args:
     train, test: of the same classes.
-    shots: images of each class that are trained on; of a smaller class all, which is told.
+    shots: images of each class that are trained on; of a smaller class all, which is reported.
     seeds: of the choices.
     l2: the ridge.
 

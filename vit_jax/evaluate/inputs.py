@@ -73,7 +73,7 @@ def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def default_split(name: str) -> str:
-  """Of a data set, where none is asked for."""
+  """The split of a data set that is measured on where none is asked for."""
   splits = list(sources.splits_of(name))
   for split in ('test', 'validation', *splits[: len(splits) == 1]):
     if split in splits:

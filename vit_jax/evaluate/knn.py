@@ -46,17 +46,17 @@ def measure(
   for k in ks:
     if not 1 <= k <= len(train):
       raise ValueError(f'k is {k}, must be 1 to {len(train)}, the images of split {train.split!r}')
-  right = {k: 0 for k in ks}
+  correct = {k: 0 for k in ks}
   rows = 0
   for similarities, places in neighbours(train.values, test.values, k=max(ks)):
     truth = test.labels[rows : rows + len(places)]
     rows += len(places)
     votes = np.exp((np.float64(similarities) - 1) / temperature)
     for k in ks:
-      guesses = winners(train.labels[places[:, :k]], votes[:, :k], len(train.classes))
-      right[k] += int((guesses == truth).sum())
+      predictions = winners(train.labels[places[:, :k]], votes[:, :k], len(train.classes))
+      correct[k] += int((predictions == truth).sum())
   counts = {'train_count': len(train), 'count': len(test)}
-  return [{'k': k, 'accuracy': right[k] / len(test), **counts} for k in ks]
+  return [{'k': k, 'accuracy': correct[k] / len(test), **counts} for k in ks]
 
 
 def winners(labels: np.ndarray, votes: np.ndarray, classes: int) -> np.ndarray:

@@ -78,8 +78,8 @@ def fit_and_test(
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always', ConvergenceWarning)
     model.fit((values - mean) / std, labels)
-  guesses = model.predict((test.values - mean) / std)
-  return float(np.mean(guesses == test.labels)), not caught
+  predictions = model.predict((test.values - mean) / std)
+  return float(np.mean(predictions == test.labels)), not caught
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:

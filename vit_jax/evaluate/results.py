@@ -17,7 +17,7 @@ from vit_jax.tasks import Task
 
 FILE = 'evaluation.json'  # in the folder of a run: what became its model, measured
 COUNTS = ('count', 'unlabelled', 'bad_images', 'step')  # of an evaluation, and no measure
-FRACTIONS = ('accuracy', 'calibration_error', 'mean_average_precision')  # measures told in percent
+FRACTIONS = ('accuracy', 'calibration_error', 'mean_average_precision')  # measures shown in percent
 
 
 def summarize(
@@ -150,7 +150,7 @@ def is_top(name: str) -> bool:
 
 
 def is_fraction(name: str) -> bool:
-  """Whether a measure is told in percent."""
+  """Whether a measure is shown in percent."""
   return name in FRACTIONS or is_top(name)
 
 

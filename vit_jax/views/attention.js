@@ -2,15 +2,15 @@
 // L layers, H heads and their mean, Q queries, T tokens, R discards. A stored weight is a whole
 // number of hundredths of a percent, so that what is shown is what is stored.
 
-const told = JSON.parse(document.getElementById('told').textContent);
+const facts = JSON.parse(document.getElementById('facts').textContent);
 const byId = (id) => document.getElementById(id);
-const patches = told.rows * told.columns;
-const tokens = told.prefix.length + patches;  // T
-const queries = tokens + told.readers.length;  // Q: readers attend, but nothing attends to them
-const RAMP = told.ramp;
+const patches = facts.rows * facts.columns;
+const tokens = facts.prefix.length + patches;  // T
+const queries = tokens + facts.readers.length;  // Q: readers attend, but nothing attends to them
+const RAMP = facts.ramp;
 const state = {
-  image: 0, mode: 'attention', layer: told.layers - 1, head: 'mean', discard: 0,
-  query: told.readers.length ? tokens : 0, pointed: null, held: false,
+  image: 0, mode: 'attention', layer: facts.layers - 1, head: 'mean', discard: 0,
+  query: facts.readers.length ? tokens : 0, pointed: null, held: false,
 };
 const weights = new Map();  // by image: Uint16Array
 const cells = [];  // by token: its element
@@ -20,10 +20,10 @@ function percent(value) {
 }
 
 function named(token) {
-  if (token >= tokens) return told.readers[token - tokens];
-  if (token < told.prefix.length) return told.prefix[token];
-  const patch = token - told.prefix.length;
-  return `row ${Math.floor(patch / told.columns) + 1}, column ${patch % told.columns + 1}`;
+  if (token >= tokens) return facts.readers[token - tokens];
+  if (token < facts.prefix.length) return facts.prefix[token];
+  const patch = token - facts.prefix.length;
+  return `row ${Math.floor(patch / facts.columns) + 1}, column ${patch % facts.columns + 1}`;
 }
 
 async function unpacked(image) {
@@ -46,13 +46,13 @@ function row(values, query) {
     const from = start + (matrix * queries + query) * tokens;
     return values.subarray(from, from + tokens);
   };
-  const kept = told.heads + 1;
+  const kept = facts.heads + 1;
   if (state.mode === 'rollout') {
-    return at(told.layers * kept * queries * tokens, state.discard * told.layers + state.layer);
+    return at(facts.layers * kept * queries * tokens, state.discard * facts.layers + state.layer);
   }
-  if (state.head === 'mean') return at(0, state.layer * kept + told.heads);
+  if (state.head === 'mean') return at(0, state.layer * kept + facts.heads);
   if (state.head !== 'max' && state.head !== 'min') return at(0, state.layer * kept + Number(state.head));
-  const all = Array.from({length: told.heads}, (_, head) => at(0, state.layer * kept + head));
+  const all = Array.from({length: facts.heads}, (_, head) => at(0, state.layer * kept + head));
   return Uint16Array.from(all[0], (_, token) => Math[state.head](...all.map((one) => one[token])));
 }
 
@@ -68,10 +68,10 @@ function draw() {
   if (!values) return;
   const shown = row(values, state.query);
   // Of patches: a token without a place often gets most, and would leave the image dark.
-  const highest = shown.subarray(told.prefix.length).reduce((a, b) => Math.max(a, b), 0);
+  const highest = shown.subarray(facts.prefix.length).reduce((a, b) => Math.max(a, b), 0);
   const strength = byId('strength').value / 100;
   cells.forEach((cell, token) => {
-    const paint = token < told.prefix.length || token >= tokens ? cell.firstChild : cell;
+    const paint = token < facts.prefix.length || token >= tokens ? cell.firstChild : cell;
     if (token < tokens) {
       cell.dataset.weight = shown[token];
       paint.style.backgroundColor = colour(shown[token] / (highest || 1), paint === cell ? strength : 1);
@@ -93,8 +93,8 @@ function draw() {
 }
 
 function drawControls() {
-  byId('layer-shown').textContent = `${state.layer + 1} of ${told.layers}`;
-  const left = Math.round(told.discards[state.discard] * 100);
+  byId('layer-shown').textContent = `${state.layer + 1} of ${facts.layers}`;
+  const left = Math.round(facts.discards[state.discard] * 100);
   byId('discard-shown').textContent = left ? `lowest ${left} %` : 'nothing';
   byId('strength-shown').textContent = `${byId('strength').value} %`;
   byId('head').disabled = state.mode === 'rollout';
@@ -105,7 +105,7 @@ function drawControls() {
 
 function wait() {  // without another image's weights over this one
   cells.forEach((cell, token) => {
-    const paint = token < told.prefix.length || token >= tokens ? cell.firstChild : cell;
+    const paint = token < facts.prefix.length || token >= tokens ? cell.firstChild : cell;
     paint.style.backgroundColor = '';
     delete cell.dataset.weight;
   });
@@ -115,7 +115,7 @@ function wait() {  // without another image's weights over this one
 }
 
 async function drawImage() {
-  const image = told.images[state.image];
+  const image = facts.images[state.image];
   byId('image').src = image.src;
   byId('image').alt = image.name;
   byId('image').classList.toggle('pixels', image.width < 200);
@@ -159,19 +159,19 @@ function release() {
 }
 
 function reach(token) {  // one patch is in the tab order
-  for (const cell of cells.slice(told.prefix.length, tokens)) cell.tabIndex = -1;
+  for (const cell of cells.slice(facts.prefix.length, tokens)) cell.tabIndex = -1;
   cells[token].tabIndex = 0;
 }
 
 function moved(patch, key) {
-  const [r, c] = [Math.floor(patch / told.columns), patch % told.columns];
+  const [r, c] = [Math.floor(patch / facts.columns), patch % facts.columns];
   const to = {
     ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1],
-    Home: [r, 0], End: [r, told.columns - 1],
+    Home: [r, 0], End: [r, facts.columns - 1],
   }[key];
   if (!to) return null;
-  const row = Math.min(Math.max(to[0], 0), told.rows - 1);
-  return row * told.columns + Math.min(Math.max(to[1], 0), told.columns - 1);
+  const row = Math.min(Math.max(to[0], 0), facts.rows - 1);
+  return row * facts.columns + Math.min(Math.max(to[1], 0), facts.columns - 1);
 }
 
 function listen(cell, token) {
@@ -189,7 +189,7 @@ function buildTokens() {
     listen(made, token);
     return made;
   };
-  const made = [...told.prefix.keys(), ...told.readers.map((_, i) => tokens + i)].map((token) => {
+  const made = [...facts.prefix.keys(), ...facts.readers.map((_, i) => tokens + i)].map((token) => {
     cells[token] = button(token);
     return cells[token];
   });
@@ -199,12 +199,12 @@ function buildTokens() {
 
 function buildPatches() {
   const grid = byId('patches');
-  grid.style.gridTemplate = `repeat(${told.rows}, 1fr) / repeat(${told.columns}, 1fr)`;
-  for (let r = 0; r < told.rows; r++) {
+  grid.style.gridTemplate = `repeat(${facts.rows}, 1fr) / repeat(${facts.columns}, 1fr)`;
+  for (let r = 0; r < facts.rows; r++) {
     const line = document.createElement('div');
     line.setAttribute('role', 'row');
-    for (let c = 0; c < told.columns; c++) {
-      const token = told.prefix.length + r * told.columns + c;
+    for (let c = 0; c < facts.columns; c++) {
+      const token = facts.prefix.length + r * facts.columns + c;
       const cell = document.createElement('div');
       cell.setAttribute('role', 'gridcell');
       cell.setAttribute('aria-label', named(token));
@@ -216,12 +216,12 @@ function buildPatches() {
     }
     grid.append(line);
   }
-  reach(told.prefix.length);
+  reach(facts.prefix.length);
   grid.addEventListener('keydown', (event) => {
     const token = cells.indexOf(event.target);
-    const to = moved(token - told.prefix.length, event.key);
+    const to = moved(token - facts.prefix.length, event.key);
     if (event.key === 'Enter' || event.key === ' ') hold(token);
-    else if (to !== null) cells[told.prefix.length + to].focus();
+    else if (to !== null) cells[facts.prefix.length + to].focus();
     else return;
     event.preventDefault();
   });
@@ -229,14 +229,14 @@ function buildPatches() {
 
 function buildControls() {
   const option = (value, text) => new Option(text, value);
-  byId('which').append(...told.images.map((image, i) => option(i, image.name)));
+  byId('which').append(...facts.images.map((image, i) => option(i, image.name)));
   byId('head').append(
     option('mean', 'mean of all'), option('max', 'highest of all'), option('min', 'lowest of all'),
-    ...Array.from({length: told.heads}, (_, i) => option(i, `${i + 1} of ${told.heads}`)),
+    ...Array.from({length: facts.heads}, (_, i) => option(i, `${i + 1} of ${facts.heads}`)),
   );
-  byId('layer').max = told.layers;
-  byId('layer').value = told.layers;
-  byId('discard').max = told.discards.length - 1;
+  byId('layer').max = facts.layers;
+  byId('layer').value = facts.layers;
+  byId('discard').max = facts.discards.length - 1;
   byId('discard').value = 0;
   byId('controls').addEventListener('submit', (event) => event.preventDefault());
   byId('controls').addEventListener('input', (event) => {

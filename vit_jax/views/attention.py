@@ -83,7 +83,7 @@ def attention(title: str, model: vit.ViT, images: Iterable[AttendedImage]) -> st
     title=html.escape(title),
     style=html.asset('style.css'),
     script=html.asset('attention.js'),
-    told=html.script_json(facts),
+    facts=html.script_json(facts),
     weights='\n'.join(
       f'<script type="application/octet-stream" id="weights-{number}">{pack}</script>'
       for number, pack in enumerate(packs)

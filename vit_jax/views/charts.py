@@ -162,7 +162,7 @@ def plot_confusion(axes: 'Axes', matrix: np.ndarray, names: Sequence[str], *, si
 
 
 def block_size(count: int) -> int:
-  """Classes that share a row and a column of the confusion matrix's picture."""
+  """Classes that are one row and one column of the confusion matrix's picture."""
   return math.ceil(count / CELLS)
 
 

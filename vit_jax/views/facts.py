@@ -17,7 +17,7 @@ from vit_jax.views.charts import Chart
 
 ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices
 POINTS = 600  # of a curve at most
-LARGEST = 1e100  # number that is drawn
+LARGEST = 1e100  # number of a chart, which its axis can hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Curve:
 
   Fields:
     title: of the chart.
-    names: of what is drawn, as `metrics.jsonl` has it.
-    percent: whether values are shares.
+    names: of its lines, as in `metrics.jsonl`.
+    percent: whether values are fractions.
   """
 
   title: str
@@ -49,15 +49,15 @@ class Mistake:
   Fields:
     name: what the data set calls it.
     image: (H, W, 3) uint8, as the model took it.
-    label, guess: names of classes.
-    confidence: the probability of the guess.
+    label, prediction: names of classes.
+    confidence: the probability of the prediction.
     attention: (R, C), of `last_attention`; None for a model without attention.
   """
 
   name: str
   image: np.ndarray
   label: str
-  guess: str
+  prediction: str
   confidence: float
   attention: np.ndarray | None
 
@@ -110,7 +110,7 @@ class Facts:
 
 
 def curve_of(name: str) -> Curve:
-  """Of a task's number, in training and in its evaluations."""
+  """The chart of a task's measure, in training and in its evaluations."""
   title = results.display_name(name)
   names = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
   return Curve(f'{title[:1].upper()}{title[1:]}', names, results.is_fraction(name))
@@ -146,8 +146,8 @@ def gather(
   Raises:
     FileNotFoundError, ValueError: if the folder is not a run's.
   """
-  own = own_evaluation(folder)
-  return with_evaluation(read(folder, own), evaluation or own, data)
+  written = own_evaluation(folder)
+  return with_evaluation(read(folder, written), evaluation or written, data)
 
 
 def own_evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -252,8 +252,8 @@ def with_mistakes(facts: Facts, data: inputs.Split) -> Facts:
     if index >= len(data.source) or data.source.describe(index) != name:
       raise ValueError(f'{name} is no longer image {index} of split {data.split} of {data.name}')
     image = transform(data.source[index]['image'], np.random.default_rng(0))
-    fields = {name: row[name] for name in ('label', 'guess', 'confidence')}
-    mistakes.append(Mistake(row['image'], image, **fields, attention=last_attention(placed, image)))
+    attention = last_attention(placed, image)
+    mistakes.append(Mistake(name, image, row['label'], row['guess'], row['confidence'], attention))
   return dataclasses.replace(facts, mistakes=mistakes)
 
 

@@ -72,7 +72,7 @@ def heatmap(weights: np.ndarray, *, strength: float = 0.7) -> str:
 
 
 def colours(fractions: np.ndarray) -> np.ndarray:
-  """(...) shares in [0, 1] -> (..., 3) of `RAMP`, [0, 255]."""
+  """(...) fractions in [0, 1] -> (..., 3) of `RAMP`, [0, 255]."""
   stops = np.linspace(0, 1, len(RAMP))
   return np.stack([np.interp(fractions, stops, channel) for channel in RAMP.T], axis=-1)
 

@@ -23,7 +23,7 @@ ACROSS = 7  # filters in a row: ViT's figure 7
 TILES = 16  # rows and columns of patches that a grid of positions shows, at most
 SHOWN = 24  # layers in a row, and ticks of an axis, at most
 SMALL = 24  # cells of a tile's longer side, at least
-GAP = np.nan  # between tiles: nothing is drawn
+GAP = np.nan  # between tiles: transparent
 TILE = 0.7  # inches of a map of attention
 TITLE, LABEL = 11, 9  # points
 
@@ -128,7 +128,7 @@ def distances(pixels: np.ndarray, title: str) -> bytes:
 
 
 def ticks(count: int) -> np.ndarray:
-  """Of 0 ... count - 1, as many as there is room for."""
+  """As many of 0 ... count - 1 as there is room for."""
   return np.arange(0, count, max(math.ceil(count / SHOWN), 1))
 
 
@@ -202,7 +202,7 @@ def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, min_lim
 
   Args:
     image: (H, W, 3) uint8.
-    field: drawn by one scale on both sides of zero; NaN is left white.
+    field: shown on one scale on both sides of zero; NaN is left white.
     label: of its values.
     title: of the figure.
     min_limit: the end of the scale at least, so that next to nothing does not look like much.

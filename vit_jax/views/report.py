@@ -24,7 +24,7 @@ def write(facts: Facts) -> None:
 
 
 def after_training(folder: str | os.PathLike[str], say: Callable[[str], object]) -> None:
-  """Writes the report from what the run has written; what goes wrong is told in a line."""
+  """Writes the report from what the run has written; an error becomes a line."""
   if jax.process_index() > 0:
     return
   try:

@@ -106,7 +106,7 @@ def confusion(facts: Facts) -> str:
   """How often each class was taken for each."""
   values = facts.measured or {}
   if not values.get('confusion'):
-    return '<p>Images have several labels, or there are too many classes for a matrix.</p>'
+    return '<p>Images are multi-label, or there are too many classes for a matrix.</p>'
   matrix = np.array(values['confusion'])  # (K, K)
   names = [row['name'] for row in values['classes']]
   confused = values.get('confused', ())
@@ -118,19 +118,19 @@ def confusion(facts: Facts) -> str:
   shown = confusion_table(matrix, names) if small else confusion_picture(matrix, names)
   most = f'<h3>Most frequent mistakes</h3>{pairs}' * bool(confused)
   on = escape(measured_on(values))
-  return f'<p>{on}. A row for each label, a column for each guess.</p>{shown}{most}'
+  return f'<p>{on}. A row for each label, a column for each prediction.</p>{shown}{most}'
 
 
 def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
-  """(K, K) counts with a shade for their share of the row."""
-  shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  """(K, K) counts with a shade for their fraction of the row."""
+  fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in names)
   rows = []
   for label, name in enumerate(names):
     cells = ''.join(
-      f'<td{" class=miss" * (guess != label and count > 0)} '
-      f'style="--share:{shares[label, guess]:.3f}">{count}</td>'
-      for guess, count in enumerate(matrix[label].tolist())
+      f'<td{" class=miss" * (prediction != label and count > 0)} '
+      f'style="--share:{fractions[label, prediction]:.3f}">{count}</td>'
+      for prediction, count in enumerate(matrix[label].tolist())
     )
     rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
   return (
@@ -178,7 +178,7 @@ def mistakes(facts: Facts) -> str:
   if not facts.measured['mistakes']:
     return '<p>No image was misclassified.</p>'
   if not facts.mistakes:
-    return '<p>They could not be drawn.</p>'
+    return '<p>Their images could not be read.</p>'
   caption = '<p>The surest first.'
   if facts.mistakes[0].attention is not None:
     caption += (
@@ -200,7 +200,7 @@ def mistake_figure(mistake: Mistake) -> str:
   return (
     f'<figure><div class="pair" style="{image}">{shown}</div>'
     f'<figcaption><b>{escape(mistake.label)}</b> taken for '
-    f'<b>{escape(mistake.guess)}</b> at {percent(mistake.confidence)}<br>'
+    f'<b>{escape(mistake.prediction)}</b> at {percent(mistake.confidence)}<br>'
     f'<span class="faint">{escape(mistake.name)}</span></figcaption></figure>'
   )
 
@@ -275,7 +275,7 @@ def settings(facts: Facts) -> str:
 
 
 def environment(facts: Facts) -> str:
-  """The command, and with what it was carried out."""
+  """The command, and the environment that it ran in."""
   if not facts.environment:
     return '<p>Not recorded: an earlier version of vit_jax started the run.</p>'
   rows = {k: v for k, v in facts.environment.items() if k not in ('command', 'packages')}
