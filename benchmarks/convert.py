@@ -7,7 +7,7 @@ The copy is of the arrays in memory, or of the file on disk, as what is converte
 Every turn is a process of its own and the two take turns, after two rounds that do not count: a
 virtual machine gets memory for the page cache slowly the first time. Figures are medians, the ratio
 is of each round; disks are synced between turns. Weights are random. Memory is the process's peak,
-its imports included, which are told.
+its imports included, which are reported.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+
+from vit_jax.commands import bench
 
 WARM = 2  # rounds
 COPY = """
@@ -94,35 +96,23 @@ def main() -> None:
       subprocess.run(['rm', '-r', f'{scratch}/bundle{round_}'], check=True)
     turns = {name: taken[WARM:] for name, taken in turns.items()}
   ratios = {
-    name: sorted(ours[0] / theirs[0] for theirs, ours in zip(turns[name], turns['convert']))
+    name: [ours[0] / theirs[0] for theirs, ours in zip(turns[name], turns['convert'])]
     for name in ('copy', 'file_copy')
   }
-  result = {
+  results = {
+    'provenance': bench.provenance(),
     'model': args.model,
     'rounds': args.rounds,
-    'commit': subprocess.run(
-      ['git', 'describe', '--always', '--dirty'], capture_output=True, text=True
-    ).stdout.strip(),
-    'processor': processor(),
     'file_bytes': size,
     'seconds': {name: statistics.median(t[0] for t in taken) for name, taken in turns.items()},
-    'ratio': {
-      name: {'median': statistics.median(turns), 'least': turns[0], 'most': turns[-1]}
-      for name, turns in ratios.items()
-    },
+    'ratio': {name: bench.spread(values) for name, values in ratios.items()},
     'peak_bytes': max(t[2] for t in turns['convert']),
     'peak_over_file': max(t[2] for t in turns['convert']) / size,
     'imports_bytes': max(t[1] for t in turns['convert']),
   }
-  text = json.dumps(result, indent=1)
-  print(text)
+  print(json.dumps(bench.round_floats(results), indent=1))
   if args.out:
-    pathlib.Path(args.out).write_text(text + '\n')
-
-
-def processor() -> str:
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), '')
+    bench.write_results(args.out, results)
 
 
 if __name__ == '__main__':
