@@ -149,7 +149,7 @@ def test_every_operation_of_timm_takes_every_level(name, level):
     assert (output.size, output.mode) == (image.size, 'RGB')
 
 
-def test_a_string_of_timms_is_read_into_its_options():
+def test_a_config_string_of_timm_is_parsed():
   options = augment.parse_spec('rand-m9-n3-p0.7-mstd0.5-mmax12-inc1')
   assert options == dict(m=9, n=3, p=0.7, mstd=0.5, mmax=12, inc=1, t='')
   assert augment.parse_spec('rand') == dict(m=10, n=2, p=0.5, mstd=0, mmax=10, inc=0, t='')

@@ -152,7 +152,7 @@ def test_duplicates_are_those_that_a_comparison_of_all_with_all_finds(seed):
   assert report['within'] == {name: count for name, count in twice.items() if count}
 
 
-def test_a_table_says_what_is_amiss_and_names_a_few(mine, capsys):
+def test_a_table_says_what_is_wrong_and_names_a_few(mine, capsys):
   assert run('show', 'arrays:mine') == 3
   captured = capsys.readouterr()
   assert captured.err == ''  # no bar where there is no terminal
@@ -199,13 +199,13 @@ def test_names_of_any_characters_stay_on_their_line(monkeypatch, capsys):
   assert '0 (no\\tne) to 1 (new\\nline)' in printed[2]
 
 
-def test_classes_of_the_same_size_are_told_by_that(monkeypatch, capsys):
+def test_classes_of_the_same_size_are_shown_by_that(monkeypatch, capsys):
   install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)]}, ('rose', 'tulip'))
   assert run('show', 'arrays:mine') == 0
   assert capsys.readouterr().out.splitlines()[2].endswith('1 each')
 
 
-def test_many_classes_are_told_by_the_largest_and_the_smallest(monkeypatch, capsys):
+def test_many_classes_are_shown_by_the_largest_and_the_smallest(monkeypatch, capsys):
   classes = tuple(f'class{i}' for i in range(50))
   images = [(PIXELS + np.uint8(i), i) for i in range(50) for _ in range(i + 1)]
   install(monkeypatch, {'train': images}, classes)
@@ -216,7 +216,7 @@ def test_many_classes_are_told_by_the_largest_and_the_smallest(monkeypatch, caps
   assert report['splits']['train']['per_class'] == list(range(1, 51))
 
 
-def test_labels_of_an_image_with_several_all_count(monkeypatch, capsys):
+def test_labels_of_a_multi_label_image_all_count(monkeypatch, capsys):
   labels = [[0, 2, -1], [2, -1, -1], [-1, -1, -1]]
   install(monkeypatch, {'train': [(encoded(), row) for row in labels]})
   code, report = as_json(capsys)

@@ -234,7 +234,7 @@ def test_the_orientation_may_be_of_either_byte_order_and_behind_other_tags():
     np.testing.assert_array_equal(decoding.decode(data), by_pillow(data))
 
 
-def test_the_orientation_may_be_told_by_xmp_alone_and_exif_is_before_it():
+def test_the_orientation_may_be_given_by_xmp_alone_and_exif_is_before_it():
   xmp = b'<x:xmpmeta><rdf tiff:Orientation="8"/></x:xmpmeta>'
   data = encoded(scene(), 'JPEG', xmp=xmp)
   assert decoding.decode(data).shape == (130, 90, 3)

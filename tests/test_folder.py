@@ -518,7 +518,7 @@ def test_labels_may_leave_gaps_of_nine_classes_in_ten(pets):
   assert len(sources.open_source(name, 'train').classes) == 20
 
 
-def test_several_labels_are_a_vector_filled_up(pets):
+def test_multi_label_images_have_a_padded_vector(pets):
   rows = [('train/cat/1.png', 'b|a'), ('train/dog/2.png', 'c | c'), ('val/dog/4.png', 'a')]
   source = sources.open_source(table(pets, rows), 'train')
   assert source.classes == ('a', 'b', 'c')
@@ -526,7 +526,7 @@ def test_several_labels_are_a_vector_filled_up(pets):
   assert labels.dtype == np.int32 and labels.tolist() == [[1, 0], [2, -1], [0, -1]]
 
 
-def test_several_labels_are_stratified_by_the_first(pets):
+def test_multi_label_images_are_stratified_by_the_first(pets):
   name = table(pets, [('train/cat/1.png', label) for label in ['a|b', 'b|a'] * 10])
   source = sources.open_source(name, 'validation')
   assert sorted(source[i]['label'].tolist() for i in range(len(source))) == [[0, 1], [1, 0]]
@@ -606,7 +606,7 @@ def test_a_file_that_is_no_table_is_refused(pets):
 
 
 @pytest.mark.parametrize('kind', ['csv', 'parquet', 'arrays'])
-def test_a_file_that_may_not_be_read_is_told_as_such(kind, tmp_path, monkeypatch):
+def test_a_file_that_may_not_be_read_is_reported_as_such(kind, tmp_path, monkeypatch):
   file = tmp_path / 'secret'
   file.write_bytes(b'any')
 
@@ -663,7 +663,7 @@ def test_parquet_may_hold_the_images(pets, pa, struct):
   assert batches(source, 1)[0]['image'].shape == (8, 4, 4, 3)
 
 
-def test_parquet_lists_are_several_labels(pets):
+def test_parquet_lists_are_multi_label(pets):
   name = parquet(pets, {'image': [IMAGE] * 3, 'label': [[1], [0, 2], []]})
   source = sources.open_source(name, 'train[:1]+validation')
   assert source[0]['label'].shape == (2,)
@@ -754,7 +754,7 @@ def test_grey_and_coloured_arrays_become_three_channels(tmp_path, shape):
 
 
 @pytest.mark.parametrize('kind', [np.int64, bool, np.float32])
-def test_arrays_of_0_and_1_are_several_labels(tmp_path, kind):
+def test_arrays_of_0_and_1_are_multi_label(tmp_path, kind):
   hot = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]], kind)
   name = arrays(tmp_path, x_train=grey(3), y_train=hot, x_val=grey(3), y_val=hot)
   source = sources.open_source(name, 'train')

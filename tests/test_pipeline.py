@@ -108,7 +108,7 @@ def test_repeats_come_in_a_row_each_augmented_anew_and_an_epoch_holds_a_share():
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_told_once(workers):
+def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_reported_once(workers):
   source, said = photos(300, bad={7}, gone={100}), []
   unreadable = pipeline.Unreadable(source, say=said.append)
   reading = pipeline.Reading(workers=workers)
@@ -169,7 +169,7 @@ def test_evaluation_reports_what_it_cannot_read_and_does_not_score_it(bad):
   assert unreadable.count == len(bad) and len(said) == min(len(bad), pipeline.MAX_NAMED)
 
 
-def test_several_labels_of_an_image_stay_together():
+def test_labels_of_a_multi_label_image_stay_together():
   labels = [np.array([i % 2, -1 if i % 3 else 1 - i % 2], np.int32) for i in range(40)]
   records = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': label} for label in labels]
   batch = taken(sources.Source(records, CLASSES), 2)
@@ -213,7 +213,7 @@ def test_splits_are_cut_and_joined_as_tfds_says():
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5])
-def test_a_held_out_share_is_the_same_part_of_every_class_and_of_all_runs(share):
+def test_a_held_out_fraction_is_the_same_part_of_every_class_and_of_all_runs(share):
   labels = np.repeat([0, 1, 2, 3], [100, 50, 1, 2])
   train, held = sources.hold_out(labels, share)
   assert sorted([*train, *held]) == list(range(len(labels)))
@@ -253,7 +253,7 @@ def test_data_that_changes_under_a_run_is_refused(tmp_path):
   assert held == {'images': 9, 'classes': ['cat', 'dog']}
 
 
-def test_a_run_may_go_on_under_another_policy(tmp_path):
+def test_a_run_may_resume_under_another_policy(tmp_path):
   config = default()
   config.data.bad_images = 'error'
   workdir.claim(tmp_path, config, data(9, 'cat', 'dog'))
@@ -346,7 +346,7 @@ def test_an_image_that_a_transform_cannot_take_is_named(folder, tmp_path, capsys
   assert 'even/small.png: a crop of 8x8 exceeds the image of 5x5' in printed
 
 
-def test_several_labels_need_the_sigmoid_loss_and_give_scores_of_their_own(
+def test_multi_label_images_need_the_sigmoid_loss_and_give_independent_scores(
   folder, tmp_path, capsys
 ):
   table = [

@@ -356,7 +356,7 @@ def test_a_set_that_vanished_is_named(by_hand):
     sources.open_source(f'tfds:{by_hand}', 'test')
 
 
-def test_several_labels_are_filled_up(tmp_path):
+def test_multi_label_images_have_padded_labels(tmp_path):
   source = sources.open_source(f'tfds:two_kinds?data_dir={tmp_path}&label=real_label', 'train')
   labels = {}
   for index in range(3):
@@ -412,7 +412,7 @@ def test_dsprites_are_white_on_black(tmp_path):
     ('needs_tensorflow', r"preparing needs_tensorflow needs tensorflow: pip install 'vit_jax\[tf"),
   ],
 )
-def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
+def test_what_cannot_be_had_is_reported_in_a_line(tmp_path, name, message):
   if name == 'needs_tensorflow' and importlib.util.find_spec('tensorflow'):
     pytest.skip('TensorFlow is there')
   with pytest.raises(ValueError, match=message) as caught:
@@ -424,7 +424,7 @@ def test_what_cannot_be_had_is_told_in_a_line(tmp_path, name, message):
   assert not remains
 
 
-def test_a_download_that_fails_is_told_once_and_soon(tmp_path, monkeypatch, caplog):
+def test_a_download_that_fails_is_reported_once_and_soon(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(tfds_prepare, 'RETRIES', 2)
   theirs = tfds_prepare.downloader.MAX_RETRIES
   with pytest.raises(ValueError, match=r'refused is not in .*could not be prepared .*127\.0\.0\.1'):
@@ -440,7 +440,7 @@ def test_an_incomplete_folder_is_not_taken_for_a_set(tmp_path):
     sources.open_source(f'tfds:tiny_photos?data_dir={tmp_path}', 'train')
 
 
-def test_a_damaged_description_is_told_in_a_line(by_hand):
+def test_a_damaged_description_is_reported_in_a_line(by_hand):
   (by_hand / 'dataset_info.json').write_text('{"name": "by_')
   with pytest.raises(ValueError, match=r'by_hand/1\.0\.0: ') as caught:
     sources.open_source(f'tfds:{by_hand}', 'train')

@@ -31,7 +31,7 @@ HostBatch = dict[str, np.ndarray]
 
 POLICIES = ('substitute', 'error')
 MAX_NAMED = 20  # unreadable images that are reported by name: a screen of them
-MAX_UNREADABLE = 0.01  # fraction of a source's images; ImageNet has a few, a broken disk has more
+MAX_UNREADABLE = 0.01  # fraction of the images: more are a broken disk or half a download
 ENDLESS = 2**60  # steps: more than any run takes, and Grain's indices are int64
 TRACKER = 'ignore:resource_tracker:UserWarning'
 

@@ -114,7 +114,7 @@ def test_a_part_of_color_jitter_equals_torchvisions(factor):
       same(augment.enhance(image, name, factor), theirs(image, factor))
 
 
-@pytest.mark.parametrize('turn', [-0.5, -0.1, -0.001, 0.0, 0.2, 0.5])
-def test_a_turn_of_hue_equals_torchvisions(turn):
+@pytest.mark.parametrize('shift', [-0.5, -0.1, -0.001, 0.0, 0.2, 0.5])
+def test_a_shift_of_hue_equals_torchvisions(shift):
   for image in map(pil.fromarray, IMAGES):
-    same(augment.shift_hue(image, turn), functional.adjust_hue(image, turn))
+    same(augment.shift_hue(image, shift), functional.adjust_hue(image, shift))

@@ -38,7 +38,7 @@ from vit_jax.workdir import ROOT, installed, source
 MODES = ('train', 'infer')
 CLASSES = 1000  # ImageNet's
 HALF = (0.5, 0.5, 0.5)  # mean and std of images in [-1, 1]
-BATCHES = 4  # of random images that the steps rotate among, so that none is in a cache
+BATCHES = 4  # of random images that the steps rotate among, as no training reads one again
 PACKAGES = ('jax', 'jaxlib', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy', 'torch', 'timm')
 
 

@@ -17,7 +17,7 @@ from vit_jax.images import decoding
 from vit_jax.sources import Source
 from vit_jax.text import reason
 
-CHUNK = 16  # images that a thread reads in one go: handing one over costs as much as a small image
+CHUNK = 16  # images that a thread reads in one go, so that small ones cost little to hand over
 T = TypeVar('T')
 U = TypeVar('U')
 
