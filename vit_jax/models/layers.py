@@ -99,7 +99,7 @@ def stochastic_depth(y: Array, rate: Array, key: Array) -> Array:
   return jnp.where(survives, y.astype(jnp.float32) / (1 - rate), 0).astype(y.dtype)
 
 
-class Encoder(nn.Module):
+class StackedBlocks(nn.Module):
   """`depth` blocks stacked on a leading parameter axis, and a final norm.
 
   Fields:

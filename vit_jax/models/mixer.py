@@ -115,7 +115,7 @@ class Mixer(nn.Module):
     embed = layers.PatchEmbed(self.width, self.patch, True, self.dtype, name='embed')
     patches = embed(images.astype(self.dtype))  # (N, height/P, width/P, D)
     n, rows, columns, _ = patches.shape
-    x, per_layer = layers.Encoder(
+    x, per_layer = layers.StackedBlocks(
       layer=MixerBlock,
       depth=self.depth,
       drop_path=self.drop_path,

@@ -27,7 +27,7 @@ xavier = nn.initializers.xavier_uniform()
 ViTMlp = functools.partial(Mlp, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6))
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
   """Multi-head attention of queries on tokens; returns the weights too when asked for them."""
 
   heads: int
@@ -122,7 +122,7 @@ class Block(nn.Module):
     """(N, T, D), (), (2, P, D/A) -> (N, T, D) and what this layer leaves for analysis."""
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     y = norm(name='norm1')(x)
-    y, weights = Attention(
+    y, weights = MultiHeadAttention(
       heads=self.heads,
       dropout=self.attention_dropout,
       qkv_bias=self.qkv_bias,
@@ -169,7 +169,9 @@ class MapHead(nn.Module):
     """(N, T, D) -> (N, D) and the weights (N, A, 1, T), or None."""
     n, _, width = x.shape
     probe = self.param('probe', xavier, (1, 1, width)).astype(x.dtype)
-    x, weights = Attention(**self.attention, name='attention')(jnp.tile(probe, (n, 1, 1)), x)
+    x, weights = MultiHeadAttention(**self.attention, name='attention')(
+      jnp.tile(probe, (n, 1, 1)), x
+    )
     norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.attention['dtype'], name='norm')
     return (x + ViTMlp(**self.mlp, name='mlp')(norm(x)))[:, 0], weights
 
@@ -285,7 +287,7 @@ class ViT(nn.Module):
     if self.pre_norm:
       x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='pre_norm')(x)
     out['embedded'] = x
-    x, per_layer = layers.Encoder(
+    x, per_layer = layers.StackedBlocks(
       layer=Block,
       depth=self.depth,
       drop_path=self.drop_path,
