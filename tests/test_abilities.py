@@ -275,7 +275,7 @@ def test_clipping_is_over_what_is_trained():
     ({'body': True, 'names': 'head/.*'}, 'freeze leaves nothing to train'),
   ],
 )
-def test_freezing_that_cannot_be_is_told(fields, message):
+def test_freezing_that_cannot_be_is_an_error(fields, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     optim.make_frozen(shapes(tiny()), **fields)
 
@@ -377,7 +377,7 @@ def test_the_checkpoints_arrays_are_its_own_after_steps_that_donate_theirs(whole
   assert_same_bits(flat(before), flat(plan.task.start().params))
 
 
-def test_a_new_head_is_drawn_from_the_runs_seed_where_the_config_says_so(whole):
+def test_a_new_head_is_initialised_from_the_runs_seed_where_the_config_says_so(whole):
   normal = {'model.head_init': 'normal'}
   first, again = (first_params(plan_of(tuned(whole, **normal))) for _ in range(2))
   other = first_params(plan_of(tuned(whole, seed=1, **normal)))
@@ -422,7 +422,7 @@ def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
   assert (ours.dropout, ours.attention_dropout) == (0.0, 0.0)
 
 
-def test_pixels_are_the_checkpoints_unless_told_and_else_centred(whole, tmp_path):
+def test_pixels_are_the_configs_else_the_checkpoints_else_centred(whole, tmp_path):
   shutil.copytree(whole / 'model', tmp_path / 'other')
   file = tmp_path / 'other/config.json'
   description = json.loads(file.read_text())
@@ -587,7 +587,7 @@ def time_over_at(step, monkeypatch):
     yield limits
 
 
-def test_a_run_whose_time_is_over_saves_and_the_same_command_goes_on_to_the_same_bits(
+def test_a_run_whose_time_is_over_saves_and_the_same_command_resumes_to_the_same_bits(
   whole, tmp_path, monkeypatch, capsys
 ):
   limit = {'time_limit': '1h30m'}

@@ -343,7 +343,7 @@ def test_the_recipe_these_tests_spoil_is_itself_good():
   assert jax.device_count() == 8  # the messages above count them
 
 
-def test_a_run_from_before_a_field_was_there_can_be_gone_on_with(tmp_path):
+def test_a_run_from_before_a_field_was_there_can_be_resumed(tmp_path):
   asked = config.load('digits')
   workdir.claim(tmp_path, asked)
   stored = json.loads((tmp_path / 'config.json').read_text())

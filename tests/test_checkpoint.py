@@ -307,7 +307,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_spares_the_others(t
   assert last == 'then 1'
 
 
-def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_from_the_step_before(
+def test_a_run_on_a_full_disk_ends_with_one_line_and_resumes_at_the_step_before(
   whole, tmp_path, monkeypatch, capsys
 ):
   sealed = checkpoint.seal

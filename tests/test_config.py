@@ -273,21 +273,19 @@ def written(path, line='pass', parameters=''):
     ('raise ValueError("two\\nlines")', 'ValueError: two lines'),
   ],
 )
-def test_a_mistake_in_a_config_is_told_with_its_line(tmp_path, line, message):
+def test_a_mistake_in_a_config_is_reported_with_its_line(tmp_path, line, message):
   spec = written(tmp_path / 'mine.py', line)
   assert refused(spec=spec).startswith(f'{spec}:5: {message}')
 
 
-def test_a_mistake_in_a_config_given_by_a_relative_path_is_told_with_its_line(
-  tmp_path, monkeypatch
-):
+def test_a_mistake_in_a_config_of_a_relative_path_is_reported_with_its_line(tmp_path, monkeypatch):
   written(tmp_path / 'mine.py', 'config.batch_size = 1 / 0')
   monkeypatch.chdir(tmp_path)
   assert refused(spec='mine.py').startswith('mine.py:5: ZeroDivisionError')
 
 
 @pytest.mark.quick
-def test_a_file_that_is_no_config_is_told_in_one_line(tmp_path):
+def test_a_file_that_is_no_config_is_reported_in_one_line(tmp_path):
   broken, empty, wrong = (tmp_path / name for name in ('broken.py', 'empty.py', 'wrong.py'))
   broken.write_text('x = (\ny = 3\n')
   assert re.search(r'broken\.py.*SyntaxError.*line 1', refused(spec=str(broken)))
@@ -332,7 +330,9 @@ def test_a_path_comes_before_a_shipped_config(tmp_path, monkeypatch):
     load(spec='digitz')
 
 
-def test_a_file_that_is_named_as_a_shipped_config_is_a_mistake_that_is_told(tmp_path, monkeypatch):
+def test_a_file_that_is_named_as_a_shipped_config_is_a_mistake_that_is_reported(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'digits').write_text('notes')
   try:
@@ -458,7 +458,7 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
     (('data.validation=', 'evaluation.patience=3'), 'patience'),
   ],
 )
-def test_a_plan_that_cannot_be_carried_out_is_refused(overrides, message):
+def test_a_plan_that_cannot_run_is_refused(overrides, message):
   with pytest.raises(ValueError, match=re.escape(message)) as error:
     plans.make_plan(load(*overrides))
   assert '\n' not in str(error.value)

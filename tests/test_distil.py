@@ -439,7 +439,7 @@ def test_a_pretrained_student_learns_features_and_is_used_without_the_projection
 
 
 @pytest.mark.quick
-def test_a_run_does_not_go_on_with_another_teacher_of_the_same_name(tmp_path, monkeypatch, capsys):
+def test_a_run_does_not_resume_with_another_teacher_of_the_same_name(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(train, 'train', lambda *_, **__: True)
   path, source = written(tmp_path / 'teacher'), make()
   assert vit_train(tmp_path / 'run', fields(path)) == 0

@@ -72,7 +72,7 @@ def test_equal_logits_cost_the_log_of_the_number_of_classes():
   assert float(sums['loss']) == pytest.approx(N * np.log(K), rel=1e-6)
 
 
-def test_smoothing_spreads_a_share_evenly_over_all_classes():
+def test_smoothing_spreads_a_part_evenly_over_all_classes():
   actual = losses.targets(LABELS, K, smoothing=0.2)
   same(actual, np.where(one_hot(LABELS) > 0, 0.85, 0.05))
   same(losses.targets(SOFT, K, smoothing=0.2), 0.8 * SOFT + 0.05)
@@ -165,18 +165,18 @@ def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
     classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss='hinge')
 
 
-SEVERAL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int32)
+MULTI_LABEL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int32)
 
 
-def test_several_labels_become_a_one_for_each():
+def test_multi_label_targets_are_one_for_each_label():
   expected = [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0]]
-  same(losses.targets(SEVERAL, K), np.float32(expected))
-  same(losses.targets(SEVERAL, K, smoothing=0.2), 0.8 * np.float32(expected) + 0.05)
+  same(losses.targets(MULTI_LABEL, K), np.float32(expected))
+  same(losses.targets(MULTI_LABEL, K, smoothing=0.2), 0.8 * np.float32(expected) + 0.05)
 
 
-def test_one_of_several_labels_is_a_hit_and_none_never_is():
+def test_any_label_of_a_multi_label_image_is_a_hit_and_none_never_is():
   logits = one_hot([2, 0, 1, 0, 2, 0])
-  sums = losses.training_sums(logits, batch(SEVERAL), loss='sigmoid')
+  sums = losses.training_sums(logits, batch(MULTI_LABEL), loss='sigmoid')
   assert int(sums['correct']) == 4
   alone = losses.training_sums(LOGITS, batch(LABELS[:, None]), loss='sigmoid')
   same(alone, losses.training_sums(LOGITS, batch(LABELS), loss='sigmoid'))
@@ -196,7 +196,7 @@ def draws(mixup=0.0, cutmix=0.0):
   return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)))
 
 
-def test_mixup_keeps_at_least_half_of_an_image_the_same_share_of_each_pixel():
+def test_mixup_keeps_at_least_half_of_an_image_with_one_weight_for_all_pixels():
   weights = draws(mixup=1.0)
   assert weights.min() >= 0.5
   assert weights.max() <= 1
@@ -274,7 +274,7 @@ def mixer(**kinds):
 
 
 @KINDS
-def test_labels_are_mixed_by_the_share_of_pixels_and_sum_to_one(kinds):
+def test_labels_are_mixed_by_the_weight_of_pixels_and_sum_to_one(kinds):
   for key in range(6):
     images, y = mixing(plain(), key, **kinds)
     same(y.sum(-1), ONES)
@@ -335,9 +335,9 @@ def test_mixing_on_eight_devices_equals_that_on_one(kinds):
 
 
 def test_labels_of_every_kind_are_mixed():
-  several, hard = batch(LABELS[:, None], image=plain()['image']), plain()
+  multi_label, hard = batch(LABELS[:, None], image=plain()['image']), plain()
   soft = batch(one_hot(LABELS), image=plain()['image'])
-  for rows in (several, soft):
+  for rows in (multi_label, soft):
     same(mixing(rows, 2, mixup=0.5), mixing(hard, 2, mixup=0.5))
 
 

@@ -65,7 +65,7 @@ def test_a_number_that_is_none_is_not_a_duration(duration):
 
 
 @pytest.mark.quick
-def test_a_share_of_the_run_needs_a_run():
+def test_a_percentage_of_the_run_needs_a_run():
   with pytest.raises(ValueError, match=r"'5%' is not a duration"):
     optim.steps('5%', epoch=10)
 

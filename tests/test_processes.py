@@ -115,7 +115,7 @@ def test_two_processes_write_every_row_once(pair, whole):
   assert counts == [359]
 
 
-def test_each_process_reads_its_share_of_every_batch(pair):
+def test_each_process_reads_its_shard_of_every_batch(pair):
   mine, theirs = (json.loads((pair / f'rows{index}.json').read_text()) for index in (0, 1))
   assert len(mine) == len(theirs)
   # Half of a batch of 32, and of the micro-batches of 16 that evaluation takes.
@@ -153,7 +153,7 @@ def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
   assert 'aria-labelledby="confusion"' in text and (pair / 'run/report.png').is_file()
 
 
-def test_one_process_goes_on_with_the_run_of_two(pair, whole, tmp_path, capsys):
+def test_one_process_resumes_the_run_of_two(pair, whole, tmp_path, capsys):
   run = tmp_path / 'run'
   shutil.copytree(pair / 'run', run, ignore=shutil.ignore_patterns('model', '[5-8]'))
   assert vit_train(run, FIELDS) == 0

@@ -240,7 +240,7 @@ def test_a_run_killed_between_its_test_and_its_model_logs_the_test_once(
   assert names_by_step(tmp_path / 'run') == names_by_step(whole)
 
 
-def test_the_report_is_drawn_when_nothing_of_the_run_is_left_on_the_devices(
+def test_the_report_is_written_when_nothing_of_the_run_is_on_the_devices(
   tmp_path, monkeypatch, capsys
 ):
   from vit_jax.views import report
@@ -263,9 +263,7 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, capsys):
   assert contents(whole) == before
 
 
-def test_how_a_run_is_carried_out_may_change_when_it_is_resumed(
-  whole, tmp_path, monkeypatch, capsys
-):
+def test_how_a_run_is_computed_may_change_when_it_is_resumed(whole, tmp_path, monkeypatch, capsys):
   with stopped_at(2, monkeypatch):
     vit_train(tmp_path)
   assert vit_train(tmp_path, {'system.threads': 1, 'system.prefetch': 0}) == 0
@@ -633,7 +631,7 @@ def test_an_update_with_a_non_finite_loss_changes_only_the_step(bad):
 
 
 @pytest.mark.parametrize('rate', [np.inf, np.nan])
-def test_an_update_that_is_itself_not_finite_is_told(rate):
+def test_an_update_that_is_itself_not_finite_is_named(rate):
   _, _, measured = updated(rate, [1.0, 1.0])
   assert not measured['finite']  # and the run ends before it is saved
 

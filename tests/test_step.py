@@ -66,7 +66,7 @@ def test_a_loss_reads_what_is_fixed_and_the_average_as_it_is_before_the_update()
   np.testing.assert_allclose(state.ema['head']['w'], average, rtol=1e-6)
 
 
-def test_without_an_average_a_loss_is_told_so():
+def test_without_an_average_a_loss_is_given_none():
   calls = []
 
   def loss(params, batch, key, fixed):
