@@ -118,7 +118,7 @@ def ran(folder: pathlib.Path, recipe: str, overrides: Sequence[str]) -> pathlib.
 
 
 def accuracy(run: pathlib.Path, split: str) -> float:
-  return vtab.measured(run, split)['accuracy']
+  return vtab.read_measures(run, split)['accuracy']
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
