@@ -803,7 +803,7 @@ def test_mistakes_are_wrong_and_the_surest_of_all(trained):
     assert mistake.name == data.source.describe(place)
     assert mistake.confidence == pytest.approx(scores[place].max(), abs=1e-6)
     assert mistake.label == str(labels[place])
-    assert mistake.guess == str(scores[place].argmax())
+    assert mistake.prediction == str(scores[place].argmax())
     np.testing.assert_array_equal(mistake.image, images[place])
 
 
@@ -1277,7 +1277,7 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
   assert report_page.as_png(found)
   for mistake, row in zip(found.mistakes, found.measured['mistakes'], strict=True):
     labels = [found.model.classes[k] for k in records[row['index']]['label'] if k >= 0]
-    assert mistake.guess not in labels and mistake.label in labels
+    assert mistake.prediction not in labels and mistake.label in labels
 
 
 def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypatch):
