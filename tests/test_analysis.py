@@ -33,8 +33,8 @@ NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')
 
 def run_of(model, size=SIZE, name='ViT-Ti/16'):
   """A model whose every parameter is drawn, ready to use."""
-  how = bundle.Preprocess('resize', size)
-  return predict.Run(model, drawn(shapes(model, size)), NAMES, how, name)
+  options = bundle.Preprocess('resize', size)
+  return predict.Run(model, drawn(shapes(model, size)), NAMES, options, name)
 
 
 @functools.cache
@@ -70,8 +70,8 @@ def seen_by(run, seed=0):
   return analysis.trace(run, image), logits[0], out
 
 
-def close(found, expected, atol=1e-5):
-  np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=atol, rtol=0)
+def close(result, expected, atol=1e-5):
+  np.testing.assert_allclose(np.asarray(result), np.asarray(expected), atol=atol, rtol=0)
 
 
 VARIANTS = {
@@ -94,25 +94,25 @@ EACH = pytest.mark.parametrize('variant', VARIANTS)
 @EACH
 def test_weights_are_those_of_the_forward_pass(variant):
   run = vit_of(**VARIANTS[variant])
-  seen = analysis.trace(run, picture())
+  trace = analysis.trace(run, picture())
   normal = np.float32(picture()[None] / 127.5 - 1)
   logits, out = forward(run.model, run.params, normal, attention=True)
-  close(np.stack(list(analysis.layer_weights(run, seen))), out['attention'][:, 0])
-  close(seen.logits, logits[0])
-  close(seen.layers, np.concatenate([out['embedded'][None], out['blocks']])[:, 0])
-  assert (seen.pool is None) == (variant != 'map')
-  if seen.pool is not None:
-    close(seen.pool, out['pool_attention'][0, :, 0])
+  close(np.stack(list(analysis.layer_weights(run, trace))), out['attention'][:, 0])
+  close(trace.logits, logits[0])
+  close(trace.layers, np.concatenate([out['embedded'][None], out['blocks']])[:, 0])
+  assert (trace.pool is None) == (variant != 'map')
+  if trace.pool is not None:
+    close(trace.pool, out['pool_attention'][0, :, 0])
 
 
 @EACH
 def test_a_layer_with_its_weights_gives_what_the_forward_pass_gave_without_them(variant):
   run = vit_of(**VARIANTS[variant])
-  seen = analysis.trace(run, picture())
+  trace = analysis.trace(run, picture())
   for layer in range(run.model.depth):
-    given = seen.layers[layer]
-    made, weights = analysis.block(run.params, given, layer, model=run.model, grid=seen.grid)
-    close(made, seen.layers[layer + 1])
+    layer_input = trace.layers[layer]
+    made, weights = analysis.block(run.params, layer_input, layer, model=run.model, grid=trace.grid)
+    close(made, trace.layers[layer + 1])
     close(weights.sum(-1), np.ones(weights.shape[:2]))
 
 
@@ -120,8 +120,8 @@ def test_a_hybrids_weights_are_those_of_the_forward_pass():
   run = hybrid_of()
   normal = np.float32(picture(0, (32, 64))[None] / 127.5 - 1)
   _, asked = forward(run.model, run.params, normal, attention=True)
-  found = run.attention(picture(0, (32, 64)))
-  close(found.weights, asked['attention'][:, 0])
+  result = run.attention(picture(0, (32, 64)))
+  close(result.weights, asked['attention'][:, 0])
 
 
 def test_memory_holds_the_weights_of_one_layer_and_not_of_all():
@@ -142,8 +142,8 @@ def test_memory_holds_the_weights_of_one_layer_and_not_of_all():
 @pytest.mark.parametrize('pool', ['token', 'gap', 'token_gap'])
 def test_what_is_read_of_the_last_tokens_is_what_the_head_gets(pool):
   run = vit_of(**VARIANTS[pool])
-  seen, _, out = seen_by(run)
-  read, encoded = analysis.reading(run.model, seen), np.asarray(seen.encoded)
+  trace, _, out = seen_by(run)
+  read, encoded = analysis.reading(run.model, trace), np.asarray(trace.encoded)
   if pool == 'token_gap':
     expected = np.asarray(out['pre_logits'][0]).reshape(2, -1).mean(0)
   else:
@@ -153,12 +153,12 @@ def test_what_is_read_of_the_last_tokens_is_what_the_head_gets(pool):
 
 
 def test_the_distillation_token_has_half_a_say_and_the_probe_reads_as_it_attends():
-  seen, _, _ = seen_by(vit_of(**VARIANTS['distilled']))
-  read = analysis.reading(vit_of(**VARIANTS['distilled']).model, seen)
+  trace, _, _ = seen_by(vit_of(**VARIANTS['distilled']))
+  read = analysis.reading(vit_of(**VARIANTS['distilled']).model, trace)
   np.testing.assert_array_equal(read, [0.5, 0.5, *[0] * 6])
   run = vit_of(**VARIANTS['map'])
-  seen, _, _ = seen_by(run)
-  close(analysis.reading(run.model, seen), np.asarray(seen.pool).mean(0))
+  trace, _, _ = seen_by(run)
+  close(analysis.reading(run.model, trace), np.asarray(trace.pool).mean(0))
 
 
 # Attention maps
@@ -166,37 +166,37 @@ def test_the_distillation_token_has_half_a_say_and_the_probe_reads_as_it_attends
 
 def test_maps_are_the_class_tokens_row():
   run = vit_of(**VARIANTS['token'])
-  found = run.attention(picture())
-  close(found.maps(), found.weights[:, :, 0, 1:].reshape(2, 2, 2, 3), atol=0)
-  close(found.maps(3), found.weights[:, :, 3, 1:].reshape(2, 2, 2, 3), atol=0)
+  result = run.attention(picture())
+  close(result.maps(), result.weights[:, :, 0, 1:].reshape(2, 2, 2, 3), atol=0)
+  close(result.maps(3), result.weights[:, :, 3, 1:].reshape(2, 2, 2, 3), atol=0)
   for token in (-1, 7):
     with pytest.raises(ValueError, match=f'token is {token}'):
-      found.maps(token)
+      result.maps(token)
 
 
 def test_maps_of_mean_pooling_are_the_mean_over_patches_and_registers_are_left_out():
-  found = vit_of(**VARIANTS['registers']).attention(picture())
-  assert found.prefix == 3 and found.weights.shape == (2, 2, 9, 9)
-  close(found.maps(), found.weights[:, :, 3:, 3:].mean(2).reshape(2, 2, 2, 3), atol=1e-7)
+  result = vit_of(**VARIANTS['registers']).attention(picture())
+  assert result.prefix == 3 and result.weights.shape == (2, 2, 9, 9)
+  close(result.maps(), result.weights[:, :, 3:, 3:].mean(2).reshape(2, 2, 2, 3), atol=1e-7)
 
 
 @EACH
 def test_a_summary_is_what_all_the_weights_tell(variant):
   run = vit_of(**VARIANTS[variant])
   whole = run.attention(picture())
-  for how in (dict(), dict(fusion='max', discard=0.3)):
-    found = analysis.attention_summary(run, analysis.trace(run, picture()), **how)
-    close(found['maps'], whole.maps(), atol=1e-6)
-    close(found['distances'], whole.distances())
-    close(found['rollout'], whole.rollout_maps(**how), atol=1e-6)
+  for options in (dict(), dict(fusion='max', discard=0.3)):
+    result = analysis.attention_summary(run, analysis.trace(run, picture()), **options)
+    close(result['maps'], whole.maps(), atol=1e-6)
+    close(result['distances'], whole.distances())
+    close(result['rollout'], whole.rollout_maps(**options), atol=1e-6)
 
 
 def test_attention_of_a_file_is_that_of_its_pixels(tmp_path):
   run = vit_of()
   Image.fromarray(picture()).save(tmp_path / 'rose.png')
-  found, listed = run.attention(tmp_path / 'rose.png'), run.attention([picture(), picture(1)])
-  np.testing.assert_array_equal(found.weights, listed[0].weights)
-  assert repr(found) == 'Attention(2 layers, 2 heads, 7 tokens, 2x3 patches)'
+  result, listed = run.attention(tmp_path / 'rose.png'), run.attention([picture(), picture(1)])
+  np.testing.assert_array_equal(result.weights, listed[0].weights)
+  assert repr(result) == 'Attention(2 layers, 2 heads, 7 tokens, 2x3 patches)'
   assert len(listed) == 2 and not np.array_equal(listed[0].weights, listed[1].weights)
 
 
@@ -224,9 +224,9 @@ def attention_of(weights, **more):
 @pytest.mark.parametrize('fusion', analysis.FUSIONS)
 @pytest.mark.parametrize('discard', [0.0, 0.5, 0.99])
 def test_rows_of_rollout_sum_to_one(fusion, discard):
-  found = attention_of(random_weights()).rollout(fusion=fusion, discard=discard)
-  assert found.shape == (3, 7, 7) and found.min() >= 0
-  close(found.sum(-1), np.ones((3, 7)), atol=1e-6)
+  result = attention_of(random_weights()).rollout(fusion=fusion, discard=discard)
+  assert result.shape == (3, 7, 7) and result.min() >= 0
+  close(result.sum(-1), np.ones((3, 7)), atol=1e-6)
 
 
 def test_rollout_is_the_product_of_the_papers_layers():
@@ -257,16 +257,16 @@ def test_rollout_of_attention_to_oneself_stays_where_it_is():
 def test_heads_are_joined_and_the_smallest_weights_left_out(fusion, discard, rows):
   weights = np.float32([[[0.8, 0.2], [0.4, 0.6]], [[0.4, 0.6], [0.2, 0.8]]])
   expected = np.add(rows, np.eye(2))
-  found = analysis.rollout_step(weights, jnp.eye(2), fusion=fusion, discard=discard)
-  close(found, expected / expected.sum(1, keepdims=True), atol=1e-6)
+  result = analysis.rollout_step(weights, jnp.eye(2), fusion=fusion, discard=discard)
+  close(result, expected / expected.sum(1, keepdims=True), atol=1e-6)
 
 
-@pytest.mark.parametrize('how', [dict(fusion='median'), dict(discard=1.0), dict(discard=-0.1)])
-def test_a_rollout_that_there_is_not_is_refused(how):
-  with pytest.raises(ValueError, match=next(iter(how))):
-    attention_of(random_weights()).rollout(**how)
-  with pytest.raises(ValueError, match=next(iter(how))):
-    analysis.attention_summary(vit_of(), analysis.trace(vit_of(), picture()), **how)
+@pytest.mark.parametrize('options', [dict(fusion='median'), dict(discard=1.0), dict(discard=-0.1)])
+def test_a_rollout_that_there_is_not_is_refused(options):
+  with pytest.raises(ValueError, match=next(iter(options))):
+    attention_of(random_weights()).rollout(**options)
+  with pytest.raises(ValueError, match=next(iter(options))):
+    analysis.attention_summary(vit_of(), analysis.trace(vit_of(), picture()), **options)
 
 
 # Distances
@@ -294,9 +294,9 @@ def test_uniform_attention_on_a_grid_has_the_mean_over_all_offsets():
 
 def test_attention_to_oneself_goes_no_way_and_to_the_neighbour_one_patch():
   apart = analysis.patch_distances((1, 4), (16, 16))
-  there = np.eye(4, dtype=np.float32)[None]
-  assert analysis.mean_attention_distance(there, apart)[0] == 0
-  close(analysis.mean_attention_distance(there[:, [1, 0, 3, 2]], apart), [16], atol=0)
+  weights = np.eye(4, dtype=np.float32)[None]
+  assert analysis.mean_attention_distance(weights, apart)[0] == 0
+  close(analysis.mean_attention_distance(weights[:, [1, 0, 3, 2]], apart), [16], atol=0)
 
 
 def test_what_goes_to_other_tokens_has_no_distance():
@@ -313,10 +313,10 @@ def test_what_goes_to_other_tokens_has_no_distance():
 
 
 def test_a_hybrids_patch_has_its_stems_stride_in_it():
-  found = hybrid_of().attention(picture(0, (32, 64)))
-  assert found.grid == (1, 2) and found.patch == (32, 32)
-  there = np.eye(3, dtype=np.float32)[[0, 2, 1]]  # each of the two patches attends to the other
-  moved = dataclasses.replace(found, weights=np.tile(there, (1, 2, 1, 1)))
+  result = hybrid_of().attention(picture(0, (32, 64)))
+  assert result.grid == (1, 2) and result.patch == (32, 32)
+  weights = np.eye(3, dtype=np.float32)[[0, 2, 1]]  # each of the two patches attends to the other
+  moved = dataclasses.replace(result, weights=np.tile(weights, (1, 2, 1, 1)))
   close(moved.distances(), [[32, 32]], atol=1e-5)
 
 
@@ -324,7 +324,7 @@ def test_a_hybrids_patch_has_its_stems_stride_in_it():
 
 
 @pytest.mark.parametrize(
-  'run, shape, what',
+  'run, shape, name',
   [
     (vit_of, (15, 4, 4, 3), 'patch embedding'),
     (mixer_of, (15, 4, 4, 3), 'patch embedding'),
@@ -332,12 +332,12 @@ def test_a_hybrids_patch_has_its_stems_stride_in_it():
     (resnet_of, (28, 7, 7, 3), 'first convolution'),
   ],
 )
-def test_filters_are_orthonormal_and_the_first_explain_most(run, shape, what):
-  found = analysis.filters(run().model, run().params)
-  assert found.components.shape == shape and found.of.endswith(what)
-  flat = found.components.reshape(len(found.components), -1)
+def test_filters_are_orthonormal_and_the_first_explain_most(run, shape, name):
+  result = analysis.filters(run().model, run().params)
+  assert result.components.shape == shape and result.of.endswith(name)
+  flat = result.components.reshape(len(result.components), -1)
   close(flat @ flat.T, np.eye(len(flat)))
-  assert (np.diff(found.variance) <= 0).all() and found.variance.sum() <= 1 + 1e-6
+  assert (np.diff(result.variance) <= 0).all() and result.variance.sum() <= 1 + 1e-6
   assert (flat.max(1) >= -flat.min(1) - 1e-6).all()
 
 
@@ -346,11 +346,11 @@ def test_filters_of_two_kinds_have_one_principal_component_each():
   kernel = np.zeros((4, 4, 3, 16), np.float32)
   kernel[1, 2, 0, :8] = np.tile([3, -3], 4)
   kernel[0, 0, 2, 8:] = np.tile([-1, 1], 4)
-  found = analysis.filters(model, {'embed': {'kernel': kernel + 5}})
+  result = analysis.filters(model, {'embed': {'kernel': kernel + 5}})
   expected = np.zeros((2, 4, 4, 3))
   expected[0, 1, 2, 0] = expected[1, 0, 0, 2] = 1
-  close(found.components[:2], expected, atol=1e-6)
-  close(found.variance[:3], [0.9, 0.1, 0], atol=1e-6)
+  close(result.components[:2], expected, atol=1e-6)
+  close(result.variance[:3], [0.9, 0.1, 0], atol=1e-6)
 
 
 def test_filters_of_a_resnet_are_standardised_as_it_uses_them():
@@ -362,21 +362,21 @@ def test_filters_of_a_resnet_are_standardised_as_it_uses_them():
 
 def test_similarity_of_learned_positions_is_a_cosine_and_leaves_class_rows_out():
   run = vit_of(distillation='token')
-  found = analysis.position_similarity(run.model, run.params, SIZE)
+  result = analysis.position_similarity(run.model, run.params, SIZE)
   table = np.asarray(run.params['positions'])[0]
   unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-  close(found.patches[1, 2], (unit[2:] @ unit[2 + 5]).reshape(2, 3), atol=1e-6)
-  close(found.prefix, (unit[:2] @ unit[2:].T).reshape(2, 2, 3), atol=1e-6)
-  close(np.einsum('rcrc->rc', found.patches), np.ones((2, 3)), atol=1e-6)
+  close(result.patches[1, 2], (unit[2:] @ unit[2 + 5]).reshape(2, 3), atol=1e-6)
+  close(result.prefix, (unit[:2] @ unit[2:].T).reshape(2, 2, 3), atol=1e-6)
+  close(np.einsum('rcrc->rc', result.patches), np.ones((2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize('positions', ['sincos2d', 'rope'])
 def test_similarity_of_computed_positions_depends_on_the_offset_alone(positions):
   run = vit_of(positions=positions)
-  found = analysis.position_similarity(run.model, run.params, (24, 24))
-  close(found.patches[1:, 1:, 1:, 1:], found.patches[:-1, :-1, :-1, :-1], atol=1e-5)
-  close(np.einsum('rcrc->rc', found.patches), np.ones((6, 6)), atol=1e-6)
-  assert found.prefix.shape == (0, 6, 6)
+  result = analysis.position_similarity(run.model, run.params, (24, 24))
+  close(result.patches[1:, 1:, 1:, 1:], result.patches[:-1, :-1, :-1, :-1], atol=1e-5)
+  close(np.einsum('rcrc->rc', result.patches), np.ones((6, 6)), atol=1e-6)
+  assert result.prefix.shape == (0, 6, 6)
 
 
 def test_positions_that_are_zero_are_like_none():
@@ -430,15 +430,15 @@ def test_cka_of_what_has_nothing_in_common_is_zero_and_of_nothing_unknown():
 def test_layers_are_compared_on_the_patches_of_all_images(run, layers):
   run = run()
   images = [picture(seed, run.preprocess.size) for seed in range(3)]
-  found = analysis.layer_similarity(run, images)
-  assert found.shape == (layers, layers)
-  close(found, found.T)
-  close(np.diag(found), np.ones(layers))
+  result = analysis.layer_similarity(run, images)
+  assert result.shape == (layers, layers)
+  close(result, result.T)
+  close(np.diag(result), np.ones(layers))
   traces = [analysis.trace(run, image) for image in images]
   if isinstance(run.model, models.vit.ViT):
     first, last = (np.concatenate([t.layers[i, t.prefix :] for t in traces]) for i in (0, -1))
-    assert found[0, -1] == pytest.approx(analysis.cka(first, last), abs=1e-6)
-  assert not np.allclose(found, 1)
+    assert result[0, -1] == pytest.approx(analysis.cka(first, last), abs=1e-6)
+  assert not np.allclose(result, 1)
 
 
 def test_a_sample_of_patches_is_the_same_each_time_and_no_patch_twice(monkeypatch):
@@ -461,10 +461,10 @@ def test_a_sample_of_patches_is_the_same_each_time_and_no_patch_twice(monkeypatc
   resnet_of,
 ])  # fmt: skip
 def test_the_evidence_of_all_patches_makes_the_logits(run):
-  seen, logits, _ = seen_by(run())
-  found = analysis.evidence(run(), seen, range(5))
-  assert found.shape == (*seen.grid, 5)
-  close(found.mean((0, 1)), logits)
+  trace, logits, _ = seen_by(run())
+  result = analysis.evidence(run(), trace, range(5))
+  assert result.shape == (*trace.grid, 5)
+  close(result.mean((0, 1)), logits)
 
 
 @pytest.mark.parametrize('variant', [name for name in VARIANTS if 'token' not in name])
@@ -473,22 +473,22 @@ def test_the_evidence_of_an_only_patch_is_the_logits(variant):
   if fields['pool'] == 'token':
     fields |= dict(pool='gap', class_token=True)
   run = run_of(tiny(**fields), (4, 4))
-  seen, logits, _ = seen_by(run)
-  close(analysis.evidence(run, seen, range(5))[0, 0], logits.reshape(-1))
+  trace, logits, _ = seen_by(run)
+  close(analysis.evidence(run, trace, range(5))[0, 0], logits.reshape(-1))
 
 
 @pytest.mark.parametrize('fields', [{}, dict(distillation='head'), dict(registers=2)])
 def test_with_a_class_token_a_patch_is_read_in_its_place(fields):
   run = vit_of(pool='token', representation=7, **fields)
-  seen, _, _ = seen_by(run)
+  trace, _, _ = seen_by(run)
   params = run.params
-  patches = np.asarray(seen.encoded)[seen.prefix :]
+  patches = np.asarray(trace.encoded)[trace.prefix :]
   hidden = np.tanh(patches @ params['pre_logits']['kernel'] + params['pre_logits']['bias'])
   expected = hidden @ params['head']['kernel'] + params['head']['bias']
   if fields.get('distillation'):
     other = patches @ params['head_dist']['kernel'] + params['head_dist']['bias']
     expected = (expected + other) / 2
-  close(analysis.evidence(run, seen, [3, 1]), expected[:, [3, 1]].reshape(2, 3, 2))
+  close(analysis.evidence(run, trace, [3, 1]), expected[:, [3, 1]].reshape(2, 3, 2))
 
 
 def test_without_a_head_there_is_no_evidence():
@@ -508,42 +508,42 @@ def brightness(images):
 
 def test_a_square_takes_what_it_hides():
   white = np.full((8, 12, 3), 255, np.uint8)
-  found = analysis.occlusion(brightness, white, 0, square=(4, 6), stride=(4, 6), grey=(0, 0, 0))
-  close(found.drop, [[1, 0], [0, 0]], atol=1e-6)
-  assert found.score == 1 and (found.tops.tolist(), found.lefts.tolist()) == ([0, 4], [0, 6])
-  field = found.field((8, 12))
+  result = analysis.occlusion(brightness, white, 0, square=(4, 6), stride=(4, 6), grey=(0, 0, 0))
+  close(result.drop, [[1, 0], [0, 0]], atol=1e-6)
+  assert result.score == 1 and (result.tops.tolist(), result.lefts.tolist()) == ([0, 4], [0, 6])
+  field = result.field((8, 12))
   assert (field[:4, :6] == 1).all() and field.sum() == 24
 
 
 def test_a_class_that_sees_nothing_loses_nothing():
-  found = analysis.occlusion(brightness, picture(), 1, square=(3, 3), stride=(2, 2))
-  assert not found.drop.any()
+  result = analysis.occlusion(brightness, picture(), 1, square=(3, 3), stride=(2, 2))
+  assert not result.drop.any()
 
 
 @pytest.mark.parametrize('square, stride', [((3, 5), (2, 3)), ((8, 12), (1, 1)), ((1, 1), (1, 1))])
 def test_squares_hide_every_pixel_and_end_with_the_image(square, stride):
-  found = analysis.occlusion(brightness, picture(), 0, square=square, stride=stride)
-  assert found.tops[-1] + square[0] == 8 and found.lefts[-1] + square[1] == 12
-  assert found.drop.shape == (len(found.tops), len(found.lefts))
-  assert np.isfinite(found.field((8, 12))).all()
+  result = analysis.occlusion(brightness, picture(), 0, square=square, stride=stride)
+  assert result.tops[-1] + square[0] == 8 and result.lefts[-1] + square[1] == 12
+  assert result.drop.shape == (len(result.tops), len(result.lefts))
+  assert np.isfinite(result.field((8, 12))).all()
 
 
 def test_a_pixel_has_the_mean_of_the_squares_that_hide_it_and_none_where_none_does():
-  found = analysis.Occlusion(
+  result = analysis.Occlusion(
     np.array([[1, 3]], np.float32), np.array([0]), np.array([0, 1]), (1, 2), 0.5
   )
-  np.testing.assert_array_equal(found.field((2, 3)), [[1, 2, 3], [np.nan] * 3])
+  np.testing.assert_array_equal(result.field((2, 3)), [[1, 2, 3], [np.nan] * 3])
 
 
 def test_a_models_drops_are_those_of_its_scores():
   run = vit_of()
   image = picture()
   scores = lambda images: run.forward(images)['scores']  # noqa: E731
-  found = analysis.occlusion(scores, image, 2, square=(4, 4), stride=(4, 8), grey=(1, 2, 3))
+  result = analysis.occlusion(scores, image, 2, square=(4, 4), stride=(4, 8), grey=(1, 2, 3))
   hidden = image.copy()
   hidden[4:8, 8:12] = (1, 2, 3)
   whole, less = run.forward([image, hidden])['scores'][:, 2]
-  assert found.drop[1, 1] == pytest.approx(whole - less, abs=1e-6)
+  assert result.drop[1, 1] == pytest.approx(whole - less, abs=1e-6)
 
 
 @pytest.mark.parametrize('square, stride', [((9, 1), (1, 1)), ((0, 1), (1, 1)), ((1, 1), (1, 0))])
@@ -606,8 +606,8 @@ OF_IMAGE = ('attention', 'rollout', 'evidence', 'occlusion')
 def test_inspect_writes_every_picture_with_its_arrays(tmp_path, photos, capsys):
   run, out = vit_of(), tmp_path / 'out'
   assert inspect(saved(run, tmp_path), photos, '--out', out) == 0
-  told = capsys.readouterr()
-  assert told.err == '' and str(out) in told.out
+  output = capsys.readouterr()
+  assert output.err == '' and str(out) in output.out
   expected = {'inspect.json', 'attention.html'}
   for suffix in ('png', 'npz'):
     expected |= {f'{n}.{suffix}' for n in ('filters', 'positions', 'distances', 'layers')}
@@ -629,8 +629,8 @@ def test_the_arrays_are_those_of_the_analysis(tmp_path, photos):
   arrays = {path.stem: dict(np.load(path)) for path in (out / '01_rose_1').glob('*.npz')}
   close(arrays['attention']['maps'], whole.maps(), atol=1e-6)
   close(arrays['rollout']['rollout'], whole.rollout_maps(fusion='max', discard=0.4), atol=1e-6)
-  seen = analysis.trace(run, picture(1))
-  close(arrays['evidence']['logits'], analysis.evidence(run, seen, [3])[..., 0])
+  trace = analysis.trace(run, picture(1))
+  close(arrays['evidence']['logits'], analysis.evidence(run, trace, [3])[..., 0])
   assert arrays['occlusion']['drop'].shape == (4, 6) and arrays['occlusion']['label'] == 3
   each = [run.attention(picture(i)).distances() for i in range(2)]
   close(np.load(out / 'distances.npz')['distances'], np.mean(each, 0))
@@ -642,12 +642,12 @@ def test_the_arrays_are_those_of_the_analysis(tmp_path, photos):
 def test_what_a_model_has_not_is_left_out_with_a_line(run, tmp_path, photos, capsys):
   out = tmp_path / 'out'
   assert inspect(saved(run(), tmp_path), photos, '--out', out) == 0
-  told = capsys.readouterr().out
+  output = capsys.readouterr().out
   family = type(run().model).__name__
-  assert f'left out positions: a {family} has no position embeddings' in told
-  assert f'left out distances, page, attention, rollout: a {family} has no attention' in told
-  kept = {'filters', 'layers', '00_rose_0/evidence', '01_rose_1/occlusion'}
-  assert {f'{name}.png' for name in kept} < files_in(out)
+  assert f'left out positions: a {family} has no position embeddings' in output
+  assert f'left out distances, page, attention, rollout: a {family} has no attention' in output
+  remaining = {'filters', 'layers', '00_rose_0/evidence', '01_rose_1/occlusion'}
+  assert {f'{name}.png' for name in remaining} < files_in(out)
   assert inspect(saved(run(), tmp_path), photos, '--out', out, '--only', 'rollout') == 2
 
 
@@ -702,15 +702,15 @@ def test_a_folder_in_the_way_is_named_before_anything_is_replaced(tmp_path, caps
   out = tmp_path / 'out'
   (out / 'positions.png').mkdir(parents=True)
   assert inspect(saved(vit_of(), tmp_path), '--out', out) == 2
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1 and f'{out / "positions.png"} cannot be written' in told
+  output = capsys.readouterr().err
+  assert output.count('\n') == 1 and f'{out / "positions.png"} cannot be written' in output
   assert files_in(out) == set() and [path.name for path in out.iterdir()] == ['positions.png']
 
 
 def test_a_head_that_reads_no_patch_has_no_distance_and_the_others_have(monkeypatch):
   nan = np.nan
   each = iter(np.float32([[[nan, 2.0], [nan, 4.0]], [[nan, nan], [6.0, 8.0]]]))
-  monkeypatch.setattr(analysis, 'attention_summary', lambda run, seen: {'distances': next(each)})
+  monkeypatch.setattr(analysis, 'attention_summary', lambda run, trace: {'distances': next(each)})
   images = [inspection.Image(str(index), picture(index)) for index in range(2)]
   drawn = inspection.distances(vit_of(), images)
   np.testing.assert_array_equal(drawn.arrays['distances'], [[nan, 2.0], [6.0, 6.0]])
@@ -721,8 +721,8 @@ def test_a_run_whose_data_is_gone_shows_its_weights(tmp_path, capsys):
   model = saved(vit_of(), tmp_path)
   (tmp_path / 'config.json').write_text('{"data": {"source": "folder:gone", "test": "test"}}')
   assert inspect(tmp_path, '--out', tmp_path / 'out', '--only', 'filters', 'rollout') == 3
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1 and 'gone' in told and model
+  output = capsys.readouterr().err
+  assert output.count('\n') == 1 and 'gone' in output and model
   assert 'filters.png' in files_in(tmp_path / 'out')
 
 
@@ -732,8 +732,8 @@ def test_a_model_that_is_not_finite_is_refused(spoilt, said, tmp_path, photos, c
   params = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(spoilt), run.params)
   model = saved(dataclasses.replace(run, params=params), tmp_path)
   assert inspect(model, photos, '--out', tmp_path / 'out', '--only', 'evidence') == 2
-  told = capsys.readouterr().err
-  assert told.splitlines()[-1].startswith('vit inspect: ') and said in told
+  output = capsys.readouterr().err
+  assert output.splitlines()[-1].startswith('vit inspect: ') and said in output
 
 
 def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photos, monkeypatch):
@@ -751,8 +751,8 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_drawn(tmp_path, ph
   (photos / 'broken.png').write_bytes(b'no image')
   words = ('--out', tmp_path / 'out', '--only', 'rollout')
   assert inspect(saved(vit_of(), tmp_path), photos, *words) == 3
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1 and 'broken.png' in told
+  output = capsys.readouterr().err
+  assert output.count('\n') == 1 and 'broken.png' in output
   assert {'00_rose_0/rollout.png', '01_rose_1/rollout.png'} < files_in(tmp_path / 'out')
 
 
@@ -780,8 +780,8 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(words, said, tmp_path, 
   for name, place in places.items():
     words = [word.replace(name, place) for word in words]
   assert inspect(*words) == 2
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and said in told.err and told.out == ''
+  output = capsys.readouterr()
+  assert output.err.count('\n') == 1 and said in output.err and output.out == ''
   assert files_in(tmp_path) == before and not (tmp_path / 'out').exists()
 
 
@@ -813,8 +813,8 @@ def test_what_is_interrupted_ends_with_its_code_and_leaves_nothing(number, code,
   while process.poll() is None and not list(tmp_path.glob('.vit-*/00_*')):
     time.sleep(0.01)
   process.send_signal(number)
-  found, _, err = ended(process)
-  assert found == code and 'Traceback' not in err and 'Fatal' not in err
+  result, _, err = ended(process)
+  assert result == code and 'Traceback' not in err and 'Fatal' not in err
   assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.vit-*'))
 
 
@@ -841,10 +841,10 @@ def test_equal_arrays_make_equal_pictures_and_others_do_not():
 
 
 def test_tiles_lie_in_order_with_gaps_between():
-  found = pictures.tiled(np.arange(12.0).reshape(2, 3, 1, 2))
+  result = pictures.tiled(np.arange(12.0).reshape(2, 3, 1, 2))
   nan = np.nan
   expected = [[0, 1, nan, 2, 3, nan, 4, 5], [nan] * 8, [6, 7, nan, 8, 9, nan, 10, 11]]
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize('draw', [
@@ -868,7 +868,7 @@ DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs' / 'look_inside.md'
 
 
 @pytest.fixture
-def there(tmp_path, photos, monkeypatch):
+def in_docs_folder(tmp_path, photos, monkeypatch):
   """The folder that the page's examples run in, with the run and the images that they name."""
   run = dataclasses.replace(vit_of(), classes=('rose', *NAMES[1:]))
   (tmp_path / 'runs' / 'flowers').mkdir(parents=True)
@@ -884,16 +884,18 @@ COMMANDS = [line for (block,) in [blocks(DOCUMENT, '')] for line in block.splitl
 
 
 @pytest.mark.parametrize('line', COMMANDS)
-def test_a_command_of_the_page_runs(line, there, capsys):
+def test_a_command_of_the_page_runs(line, in_docs_folder, capsys):
   words = shlex.split(line)
   assert words[:2] == ['vit', 'inspect'] and vit.main(words[1:]) == 0
-  told = capsys.readouterr()
-  assert told.err == '' and 'left out' not in told.out
-  index = json.loads((there / words[words.index('--out') + 1] / 'inspect.json').read_text())
+  output = capsys.readouterr()
+  assert output.err == '' and 'left out' not in output.out
+  index = json.loads(
+    (in_docs_folder / words[words.index('--out') + 1] / 'inspect.json').read_text()
+  )
   assert len(index['images']) == {'photos': 2, 'rose.jpg': 1}.get(words[3], 8) or '--only' in words
 
 
-def test_the_python_of_the_page_runs_and_its_comments_are_right(there):
+def test_the_python_of_the_page_runs_and_its_comments_are_right(in_docs_folder):
   (block,) = blocks(DOCUMENT, 'python')
   values = {}
   exec(block, values)
@@ -906,25 +908,25 @@ def test_the_python_of_the_page_runs_and_its_comments_are_right(there):
 def test_every_picture_and_every_flag_is_told():
   rows = table('name', DOCUMENT)
   assert [coded(row[0])[0] for row in rows] == list(inspection.NAMES)
-  told = DOCUMENT.read_text()
+  output = DOCUMENT.read_text()
   parser = argparse.ArgumentParser()
   flags.inspect(parser)
   options = {option for action in parser._actions for option in action.option_strings}
-  assert [option for option in options - {'-h', '--help'} if option not in told] == []
+  assert [option for option in options - {'-h', '--help'} if option not in output] == []
 
 
-def test_the_arrays_told_are_those_that_are_written(there):
+def test_the_arrays_told_are_those_that_are_written(in_docs_folder):
   bundle.write('runs/flowers/model', vit_of(**VARIANTS['map']))  # which has all of them
   assert vit.main(['inspect', 'runs/flowers', 'rose.jpg', '--out', 'out']) == 0
   for row in table('name', DOCUMENT):
     (name,), arrays = coded(row[0]), [text.split()[0] for text in coded(row[2])]
     if name != 'page':
-      (file,) = (there / 'out').rglob(f'{name}.npz')
+      (file,) = (in_docs_folder / 'out').rglob(f'{name}.npz')
       assert sorted(arrays) == sorted(np.load(file)), name
 
 
 def test_the_sizes_told_are_those_that_hold():
-  told = ' '.join(DOCUMENT.read_text().split())
-  assert f'{analysis.EXAMPLES:,} patches' in told
-  assert f'first {analysis.COMPONENTS} principal components' in told
-  assert f'{inspection.PAGE >> 20} MiB' in told
+  output = ' '.join(DOCUMENT.read_text().split())
+  assert f'{analysis.EXAMPLES:,} patches' in output
+  assert f'first {analysis.COMPONENTS} principal components' in output
+  assert f'{inspection.PAGE >> 20} MiB' in output

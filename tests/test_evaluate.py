@@ -38,8 +38,8 @@ def model_of(classes=5, scores='softmax', names=None, seed=0):
   params = drawn(shapes(model))
   if seed:
     params['head']['kernel'] = params['head']['kernel'] + seed
-  how = bundle.Preprocess('resize', SIZE, (0.4, 0.5, 0.6), (0.3, 0.3, 0.3))
-  return bundle.Bundle(model, params, names, how, 'ViT-Ti/16', scores)
+  options = bundle.Preprocess('resize', SIZE, (0.4, 0.5, 0.6), (0.3, 0.3, 0.3))
+  return bundle.Bundle(model, params, names, options, 'ViT-Ti/16', scores)
 
 
 def picture(index):
@@ -59,12 +59,12 @@ def split_of(count, *, classes=NAMES, bad=(), label=None, name='made', split='te
   return inputs.Split(name, split, sources.Source(records, tuple(classes)))
 
 
-def logits_of(found, count):
+def logits_of(result, count):
   """(count, K) of the first pictures."""
   images = np.stack([picture(index) for index in range(count)]).astype(np.float64)
-  how = found.preprocess
-  normal = (images / 255 - np.asarray(how.mean)) / np.asarray(how.std)
-  logits, _ = forward(found.model, found.params, np.float32(normal))
+  options = result.preprocess
+  normal = (images / 255 - np.asarray(options.mean)) / np.asarray(options.std)
+  logits, _ = forward(result.model, result.params, np.float32(normal))
   return np.asarray(logits, np.float64)
 
 
@@ -100,23 +100,23 @@ def expected_calibration(confidence, right):
 @pytest.mark.parametrize('count', [1, 8, 13, 50])
 def test_measures_are_those_of_float64_over_every_image_once(count, devices, monkeypatch):
   on_devices(devices, monkeypatch)
-  found = model_of()
+  result = model_of()
   bad, unlabelled = {2, 11}, {5, 12}
   data = split_of(count, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
-  values = accuracy.evaluate_model(found, data, batch_size=2, say=quiet)
-  kept = [i for i in range(count) if i not in bad | unlabelled]
-  truth, logits = np.array([(3 * i) % 5 for i in kept]), logits_of(found, 50)[kept]
+  values = accuracy.evaluate_model(result, data, batch_size=2, say=quiet)
+  readable = [i for i in range(count) if i not in bad | unlabelled]
+  truth, logits = np.array([(3 * i) % 5 for i in readable]), logits_of(result, 50)[readable]
   scores, guess = softmax(logits), logits.argmax(1)
-  assert values['count'] == len(kept)
+  assert values['count'] == len(readable)
   assert values['bad_images'] == len([i for i in bad if i < count])
   assert values['unlabelled'] == len([i for i in unlabelled if i < count])
   assert values['accuracy'] == np.mean(guess == truth)
   assert values['top5'] == 1.0
-  loss = -np.log(scores[np.arange(len(kept)), truth]).mean()
+  loss = -np.log(scores[np.arange(len(readable)), truth]).mean()
   assert values['loss'] == pytest.approx(loss, rel=1e-5)
   error = expected_calibration(scores.max(1), guess == truth)
   assert values['calibration_error'] == pytest.approx(error, abs=1e-5)
-  assert sum(row['count'] for row in values['calibration']) == len(kept)
+  assert sum(row['count'] for row in values['calibration']) == len(readable)
   confusion = np.zeros((5, 5), int)
   np.add.at(confusion, (truth, guess), 1)
   assert values['confusion'] == confusion.tolist()
@@ -134,13 +134,13 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
   on_devices(devices, monkeypatch)
   bad, unlabelled = {2, 11}, {5, 12}
   data = split_of(60, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
-  found = accuracy.evaluate_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
+  result = accuracy.evaluate_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
   scores = softmax(logits_of(model_of(), 60))
   guess = scores.argmax(1)
   wrong = [i for i in range(60) if i not in bad | unlabelled and guess[i] != (3 * i) % 5]
   surest = sorted(wrong, key=lambda i: -scores[i].max())[: classify.MISTAKES]
-  assert len(wrong) > classify.MISTAKES and [row['index'] for row in found] == surest
-  for row, index in zip(found, surest):
+  assert len(wrong) > classify.MISTAKES and [row['index'] for row in result] == surest
+  for row, index in zip(result, surest):
     assert row['image'] == data.source.describe(index)
     assert (row['label'], row['guess']) == (NAMES[(3 * index) % 5], NAMES[guess[index]])
     assert row['confidence'] == pytest.approx(scores[index].max(), abs=1e-6)
@@ -150,9 +150,9 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
 
 def test_top_five_counts_a_label_among_the_first_five():
   names = tuple(f'class {k}' for k in range(7))
-  found = model_of(7, names=names)
-  values = accuracy.evaluate_model(found, split_of(40, classes=names))
-  order = np.argsort(-logits_of(found, 40), axis=1)[:, :5]
+  result = model_of(7, names=names)
+  values = accuracy.evaluate_model(result, split_of(40, classes=names))
+  order = np.argsort(-logits_of(result, 40), axis=1)[:, :5]
   assert values['top5'] == np.mean([i % 7 in order[i] for i in range(40)]) < 1
   fewer = accuracy.evaluate_model(model_of(3), split_of(9, classes=NAMES[:3]))
   assert fewer['top3'] == 1.0 and 'top5' not in fewer
@@ -162,10 +162,10 @@ def test_a_bin_holds_its_upper_edge_and_no_weight_is_lost():
   bins = np.zeros((15, 3))
   bins[14] = (4, 3.9, 1)
   bins[0] = (1, 0.05, 1)
-  found = classify.calibration(bins)
-  assert found['calibration_error'] == pytest.approx((2.9 + 0.95) / 5)
+  result = classify.calibration(bins)
+  assert result['calibration_error'] == pytest.approx((2.9 + 0.95) / 5)
   assert (
-    found['calibration'][14]['accuracy'] == 0.25 and found['calibration'][7]['accuracy'] is None
+    result['calibration'][14]['accuracy'] == 0.25 and result['calibration'][7]['accuracy'] is None
   )
 
 
@@ -175,26 +175,26 @@ def several(index):
 
 
 def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
-  found = model_of()
-  values = accuracy.evaluate_model(found, split_of(31, label=several))
-  kept = [i for i in range(31) if i % 3 < 2]
-  guess = logits_of(found, 31).argmax(1)
-  right = [guess[i] in [label for label in several(i) if label >= 0] for i in kept]
-  assert (values['count'], values['unlabelled']) == (len(kept), 10)
+  result = model_of()
+  values = accuracy.evaluate_model(result, split_of(31, label=several))
+  readable = [i for i in range(31) if i % 3 < 2]
+  guess = logits_of(result, 31).argmax(1)
+  right = [guess[i] in [label for label in several(i) if label >= 0] for i in readable]
+  assert (values['count'], values['unlabelled']) == (len(readable), 10)
   assert values['accuracy'] == np.mean(right)
   assert values['confusion'] is None and values['confused'] == []
-  scores = softmax(logits_of(found, 31))
-  shares = [-np.mean([np.log(scores[i, k]) for k in several(i) if k >= 0]) for i in kept]
+  scores = softmax(logits_of(result, 31))
+  shares = [-np.mean([np.log(scores[i, k]) for k in several(i) if k >= 0]) for i in readable]
   assert values['loss'] == pytest.approx(np.mean(shares), rel=1e-5)
   assert 'mean_average_precision' not in values
 
 
 def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
-  found = model_of(scores='sigmoid')
-  values = accuracy.evaluate_model(found, split_of(31, label=several))
-  kept = [i for i in range(31) if i % 3 < 2]
-  logits = logits_of(found, 31)[kept]
-  truth = np.array([[k in several(i) for k in range(5)] for i in kept])
+  result = model_of(scores='sigmoid')
+  values = accuracy.evaluate_model(result, split_of(31, label=several))
+  readable = [i for i in range(31) if i % 3 < 2]
+  logits = logits_of(result, 31)[readable]
+  truth = np.array([[k in several(i) for k in range(5)] for i in readable])
   want = average_precision_score(truth, logits, average='macro')
   assert values['mean_average_precision'] == pytest.approx(want, abs=1e-6)
   for place, row in enumerate(values['classes']):
@@ -235,13 +235,13 @@ WORDS = tuple(words for _, _, words in imagenet.table())
 NUMBERS = tuple(map(str, range(1000)))
 
 
-def columns_of(theirs, ours, **how):
-  matched = labels.match(theirs, ours, **how)
+def columns_of(theirs, ours, **options):
+  matched = labels.match(theirs, ours, **options)
   return [None if place < 0 else int(matched.columns[place]) for place in matched.targets], matched
 
 
 @pytest.mark.parametrize(
-  'theirs, ours, columns, how',
+  'theirs, ours, columns, options',
   [
     (NAMES, NAMES, [0, 1, 2, 3, 4], 'the same names'),
     (NAMES[::-1], NAMES, [4, 3, 2, 1, 0], 'by name'),
@@ -255,9 +255,9 @@ def columns_of(theirs, ours, **how):
     (WNIDS[7:3:-1], NUMBERS, [7, 6, 5, 4], 'restricted to 4 of 1000'),
   ],
 )
-def test_classes_are_matched(theirs, ours, columns, how):
-  found, matched = columns_of(theirs, ours)
-  assert found == columns and how in matched.method
+def test_classes_are_matched(theirs, ours, columns, options):
+  result, matched = columns_of(theirs, ours)
+  assert result == columns and options in matched.method
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_classes_that_do_not_match_are_refused_with_the_way_out(theirs, ours, sa
 )
 def test_a_label_map_decides(name, text, tmp_path):
   (tmp_path / name).write_text(text)
-  found, matched = columns_of(('weed', 'rose', 'tulip', 'reed'), NAMES, label_map=tmp_path / name)
-  assert found == [None, 3, 1, 1]
+  result, matched = columns_of(('weed', 'rose', 'tulip', 'reed'), NAMES, label_map=tmp_path / name)
+  assert result == [None, 3, 1, 1]
   assert matched.names == ('bee', 'rose')  # two classes are bees, one is a dog
 
 
@@ -336,11 +336,11 @@ def test_imagenet_a_and_r_use_200_classes_each():
 
 @pytest.mark.parametrize('names', [NUMBERS, WORDS])
 def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
-  found = model_of(1000, names=names)
+  result = model_of(1000, names=names)
   used = [place for place, name in enumerate(WNIDS) if name in imagenet.subset('imagenet_a')]
   data = split_of(24, classes=WNIDS, label=lambda i: used[7 * i], name='imagenet_a')
-  values = accuracy.evaluate_model(found, data)
-  logits = logits_of(found, 24)[:, used]
+  values = accuracy.evaluate_model(result, data)
+  logits = logits_of(result, 24)[:, used]
   truth = 7 * np.arange(24)
   assert values['count'] == 24 and len(values['confusion']) == 200
   assert values['accuracy'] == np.mean(logits.argmax(1) == truth)
@@ -358,23 +358,25 @@ def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
 def test_features_are_of_every_image_once_in_order(count, devices, monkeypatch):
   on_devices(devices, monkeypatch)
   data = split_of(count, bad={3}, label=lambda i: -1 if i == 5 else i % 5)
-  told = []
-  made = features.extract(model_of(), data, batch_size=2, say=told.append)
-  kept = [i for i in range(count) if i != 3]
-  assert made.indices.tolist() == kept and made.bad_images == len(told) == int(count > 3)
-  assert made.labels.tolist() == [-1 if i == 5 else i % 5 for i in kept]
-  found = vit_jax.predict.Run(**vars(model_of()))
-  np.testing.assert_allclose(made.values, found.features([picture(i) for i in kept]), atol=1e-5)
-  assert made.labelled().indices.tolist() == [i for i in kept if i != 5]
+  output = []
+  made = features.extract(model_of(), data, batch_size=2, say=output.append)
+  readable = [i for i in range(count) if i != 3]
+  assert made.indices.tolist() == readable and made.bad_images == len(output) == int(count > 3)
+  assert made.labels.tolist() == [-1 if i == 5 else i % 5 for i in readable]
+  result = vit_jax.predict.Run(**vars(model_of()))
+  np.testing.assert_allclose(
+    made.values, result.features([picture(i) for i in readable]), atol=1e-5
+  )
+  assert made.labelled().indices.tolist() == [i for i in readable if i != 5]
 
 
 def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path, monkeypatch):
   computed = []
   placed_batches = inputs.placed_batches
 
-  def counted(split, *args, **how):
+  def counted(split, *args, **options):
     computed.append(split.split)
-    return placed_batches(split, *args, **how)
+    return placed_batches(split, *args, **options)
 
   monkeypatch.setattr(inputs, 'placed_batches', counted)
   take = functools.partial(features.extract, cache=tmp_path / 'kept', say=quiet)
@@ -392,8 +394,8 @@ def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path
     (model_of(seed=1), data, {}),
     (model_of(), data, {'preprocess': 'resize | grayscale(1)'}),
   ]
-  for found, where, how in others:
-    take(found, where, **how)
+  for result, where, options in others:
+    take(result, where, **options)
   assert len(computed) == 1 + len(others)
   for file in (tmp_path / 'kept').iterdir():
     file.write_bytes(file.read_bytes()[:200])
@@ -402,9 +404,9 @@ def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path
 
 
 def test_a_model_of_patches_has_no_features_of_an_image():
-  found = model_of()
+  result = model_of()
   patches = bundle.Bundle(
-    tiny(pool='none', depth=1), found.params, NAMES, found.preprocess, 'ViT-Ti/16'
+    tiny(pool='none', depth=1), result.params, NAMES, result.preprocess, 'ViT-Ti/16'
   )
   with pytest.raises(ValueError, match='only of its patches'):
     features.extract(patches, split_of(4))
@@ -447,8 +449,8 @@ def test_neighbours_vote_as_in_float64(monkeypatch):
       'train_count': 53,
       'count': 37,
     }
-  found = np.concatenate([places for _, places in knn.neighbours(train.values, test.values, k=5)])
-  np.testing.assert_array_equal(found, np.argsort(-similarity, axis=1)[:, :5])
+  result = np.concatenate([places for _, places in knn.neighbours(train.values, test.values, k=5)])
+  np.testing.assert_array_equal(result, np.argsort(-similarity, axis=1)[:, :5])
 
 
 @pytest.mark.parametrize('k', [0, -1, 54])
@@ -460,34 +462,34 @@ def test_more_neighbours_than_there_are_is_refused(k):
 @pytest.mark.parametrize('count, width', [(40, 6), (5, 6), (7, 6), (12, 30)])
 def test_ridge_regression_is_the_solution_of_its_equations(count, width):
   train = clusters(count, width=width)
-  found = fewshot.fit(train.values, train.labels, 4, l2=fewshot.L2)
+  result = fewshot.fit(train.values, train.labels, 4, l2=fewshot.L2)
   values = np.float64(train.values)
   x = (values - values.mean(0)) / (values.std(0) + 1e-5)
   x = np.hstack([x, np.full((count, 1), 100.0)])
   y = 2.0 * (train.labels[:, None] == np.arange(4)) - 1
   solved = np.linalg.solve(x.T @ x + 2.0**10 * np.eye(width + 1), x.T @ y)
-  np.testing.assert_allclose(found['weights'], solved, atol=1e-5)
+  np.testing.assert_allclose(result['weights'], solved, atol=1e-5)
   test = clusters(30, width=width, seed=1)
   new = (np.float64(test.values) - values.mean(0)) / (values.std(0) + 1e-5)
   guesses = (np.hstack([new, np.full((30, 1), 100.0)]) @ solved).argmax(1)
-  np.testing.assert_array_equal(fewshot.predict(found, test.values), guesses)
+  np.testing.assert_array_equal(fewshot.predict(result, test.values), guesses)
 
 
 def test_shots_are_chosen_by_seed_class_after_class():
   train, test = clusters(80), clusters(41, seed=1)
   rows = fewshot.measure(train, test, shots=(1, 5), seeds=(0, 1, 2))
   for row in rows:
-    found = []
+    result = []
     for seed in (0, 1, 2):
       rng = np.random.default_rng(seed)
       chosen = np.concatenate(
         [rng.permutation(np.where(train.labels == k)[0])[: row['shots']] for k in range(4)]
       )
       model = fewshot.fit(train.values[chosen], train.labels[chosen], 4, l2=1024.0)
-      found.append(np.mean(fewshot.predict(model, test.values) == test.labels))
-    assert row['accuracies'] == found
-    assert row['accuracy'] == pytest.approx(np.mean(found))
-    assert row['spread'] == pytest.approx(np.std(found, ddof=1))
+      result.append(np.mean(fewshot.predict(model, test.values) == test.labels))
+    assert row['accuracies'] == result
+    assert row['accuracy'] == pytest.approx(np.mean(result))
+    assert row['spread'] == pytest.approx(np.std(result, ddof=1))
     assert (row['train_count'], row['count'], row['short']) == (4 * row['shots'], 41, {})
 
 
@@ -499,10 +501,10 @@ def test_a_class_with_fewer_images_than_shots_is_told():
   assert 'fewer than 11 images of a class: b 10, c 10, d 10' in fewshot.lines([ample, short])[-1]
 
 
-@pytest.mark.parametrize('how', [{'shots': (0,)}, {'shots': ()}, {'seeds': ()}])
-def test_no_shots_or_seeds_are_refused(how):
+@pytest.mark.parametrize('options', [{'shots': (0,)}, {'shots': ()}, {'seeds': ()}])
+def test_no_shots_or_seeds_are_refused(options):
   with pytest.raises(ValueError, match='must be at least 1'):
-    fewshot.measure(clusters(9), clusters(9), **how)
+    fewshot.measure(clusters(9), clusters(9), **options)
 
 
 def test_regularisation_is_chosen_on_validation_data_and_the_last_fit_has_both():
@@ -520,29 +522,29 @@ def test_regularisation_is_chosen_on_validation_data_and_the_last_fit_has_both()
     return model.fit(np.float64(values), truth).score(np.float64(on.values), on.labels)
 
   grid = (10.0, 1e-4, 0.01)
-  found = linear.measure(train, validation, test, grid=grid)
+  result = linear.measure(train, validation, test, grid=grid)
   searched = [reference(c, [train], validation) for c in sorted(grid)]
-  assert [row['C'] for row in found['search']] == sorted(grid)
-  assert [row['accuracy'] for row in found['search']] == searched
+  assert [row['C'] for row in result['search']] == sorted(grid)
+  assert [row['accuracy'] for row in result['search']] == searched
   best = sorted(grid)[int(np.argmax(searched))]
-  assert found['C'] == best and found['validation_accuracy'] == max(searched)
-  assert found['accuracy'] == reference(best, [train, validation], test)
-  counts = [found[name] for name in ('train_count', 'validation_count', 'count')]
+  assert result['C'] == best and result['validation_accuracy'] == max(searched)
+  assert result['accuracy'] == reference(best, [train, validation], test)
+  counts = [result[name] for name in ('train_count', 'validation_count', 'count')]
   assert counts == [40, 61, 33]
 
 
 def test_a_regression_that_was_cut_off_says_so(monkeypatch):
   monkeypatch.setattr(linear, 'STEPS', 1)
-  found = linear.measure(clusters(40), clusters(20, seed=1), clusters(9, seed=2), grid=(1.0,))
-  assert not found['converged'] and 'not converged' in linear.lines(found)[-1]
+  result = linear.measure(clusters(40), clusters(20, seed=1), clusters(9, seed=2), grid=(1.0,))
+  assert not result['converged'] and 'not converged' in linear.lines(result)[-1]
 
 
 @pytest.mark.parametrize('measure', [knn.measure, fewshot.measure])
 def test_several_labels_or_none_are_refused_by_the_probes(measure):
-  found = model_of()
-  many = features.extract(found, split_of(9, label=several))
-  none = features.extract(found, split_of(9, label=lambda _: -1))
-  one = features.extract(found, split_of(30))
+  result = model_of()
+  many = features.extract(result, split_of(9, label=several))
+  none = features.extract(result, split_of(9, label=lambda _: -1))
+  one = features.extract(result, split_of(30))
   with pytest.raises(ValueError, match='multi-label'):
     measure(one, many)
   with pytest.raises(ValueError, match="no image of split 'test' of made has a label"):
@@ -556,21 +558,21 @@ def test_several_labels_or_none_are_refused_by_the_probes(measure):
 def headless(tmp_path):
   """A bundle of features only, for digits."""
   model = tiny(num_classes=0, depth=1)
-  how = bundle.Preprocess('resize', SIZE)
-  made = bundle.Bundle(model, drawn(shapes(model)), (), how, 'ViT-Ti/16')
+  options = bundle.Preprocess('resize', SIZE)
+  made = bundle.Bundle(model, drawn(shapes(model)), (), options, 'ViT-Ti/16')
   bundle.write(tmp_path / 'headless', made)
   return tmp_path / 'headless'
 
 
-def told(words, capsys, code=0):
+def output_of(words, capsys, code=0):
   """What a command prints; of JSON, its value."""
   assert vit.main(list(map(str, words))) == code
-  told = capsys.readouterr()
+  output_of = capsys.readouterr()
   if code == 2:
-    assert told.err.count('\n') == 1 and told.out == '', told
-    return told.err
-  assert told.err == '' or code == 3
-  return json.loads(told.out) if 'json' in words else told.out
+    assert output_of.err.count('\n') == 1 and output_of.out == '', output_of
+    return output_of.err
+  assert output_of.err == '' or code == 3
+  return json.loads(output_of.out) if 'json' in words else output_of.out
 
 
 @pytest.mark.parametrize('method', ['knn', 'fewshot', 'linear'])
@@ -578,26 +580,26 @@ def test_a_model_without_a_head_is_measured_by_its_features(method, headless, tm
   words = ['evaluate', headless, '--on', 'digits', '--method', method, '--train', 'train[:60]']
   words += ['--validation', 'validation[:50]', '--split', 'test[:70]', '--shots', '1', '2']
   words += ['--seeds', '3', '4', '--k', '1', '7']
-  found = told([*words, '--format', 'json', '--cache', tmp_path / 'kept'], capsys)
-  assert (found['source'], found['split'], found['count']) == ('digits', 'test[:70]', 70)
-  assert (found['train_split'], found['train_count']) == ('train[:60]', 60)
-  rows = found[method] if method != 'linear' else [found]
+  result = output_of([*words, '--format', 'json', '--cache', tmp_path / 'kept'], capsys)
+  assert (result['source'], result['split'], result['count']) == ('digits', 'test[:70]', 70)
+  assert (result['train_split'], result['train_count']) == ('train[:60]', 60)
+  rows = result[method] if method != 'linear' else [result]
   assert len(rows) == {'knn': 2, 'fewshot': 2, 'linear': 1}[method]
   assert all(0.05 < row['accuracy'] <= 1 for row in rows)
-  table = told([*words, '--cache', tmp_path / 'kept'], capsys)
+  table = output_of([*words, '--cache', tmp_path / 'kept'], capsys)
   assert 'digits, split test[:70], 70 images' in table
   assert all(f'{row["accuracy"]:.2%}' in table for row in rows)
-  kept = list((tmp_path / 'kept').iterdir())
-  assert len(kept) == (3 if method == 'linear' else 2)
+  readable = list((tmp_path / 'kept').iterdir())
+  assert len(readable) == (3 if method == 'linear' else 2)
 
 
 def test_the_file_has_what_is_printed(whole, tmp_path, capsys):
   words = ['evaluate', whole, '--format', 'json', '--out', tmp_path / 'out.json']
-  found = told(words, capsys)
-  assert json.loads((tmp_path / 'out.json').read_text()) == found
+  result = output_of(words, capsys)
+  assert json.loads((tmp_path / 'out.json').read_text()) == result
   assert list(tmp_path.iterdir()) == [tmp_path / 'out.json']
-  assert (found['method'], found['count'], found['unlabelled']) == ('accuracy', 359, 0)
-  assert np.sum(found['confusion']) == 359
+  assert (result['method'], result['count'], result['unlabelled']) == ('accuracy', 359, 0)
+  assert np.sum(result['confusion']) == 359
 
 
 @pytest.mark.parametrize(
@@ -637,7 +639,7 @@ def test_what_cannot_be_measured_is_one_line(
   names = {'HEADLESS': headless, 'RUN': whole, 'PHOTOS': photos, 'OUT': tmp_path}
   for name, path in names.items():
     words = [word.replace(name, str(path)) for word in words]
-  assert said in told(words, capsys, code=2)
+  assert said in output_of(words, capsys, code=2)
   assert not list(tmp_path.glob('f.*'))
 
 
@@ -655,24 +657,24 @@ def photos(tmp_path, monkeypatch):
 
 def test_features_of_a_data_set_are_in_the_file(whole, tmp_path, capsys):
   words = ['features', whole, '--on', 'digits', '--split', 'test[:9]', '--out', tmp_path / 'f.npz']
-  assert '9 x 16 features' in told(words, capsys)
+  assert '9 x 16 features' in output_of(words, capsys)
   source = sources.open_source('digits', 'test[:9]')
   want = vit_jax.load(whole).features([source[i]['image'] for i in range(9)])
-  with np.load(tmp_path / 'f.npz', allow_pickle=False) as kept:
-    assert kept['features'].dtype == np.float32
-    np.testing.assert_allclose(kept['features'], want, atol=1e-5)
-    assert kept['labels'].tolist() == [source[i]['label'] for i in range(9)]
-    assert kept['names'].tolist() == [source.describe(i) for i in range(9)]
-    assert kept['classes'].tolist() == list('0123456789')
+  with np.load(tmp_path / 'f.npz', allow_pickle=False) as readable:
+    assert readable['features'].dtype == np.float32
+    np.testing.assert_allclose(readable['features'], want, atol=1e-5)
+    assert readable['labels'].tolist() == [source[i]['label'] for i in range(9)]
+    assert readable['names'].tolist() == [source.describe(i) for i in range(9)]
+    assert readable['classes'].tolist() == list('0123456789')
 
 
 def test_features_of_images_are_named_by_their_files(whole, photos, tmp_path, capsys):
   (photos / 'rose' / '3.png').write_bytes(b'')
   words = ['features', whole, photos, tmp_path / 'gone.png', '--out', tmp_path / 'f.npz']
-  assert '19 x 16 features' in told(words, capsys, code=3)
-  with np.load(tmp_path / 'f.npz', allow_pickle=False) as kept:
-    names, values = kept['names'].tolist(), kept['features']
-    assert set(kept['labels'].tolist()) == {-1}
+  assert '19 x 16 features' in output_of(words, capsys, code=3)
+  with np.load(tmp_path / 'f.npz', allow_pickle=False) as readable:
+    names, values = readable['names'].tolist(), readable['features']
+    assert set(readable['labels'].tolist()) == {-1}
   paths = [str(file) for file in sorted(photos.rglob('*.png')) if file.stat().st_size]
   assert names == paths
   np.testing.assert_allclose(values, vit_jax.load(whole).features(paths), atol=1e-5)
@@ -725,16 +727,16 @@ def rows_of_table(title):
   """{what stands in code font in a row's first cell: the row}, of the table with that title."""
   lines = DOCUMENT.read_text().splitlines()
   start = next(n for n, line in enumerate(lines) if line.startswith(f'| {title} |'))
-  found = {}
+  result = {}
   for line in lines[start + 2 :]:
     if not line.startswith('|'):
       break
-    found[tuple(re.findall('`([^`]+)`', line.split('|')[1])) or line.split('|')[1].strip()] = line
-  return found
+    result[tuple(re.findall('`([^`]+)`', line.split('|')[1])) or line.split('|')[1].strip()] = line
+  return result
 
 
 @pytest.fixture
-def there(whole, photos, tmp_path, monkeypatch):
+def in_docs_folder(whole, photos, tmp_path, monkeypatch):
   """The folder that the examples run in."""
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'digits').symlink_to(whole)
@@ -747,16 +749,16 @@ COMMANDS = [line for line in blocks('')[0].splitlines() if line]
 
 
 @pytest.mark.parametrize('line', COMMANDS)
-def test_a_command_of_the_page_runs(line, there, capsys):
+def test_a_command_of_the_page_runs(line, in_docs_folder, capsys):
   program, *words = shlex.split(line)
   assert program == 'vit' and vit.main(words) == 0
   assert capsys.readouterr().err == ''
 
 
-def test_every_method_and_field_is_told(there, capsys):
+def test_every_method_and_field_is_told(in_docs_folder, capsys):
   assert [name for (name,) in rows_of_table('`--method`')] == list(evaluate.METHODS)
-  found = told(['evaluate', 'runs/digits', '--format', 'json'], capsys)
-  assert {name for names in rows_of_table('field') for name in names} == set(found)
+  result = output_of(['evaluate', 'runs/digits', '--format', 'json'], capsys)
+  assert {name for names in rows_of_table('field') for name in names} == set(result)
 
 
 def test_the_label_maps_told_are_presets():
@@ -775,7 +777,7 @@ def test_the_numbers_told_are_those_that_hold():
   assert f'C of {linear.GRID[0]:.5f} ... {linear.GRID[-1]:.0f}' in text
 
 
-def test_python_of_the_page_runs(there):
+def test_python_of_the_page_runs(in_docs_folder):
   (block,) = blocks('python')
   with contextlib.redirect_stderr(io.StringIO()):
     exec(block, {})

@@ -50,8 +50,8 @@ def run_of(**fields):
   """A run with drawn weights whose attention is far from even."""
   model = tiny(unroll=1, **fields)
   params = drawn(shapes(model, SIZE), scale=0.8)
-  how = bundle.Preprocess('resize', SIZE)
-  return predict.Run(model, params, NAMES, how, 'ViT-Ti/16')
+  options = bundle.Preprocess('resize', SIZE)
+  return predict.Run(model, params, NAMES, options, 'ViT-Ti/16')
 
 
 def pixels(seed):
@@ -64,14 +64,14 @@ def run():
 
 
 @pytest.fixture(scope='module')
-def seen(run):
+def attended(run):
   return [inspect.attended_image(run, run.prepared(pixels(i)), f'image <{i}>') for i in range(2)]
 
 
 @pytest.fixture(scope='module')
-def html(run, seen, tmp_path_factory):
+def html(run, attended, tmp_path_factory):
   file = tmp_path_factory.mktemp('page') / 'attention.html'
-  file.write_text(page.attention('roses & co', run.model, seen))
+  file.write_text(page.attention('roses & co', run.model, attended))
   return file
 
 
@@ -129,15 +129,17 @@ def shown_weight(text):
 # What the page holds
 
 
-def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(seen, html):
+def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(attended, html):
   packs = re.findall(r'id="weights-\d+">([^<]*)<', html.read_text())
-  assert len(packs) == len(seen)
-  for one, pack in zip(seen, packs):
+  assert len(packs) == len(attended)
+  for one, pack in zip(attended, packs):
     values = np.frombuffer(gzip.decompress(base64.b64decode(pack)), '<u2')
     weights, read = one.attention.weights.astype(float), one.attention.read
     layers, heads, tokens, _ = weights.shape
-    kept = np.concatenate([weights, weights.mean(1, keepdims=True)], 1)
-    parts = [kept] + [one.attention.rollout(discard=d).astype(float) for d in page.DISCARDS]
+    expected_weights = np.concatenate([weights, weights.mean(1, keepdims=True)], 1)
+    parts = [expected_weights] + [
+      one.attention.rollout(discard=d).astype(float) for d in page.DISCARDS
+    ]
     rows = [np.concatenate([p, np.expand_dims(read @ p, -2)], -2).ravel() for p in parts]
     assert values.tolist() == hundredths(np.concatenate(rows))
     assert len(values) == layers * (heads + 1 + len(page.DISCARDS)) * (tokens + 1) * tokens
@@ -150,8 +152,8 @@ def test_a_class_token_that_alone_is_read_needs_no_other_query():
 
 
 def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
-  found = run_of(pool='map')
-  one = inspect.attended_image(found, found.prepared(pixels(0)), 'image')
+  gathered = run_of(pool='map')
+  one = inspect.attended_image(gathered, gathered.prepared(pixels(0)), 'image')
   values = np.frombuffer(gzip.decompress(base64.b64decode(page.packed(one.attention))), '<u2')
   tokens = len(one.attention.read)
   first = values[: (tokens + 1) * tokens].reshape(tokens + 1, tokens)
@@ -159,11 +161,11 @@ def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
   assert first[-1].tolist() == hundredths(read @ one.attention.weights[0, 0].astype(float))
 
 
-def test_images_of_two_sizes_none_and_weights_that_are_not_finite_are_refused(run, seen):
+def test_images_of_two_sizes_none_and_weights_that_are_not_finite_are_refused(run, attended):
   wider = np.zeros((3, 2, 10, 10), np.float32)
   other = analysis.Attention(wider, np.full(10, 0.1, np.float32), (1, 7), 3, (4, 4), None)
   with pytest.raises(ValueError, match='of one size'):
-    page.attention('', run.model, [*seen, page.AttendedImage('', pixels(0), [], other)])
+    page.attention('', run.model, [*attended, page.AttendedImage('', pixels(0), [], other)])
   with pytest.raises(ValueError, match='one or more images'):
     page.attention('', run.model, [])
   broken = analysis.Attention(wider * np.nan, other.read, (1, 7), 3, (4, 4), None)
@@ -174,8 +176,8 @@ def test_images_of_two_sizes_none_and_weights_that_are_not_finite_are_refused(ru
 # In a browser
 
 
-def test_pointing_at_a_patch_shows_what_it_attends_to_in_every_layer_and_head(tab, seen):
-  weights = seen[0].attention.weights
+def test_pointing_at_a_patch_shows_what_it_attends_to_in_every_layer_and_head(tab, attended):
+  weights = attended[0].attention.weights
   layers, heads, _, _ = weights.shape
   for layer, head in itertools.product(range(layers), range(heads)):
     choose(tab, layer=layer + 1, head=head)
@@ -186,7 +188,7 @@ def test_pointing_at_a_patch_shows_what_it_attends_to_in_every_layer_and_head(ta
       assert tab.text('#query') == f'Query: row {row}, column {column}'
 
 
-def test_each_patch_is_painted_in_the_colour_of_its_share_of_the_highest(tab, seen):
+def test_each_patch_is_painted_in_the_colour_of_its_share_of_the_highest(tab, attended):
   tab.hover(patch(1, 2))
   shown = np.array(overlay(tab)[3:]) / max(overlay(tab)[3:])  # of the patches
   assert shown.min() < 0.9  # so that colours differ
@@ -194,33 +196,33 @@ def test_each_patch_is_painted_in_the_colour_of_its_share_of_the_highest(tab, se
     'Array.from(document.querySelectorAll("#patches [data-weight]"), '
     '(cell) => getComputedStyle(cell).backgroundColor)'
   )
-  found = [[float(part) for part in re.findall(r'[\d.]+', colour)] for colour in painted]
+  gathered = [[float(part) for part in re.findall(r'[\d.]+', colour)] for colour in painted]
   places = np.linspace(0, 1, len(parts.RAMP))
   expected = np.stack([np.interp(shown, places, channel) for channel in parts.RAMP.T], axis=1)
-  np.testing.assert_allclose(np.array(found)[:, :3], expected, atol=0.6)
-  assert {alpha for *_, alpha in found} == {0.7}
+  np.testing.assert_allclose(np.array(gathered)[:, :3], expected, atol=0.6)
+  assert {alpha for *_, alpha in gathered} == {0.7}
 
 
 @pytest.mark.parametrize('fused', ['mean', 'max', 'min'])
-def test_heads_are_joined_as_the_arrays_say(tab, seen, fused):
+def test_heads_are_joined_as_the_arrays_say(tab, attended, fused):
   choose(tab, layer=2, head=fused)
   tab.hover(patch(2, 1))
-  heads = seen[0].attention.weights[1, :, 6].astype(float)
+  heads = attended[0].attention.weights[1, :, 6].astype(float)
   assert overlay(tab) == hundredths(getattr(heads, fused)(axis=0))
 
 
-def test_the_sliders_show_the_rollout_of_each_depth_and_discard(tab, seen):
+def test_the_sliders_show_the_rollout_of_each_depth_and_discard(tab, attended):
   choose(tab, mode='rollout')
   tab.hover(patch(1, 2))
   for index, discard in enumerate(page.DISCARDS):
-    rolled = seen[0].attention.rollout(discard=discard).astype(float)
+    rolled = attended[0].attention.rollout(discard=discard).astype(float)
     for layer in range(len(rolled)):
       choose(tab, discard=index, layer=layer + 1)
       assert overlay(tab) == hundredths(rolled[layer, 4])
 
 
-def test_the_class_token_registers_and_the_head_are_queries_too(tab, seen):
-  whole = seen[0].attention
+def test_the_class_token_registers_and_the_head_are_queries_too(tab, attended):
+  whole = attended[0].attention
   last = whole.weights[-1].astype(float).mean(0)
   assert overlay(tab) == hundredths(whole.read @ last)  # it begins with what the head reads
   for index, name in enumerate(('class token', 'register 1', 'register 2')):
@@ -229,8 +231,8 @@ def test_the_class_token_registers_and_the_head_are_queries_too(tab, seen):
     assert overlay(tab) == hundredths(last[index])
 
 
-def test_a_held_query_stays_while_the_weight_of_any_patch_is_read(tab, seen):
-  last = seen[0].attention.weights[-1].astype(float).mean(0)
+def test_a_held_query_stays_while_the_weight_of_any_patch_is_read(tab, attended):
+  last = attended[0].attention.weights[-1].astype(float).mean(0)
   tab.click(patch(1, 3))
   for row, column in itertools.product((1, 2), (1, 2, 3)):
     tab.hover(patch(row, column))
@@ -241,15 +243,15 @@ def test_a_held_query_stays_while_the_weight_of_any_patch_is_read(tab, seen):
   assert tab.text('#query') == 'Query: row 2, column 3'
 
 
-def test_the_highest_weights_are_told_in_order(tab, seen):
+def test_the_highest_weights_are_told_in_order(tab, attended):
   tab.hover(patch(1, 1))
   items = tab.run('Array.from(document.querySelectorAll("#highest-list li"), (i) => i.textContent)')
-  row = seen[0].attention.weights[-1].astype(float).mean(0)[3]
+  row = attended[0].attention.weights[-1].astype(float).mean(0)[3]
   assert [shown_weight(item) for item in items] == hundredths(np.sort(row)[::-1][:5])
 
 
-def test_the_page_works_by_keyboard_alone(tab, seen):
-  last = seen[0].attention.weights[-1].astype(float).mean(0)
+def test_the_page_works_by_keyboard_alone(tab, attended):
+  last = attended[0].attention.weights[-1].astype(float).mean(0)
   for _ in range(5):  # four tokens, then one patch of all
     tab.press('Tab')
   assert tab.text('#query') == 'Query: row 1, column 1'
@@ -286,16 +288,16 @@ def test_everything_that_takes_the_focus_has_a_name_and_changes_are_read_aloud(t
   assert tab.run("document.querySelector('#query').closest('[aria-live=polite]') !== null")
 
 
-def test_another_image_brings_its_own_weights_and_predictions(tab, seen, run):
+def test_another_image_brings_its_own_weights_and_predictions(tab, attended, run):
   choose(tab, which=1)
   tab.until('document.getElementById("image").alt === "image <1>"')
   tab.hover(patch(2, 2))
   tab.until('document.querySelector("[data-weight]")')
-  assert overlay(tab) == hundredths(seen[1].attention.weights[-1].astype(float).mean(0)[7])
+  assert overlay(tab) == hundredths(attended[1].attention.weights[-1].astype(float).mean(0)[7])
   rows = tab.run('Array.from(document.querySelectorAll("#predictions tr"), (r) => r.innerText)')
   guesses = run.predict(pixels(1))
-  told = [f'{guess["label"]}\t{100 * guess["score"]:.2f} %' for guess in guesses]
-  assert [row.strip() for row in rows] == told
+  output = [f'{guess["label"]}\t{100 * guess["score"]:.2f} %' for guess in guesses]
+  assert [row.strip() for row in rows] == output
 
 
 def test_names_are_text_and_never_elements(tab):
@@ -325,14 +327,14 @@ def test_a_page_is_light_or_dark_as_the_reader_has_it(tab):
   assert ratio > 7 and not light
 
 
-def test_on_a_phone_nothing_is_cut_off_and_a_tap_asks(tab, seen):
+def test_on_a_phone_nothing_is_cut_off_and_a_tap_asks(tab, attended):
   tab.window(360, 700)
   assert tab.run('document.documentElement.scrollWidth') == 360
   where = tab.centre(patch(2, 2))
   tab('Input.dispatchTouchEvent', type='touchStart', touchPoints=[where])
   tab('Input.dispatchTouchEvent', type='touchEnd', touchPoints=[])
   tab.until('document.getElementById("query").textContent === "Query: row 2, column 2"')
-  assert overlay(tab) == hundredths(seen[0].attention.weights[-1].astype(float).mean(0)[7])
+  assert overlay(tab) == hundredths(attended[0].attention.weights[-1].astype(float).mean(0)[7])
 
 
 def test_colours_are_scaled_by_patches_so_that_a_register_cannot_darken_them(tab):
@@ -341,8 +343,8 @@ def test_colours_are_scaled_by_patches_so_that_a_register_cannot_darken_them(tab
     tab.hover(patch(row, column))
     weights = overlay(tab)
     place = int(np.argmax(weights[3:]))
-    told = patch(place // 3 + 1, place % 3 + 1)
-    colours.add(tab.run(f"document.querySelector('{told}').style.backgroundColor"))
+    output = patch(place // 3 + 1, place % 3 + 1)
+    colours.add(tab.run(f"document.querySelector('{output}').style.backgroundColor"))
     assert shown_weight(tab.text('#highest')) == weights[3 + place]
   assert colours == {'rgba(252, 253, 170, 0.7)'}
 
@@ -413,7 +415,7 @@ def values(trained):
 
 
 @pytest.fixture
-def opened(chromium, trained):
+def report_tab(chromium, trained):
   chromium.window(1100, 900)
   chromium.open(trained / report.PAGE)
   yield chromium
@@ -443,9 +445,9 @@ def measuring(monkeypatch):
   """A list that gets (source, split, batch size) each time a model is measured."""
   calls, evaluate_model = [], accuracy.evaluate_model
 
-  def noting(found, split, *, batch_size, **how):
+  def noting(gathered, split, *, batch_size, **options):
     calls.append((split.name, split.split, batch_size))
-    return evaluate_model(found, split, batch_size=batch_size, **how)
+    return evaluate_model(gathered, split, batch_size=batch_size, **options)
 
   monkeypatch.setattr(accuracy, 'evaluate_model', noting)
   return calls
@@ -469,16 +471,16 @@ def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes
   trained, whole, capsys
 ):
   assert commands.main(['evaluate', str(trained), '--format', 'json']) == 0
-  given, held = json.loads(capsys.readouterr().out), results.read(trained)
+  printed, held = json.loads(capsys.readouterr().out), results.read(trained)
   assert (held.pop('step'), held.pop('use')) == (12, 'test')
-  assert close(held, {name: given[name] for name in held})
-  assert given.keys() - held.keys() == {'model', 'method', 'preprocess'}
+  assert close(held, {name: printed[name] for name in held})
+  assert printed.keys() - held.keys() == {'model', 'method', 'preprocess'}
   assert whole.measured == held | {'step': 12, 'use': 'test'} and whole.left_out == []
   names = ('accuracy', 'top-5 accuracy', 'loss', 'calibration error')
   on = 'on 359 images, split test of digits'
-  told = report_page.headlines(whole)
-  assert [what for _, what in told[:4]] == [f'{name} {on}' for name in names]
-  assert told[0][0] == percent(held['accuracy']) and told[2][0] == f'{held["loss"]:.4g}'
+  output = report_page.headlines(whole)
+  assert [caption for _, caption in output[:4]] == [f'{name} {on}' for name in names]
+  assert output[0][0] == percent(held['accuracy']) and output[2][0] == f'{held["loss"]:.4g}'
 
 
 @pytest.mark.parametrize('test', ['test[:50]', ''])
@@ -486,9 +488,9 @@ def test_a_whole_training_with_its_report_reads_the_last_split_once(test, tmp_pa
   monkeypatch.setattr(report, 'after_training', AFTER_TRAINING)
   passes, batches = [], pipeline.evaluation_batches
 
-  def counted(source, *args, **how):
+  def counted(source, *args, **options):
     passes.append(len(source))
-    return batches(source, *args, **how)
+    return batches(source, *args, **options)
 
   monkeypatch.setattr(pipeline, 'evaluation_batches', counted)
   fields = {'data.validation': 'validation[:40]', 'data.test': test}
@@ -574,21 +576,21 @@ def test_a_damaged_file_is_measured_anew(content, trained, tmp_path, monkeypatch
   assert len(calls) == 1 and close(results.read(folder), results.read(trained))
 
 
-@pytest.mark.parametrize('there', [True, False])
+@pytest.mark.parametrize('other_data', [True, False])
 def test_numbers_of_other_data_are_told_and_never_written(
-  there, trained, tmp_path, monkeypatch, capsys
+  other_data, trained, tmp_path, monkeypatch, capsys
 ):
   folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
   file = folder / results.FILE
   before = file.read_bytes()
-  if not there:
+  if not other_data:
     file.unlink()
   for flags in (('--split', 'validation[:30]'), ('--on', 'digits', '--split', 'test[:20]')):
     assert commands.main(['report', str(folder), *flags]) == 0
     count = re.search(r'\d+', flags[-1])[0]
     assert f'accuracy on {count} images, split {flags[-1]} of' in (folder / report.PAGE).read_text()
   assert len(calls) == 2
-  assert file.read_bytes() == before if there else not file.exists()
+  assert file.read_bytes() == before if other_data else not file.exists()
 
 
 def no_constant(name):
@@ -609,8 +611,8 @@ def test_a_loss_that_is_not_finite_is_null_in_strict_json_and_a_dash(trained, tm
   out = tmp_path / 'out.json'
   words = ['evaluate', str(folder), '--out', str(out), '--format', 'json']
   assert commands.main(words) == 0
-  for given in (out.read_text(), capsys.readouterr().out):
-    assert json.loads(given, parse_constant=no_constant)['loss'] is None
+  for printed in (out.read_text(), capsys.readouterr().out):
+    assert json.loads(printed, parse_constant=no_constant)['loss'] is None
 
 
 def test_what_is_not_finite_is_null_wherever_it_stands():
@@ -624,9 +626,9 @@ def test_what_is_not_finite_is_null_wherever_it_stands():
 
 def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(trained, tmp_path):
   folder = copied(trained, tmp_path)
-  own = {'source': 'digits', 'split': 'test', 'step': 12, 'use': 'test', 'count': 359}
+  record = {'source': 'digits', 'split': 'test', 'step': 12, 'use': 'test', 'count': 359}
   numbers = {'loss': 0.25, 'pixel_error': 1.5, 'sharpness': None}
-  results.write(folder, own | numbers | {'unlabelled': 0, 'bad_images': 0, 'neurons': [1]})
+  results.write(folder, record | numbers | {'unlabelled': 0, 'bad_images': 0, 'neurons': [1]})
   rows = [
     {'step': 12, 'train/loss': 0.5, 'train/pixel_error': 2.0},
     {'step': 12, 'validation/loss': 0.375, 'validation/pixel_error': 1.75},
@@ -642,17 +644,19 @@ def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(train
   encoder = dataclasses.replace(encoder, model=model, params=params, classes=(), card='')
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', encoder)
-  found = facts.gather(folder)
+  gathered = facts.gather(folder)
   on = 'on 359 images, split test of digits'
-  told = report_page.headlines(found)
-  assert told[:3] == [
+  output = report_page.headlines(gathered)
+  assert output[:3] == [
     ('0.25', f'loss {on}'),
     ('1.5', f'pixel error {on}'),
     ('–', f'sharpness {on}'),
   ]
-  assert told[3][0] == '1.75' and told[3][1].startswith('pixel error at step 12, during training')
-  text = report_page.as_html(found)
-  assert found.left_out == [] and report_page.as_png(found)
+  assert output[3][0] == '1.75' and output[3][1].startswith(
+    'pixel error at step 12, during training'
+  )
+  text = report_page.as_html(gathered)
+  assert gathered.left_out == [] and report_page.as_png(gathered)
   assert not [title for title in report_page.DETAILS if f'>{title}</h2>' in text]
   assert '<h3>Pixel error</h3>' in text and 'Accuracy' not in text
   card.write(folder, encoder, config, step=12)
@@ -703,8 +707,8 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
   ):
     held = json.loads((tmp_path / workdir.ENVIRONMENT).read_text())
     assert shlex.split(held['command']) == [*start, *words]
-    found = facts.gather(tmp_path)
-    assert unescape(report_page.environment(found)).startswith(
+    gathered = facts.gather(tmp_path)
+    assert unescape(report_page.environment(gathered)).startswith(
       f'<pre id="command">{held["command"]}</pre>'
     )
     assert main.main() == 1
@@ -721,12 +725,12 @@ def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
 def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
   folder = copied(trained, tmp_path)
   (folder / workdir.ENVIRONMENT).unlink()
-  found = facts.gather(folder)
-  assert 'Not recorded' in report_page.as_html(found)
+  gathered = facts.gather(folder)
+  assert 'Not recorded' in report_page.as_html(gathered)
 
 
-def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(opened, values):
-  cards = opened.run('Array.from(document.querySelectorAll(".card"), (card) => card.innerText)')
+def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(report_tab, values):
+  cards = report_tab.run('Array.from(document.querySelectorAll(".card"), (card) => card.innerText)')
   on = f'on {values["count"]} images, split test of digits'
   assert values['step'] == 12 and cards[:4] == [
     f'{100 * values["accuracy"]:.2f} %\naccuracy {on}',
@@ -736,30 +740,30 @@ def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(opened, 
   ]
 
 
-def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(opened, values):
-  cells = opened.run(
+def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(report_tab, values):
+  cells = report_tab.run(
     'Array.from(document.querySelectorAll(".confusion tbody tr"), '
     '(row) => Array.from(row.querySelectorAll("td"), (cell) => +cell.textContent))'
   )
   assert cells == values['confusion']
-  rows = opened.run(
+  rows = report_tab.run(
     'Array.from(document.querySelectorAll("[aria-labelledby=classes] tbody tr"), '
     '(row) => Array.from(row.children, (cell) => cell.textContent))'
   )
-  told = {
+  output = {
     row['name']: [str(row['count']), percent(row['precision']), percent(row['recall'])]
     for row in values['classes']
   }
-  assert {name: rest for name, *rest in rows} == told
+  assert {name: rest for name, *rest in rows} == output
 
 
-def test_curves_have_a_point_for_every_logged_number(opened, trained, whole):
+def test_curves_have_a_point_for_every_logged_number(report_tab, trained, whole):
   rows = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
   for curve in whole.curves():
     for name in curve.names:
       logged = [row for row in rows if name in row]
       prefix = json.dumps(f'{name}, step ')
-      titles = opened.run(
+      titles = report_tab.run(
         'Array.from(document.querySelectorAll("circle title"), (t) => t.textContent)'
         f'.filter((t) => t.startsWith({prefix}))'
       )
@@ -768,21 +772,21 @@ def test_curves_have_a_point_for_every_logged_number(opened, trained, whole):
       assert logged or 'ema' in name
 
 
-def test_the_page_fits_a_phone_and_the_dark(opened):
-  opened.window(360, 700, dark=True)
-  assert opened.run('document.documentElement.scrollWidth') == 360
-  ratio, light = contrast(opened)
+def test_the_page_fits_a_phone_and_the_dark(report_tab):
+  report_tab.window(360, 700, dark=True)
+  assert report_tab.run('document.documentElement.scrollWidth') == 360
+  ratio, light = contrast(report_tab)
   assert ratio > 7 and not light
 
 
 @pytest.mark.parametrize('width', [360, 1100])
-def test_no_number_is_broken_in_two_lines(opened, width):
-  opened.window(width, 700)
-  opened.run(
+def test_no_number_is_broken_in_two_lines(report_tab, width):
+  report_tab.window(width, 700)
+  report_tab.run(
     'lines = (cell) => {const text = document.createRange(); text.selectNodeContents(cell); '
     'return new Set(Array.from(text.getClientRects(), (box) => box.top)).size}'
   )
-  broken = opened.run(
+  broken = report_tab.run(
     "Array.from(document.querySelectorAll('thead th, td'))"
     '.filter((cell) => /^[\\d.,]+( %)?$|^[a-z]+$/.test(cell.textContent))'
     '.filter((cell) => lines(cell) > 1).map((cell) => cell.textContent)'
@@ -791,15 +795,15 @@ def test_no_number_is_broken_in_two_lines(opened, width):
 
 
 def test_mistakes_are_wrong_and_the_surest_of_all(trained):
-  found, run = facts.gather(trained), vit_jax.load(trained)
+  gathered, run = facts.gather(trained), vit_jax.load(trained)
   data = inputs.open_split(trained)
   images = [run.transform(row['image'], None) for row in data.source]
   scores = run.forward(images)['scores']
   labels = np.array([row['label'] for row in data.source])
   wrong = np.flatnonzero(scores.argmax(1) != labels)
   surest = wrong[np.argsort(-scores.max(1)[wrong])][: classify.MISTAKES]
-  assert len(found.mistakes) == len(surest) == classify.MISTAKES
-  for mistake, place in zip(found.mistakes, surest):
+  assert len(gathered.mistakes) == len(surest) == classify.MISTAKES
+  for mistake, place in zip(gathered.mistakes, surest):
     assert mistake.name == data.source.describe(place)
     assert mistake.confidence == pytest.approx(scores[place].max(), abs=1e-6)
     assert mistake.label == str(labels[place])
@@ -810,7 +814,8 @@ def test_mistakes_are_wrong_and_the_surest_of_all(trained):
 def embedded(text, kind='png'):
   """The pictures in a page, as arrays."""
   files = [
-    base64.b64decode(found) for found in re.findall(rf'data:image/{kind};base64,([\w+/=]+)', text)
+    base64.b64decode(gathered)
+    for gathered in re.findall(rf'data:image/{kind};base64,([\w+/=]+)', text)
   ]
   return [np.asarray(Image.open(io.BytesIO(file)).convert('RGBA')) for file in files]
 
@@ -835,13 +840,13 @@ def test_beside_a_mistake_lies_the_attention_of_its_image(trained, whole):
   'fields', [{}, {'registers': 2, 'pool': 'gap', 'class_token': True}, {'pool': 'map'}]
 )
 def test_the_attention_of_a_mistake_is_what_the_head_reads_in_the_last_layer(fields):
-  found = run_of(**fields)
-  weights = analysis.attention(found, pixels(0)).maps()[-1].mean(0)
-  np.testing.assert_allclose(facts.last_attention(found, pixels(0)), weights, atol=1e-6)
+  gathered = run_of(**fields)
+  weights = analysis.attention(gathered, pixels(0)).maps()[-1].mean(0)
+  np.testing.assert_allclose(facts.last_attention(gathered, pixels(0)), weights, atol=1e-6)
 
 
-def test_mistakes_are_pictures_of_their_images_whatever_their_names(opened, trained):
-  shots = opened.run(
+def test_mistakes_are_pictures_of_their_images_whatever_their_names(report_tab, trained):
+  shots = report_tab.run(
     'Array.from(document.querySelectorAll(".pair"), (pair) => Array.from(pair.children, (shot) => '
     '[getComputedStyle(shot).backgroundImage, shot.offsetWidth, shot.offsetHeight, '
     'shot.querySelectorAll("img").length]))'
@@ -874,13 +879,13 @@ def test_mistakes_that_cannot_be_drawn_are_told_and_the_measures_stay(trained, m
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   monkeypatch.setattr(facts, 'last_attention', without_memory)
-  found = facts.gather(trained)
-  assert found.measured and found.left_out == [
+  gathered = facts.gather(trained)
+  assert gathered.measured and gathered.left_out == [
     'its mistakes could not be drawn: RESOURCE_EXHAUSTED: out of memory'
   ]
-  assert 'Their images could not be read.' in report_page.as_html(found)
-  found.measured['mistakes'] = []
-  assert 'No image was misclassified.' in report_page.as_html(found)
+  assert 'Their images could not be read.' in report_page.as_html(gathered)
+  gathered.measured['mistakes'] = []
+  assert 'No image was misclassified.' in report_page.as_html(gathered)
 
 
 @pytest.mark.parametrize('index', [0, 10_000])
@@ -889,10 +894,10 @@ def test_an_image_that_is_no_longer_that_of_a_mistake_is_not_drawn(index, traine
   name = values['mistakes'][3]['image']
   values['mistakes'][3]['index'] = index
   results.write(folder, values)
-  found = facts.gather(folder)
-  (line,) = found.left_out
+  gathered = facts.gather(folder)
+  (line,) = gathered.left_out
   assert f'{name} is no longer image {index} of split test' in line
-  assert found.mistakes == [] and found.measured == values
+  assert gathered.mistakes == [] and gathered.measured == values
 
 
 @pytest.mark.parametrize('where', ['read', 'evaluate_model'])
@@ -907,10 +912,10 @@ def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, tmp_path, 
     *{'read': (bundle, 'read'), 'evaluate_model': (accuracy, 'evaluate_model')}[where],
     without_memory,
   )
-  found = report_command.measure(folder)
-  assert len(found.left_out) == 1 and found.left_out[0].endswith('out of memory')
-  assert (found.measured is None) == (where == 'evaluate_model')
-  assert 'train/loss' in report_page.as_html(found) and report_page.as_png(found)
+  gathered = report_command.measure(folder)
+  assert len(gathered.left_out) == 1 and gathered.left_out[0].endswith('out of memory')
+  assert (gathered.measured is None) == (where == 'evaluate_model')
+  assert 'train/loss' in report_page.as_html(gathered) and report_page.as_png(gathered)
 
 
 def test_a_model_without_attention_has_mistakes_without_it():
@@ -949,9 +954,10 @@ def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
   assert commands.main(['report', str(folder)]) == 3
-  told = capsys.readouterr().err
+  output = capsys.readouterr().err
   assert (
-    told.splitlines()[-1].startswith('vit report: ') and 'parameters that are not finite' in told
+    output.splitlines()[-1].startswith('vit report: ')
+    and 'parameters that are not finite' in output
   )
   assert not (folder / results.FILE).exists()
   assert 'train/loss' in (folder / report.PAGE).read_text()
@@ -994,8 +1000,8 @@ def test_damaged_files_of_a_run_cost_what_they_hold_and_not_the_report(
 ):
   folder = copied(trained, tmp_path)
   (folder / name).write_text(content)
-  found = facts.gather(folder)
-  assert 'Filters and positions' in report_page.as_html(found) and report_page.as_png(found)
+  gathered = facts.gather(folder)
+  assert 'Filters and positions' in report_page.as_html(gathered) and report_page.as_png(gathered)
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"data": 1}'])
@@ -1021,29 +1027,29 @@ def test_a_report_that_fails_is_a_line_and_no_failure_of_the_run(trained, tmp_pa
 def test_what_is_left_out_is_told_with_its_paths_as_they_are(trained, tmp_path):
   folder = copied(trained, tmp_path)
   on_other_data(folder, f'folder:{tmp_path}/Photos/ROSES')
-  found = facts.gather(folder)
-  (line,) = found.left_out
+  gathered = facts.gather(folder)
+  (line,) = gathered.left_out
   assert f'{tmp_path}/Photos/ROSES' in line
-  assert escape(f'T{line[1:]}.') in report_page.as_html(found)
+  assert escape(f'T{line[1:]}.') in report_page.as_html(gathered)
 
 
 def test_names_in_a_report_are_text(trained):
-  found = facts.gather(trained)
-  for row in found.measured['classes']:
+  gathered = facts.gather(trained)
+  for row in gathered.measured['classes']:
     row['name'] = f'<script>{row["name"]}'
-  assert '<script' not in report_page.as_html(found)
-  assert '&lt;script&gt;0' in report_page.as_html(found)
+  assert '<script' not in report_page.as_html(gathered)
+  assert '&lt;script&gt;0' in report_page.as_html(gathered)
 
 
 def test_many_classes_are_a_picture(trained):
-  found = facts.gather(trained)
+  gathered = facts.gather(trained)
   count = report_page.SMALL + 1
-  found.measured['confusion'] = np.eye(count, dtype=int).tolist()
-  row = found.measured['classes'][0]
-  found.measured['classes'] = [row | {'name': str(k)} for k in range(count)]
-  assert '<table class="confusion"' not in report_page.confusion(found)
-  assert 'data:image/png' in report_page.confusion(found)
-  assert report_page.classes(found).startswith('<details>')
+  gathered.measured['confusion'] = np.eye(count, dtype=int).tolist()
+  row = gathered.measured['classes'][0]
+  gathered.measured['classes'] = [row | {'name': str(k)} for k in range(count)]
+  assert '<table class="confusion"' not in report_page.confusion(gathered)
+  assert 'data:image/png' in report_page.confusion(gathered)
+  assert report_page.classes(gathered).startswith('<details>')
 
 
 @pytest.mark.parametrize('count', [31, 1000, 1001, 2500])
@@ -1074,10 +1080,10 @@ def test_more_classes_than_a_list_takes_are_counted_and_those_without_images_apa
     for k in range(1010)
   ]
   values = whole.measured | {'classes': classes, 'confusion': None, 'mistakes': []}
-  found = dataclasses.replace(whole, measured=values, mistakes=[])
-  text = report_page.as_html(found)
+  gathered = dataclasses.replace(whole, measured=values, mistakes=[])
+  text = report_page.as_html(gathered)
   assert '... and 10 more: 7 with no lower recall, 3 without images.' in text
-  assert 'too many classes for a matrix' in text and report_page.as_png(found)
+  assert 'too many classes for a matrix' in text and report_page.as_png(gathered)
   assert (
     accuracy.lines(values)[-2] == '... and 1,000 more: 997 with no lower recall, 3 without images'
   )
@@ -1085,8 +1091,8 @@ def test_more_classes_than_a_list_takes_are_counted_and_those_without_images_apa
   assert not any('more' in line for line in accuracy.lines(few)[:-1])
 
 
-def test_the_table_of_calibration_is_that_of_evaluation(opened, values):
-  rows = opened.run(
+def test_the_table_of_calibration_is_that_of_evaluation(report_tab, values):
+  rows = report_tab.run(
     'Array.from(document.querySelectorAll("[aria-labelledby=calibration] tbody tr"), '
     '(row) => Array.from(row.children, (cell) => cell.textContent))'
   )
@@ -1101,8 +1107,8 @@ def test_the_table_of_calibration_is_that_of_evaluation(opened, values):
     if row['count']
   ]
   assert rows == expected and len(rows) > 1
-  told = opened.text('[aria-labelledby=calibration] p')
-  assert f'error {percent(values["calibration_error"])},' in told
+  output = report_tab.text('[aria-labelledby=calibration] p')
+  assert f'error {percent(values["calibration_error"])},' in output
 
 
 def test_filters_and_positions_are_those_of_inspection(trained, whole):
@@ -1110,8 +1116,8 @@ def test_filters_and_positions_are_those_of_inspection(trained, whole):
   filters = analysis.filters(run.model, run.params).components
   positions = analysis.position_similarity(run.model, run.params, run.preprocess.size).patches
   files = [pictures.filters(filters, 'Filters'), pictures.positions(positions, 'Positions')]
-  found = re.findall(r'data:image/png;base64,([\w+/=]+)', report_page.weights_section(whole))
-  assert [base64.b64decode(text) for text in found] == files
+  gathered = re.findall(r'data:image/png;base64,([\w+/=]+)', report_page.weights_section(whole))
+  assert [base64.b64decode(text) for text in gathered] == files
 
 
 def test_the_picture_has_every_curve_and_the_headlines(whole):
@@ -1132,18 +1138,18 @@ def test_the_picture_has_every_curve_and_the_headlines(whole):
     np.asarray(image.get_array()) ** 2, matrix / matrix.sum(1, keepdims=True), atol=1e-6
   )
   (text,) = figure.axes[0].texts
-  told = ' '.join(text.get_text().split())
-  assert all(f'{number} {what}' in told for number, what in report_page.headlines(whole))
+  output = ' '.join(text.get_text().split())
+  assert all(f'{number} {caption}' in output for number, caption in report_page.headlines(whole))
 
 
 # Which parameters became the model
 
 
-def quoted(found, use):
+def quoted(gathered, use):
   """{number: step} of what training measured on a split, as the report tells it."""
-  split = found.config['data'][use]
-  rows = [row for row in report_page.headlines(found) if f'split {split} of digits' in row[1]]
-  return [(number, what) for number, what in rows if 'during training' in what]
+  split = gathered.config['data'][use]
+  rows = [row for row in report_page.headlines(gathered) if f'split {split} of digits' in row[1]]
+  return [(number, caption) for number, caption in rows if 'during training' in caption]
 
 
 def test_of_an_average_the_report_tells_what_was_measured_of_it(trained, tmp_path):
@@ -1153,19 +1159,19 @@ def test_of_an_average_the_report_tells_what_was_measured_of_it(trained, tmp_pat
     if 'validation/loss' in row:
       row |= {'validation/ema_accuracy': 0.125, 'validation/ema_loss': 3.0}
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  found = facts.gather(folder)
-  assert [number for number, _ in quoted(found, 'validation')] == ['12.50%']
+  gathered = facts.gather(folder)
+  assert [number for number, _ in quoted(gathered, 'validation')] == ['12.50%']
 
 
 def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
   tmp_path, monkeypatch
 ):
   losses = {1: 0.9, 2: 0.5, 3: 0.7, 4: 0.8, 5: 0.8, 6: 0.8, 7: 0.8, 8: 0.8}
-  told, measure, at = train.Evaluator.__call__, train.Evaluator.measure, []
+  output, measure, at = train.Evaluator.__call__, train.Evaluator.measure, []
 
   def call(self, step, state):
     at[:] = [step]
-    return told(self, step, state)
+    return output(self, step, state)
 
   def over(self, use, params, *, keep=0):
     result = measure(self, use, params, keep=keep)[1] if keep else {}
@@ -1179,15 +1185,15 @@ def test_with_patience_the_report_tells_of_the_best_step_and_so_does_the_card(
   assert main.main(words_of(tmp_path, fields)) == 0
   held = results.read(tmp_path)
   assert (held['step'], held['use']) == (2, 'validation')
-  found = facts.gather(tmp_path)
-  assert (found.step, found.measured['loss']) == (2, held['loss'])
+  gathered = facts.gather(tmp_path)
+  assert (gathered.step, gathered.measured['loss']) == (2, held['loss'])
   written = (tmp_path / 'model' / 'README.md').read_text()
   assert re.search(rf'\| {held["accuracy"]:.4f} \|.* {held["loss"]:.4f} \|.* 2 \|', written)
   (tmp_path / results.FILE).unlink()  # as of a run from before there was one
-  found = facts.gather(tmp_path)
-  assert metrics.model_step(found.config, found.rows, found.ranks) == found.step == 2
-  ((number, what),) = quoted(found, 'validation')
-  assert number == '50.00%' and 'at step 2,' in what
+  gathered = facts.gather(tmp_path)
+  assert metrics.model_step(gathered.config, gathered.rows, gathered.ranks) == gathered.step == 2
+  ((number, caption),) = quoted(gathered, 'validation')
+  assert number == '50.00%' and 'at step 2,' in caption
 
 
 @pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
@@ -1236,13 +1242,13 @@ def test_a_test_split_of_other_data_takes_nothing_away(trained, monkeypatch):
   other = inputs.Split('others', 'test', sources.open_source('digits', 'test[:50]'))
   with monkeypatch.context() as patch:
     patch.setattr(inputs, 'open_split', lambda folder, on, split: other)
-    found = report_command.measure(trained, on='others', split='test')
-  assert (found.measured['source'], found.measured['count']) == ('others', 50)
-  ((number, what),) = quoted(found, 'test')
-  assert 'on 359 images' in what
-  own = facts.gather(trained)
-  assert quoted(own, 'test') == [] and len(quoted(own, 'validation')) == 1
-  assert number == percent(own.measured['accuracy'])
+    gathered = report_command.measure(trained, on='others', split='test')
+  assert (gathered.measured['source'], gathered.measured['count']) == ('others', 50)
+  ((number, caption),) = quoted(gathered, 'test')
+  assert 'on 359 images' in caption
+  record = facts.gather(trained)
+  assert quoted(record, 'test') == [] and len(quoted(record, 'validation')) == 1
+  assert number == percent(record.measured['accuracy'])
 
 
 def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
@@ -1250,9 +1256,11 @@ def test_an_unfinished_run_tells_what_it_measured_last(trained, tmp_path):
   shutil.rmtree(folder / 'model')
   rows = [row for row in metrics.read_rows(folder / 'metrics.jsonl') if 'test/loss' not in row]
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  found = facts.gather(folder)
-  ((number, what),) = quoted(found, 'validation')
-  assert 'at step 12,' in what and number == percent(found.curve('validation/accuracy')[1][-1])
+  gathered = facts.gather(folder)
+  ((number, caption),) = quoted(gathered, 'validation')
+  assert 'at step 12,' in caption and number == percent(
+    gathered.curve('validation/accuracy')[1][-1]
+  )
 
 
 def test_a_report_of_sigmoid_scores_and_several_labels(whole):
@@ -1265,18 +1273,18 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
   data = inputs.Split('made', 'all', sources.Source(records, base.classes))
   values = accuracy.evaluate_model(model, data, batch_size=2)
   assert results.is_valid(values | {'step': None, 'use': 'test'})
-  found = dataclasses.replace(whole, model=model)
-  found = facts.with_evaluation(found, values, data)
-  text = report_page.as_html(found)
-  assert found.measured['confusion'] is None and 'several labels' in text
-  average = percent(found.measured['mean_average_precision'])
+  gathered = dataclasses.replace(whole, model=model)
+  gathered = facts.with_evaluation(gathered, values, data)
+  text = report_page.as_html(gathered)
+  assert gathered.measured['confusion'] is None and 'several labels' in text
+  average = percent(gathered.measured['mean_average_precision'])
   assert (
     average,
     'mean average precision on 40 images, split all of made',
-  ) in report_page.headlines(found)
-  assert report_page.as_png(found)
-  for mistake, row in zip(found.mistakes, found.measured['mistakes'], strict=True):
-    labels = [found.model.classes[k] for k in records[row['index']]['label'] if k >= 0]
+  ) in report_page.headlines(gathered)
+  assert report_page.as_png(gathered)
+  for mistake, row in zip(gathered.mistakes, gathered.measured['mistakes'], strict=True):
+    labels = [gathered.model.classes[k] for k in records[row['index']]['label'] if k >= 0]
     assert mistake.prediction not in labels and mistake.label in labels
 
 
@@ -1298,10 +1306,10 @@ def test_images_at_a_time_are_those_of_training_or_of_the_flag(trained, monkeypa
 
 
 def test_the_time_of_the_steps_is_what_their_rates_say(trained):
-  found = facts.gather(trained)
-  rows = [row for row in found.rows if 'train/images_per_second' in row]
+  gathered = facts.gather(trained)
+  rows = [row for row in gathered.rows if 'train/images_per_second' in row]
   expected = sum(2 * 32 / row['train/images_per_second'] for row in rows)
-  assert facts.seconds_of_steps(found) == pytest.approx(expected, rel=1e-6)
+  assert facts.seconds_of_steps(gathered) == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_command_of_the_document_runs(trained, capsys):

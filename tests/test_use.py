@@ -164,10 +164,10 @@ def test_table_csv_and_json_say_what_python_says(run, whole, folder, capsys):
   assert [float(row['score']) for row in rows] == pytest.approx(scores, abs=2e-6)
 
   assert vit.main([*command, '--format', 'json']) == 0
-  told = capsys.readouterr()
-  found = json.loads(told.out)
-  assert [entry['file'] for entry in found] == list(expected) and told.err == ''
-  for entry in found:
+  output = capsys.readouterr()
+  result = json.loads(output.out)
+  assert [entry['file'] for entry in result] == list(expected) and output.err == ''
+  for entry in result:
     ranked = entry['predictions']
     assert [g['label'] for g in ranked] == [g['label'] for g in expected[entry['file']]]
     assert ranked == sorted(ranked, key=lambda g: -g['score'])
@@ -195,9 +195,9 @@ def test_bad_files_are_named_and_the_others_predicted(whole, folder, capsys):
   good, bad = files(folder), spoilt(folder)
   (folder / 'folder.png').mkdir()
   assert vit.main(['predict', str(whole), str(folder), '--format', 'json']) == 3
-  told = capsys.readouterr()
-  assert [entry['file'] for entry in json.loads(told.out)] == good
-  lines = told.err.splitlines()
+  output = capsys.readouterr()
+  assert [entry['file'] for entry in json.loads(output.out)] == good
+  lines = output.err.splitlines()
   for name, fault in bad.items():
     [line] = [line for line in lines if name in line]
     assert line.startswith('vit predict: ') and fault in line
@@ -207,17 +207,17 @@ def test_bad_files_are_named_and_the_others_predicted(whole, folder, capsys):
 def test_a_bad_file_named_alone_is_exit_3_and_still_valid_json(whole, tmp_path, capsys):
   missing = str(tmp_path / 'rose.jpg')
   assert vit.main(['predict', str(whole), missing, '--format', 'json']) == 3
-  told = capsys.readouterr()
-  assert json.loads(told.out) == []
-  assert told.err == f'vit predict: {missing}: there is no such file\n'
+  output = capsys.readouterr()
+  assert json.loads(output.out) == []
+  assert output.err == f'vit predict: {missing}: there is no such file\n'
 
 
 def test_a_file_that_cannot_be_read_is_named(whole, folder, capsys):
   # Root may read any file; this one fails when it is read.
   assert vit.main(['predict', str(whole), '/proc/self/mem', str(folder / '0.png')]) == 3
-  told = capsys.readouterr()
-  assert '/proc/self/mem' in told.err and told.err.count('\n') == 1
-  assert '0.png' in told.out
+  output = capsys.readouterr()
+  assert '/proc/self/mem' in output.err and output.err.count('\n') == 1
+  assert '0.png' in output.out
 
 
 def test_a_file_name_that_is_not_unicode_is_predicted(whole, images, tmp_path):
@@ -241,8 +241,8 @@ def test_an_image_of_any_mode_size_and_case_is_predicted(whole, tmp_path, capsys
     suffix = '.tiff' if mode in ('F', 'CMYK', 'I') else '.PNG'
     Image.new(mode, (300, 2)).save(tmp_path / f'{mode.replace(";", "")}{suffix}')
   assert vit.main(['predict', str(whole), str(tmp_path), '--format', 'json']) == 0
-  told = capsys.readouterr()
-  assert len(json.loads(told.out)) == 10 and told.err == ''
+  output = capsys.readouterr()
+  assert len(json.loads(output.out)) == 10 and output.err == ''
 
 
 def test_a_folder_without_images_is_named_and_the_others_predicted(whole, folder, tmp_path, capsys):
@@ -250,9 +250,9 @@ def test_a_folder_without_images_is_named_and_the_others_predicted(whole, folder
   empty.mkdir()
   (empty / 'notes.txt').write_text('mine')
   assert vit.main(['predict', str(whole), str(empty), str(folder)]) == 3
-  told = capsys.readouterr()
-  assert told.err == f'vit predict: {empty}: no images in this folder\n'
-  assert len(told.out.splitlines()) == len(files(folder))
+  output = capsys.readouterr()
+  assert output.err == f'vit predict: {empty}: no images in this folder\n'
+  assert len(output.out.splitlines()) == len(files(folder))
 
 
 def test_top_below_one_is_refused(whole, folder, capsys):
@@ -266,9 +266,9 @@ def test_top_below_one_is_refused(whole, folder, capsys):
 def refused(path, capsys):
   """What `vit predict` says of a run, which is one line, with exit code 2."""
   assert vit.main(['predict', str(path), 'rose.jpg']) == 2
-  told = capsys.readouterr()
-  assert told.out == '' and told.err.count('\n') == 1
-  return told.err
+  output = capsys.readouterr()
+  assert output.out == '' and output.err.count('\n') == 1
+  return output.err
 
 
 def test_a_run_that_is_none_is_refused(tmp_path, capsys):
@@ -357,8 +357,8 @@ def test_a_description_that_is_none_is_refused(text, copied, capsys):
 def test_a_description_that_does_not_fit_is_refused(changes, said, copied, folder, capsys):
   described(copied, **changes)
   assert vit.main(['predict', str(copied), str(folder)]) == 2
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and said in told.err
+  output = capsys.readouterr()
+  assert output.err.count('\n') == 1 and said in output.err
 
 
 # Bundles
@@ -471,36 +471,36 @@ def test_a_bundle_cut_off_in_the_writing_leaves_the_old_one(run, tmp_path, monke
 
 def evaluated(words, capsys):
   assert vit.main(['evaluate', *map(str, words), '--format', 'json']) == 0
-  told = capsys.readouterr()
-  assert told.err == ''
-  return json.loads(told.out)
+  output = capsys.readouterr()
+  assert output.err == ''
+  return json.loads(output.out)
 
 
 def test_evaluate_gives_the_test_accuracy_that_training_logged(whole, capsys):
   [logged] = [row for row in rows_of(whole) if 'test/accuracy' in row]
   for more in ([], ['--batch-size', '7'], ['--split', 'test']):
-    found = evaluated([whole, *more], capsys)
-    assert (found['source'], found['split'], found['count']) == ('digits', 'test', 359)
-    assert found['accuracy'] == pytest.approx(logged['test/accuracy'], abs=1e-7)
-    assert found['loss'] == pytest.approx(logged['test/loss'], rel=1e-5)
+    result = evaluated([whole, *more], capsys)
+    assert (result['source'], result['split'], result['count']) == ('digits', 'test', 359)
+    assert result['accuracy'] == pytest.approx(logged['test/accuracy'], abs=1e-7)
+    assert result['loss'] == pytest.approx(logged['test/loss'], rel=1e-5)
 
 
 @pytest.mark.parametrize('split, count', [('train', 1259), ('validation', 179)])
 def test_evaluate_counts_every_image_of_a_split_once(split, count, whole, run, capsys):
-  found = evaluated([whole, '--split', split], capsys)
-  assert found['count'] == count and found['split'] == split
+  result = evaluated([whole, '--split', split], capsys)
+  assert result['count'] == count and result['split'] == split
   if split == 'validation':
     source = sources.open_source('digits', split)
     guesses = run.predict([source[i]['image'] for i in range(count)], top=1)
     right = sum(g[0]['label'] == str(source[i]['label']) for i, g in enumerate(guesses))
-    assert found['accuracy'] == pytest.approx(right / count, abs=1e-6)
+    assert result['accuracy'] == pytest.approx(right / count, abs=1e-6)
 
 
 def test_evaluates_table_says_the_same(whole, capsys):
-  found = evaluated([whole], capsys)
+  result = evaluated([whole], capsys)
   assert vit.main(['evaluate', str(whole)]) == 0
   out = capsys.readouterr().out
-  assert '359 images' in out and f'accuracy {found["accuracy"]:.2%}' in out
+  assert '359 images' in out and f'accuracy {result["accuracy"]:.2%}' in out
 
 
 @pytest.mark.parametrize(
@@ -516,8 +516,8 @@ def test_evaluates_table_says_the_same(whole, capsys):
 )
 def test_what_cannot_be_evaluated_is_refused(words, said, whole, capsys):
   assert vit.main(['evaluate', *(word.replace('RUN', str(whole)) for word in words)]) == 2
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and said in told.err
+  output = capsys.readouterr()
+  assert output.err.count('\n') == 1 and said in output.err
 
 
 # vit models, data, doctor
@@ -561,30 +561,30 @@ def test_data_saves_images_that_are_those_of_the_source(tmp_path, capsys):
 def test_data_that_cannot_be_saved_is_refused(words, said, tmp_path, capsys):
   out = tmp_path / 'out'
   assert vit.main(['data', 'save', *(word.replace('OUT', str(out)) for word in words)]) == 2
-  told = capsys.readouterr()
-  assert told.err.count('\n') == 1 and said in told.err
+  output = capsys.readouterr()
+  assert output.err.count('\n') == 1 and said in output.err
   assert not out.exists()
 
 
 def test_doctor_finds_nothing_wrong_here(monkeypatch, capsys):
   monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: None)
   assert vit.main(['doctor']) == 0
-  told = capsys.readouterr()
-  assert 'all is well' in told.out and told.err == ''
-  assert f'{jax.device_count()} cpu device' in told.out and jax.__version__ in told.out
+  output = capsys.readouterr()
+  assert 'all is well' in output.out and output.err == ''
+  assert f'{jax.device_count()} cpu device' in output.out and jax.__version__ in output.out
 
 
 def test_doctor_warns_of_a_gpu_that_jax_does_not_use(monkeypatch, capsys):
   monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: 'an NVIDIA GPU')
   assert vit.main(['doctor']) == 1
-  told = capsys.readouterr()
-  assert 'this machine has an NVIDIA GPU, but JAX RUNS ON THE CPU' in told.err
+  output = capsys.readouterr()
+  assert 'this machine has an NVIDIA GPU, but JAX RUNS ON THE CPU' in output.err
 
 
 def test_doctor_names_packages_that_are_missing(monkeypatch, capsys):
-  found = doctor.installed
+  result = doctor.installed
   monkeypatch.setattr(doctor, 'nvidia_gpu', lambda: None)
-  monkeypatch.setattr(doctor, 'installed', lambda name: None if name == 'grain' else found(name))
+  monkeypatch.setattr(doctor, 'installed', lambda name: None if name == 'grain' else result(name))
   assert vit.main(['doctor']) == 1
   assert 'missing: grain' in capsys.readouterr().err
 

@@ -66,13 +66,13 @@ def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys
   code = swept(tasks, '--tasks', 'dtd', '--rates', '0.001', '0.1', '--format', 'json')
   out, err = capsys.readouterr()
   assert code == 0, err
-  found = json.loads(out)
-  (row,) = found['tasks'].values()
+  result = json.loads(out)
+  (row,) = result['tasks'].values()
   scores = {float(rate): score for rate, score in row['search'].items()}
   assert row['rate'] == max(sorted(scores), key=scores.get)
   assert (row['validation_count'], row['count']) == (8, 20)
-  assert found['means']['natural'] == {'accuracy': row['accuracy'], 'done': 1, 'tasks': 7}
-  assert found['means']['specialized']['accuracy'] is None
+  assert result['means']['natural'] == {'accuracy': row['accuracy'], 'done': 1, 'tasks': 7}
+  assert result['means']['specialized']['accuracy'] is None
   runs = tasks / 'runs' / 'dtd'
   assert sorted(run.name for run in runs.iterdir()) == ['final', 'rate_0.001', 'rate_0.1']
   tested = [
@@ -86,12 +86,12 @@ def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys
   held = json.loads((runs / 'final' / 'config.json').read_text())
   assert held['schedule']['learning_rate'] == row['rate']
   held = {run.name: results.read(run) for run in runs.iterdir()}
-  assert {name: found['use'] for name, found in held.items()} == {
+  assert {name: result['use'] for name, result in held.items()} == {
     'final': 'test',
     'rate_0.001': 'validation',
     'rate_0.1': 'validation',
   }
-  assert all(found['step'] == 6 for found in held.values())
+  assert all(result['step'] == 6 for result in held.values())
   assert row['accuracy'] == held['final']['accuracy']
   assert row['validation_accuracy'] == held[f'rate_{row["rate"]:g}']['accuracy']
 
@@ -128,8 +128,8 @@ def test_a_task_that_cannot_be_had_is_told_and_the_others_go_on(tasks, capsys):
   assert 'pets is left out: ' in err
   assert 'nowhere' in err
   assert 'mean of specialized' in out
-  found = json.loads((tasks / 'runs' / 'vtab.json').read_text())
-  assert (list(found['tasks']), list(found['failed'])) == (['eurosat'], ['pets'])
+  result = json.loads((tasks / 'runs' / 'vtab.json').read_text())
+  assert (list(result['tasks']), list(result['failed'])) == (['eurosat'], ['pets'])
 
 
 def test_what_saving_logs_is_not_told(tasks, caplog):
@@ -143,13 +143,13 @@ def test_results_of_other_tasks_stay_and_those_of_another_model_do_not(tasks):
   assert swept(tasks, '--tasks', 'dtd', '--rates', '0.1') == 0
   first = json.loads(file.read_text())['tasks']['dtd']
   assert swept(tasks, '--tasks', 'eurosat', '--rates', '0.1') == 0
-  found = json.loads(file.read_text())
-  assert list(found['tasks']) == ['dtd', 'eurosat'] and found['tasks']['dtd'] == first
-  assert found['means']['all']['done'] == 2
+  result = json.loads(file.read_text())
+  assert list(result['tasks']) == ['dtd', 'eurosat'] and result['tasks']['dtd'] == first
+  assert result['means']['all']['done'] == 2
   assert swept(tasks, '--tasks', 'pets') == 3
-  found = json.loads(file.read_text())
-  assert (list(found['tasks']), list(found['failed'])) == (['dtd', 'eurosat'], ['pets'])
-  file.write_text(json.dumps(found | {'model': 'another'}))
+  result = json.loads(file.read_text())
+  assert (list(result['tasks']), list(result['failed'])) == (['dtd', 'eurosat'], ['pets'])
+  file.write_text(json.dumps(result | {'model': 'another'}))
   assert swept(tasks, '--tasks', 'pets') == 3
   assert json.loads(file.read_text())['tasks'] == {}
 
@@ -165,15 +165,15 @@ def test_a_model_that_cannot_be_had_is_one_line_before_any_task(tmp_path, capsys
 
 def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
   assert swept(tasks, '--tasks', 'dtd', '--rates', '0.01', '1e30', '--config.optimizer.clip=0') == 0
-  found = json.loads((tasks / 'runs' / 'vtab.json').read_text())
-  assert list(found['tasks']['dtd']['search']) == ['0.01']
+  result = json.loads((tasks / 'runs' / 'vtab.json').read_text())
+  assert list(result['tasks']['dtd']['search']) == ['0.01']
   assert swept(tasks, '--tasks', 'dtd', '--rates', '1e30', '--config.optimizer.clip=0') == 3
   assert 'none of the rates gave a finished run' in capsys.readouterr().err
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  ('words', 'told'),
+  ('words', 'message'),
   [
     (['--tasks', 'vtab/dtb'], "unknown task 'vtab/dtb'; did you mean dtd or dmlab?"),
     (['--rates', '0'], '--rates 0 must be above 0'),
@@ -183,19 +183,19 @@ def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
     (['--show'], 'has no finished task'),
   ],
 )
-def test_what_cannot_be_is_one_line(tasks, words, told, capsys):
+def test_what_cannot_be_is_one_line(tasks, words, message, capsys):
   assert swept(tasks, *words) == 2
   (line,) = capsys.readouterr().err.splitlines()
-  assert told in line
+  assert message in line
 
 
 @pytest.mark.quick
 def test_a_folder_without_a_measure_is_no_finished_run(tmp_path):
   with pytest.raises(ValueError, match='is no finished run'):
     vtab.read_measures(tmp_path, 'validation')
-  own = {'source': 'digits', 'split': 'test', 'step': 6, 'use': 'test', 'count': 9}
+  record = {'source': 'digits', 'split': 'test', 'step': 6, 'use': 'test', 'count': 9}
   for numbers in ({'accuracy': 0.5}, {'accuracy': None}, {}):
-    results.write(tmp_path, own | numbers)
+    results.write(tmp_path, record | numbers)
     for use in ('validation', 'test'):
       if use == 'test' and numbers.get('accuracy'):
         assert vtab.read_measures(tmp_path, use) == {'accuracy': 0.5, 'count': 9}
