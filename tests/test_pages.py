@@ -759,15 +759,15 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(report_tab
 
 def test_curves_have_a_point_for_every_logged_number(report_tab, trained, whole):
   rows = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
-  for curve in whole.curves():
-    for name in curve.names:
+  for chart in whole.charts():
+    for name in chart.lines:
       logged = [row for row in rows if name in row]
       prefix = json.dumps(f'{name}, step ')
       titles = report_tab.run(
         'Array.from(document.querySelectorAll("circle title"), (t) => t.textContent)'
         f'.filter((t) => t.startsWith({prefix}))'
       )
-      shown = percent if curve.percent else number
+      shown = percent if chart.percent else number
       assert titles == [f'{name}, step {row["step"]}: {shown(row[name])}' for row in logged]
       assert logged or 'ema' in name
 
@@ -1123,9 +1123,9 @@ def test_filters_and_positions_are_those_of_inspection(trained, whole):
 def test_the_picture_has_every_curve_and_the_headlines(whole):
   figure = report_page.summary(whole)
   axes = {axis.get_title(): axis for axis in figure.axes}
-  for curve in whole.curves():
-    lines = {line.get_label(): line for line in axes[curve.title].lines if len(line.get_xdata())}
-    logged = [name for name in curve.names if len(whole.curve(name)[0])]
+  for chart in whole.charts():
+    lines = {line.get_label(): line for line in axes[chart.title].lines}
+    logged = [name for name in chart.lines if len(whole.curve(name)[0])]
     assert sorted(lines) == sorted(logged) and logged
     for name in logged:
       np.testing.assert_array_equal(lines[name].get_xydata().T, whole.curve(name))

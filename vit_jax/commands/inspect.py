@@ -38,6 +38,9 @@ ATTENTION_KINDS = ('distances', 'page', 'attention', 'rollout')
 CLASS_KINDS = ('evidence', 'occlusion')
 
 
+Sides = tuple[int, int]  # height and width in pixels
+
+
 @dataclasses.dataclass(frozen=True)
 class Image:
   """One image to look at.
@@ -60,11 +63,14 @@ class Request:
   Fields:
     run: the model.
     args: the flags.
+    square, stride: height and width of the occluding square, and of its step, in pixels.
     wanted: the kinds among NAMES to draw.
   """
 
   run: predict.Run
   args: argparse.Namespace
+  square: Sides
+  stride: Sides
   wanted: frozenset[str] = frozenset()
 
 
@@ -99,8 +105,7 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
   if args.label and args.label not in run.classes:
     near = nearest(args.label, list(run.classes[:SIDE]))
     raise ValueError(f'--label {args.label!r} is no class of {args.model}{near}')
-  request = Request(run, args)
-  check_squares(request)
+  request = Request(run, args, *squares(run, args))
   images, failed = load_images(request) if set(args.only) - set(KINDS['model']) else ([], [])
   absent = {name: reason for name, reason in exclusions(run, images).items() if name in args.only}
   if set(args.only) <= set(absent):
@@ -115,7 +120,8 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         shown.append(draw_image(request, image, folder, number))
         advance(1)
     index = {'model': str(args.model), 'pictures': lines, 'images': shown, 'left_out': absent}
-    index['settings'] = settings(request)
+    settings = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
+    index['settings'] = settings | {'square': request.square, 'stride': request.stride}
     (folder / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
   return describe(index, args.out), failed
 
@@ -135,19 +141,6 @@ def check(args: argparse.Namespace) -> None:
   existing = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
   if not existing.is_dir() or not os.access(existing, os.W_OK):
     raise ValueError(f'--out {args.out} cannot be written')
-
-
-def check_squares(request: Request) -> None:
-  """Raises ValueError for squares that do not fit the model's images."""
-  analysis.check_squares(request.run.preprocess.size, *squares(request))
-
-
-def settings(request: Request) -> dict[str, Any]:
-  """What the pictures were made by."""
-  square, stride = squares(request)
-  args = request.args
-  values = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
-  return values | {'square': square, 'stride': stride}
 
 
 # Images
@@ -439,13 +432,13 @@ def class_drawings(
 
 
 def occlusion(request: Request, image: Image, label: int) -> Drawing:
-  run, (square, stride) = request.run, squares(request)
+  run, square = request.run, request.square
   result = analysis.occlusion(
     lambda hidden: run.forward(hidden)['scores'],
     image.pixels,
     label,
     square=square,
-    stride=stride,
+    stride=request.stride,
     grey=analysis.grey_colour(run.preprocess),
   )
   title = f'occlusion of {run.classes[label]}, {result.score:.1%}: a grey square of '
@@ -457,14 +450,19 @@ def occlusion(request: Request, image: Image, label: int) -> Drawing:
   return Drawing(picture, arrays, title)
 
 
-def squares(request: Request) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Height and width of the occluding square, and of its step."""
-  size = request.run.preprocess.size
-  square, stride = analysis.occlusion_steps(request.run.model, size)
-  if request.args.square:
-    square = (request.args.square, request.args.square)
-  if request.args.stride:
-    stride = (min(request.args.stride, size[0]), min(request.args.stride, size[1]))
+def squares(run: predict.Run, args: argparse.Namespace) -> tuple[Sides, Sides]:
+  """Height and width of the occluding square, and of its step.
+
+  Raises:
+    ValueError: if they do not fit the model's images.
+  """
+  size = run.preprocess.size
+  square, stride = analysis.occlusion_steps(run.model, size)
+  if args.square:
+    square = (args.square, args.square)
+  if args.stride:
+    stride = (min(args.stride, size[0]), min(args.stride, size[1]))
+  analysis.check_squares(size, square, stride)
   return square, stride
 
 

@@ -18,28 +18,11 @@ from vit_jax.views.charts import Chart
 ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # of data, files and devices
 POINTS = 600  # of a curve at most
 LARGEST = 1e100  # number of a chart, which its axis can hold
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A chart of the page.
-
-  Fields:
-    title: of the chart.
-    names: of its lines, as in `metrics.jsonl`.
-    percent: whether values are fractions.
-  """
-
-  title: str
-  names: tuple[str, ...]
-  percent: bool = False
-
-
-RATES = (
-  Curve('Learning rate', ('train/learning_rate',)),
-  Curve('Images a second', ('train/images_per_second',)),
-  Curve('Time waiting for data', ('train/data_wait',), True),
-)
+RATES = {  # of training: the title of each chart, and whether it is a fraction
+  'learning_rate': ('Learning rate', False),
+  'images_per_second': ('Images a second', False),
+  'data_wait': ('Time waiting for data', True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,23 +80,18 @@ class Facts:
     steps, values = np.array(points, float).reshape(-1, 2).T
     return steps, values
 
-  def curves(self) -> list[Curve]:
-    """What is charted: the loss, what else its task ranks by, and the rates."""
-    return [*map(curve_of, dict.fromkeys(('loss', *self.ranks))), *RATES]
-
   def charts(self) -> list[Chart]:
-    """The charts of `curves`."""
-    return [
-      Chart(curve.title, {name: thinned(*self.curve(name)) for name in curve.names}, curve.percent)
-      for curve in self.curves()
-    ]
-
-
-def curve_of(name: str) -> Curve:
-  """The chart of a task's measure, in training and in its evaluations."""
-  title = results.display_name(name)
-  names = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
-  return Curve(f'{title[:1].upper()}{title[1:]}', names, results.is_fraction(name))
+    """The loss, what else the task ranks by, in training and evaluation, and the rates."""
+    charts = []
+    for name in dict.fromkeys(('loss', *self.ranks)):
+      title = results.display_name(name)
+      logged = (f'train/{name}', f'validation/{name}', f'validation/ema_{name}')
+      lines = {key: thinned(*self.curve(key)) for key in logged}
+      charts.append(Chart(title[:1].upper() + title[1:], lines, results.is_fraction(name)))
+    for name, (title, is_fraction) in RATES.items():
+      key = f'train/{name}'
+      charts.append(Chart(title, {key: thinned(*self.curve(key))}, is_fraction))
+    return charts
 
 
 def usable(value: Any) -> bool:
