@@ -108,24 +108,14 @@ def seconds_of_steps(facts: Facts) -> float:
   return float(taken.sum())
 
 
-def gather(
-  folder: pathlib.Path,
-  *,
-  evaluation: dict[str, Any] | None = None,
-  data: inputs.Split | None = None,
-) -> Facts:
+def gather(folder: pathlib.Path) -> Facts:
   """What a run's files tell; nothing is measured.
-
-  Args:
-    folder: of the run.
-    evaluation: the numbers of its model, of `accuracy.evaluate_model`; None reads the run's own.
-    data: that they are of, if it is open.
 
   Raises:
     FileNotFoundError, ValueError: if the folder is not a run's.
   """
-  written = own_evaluation(folder)
-  return with_evaluation(read(folder, written), evaluation or written, data)
+  evaluation = own_evaluation(folder)
+  return with_evaluation(read(folder, evaluation), evaluation)
 
 
 def own_evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
