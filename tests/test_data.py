@@ -76,27 +76,6 @@ def test_each_epoch_is_another_permutation(once):
   assert list(epochs[0]) != list(epochs[1])
 
 
-def test_augmentation_differs_between_epochs_and_examples(once):
-  images = once['image'].reshape(-1, 12)
-  assert len(np.unique(images, axis=0)) == len(images)
-
-
-def test_another_seed_gives_another_order_and_other_augmentation(once):
-  other = taken(STEPS, seed=1)
-  assert not np.array_equal(other['label'], once['label'])
-  assert not np.array_equal(other['image'], once['image'])
-
-
-def test_batches_hold_rows_of_the_declared_types_and_count_them_all(once):
-  assert {name: rows.dtype.name for name, rows in once.items()} == {
-    'image': 'uint8',
-    'label': 'int32',
-    'mask': 'float32',
-  }
-  assert once['image'].shape == (STEPS, 4, 1, 4, 3)
-  assert once['mask'].all()
-
-
 def test_a_batch_may_be_larger_than_the_data_set():
   labels = taken(2, batch_size=50)['label']
   assert labels.shape == (2, 50)

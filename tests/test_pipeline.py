@@ -125,12 +125,6 @@ def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_reported_once
   np.testing.assert_array_equal(epoch, want)
 
 
-def test_substitutes_bring_their_own_label():
-  batch = taken(photos(200, bad={7}), 10)
-  places = [i for i, value in enumerate(grey(batch['image'])) if value == 8]
-  assert len(places) == 2 and batch['label'][places].tolist() == [0, 0]
-
-
 def test_the_policy_error_stops_at_the_first_by_its_name():
   source = photos(300, bad={7})
   with pytest.raises(pipeline.DataError, match=r'photos/7.jpg: not an image .*substitute'):
