@@ -607,7 +607,7 @@ def test_a_loss_that_is_not_finite_is_null_in_strict_json_and_a_dash(trained, tm
   assert 'the loss of the model is not finite' in capsys.readouterr().err
   text = (folder / results.FILE).read_text()
   assert json.loads(text, parse_constant=no_constant)['loss'] is None
-  assert '<b>–</b>loss on 359 images' in (folder / report.PAGE).read_text()
+  assert '<b>-</b>loss on 359 images' in (folder / report.PAGE).read_text()
   out = tmp_path / 'out.json'
   words = ['evaluate', str(folder), '--out', str(out), '--format', 'json']
   assert commands.main(words) == 0
@@ -650,7 +650,7 @@ def test_a_task_that_is_no_classifier_has_its_own_numbers_on_page_and_card(train
   assert output[:3] == [
     ('0.25', f'loss {on}'),
     ('1.5', f'pixel error {on}'),
-    ('–', f'sharpness {on}'),
+    ('-', f'sharpness {on}'),
   ]
   assert output[3][0] == '1.75' and output[3][1].startswith(
     'pixel error at step 12, during training'
@@ -733,10 +733,10 @@ def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(report_t
   cards = report_tab.run('Array.from(document.querySelectorAll(".card"), (card) => card.innerText)')
   on = f'on {values["count"]} images, split test of digits'
   assert values['step'] == 12 and cards[:4] == [
-    f'{100 * values["accuracy"]:.2f} %\naccuracy {on}',
-    f'{100 * values["top5"]:.2f} %\ntop-5 accuracy {on}',
+    f'{100 * values["accuracy"]:.2f}%\naccuracy {on}',
+    f'{100 * values["top5"]:.2f}%\ntop-5 accuracy {on}',
     f'{values["loss"]:.4g}\nloss {on}',
-    f'{100 * values["calibration_error"]:.2f} %\ncalibration error {on}',
+    f'{100 * values["calibration_error"]:.2f}%\ncalibration error {on}',
   ]
 
 
@@ -788,7 +788,7 @@ def test_no_number_is_broken_in_two_lines(report_tab, width):
   )
   broken = report_tab.run(
     "Array.from(document.querySelectorAll('thead th, td'))"
-    '.filter((cell) => /^[\\d.,]+( %)?$|^[a-z]+$/.test(cell.textContent))'
+    '.filter((cell) => /^[\\d.,]+%?$|^[a-z]+$/.test(cell.textContent))'
     '.filter((cell) => lines(cell) > 1).map((cell) => cell.textContent)'
   )
   assert broken == []
