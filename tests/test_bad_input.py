@@ -28,7 +28,7 @@ WRONG = {
   'no training split': ({'data.train': ''}, ['data.train']),
   'a validation split': ({'data.validation': 'vali'}, ["no split 'vali'", 'validation']),
   'a test split': ({'data.test': 'tset'}, ["no split 'tset'", 'did you mean test']),
-  'an optimiser': ({'optimizer.name': 'adamm'}, ["'adamm'", 'adamw', 'sgd']),
+  'an optimiser': ({'optimizer.name': 'adamm'}, ["'adamm'", 'adamw', 'did you mean adam']),
   'a schedule': ({'schedule.name': 'cosin'}, ["'cosin'", 'cosine']),
   'a loss': ({'objective.loss': 'sofmax'}, ["'sofmax'", 'softmax']),
   'a transform': ({'data.augment': 'flipp'}, ["'flipp'", 'did you mean flip']),
