@@ -35,7 +35,7 @@ def source(tmp_path):
   return tmp_path / 'source'
 
 
-def told(words, capsys, code):
+def ended(words, capsys, code):
   """What `vit convert` says on standard error."""
   capsys.readouterr()
   assert vit.main(['convert', *map(str, words)]) == code
@@ -44,7 +44,7 @@ def told(words, capsys, code):
 
 def line(words, capsys, code=2):
   """The one line that it says."""
-  err = told(words, capsys, code)
+  err = ended(words, capsys, code)
   assert err.count('\n') == 1 and err.startswith('vit convert: '), err
   return err
 
@@ -56,9 +56,9 @@ def test_a_value_that_is_not_finite_is_the_largest_difference():
   fine, spoilt = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
   spoilt[1, 1] = np.nan
   for ours, theirs in ((fine, spoilt), (spoilt, fine), (spoilt, spoilt)):
-    found = parity.distances({'a': fine, 'b': ours}, {'a': fine + 1, 'b': theirs})
-    assert found['b'] == float('inf') and max(found, key=found.get) == 'b'
-    assert 'largest difference inf of the largest value, at b' in parity.summary('model', found)
+    result = parity.distances({'a': fine, 'b': ours}, {'a': fine + 1, 'b': theirs})
+    assert result['b'] == float('inf') and max(result, key=result.get) == 'b'
+    assert 'largest difference inf of the largest value, at b' in parity.summary('model', result)
 
 
 def test_a_difference_is_told_in_units_of_the_largest_value():
@@ -93,7 +93,7 @@ def test_whatever_a_library_raises_is_one_line(where, source, tmp_path, monkeypa
   monkeypatch.setattr(parity, 'usable', lambda library: True)
   monkeypatch.setitem(parity.OPENERS, 'timm', fails if where == 'open' else lambda *_: Module())
   monkeypatch.setattr(parity, 'torch_trace', fails)
-  err = told([source, tmp_path / 'out', '--to', 'timm', '--check'], capsys, code=3)
+  err = ended([source, tmp_path / 'out', '--to', 'timm', '--check'], capsys, code=3)
   assert (
     f'timm does not run {tmp_path / "out"} (RuntimeError: the size of tensor a)'
     in err.splitlines()[-1]
@@ -129,7 +129,7 @@ def test_without_a_library_what_was_written_is_read_again(to, tmp_path, monkeypa
 def test_what_is_beside_a_folder_stays(to, source, tmp_path, capsys):
   (tmp_path / 'out.partial').mkdir()
   (tmp_path / 'out.partial' / 'thesis.txt').write_text('mine')
-  told([source, tmp_path / 'out', '--to', to], capsys, code=0)
+  ended([source, tmp_path / 'out', '--to', to], capsys, code=0)
   assert (tmp_path / 'out.partial' / 'thesis.txt').read_text() == 'mine'
   assert sorted(os.listdir(tmp_path)) == ['out', 'out.partial', 'source']
   (tmp_path / 'plain').mkdir()
@@ -201,10 +201,10 @@ def notes(tmp_path, whole, to):
   return [note for note in convert.write(out, whole, to=to) if not note.startswith('open it')]
 
 
-@pytest.mark.parametrize('what', ['images', 'patches'])
-def test_torchvision_says_no_oblong_models(what, tmp_path):
-  whole = made(OBLONG) if what == 'images' else made(SQUARE, patch=(4, 8))
-  with pytest.raises(ValueError, match=f'torchvision has no way to say {what} of'):
+@pytest.mark.parametrize('part', ['images', 'patches'])
+def test_torchvision_says_no_oblong_models(part, tmp_path):
+  whole = made(OBLONG) if part == 'images' else made(SQUARE, patch=(4, 8))
+  with pytest.raises(ValueError, match=f'torchvision has no way to say {part} of'):
     convert.write(tmp_path / 'a.pth', whole, to='torchvision')
   assert os.listdir(tmp_path) == []
 
@@ -213,25 +213,25 @@ def test_torchvision_says_no_oblong_models(what, tmp_path):
 def test_a_lone_file_of_an_oblong_model_is_told_and_read_with_its_size(name, tmp_path):
   to = {'a': 'npz', 'b': 'bigvision', 'c': 'timm'}[name[0]]
   whole = made(OBLONG)
-  found = convert.write(tmp_path / name, whole, to=to)
-  assert 'positions are for 8x24: give image_size to read them' in found
+  lines = convert.write(tmp_path / name, whole, to=to)
+  assert 'positions are for 8x24: give image_size to read them' in lines
   params = vit_jax.load_params(tmp_path / name, whole.model, image_size=OBLONG, report=None)
-  back, there = models.flat(params), models.flat(whole.params)
+  back, expected = models.flat(params), models.flat(whole.params)
   if to == 'bigvision':  # the position of the class token is in the token
-    back, there = (
-      {n: a for n, a in x.items() if n not in ('cls', 'positions')} for x in (back, there)
+    back, expected = (
+      {n: a for n, a in x.items() if n not in ('cls', 'positions')} for x in (back, expected)
     )
-  assert back.keys() == there.keys()
-  assert all(np.array_equal(back[n], there[n]) for n in there)
+  assert back.keys() == expected.keys()
+  assert all(np.array_equal(back[n], expected[n]) for n in expected)
 
 
 def test_a_square_file_is_resampled_to_an_oblong_of_as_many_patches(tmp_path):
   whole = made((16, 16))
   convert.write(tmp_path / 'a.npz', whole, to='npz')
   wanted = vit_jax.load_params(tmp_path / 'a.npz', whole.model, image_size=None, report=None)
-  found = vit_jax.load_params(tmp_path / 'a.npz', whole.model, image_size=(8, 32), report=None)
-  assert wanted['positions'].shape == found['positions'].shape
-  assert not np.array_equal(wanted['positions'], found['positions'])
+  resampled = vit_jax.load_params(tmp_path / 'a.npz', whole.model, image_size=(8, 32), report=None)
+  assert wanted['positions'].shape == resampled['positions'].shape
+  assert not np.array_equal(wanted['positions'], resampled['positions'])
 
 
 CENTRE = "resize_small(10, method='bicubic_antialias', rounding='down') | central_crop"
@@ -242,9 +242,9 @@ USUAL = {'npz': 'resize', 'bigvision': 'resize', 'torchvision': None, 'timm': RA
 
 @pytest.mark.parametrize('to', list(USUAL))
 def test_preprocessing_that_its_readers_do_anyway_is_not_told(to, tmp_path):
-  how = {} if to != 'torchvision' else IMAGENET
+  options = {} if to != 'torchvision' else IMAGENET
   steps = USUAL[to] or "crop_ratio(ratio=0.875, method='bilinear_antialias')"
-  whole = made(SQUARE, steps, **how)
+  whole = made(SQUARE, steps, **options)
   whole = dataclasses.replace(
     whole, model=whole.model.clone(activation='gelu_erf' if to == 'torchvision' else 'gelu_tanh')
   )
@@ -260,8 +260,8 @@ def test_preprocessing_that_a_dialect_cannot_say_is_told(to, tmp_path):
 
 @pytest.mark.parametrize('to', ['npz', 'bigvision', 'timm', 'hf'])
 def test_a_mean_is_told_only_where_no_file_carries_it(to, tmp_path):
-  found = [note[:4] for note in notes(tmp_path, made(SQUARE, **IMAGENET), to)]
-  assert [n for n in found if n in ('mean', 'std ')] == (
+  begins = [note[:4] for note in notes(tmp_path, made(SQUARE, **IMAGENET), to)]
+  assert [n for n in begins if n in ('mean', 'std ')] == (
     [] if to in ('timm', 'hf') else ['mean', 'std ']
   )
 
@@ -274,7 +274,7 @@ def test_what_timm_squashes_and_cuts_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'steps, seen',
+  'steps, resizing',
   [
     ('resize', (True, (8, 8), 'bilinear')),
     ("resize(8, 8, method='bicubic')", (True, (8, 8), 'bicubic')),
@@ -292,8 +292,8 @@ def test_what_timm_squashes_and_cuts_comes_back(tmp_path):
     ('resize_small(10) | central_crop | central_crop', None),
   ],
 )
-def test_a_line_looks_as_other_frameworks_say_it(steps, seen):
-  assert preprocess.parse_steps(steps, SQUARE) == (seen and preprocess.Resizing(*seen))
+def test_a_line_looks_as_other_frameworks_say_it(steps, resizing):
+  assert preprocess.parse_steps(steps, SQUARE) == (resizing and preprocess.Resizing(*resizing))
 
 
 # Bundles that memory would not hold, or nobody wrote
@@ -338,7 +338,7 @@ def test_preprocessing_that_cannot_be_is_refused(changes, said, source, capsys):
 
 
 @pytest.mark.parametrize(
-  'how, said',
+  'options, said',
   [
     ({'image_size': 64.0}, 'image_size is 64.0'),
     ({'image_size': 'x'}, "image_size is 'x'"),
@@ -355,10 +355,10 @@ def test_preprocessing_that_cannot_be_is_refused(changes, said, source, capsys):
     ({'model': None}, 'model is None'),
   ],
 )
-def test_an_argument_of_another_kind_is_named(how, said, source):
-  model = how.pop('model', made().model)
+def test_an_argument_of_another_kind_is_named(options, said, source):
+  model = options.pop('model', made().model)
   with pytest.raises(ValueError, match=said) as error:
-    vit_jax.load_params(source, model, **how)
+    vit_jax.load_params(source, model, **options)
   assert '\n' not in str(error.value)
 
 

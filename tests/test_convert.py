@@ -48,26 +48,26 @@ def npz(path, arrays):
   return path
 
 
-def saved(path, model=None, size=SQUARE, **how):
+def saved(path, model=None, size=SQUARE, **options):
   """A file of Google's with drawn parameters, and these."""
   params = params_of(model or small(), size)
-  return npz(path / 'some.npz', google_arrays(params, **how)), params
+  return npz(path / 'some.npz', google_arrays(params, **options)), params
 
 
-def loaded(path, model=None, **how):
+def loaded(path, model=None, **options):
   """The parameters that a file gives a model, and the lines that say so."""
   said = []
-  params = vit_jax.load_params(path, model or small(), report=said.append, **how)
+  params = vit_jax.load_params(path, model or small(), report=said.append, **options)
   [text] = said
   return params, text
 
 
-def assert_equal(found, expected):
-  found, expected = flat(found), flat(expected)
-  assert found.keys() == expected.keys()
+def assert_equal(actual, expected):
+  actual, expected = flat(actual), flat(expected)
+  assert actual.keys() == expected.keys()
   for name, leaf in expected.items():
-    assert found[name].dtype == np.float32
-    np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+    assert actual[name].dtype == np.float32
+    np.testing.assert_array_equal(actual[name], leaf, err_msg=name)
 
 
 def refused(call, *arguments, **options):
@@ -86,13 +86,13 @@ def prefixed(arrays, prefix, **beside):
 
 
 def stacked(arrays):
-  layers, rest = {}, {}
+  layers, others = {}, {}
   for name, array in arrays.items():
-    if found := re.fullmatch(r'(Transformer/encoderblock)_(\d+)(/.*)', name):
-      layers.setdefault(found[1] + found[3], {})[int(found[2])] = array
+    if match := re.fullmatch(r'(Transformer/encoderblock)_(\d+)(/.*)', name):
+      layers.setdefault(match[1] + match[3], {})[int(match[2])] = array
     else:
-      rest[name] = array
-  return rest | {n: np.stack([a[i] for i in sorted(a)]) for n, a in layers.items()}
+      others[name] = array
+  return others | {n: np.stack([a[i] for i in sorted(a)]) for n, a in layers.items()}
 
 
 BESIDE = {
@@ -114,8 +114,8 @@ SPELLINGS = {
 def test_every_spelling_of_googles_names_gives_the_same_parameters(spelling, old, tmp_path):
   params = params_of(small())
   arrays = SPELLINGS[spelling](google_arrays(params, old=old))
-  found, text = loaded(npz(tmp_path / 'a.npz', arrays))
-  assert_equal(found, params)
+  adapted, text = loaded(npz(tmp_path / 'a.npz', arrays))
+  assert_equal(adapted, params)
   others = [name for group in BESIDE.values() for name in group if name in arrays]
   assert all(name in text for name in others) and ('dropped' in text) == bool(others)
 
@@ -139,8 +139,8 @@ def test_the_group_norms_of_a_hybrid_are_read_in_either_shape(form, tmp_path):
     for name, array in google_arrays(params).items()
   }
   assert {a.ndim for n, a in arrays.items() if 'gn' in n} == {len(form)}
-  found, text = loaded(npz(tmp_path / 'a.npz', arrays), model)
-  assert_equal(found, params)
+  adapted, text = loaded(npz(tmp_path / 'a.npz', arrays), model)
+  assert_equal(adapted, params)
   assert 'differs' not in text
   run = convert.read(tmp_path / 'a.npz')
   assert run.fields['stem'] == (1, 1) and run.fields['stem_width'] == 32
@@ -163,10 +163,10 @@ def test_a_file_of_big_vision_tells_its_model(fields, tmp_path):
   run = vit_jax.load(path)
   assert_equal(jax.device_get(run.params), params)
   assert_equal(loaded(path, model)[0], params)
-  given = models.fields(run.model)
+  model_fields = models.fields(run.model)
   wanted = models.fields(model) | {'unroll': None, 'class_token': fields.get('pool') == 'token'}
-  differing = {field for field in wanted if given[field] != wanted[field]}
-  assert differing <= {'cls_position'} and (given['cls_position'] is False or not differing)
+  differing = {field for field in wanted if model_fields[field] != wanted[field]}
+  assert differing <= {'cls_position'} and (model_fields['cls_position'] is False or not differing)
 
 
 def test_an_inlined_probe_is_that_of_the_map_head(tmp_path):
@@ -180,11 +180,11 @@ def test_an_inlined_probe_is_that_of_the_map_head(tmp_path):
 def test_a_position_of_the_class_token_is_folded_into_it_where_the_model_has_none(tmp_path):
   path, params = saved(tmp_path)
   model = small(cls_position=False)
-  found, text = loaded(path, model)
-  assert 'position of cls' in text and found['positions'].shape == (1, 16, 16)
+  adapted, text = loaded(path, model)
+  assert 'position of cls' in text and adapted['positions'].shape == (1, 16, 16)
   images = pictures(size=SQUARE)
   expected = forward(small(), params, images)[0]
-  np.testing.assert_allclose(forward(model, found, images)[0], expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(forward(model, adapted, images)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 # Other dialects
@@ -194,11 +194,11 @@ def test_a_position_of_the_class_token_is_folded_into_it_where_the_model_has_non
 @pytest.mark.parametrize('dialect', TABLES)
 def test_a_table_read_after_it_is_written_gives_every_bit_back(dialect, tmp_path):
   params = params_of(small())
-  theirs, left = engine.to_theirs(TABLES[dialect], flat(params))
-  assert left == []
+  theirs, unread = engine.to_theirs(TABLES[dialect], flat(params))
+  assert unread == []
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
-  found, text = loaded(tmp_path / 'a.safetensors')
-  assert_equal(found, params)
+  adapted, text = loaded(tmp_path / 'a.safetensors')
+  assert_equal(adapted, params)
   assert text.splitlines()[0].startswith(f'{tmp_path}/a.safetensors: {dialect} names')
 
 
@@ -210,8 +210,8 @@ def test_a_folder_of_hugging_face_tells_heads_classes_and_preprocessing(tmp_path
   assert run.preprocess.size == SQUARE and 'bilinear' in run.preprocess.steps
   images = pictures(size=SQUARE)
   expected = forward(small(), params_of(small()), images)[0]
-  found = run.model.apply({'params': run.params}, images)[0]
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  logits = run.model.apply({'params': run.params}, images)[0]
+  np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 HUGGING_FACE = {
@@ -317,20 +317,20 @@ def test_a_configuration_that_the_arrays_belie_or_that_is_none_is_named(changes,
 )
 def test_preprocessing_that_is_none_is_named(changes, said, tmp_path):
   folder = huggingface_folder(tmp_path)
-  edited(folder, lambda told: told | changes, 'preprocessor_config.json')
+  edited(folder, lambda values: values | changes, 'preprocessor_config.json')
   assert re.search(f'preprocessor_config.json: {said}', refused(vit_jax.load, folder))
 
 
 def test_null_says_nothing(tmp_path):
   folder = huggingface_folder(tmp_path, id2label=None, layer_norm_eps=None)
-  edited(folder, lambda told: told | {'crop_size': None}, 'preprocessor_config.json')
+  edited(folder, lambda values: values | {'crop_size': None}, 'preprocessor_config.json')
   run = vit_jax.load(folder)
   assert run.classes == tuple('01234') and run.model.norm_eps == 1e-12
 
 
 def test_labels_are_numbers_where_a_configuration_names_none(tmp_path):
   folder = huggingface_folder(tmp_path)
-  edited(folder, lambda told: {k: v for k, v in told.items() if k != 'id2label'})
+  edited(folder, lambda values: {k: v for k, v in values.items() if k != 'id2label'})
   assert vit_jax.load(folder).classes == tuple('01234')
 
 
@@ -411,16 +411,16 @@ def test_timms_preprocessing_comes_back_as_it_was(changes, size, tmp_path):
 )
 def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_path):
   crop = {'do_center_crop': True, 'crop_size': {'height': 16, 'width': 16}}
-  told = PREPROCESSOR | (crop if changes else {}) | changes
+  processor = PREPROCESSOR | (crop if changes else {}) | changes
   folder = huggingface_folder(tmp_path)
-  edited(folder, lambda _: told, 'preprocessor_config.json')
+  edited(folder, lambda _: processor, 'preprocessor_config.json')
   run = vit_jax.load(folder)
   assert preprocess.same_pixels(run.preprocess.steps, steps, SQUARE)
   assert run.preprocess.steps == steps or not changes
   notes = convert.write(tmp_path / 'again', run, to='hf')
   assert not any('preprocessing' in note for note in notes)
   written = json.loads((tmp_path / 'again/preprocessor_config.json').read_text())
-  assert {name: written[name] for name in told} == told
+  assert {name: written[name] for name in processor} == processor
 
 
 ALIKE = [  # the lines of a row give equal pixels, for 16 x 16
@@ -488,9 +488,9 @@ def test_json_is_read_beside_a_weight_file_of_any_name(tmp_path):
 def test_json_of_another_weight_file_is_ignored_and_told(tmp_path):
   timm_folder(tmp_path, CONFIGS['timm'] | {'model_args': {'depth': 9}}, 'mine.safetensors')
   np.savez(tmp_path / 'other.npz', a=np.ones(1))
-  found, text = loaded(tmp_path / 'mine.safetensors')
+  adapted, text = loaded(tmp_path / 'mine.safetensors')
   assert 'JSON beside it is ignored' in text and 'blocks.2.norm1.weight is missing' in text
-  assert_equal(found, params_of(small()))
+  assert_equal(adapted, params_of(small()))
 
 
 def test_heads_that_json_tells_are_not_those_of_the_model(tmp_path):
@@ -563,9 +563,9 @@ def test_a_lone_file_for_images_of_no_square_is_read_by_their_size(tmp_path):
   path = tmp_path / 'a.safetensors'
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path)
   assert 'give image_size' in refused(convert.read, path)
-  found = convert.read(path, image_size=size)
-  assert found.size == size and found.fields['cls_position']
-  np.testing.assert_array_equal(found.arrays['positions'], params['positions'])
+  checkpoint = convert.read(path, image_size=size)
+  assert checkpoint.size == size and checkpoint.fields['cls_position']
+  np.testing.assert_array_equal(checkpoint.arrays['positions'], params['positions'])
   square, _ = saved(tmp_path)  # 4 x 4 patches, though 2 x 8 are as many
   assert convert.read(square, image_size=(8, 32)).size == SQUARE
 
@@ -578,16 +578,16 @@ def test_a_lone_file_for_images_of_no_square_is_read_by_their_size(tmp_path):
 @pytest.mark.parametrize('size', [(16, 24), (24, 8)])
 def test_positions_are_resampled_to_any_size_by_the_rule_asked_for(rule, size, tmp_path):
   path, params = saved(tmp_path)
-  found, text = loaded(path, image_size=size, resample=rule)
+  adapted, text = loaded(path, image_size=size, resample=rule)
   rule = rule or 'bilinear_align_corners'  # of Google's code
   new = (size[0] // 4, size[1] // 4)
   table = params['positions'][0]
   expected = resample.positions(table[1:], (4, 4), new, rule)
-  np.testing.assert_array_equal(found['positions'][0, :1], table[:1])
-  np.testing.assert_allclose(found['positions'][0, 1:], expected, rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(adapted['positions'][0, :1], table[:1])
+  np.testing.assert_allclose(adapted['positions'][0, 1:], expected, rtol=1e-6, atol=1e-6)
   assert f'positions 4x4 -> {new[0]}x{new[1]} ({rule})' in text
-  rest = {name: leaf for name, leaf in params.items() if name != 'positions'}
-  assert_equal({n: leaf for n, leaf in found.items() if n != 'positions'}, rest)
+  others = {name: leaf for name, leaf in params.items() if name != 'positions'}
+  assert_equal({n: leaf for n, leaf in adapted.items() if n != 'positions'}, others)
 
 
 def test_one_number_is_a_square_and_none_is_the_size_of_the_file(tmp_path):
@@ -598,19 +598,19 @@ def test_one_number_is_a_square_and_none_is_the_size_of_the_file(tmp_path):
 
 def test_a_class_token_that_the_model_lacks_is_dropped_and_told(tmp_path):
   path, params = saved(tmp_path)
-  found, text = loaded(path, small(pool='gap'))
-  assert 'cls' not in found
-  np.testing.assert_array_equal(found['positions'], params['positions'][:, 1:])
+  adapted, text = loaded(path, small(pool='gap'))
+  assert 'cls' not in adapted
+  np.testing.assert_array_equal(adapted['positions'], params['positions'][:, 1:])
   assert re.search(r'dropped +cls', text) and 'reset' not in text
 
 
 @pytest.mark.parametrize('cls_position', [True, False])
 def test_a_class_token_that_the_file_lacks_starts_at_zero_and_is_told(cls_position, tmp_path):
   path, params = saved(tmp_path, small(pool='gap'), big_vision=True)
-  found, text = loaded(path, small(cls_position=cls_position))
-  assert not found['cls'].any() and re.search(r'reset +cls', text)
-  np.testing.assert_array_equal(found['positions'][:, cls_position:], params['positions'])
-  assert not found['positions'][:, :cls_position].any()
+  adapted, text = loaded(path, small(cls_position=cls_position))
+  assert not adapted['cls'].any() and re.search(r'reset +cls', text)
+  np.testing.assert_array_equal(adapted['positions'][:, cls_position:], params['positions'])
+  assert not adapted['positions'][:, :cls_position].any()
 
 
 @pytest.mark.parametrize('old, new', [(4, 8), (8, 4), (4, (8, 4))])
@@ -618,18 +618,18 @@ def test_a_patch_kernel_is_resized_and_keeps_the_grid_of_positions(old, new, tmp
   path, params = saved(tmp_path, small(patch=old), (4 * old, 4 * old))
   model = small(patch=new)
   size = tuple(4 * side for side in model.patch)
-  found, text = loaded(path, model, image_size=size)
+  adapted, text = loaded(path, model, image_size=size)
   expected = resample.patch_kernel(params['embed']['kernel'], model.patch, 'bilinear')
-  np.testing.assert_allclose(found['embed']['kernel'], expected, rtol=1e-6, atol=1e-6)
-  np.testing.assert_array_equal(found['positions'], params['positions'])
+  np.testing.assert_allclose(adapted['embed']['kernel'], expected, rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(adapted['positions'], params['positions'])
   assert f'embed/kernel {old}x{old} -> {model.patch[0]}x{model.patch[1]}' in text
 
 
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_kernel_for_other_channels_sums_to_the_same_over_equal_ones(channels, tmp_path):
   path, params = saved(tmp_path)
-  found, text = loaded(path, channels=channels)
-  kernel = found['embed']['kernel']
+  adapted, text = loaded(path, channels=channels)
+  kernel = adapted['embed']['kernel']
   assert kernel.shape == (4, 4, channels, 16) and f'from 3 channels to {channels}' in text
   old = params['embed']['kernel']
   expected = resample.channels(old, channels)
@@ -640,64 +640,64 @@ def test_a_kernel_for_other_channels_sums_to_the_same_over_equal_ones(channels, 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'classes, bias, new_head, kept',
+  'classes, bias, new_head, reported',
   [(5, 0.0, False, True), (5, 0.0, True, False), (3, -4.0, False, False), (3, None, False, False)],
 )
 def test_a_head_is_kept_where_it_fits_unless_a_new_one_is_asked_for(
-  classes, bias, new_head, kept, tmp_path
+  classes, bias, new_head, reported, tmp_path
 ):
   path, params = saved(tmp_path)
   model = small(num_classes=classes, head_bias=bias)
-  found, text = loaded(path, model, new_head=new_head)
-  assert ('reset' in text) != kept
-  assert_equal({**found, 'head': 0}['encoder'], params['encoder'])
-  if kept:
-    assert_equal(found['head'], params['head'])
+  adapted, text = loaded(path, model, new_head=new_head)
+  assert ('reset' in text) != reported
+  assert_equal({**adapted, 'head': 0}['encoder'], params['encoder'])
+  if reported:
+    assert_equal(adapted['head'], params['head'])
   else:
-    assert found['head']['kernel'].shape == (16, classes) and not found['head']['kernel'].any()
-    assert ('bias' in found['head']) == (bias is not None)
-    assert bias is None or (found['head']['bias'] == bias).all()
+    assert adapted['head']['kernel'].shape == (16, classes) and not adapted['head']['kernel'].any()
+    assert ('bias' in adapted['head']) == (bias is not None)
+    assert bias is None or (adapted['head']['bias'] == bias).all()
 
 
 @pytest.mark.quick
 def test_a_new_head_is_drawn_from_the_seed_where_the_model_says_so(tmp_path):
   path, params = saved(tmp_path)
   model = small(num_classes=2_000, distillation='head', head_init='normal', head_bias=-4.0)
-  found, text = loaded(path, model, seed=3)
+  adapted, text = loaded(path, model, seed=3)
   assert re.search(r'head \(5 classes there, 2,000 here, starts normal\)', text)
   for head in ('head', 'head_dist'):
     # 32,000 numbers: five times the deviation of their deviation
-    assert np.std(found[head]['kernel']) == pytest.approx(0.02, rel=5 / np.sqrt(2 * 32_000))
-    assert (found[head]['bias'] == -4).all()
-  assert not np.array_equal(found['head']['kernel'], found['head_dist']['kernel'])
-  assert_equal(found['encoder'], params['encoder'])
-  assert_equal(loaded(path, model, seed=3)[0], found)
-  assert not np.array_equal(loaded(path, model)[0]['head']['kernel'], found['head']['kernel'])
-  kept = loaded(path, small(head_init='normal'))[0]
-  assert_equal(kept, params)
+    assert np.std(adapted[head]['kernel']) == pytest.approx(0.02, rel=5 / np.sqrt(2 * 32_000))
+    assert (adapted[head]['bias'] == -4).all()
+  assert not np.array_equal(adapted['head']['kernel'], adapted['head_dist']['kernel'])
+  assert_equal(adapted['encoder'], params['encoder'])
+  assert_equal(loaded(path, model, seed=3)[0], adapted)
+  assert not np.array_equal(loaded(path, model)[0]['head']['kernel'], adapted['head']['kernel'])
+  unseeded = loaded(path, small(head_init='normal'))[0]
+  assert_equal(unseeded, params)
 
 
 def test_a_file_without_a_head_gives_a_new_one_and_a_model_without_drops_it(tmp_path):
   path, params = saved(tmp_path)
-  found, text = loaded(path, small(num_classes=0))
-  assert_equal(found, {name: leaf for name, leaf in params.items() if name != 'head'})
+  adapted, text = loaded(path, small(num_classes=0))
+  assert_equal(adapted, {name: leaf for name, leaf in params.items() if name != 'head'})
   assert re.search(r'dropped +head/kernel; head/bias', text)
   path, _ = saved(tmp_path, small(num_classes=0))
-  found, text = loaded(path)
-  assert not found['head']['kernel'].any() and re.search(r'reset +head', text)
-  assert re.search(rf'loaded +{len(flat(found)) - 2} arrays', text)
+  adapted, text = loaded(path)
+  assert not adapted['head']['kernel'].any() and re.search(r'reset +head', text)
+  assert re.search(rf'loaded +{len(flat(adapted)) - 2} arrays', text)
 
 
 def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp_path):
   path, params = saved(tmp_path, small(representation=16))
-  found, text = loaded(path)
-  assert not found['head']['kernel'].any() and re.search(r'reset +head', text)
+  adapted, text = loaded(path)
+  assert not adapted['head']['kernel'].any() and re.search(r'reset +head', text)
   assert re.search(r'dropped +pre_logits/kernel; pre_logits/bias', text)
-  assert_equal(found['encoder'], params['encoder'])
+  assert_equal(adapted['encoder'], params['encoder'])
 
 
 @pytest.mark.parametrize(
-  'how, said',
+  'options, said',
   [
     (dict(resample='bicubik'), r"'bicubik'.*did you mean bicubic"),
     (dict(image_size=(16, 18)), '16x18 does not divide into patches of 4x4'),
@@ -709,24 +709,24 @@ def test_a_head_that_read_another_layer_is_reset_where_that_layer_is_dropped(tmp
   ],
   ids=str,
 )
-def test_an_argument_that_cannot_be_met_is_named(how, said, tmp_path):
+def test_an_argument_that_cannot_be_met_is_named(options, said, tmp_path):
   path, _ = saved(tmp_path)
-  assert re.search(said, refused(vit_jax.load_params, path, small(), **how))
+  assert re.search(said, refused(vit_jax.load_params, path, small(), **options))
 
 
 def test_what_distillation_added_is_dropped_and_told(tmp_path):
   model = small(distillation='head')
   params = params_of(model)
-  theirs, left = engine.to_theirs(TABLES['timm'], flat(params))
-  assert left == []
+  theirs, unread = engine.to_theirs(TABLES['timm'], flat(params))
+  assert unread == []
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
   assert_equal(loaded(tmp_path / 'a.safetensors', model)[0], params)
-  found, text = loaded(tmp_path / 'a.safetensors')
-  np.testing.assert_array_equal(found['positions'], np.delete(params['positions'], 1, axis=1))
-  assert_equal(found['head'], params['head'])
+  adapted, text = loaded(tmp_path / 'a.safetensors')
+  np.testing.assert_array_equal(adapted['positions'], np.delete(params['positions'], 1, axis=1))
+  assert_equal(adapted['head'], params['head'])
   assert re.search(r'dropped +dist; head_dist/kernel; head_dist/bias', text)
-  found, text = loaded(tmp_path / 'a.safetensors', model, new_head=True)
-  assert not found['head']['kernel'].any() and not found['head_dist']['kernel'].any()
+  adapted, text = loaded(tmp_path / 'a.safetensors', model, new_head=True)
+  assert not adapted['head']['kernel'].any() and not adapted['head_dist']['kernel'].any()
   assert re.search(r'reset +head .*; head_dist', text)
 
 
@@ -751,12 +751,12 @@ def test_a_report_says_in_a_dozen_lines_what_became_of_the_arrays(tmp_path):
   arrays = prefixed(google_arrays(params), 'opt/target/', **beside)
   model = small(patch=8, num_classes=3, activation='quick_gelu', norm_eps=1e-3, cls_position=False)
   path = npz(tmp_path / 'a.npz', arrays)
-  found, text = loaded(path, model, image_size=24, channels=1)
+  adapted, text = loaded(path, model, image_size=24, channels=1)
   lines = text.splitlines()
   assert lines[0].startswith(f'{path}: google names') and len(lines) <= 12
   assert max(map(len, lines)) < 1000
   sections = {line.split()[0]: line for line in lines[1:]}
-  theirs = {name: leaf for name, leaf in flat(found).items() if not name.startswith('head/')}
+  theirs = {name: leaf for name, leaf in flat(adapted).items() if not name.startswith('head/')}
   count = sum(leaf.size for leaf in theirs.values())
   assert f'{len(theirs)} arrays, {count:,} parameters' in sections['loaded']
   assert f"{len(arrays) - len(beside)} of the file's arrays" in sections['renamed']
@@ -771,8 +771,8 @@ def test_a_report_says_in_a_dozen_lines_what_became_of_the_arrays(tmp_path):
 def test_a_report_goes_to_standard_error_unless_it_is_asked_elsewhere(tmp_path, capsys):
   path, _ = saved(tmp_path)
   vit_jax.load_params(path, small())
-  told = capsys.readouterr()
-  assert told.out == '' and told.err.startswith(f'{path}: google names')
+  printed = capsys.readouterr()
+  assert printed.out == '' and printed.err.startswith(f'{path}: google names')
   vit_jax.load_params(path, small(), report=None)
   assert capsys.readouterr() == ('', '')
 
@@ -935,19 +935,19 @@ def mutated(rng, arrays):
     if not arrays:
       break
     name = str(rng.choice(sorted(arrays)))
-    what = rng.choice(['rename', 'remove', 'add', 'swap', 'reshape', 'reshape', 'type', 'many'])
-    if what == 'rename':
+    change = rng.choice(['rename', 'remove', 'add', 'swap', 'reshape', 'reshape', 'type', 'many'])
+    if change == 'rename':
       arrays[renamed(rng, name)] = arrays.pop(name)
-    elif what == 'remove':
+    elif change == 'remove':
       del arrays[name]
-    elif what == 'add':
+    elif change == 'add':
       arrays[renamed(rng, name)] = reshaped(rng, arrays[name])
-    elif what == 'swap':
+    elif change == 'swap':
       other = str(rng.choice(sorted(arrays)))
       arrays[name], arrays[other] = arrays[other], arrays[name]
-    elif what == 'reshape':
+    elif change == 'reshape':
       arrays[name] = reshaped(rng, arrays[name])
-    elif what == 'type':
+    elif change == 'type':
       arrays[name] = retyped(rng, arrays[name])
     else:  # all of a kind, in every layer
       kind = re.sub(r'\d+', '#', name)
@@ -985,16 +985,16 @@ def absurd(rng, config):
 @pytest.fixture
 def shape_once(monkeypatch):
   """Shapes of a model's parameters, which cost fifty times the rest of loading, remembered."""
-  real, known = jax.eval_shape, {}
+  real, cache = jax.eval_shape, {}
 
   def eval_shape(function, *arguments):
     module = getattr(function, '__self__', None)
     if not isinstance(module, models.Model):
       return real(function, *arguments)
     key = (module, arguments[1].shape)
-    if key not in known:
-      known[key] = real(function, *arguments)
-    return known[key]
+    if key not in cache:
+      cache[key] = real(function, *arguments)
+    return cache[key]
 
   monkeypatch.setattr(jax, 'eval_shape', eval_shape)
 
@@ -1109,10 +1109,10 @@ def description(tmp_path_factory):
 def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
   section, key, value, description, shape_once, tmp_path
 ):
-  _, told = description
+  _, description_json = description
   save_file(sound()['own'], tmp_path / 'model.safetensors')
-  told = told | {section: told[section] | {key: value}}
-  (tmp_path / 'config.json').write_text(json.dumps(told))
+  description_json = description_json | {section: description_json[section] | {key: value}}
+  (tmp_path / 'config.json').write_text(json.dumps(description_json))
   assert str(tmp_path) in refused(bundle.read, tmp_path)
   used(lambda: vit_jax.load_params(tmp_path, small(), report=str))
 
@@ -1120,13 +1120,13 @@ def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
 def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
   description, shape_once, monkeypatch
 ):
-  folder, told = description
+  folder, description_json = description
   faults = {}
   monkeypatch.setattr(weights, 'read', lambda _: sound()['own'])
   try:
     for seed in range(500):
       rng = np.random.default_rng(seed)
-      (folder / 'config.json').write_text(json.dumps(absurd(rng, told)))
+      (folder / 'config.json').write_text(json.dumps(absurd(rng, description_json)))
       for use in (
         lambda: bundle.read(folder),
         lambda: vit_jax.load_params(folder, small(), report=str),
@@ -1136,7 +1136,7 @@ def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
         except Exception as error:
           faults.setdefault(f'{type(error).__name__}: {str(error)[:200]}', []).append(seed)
   finally:
-    (folder / 'config.json').write_text(json.dumps(told))
+    (folder / 'config.json').write_text(json.dumps(description_json))
   assert faults == {}
 
 

@@ -112,9 +112,9 @@ def test_the_program_of_split_parameters_is_that_of_whole_ones(program, source, 
   split = dataclasses.replace(source, params=sharding.place(source.params, mesh))
   assert not split.params['head']['kernel'].is_fully_replicated
   export.write(tmp_path / 'split.stablehlo', split, check=False)
-  with np.load(program[0]) as whole, np.load(tmp_path / 'split.stablehlo') as found:
-    assert sorted(found.files) == sorted(whole.files)
-    assert all(np.array_equal(found[name], whole[name]) for name in whole.files)
+  with np.load(program[0]) as whole, np.load(tmp_path / 'split.stablehlo') as split_file:
+    assert sorted(split_file.files) == sorted(whole.files)
+    assert all(np.array_equal(split_file[name], whole[name]) for name in whole.files)
 
 
 def test_the_check_tells_in_one_line_that_nothing_differs(program):
@@ -139,15 +139,15 @@ def test_classes_in_another_order_differ_in_log_odds_alone(scores):
 def test_logits_in_another_rounding_do_not_differ(scores, scale):
   logits = np.float32(LOGITS * scale)
   noise = np.random.default_rng(1).uniform(-1e-6, 1e-6, logits.shape)
-  found = [
+  pair = [
     np.asarray(getattr(jax.nn, scores)(np.float32(x))) for x in (logits, logits * (1 + noise))
   ]
-  assert export.differences(*found)[1] <= export.NEAR_ODDS
+  assert export.differences(*pair)[1] <= export.NEAR_ODDS
 
 
-@pytest.mark.parametrize('there', [np.full((2, 3), np.nan), np.full((2, 4), 0.5)])
-def test_scores_that_are_not_finite_or_not_as_many_are_far_from_all(there):
-  assert export.differences(there, np.full((2, 3), 0.5)) == (np.inf, np.inf)
+@pytest.mark.parametrize('scores', [np.full((2, 3), np.nan), np.full((2, 4), 0.5)])
+def test_scores_that_are_not_finite_or_not_as_many_are_far_from_all(scores):
+  assert export.differences(scores, np.full((2, 3), 0.5)) == (np.inf, np.inf)
 
 
 def test_one_file_is_for_cpu_cuda_and_tpu(program):
@@ -176,17 +176,17 @@ def test_the_lines_of_the_page_run_it_with_jax_and_numpy_alone(program, source, 
   )
   ended = subprocess.run([sys.executable, '-c', alone], cwd=tmp_path, capture_output=True)
   assert ended.returncode == 0, ended.stderr.decode()
-  found = np.load(tmp_path / 'scores.npy')
-  np.testing.assert_allclose(found, applied(source, uint8(3)), atol=1e-6)  # threads may differ
+  scores = np.load(tmp_path / 'scores.npy')
+  np.testing.assert_allclose(scores, applied(source, uint8(3)), atol=1e-6)  # threads may differ
 
 
 def test_the_file_beside_a_program_tells_all_that_its_caller_needs(program, source):
-  told = json.loads(export.beside(program[0]).read_text())
-  assert (told['vit_jax'], told['jax']) == (vit_jax.__version__, jax.__version__)
-  assert told['classes'] == list(CLASSES) and told['scores'] == 'softmax'
-  assert told['input'] == {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *SIZE, 3]}
-  assert told['output']['shape'] == ['batch', 5]
-  assert told['preprocess'] == {
+  description = json.loads(export.beside(program[0]).read_text())
+  assert (description['vit_jax'], description['jax']) == (vit_jax.__version__, jax.__version__)
+  assert description['classes'] == list(CLASSES) and description['scores'] == 'softmax'
+  assert description['input'] == {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *SIZE, 3]}
+  assert description['output']['shape'] == ['batch', 5]
+  assert description['preprocess'] == {
     'before': 'resize',
     'inside': {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.3, 0.25]},
   }
@@ -247,8 +247,8 @@ def test_a_program_without_one_of_its_two_files_is_refused(copied, lost):
   ],
 )
 def test_a_file_beside_it_that_tells_of_something_else_is_refused(copied, change, said):
-  told = json.loads(export.beside(copied).read_text())
-  export.beside(copied).write_text(json.dumps(told | change))
+  description = json.loads(export.beside(copied).read_text())
+  export.beside(copied).write_text(json.dumps(description | change))
   with pytest.raises(ValueError, match=said):
     export.load(copied)
 
@@ -258,9 +258,9 @@ def test_a_program_that_this_jax_cannot_read_says_who_made_it(copied):
     arrays = {name: file[name] for name in file.files}
   with copied.open('wb') as file:
     np.savez(file, **arrays | {'program': arrays['program'][:100]})
-  told = json.loads(export.beside(copied).read_text())
-  told |= {'sha256': export.digest(copied), 'jax': '9.9'}
-  export.beside(copied).write_text(json.dumps(told))
+  description = json.loads(export.beside(copied).read_text())
+  description |= {'sha256': export.digest(copied), 'jax': '9.9'}
+  export.beside(copied).write_text(json.dumps(description))
   with pytest.raises(ValueError, match=r'cannot be read \(made by jax 9.9, read by'):
     export.load(copied)
 
@@ -280,7 +280,7 @@ def larger(source):
 
 
 @pytest.mark.parametrize(
-  ('to', 'change', 'told'),
+  ('to', 'change', 'message'),
   [
     ('stablehlo', larger, r'stablehlo: differs by .* more than 0 in probability'),
     ('stablehlo', dimmer, r'stablehlo: differs by .* more than 0 in probability'),
@@ -288,10 +288,12 @@ def larger(source):
     ('npz', larger, r'largest difference'),
   ],
 )
-def test_an_export_that_differs_from_apply_is_not_written(to, change, told, tmp_path, monkeypatch):
+def test_an_export_that_differs_from_apply_is_not_written(
+  to, change, message, tmp_path, monkeypatch
+):
   right = export.WRITERS[to]
   monkeypatch.setitem(export.WRITERS, to, lambda path, source: right(path, change(source)))
-  with pytest.raises(ValueError, match=f'nothing was written: .*{told}'):
+  with pytest.raises(ValueError, match=f'nothing was written: .*{message}'):
     export.write(tmp_path / f'model{export.SUFFIXES[to]}', square(), to=to)
   assert list(tmp_path.iterdir()) == []
 
@@ -401,10 +403,10 @@ def test_one_version_of_jax2onnx_is_told_installed_and_tested():
     'pyproject.toml',
     'tests/interop/requirements.txt',
   )
-  found = [
+  pins = [
     re.findall(r"(?:jax2onnx==|JAX2ONNX = ')([\d.]+)", (ROOT / file).read_text()) for file in files
   ]
-  assert all(found) and len({version for versions in found for version in versions}) == 1
+  assert all(pins) and len({version for versions in pins for version in versions}) == 1
 
 
 # Parameters
@@ -414,8 +416,8 @@ def test_one_version_of_jax2onnx_is_told_installed_and_tested():
 def test_what_is_written_for_another_library_loads_as_the_same_model(to, name, tmp_path):
   source = square()
   run = predict.Run(**vars(source))
-  told = run.export(tmp_path / name, to=to)
-  assert 'largest difference' in told[-1]
+  lines = run.export(tmp_path / name, to=to)
+  assert 'largest difference' in lines[-1]
   again = vit_jax.load(tmp_path / name)
   images = uint8(2, SQUARE)
   np.testing.assert_array_equal(applied(again, images), applied(source, images))

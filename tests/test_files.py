@@ -56,13 +56,13 @@ def floats(arrays):
   return {k: v for k, v in arrays.items() if v.dtype == BFLOAT16 or v.dtype.kind == 'f'}
 
 
-def assert_same(found, wanted):
-  assert set(found) == set(wanted)
+def assert_same(actual, wanted):
+  assert set(actual) == set(wanted)
   for name, values in wanted.items():
-    assert found[name].dtype == weights.native(values.dtype), name
-    assert found[name].shape == values.shape, name
-    np.testing.assert_array_equal(found[name], values, err_msg=name)
-    assert not found[name].flags.writeable, name
+    assert actual[name].dtype == weights.native(values.dtype), name
+    assert actual[name].shape == values.shape, name
+    np.testing.assert_array_equal(actual[name], values, err_msg=name)
+    assert not actual[name].flags.writeable, name
 
 
 def root(array):
@@ -174,9 +174,9 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
   path = tmp_path / f'x.{suffix}'
   WRITERS[suffix](path, arrays)
   wanted = {k: v.astype(np.float32) for k, v in arrays.items()} if suffix == 'pth' else arrays
-  found = weights.read(path)
-  assert list(found) == list(arrays) or suffix == 'safetensors'
-  assert_same(found, wanted)
+  read = weights.read(path)
+  assert list(read) == list(arrays) or suffix == 'safetensors'
+  assert_same(read, wanted)
   assert not list(tmp_path.glob('*.partial'))
 
 
@@ -219,10 +219,10 @@ def test_an_npz_is_what_numpy_says(tmp_path, save):
 def test_numpy_reads_our_npz(tmp_path):
   arrays = every_dtype()
   weights.write_npz(tmp_path / 'x.npz', arrays)
-  with np.load(tmp_path / 'x.npz') as found:
-    assert list(found) == list(arrays)
+  with np.load(tmp_path / 'x.npz') as read:
+    assert list(read) == list(arrays)
     for name, values in arrays.items():
-      view = found[name].view(BFLOAT16) if values.dtype == BFLOAT16 else found[name]
+      view = read[name].view(BFLOAT16) if values.dtype == BFLOAT16 else read[name]
       np.testing.assert_array_equal(view, values)
 
 
@@ -238,10 +238,10 @@ def test_safetensors_are_what_the_library_says(tmp_path):
   save_file(numbers, str(tmp_path / 'theirs.safetensors'), metadata={'format': 'pt'})
   assert_same(weights.read(tmp_path / 'theirs.safetensors'), numbers)
   weights.write_safetensors(tmp_path / 'ours.safetensors', numbers, {'format': 'pt'})
-  found = load_file(str(tmp_path / 'ours.safetensors'))
-  assert set(found) == set(numbers)
+  read = load_file(str(tmp_path / 'ours.safetensors'))
+  assert set(read) == set(numbers)
   for name, values in numbers.items():
-    np.testing.assert_array_equal(found[name], values)
+    np.testing.assert_array_equal(read[name], values)
 
 
 def test_safetensors_of_one_dtype_are_byte_for_byte_the_library_s(tmp_path):
@@ -359,9 +359,9 @@ WANTED = {  # what PyTorch wrote
 @pytest.mark.quick
 @pytest.mark.parametrize('name', WANTED)
 def test_a_file_of_pytorch_is_read_without_it(name):
-  found = weights.read_torch_restricted(DATA / f'{name}.pth')
-  assert list(found) == list(WANTED[name])
-  assert_same(found, WANTED[name])
+  actual = weights.read_torch_restricted(DATA / f'{name}.pth')
+  assert list(actual) == list(WANTED[name])
+  assert_same(actual, WANTED[name])
 
 
 def test_tensors_that_share_a_storage_are_views_of_it():
@@ -374,10 +374,10 @@ def test_pytorch_reads_what_is_written(tmp_path):
   arrays = floats(every_dtype())
   weights.write_torch(tmp_path / 'x.pth', arrays)
   for mapped in (False, True):
-    found = torch.load(tmp_path / 'x.pth', weights_only=True, mmap=mapped)
-    assert list(found) == list(arrays)
+    tensors = torch.load(tmp_path / 'x.pth', weights_only=True, mmap=mapped)
+    assert list(tensors) == list(arrays)
     for name, values in arrays.items():
-      np.testing.assert_array_equal(found[name].numpy(), values.astype(np.float32))
+      np.testing.assert_array_equal(tensors[name].numpy(), values.astype(np.float32))
 
 
 def test_pytorch_agrees_with_the_restricted_reader():
@@ -775,8 +775,8 @@ def test_a_mutant_is_read_or_refused_in_a_line(tmp_path, monkeypatch, suffix, se
   for number in range(MUTANTS):
     path.write_bytes(mutant(data, np.random.default_rng(number)))
     lines.append(refusal(path, read))
-  found = sum(line is not None for line in lines)
-  assert MUTANTS / 3 < found < MUTANTS  # some only rename an array, or spoil what is padding
+  refusals = sum(line is not None for line in lines)
+  assert MUTANTS / 3 < refusals < MUTANTS  # some only rename an array, or spoil what is padding
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

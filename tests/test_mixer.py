@@ -130,9 +130,9 @@ def trained(plain):
   return gradients(tiny(dropout=0.2, drop_path=0.3), *plain[1:3])
 
 
-@pytest.mark.parametrize('how', [dict(unroll=3), dict(remat='full')], ids=str)
-def test_unroll_and_remat_change_no_logits_and_no_gradients(plain, trained, how):
-  model = tiny(**(dict(dropout=0.2, drop_path=0.3) | how))
+@pytest.mark.parametrize('options', [dict(unroll=3), dict(remat='full')], ids=str)
+def test_unroll_and_remat_change_no_logits_and_no_gradients(plain, trained, options):
+  model = tiny(**(dict(dropout=0.2, drop_path=0.3) | options))
   close(gradients(model, *plain[1:3]), trained)
 
 
@@ -154,17 +154,17 @@ def test_stochastic_depth_drops_a_whole_branch_of_an_image_or_scales_it(plain):
     return module.apply({'params': silent}, x, jnp.float32(rate), rngs=rngs)[0] - x
 
   whole, dropped = block(rate=0.0, train=False), block(rate=0.5, train=True)
-  kept = np.abs(dropped).max((1, 2)) > 0
-  assert 16 < kept.sum() < 48
-  close(dropped[kept], 2 * whole[kept], 2e-5)  # a difference of sums
+  survivors = np.abs(dropped).max((1, 2)) > 0
+  assert 16 < survivors.sum() < 48
+  close(dropped[survivors], 2 * whole[survivors], 2e-5)  # a difference of sums
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32(plain):
   _, params, images, logits, _ = plain
-  found, out = forward(tiny(dtype='bfloat16'), params, images)
-  assert found.dtype == jnp.float32 and out['blocks'].dtype == jnp.bfloat16
+  half, out = forward(tiny(dtype='bfloat16'), params, images)
+  assert half.dtype == jnp.float32 and out['blocks'].dtype == jnp.bfloat16
   # 8 bits a value, 3 blocks: a few per cent of the largest
-  assert np.abs(found - logits).max() < 0.05 * np.abs(logits).max()
+  assert np.abs(half - logits).max() < 0.05 * np.abs(logits).max()
 
 
 @pytest.mark.quick

@@ -43,7 +43,7 @@ def test_an_alias_stands_for_its_variant(alias, name):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-  'name, known',
+  'name, nearest',
   [
     ('R50+ViT-B/32', 'R50'),
     ('Mixer-B/14', 'Mixer-B/16'),
@@ -52,8 +52,8 @@ def test_an_alias_stands_for_its_variant(alias, name):
     ('resnet50', 'BiT-'),
   ],
 )
-def test_an_unknown_name_lists_known_ones(name, known):
-  with pytest.raises(ValueError, match=f'unknown model .*; .*{known}'):
+def test_an_unknown_name_lists_known_ones(name, nearest):
+  with pytest.raises(ValueError, match=f'unknown model .*; .*{nearest}'):
     vit_jax.build(name)
 
 

@@ -212,8 +212,8 @@ def test_a_name_is_looked_for_at_a_url_as_npz(server):
   server.files |= {'/m/B_16.npz': b'1', '/m/x-lr_0.1-sd_0.0.npz': b'2', '/m/a.safetensors': b'3'}
   names = ('B_16', 'x-lr_0.1-sd_0.0', 'a.safetensors', 'B_16.npz')
   for folder in (f'{server.url}/m', f'{server.url}/m/', 'gs://m'):
-    found = [published.local(name, folder).read_bytes() for name in names]
-    assert found == [b'1', b'2', b'3', b'1']
+    contents = [published.local(name, folder).read_bytes() for name in names]
+    assert contents == [b'1', b'2', b'3', b'1']
 
 
 def test_a_name_of_augregs_needs_no_folder(server):
@@ -296,29 +296,29 @@ def listed(capsys, *words):
   return json.loads(capsys.readouterr().out)
 
 
-def endings(found):
-  return [file['file'][-1] for file in found['files']]
+def endings(files):
+  return [file['file'][-1] for file in files['files']]
 
 
 def test_files_are_listed_once_by_their_own_validation(index, capsys):
   for model in ('B_16', 'ViT-B/16', 'vit_base_patch16_224'):
-    found = listed(capsys, '--augreg', model, '--index', index)
-    assert endings(found) == ['b', 'a', 'd', 'c'] and found['count'] == 4
+    files = listed(capsys, '--augreg', model, '--index', index)
+    assert endings(files) == ['b', 'a', 'd', 'c'] and files['count'] == 4
   assert endings(listed(capsys, '--augreg', 'B_16', '--index', index, '--top', 1)) == ['b']
 
 
 def test_files_are_listed_by_what_they_reach_on_a_data_set(index, capsys):
-  found = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
-  assert endings(found) == ['a', 'a', 'b', 'd']  # validation first, then what has a test alone
-  assert [file['learning_rate'] for file in found['files']] == [0.03, 0.01, 0.03, 0.03]
+  files = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
+  assert endings(files) == ['a', 'a', 'b', 'd']  # validation first, then what has a test alone
+  assert [file['learning_rate'] for file in files['files']] == [0.03, 0.01, 0.03, 0.03]
   assert endings(listed(capsys, '--augreg', 'B_16', '--adapt', 'cifar100', '--index', index)) == [
     'c'
   ]
 
 
 def test_the_command_of_a_file_is_one_that_the_config_takes(index, capsys):
-  found = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
-  second = found['files'][1]
+  files = listed(capsys, '--augreg', 'B_16', '--adapt', 'imagenet2012', '--index', index)
+  second = files['files'][1]
   assert second['url'] == 'gs://vit_models/augreg/B_16-i21k-300ep-lr_1-a.npz'
   words = second['command'].split()
   assert words[:2] == ['vit', 'train'] and words[3] == '--workdir=DIR'
@@ -334,8 +334,8 @@ def test_the_command_of_a_file_names_a_set_that_is_no_preset_as_one_of_tfds(tmp_
   path = tmp_path / 'index.csv'
   rows = [row('B_16-i21k-300ep-lr_1-a', 0.47, adapt='resisc45', validation=0.9)]
   path.write_text('\n'.join([COLUMNS, *rows, '']))
-  found = listed(capsys, '--augreg', 'B_16', '--adapt', 'resisc45', '--index', path)
-  assert ',tfds:resisc45 ' in found['files'][0]['command']
+  files = listed(capsys, '--augreg', 'B_16', '--adapt', 'resisc45', '--index', path)
+  assert ',tfds:resisc45 ' in files['files'][0]['command']
 
 
 def test_a_table_names_urls_and_the_command_of_the_best(index, capsys):
@@ -351,8 +351,8 @@ def test_a_table_names_urls_and_the_command_of_the_best(index, capsys):
 def test_columns_that_are_missing_are_left_blank(tmp_path, capsys):
   path = tmp_path / 'index.csv'
   path.write_text('filename,adapt_ds\nB_16-i21k-300ep-lr_1-a,pets\nB_16-i21k-300ep-lr_1-b\n')
-  found = listed(capsys, '--augreg', 'B_16', '--index', path)
-  assert [file['upstream_validation'] for file in found['files']] == [None, None]
+  files = listed(capsys, '--augreg', 'B_16', '--index', path)
+  assert [file['upstream_validation'] for file in files['files']] == [None, None]
   assert listed(capsys, '--augreg', 'B_16', '--adapt', 'pets', '--index', path)['count'] == 1
   assert vit.main(['models', '--augreg', 'B_16', '--adapt', 'pets', '--index', str(path)]) == 0
 
@@ -381,8 +381,8 @@ def test_an_index_is_read_from_a_url(server, index, capsys):
 def test_bad_input_is_one_line(index, capsys, words, said):
   words = words if '--index' in words else [*words, '--index', str(index)]
   assert vit.main(['models', *words]) == 2
-  told = capsys.readouterr()
-  assert told.out == '' and told.err.count('\n') == 1 and said in told.err
+  printed = capsys.readouterr()
+  assert printed.out == '' and printed.err.count('\n') == 1 and said in printed.err
 
 
 @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', '\0\0', 'filename\n', '"' * 200_000])
@@ -390,14 +390,16 @@ def test_a_file_that_is_no_index_is_one_line(tmp_path, capsys, text):
   path = tmp_path / 'index.csv'
   path.write_text(text)
   assert vit.main(['models', '--augreg', 'B_16', '--index', str(path)]) == 2
-  told = capsys.readouterr().err
-  assert told.count('\n') == 1 and str(path) in told
+  printed = capsys.readouterr().err
+  assert printed.count('\n') == 1 and str(path) in printed
 
 
 def test_without_an_index_the_recommended_file_is_named(server, capsys):
   assert vit.main(['models', '--augreg', 'B_16']) == 2
-  told = capsys.readouterr().err
-  assert '404' in told and published.RECOMMENDED['B_16'].file in told and told.count('\n') == 1
+  printed = capsys.readouterr().err
+  assert (
+    '404' in printed and published.RECOMMENDED['B_16'].file in printed and printed.count('\n') == 1
+  )
 
 
 def test_a_run_that_starts_from_a_name_fetches_it(server, tmp_path):

@@ -46,9 +46,9 @@ def test_every_rule_has_a_peer():
 @pytest.mark.parametrize('name', peers('positions'))
 def test_positions_equal_their_peers(name):
   _, rule, grid, new, _ = name.split()
-  found = resample.positions(draw(np.prod(pair(grid)), 2), pair(grid), pair(new), rule)
+  result = resample.positions(draw(np.prod(pair(grid)), 2), pair(grid), pair(new), rule)
   # peers find coordinates in float32
-  np.testing.assert_allclose(found, PEERS[name], atol=2e-6, rtol=0)
+  np.testing.assert_allclose(result, PEERS[name], atol=2e-6, rtol=0)
 
 
 KERNELS = {'16x16': (16, 16, 1, 1), '4x4': (4, 4, 3, 2)}
@@ -57,14 +57,14 @@ KERNELS = {'16x16': (16, 16, 1, 1), '4x4': (4, 4, 3, 2)}
 @pytest.mark.parametrize('name', peers('patch_kernel'))
 def test_patch_kernels_equal_their_peers(name):
   _, rule, size, new, _ = name.split()
-  found = resample.patch_kernel(draw(*KERNELS[size]), pair(new), rule)
-  np.testing.assert_allclose(found, PEERS[name], atol=1e-6, rtol=0)
+  result = resample.patch_kernel(draw(*KERNELS[size]), pair(new), rule)
+  np.testing.assert_allclose(result, PEERS[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize('name', peers('channels'))
 def test_channels_equal_their_peers(name):
-  found = resample.channels(draw(2, 2, 3, 2), int(name.split()[1]))
-  np.testing.assert_allclose(found, PEERS[name], atol=1e-6, rtol=0)
+  result = resample.channels(draw(2, 2, 3, 2), int(name.split()[1]))
+  np.testing.assert_allclose(result, PEERS[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_channels_equal_their_peers(name):
 )
 def test_the_corners_of_a_google_table_stay(old, new, expected):
   grid = np.shape(old)
-  found = resample.positions(np.reshape(old, (-1, 1)), grid, (new, new), 'bilinear_align_corners')
-  np.testing.assert_allclose(found.reshape(new, new), expected, atol=1e-6)
+  result = resample.positions(np.reshape(old, (-1, 1)), grid, (new, new), 'bilinear_align_corners')
+  np.testing.assert_allclose(result.reshape(new, new), expected, atol=1e-6)
 
 
 def test_a_google_table_from_14_to_24_has_its_published_sum():
   table = np.random.RandomState(0).randn(196, 8)
-  found = resample.positions(table, (14, 14), (24, 24), 'bilinear_align_corners')
+  result = resample.positions(table, (14, 14), (24, 24), 'bilinear_align_corners')
   # 4608 float32 terms
-  np.testing.assert_allclose(found.sum(dtype=np.float64), -97.91457, atol=2e-5)
+  np.testing.assert_allclose(result.sum(dtype=np.float64), -97.91457, atol=2e-5)
 
 
 SIDES = [(old, new) for old in (1, 2, 3, 7, 14, 16) for new in (1, 2, 3, 8, 14, 37)]
@@ -119,17 +119,17 @@ def test_the_same_size_changes_no_bit(rule):
 def test_rows_then_columns_equal_both_at_once(rule):
   table = draw(35, 4)
   rows = resample.positions(table, (7, 5), (4, 5), rule)
-  found = resample.positions(rows, (4, 5), (4, 9), rule)
-  np.testing.assert_allclose(found, resample.positions(table, (7, 5), (4, 9), rule), atol=1e-6)
+  result = resample.positions(rows, (4, 5), (4, 9), rule)
+  np.testing.assert_allclose(result, resample.positions(table, (7, 5), (4, 9), rule), atol=1e-6)
 
 
 @pytest.mark.parametrize('rule', RULES)
 def test_a_turned_table_gives_the_turned_result(rule):
   field = draw(7, 5, 4)
-  found = resample.positions(field.reshape(-1, 4), (7, 5), (4, 9), rule).reshape(4, 9, 4)
+  result = resample.positions(field.reshape(-1, 4), (7, 5), (4, 9), rule).reshape(4, 9, 4)
   turned = field.swapaxes(0, 1).reshape(-1, 4)
   turned = resample.positions(turned, (5, 7), (9, 4), rule).reshape(9, 4, 4)
-  np.testing.assert_allclose(turned.swapaxes(0, 1), found, atol=1e-6)
+  np.testing.assert_allclose(turned.swapaxes(0, 1), result, atol=1e-6)
 
 
 SHRINK, GROW = ((7, 5), (4, 2)), ((4, 6), (9, 7))
@@ -149,8 +149,8 @@ def test_half_pixel_rules_equal_jax(rule, method, sides):
   grid, new = sides
   field = draw(*grid, 4)
   expected = jax.image.resize(field, (*new, 4), method).reshape(-1, 4)
-  found = resample.positions(field.reshape(-1, 4), grid, new, rule)
-  np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)  # it computes in float32
+  result = resample.positions(field.reshape(-1, 4), grid, new, rule)
+  np.testing.assert_allclose(result, expected, atol=2e-6, rtol=0)  # it computes in float32
 
 
 def resized(patch, new, rule):
@@ -163,9 +163,9 @@ def resized(patch, new, rule):
 @pytest.mark.parametrize('rule', RULES)
 def test_a_larger_patch_embeds_to_the_same_token(rule, new):
   patch, kernel = draw(4, 6, 3), draw(4, 6, 3, 2)
-  found = np.tensordot(resized(patch, new, rule), resample.patch_kernel(kernel, new, rule), 3)
+  result = np.tensordot(resized(patch, new, rule), resample.patch_kernel(kernel, new, rule), 3)
   # a sum of up to 192 products with float32 weights
-  np.testing.assert_allclose(found, np.tensordot(patch, kernel, 3), atol=1e-5)
+  np.testing.assert_allclose(result, np.tensordot(patch, kernel, 3), atol=1e-5)
 
 
 @pytest.mark.parametrize('rule', RULES)
@@ -173,8 +173,8 @@ def test_a_smaller_patch_embeds_to_the_nearest_token(rule):
   """The error that is left, B^T w' - w, is at right angles to whatever a kernel can reach."""
   kernel, new = draw(8, 6, 1, 1), (3, 5)
   down, across = resample.matrix(rule, 8, 3), resample.matrix(rule, 6, 5)
-  found = resample.patch_kernel(kernel, new, rule)[..., 0, 0]
-  error = down.T @ found @ across - kernel[..., 0, 0]
+  result = resample.patch_kernel(kernel, new, rule)[..., 0, 0]
+  error = down.T @ result @ across - kernel[..., 0, 0]
   assert np.abs(error).max() > 0.1
   np.testing.assert_allclose(down @ error @ across.T, 0, atol=1e-6)
 
@@ -188,9 +188,9 @@ def embedded(grey, kernel):
 @pytest.mark.parametrize('old, new', [(3, 1), (3, 3), (3, 6), (1, 1), (1, 3), (1, 4), (5, 5)])
 def test_a_grey_patch_embeds_to_the_same_token_through_other_channels(old, new):
   grey, kernel = draw(4, 4), draw(4, 4, old, 2)
-  found = resample.channels(kernel, new)
-  assert (found.shape, found.dtype) == ((4, 4, new, 2), np.float32)
-  np.testing.assert_allclose(embedded(grey, found), embedded(grey, kernel), atol=1e-5)
+  result = resample.channels(kernel, new)
+  assert (result.shape, result.dtype) == ((4, 4, new, 2), np.float32)
+  np.testing.assert_allclose(embedded(grey, result), embedded(grey, kernel), atol=1e-5)
 
 
 @pytest.mark.quick

@@ -93,10 +93,10 @@ def kernel(scale=1.0):
 @pytest.mark.quick
 @pytest.mark.parametrize('name', resnet.NUMERICS)
 def test_a_standardised_kernel_has_mean_0_and_deviation_1_per_feature(name):
-  found = resnet.standardized(kernel() + 3, resnet.NUMERICS[name])
+  kernels = resnet.standardized(kernel() + 3, resnet.NUMERICS[name])
   # google adds 1e-5 to a deviation of 1, and a mean of 3 costs float32 two digits
-  close(found.mean((0, 1, 2)), np.zeros(5), 1e-5)
-  close(found.std((0, 1, 2)), np.ones(5), 3e-5)
+  close(kernels.mean((0, 1, 2)), np.zeros(5), 1e-5)
+  close(kernels.std((0, 1, 2)), np.ones(5), 3e-5)
 
 
 @pytest.mark.quick
@@ -169,11 +169,11 @@ def test_logits_of_a_small_hybrid_equal_the_reference_implementation(name, field
 def test_a_norm_adds_the_epsilon_of_its_source_to_the_variance(name, eps):
   norm = resnet.Layers(pre_norm=False, numerics=name, dtype='float32').norm('norm')
   x = np.random.default_rng(0).normal(0, 1e-3, (2, 5, 7, 64)).astype(np.float32)  # variance 1e-6
-  found = norm.apply({'params': {'scale': np.ones(64), 'bias': np.zeros(64)}}, x)
+  normed = norm.apply({'params': {'scale': np.ones(64), 'bias': np.zeros(64)}}, x)
   groups = np.float64(x).reshape(2, 5, 7, 32, 2)
   centred = groups - groups.mean((1, 2, 4), keepdims=True)
   expected = centred / np.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + eps)
-  close(found, expected.reshape(x.shape))
+  close(normed, expected.reshape(x.shape))
 
 
 # The ResNet alone
@@ -254,11 +254,11 @@ def test_every_parameter_has_a_gradient(plain):
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32(plain):
   _, params, images, logits, _ = plain
-  found, out = forward(tiny(dtype='bfloat16'), params, images)
-  assert found.dtype == out['pre_logits'].dtype == jnp.float32
+  half, out = forward(tiny(dtype='bfloat16'), params, images)
+  assert half.dtype == out['pre_logits'].dtype == jnp.float32
   assert out['encoded'].dtype == jnp.bfloat16
   # 8 bits a value, 10 layers: a few per cent of the largest
-  assert np.abs(found - logits).max() < 0.05 * np.abs(logits).max()
+  assert np.abs(half - logits).max() < 0.05 * np.abs(logits).max()
 
 
 @pytest.mark.quick

@@ -179,7 +179,7 @@ def trained(plain):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-  'how',
+  'options',
   [
     dict(unroll=2),
     dict(remat='full'),
@@ -187,9 +187,9 @@ def trained(plain):
   ],
   ids=str,
 )
-def test_unroll_and_remat_change_no_logits_and_no_gradients(plain, trained, how):
+def test_unroll_and_remat_change_no_logits_and_no_gradients(plain, trained, options):
   _, params, images, _, _ = plain
-  model = tiny(dropout=0.2, attention_dropout=0.2, drop_path=0.3, **how)
+  model = tiny(dropout=0.2, attention_dropout=0.2, drop_path=0.3, **options)
   close(gradients(model, params, images), trained)
 
 
@@ -370,10 +370,10 @@ def test_the_representation_is_the_tanh_of_a_dense_layer(plain):
   images, out = plain[2], plain[4]
   model = tiny(representation=7)
   wider = drawn(shapes(model))
-  _, found = forward(model, wider, images)
+  _, other = forward(model, wider, images)
   dense = wider['pre_logits']
   expected = np.tanh(out['encoded'][:, 0] @ dense['kernel'] + dense['bias'].reshape(1, -1))
-  close(found['pre_logits'], expected)
+  close(other['pre_logits'], expected)
 
 
 # Fields
@@ -441,8 +441,8 @@ def test_a_class_token_that_no_pool_reads_is_still_attended_to(plain):
   _, params, images, _, out = plain
   model = tiny(pool='gap', class_token=True)
   assert flat(shapes(model)).keys() == flat(params).keys()
-  _, found = forward(model, params, images)
-  close(found['pre_logits'], out['encoded'][:, 1:].mean(1))
+  _, other = forward(model, params, images)
+  close(other['pre_logits'], out['encoded'][:, 1:].mean(1))
 
 
 @pytest.mark.gpu
@@ -473,11 +473,11 @@ def test_the_final_norm_of_what_is_pooled_is_that_of_all_tokens_where_one_is_poo
   _, params, images, logits, out = plain
   last = {'encoder': {'blocks': params['encoder']['blocks']}}
   bare = params | last
-  pooled, found = forward(
+  pooled, other = forward(
     tiny(final_norm='pooled'), bare | {'fc_norm': params['encoder']['norm']}, images
   )
   close(pooled, logits)
-  close(found['encoded'], out['blocks'][-1])
+  close(other['encoded'], out['blocks'][-1])
   close(forward(tiny(final_norm='none'), bare, images)[1]['pre_logits'], out['blocks'][-1][:, 0])
 
 
@@ -498,11 +498,11 @@ def test_a_bias_that_is_left_out_is_one_of_zero(plain, fields, absent):
   zeroed = models.map_named(
     lambda name, leaf: 0 * leaf if re.fullmatch(absent, name) else leaf, params
   )
-  kept = models.map_named(lambda name, _: flat(params)[name], shapes(model))
-  assert {n for n in flat(params) if n not in flat(kept)} == {
+  present = models.map_named(lambda name, _: flat(params)[name], shapes(model))
+  assert {n for n in flat(params) if n not in flat(present)} == {
     n for n in flat(params) if re.fullmatch(absent, n)
   }
-  close(forward(model, kept, images)[0], forward(tiny(), zeroed, images)[0])
+  close(forward(model, present, images)[0], forward(tiny(), zeroed, images)[0])
 
 
 # Rotary positions
@@ -612,21 +612,21 @@ def test_activations_have_their_published_values():
 
 @pytest.mark.parametrize('field, value', [('epsilon', 1e-3), ('dtype', 'bfloat16')])
 def test_norm_eps_and_dtype_reach_every_layer_norm(field, value):
-  seen = []
+  norms = []
 
   def look(call, args, kwargs, context):
     if isinstance(context.module, nn.LayerNorm) and context.method_name == '__call__':
-      seen.append((context.module.name, getattr(context.module, field)))
+      norms.append((context.module.name, getattr(context.module, field)))
     return call(*args, **kwargs)
 
   ours = {'epsilon': 'norm_eps'}.get(field, field)
   model = tiny(pool='map', pre_norm=True, qk_norm=True, **{ours: value})
   with nn.intercept_methods(look):
     shapes(model)
-  assert {name for name, _ in seen} == {
+  assert {name for name, _ in norms} == {
     'pre_norm', 'norm1', 'norm2', 'query_norm', 'key_norm', 'norm'
   }  # fmt: skip
-  assert {found for _, found in seen} == {value}
+  assert {value_of for _, value_of in norms} == {value}
 
 
 @pytest.mark.gpu
@@ -634,14 +634,14 @@ def test_bfloat16_computes_in_bfloat16_but_keeps_parameters_and_logits_in_float3
   _, params, images, logits, _ = plain
   model = tiny(dtype='bfloat16')
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype('float32')}
-  found, out = forward(model, params, images, attention=True)
-  assert found.dtype == out['attention'].dtype == jnp.float32
+  half, out = forward(model, params, images, attention=True)
+  assert half.dtype == out['attention'].dtype == jnp.float32
   assert {out[name].dtype for name in ('patches', 'embedded', 'blocks', 'encoded')} == {
     jnp.dtype('bfloat16')
   }
   # bfloat16 keeps 8 bits: 0.4 % of a logit of size 3, grown over three layers of two branches
-  np.testing.assert_allclose(found, logits, atol=0.1)
-  assert np.abs(found - logits).max() > 1e-4  # it was not float32 after all
+  np.testing.assert_allclose(half, logits, atol=0.1)
+  assert np.abs(half - logits).max() > 1e-4  # it was not float32 after all
 
 
 # Dropout and stochastic depth
@@ -679,8 +679,8 @@ def matmul_flops(model, params, images):
   for equation, times in equations(jaxpr):
     if equation.primitive.name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
-      left = equation.invars[0].aval.shape
-      terms = int(np.prod([left[axis] for axis in contracted]))
+      shape = equation.invars[0].aval.shape
+      terms = int(np.prod([shape[axis] for axis in contracted]))
       total += times * 2 * terms * int(np.prod(equation.outvars[0].aval.shape))
   return total
 

@@ -51,8 +51,8 @@ def bisected(ours: dict[str, Any], theirs: dict[str, np.ndarray]) -> dict[str, f
   """
   places = {}
 
-  def compare(place: str, found: np.ndarray, wanted: np.ndarray, unit: float) -> None:
-    places[place] = difference(found, wanted) / unit
+  def compare(place: str, distance: np.ndarray, wanted: np.ndarray, unit: float) -> None:
+    places[place] = difference(distance, wanted) / unit
 
   if 'embedded' in theirs:
     embedded = ours.get('embedded')
@@ -74,9 +74,11 @@ def size(values: np.ndarray) -> float:
 def check_bisected(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
   """Raises AssertionError with the first place that differs, and the difference everywhere."""
   places = bisected(ours, theirs)
-  for place, found in places.items():
-    told = ', '.join(f'{name} {value:.1e}' for name, value in places.items())
-    assert found <= tolerance, f'differs from {place} on, by {found:.2e} > {tolerance:.0e}: {told}'
+  for place, distance in places.items():
+    summary = ', '.join(f'{name} {value:.1e}' for name, value in places.items())
+    assert distance <= tolerance, (
+      f'differs from {place} on, by {distance:.2e} > {tolerance:.0e}: {summary}'
+    )
 
 
 def check_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:

@@ -65,31 +65,31 @@ class Peer:
   size: tuple[int, int] = (64, 64)
 
   @property
-  def kept(self) -> dict[str, np.ndarray]:
+  def read_by_us(self) -> dict[str, np.ndarray]:
     return {name: a for name, a in self.source.items() if not re.fullmatch(self.unread, name)}
 
   def trace(self, images: np.ndarray) -> dict[str, np.ndarray]:
     """'embedded', 'blocks', 'logits' and what else `call` gives, for images (N, h, w, C)."""
-    seen: dict[str, Any] = {'blocks': []}
+    outputs: dict[str, Any] = {'blocks': []}
 
     def before(_, args, kwargs):
-      seen['embedded'] = args[0] if args else kwargs['hidden_states']
+      outputs['embedded'] = args[0] if args else kwargs['hidden_states']
 
     def after(_, args, kwargs, output):
-      seen['blocks'].append(output[0] if isinstance(output, tuple) else output)
+      outputs['blocks'].append(output[0] if isinstance(output, tuple) else output)
 
     hooks = [block.register_forward_hook(after, with_kwargs=True) for block in self.blocks]
     if self.blocks:
       hooks.append(self.blocks[0].register_forward_pre_hook(before, with_kwargs=True))
     try:
-      seen |= run(self.call, self.module, images)
+      outputs |= run(self.call, self.module, images)
     finally:
       for hook in hooks:
         hook.remove()
-    blocks = seen.pop('blocks')
+    blocks = outputs.pop('blocks')
     if blocks:
-      seen['blocks'] = torch.stack(blocks)
-    return {name: np.asarray(value) for name, value in seen.items()}
+      outputs['blocks'] = torch.stack(blocks)
+    return {name: np.asarray(value) for name, value in outputs.items()}
 
 
 def run(call, module, images: np.ndarray) -> dict[str, torch.Tensor]:
@@ -285,10 +285,10 @@ def hf_peer(
 
 def open_hf(kind: type, folder: pathlib.Path) -> torch.nn.Module:
   module, info = kind.from_pretrained(folder, output_loading_info=True)
-  wrong = {name: found for name, found in info.items() if found}
+  wrong = {name: names for name, names in info.items() if names}
   if kind is transformers.ViTModel:  # takes its pooler from nowhere, where a model has none
     wrong['missing_keys'] = [n for n in wrong.get('missing_keys', ()) if 'pooler' not in n]
-    wrong = {name: found for name, found in wrong.items() if found}
+    wrong = {name: names for name, names in wrong.items() if names}
   if wrong:
     raise ValueError(f'{kind.__name__}.from_pretrained: {wrong}')
   named = json.loads((folder / 'config.json').read_text())['architectures']

@@ -96,9 +96,9 @@ def test_a_model_without_a_head_is_transformers_model_without_a_pooler(peer, tmp
   module = peers.open_named(ours.convert(built.path, tmp_path / 'model', 'hf'))
   assert type(module).__name__ == 'ViTModel'
   call = lambda module, images: {'logits': module(images).last_hidden_state[:, 0]}  # noqa: E731
-  found = peers.run(call, module, images)['logits']
+  logits = peers.run(call, module, images)['logits']
   wanted = peers.run(built.call, built.module, images)['logits']
-  assert ours.difference(found.numpy(), wanted.numpy()) <= ours.TOLERANCE
+  assert ours.difference(logits.numpy(), wanted.numpy()) <= ours.TOLERANCE
 
 
 @pytest.mark.parametrize('name', TO_TORCHVISION)
@@ -144,8 +144,8 @@ def test_transformers_computes_what_a_clip_file_of_its_authors_does(name, peer, 
   module = peers.open_named(out)
   assert type(module).__name__ == 'CLIPVisionModelWithProjection'
   theirs = peers.run(built.call, built.module, images)['logits'] - built.module.head.bias
-  found = peers.run(peers.whichever, module, images)['logits']
-  assert ours.difference(found.numpy(), theirs.detach().numpy()) <= ours.TOLERANCE
+  logits = peers.run(peers.whichever, module, images)['logits']
+  assert ours.difference(logits.numpy(), theirs.detach().numpy()) <= ours.TOLERANCE
 
 
 @pytest.mark.parametrize('name, to', REFUSED)
@@ -171,10 +171,10 @@ def test_the_command_line_converts_and_checks(name, to, peer, tmp_path, capsys):
   out = tmp_path / 'model'
   # in this process, where conftest.py has made the libraries importable without torchvision's own
   code = __main__.main(['convert', str(peer(name).path), str(out), '--to', to, '--check'])
-  told = capsys.readouterr()
-  assert code == 0, told
-  assert told.out.count('largest difference') == 2
-  assert 'block 0' in told.out
+  printed = capsys.readouterr()
+  assert code == 0, printed
+  assert printed.out.count('largest difference') == 2
+  assert 'block 0' in printed.out
 
 
 def checked(source, out, to):
@@ -221,9 +221,9 @@ def test_the_image_tower_of_a_model_with_a_text_tower_is_compared(kind, to, tmp_
   module.save_pretrained(tmp_path / 'whole')
   words = [str(tmp_path / 'whole'), str(tmp_path / 'out'), '--to', to, '--check']
   assert __main__.main(['convert', *words]) == 0
-  told = capsys.readouterr().out
-  assert told.count('largest difference') == 2 and told.count('block 2') == 2
-  assert told.count('logits ') >= 2
+  printed = capsys.readouterr().out
+  assert printed.count('largest difference') == 2 and printed.count('block 2') == 2
+  assert printed.count('logits ') >= 2
 
 
 def test_a_file_that_no_library_runs_is_read_again_where_its_source_is_run(peer, tmp_path):

@@ -30,8 +30,8 @@ def loaded(peer):
 def test_what_we_load_computes_what_the_peer_does(name, peer, loaded):
   images = ours.pictures(peer(name).size)
   theirs = peer(name).trace(images)
-  found = ours.trace(loaded(name), images)
-  ours.check_bisected(found, theirs, LOOSER.get(name, ours.TOLERANCE))
+  trace = ours.trace(loaded(name), images)
+  ours.check_bisected(trace, theirs, LOOSER.get(name, ours.TOLERANCE))
 
 
 @FAMILIES
@@ -41,8 +41,8 @@ def test_what_we_write_back_is_what_was_read(name, peer, loaded, tmp_path):
   bare = not any(key.startswith('vision_model.') for key in peer(name).source)
   prefix = 'vision_model.' if bare else ''
   written = {key.removeprefix(prefix): array for key, array in peers.arrays(out).items()}
-  kept = peer(name).kept
-  ours.check_equal({key: written[key] for key in written if key not in unread(peer(name))}, kept)
+  arrays = peer(name).read_by_us
+  ours.check_equal({key: written[key] for key in written if key not in unread(peer(name))}, arrays)
 
 
 @FAMILIES
@@ -75,4 +75,4 @@ def target(peer):
 
 def unread(peer):
   """Names that may be written with values of our choice: nothing reads them."""
-  return peer.source.keys() - peer.kept.keys()
+  return peer.source.keys() - peer.read_by_us.keys()

@@ -155,8 +155,8 @@ def test_bfloat16_is_read_as_the_same_numbers_in_float32(tmp_path):
   theirs = peers.run(lambda m, x: peers.logits(m(x)), again, ours.pictures((64, 64)))
   run = vit_jax.load(tmp_path / 'bfloat16')
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(run.params))
-  found = ours.trace(run, ours.pictures((64, 64)))
-  ours.check_bisected(found, {'logits': theirs['logits'].numpy()})
+  actual = ours.trace(run, ours.pictures((64, 64)))
+  ours.check_bisected(actual, {'logits': theirs['logits'].numpy()})
 
 
 PROCESSOR = dict(
@@ -193,15 +193,15 @@ BARE = {  # preprocessor_config.json that leaves things to the class that it nam
 @pytest.mark.parametrize('nested', [False, True])
 @pytest.mark.parametrize('name', BARE)
 def test_a_processor_takes_what_its_file_leaves_out_from_its_class(name, nested, peer, tmp_path):
-  kind, told = BARE[name]
+  kind, values = BARE[name]
   for file in peer('hf vit').path.iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
-  if 'feature_extractor_type' not in told:
-    told = {'image_processor_type': f'{kind}ImageProcessor', **told}
+  if 'feature_extractor_type' not in values:
+    values = {'image_processor_type': f'{kind}ImageProcessor', **values}
   if kind in ('CLIP', 'DeiT', 'Bit'):
-    told = {**told, 'crop_size': 64}
+    values = {**values, 'crop_size': 64}
   file = 'processor_config.json' if nested else 'preprocessor_config.json'
-  (tmp_path / file).write_text(json.dumps({'image_processor': told} if nested else told))
+  (tmp_path / file).write_text(json.dumps({'image_processor': values} if nested else values))
   processor = getattr(transformers, f'{kind}ImageProcessor').from_pretrained(tmp_path)
   image = ours.pictures((128, 192), 1)[0]
   image = ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
@@ -209,9 +209,9 @@ def test_a_processor_takes_what_its_file_leaves_out_from_its_class(name, nested,
   looks = vit_jax.load(tmp_path).preprocess
   assert looks.size == (64, 64)
   pixels = transforms.compose(looks.steps, looks.size)(image, np.random.default_rng(0)) / 255
-  found = (pixels - np.array(looks.mean)) / np.array(looks.std)
+  actual = (pixels - np.array(looks.mean)) / np.array(looks.std)
   # One of 255 levels, by which PIL and torchvision round a resized image otherwise
-  assert np.abs(found - wanted).max() <= 1.01 / 255 / min(looks.std)
+  assert np.abs(actual - wanted).max() <= 1.01 / 255 / min(looks.std)
 
 
 def test_preprocessing_goes_in_and_out(peer, tmp_path):

@@ -23,8 +23,8 @@ def test_onnx_gives_the_scores_of_apply_for_every_batch_size(family, tmp_path):
   source = laws.made(family)
   export.write(tmp_path / 'model.onnx', source, check=False)
   session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-  (given,), (got,) = session.get_inputs(), session.get_outputs()
-  assert (given.name, given.type, given.shape) == ('images', 'tensor(uint8)', ['batch', 8, 12, 3])
+  (taken,), (got,) = session.get_inputs(), session.get_outputs()
+  assert (taken.name, taken.type, taken.shape) == ('images', 'tensor(uint8)', ['batch', 8, 12, 3])
   assert (got.name, got.type, got.shape[-1]) == ('scores', 'tensor(float)', 5)
   for count in (1, 2, 5):
     images = laws.uint8(count)
@@ -35,15 +35,15 @@ def test_onnx_gives_the_scores_of_apply_for_every_batch_size(family, tmp_path):
 
 def test_the_check_of_onnx_tells_the_difference_in_one_line(tmp_path):
   (line,) = export.write(tmp_path / 'model.onnx', laws.made())
-  found = re.fullmatch(
+  match = re.fullmatch(
     r'onnx: differs by (\S+) from apply, in log-odds by (\S+) of the largest, '
     r'in batches of 1 and 3 on a CPU',
     line,
   )
-  assert float(found[1]) <= 1e-5 and float(found[2]) <= 1e-4
-  told = json.loads((tmp_path / 'model.onnx.json').read_text())
-  assert (told['kind'], told['classes']) == ('onnx', list(laws.CLASSES))
-  assert told['sha256'] == export.digest(tmp_path / 'model.onnx')
+  assert float(match[1]) <= 1e-5 and float(match[2]) <= 1e-4
+  description = json.loads((tmp_path / 'model.onnx.json').read_text())
+  assert (description['kind'], description['classes']) == ('onnx', list(laws.CLASSES))
+  assert description['sha256'] == export.digest(tmp_path / 'model.onnx')
 
 
 def test_the_line_of_the_page_writes_an_onnx_file(tmp_path, monkeypatch):
@@ -76,16 +76,16 @@ def test_small_probabilities_are_those_of_apply_each_to_its_own_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('source', 'change', 'told'),
+  ('source', 'change', 'message'),
   [
     (laws.made, laws.dimmer, 'more than 1e-05 in probability'),
     (unlikely, rolled, 'more than 0.0001 in log-odds'),
   ],
 )
-def test_an_onnx_file_that_differs_is_not_written(source, change, told, tmp_path, monkeypatch):
+def test_an_onnx_file_that_differs_is_not_written(source, change, message, tmp_path, monkeypatch):
   right = export.write_onnx
   monkeypatch.setitem(export.WRITERS, 'onnx', lambda path, source: right(path, change(source)))
-  with pytest.raises(ValueError, match=f'nothing was written: onnx: differs by .* {told}'):
+  with pytest.raises(ValueError, match=f'nothing was written: onnx: differs by .* {message}'):
     export.write(tmp_path / 'model.onnx', source())
   assert list(tmp_path.iterdir()) == []
 

@@ -62,8 +62,8 @@ def test_a_class_tokens_own_position_beside_registers_is_kept(name, peer, tmp_pa
   safetensors.numpy.save_file(arrays, file)
   model = run.model.clone(cls_position=True)
   params = vit_jax.load_params(file, model, image_size=built.size)
-  found = ours.apply(model, params, ours.pictures(built.size))
-  ours.check_bisected(found, built.trace(ours.pictures(built.size)))
+  actual = ours.apply(model, params, ours.pictures(built.size))
+  ours.check_bisected(actual, built.trace(ours.pictures(built.size)))
 
 
 def test_load_params_reads_a_pth_of_facebook(peer, tmp_path):
@@ -87,6 +87,6 @@ def test_load_infers_the_architecture_of_a_bare_file(peer, tmp_path):
     _, arrays, _ = original(peer, name)
     file = tmp_path / f'{name}.safetensors'
     safetensors.numpy.save_file(arrays, file)
-    found = vit_jax.load(file).model
-    assert (found.heads, found.depth, found.width, found.pre_norm) == (2, 3, 128, True)
-    assert found.head_bias is None
+    actual = vit_jax.load(file).model
+    assert (actual.heads, actual.depth, actual.width, actual.pre_norm) == (2, 3, 128, True)
+    assert actual.head_bias is None

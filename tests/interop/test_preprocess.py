@@ -34,11 +34,11 @@ def check_pixels(line, size, theirs):
 # Each saves a tiny model, as its library does, to be read; the preprocessing is that of the file
 
 
-def timm_folder(folder, size=(224, 224), **told):
+def timm_folder(folder, size=(224, 224), **values):
   """A folder of timm's, and what timm does to an image for it."""
-  told = dict(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, *size), **told)
+  values = dict(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, *size), **values)
   module = peers.timm.create_model(
-    'vit_tiny_patch16_224', **peers.TINY | {'img_size': size}, pretrained_cfg_overlay=told
+    'vit_tiny_patch16_224', **peers.TINY | {'img_size': size}, pretrained_cfg_overlay=values
   )
   peers.save_timm(module, folder)
   config = peers.timm.data.resolve_data_config(model=peers.open_timm(folder))
@@ -59,12 +59,12 @@ def torchvision_file(folder):
   return folder / 'model.safetensors', apply
 
 
-def transformers_folder(folder, kind, **told):
+def transformers_folder(folder, kind, **values):
   """A folder with a preprocessor_config.json, and what transformers does in PIL for it."""
   config = peers.transformers.ViTConfig(**peers.HF_TINY | {'image_size': 224})
   peers.transformers.ViTForImageClassification(config).save_pretrained(folder)
-  told = {'image_processor_type': f'{kind}ImageProcessor', **told}
-  (folder / 'preprocessor_config.json').write_text(json.dumps(told))
+  values = {'image_processor_type': f'{kind}ImageProcessor', **values}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(values))
   made = getattr(peers.transformers, f'{kind}ImageProcessorPil')
   step = made.from_pretrained(folder, do_rescale=False, do_normalize=False)
 
@@ -74,12 +74,12 @@ def transformers_folder(folder, kind, **told):
   return folder, apply
 
 
-def timm(line, **told):
-  return line, timm_folder, {'interpolation': 'bicubic', 'crop_mode': 'center'} | told
+def timm(line, **values):
+  return line, timm_folder, {'interpolation': 'bicubic', 'crop_mode': 'center'} | values
 
 
-def hugging_face(line, kind, **told):
-  return line, transformers_folder, {'kind': kind, **told}
+def hugging_face(line, kind, **values):
+  return line, transformers_folder, {'kind': kind, **values}
 
 
 CASES = {
@@ -135,8 +135,8 @@ CASES = {
 
 @pytest.mark.parametrize('name', CASES)
 def test_a_file_that_is_read_gives_the_pixels_of_the_library_that_wrote_it(name, tmp_path):
-  line, save, told = CASES[name]
-  path, theirs = save(tmp_path, **told)
-  found = convert.read(path, heads=2)
-  assert found.preprocess['steps'] == line
-  check_pixels(line, found.preprocess.get('size', found.size), theirs)
+  line, save, values = CASES[name]
+  path, theirs = save(tmp_path, **values)
+  checkpoint = convert.read(path, heads=2)
+  assert checkpoint.preprocess['steps'] == line
+  check_pixels(line, checkpoint.preprocess.get('size', checkpoint.size), theirs)

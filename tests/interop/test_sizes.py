@@ -34,8 +34,8 @@ def test_a_rule_is_torchs_of_those_arguments(rule, old, new):
   theirs = F.interpolate(
     torch.from_numpy(field).double().permute(2, 0, 1)[None], new, **TORCH[rule]
   )
-  found = resample.positions(field.reshape(-1, 6), old, new, rule)
-  assert ours.difference(found.reshape(*new, 6), theirs[0].permute(1, 2, 0).numpy()) <= 5e-7
+  actual = resample.positions(field.reshape(-1, 6), old, new, rule)
+  assert ours.difference(actual.reshape(*new, 6), theirs[0].permute(1, 2, 0).numpy()) <= 5e-7
 
 
 @pytest.mark.parametrize('new', [(24, 24), (7, 9)])
@@ -44,23 +44,23 @@ def test_bicubic_antialias_is_timms_resample_abs_pos_embed(new):
   theirs = peers.timm.layers.resample_abs_pos_embed(
     torch.from_numpy(table), new, num_prefix_tokens=1
   )[0, 1:]
-  found = resample.positions(table[0, 1:], (14, 14), new, 'bicubic_antialias')
-  assert ours.difference(found, theirs.numpy()) <= ours.TOLERANCE
+  actual = resample.positions(table[0, 1:], (14, 14), new, 'bicubic_antialias')
+  assert ours.difference(actual, theirs.numpy()) <= ours.TOLERANCE
 
 
 @pytest.mark.parametrize('side', [8, 14, 32])
 def test_the_patch_kernel_is_timms_resample_patch_embed(side):
   kernel = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
   theirs = peers.timm.layers.resample_patch_embed(torch.from_numpy(kernel), [side, side])
-  found = resample.patch_kernel(kernel.transpose(2, 3, 1, 0), (side, side), 'bicubic_antialias')
+  actual = resample.patch_kernel(kernel.transpose(2, 3, 1, 0), (side, side), 'bicubic_antialias')
   # The pseudo-inverse has a condition number of up to 30: timm's, in float32, is off by 30 eps.
-  assert ours.difference(found.transpose(3, 2, 0, 1), theirs.numpy()) <= 2e-5
+  assert ours.difference(actual.transpose(3, 2, 0, 1), theirs.numpy()) <= 2e-5
 
 
 def checked(run, size, rule, built, theirs):
   params = vit_jax.load_params(built.path, run.model, image_size=size, resample=rule)
-  found = ours.apply(run.model, params, ours.pictures(size))
-  ours.check_bisected(jax.device_get(found), {'logits': np.asarray(theirs)})
+  actual = ours.apply(run.model, params, ours.pictures(size))
+  ours.check_bisected(jax.device_get(actual), {'logits': np.asarray(theirs)})
 
 
 SIZES = [(96, 96), (64, 96), (128, 48)]

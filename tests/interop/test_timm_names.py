@@ -49,7 +49,7 @@ def details(module):
   """What a plain model's name stands for, in our fields."""
   block = module.blocks[0]
   activation = type(block.mlp.act).__name__
-  found = {
+  values = {
     'norm_eps': block.norm1.eps,
     'pool': POOLS[module.global_pool],
     'heads': block.attn.num_heads,
@@ -58,8 +58,8 @@ def details(module):
     'final_norm': final_norm(module),
   }
   if activation != 'SiLU':
-    found['activation'] = ACTIVATIONS[activation]
-  return found
+    values['activation'] = ACTIVATIONS[activation]
+  return values
 
 
 def final_norm(module):
@@ -69,7 +69,7 @@ def final_norm(module):
 
 
 def test_every_plain_name_stands_for_what_timm_builds(tmp_path):
-  wrong, seen = [], 0
+  wrong, count = [], 0
   for arch in names():
     try:
       module = small(arch)
@@ -77,7 +77,7 @@ def test_every_plain_name_stands_for_what_timm_builds(tmp_path):
       continue
     if not is_plain(module):
       continue
-    seen += 1
+    count += 1
     peers.save_timm(module, tmp_path / arch)
     try:
       model = vit_jax.load(tmp_path / arch).model
@@ -93,7 +93,7 @@ def test_every_plain_name_stands_for_what_timm_builds(tmp_path):
       ]
       wrong.append(f'{arch}: {", ".join(differ)}')
   assert not wrong, '\n'.join(wrong)
-  assert seen > 150
+  assert count > 150
 
 
 OTHERS = (
