@@ -1276,7 +1276,7 @@ def test_a_report_of_sigmoid_scores_and_several_labels(whole):
   gathered = dataclasses.replace(whole, model=model)
   gathered = facts.with_evaluation(gathered, values, data)
   text = report_page.as_html(gathered)
-  assert gathered.measured['confusion'] is None and 'several labels' in text
+  assert gathered.measured['confusion'] is None and 'multi-label' in text
   average = percent(gathered.measured['mean_average_precision'])
   assert (
     average,
