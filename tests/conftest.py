@@ -8,11 +8,12 @@ import os
 import signal
 import zlib
 
+from tests.compiling import program_cache, xla_flags
+
 if os.environ.get('VIT_JAX_TEST_DEVICE') != 'gpu':
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  # Compiling takes nearly all of the time: LLVM at level 0 takes two thirds of it.
-  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+  os.environ['XLA_FLAGS'] = xla_flags(8)
+  os.environ |= program_cache()
 
 import jax
 import jax.numpy as jnp

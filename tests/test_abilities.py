@@ -25,7 +25,6 @@ from tests.test_run import (
   environment,
   flags,
   plan_of,
-  pytestmark,
   rows_of,
   shared,
   started,
@@ -40,7 +39,7 @@ from vit_jax.convert import adapt
 from vit_jax.step import State, make_step, untraced
 from vit_jax.tasks import classify
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 RATE = 0.1
 OPTIMIZERS = ('sgd', 'adamw', 'adafactor', 'muon')

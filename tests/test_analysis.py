@@ -809,7 +809,7 @@ def test_what_is_interrupted_ends_with_its_code_and_leaves_nothing(number, code,
   for index in range(40):  # enough to be in the middle of
     Image.fromarray(picture(index)).save(photos / f'tulip {index}.png')
   words = ['-m', 'vit_jax', 'inspect', saved(vit_of(), tmp_path), photos, '--out', tmp_path / 'out']
-  process = started(words, environment(tmp_path / 'cache'))
+  process = started(words, environment(jax.config.jax_compilation_cache_dir))
   while process.poll() is None and not list(tmp_path.glob('.vit-*/00_*')):
     time.sleep(0.01)
   process.send_signal(number)

@@ -17,7 +17,6 @@ from tests.test_run import (
   contents,
   environment,
   names_by_step,
-  pytestmark,
   python,
   rows_of,
   state_of,
@@ -27,7 +26,7 @@ from tests.test_run import (
 )
 from vit_jax import checkpoint
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 
 def data_file(step):

@@ -22,7 +22,6 @@ from tests.test_run import (
   checkpoints_of,
   contents,
   plan_of,
-  pytestmark,
   rows_of,
   stopped_at,
   vit_train,
@@ -34,7 +33,7 @@ from vit_jax.sources import labels
 from vit_jax.sources.columns import Column
 from vit_jax.tasks import classify, distil
 
-__all__ = ['cache', 'pytestmark']
+__all__ = ['cache']
 
 N, SIDE = 5, 8
 NAMES = tuple('0123456789')

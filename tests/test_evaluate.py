@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 import vit_jax
 from tests.conftest import SIZE, drawn, forward, shapes, tiny
-from tests.test_run import cache, pytestmark, whole
+from tests.test_run import cache, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.commands import evaluate
@@ -24,7 +24,7 @@ from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, l
 from vit_jax.sources import imagenet, labels, presets
 from vit_jax.tasks import classify
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs' / 'evaluation.md'
 NAMES = ('ant', 'bee', 'cat', 'dog', 'elk')

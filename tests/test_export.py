@@ -15,7 +15,7 @@ import pytest
 
 import vit_jax
 from tests.conftest import SIZE, drawn, shapes, tiny
-from tests.test_run import cache, contents, pytestmark, whole
+from tests.test_run import cache, contents, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, export, predict, sharding
 from vit_jax.commands.export import default_path
@@ -23,7 +23,7 @@ from vit_jax.evaluate import results
 from vit_jax.models import vit as vits
 from vit_jax.views import card
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'export.md'

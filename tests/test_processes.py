@@ -17,7 +17,6 @@ from tests.test_run import (
   environment,
   flags,
   names_by_step,
-  pytestmark,
   rows_of,
   shared,
   started,
@@ -27,7 +26,7 @@ from tests.test_run import (
 )
 from vit_jax.evaluate import results
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 FIELDS = {'system.fsdp': 2}
 

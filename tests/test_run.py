@@ -20,16 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import vit_jax
+from tests.compiling import xla_flags
 from vit_jax import bundle, checkpoint, config, main, metrics, models, stopping, train
 from vit_jax import plan as plans
 from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import classify, losses, means
-
-# A compiled program read while another pytest process writes it is compiled anew, with a warning.
-pytestmark = pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 8
@@ -127,25 +124,18 @@ def shared(tmp_path_factory, name, make):
   return folder
 
 
-@pytest.fixture(scope='session', autouse=True)
-def cache(tmp_path_factory):
+@pytest.fixture(scope='session')
+def cache():
   """The folder of compiled programs, which this process and those it starts share."""
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = shared_root(tmp_path_factory) / 'programs'
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-    compilation_cache.reset_cache()
-  return jax.config.jax_compilation_cache_dir
+  return os.environ['JAX_COMPILATION_CACHE_DIR']
 
 
 def environment(cache, *, devices=1, **more):
   """All of the environment of a process on so many CPU devices."""
   variables = {name: os.environ[name] for name in ('PATH', 'HOME', 'TMPDIR') if name in os.environ}
-  xla = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
   return variables | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': xla,
+    'XLA_FLAGS': xla_flags(devices),
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

@@ -22,7 +22,6 @@ from tests.test_run import (
   cache,
   checkpoints_of,
   contents,
-  pytestmark,
   rows_of,
   shared,
   stopped_at,
@@ -32,7 +31,7 @@ from vit_jax import plan as plans
 from vit_jax.sources import open_splits
 from vit_jax.step import make_step, untraced
 
-__all__ = ['cache', 'pytestmark']  # of this module too
+__all__ = ['cache']  # of this module too
 
 METHODS = ('contrastive', 'autoencoder', 'self_distillation', 'lora')
 STEPS = 10

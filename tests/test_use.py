@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
-from tests.test_run import assert_same_bits, cache, contents, pytestmark, rows_of, vit_train, whole
+from tests.test_run import assert_same_bits, cache, contents, rows_of, vit_train, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, models, sources
 from vit_jax.commands import doctor
 from vit_jax.convert import bundles
 
-__all__ = ['cache', 'pytestmark', 'whole']
+__all__ = ['cache', 'whole']
 
 
 @pytest.fixture(scope='module')
