@@ -714,7 +714,7 @@ def test_a_head_that_reads_no_patch_has_no_distance_and_the_others_have(monkeypa
   images = [inspection.Image(str(index), picture(index)) for index in range(2)]
   drawn = inspection.distances(vit_of(), images)
   np.testing.assert_array_equal(drawn.arrays['distances'], [[nan, 2.0], [6.0, 6.0]])
-  assert drawn.told == 'mean attention distance over 2 images: 2.0 to 6.0 pixels'
+  assert drawn.title == 'mean attention distance over 2 images: 2.0 to 6.0 pixels'
 
 
 def test_a_run_whose_data_is_gone_shows_its_weights(tmp_path, capsys):
