@@ -64,31 +64,32 @@ def parser() -> argparse.ArgumentParser:
   return flags
 
 
-def start_processes(flags: argparse.Namespace) -> None:
+def start_processes(args: argparse.Namespace) -> None:
   """Joins the other processes of a run on several hosts, where flags or environment name them.
 
   Raises:
     ValueError: if they are named by halves.
   """
-  named = {
-    name: os.environ.get(f'JAX_{name.upper()}') if flag is None else flag
-    for name, flag in vars(flags).items()
-    if name in ('coordinator_address', 'num_processes', 'process_id')
+  flags = {
+    name: getattr(args, name) for name in ('coordinator_address', 'num_processes', 'process_id')
   }
-  given = {name: value for name, value in named.items() if value is not None}
-  if flags.distributed and not given:
+  values = {
+    name: os.environ.get(f'JAX_{name.upper()}') if flag is None else flag
+    for name, flag in flags.items()
+  }
+  named = {name: value for name, value in values.items() if value is not None}
+  if args.distributed and not named:
     initialize(None, None, None)
-  elif given:
-    if len(given) < 3:
-      missing = ', '.join(name for name in named if name not in given)
-      raise ValueError(f'several hosts need {missing} too; there is {given}')
+  elif named:
+    if missing := ', '.join(name for name in values if name not in named):
+      raise ValueError(f'several hosts need {missing} too; there is {named}')
     try:
-      count, index = int(given['num_processes']), int(given['process_id'])
+      count, index = int(named['num_processes']), int(named['process_id'])
     except ValueError:
-      raise ValueError(f'num_processes and process_id are whole numbers, got {given}') from None
+      raise ValueError(f'num_processes and process_id are whole numbers, got {named}') from None
     if not 0 <= index < count:
       raise ValueError(f'process_id is {index}, must lie in 0..{count - 1}')
-    initialize(given['coordinator_address'], count, index)
+    initialize(named['coordinator_address'], count, index)
 
 
 def initialize(address: str | None, count: int | None, index: int | None) -> None:

@@ -10,7 +10,7 @@ BAD_INPUT = 2  # exit code, as of argparse
 
 
 class Ended(Exception):
-  """A command that cannot go on, with a line for the user and its exit code."""
+  """A command that ends early, with a line for the user and its exit code."""
 
   def __init__(self, message: str, code: int) -> None:
     super().__init__(message)

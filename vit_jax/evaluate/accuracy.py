@@ -99,9 +99,6 @@ def evaluate_run(
   )
 
 
-of_run = evaluate_run  # its former name, by which documented code calls it
-
-
 def lines(values: Mapping[str, Any]) -> list[str]:
   """What `evaluate_model` gives, as text."""
   top = next(filter(results.is_top, values))

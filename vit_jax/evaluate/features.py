@@ -154,9 +154,6 @@ def readable_rows(batches: Iterator[dict[str, np.ndarray]], total: int) -> dict[
   return {name: array[:count] for name, array in arrays.items()}
 
 
-of_split = extract  # its former name, by which documented code calls it
-
-
 # The cache
 
 

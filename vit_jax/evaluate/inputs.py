@@ -55,9 +55,6 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
   return Split(name, split, sources.open_source(name, split))
 
 
-opened = open_split  # its former name, by which documented code calls it
-
-
 def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
   """The config of a run's data.
 
