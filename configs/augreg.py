@@ -28,6 +28,7 @@ Measured: not yet run.
 from vit_jax import models
 from vit_jax.configs import _data, default, finetune
 from vit_jax.convert import published
+from vit_jax.sources import presets
 from vit_jax.text import nearest
 
 LEVELS = {  # mixup's a, RandAugment's layers and magnitude: big_vision's tables
@@ -64,7 +65,7 @@ def finetuning(name, dataset):
   config.pretrained = file
   config.model.dropout = 0.0
   if dataset:
-    finetune.on(config, dataset, rates=_data.BIG_VISION)
+    finetune.on(config, dataset, recipe=presets.BIG_VISION)
   else:
     config.data.source = ''
     config.data.test = 'test'

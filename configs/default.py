@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   config.data.std = placeholder(tuple)
 
   config.objective = ConfigDict(type_safe=False)
-  config.objective.loss = 'softmax'  # or 'sigmoid', summed over classes; or 'package.module:name'
+  config.objective.loss = 'softmax'  # or 'sigmoid', for multi-label too; or 'package.module:name'
   config.objective.scores = ''  # what logits become, softmax or sigmoid; '': what the loss says
   config.objective.smoothing = 0.0  # label smoothing
   config.objective.mixup = 0.0  # a of Beta(a, a), by which images of a batch are blended; 0: not

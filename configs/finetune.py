@@ -28,9 +28,9 @@ import pathlib
 from vit_jax import models
 from vit_jax.configs import _data, default
 from vit_jax.convert import published
+from vit_jax.sources import presets
 
 SIZES = {('ViT-L/16', 'imagenet2012'): 512, ('ViT-H/14', 'imagenet2012'): 518}
-RATES = {('ViT-B/16', 'cifar10'): 0.01}
 
 
 def get_config(argument):
@@ -88,13 +88,11 @@ def is_path(model):
   return False
 
 
-def on(config, dataset, *, rates=_data.GOOGLE):
+def on(config, dataset, *, recipe=presets.GOOGLE):
   """Fine-tunes on a data set, for as long and at the rate that suit it."""
-  source, name = _data.use(config, dataset, _data.FINE_TUNING), _data.short(dataset)
+  source = _data.use(config, dataset, _data.FINE_TUNED)
   if source is None:
-    _data.fine_tune(config, dataset, rates=rates)
+    _data.fine_tune(config, dataset, recipe=recipe)
   else:
     config.duration = '20 epochs'
     _data.fit(config, source)
-  if rates == _data.GOOGLE and (rate := RATES.get((config.model.name, name))):
-    config.schedule.learning_rate = rate

@@ -20,6 +20,7 @@ Measured: not yet run.
 from vit_jax import models
 from vit_jax.configs import _data, finetune
 from vit_jax.convert import published
+from vit_jax.sources import presets
 from vit_jax.text import nearest
 
 CROPS = {
@@ -45,7 +46,7 @@ def get_config(argument):
   config = finetune.base()
   start(config, model)
   _data.use(config, dataset, BEST)
-  _data.fine_tune(config, dataset, rates=_data.BIG_VISION)
+  _data.fine_tune(config, dataset, recipe=presets.BIG_VISION)
   crop = crop or BEST[name]
   if crop not in CROPS:
     raise ValueError(f'unknown crop {crop!r}{nearest(crop, list(CROPS))}')

@@ -34,9 +34,9 @@ def get_config(argument):
   _data.use(config, f'vtab/{task}', [f'vtab/{task}'])
   config.data.test = ''
   config.data.augment = config.data.preprocess = 'resize'
-  config.duration = f'{presets.PRESETS[config.data.source].steps} steps'
-  config.schedule.learning_rate = 0.01
-  config.schedule.warmup = '500 steps'
+  preset = presets.PRESETS[config.data.source]
+  config.duration, config.schedule.warmup = f'{preset.steps} steps', f'{preset.warmup} steps'
+  config.schedule.learning_rate = 0.01  # one of those that `vit vtab` tries
   config.evaluation.every = '10%'
   config.system.report = False  # of 95 runs
   return config

@@ -442,6 +442,8 @@ def test_the_presets_are_listed_with_their_splits(monkeypatch, capsys):
     'splits': {'train': 'train[:98%]', 'test': 'test'},
     'classes': 10,
     'steps': 500,
+    'warmup': 0,
+    'rates': {},
   }
 
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints: Orbax writes them in the background, checksums guard them.
+"""A run's checkpoints, which it resumes from: Orbax writes them, checksums guard them.
 
 Orbax restores damaged arrays without an error. So each step carries a seal, the size and CRC-32 of
 each file of its items, written before the step gets its name; it is trusted only while they match.

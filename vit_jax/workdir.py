@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what its config and data were, and with what it was made."""
+"""A run's folder: whose it is, whether a config may resume it, and with what it was made."""
 
 import contextlib
 import datetime

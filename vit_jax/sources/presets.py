@@ -24,13 +24,17 @@ class Preset:
     splits: 'train', 'validation', 'test' and, in VTAB, 'trainval': what each means in the source's
       own split language. A set for evaluation has only 'test'.
     classes: how many.
-    steps: of fine-tuning at batch 512, as published; 0 where nothing was.
+    steps, warmup: of fine-tuning at batch 512, as published; 0 where nothing was.
+    rates: of that fine-tuning by whose recipe it is, or its 'recipe MODEL' where a model has one of
+      its own.
   """
 
   source: str
   splits: Mapping[str, str]
   classes: int
   steps: int = 0
+  warmup: int = 0
+  rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +130,7 @@ def vtab(source: str, classes: int, validation: str, test: str = 'test') -> Pres
   train = 'train[:800]'
   splits = {'train': train, 'validation': validation, 'test': test}
   splits['trainval'] = f'{train}+{validation}'
-  return Preset(f'tfds:{source}', splits, classes, 2500)
+  return Preset(f'tfds:{source}', splits, classes, 2500, 500)
 
 
 VALIDATION = 'validation[:200]'
@@ -137,18 +141,26 @@ SMALLNORB = ('test[:200]', 'test[50%:]')
 RETINOPATHY = 'diabetic_retinopathy_detection/btgraham-300:3.*.*'
 FULL = {'train': 'full[51200:]', 'validation': 'full[:51200]'}
 
+GOOGLE, BIG_VISION = 'vision_transformer', 'big_vision'  # whose rates
+CIFAR10 = {GOOGLE: 0.03, f'{GOOGLE} ViT-B/16': 0.01, BIG_VISION: 0.003}
+CIFAR100 = {GOOGLE: 0.03, BIG_VISION: 0.01}
+IMAGENET = {GOOGLE: 0.03, BIG_VISION: 0.03}
+SMALL = {GOOGLE: 0.003, BIG_VISION: 0.003}  # big_vision's for both: vision_transformer has none
+
 PRESETS: dict[str, Preset] = {
-  'cifar10': Preset('tfds:cifar10', first_percent(98), 10, 10_000),
-  'cifar100': Preset('tfds:cifar100', first_percent(98), 100, 10_000),
+  'cifar10': Preset('tfds:cifar10', first_percent(98), 10, 10_000, 500, CIFAR10),
+  'cifar100': Preset('tfds:cifar100', first_percent(98), 100, 10_000, 500, CIFAR100),
   'food101': Preset('tfds:food101', first_percent(98, 'validation'), 101),
-  'imagenet2012': Preset('tfds:imagenet2012', first_percent(99, 'validation'), 1000, 20_000),
+  'imagenet2012': Preset(
+    'tfds:imagenet2012', first_percent(99, 'validation'), 1000, 20_000, 500, IMAGENET
+  ),
   'imagenet2012_real': Preset('tfds:imagenet2012_real', {'test': 'validation'}, 1000),
   'imagenet21k': Preset('tfds:imagenet21k', FULL, 21_843),
   'imagenet_a': Preset('tfds:imagenet_a', {'test': 'test'}, 1000),
   'imagenet_r': Preset('tfds:imagenet_r', {'test': 'test'}, 1000),
   'imagenet_v2': Preset('tfds:imagenet_v2/matched-frequency', {'test': 'test'}, 1000),
-  'oxford_flowers102': Preset('tfds:oxford_flowers102', first_percent(90), 102, 500),
-  'oxford_iiit_pet': Preset('tfds:oxford_iiit_pet', first_percent(90), 37, 500),
+  'oxford_flowers102': Preset('tfds:oxford_flowers102', first_percent(90), 102, 500, 100, SMALL),
+  'oxford_iiit_pet': Preset('tfds:oxford_iiit_pet', first_percent(90), 37, 500, 100, SMALL),
   'vtab/caltech101': vtab('caltech101:3.*.*', 102, 'train[2754:2954]'),
   'vtab/cifar100': vtab('cifar100:3.*.*', 100, 'train[45000:45200]'),
   'vtab/dtd': vtab('dtd:3.*.*', 47, VALIDATION),
