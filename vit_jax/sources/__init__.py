@@ -4,9 +4,11 @@ A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', '
 'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.sources.presets`.
 """
 
+import bisect
 import dataclasses
 import functools
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -82,15 +84,23 @@ class Subset:
 class Concatenated:
   """Records of several sources, one after another."""
 
-  locate: Callable[[int], tuple[Source, int]]
-  total: int
+  parts: Sequence[Source]
+  ends: Sequence[int]  # of each part, the index after its last record
 
   def __len__(self) -> int:
-    return self.total
+    return self.ends[-1]
 
   def __getitem__(self, index: int) -> Record:
     source, offset = self.locate(index)
     return source[offset]
+
+  def describe(self, index: int) -> str:
+    source, offset = self.locate(index)
+    return source.describe(offset)
+
+  def locate(self, index: int) -> tuple[Source, int]:
+    number = bisect.bisect_right(self.ends, index)
+    return self.parts[number], index - self.ends[number] + len(self.parts[number])
 
 
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
@@ -130,11 +140,7 @@ def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
 
 
 def splits_of(name: str) -> Splits:
-  """The splits of a data set by their names, not opened yet.
-
-  Raises:
-    FileNotFoundError, ValueError: if it is unknown, not there, or no data set.
-  """
+  """The splits of a data set by their names, not opened yet; errors as of `open_source`."""
   from vit_jax.sources import presets
 
   if not name:
@@ -156,11 +162,7 @@ def splits_of(name: str) -> Splits:
 
 
 def imported_splits(name: str) -> Splits:
-  """The splits that 'package.module:name' gives, called without arguments.
-
-  Raises:
-    ValueError: if it cannot be imported, is not marked by `vit_jax.extension`, or gives no splits.
-  """
+  """The splits that 'package.module:name' gives, called without arguments."""
   try:
     splits = lookup.imported(name, 'data set', marked=True)()
   except (ValueError, OSError):
@@ -179,11 +181,7 @@ TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*
 
 
 def select(name: str, splits: Splits, text: str) -> Source:
-  """What a text in TFDS's split language selects; percents are rounded to images as TFDS does.
-
-  Raises:
-    ValueError: if it is none, or names a split that does not exist.
-  """
+  """What a text in TFDS's split language selects; percents are rounded to images as TFDS does."""
   parts = []
   for term in text.split('+'):
     match = TERM.fullmatch(term)
@@ -215,18 +213,9 @@ def boundary(text: str, count: int) -> int:
 
 def concatenate(parts: Sequence[Source]) -> Source:
   """Sources of one data set, one after another."""
-  ends = np.cumsum([len(part) for part in parts])
-
-  def locate(index: int) -> tuple[Source, int]:
-    number = int(np.searchsorted(ends, index, side='right'))
-    return parts[number], int(index - ends[number] + len(parts[number]))
-
-  def describe(index: int) -> str:
-    source, offset = locate(index)
-    return source.describe(offset)
-
+  records = Concatenated(parts, tuple(itertools.accumulate(map(len, parts))))
   spans = tuple(span for part in parts for span in part.spans)
-  return Source(Concatenated(locate, int(ends[-1])), parts[0].classes, describe, spans)
+  return Source(records, parts[0].classes, records.describe, spans)
 
 
 def cut_spans(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
@@ -281,10 +270,7 @@ def with_validation(
 ) -> Splits:
   """Splits of a source by their indices; without 'validation', it is HELD_OUT of each class.
 
-  Args:
-    source: of all splits.
-    indices: of each split.
-    labels: of all of the source; in a multi-label data set the first of an image counts.
+  `labels` are of all of the source; in a multi-label data set the first of an image counts.
   """
   indices = dict(indices)
   if 'validation' not in indices:

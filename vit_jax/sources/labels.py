@@ -84,11 +84,7 @@ def match(
 
 
 def match_names(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
-  """The model's class for each of a data set's, and how it was matched.
-
-  Raises:
-    ValueError: where that is not clear.
-  """
+  """The model's class for each of a data set's, and how it was matched."""
   in_order = list(range(len(theirs)))
   if tuple(theirs) == tuple(ours):
     return in_order, 'the same names'
@@ -96,9 +92,8 @@ def match_names(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], 
   if len(theirs) == len(ours) and not same and (is_numbers(theirs) or is_numbers(ours)):
     return in_order, 'by their order, as one side has numbers for names'
   standard = imagenet.synsets() if imagenet.is_complete(theirs) else tuple(theirs)
-  if imagenet.is_complete(ours) or (
-    len(ours) == 1000 and is_numbers(ours) and are_synsets(standard)
-  ):
+  may_be_imagenet = len(ours) == 1000 and is_numbers(ours)
+  if imagenet.is_complete(ours) or (may_be_imagenet and set(standard) <= set(imagenet.synsets())):
     theirs, ours = standard, imagenet.synsets()
     if theirs == ours:
       return in_order, "by ImageNet's order"
@@ -114,11 +109,6 @@ def is_numbers(names: Sequence[str]) -> bool:
   return all(name == str(label) for label, name in enumerate(names))
 
 
-def are_synsets(names: Sequence[str]) -> bool:
-  """Whether all are of ImageNet."""
-  return set(names) <= set(imagenet.synsets())
-
-
 def unmatched(theirs: Sequence[str], ours: Sequence[str], missing: Sequence[str]) -> str:
   """The error where classes cannot be matched."""
   message = f'the data has {len(theirs)} classes and the model {len(ours)}'
@@ -132,14 +122,8 @@ def unmatched(theirs: Sequence[str], ours: Sequence[str], missing: Sequence[str]
 def read_map(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
   """The model's class for each of a data set's; -1 for those that are not to be scored.
 
-  Args:
-    path: a .json file, {class of the data: the model's, by name or number}, or a .csv file with
-      columns 'data' and 'model'. A null, or an empty cell, is not scored.
-    theirs, ours: the classes of the data and the model.
-
-  Raises:
-    FileNotFoundError: if it is not there.
-    ValueError: if it is no such file, lacks a class of the data, or names one that there is not.
+  The file is .json, {class of the data: the model's, by name or number}, or .csv with columns
+  'data' and 'model'. A null, or an empty cell, is not scored.
   """
   pairs = read_pairs(pathlib.Path(path))
   for name in pairs:

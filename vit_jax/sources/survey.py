@@ -113,8 +113,7 @@ def in_order(
 
 def read_image(source: Source, index: int) -> ImageFacts:
   """What reading and decoding an image tells of it."""
-  labels = np.zeros(0, np.int64)
-  size = 0
+  labels, size = np.zeros(0, np.int64), 0
   try:
     record = source[index]
     labels = np.atleast_1d(record['label'])
@@ -133,11 +132,8 @@ def digest(image: bytes | np.ndarray) -> int:
   return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'little')
 
 
-Group = list[tuple[str, int]]  # (split, index) of images that are the same
-
-
-def duplicates(surveys: Mapping[str, Survey]) -> list[Group]:
-  """The groups of images that are the same."""
+def duplicates(surveys: Mapping[str, Survey]) -> list[list[tuple[str, int]]]:
+  """The groups of images that are the same, each by (split, index)."""
   names = list(surveys)
   readable = [survey.readable for survey in surveys.values()]
   splits = np.repeat(np.arange(len(names)), [len(indices) for indices in readable])

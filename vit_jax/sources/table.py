@@ -6,6 +6,7 @@ N images, L labels of an image.
 import array
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -31,12 +32,7 @@ NUMBER = re.compile('[+-]?[0-9]{1,18}')  # which int64 holds
 
 
 def splits(kind: str, path: str) -> Splits:
-  """The splits of a CSV or a Parquet file.
-
-  Raises:
-    FileNotFoundError: if it is not there.
-    ValueError: if it is not what its kind wants, in one line.
-  """
+  """The splits of a CSV or a Parquet file."""
   return {'csv': csv_splits, 'parquet': parquet_splits}[kind](os.path.expanduser(path))
 
 
@@ -58,7 +54,10 @@ class Table:
     self.multi_label = False
     self.errors: list[str] = []  # of the first NAMED rejected rows
     self.rejected, self.missing = 0, 0  # how many rows; how many images are not there
-    self.folders: dict[str, bool] = {}  # whether they are inside the root
+    root = os.fsencode(self.root)
+    self.is_inside = functools.cache(
+      lambda path: is_inside(root, os.fsencode(os.path.realpath(path)))
+    )
 
   def add(
     self, row: int, path: str | None, labels: Sequence[str], split: str | None = 'train'
@@ -95,7 +94,7 @@ class Table:
     outside = f'{name} leads out of {printable(self.root)}'
     anywhere = os.path.isabs(path)  # it may lie
     try:
-      if not anywhere and not self.is_folder_inside(os.path.dirname(full)):
+      if not anywhere and not self.is_inside(os.path.dirname(full)):
         return outside
       mode = os.lstat(full).st_mode
       if stat.S_ISLNK(mode):
@@ -108,14 +107,6 @@ class Table:
     except ValueError:  # a zero byte
       return f'{name} is no path'
     return None if stat.S_ISREG(mode) else f'{name} is not a file'
-
-  def is_folder_inside(self, folder: str) -> bool:
-    if folder not in self.folders:
-      self.folders[folder] = self.is_inside(folder)
-    return self.folders[folder]
-
-  def is_inside(self, path: str) -> bool:
-    return is_inside(os.fsencode(self.root), os.fsencode(os.path.realpath(path)))
 
   def check(self) -> None:
     """Raises ValueError if a row is rejected."""
@@ -134,9 +125,6 @@ class Table:
       images: of all rows, by index; None for the files at their paths.
       classes: what labels are numbers of; by default the labels of 'train', sorted, if they are
         names, else 0 to the largest of them.
-
-    Raises:
-      ValueError: if a row is bad, or there is no training image, or one class.
     """
     self.check()
     splits, counts = np.asarray(self.splits), np.asarray(self.counts)  # (N,)
@@ -220,11 +208,7 @@ def find_column(names: Sequence[str], candidates: Sequence[str]) -> int | None:
 
 
 def find_columns(path: str, names: Sequence[str]) -> tuple[int, int, int | None]:
-  """The indices of the columns of images, labels and splits.
-
-  Raises:
-    ValueError: if there are no images or no labels.
-  """
+  """The indices of the columns of images, labels and splits."""
   image, label = find_column(names, PATHS), find_column(names, LABELS)
   for index, candidates in ((image, PATHS), (label, LABELS)):
     if index is None:
@@ -275,15 +259,10 @@ def add_rows(table: Table, lines: Iterable[tuple[int, list[str]]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-  """Labelled images in a column of a table, which is in memory.
-
-  Fields:
-    column: of bytes.
-    labels: (N,) int32, or (N, L) padded with -1.
-  """
+  """Labelled images in a column of bytes of a table, which is in memory."""
 
   column: 'pa.ChunkedArray'
-  labels: np.ndarray
+  labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -367,9 +346,8 @@ def check_labels(table: Table, kind: 'pa.DataType') -> None:
   """Raises ValueError if a column of a type cannot be labels."""
   from pyarrow import types
 
-  element = kind
-  if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-    element = kind.value_type
+  is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+  element = kind.value_type if is_list else kind
   if types.is_dictionary(element):
     element = element.value_type
   labels = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string)
