@@ -25,10 +25,6 @@ def splits(kind: str, path: str) -> Splits:
   Images are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), labels integers (N,) or (N, 1), or
   multi-label (N, K) of 0 and 1. 'classes' may name them. Without images for validation, they are a
   tenth of the training images.
-
-  Raises:
-    FileNotFoundError: if the file is not there.
-    ValueError: if it is not such an archive, in one line.
   """
   path = os.path.expanduser(path)
   sources.check_file(path)
@@ -81,22 +77,13 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """An .npz file.
-
-  Fields:
-    path: of the file.
-    where: the path in messages.
-  """
+  """An .npz file."""
 
   path: str
-  where: str
+  where: str  # the path in messages
 
   def names(self) -> dict[str, str]:
-    """{in lower case: name} of its arrays.
-
-    Raises:
-      ValueError: if the file is damaged.
-    """
+    """{in lower case: name} of its arrays."""
     try:
       with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
         return {name.lower(): name for name in archive.files}
@@ -104,11 +91,7 @@ class Archive:
       raise ValueError(f'{self.where}: damaged, or no .npz archive') from None
 
   def read(self, name: str) -> np.ndarray:
-    """An array of the file.
-
-    Raises:
-      ValueError: if the file is damaged, or the array is not plain numbers or text.
-    """
+    """An array of the file, of plain numbers or text."""
     try:
       with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
         return archive[name]

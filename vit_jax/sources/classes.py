@@ -44,11 +44,7 @@ def pad(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def pad_one(labels: Sequence[int] | np.ndarray) -> np.ndarray:
-  """The labels of one image as (MAX_LABELS,) int32 padded with -1.
-
-  Raises:
-    ValueError: if there are more.
-  """
+  """The labels of one image as (MAX_LABELS,) int32 padded with -1."""
   if len(labels) > MAX_LABELS:
     raise ValueError(f'{len(labels)} labels; at most {MAX_LABELS} are taken')
   padded = np.full(MAX_LABELS, -1, np.int32)

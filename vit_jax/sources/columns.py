@@ -85,11 +85,7 @@ def labelled_images(source: Source, transform: transforms.Transform) -> dict[str
 
 
 def first_image(source: Source) -> np.ndarray:
-  """The pixels of the first image that can be read.
-
-  Raises:
-    ValueError: if none of the first TRIES can be.
-  """
+  """The pixels of the first image that can be read, of the first TRIES; else a ValueError."""
   problem = ''
   for index in range(min(len(source), TRIES)):
     try:

@@ -63,12 +63,7 @@ class Files:
 
 
 def splits(kind: str, path: str) -> Splits:
-  """The splits of class folders, perhaps below folders for splits; 'train' names the classes.
-
-  Raises:
-    FileNotFoundError: if there is no such folder.
-    ValueError: if it is no data set, in one line.
-  """
+  """The splits of class folders, perhaps below folders for splits; 'train' names the classes."""
   path = os.path.expanduser(path)
   if not os.path.exists(path):
     raise FileNotFoundError(f'{printable(path)}: no such folder')
@@ -84,11 +79,7 @@ def splits(kind: str, path: str) -> Splits:
 
 
 def indexed(root: bytes) -> 'Index':
-  """The index of a folder, from the cache where that still holds.
-
-  Raises:
-    ValueError: if it is no data set, or cannot be read.
-  """
+  """The index of a folder, from the cache where that still holds."""
   index = load_index(root)
   if index is None:
     started = time.time_ns()
@@ -121,20 +112,12 @@ class Index:
 
 
 class Walk:
-  """A walk through a folder that stays inside it.
-
-  Args:
-    root: the real path of the folder.
-
-  Attributes:
-    folders: {path of each folder visited, relative to the root: its `times`}.
-    outside: links that lead out of the root.
-  """
+  """A walk through a folder, of which `root` is the real path, that stays inside it."""
 
   def __init__(self, root: bytes):
     self.root = root
-    self.folders: dict[bytes, tuple[int, int]] = {}
-    self.outside: set[bytes] = set()
+    self.folders: dict[bytes, tuple[int, int]] = {}  # {path, relative to root: its `times`}
+    self.outside: set[bytes] = set()  # links that lead out of the root
 
   def listed(self, folder: bytes) -> tuple[list[bytes], list[bytes]]:
     """Names of the folders and of the images in a folder, sorted; hidden ones are left out."""
@@ -199,12 +182,7 @@ def is_inside(root: bytes, real: bytes) -> bool:
 
 
 def make_index(root: bytes) -> Index:
-  """The index of a folder, by a walk through all of it.
-
-  Raises:
-    ValueError: if its folders are no data set.
-    OSError: if one cannot be listed.
-  """
+  """The index of a folder, by a walk through all of it."""
   walk = Walk(root)
   splits = split_folders(walk)
   train = walk.listed(splits['train'])[0]
@@ -241,11 +219,8 @@ def check_walk(
 ) -> None:
   """Raises ValueError for a folder that is no data set.
 
-  Args:
-    walk: through all of it.
-    folders: of the training images, one of each class.
-    classes: their names.
-    sizes: how many images each of them holds; those of other splits may follow.
+  `folders`, `classes` and `sizes` are the training folders, their names and how many images each
+  holds; sizes of other splits may follow.
   """
   where = printable(walk.root)
   if walk.outside:
@@ -270,14 +245,13 @@ def split_folders(walk: Walk) -> dict[str, bytes]:
       folders.setdefault(split, []).append(name)
   if not folders:
     return {'train': b''}
+  where = printable(walk.root)
   for split, names in folders.items():
     if len(names) > 1:
-      raise ValueError(
-        f'{printable(walk.root)} has several folders of {split}: {first_few(names_of(names))}'
-      )
+      raise ValueError(f'{where} has several folders of {split}: {first_few(names_of(names))}')
   if 'train' not in folders:
     others = first_few(names_of(names[0] for names in folders.values()))
-    raise ValueError(f'{printable(walk.root)} has {others} but no train, which gives the classes')
+    raise ValueError(f'{where} has {others} but no train, which gives the classes')
   return {split: folders[split][0] for split in sources.SPLITS if split in folders}
 
 

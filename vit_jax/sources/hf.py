@@ -26,11 +26,7 @@ RENAMED = {'val': 'validation', 'valid': 'validation'}
 
 
 def splits(kind: str, name: str) -> Splits:
-  """The splits of a set, which is downloaded if it is neither a path nor in the cache.
-
-  Raises:
-    ValueError: if `datasets` is missing, the set cannot be had, or it has no images or labels.
-  """
+  """The splits of a set, which is downloaded if it is neither a path nor in the cache."""
   tables = load(name)
   first = next(iter(tables.values()))
   image = image_column(name, first.features)
@@ -45,11 +41,7 @@ def splits(kind: str, name: str) -> Splits:
 
 
 def load(name: str) -> Mapping[str, 'Dataset']:
-  """{split: table}.
-
-  Raises:
-    ValueError: if it cannot be had, with the reason in a line.
-  """
+  """{split: table}."""
   try:
     import datasets
   except ImportError as error:
@@ -138,15 +130,9 @@ def open_split(
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """The rows of a table as records.
+  """The rows of a table as records; an image is {'bytes', 'path'}, of which one may be None."""
 
-  Fields:
-    name: in messages.
-    table: of two columns; an image is {'bytes', 'path'}, of which one may be None.
-    image, label: the columns.
-  """
-
-  name: str
+  name: str  # in messages
   table: 'Dataset'
   image: str
   label: str
@@ -155,12 +141,6 @@ class Rows:
     return len(self.table)
 
   def __getitem__(self, index: int) -> Record:
-    """The record at an index.
-
-    Raises:
-      OSError: if its file is gone, or there is no image.
-      ValueError: for an image with too many labels.
-    """
     row = self.table[index]
     image = row[self.image] or {'bytes': None, 'path': None}
     data = image['bytes']

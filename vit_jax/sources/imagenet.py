@@ -48,11 +48,7 @@ def folded(words: str) -> set[str]:
 
 
 def subset(source: str) -> frozenset[str] | None:
-  """The classes that ImageNet-A or -R has images of, which name all 1,000; None of another set.
-
-  Args:
-    source: a name as `sources.open_source` takes it.
-  """
+  """The classes that ImageNet-A or -R has images of, which name all 1,000; None of another set."""
   preset = presets.find(source)
   kind, _, name = (preset.source if preset else source).partition(':')
   letter = SUBSETS.get(re.split('[:/?]', name)[0]) if kind == 'tfds' else None

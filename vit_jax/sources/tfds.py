@@ -58,11 +58,7 @@ class Name:
 
 
 def parse(name: str) -> Name:
-  """The parts of a name.
-
-  Raises:
-    ValueError: for an unknown option.
-  """
+  """The parts of a name."""
   text, _, tail = name.partition('?')
   options = dict(option.partition('=')[::2] for option in tail.split('&') if option)
   for option in options:
@@ -73,11 +69,7 @@ def parse(name: str) -> Name:
 
 
 def splits(kind: str, name: str) -> Splits:
-  """The splits of a set, which is downloaded and prepared if it is not there.
-
-  Raises:
-    ValueError: if it cannot be, or if the set has no images or no such label.
-  """
+  """The splits of a set, which is downloaded and prepared if it is not there."""
   parts = parse(name)
   builder = make_builder(parts)
   choose_columns(builder.name, builder.info.features, parts)  # an error before it is downloaded
@@ -92,11 +84,7 @@ def splits(kind: str, name: str) -> Splits:
 def open_split(
   builder: DatasetBuilder, split: str, columns: 'Columns', classes: tuple[str, ...]
 ) -> Source:
-  """A split as a source.
-
-  Raises:
-    ValueError: if files of it are missing, or are of a format that cannot be read.
-  """
+  """A split as a source."""
   info = builder.info.splits[split]
   file_format = format_of(builder)
   files = shards(builder, split, file_format)
@@ -165,12 +153,6 @@ class Shards:
     return self.ends[-1] if self.ends else 0
 
   def __getitem__(self, index: int) -> Record:
-    """The record at an index.
-
-    Raises:
-      OSError: naming file and record, if it cannot be read.
-      ValueError: for a label that cannot be.
-    """
     columns = self.columns
     example = self.parse(index, columns.features)
     image = example[columns.image]
@@ -213,11 +195,7 @@ def spec_of(features: str) -> tuple[FeaturesDict, dict[str, object]]:
 
 
 def read_array_record(path: str, index: int) -> bytes:
-  """A record of an ArrayRecord file, whose checksums it verifies itself.
-
-  Raises:
-    OSError: naming the file and the record, if it cannot be read.
-  """
+  """A record of an ArrayRecord file, whose checksums it verifies itself."""
   try:
     return reader(path).read([index])[0]
   except Exception as error:  # a RuntimeError, mostly
@@ -235,11 +213,7 @@ def reader(path: str) -> array_record_module.ArrayRecordReader:
 def choose_columns(
   dataset: str, features: FeaturesDict, name: Name
 ) -> tuple[Columns, tuple[str, ...]]:
-  """What is read of an example, and the names of the classes.
-
-  Raises:
-    ValueError: if there are no images or labels, or the ones asked for are not among them.
-  """
+  """What is read of an example, and the names of the classes."""
   image = choose_image(features, name)
   derived = presets.LABELS.get(f'{dataset}/{name.label}')
   value: Callable[[Any], Any]
@@ -251,7 +225,8 @@ def choose_columns(
     multi_label = isinstance(feature, tfds.features.Sequence)
     classes = tuple((feature.feature if multi_label else feature).names)
     value = pad_one if multi_label else np.int32
-  file = next((key for key in FILE_NAMES if key in features and is_text(features[key])), '')
+  texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+  file = next((key for key in FILE_NAMES if key in texts), '')
   encoded = isinstance(features[image], tfds.features.Image)
   return Columns(
     features=as_json(features, image, label),
@@ -266,10 +241,6 @@ def choose_columns(
 def as_json(features: FeaturesDict, *keys: str) -> str:
   """Some of the features, as JSON."""
   return json.dumps(FeaturesDict({key: features[key] for key in keys}).to_json())
-
-
-def is_text(feature: FeatureConnector) -> bool:
-  return isinstance(feature, tfds.features.Text)
 
 
 def choose_image(features: FeaturesDict, name: Name) -> str:
@@ -330,13 +301,8 @@ PIXELS = {'dsprites': brighten}  # sets whose files are not as they are meant to
 def prepare(name: str, *, say: Callable[[str], object]) -> None:
   """Makes a data set ready: downloads what is not there, adds ArrayRecord files to TFRecord files.
 
-  Args:
-    name: of a preset, or as in a source, with or without 'tfds:'.
-    say: takes a line for each thing done.
-
-  Raises:
-    ValueError: if that cannot be.
-    OSError: if a TFRecord file is damaged, or the disk is full.
+  `name` is of a preset, or as in a source, with or without 'tfds:'; `say` takes a line for each
+  thing done.
   """
   preset = presets.find(name)
   source = preset.source if preset else name
@@ -354,11 +320,7 @@ def prepare(name: str, *, say: Callable[[str], object]) -> None:
 
 
 def make_builder(name: Name) -> DatasetBuilder:
-  """The TFDS builder of a set: of a version that lies there prepared, otherwise from TFDS's code.
-
-  Raises:
-    ValueError: if there is neither.
-  """
+  """The TFDS builder of a set: of a version that lies there prepared, else from TFDS's code."""
   folder = pathlib.Path(name.text).expanduser()
   is_folder = (folder / 'dataset_info.json').is_file()
   if not is_folder and (folder.is_absolute() or name.text.startswith(('.', '~'))):

@@ -39,17 +39,10 @@ MAX_OPEN_FILES = 4096  # TFDS spills a large split to 1,000 files; many systems 
 def make_ready(
   builder: DatasetBuilder, name: str, folder: str, *, say: Callable[[str], object]
 ) -> None:
-  """Downloads and prepares a set that is not there.
+  """Downloads and prepares a set that is not there; `say` takes a line if it does.
 
-  TFDS does so in a folder of another name, which it removes if it fails.
-
-  Args:
-    builder: of the set.
-    name, folder: in messages: of the set, and where it is looked for.
-    say: takes a line if it is downloaded.
-
-  Raises:
-    ValueError: if that cannot be, with the reason in a line.
+  TFDS does so in a folder of another name, which it removes if it fails. `name` and `folder` are
+  for messages: of the set, and where it is looked for.
   """
   if not os.path.isdir(builder.data_dir):
     say(f'{name} is not in {folder}: it is downloaded and prepared')
@@ -192,10 +185,6 @@ def to_array_record(builder: DatasetBuilder) -> None:
 
   The new files count from the moment that dataset_info.json names them, which comes last; until
   then they are in a folder of their own, as ArrayRecord's writer takes a path, not an open file.
-
-  Raises:
-    ValueError: if there is no room for them, or a file has not the records that it should have.
-    OSError: if a file is damaged.
   """
   folder = pathlib.Path(os.fspath(builder.data_path))
   room, needed = shutil.disk_usage(folder).free, builder.info.dataset_size

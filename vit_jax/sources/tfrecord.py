@@ -16,11 +16,7 @@ BLOCK = 256  # bytes whose checksum is one gather: a table of 256 kB, which a co
 
 
 def read(path: str, index: int) -> bytes:
-  """The data of a record.
-
-  Raises:
-    OSError: naming the file and the record, if it is not there or its bytes have changed.
-  """
+  """The data of a record; OSError, naming file and record, if it is not there or has changed."""
   spans = index_of(path)
   if index >= len(spans):
     raise OSError(f'{path}, record {index}: only the first {len(spans)} can be found')
