@@ -81,10 +81,6 @@ def blur(image: 'Picture', radius: float) -> 'Picture':
   return image.filter(ImageFilter.GaussianBlur(radius))
 
 
-def to_grey(image: 'Picture') -> 'Picture':
-  return image.convert('L').convert('RGB')
-
-
 def rotate(image: 'Picture', degrees: float, resampling: str, fill: Fill) -> 'Picture':
   from PIL import Image as pil
 
@@ -363,7 +359,8 @@ def three_augment() -> Step:
 
 def grayscale(probability: float = 0.2) -> Step:
   """Luminance in all three channels, as Pillow computes it, with that probability."""
-  return with_probability(probability, pillow_step(lambda image, rng: to_grey(image)))
+  step = pillow_step(lambda image, rng: image.convert('L').convert('RGB'))
+  return with_probability(probability, step)
 
 
 def solarization(probability: float = 0.2, threshold: int = 128) -> Step:

@@ -64,11 +64,7 @@ class Encoded:
     self.shape = (*(stored[::-1] if swaps else stored), 3)
 
   def pixels(self) -> Image:
-    """All of it, upright.
-
-    Raises:
-      BadImage: if the file is damaged.
-    """
+    """All of it, upright."""
     import simplejpeg
 
     try:
@@ -82,9 +78,6 @@ class Encoded:
 
     The decoder stops below the part, and shrinks at less cost than it decodes: so far as the part
     keeps `min_size` (height, width). Its edges are then rounded to pixels of the smaller image.
-
-    Raises:
-      BadImage: if the file is cut short, or damaged in the part or above.
     """
     excess = min(box[2] // min_size[0], box[3] // min_size[1])
     factor = 1 if excess < 2 else 2 if excess < 4 else 4 if excess < 8 else 8
@@ -98,11 +91,7 @@ class Encoded:
     return upright(image[y:y_end, x:x_end], self.orientation)
 
   def rows(self, bottom: int, factor: int) -> Image:
-    """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8.
-
-    Raises:
-      ValueError: if the decoder finds damage.
-    """
+    """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8."""
     import simplejpeg
 
     data, (height, width) = self.data, self.stored
@@ -123,11 +112,7 @@ class Encoded:
 
 
 def decode_lazily(data: bytes) -> Encoded | Image:
-  """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL.
-
-  Raises:
-    BadImage: as `decode`, but for damage that only decoding finds.
-  """
+  """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL."""
   import simplejpeg
 
   jpeg = data.startswith(JPEG)

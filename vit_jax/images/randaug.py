@@ -11,15 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vit_jax.images.decoding import Image, opencv
-from vit_jax.images.steps import (
-  GREY,
-  MAX_MAGNITUDE,
-  RAMP,
-  Step,
-  apply_table,
-  check_count,
-  check_range,
-)
+from vit_jax.images.steps import GREY, MAX_COUNT, MAX_MAGNITUDE, RAMP, Step, check_range
 
 LUMINANCE = (0.2989, 0.587, 0.114)  # tf.image.rgb_to_grayscale's weights (ITU-R BT.601)
 
@@ -51,6 +43,11 @@ def channels(image: Image) -> Sequence[np.ndarray]:
   return opencv().split(image)
 
 
+def apply_table(image: Image, table: np.ndarray) -> Image:
+  """Each value looked up in a table: (256,) for all channels, or (256, 3)."""
+  return opencv().LUT(image, table.astype(np.uint8).reshape(256, 1, -1))
+
+
 def equalize_table(histogram: np.ndarray) -> np.ndarray:
   """(256,) counts to the table (256,) of `equalize`."""
   step = (histogram.sum() - histogram[histogram.nonzero()[0][-1]]) // 255
@@ -58,10 +55,6 @@ def equalize_table(histogram: np.ndarray) -> np.ndarray:
     return RAMP
   below = np.concatenate([[0], (histogram.cumsum() + step // 2)[:-1] // step])
   return below.clip(0, 255)
-
-
-def invert(image: Image) -> Image:
-  return 255 - image
 
 
 def posterize(image: Image, bits: int) -> Image:
@@ -156,22 +149,6 @@ def rotate(image: Image, degrees: float) -> Image:
   return warp(image, (cos, -sin, x), (sin, cos, y))
 
 
-def shear_x(image: Image, level: float) -> Image:
-  return warp(image, (1, level, 0), (0, 1, 0))
-
-
-def shear_y(image: Image, level: float) -> Image:
-  return warp(image, (1, 0, 0), (level, 1, 0))
-
-
-def translate_x(image: Image, pixels: float) -> Image:
-  return warp(image, (1, 0, pixels), (0, 1, 0))
-
-
-def translate_y(image: Image, pixels: float) -> Image:
-  return warp(image, (1, 0, 0), (0, 1, pixels))
-
-
 def warp(
   image: Image, to_x: Sequence[np.floating | float], to_y: Sequence[np.floating | float]
 ) -> Image:
@@ -220,7 +197,7 @@ def enhancement(level: float) -> float:
 RANDAUG: dict[str, tuple[Callable[..., Image], Callable[[float], float] | None]] = {
   'AutoContrast': (autocontrast, None),
   'Equalize': (equalize, None),
-  'Invert': (invert, None),
+  'Invert': (lambda image: 255 - image, None),
   'Rotate': (rotate, lambda level: level * 30.0),
   'Posterize': (posterize, lambda level: int(level * 4)),
   'Solarize': (solarize, lambda level: int(level * 256)),
@@ -228,10 +205,10 @@ RANDAUG: dict[str, tuple[Callable[..., Image], Callable[[float], float] | None]]
   'Contrast': (contrast, enhancement),
   'Brightness': (brightness, enhancement),
   'Sharpness': (sharpness, enhancement),
-  'ShearX': (shear_x, lambda level: level * 0.3),
-  'ShearY': (shear_y, lambda level: level * 0.3),
-  'TranslateX': (translate_x, lambda level: level * 100.0),
-  'TranslateY': (translate_y, lambda level: level * 100.0),
+  'ShearX': (lambda image, x: warp(image, (1, x, 0), (0, 1, 0)), lambda level: level * 0.3),
+  'ShearY': (lambda image, y: warp(image, (1, 0, 0), (y, 1, 0)), lambda level: level * 0.3),
+  'TranslateX': (lambda image, x: warp(image, (1, 0, x), (0, 1, 0)), lambda level: level * 100.0),
+  'TranslateY': (lambda image, y: warp(image, (1, 0, 0), (0, 1, y)), lambda level: level * 100.0),
   'Cutout': (cutout, lambda level: int(level * 40)),
   'SolarizeAdd': (solarize_add, lambda level: int(level * 110)),
 }
@@ -245,7 +222,8 @@ def randaug(count: int = 2, magnitude: float = 10) -> Step:
   They are sampled uniformly, the same one perhaps twice, all at level magnitude / 10, which is no
   strength: enhancements grow from 0.1 to beyond 1, and posterize keeps more bits as it rises.
   """
-  check_count(count)
+  if type(count) is not int or not 0 <= count <= MAX_COUNT:
+    raise ValueError(f'count is {count!r}, not a number of operations from 0 to {MAX_COUNT}')
   check_range('magnitude', magnitude, 0, MAX_MAGNITUDE)
   names = list(RANDAUG)
 

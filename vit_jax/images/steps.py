@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from vit_jax.images.decoding import Image, opencv
+from vit_jax.images.decoding import Image
 
 Step = Callable[[Image, np.random.Generator], Image]  # uint8 (H, W, 3), both
 
@@ -26,14 +26,3 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
   """Raises ValueError for what is none of the choices."""
   if value not in choices:
     raise ValueError(f'unknown {name} {value!r}; known: {", ".join(choices)}')
-
-
-def check_count(count: object) -> None:
-  """Raises ValueError for what is no number of operations."""
-  if type(count) is not int or not 0 <= count <= MAX_COUNT:
-    raise ValueError(f'count is {count!r}, not a number of operations from 0 to {MAX_COUNT}')
-
-
-def apply_table(image: Image, table: np.ndarray) -> Image:
-  """Each value looked up in a table: (256,) for all channels, or (256, 3)."""
-  return opencv().LUT(image, table.astype(np.uint8).reshape(256, 1, -1))

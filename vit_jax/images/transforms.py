@@ -57,10 +57,9 @@ def resize_pillow(image: Image, size: tuple[int, int], name: str) -> Image:
 METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
   'bilinear': functools.partial(resize_opencv, name='INTER_LINEAR'),  # tf.image.resize: Google
   'bicubic': functools.partial(resize_opencv, name='INTER_CUBIC'),
-  'bilinear_antialias': functools.partial(
-    resize_pillow, name='BILINEAR'
-  ),  # torchvision, Hugging Face
-  'bicubic_antialias': functools.partial(resize_pillow, name='BICUBIC'),  # timm, DeiT
+  # torchvision and Hugging Face, then timm and DeiT
+  'bilinear_antialias': functools.partial(resize_pillow, name='BILINEAR'),
+  'bicubic_antialias': functools.partial(resize_pillow, name='BICUBIC'),
 }
 ROUNDINGS = ('nearest', 'down')
 MAX_SIDE = 16_384  # pixels that a config may ask for; more is a mistake
@@ -76,11 +75,8 @@ def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
 def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'nearest') -> Step:
   """Resizes so that the smaller side has `side` pixels, by one of METHODS; keeps the aspect.
 
-  Args:
-    side: in pixels.
-    method: of METHODS.
-    rounding: of the longer side: 'nearest', in float32 as big_vision, or 'down', as torchvision,
-      timm and Hugging Face.
+  The longer side is rounded to the 'nearest', in float32 as big_vision does, or 'down', as
+  torchvision, timm and Hugging Face do.
   """
   check_sides(side, side)
   check_choice('method', method, METHODS)
@@ -106,10 +102,8 @@ def scale_sides(height: int, width: int, side: int, rounding: str) -> tuple[int,
 def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
   """Cuts (height, width) from the middle of an image that is at least as large.
 
-  Args:
-    height, width: in pixels.
-    rounding: of half the pixels beyond the crop where these are odd: 'down', as big_vision and
-      Hugging Face, or 'nearest' (even), as torchvision and timm.
+  Half of the pixels beyond the crop is rounded 'down', as big_vision and Hugging Face do, or to the
+  'nearest' (even), as torchvision and timm do.
   """
   check_sides(height, width)
   check_choice('rounding', rounding, ROUNDINGS)
@@ -167,12 +161,10 @@ def random_crop(height: int, width: int) -> Step:
 
 def margins(image: Image, height: int, width: int) -> tuple[int, int]:
   """Rows and columns of the image beyond a crop of (height, width)."""
-  rows, columns = image.shape[0] - height, image.shape[1] - width
-  if rows < 0 or columns < 0:
-    raise ValueError(
-      f'a crop of {height}x{width} exceeds the image of {image.shape[0]}x{image.shape[1]}'
-    )
-  return rows, columns
+  rows, columns = image.shape[:2]
+  if rows < height or columns < width:
+    raise ValueError(f'a crop of {height}x{width} exceeds the image of {rows}x{columns}')
+  return rows - height, columns - width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,14 +273,8 @@ def check_sides(height: int, width: int) -> None:
 STEPS: dict[str, Callable[..., Step]] = {
   step.__name__: step
   for step in (
-    resize,
-    resize_small,
-    crop_ratio,
-    central_crop,
-    random_crop,
-    inception_crop,
-    flip,
-    affine,
+    *(resize, resize_small, crop_ratio, central_crop),
+    *(random_crop, inception_crop, flip, affine),
   )
 } | augment.STEPS
 SIZED = ('height', 'width')  # the first parameters of a step that takes the model's size
@@ -307,13 +293,10 @@ class Transform:
   size: tuple[int, int]
 
   def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
-    first: Image | Encoded
-    if isinstance(image, bytes):
+    pixels: Any = image
+    if isinstance(image, bytes):  # a Lazy first step alone takes Encoded
       is_lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
-      first = decode_lazily(image) if is_lazy else decode(image)
-    else:
-      first = image
-    pixels: Any = first  # which a Lazy first step alone takes Encoded
+      pixels = decode_lazily(image) if is_lazy else decode(image)
     for step in self.steps:
       pixels = step(pixels, rng)
     return pixels
@@ -363,11 +346,7 @@ def parse_step(text: str, size: tuple[int, int]) -> Step:
 
 
 def literal(argument: ast.expr) -> object:
-  """The value of a number or text in the source.
-
-  Raises:
-    ValueError: if it is something else.
-  """
+  """The value of a number or text in the source."""
   try:
     return ast.literal_eval(argument)
   except ValueError:
