@@ -34,11 +34,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-  """The JSON object in a file.
-
-  Raises:
-    ValueError: one line, if there is none.
-  """
+  """The JSON object in a file; ValueError, of one line that names the file, if there is none."""
   with naming(path):
     return read_json(pathlib.Path(path).read_bytes())
 
@@ -105,10 +101,7 @@ def staging(path: Path) -> Iterator[pathlib.Path]:
   """A path to write a folder or file to, and files beside it, in a hidden folder on the same disk.
 
   All of them move to `path` and beside it when all went well, or none: they are gone otherwise.
-  What has their names already is replaced.
-
-  Raises:
-    OSError: one that names `path`, whatever cannot be written.
+  What has their names already is replaced. An OSError names `path`, whatever cannot be written.
   """
   target = pathlib.Path(os.path.abspath(path))
   try:

@@ -32,16 +32,7 @@ def is_path(name: object) -> TypeGuard[str]:
 
 
 def named(name: str, table: Mapping[str, T], kind: str) -> T:
-  """The entry of a table, or what 'package.module:name' imports.
-
-  Args:
-    name: in a config.
-    table: ours.
-    kind: of thing, in a word: 'task', 'loss'.
-
-  Raises:
-    ValueError: if it is neither, or cannot be imported.
-  """
+  """The entry of a table, or what 'package.module:name' imports; `kind` is 'task', 'loss' ..."""
   if name in table:
     return table[name]
   if not is_path(name):
@@ -52,19 +43,11 @@ def named(name: str, table: Mapping[str, T], kind: str) -> T:
 def imported(name: str, kind: str, *, marked: bool = False) -> Callable[..., Any]:
   """What 'package.module:name' stands for; modules are also looked for in the working folder.
 
-  Args:
-    name: of that form.
-    kind: of thing, in a word.
-    marked: refuse what is not marked by `extension`.
-
-  Raises:
-    ValueError: if there is no such module or name in it, importing it fails, or it is not marked.
+  `kind` is for messages; `marked` refuses what is not marked by `extension`.
   """
   module, _, attribute = name.partition(':')
   folder = os.getcwd()
-  if (
-    folder not in sys.path
-  ):  # last, so that it hides nothing; processes that are started get it too
+  if folder not in sys.path:  # last: it hides nothing; processes that are started get it too
     sys.path.append(folder)
   try:
     value = getattr(importlib.import_module(module), attribute)

@@ -87,12 +87,7 @@ class Unreadable:
   def report(self, batch: HostBatch, columns: Columns) -> HostBatch:
     """The batch without its column 'unreadable', whose indices are reported.
 
-    Args:
-      batch: of those columns.
-      columns: one of which could not be filled.
-
-    Raises:
-      DataError: at the first with the policy 'error', else when there are too many.
+    DataError at the first with the policy 'error', else when there are too many.
     """
     rows = batch.pop('unreadable')
     for index in sorted(set(rows[rows >= 0].tolist()) - self.indices):
@@ -228,14 +223,9 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class BatchBuilder:
-  """A batch that examples are added to.
+  """A batch that `count` examples are added to; columns draw from generators of that seed.
 
-  Args:
-    source: to read.
-    columns: what is made of each record.
-    count: how many examples there will be.
-    seed: of the generators that columns draw from.
-    substitute: whether another record takes the place of one that cannot be read.
+  With `substitute` another record takes the place of one that cannot be read.
   """
 
   def __init__(
@@ -273,10 +263,8 @@ class BatchBuilder:
       self.mask[row] = counts
       return
     if self.substitute:
-      raise DataError(
-        f'{tries} images in a row cannot be read, from {self.source.describe(index)} on; the last: '
-        f'{reason(last)}'
-      )
+      message = f'{tries} images in a row cannot be read, from {self.source.describe(index)} on'
+      raise DataError(f'{message}; the last: {reason(last)}')
     for name, column in self.columns.items():
       self.rows[name][row] = column.empty
 

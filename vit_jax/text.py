@@ -105,11 +105,8 @@ def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progr
   """Rich's progress bars, all of one look, silent where the console is no terminal.
 
   A task is added by `add_task(description, total=..., note=...)`, its total None where that is not
-  known; the note is text behind the bar that may change.
-
-  Args:
-    unit: 'bytes' shows sizes and a speed, anything else counts.
-    console: to draw on; standard error by default, and then the bars vanish at the end.
+  known; the note is text behind the bar that may change. The unit 'bytes' shows sizes and a speed,
+  any other counts. On standard error, where `console` is None, the bars vanish at the end.
   """
   from rich import console as consoles
   from rich import progress
@@ -133,15 +130,9 @@ def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progr
 def progress(
   total: int | None, *, description: str = '', unit: str = ''
 ) -> Iterator[Callable[[int], None]]:
-  """A progress bar on standard error, silent where that is no terminal.
+  """A progress bar on standard error, silent where that is no terminal, as `progress_bars`.
 
-  Args:
-    total: how much there is to do; None where that is not known.
-    description: of what is done, before the bar.
-    unit: what is counted, such as 'images'; of 'bytes' sizes and a speed are shown.
-
-  Yields:
-    A function that takes how much more is done.
+  Yields a function that takes how much more is done; a total of None is not known.
   """
   with progress_bars(unit=unit) as bars:
     task = bars.add_task(description, total=total, note='' if unit == 'bytes' else unit)
