@@ -65,11 +65,7 @@ class Case:
   depth: int | None = None
 
   def build(self) -> models.Model:
-    """The model.
-
-    Raises:
-      ValueError: for a name, a size or a type that cannot be.
-    """
+    """The model; ValueError for a name, a size or a type that cannot be."""
     options = {'dtype': self.dtype or 'float32', 'unroll': self.unroll, 'depth': self.depth}
     fields = {field: value for field, value in options.items() if value is not None}
     model = models.build(self.model, num_classes=CLASSES, **fields)
@@ -93,15 +89,10 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """A compiled step and what is known of it.
+  """A compiled step and what is known of it."""
 
-  Fields:
-    facts: for the report.
-    steps: every `next` starts a step; what it gives is ready when the step is done.
-  """
-
-  facts: dict[str, Any]
-  steps: Iterator[Any]
+  facts: dict[str, Any]  # for the report
+  steps: Iterator[Any]  # every `next` starts a step; what it gives is ready when the step is done
 
   def seconds(self, count: int) -> float:
     """The time that so many steps take."""
@@ -163,9 +154,7 @@ def inference(case: Case) -> CompiledStep:
     return model.apply({'params': params}, bundle.normalize(images, HALF, HALF))[0]
 
   compiled, facts = compile_timed(jax.jit(logits), params, next(batches)['image'])
-  return first_step(
-    case, facts, (compiled(params, next(batches)['image']) for _ in itertools.count())
-  )
+  return first_step(case, facts, (compiled(params, batch['image']) for batch in batches))
 
 
 STEPS = {'train': training, 'infer': inference}
@@ -255,12 +244,7 @@ def serve(
   """Makes this process a worker: JSON lines on standard output, a turn for a line of input.
 
   First the step's facts; then {'steps', 'seconds'} for every line read; at the end of the
-  input, the peak of memory.
-
-  Args:
-    compile_step: gives the step.
-    turn: seconds that a turn should take.
-    steps: of a turn, instead.
+  input, the peak of memory. A turn takes `turn` seconds, or so many steps instead.
   """
   out = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)  # what libraries print does not belong among the lines
@@ -290,12 +274,8 @@ def peak_resident() -> int | None:
 class Worker:
   """A process that has compiled one configuration, and takes a turn at it when asked.
 
-  Args:
-    command: starts it; it speaks as `serve` does.
-    limit: seconds after which it is ended, wherever it is.
-
-  Raises:
-    RuntimeError: with its last words, if it ends early; so do its methods.
+  `command` starts it, and it speaks as `serve` does; after `limit` seconds it is ended, wherever it
+  is. If it ends early, this and its methods raise a RuntimeError with its last words.
   """
 
   def __init__(self, command: Sequence[str], *, limit: float):
@@ -387,10 +367,8 @@ def take_turns(
 def report(facts: dict[str, Any], case: Case, seconds: Sequence[float]) -> dict[str, Any]:
   """A worker's facts with its rates: 'mfu' is the fraction of the data sheet's bfloat16 FLOP/s.
 
-  Args:
-    facts: with 'peak_flops', or None in its place where the device's is not known.
-    case: gives the images and FLOPs of a step.
-    seconds: of a step, for every turn.
+  `facts` have 'peak_flops', None where the device's is not known; `seconds` are of a step, for
+  every turn.
   """
   rates = [case.batch / s for s in seconds]
   achieved, peak = statistics.median(rates) * case.flops(), facts.get('peak_flops')

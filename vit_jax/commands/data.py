@@ -99,16 +99,12 @@ def duplicate_lines(duplicates: Mapping[str, Any]) -> Iterator[str]:
       images.setdefault(member['split'], []).append(member['image'])
     groups.append(images)
   for split, count in duplicates['within'].items():
-    twice = [images[split][:2] for images in groups if len(images.get(split, ())) > 1]
-    yield from listing(
-      f'images of {split} that are there already', list(map(' = '.join, twice)), count
-    )
+    twice = [' = '.join(images[split][:2]) for images in groups if len(images.get(split, ())) > 1]
+    yield from listing(f'images of {split} that are there already', twice, count)
   for pair in duplicates['between']:
     a, b = pair['splits']
-    both = [[images[a][0], images[b][0]] for images in groups if a in images and b in images]
-    yield from listing(
-      f'images of {b} that are in {a} too', list(map(' = '.join, both)), pair['images']
-    )
+    both = [f'{i[a][0]} = {i[b][0]}' for i in groups if a in i and b in i]
+    yield from listing(f'images of {b} that are in {a} too', both, pair['images'])
 
 
 def listing(title: str, names: Sequence[str], count: int | None = None) -> Iterator[str]:
@@ -125,16 +121,7 @@ def augmented_sheet(
 ) -> np.ndarray:
   """Images, a row each, as a training run with that seed sees them in its first epochs.
 
-  Args:
-    survey: of a split; only images that can be read are chosen, evenly over all.
-    transform: of training.
-    seed: of the run.
-
-  Returns:
-    uint8 (rows * height, columns * width, 3).
-
-  Raises:
-    ValueError: if no image can be read.
+  Of those that can be read, evenly over all; uint8 (rows * height, columns * width, 3).
   """
   readable = survey.readable
   if not len(readable):
@@ -165,14 +152,8 @@ def save_images(
 ) -> tuple[int, list[str]]:
   """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.SUFFIX.
 
-  An encoded image is written as it is, pixels as PNG.
-
-  Returns:
-    How many were written; for each of the others a line that names it.
-
-  Raises:
-    ValueError: if images are multi-label.
-    OSError: if a file cannot be written.
+  An encoded image is written as it is, pixels as PNG. Gives how many were written, and a line for
+  each of the others that names it.
   """
   indices, folders = range(len(source))[:count], class_folders(source.classes)
   failed = []
@@ -191,11 +172,7 @@ def save_images(
 
 
 def image_file(image: bytes | np.ndarray) -> bytes:
-  """The bytes of an image's file, which can be read; of pixels, those of a PNG.
-
-  Raises:
-    BadImage: if they cannot.
-  """
+  """The bytes of an image's file, which can be read; of pixels, those of a PNG."""
   if isinstance(image, np.ndarray):
     return png(image)
   transforms.decode(image)
@@ -203,12 +180,7 @@ def image_file(image: bytes | np.ndarray) -> bytes:
 
 
 def single_label(record: sources.Record, count: int) -> int:
-  """The one label of a record.
-
-  Raises:
-    ValueError: if it is multi-label.
-    BadImage: if it is none of `count` classes.
-  """
+  """The one label of a record; BadImage if it is none of `count` classes."""
   label = record['label']
   if np.ndim(label):
     raise ValueError('images are multi-label, so that none belongs in the folder of one class')
@@ -285,11 +257,7 @@ def check_out(out: pathlib.Path) -> None:
 
 
 def open_splits(name: str, splits: Sequence[str] | None) -> dict[str, Source]:
-  """The splits of those names, which must not be empty; else all that are not.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """The splits of those names, which must not be empty; else all that are not."""
   if splits:
     return sources.open_splits(name, {split: split for split in splits})
   every = {split: open_split() for split, open_split in sources.splits_of(name).items()}
@@ -301,11 +269,7 @@ def open_splits(name: str, splits: Sequence[str] | None) -> dict[str, Source]:
 
 
 def check_transform(transform: transforms.Transform, source: Source) -> None:
-  """Tries it on the first image that can be read, of the first few.
-
-  Raises:
-    ValueError: if it does not take that, or gives images of another size than it should.
-  """
+  """Raises ValueError if it does not take the first image that can be read, or missizes it."""
   for index in range(min(len(source), pipeline.TRIES)):
     try:
       image = transforms.as_pixels(source[index]['image'])

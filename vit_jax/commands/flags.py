@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
-SPLIT = 'default: test, or without one validation'
 DATA_SET = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
@@ -41,7 +40,7 @@ def positive(text: str) -> int:
 
 def add_split(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--on', default='', help="a data set; default: the run's own")
-  parser.add_argument('--split', default='', help=SPLIT)
+  parser.add_argument('--split', default='', help='default: test, or without one validation')
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +123,7 @@ def report(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Writes report.html and report.png into the folder of a run.'
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if the report lacks something, which it says.'
   parser.add_argument('run', help="a run's folder")
-  parser.add_argument('--on', default='', help="a data set to measure on; default: the run's own")
-  parser.add_argument('--split', default='', help=SPLIT)
+  add_split(parser)
   parser.add_argument(
     '--batch_size',
     '--batch-size',
@@ -159,8 +157,7 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     help="images, and folders of images; default: of the run's test split",
   )
   parser.add_argument('--out', required=True, help='the folder that gets the pictures and arrays')
-  parser.add_argument('--on', default='', help='a data set to take images from')
-  parser.add_argument('--split', default='', help=SPLIT)
+  add_split(parser)
   parser.add_argument('--count', type=int, default=8, help='images of a data set; default: 8')
   parser.add_argument('--only', nargs='+', action='extend', choices=PICTURES, help='default: all')
   parser.add_argument(

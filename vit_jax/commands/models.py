@@ -14,16 +14,12 @@ def run(args: argparse.Namespace) -> int:
   """A table of all variants, or of a model's files in AugReg's index."""
   check_flags(args)
   lines = files(args) if args.augreg else variants(args.name, args.image_size)
-  print('\n'.join(list(lines)))
+  print('\n'.join(lines))
   return 0
 
 
 def variants(names: Sequence[str], size: int) -> Iterator[str]:
-  """A line for each variant with its sizes, parameters and cost.
-
-  Raises:
-    ValueError: for a name that is none, or an image size that does not fit one that was named.
-  """
+  """A line for each variant with its sizes, parameters and cost."""
   if size < max(models.PATCHES):
     raise ValueError(f'--image-size must be at least {max(models.PATCHES)}, got {size}')
   chosen = [models.canonical(name) for name in names] or list(models.VARIANTS)
@@ -42,11 +38,7 @@ def variants(names: Sequence[str], size: int) -> Iterator[str]:
 
 
 def index_file(name: str) -> pathlib.Path:
-  """Where an index is on this machine.
-
-  Raises:
-    FileNotFoundError: if it is not there, or cannot be fetched.
-  """
+  """Where an index is on this machine."""
   if '://' in name:
     return published.local(name)
   if not (path := pathlib.Path(name).expanduser()).is_file():
@@ -55,11 +47,7 @@ def index_file(name: str) -> pathlib.Path:
 
 
 def files(args: argparse.Namespace) -> Iterator[str]:
-  """What AugReg's index has of a model, as a table or JSON.
-
-  Raises:
-    FileNotFoundError, ValueError: if the index cannot be had, or has none.
-  """
+  """What AugReg's index has of a model, as a table or JSON."""
   if args.top < 1:
     raise ValueError(f'--top must be at least 1, got {args.top}')
   short = published.short_name(args.augreg)

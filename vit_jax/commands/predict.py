@@ -63,7 +63,5 @@ def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: Text
         table.writerow([file, rank, prediction['label'], f'{prediction["score"]:.6f}'])
   else:
     for file, ranked in rows:
-      predictions = '  '.join(
-        f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked
-      )
-      print(f'{file}  {predictions}', file=out)
+      classes = (f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked)
+      print(file, *classes, sep='  ', file=out)

@@ -18,9 +18,8 @@ from vit_jax.views.report import PAGE, PICTURE, write
 def run(args: argparse.Namespace) -> int:
   """0; 3 if the report lacks something."""
   with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
-    facts = measure(
-      pathlib.Path(args.run), on=args.on, split=args.split, batch_size=args.batch_size
-    )
+    folder = pathlib.Path(args.run)
+    facts = measure(folder, on=args.on, split=args.split, batch_size=args.batch_size)
     write(facts)
   for line in facts.left_out:
     warn('report', line)
@@ -45,10 +44,6 @@ def measure(
     on, split: another data set or split than the run's test, or without one validation, split.
     batch_size: images at a time on each device; None is `training_batch`, and needs no new measure.
     say: takes a line for each image that cannot be read.
-
-  Raises:
-    FileNotFoundError, ValueError: if the folder is not a run's, for a batch size below 1, or if
-      the data of `on` and `split` cannot be opened.
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
@@ -68,11 +63,8 @@ def measure(
     if on or split:  # bad input, for which no report is lost
       raise
     return with_omission(facts, f'the data cannot be opened: {one_line(error)}')
-  if (
-    previous
-    and not batch_size
-    and (data.name, data.split) == (previous['source'], previous['split'])
-  ):
+  is_previous = previous and (data.name, data.split) == (previous['source'], previous['split'])
+  if is_previous and not batch_size:
     return with_evaluation(facts, previous, data)
   rows = batch_size or training_batch(facts.config)
   try:
