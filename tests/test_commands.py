@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import __main__ as vit
 from vit_jax import analysis, commands, export
-from vit_jax.commands import bench, compiled, flags, inspect, vtab
+from vit_jax.commands import bench, compiled, flags, inspect
 from vit_jax.commands import evaluate as evaluate_command
 from vit_jax.convert import published, writing
 from vit_jax.evaluate import fewshot, inputs
@@ -61,7 +61,6 @@ def test_defaults_are_those_of_what_the_flags_set():
   assert evaluation['shots'].default == list(fewshot.SHOTS)
   assert evaluation['seeds'].default == list(fewshot.SEEDS)
   assert evaluation['batch_size'].default == inputs.BATCH
-  assert parser_of('vtab')['rates'].default == list(vtab.RATES)
   assert parser_of('models')['index'].default == published.INDEX
   assert parser_of('export')['to'].help.startswith(', '.join(export.SUFFIXES))
 

@@ -25,11 +25,7 @@ def run(args: argparse.Namespace) -> int:
 def head_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
   """The model's own head."""
   values = accuracy.evaluate_model(
-    run,
-    data,
-    label_map=args.label_map,
-    preprocess=args.preprocess,
-    batch_size=args.batch_size,
+    run, data, label_map=args.label_map, preprocess=args.preprocess, batch_size=args.batch_size
   )
   return values, accuracy.lines(values)
 

@@ -37,41 +37,27 @@ NAMES = tuple(name for names in KINDS.values() for name in names)
 ATTENTION_KINDS = ('distances', 'page', 'attention', 'rollout')
 CLASS_KINDS = ('evidence', 'occlusion')
 
-
 Sides = tuple[int, int]  # height and width in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """One image to look at.
+  """One image to look at."""
 
-  Fields:
-    name: its path, or its place in a split.
-    pixels: uint8, as the model takes it.
-    label: the name of its class, where a data set tells it.
-  """
-
-  name: str
-  pixels: np.ndarray
-  label: str = ''
+  name: str  # its path, or its place in a split
+  pixels: np.ndarray  # uint8, as the model takes it
+  label: str = ''  # the name of its class, where a data set tells it
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is asked for.
-
-  Fields:
-    run: the model.
-    args: the flags.
-    square, stride: height and width of the occluding square, and of its step, in pixels.
-    wanted: the kinds among NAMES to draw.
-  """
+  """What is asked for."""
 
   run: predict.Run
   args: argparse.Namespace
-  square: Sides
-  stride: Sides
-  wanted: frozenset[str] = frozenset()
+  square: Sides  # of the occluding square,
+  stride: Sides  # and of its step
+  wanted: frozenset[str] = frozenset()  # the kinds among NAMES to draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +99,7 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
   wanted = {name for name in args.only if name not in absent}
   request = dataclasses.replace(request, wanted=frozenset(wanted))
   with staged(pathlib.Path(args.out)) as folder:
-    lines = draw_model(request, folder) | draw_images(request, images, folder)
+    lines = draw_overview(request, images, folder)
     with progress(len(images), unit='images') as advance:
       shown = []
       for number, image in enumerate(images):
@@ -175,9 +161,8 @@ def named_images(args: argparse.Namespace) -> list[Named]:
     if not os.path.lexists(path):
       raise FileNotFoundError(f'{path}: there is no such file')
   if args.images:
-    return [
-      (path, functools.partial(without_label, path)) for path in predict.image_files(args.images)
-    ]
+    paths = predict.image_files(args.images)
+    return [(path, functools.partial(without_label, path)) for path in paths]
   if args.on or is_run(args.model):
     return evenly_spaced(inputs.open_split(args.model, on=args.on, split=args.split), args.count)
   return []
@@ -254,24 +239,19 @@ def shown_in_page(run: predict.Run) -> int:
   return min(PAGE // size, max(PAGES // size, 1))
 
 
-def draw_model(request: Request, folder: pathlib.Path) -> dict[str, str]:
-  """Draws what depends on the weights alone; a line about each."""
-  drawings = {'filters': filters, 'positions': positions}
-  return {
-    name: write(folder, name, draw(request.run))
-    for name, draw in drawings.items()
-    if name in request.wanted
+def draw_overview(
+  request: Request, images: Sequence[Image], folder: pathlib.Path
+) -> dict[str, str]:
+  """Draws what the weights alone, and all images together, show; a line about each."""
+  run = request.run
+  drawings: dict[str, Callable[[], Drawing]] = {
+    'filters': lambda: filters(run),
+    'positions': lambda: positions(run),
+    'distances': lambda: distances(run, images),
+    'layers': lambda: layers(run, images),
   }
-
-
-def draw_images(request: Request, images: Sequence[Image], folder: pathlib.Path) -> dict[str, str]:
-  """Draws what all images show together; a line about each."""
-  drawings = {'distances': distances, 'layers': layers}
-  lines = {
-    name: write(folder, name, draw(request.run, images))
-    for name, draw in drawings.items()
-    if name in request.wanted
-  }
+  wanted = [name for name in drawings if name in request.wanted]
+  lines = {name: write(folder, name, drawings[name]()) for name in wanted}
   if 'page' in request.wanted:
     shown = images[: shown_in_page(request.run)]
     size = (folder / 'attention.html').write_text(attention_page(request, shown))
@@ -289,11 +269,7 @@ def attention_page(request: Request, images: Sequence[Image]) -> str:
 def attended_image(
   run: predict.Run, image: np.ndarray, name: str, *, top: int = 5
 ) -> attention.AttendedImage:
-  """What a model makes of an image (H, W, 3) uint8, as `run.prepared` makes it.
-
-  Raises:
-    ValueError: if the model has no attention.
-  """
+  """What a model with attention makes of an image (H, W, 3) uint8, as `run.prepared` makes it."""
   predictions = run.ranked(run.forward([image])['scores'][0], top) if run.names_images else []
   return attention.AttendedImage(name, image, predictions, analysis.attention(run, image))
 
@@ -418,14 +394,12 @@ def class_drawings(
   """Where in one image a class comes from."""
   if 'evidence' in request.wanted:
     logits = analysis.evidence(request.run, trace, [label])[..., 0]  # (R, C)
+    has_token = getattr(request.run.model, 'pool', '') == 'token'
     title = f'evidence of {request.run.classes[label]}: the logit of each patch by itself'
-    title += ', read in the place of the class token' * (
-      getattr(request.run.model, 'pool', '') == 'token'
-    )
+    title += ', read in the place of the class token' * has_token
     title += f', {logits.min():.2f} to {logits.max():.2f}'
-    picture = pictures.beside(
-      image.pixels, logits - logits.mean(), 'logit, less its mean', title, 0.5
-    )
+    centred = logits - logits.mean()
+    picture = pictures.beside(image.pixels, centred, 'logit, less its mean', title, 0.5)
     yield 'evidence', Drawing(picture, {'logits': logits, 'label': np.array(label)}, title)
   if 'occlusion' in request.wanted:
     yield 'occlusion', occlusion(request, image, label)
@@ -451,11 +425,7 @@ def occlusion(request: Request, image: Image, label: int) -> Drawing:
 
 
 def squares(run: predict.Run, args: argparse.Namespace) -> tuple[Sides, Sides]:
-  """Height and width of the occluding square, and of its step.
-
-  Raises:
-    ValueError: if they do not fit the model's images.
-  """
+  """Height and width of the occluding square, and of its step, which fit the model's images."""
   size = run.preprocess.size
   square, stride = analysis.occlusion_steps(run.model, size)
   if args.square:
@@ -517,12 +487,9 @@ def describe(index: Mapping[str, Any], out: str) -> list[str]:
     lines.append(f'{"attention.html" if name == "page" else name + ".png"}: {title}')
   for image in index['images']:
     predictions = '  '.join(f'{g["label"]} {g["score"]:.1%}' for g in image['predictions'][:3])
-    parts = [
-      ', '.join(image['pictures']),
-      f'is {image["label"]}' * bool(image['label']),
-      predictions,
-    ]
-    lines.append(f'{image["folder"]}: {"; ".join(filter(None, parts))}')
+    label = f'is {image["label"]}' * bool(image['label'])
+    parts = filter(None, [', '.join(image['pictures']), label, predictions])
+    lines.append(f'{image["folder"]}: {"; ".join(parts)}')
   reasons: dict[str, list[str]] = {}
   for name, cause in index['left_out'].items():
     reasons.setdefault(cause, []).append(name)

@@ -14,7 +14,7 @@ import math
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,6 @@ from vit_jax.evaluate import results
 from vit_jax.sources import presets
 from vit_jax.text import columns, nearest, one_line, percent, to_stderr
 
-RATES = (0.001, 0.003, 0.01, 0.03)
 RESULT = 'vtab.json'
 WHOLE = 'evaluation.patience=0'  # so that the last parameters are those that are measured
 FINAL = ('data.train=trainval', 'data.validation=', 'data.test=test', WHOLE)
@@ -38,35 +37,21 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """What is trained, and where.
+  """What is trained, and where."""
 
-  Fields:
-    model: as the config's argument has it: a name, a path or a URL.
-    workdir: of all runs: TASK/rate_0.01 and TASK/final.
-    rates: learning rates to try.
-    recipe: a config that takes MODEL,TASK.
-    overrides: 'FIELD=VALUE' for all runs.
-  """
-
-  model: str
-  workdir: pathlib.Path
-  rates: tuple[float, ...] = RATES
-  recipe: str = 'vtab'
-  overrides: tuple[str, ...] = ()
+  model: str  # as the config's argument has it: a name, a path or a URL
+  workdir: pathlib.Path  # of all runs: TASK/rate_0.01 and TASK/final
+  rates: Sequence[float]  # learning rates to try
+  recipe: str  # a config that takes MODEL,TASK
+  overrides: list[str]  # 'FIELD=VALUE' for all runs
 
   def evaluate(self, task: str) -> dict[str, Any]:
     """The result of a task: the missing runs are trained first.
 
-    Returns:
-      'rate', the one with the best validation accuracy, of equals the smallest; 'search', that
-      accuracy of each, without those whose loss was not finite; 'validation_accuracy' and
-      'validation_count' of the best; 'accuracy' and 'count' of the test, after training on all
-      images.
-
-    Raises:
-      Stopped: if a run was stopped by the user or its time limit.
-      ValueError, OSError: if one cannot be trained, or none of the search was finished.
-      FloatingPointError: if the last one's loss was not finite.
+    'rate' is the one with the best validation accuracy, of equals the smallest; 'search' that
+    accuracy of each, without those whose loss was not finite; 'validation_accuracy' and
+    'validation_count' are of the best; 'accuracy' and 'count' of the test, after training on all
+    images.
     """
     folder, search = self.workdir / task, {}
     for rate in sorted(self.rates):
@@ -119,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
       results = read_results(pathlib.Path(args.workdir))
     else:
       names = [task_name(task) for task in args.tasks or GROUP]
-      results = sweep(make_protocol(args, args.overrides), names)
+      results = sweep(make_protocol(args), names)
   except Stopped:
     return 0  # the run has said so
   print(json.dumps(results) if args.format == 'json' else '\n'.join(lines(results)))
@@ -127,11 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_measures(run: pathlib.Path, use: str) -> dict[str, float]:
-  """The 'accuracy' and 'count' of what became a run's model, on its 'test' or 'validation' split.
-
-  Raises:
-    ValueError: if it was not measured on that.
-  """
+  """The 'accuracy' and 'count' of a run's model, on its 'test' or 'validation' split."""
   values = results.read(run) or {}
   if values.get('use') != use:  # of the other split, or a run from before there was a file
     rows = metrics.read_rows(run / 'metrics.jsonl')
@@ -143,20 +124,11 @@ def read_measures(run: pathlib.Path, use: str) -> dict[str, float]:
   return {name: values[name] for name in ('accuracy', 'count')}
 
 
-def sweep(
-  protocol: Protocol, tasks: Sequence[str], *, say: Callable[[str], object] = to_stderr
-) -> dict[str, Any]:
+def sweep(protocol: Protocol, tasks: Sequence[str]) -> dict[str, Any]:
   """The results of tasks, which are written to `RESULT` in the folder after each.
 
   A task that fails is reported and left out, and the sweep continues. What the file has of
   this model's other tasks stays there.
-
-  Returns:
-    'model', 'tasks': {task: see `Protocol.evaluate`}, 'failed': {task: why}, 'means': see `means`.
-
-  Raises:
-    Stopped: if a run was stopped.
-    ValueError, OSError: if the model or the recipe cannot be had.
   """
   results: dict[str, Any] = {'model': protocol.model, 'tasks': previous_results(protocol)}
   results |= {'failed': {}, 'means': {}}
@@ -167,7 +139,7 @@ def sweep(
       results['tasks'][task] = protocol.evaluate(task)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
       results['failed'][task] = one_line(error)
-      say(f'vit vtab: {task} is left out: {one_line(error)}')
+      to_stderr(f'vit vtab: {task} is left out: {one_line(error)}')
     results['means'] = means(results['tasks'])
     with files.replacing(protocol.workdir / RESULT) as file:
       file.write(json.dumps(results, indent=1).encode())
@@ -195,11 +167,7 @@ def means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
-  """What `sweep` wrote to a folder.
-
-  Raises:
-    ValueError: if that is nothing, or without a finished task.
-  """
+  """What `sweep` wrote to a folder."""
   file = workdir / RESULT
   values = files.read_object(file) if file.is_file() else {}
   if not values.get('tasks'):
@@ -226,12 +194,8 @@ def lines(values: Mapping[str, Any]) -> Iterator[str]:
   yield from columns([('', 'test', ''), *means])
 
 
-def make_protocol(args: argparse.Namespace, overrides: Sequence[str]) -> Protocol:
-  """What the flags ask for.
-
-  Raises:
-    ValueError: for a rate that is none, or a field that the protocol itself sets.
-  """
+def make_protocol(args: argparse.Namespace) -> Protocol:
+  """What the flags ask for."""
   if not args.model:
     raise ValueError('MODEL is missing: a name, a path or a URL')
   for rate in args.rates:
@@ -239,16 +203,10 @@ def make_protocol(args: argparse.Namespace, overrides: Sequence[str]) -> Protoco
       raise ValueError(f'--rates {rate:g} must be above 0')
   fixed = {text.partition('=')[0] for text in (*FINAL, *SWEPT)}
   fixed |= {'data.source', 'schedule.learning_rate'}
-  for override in overrides:
+  for override in args.overrides:
     if (field := override.partition('=')[0]) in fixed:
       raise ValueError(f'{field} is what the protocol sets' + '; see --rates' * ('rate' in field))
-  return Protocol(
-    args.model,
-    pathlib.Path(args.workdir),
-    tuple(args.rates),
-    args.config,
-    tuple(overrides),
-  )
+  return Protocol(args.model, pathlib.Path(args.workdir), args.rates, args.config, args.overrides)
 
 
 def task_name(task: str) -> str:
