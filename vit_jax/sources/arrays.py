@@ -54,15 +54,10 @@ def splits(kind: str, path: str) -> Splits:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-  """Labelled images in an array.
+  """Labelled images in an array."""
 
-  Fields:
-    images: (N, H, W) or (N, H, W, 1) grey, or (N, H, W, 3), uint8.
-    labels: (N,) int32, or (N, L) padded with -1.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
+  images: np.ndarray  # (N, H, W) or (N, H, W, 1) grey, or (N, H, W, 3), uint8
+  labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
 
   def __len__(self) -> int:
     return len(self.labels)

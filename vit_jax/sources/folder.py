@@ -29,19 +29,12 @@ FORMAT = 1  # of the index in the cache
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Labelled files, read when indexed.
+  """Labelled files, read when indexed."""
 
-  Fields:
-    root: what relative paths are relative to.
-    paths: of all files end to end, uint8.
-    offsets: (N + 1,) where each path begins.
-    labels: (N,) int32, or (N, L) padded with -1.
-  """
-
-  root: bytes
-  paths: np.ndarray
-  offsets: np.ndarray
-  labels: np.ndarray
+  root: bytes  # what relative paths are relative to
+  paths: np.ndarray  # of all files end to end, uint8
+  offsets: np.ndarray  # (N + 1,) where each path begins
+  labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -96,19 +89,12 @@ def indexed(root: bytes) -> 'Index':
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """What a folder holds.
+  """What a folder holds."""
 
-  Fields:
-    files: of all splits, one after another in the order of SPLITS.
-    classes: names of the class folders of 'train'.
-    counts: {split: how many of the files are its}.
-    folders: {path of each folder, relative to the root: its `times`}.
-  """
-
-  files: Files
-  classes: tuple[str, ...]
-  counts: dict[str, int]
-  folders: dict[bytes, tuple[int, int]]
+  files: Files  # of all splits, one after another in the order of SPLITS
+  classes: tuple[str, ...]  # names of the class folders of 'train'
+  counts: dict[str, int]  # {split: how many of the files are its}
+  folders: dict[bytes, tuple[int, int]]  # {path, relative to the root: its `times`}
 
 
 class Walk:

@@ -21,19 +21,12 @@ NAMED = 3  # classes that an error names
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """Classes of a data set as a model's.
+  """Classes of a data set as a model's."""
 
-  Fields:
-    columns: (K,) the classes of the model that are scored.
-    targets: (S,) the index in `columns` of each of the data set's classes; -1: not scored.
-    names: (K,) of the scored classes.
-    method: in words, how they were matched.
-  """
-
-  columns: np.ndarray
-  targets: np.ndarray
-  names: tuple[str, ...]
-  method: str
+  columns: np.ndarray  # (K,) the classes of the model that are scored
+  targets: np.ndarray  # (S,) the index in `columns` of each of the data set's; -1: not scored
+  names: tuple[str, ...]  # (K,) of the scored classes
+  method: str  # in words, how they were matched
 
 
 def match(

@@ -39,17 +39,11 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-  """A label that a set of TFDS does not have as such, as google-research/task_adaptation makes it.
+  """A label that a TFDS set does not have as such, as google-research/task_adaptation makes it."""
 
-  Fields:
-    feature: that it is made from.
-    classes: the name of each label.
-    value: (feature) -> the label.
-  """
-
-  feature: str
+  feature: str  # that it is made from
   classes: tuple[str, ...]
-  value: Callable[[Any], np.int32]
+  value: Callable[[Any], np.int32]  # (feature) -> the label
 
 
 Objects = Mapping[str, np.ndarray]  # a feature of TFDS: an array of each property of the objects

@@ -39,9 +39,8 @@ def splits(kind: str, path: str) -> Splits:
 class Table:
   """Rows of a table on their way to a source, and what is wrong with them.
 
-  Args:
-    file: its path; relative paths in it are relative to its folder, and must not lead out of that.
-    unit: what its rows are counted in: 'line' or 'row'.
+  Relative paths in it are relative to its folder, and must not lead out of that. Its rows are
+  counted in the unit 'line' or 'row'.
   """
 
   def __init__(self, file: str, unit: str):
@@ -119,12 +118,10 @@ class Table:
   def open_splits(
     self, *, images: 'pa.ChunkedArray | None' = None, classes: tuple[str, ...] | None = None
   ) -> Splits:
-    """The splits of the table.
+    """The splits of the table, of `images` of all rows or else of the files at their paths.
 
-    Args:
-      images: of all rows, by index; None for the files at their paths.
-      classes: what labels are numbers of; by default the labels of 'train', sorted, if they are
-        names, else 0 to the largest of them.
+    `classes` are what labels are numbers of; by default the labels of 'train', sorted, if they are
+    names, else 0 to the largest of them.
     """
     self.check()
     splits, counts = np.asarray(self.splits), np.asarray(self.counts)  # (N,)

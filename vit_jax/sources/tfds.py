@@ -113,40 +113,24 @@ def format_of(builder: DatasetBuilder) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """What is read of an example, in a form that can be sent to worker processes.
+  """What is read of an example, in a form that can be sent to worker processes."""
 
-  Fields:
-    features: those that are read, as JSON.
-    image, label: names of features.
-    value: (feature) -> the label, int32 or a vector of them.
-    pixels: (feature) -> uint8 (H, W, 3); None leaves it the bytes of a file.
-    file: name and, as JSON, feature of the file's name; empty where there is none.
-  """
-
-  features: str
+  features: str  # those that are read, as JSON
   image: str
   label: str
-  value: Callable[[Any], Any]
-  pixels: Callable[[Any], np.ndarray] | None
-  file: tuple[str, str] | tuple[()]
+  value: Callable[[Any], Any]  # (feature) -> the label, int32 or a vector of them
+  pixels: Callable[[Any], np.ndarray] | None  # (feature) -> uint8 (H, W, 3); None: a file's bytes
+  file: tuple[str, str] | tuple[()]  # name and, as JSON, feature of the file's name
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """The records of a split, in files.
+  """The records of a split, in files."""
 
-  Fields:
-    name: in messages.
-    files: of the split.
-    ends: of each file, the index after its last record.
-    read: (file, index in it) -> a serialized tf.train.Example.
-    columns: what to read of it.
-  """
-
-  name: str
+  name: str  # in messages
   files: tuple[str, ...]
-  ends: tuple[int, ...]
-  read: Callable[[str, int], bytes]
+  ends: tuple[int, ...]  # of each file, the index after its last record
+  read: Callable[[str, int], bytes]  # (file, index in it) -> a serialized tf.train.Example
   columns: Columns
 
   def __len__(self) -> int:
