@@ -1,11 +1,14 @@
 """Laws of the VTAB-1k protocol: search on 800 and 200, train on all, test once, go on."""
 
+import contextlib
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
 
+from tests.test_run import shared
 from vit_jax import config, train
 from vit_jax.__main__ import main as vit
 from vit_jax.commands import vtab
@@ -29,51 +32,71 @@ def get_config(argument):
   config.data.source = f'vtab/{task}'
   config.data.augment = config.data.preprocess = 'resize'
   config.optimizer.name = 'sgd'
+  config.optimizer.clip = 0.0
   config.schedule.warmup = '0 steps'
   return config
 """
 
 
-@pytest.fixture
-def tasks(tmp_path, monkeypatch):
-  """Two tasks of three classes, that a mean of the pixels tells apart."""
-  rng = np.random.default_rng(0)
-  arrays = {}
-  for split, count in COUNTS.items():
-    labels = np.arange(count) % 3
-    noise = rng.integers(0, 40, (count, 8, 8, 3))
-    arrays |= {
-      f'x_{split}': np.uint8(noise + 100 * labels[:, None, None, None]),
-      f'y_{split}': labels,
-    }
-  np.savez(tmp_path / 'task.npz', **arrays)
+@pytest.fixture(scope='session')
+def searched(tmp_path_factory):
+  """A folder with a task of three classes, that a mean of the pixels tells apart, and its sweep."""
+
+  def make(folder):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in COUNTS.items():
+      labels = np.arange(count) % 3
+      noise = rng.integers(0, 40, (count, 8, 8, 3))
+      arrays |= {
+        f'x_{split}': np.uint8(noise + 100 * labels[:, None, None, None]),
+        f'y_{split}': labels,
+      }
+    np.savez(folder / 'task.npz', **arrays)
+    (folder / 'recipe.py').write_text(RECIPE)
+    absl = logging.getLogger('absl')
+    absl.setLevel(logging.WARNING)
+    log = logging.FileHandler(folder / 'absl.log')
+    with pytest.MonkeyPatch.context() as patch, contextlib.closing(log):
+      patch.setattr(absl, 'handlers', [log])
+      names_tasks(folder, patch)
+      assert swept(folder, '--tasks', 'dtd') == 0
+
+  return shared(tmp_path_factory, 'vtab', make)
+
+
+def names_tasks(folder, patch):
   splits = {name: name for name in COUNTS} | {'trainval': 'train+validation'}
-  for task in ('dtd', 'eurosat'):
-    preset = presets.Preset(f'arrays:{tmp_path}/task.npz', splits, 3)
-    monkeypatch.setitem(presets.PRESETS, f'vtab/{task}', preset)
-  monkeypatch.setitem(presets.PRESETS, 'vtab/pets', presets.Preset('folder:nowhere', splits, 3))
-  (tmp_path / 'recipe.py').write_text(RECIPE)
-  return tmp_path
+  places = dict.fromkeys(('dtd', 'eurosat'), f'arrays:{folder}/task.npz') | {'pets': 'folder:none'}
+  for task, source in places.items():
+    patch.setitem(presets.PRESETS, f'vtab/{task}', presets.Preset(source, splits, 3))
+
+
+@pytest.fixture
+def tasks(searched, tmp_path, monkeypatch):
+  """A copy of that folder."""
+  names_tasks(searched, monkeypatch)
+  return shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
 
 
 def swept(folder, *words):
-  return vit(
-    ['vtab', 'ViT-Ti/16', f'--config={folder}/recipe.py', f'--workdir={folder}/runs', *words]
-  )
+  words = ['ViT-Ti/16', f'--config={folder}/recipe.py', f'--workdir={folder}/runs', *words]
+  return vit(['vtab', *words, *([] if '--rates' in words else ['--rates', '0.001', '0.1'])])
 
 
-def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(tasks, capsys):
-  code = swept(tasks, '--tasks', 'dtd', '--rates', '0.001', '0.1', '--format', 'json')
-  out, err = capsys.readouterr()
-  assert code == 0, err
-  result = json.loads(out)
+def result_of(folder):
+  return json.loads((folder / 'runs' / 'vtab.json').read_text())
+
+
+def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(searched):
+  result = result_of(searched)
   (row,) = result['tasks'].values()
   scores = {float(rate): score for rate, score in row['search'].items()}
   assert row['rate'] == max(sorted(scores), key=scores.get)
   assert (row['validation_count'], row['count']) == (8, 20)
   assert result['means']['natural'] == {'accuracy': row['accuracy'], 'done': 1, 'tasks': 7}
   assert result['means']['specialized']['accuracy'] is None
-  runs = tasks / 'runs' / 'dtd'
+  runs = searched / 'runs' / 'dtd'
   assert sorted(run.name for run in runs.iterdir()) == ['final', 'rate_0.001', 'rate_0.1']
   tested = [
     path.parent.name for path in runs.glob('*/metrics.jsonl') if 'test/' in path.read_text()
@@ -101,57 +124,52 @@ def test_what_was_done_is_not_done_again_and_a_stopped_sweep_goes_on(tasks, monk
 
   def stopped(ready, folder):
     trained.append(folder.name)
-    return (
-      False if folder.name == 'rate_0.1' and trained.count('rate_0.1') == 1 else real(ready, folder)
-    )
+    first = folder.name == 'rate_0.1' and trained.count(folder.name) == 1
+    return not first and real(ready, folder)
 
-  real = train.train
+  def models():
+    return {path: path.stat().st_mtime_ns for path in (tasks / 'runs').glob('*/*/model/*')}
+
+  real, first, files = train.train, result_of(tasks), models()
   monkeypatch.setattr(train, 'train', stopped)
-  words = ('--tasks', 'dtd', '--rates', '0.1', '0.01')
-  assert swept(tasks, *words) == 0
+  (tasks / 'runs' / 'vtab.json').unlink()
+  assert swept(tasks, '--tasks', 'dtd') == 0
   assert not (tasks / 'runs' / 'vtab.json').exists()
-  assert swept(tasks, *words) == 0
-  first = (tasks / 'runs' / 'vtab.json').read_text()
-  assert trained == ['rate_0.01', 'rate_0.1', 'rate_0.01', 'rate_0.1', 'final']
-  files = {p: p.stat().st_mtime_ns for p in (tasks / 'runs').glob('*/*/model/*')}
-  assert swept(tasks, *words) == 0
-  assert (tasks / 'runs' / 'vtab.json').read_text() == first
-  assert {p: p.stat().st_mtime_ns for p in (tasks / 'runs').glob('*/*/model/*')} == files
   capsys.readouterr()
+  assert swept(tasks, '--tasks', 'dtd', '--format', 'json') == 0
+  assert json.loads(capsys.readouterr().out) == result_of(tasks) == first
+  assert trained == ['rate_0.001', 'rate_0.1', 'rate_0.001', 'rate_0.1', 'final']
+  assert models() == files
   assert vit(['vtab', f'--workdir={tasks}/runs', '--show']) == 0
   assert 'mean of natural' in capsys.readouterr().out
 
 
 def test_a_task_that_cannot_be_had_is_told_and_the_others_go_on(tasks, capsys):
-  assert swept(tasks, '--tasks', 'pets', 'eurosat', '--rates', '0.1') == 3
+  (tasks / 'runs' / 'vtab.json').unlink()
+  assert swept(tasks, '--tasks', 'pets', 'dtd') == 3
   out, err = capsys.readouterr()
   assert 'pets is left out: ' in err
-  assert 'nowhere' in err
-  assert 'mean of specialized' in out
-  result = json.loads((tasks / 'runs' / 'vtab.json').read_text())
-  assert (list(result['tasks']), list(result['failed'])) == (['eurosat'], ['pets'])
-
-
-def test_what_saving_logs_is_not_told(tasks, caplog):
-  logging.getLogger('absl').setLevel(logging.WARNING)
-  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.01') == 0
-  assert not [record for record in caplog.records if record.name == 'absl']
+  assert 'none' in err
+  assert 'mean of natural' in out
+  result = result_of(tasks)
+  assert (list(result['tasks']), list(result['failed'])) == (['dtd'], ['pets'])
 
 
 def test_results_of_other_tasks_stay_and_those_of_another_model_do_not(tasks):
   file = tasks / 'runs' / 'vtab.json'
-  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.1') == 0
-  first = json.loads(file.read_text())['tasks']['dtd']
-  assert swept(tasks, '--tasks', 'eurosat', '--rates', '0.1') == 0
-  result = json.loads(file.read_text())
-  assert list(result['tasks']) == ['dtd', 'eurosat'] and result['tasks']['dtd'] == first
+  result = result_of(tasks)
+  other = result['tasks']['dtd'] | {'accuracy': 0.25}
+  file.write_text(json.dumps(result | {'tasks': {'eurosat': other}}))
+  assert swept(tasks, '--tasks', 'dtd') == 0
+  result = result_of(tasks)
+  assert list(result['tasks']) == ['eurosat', 'dtd'] and result['tasks']['eurosat'] == other
   assert result['means']['all']['done'] == 2
   assert swept(tasks, '--tasks', 'pets') == 3
-  result = json.loads(file.read_text())
-  assert (list(result['tasks']), list(result['failed'])) == (['dtd', 'eurosat'], ['pets'])
+  result = result_of(tasks)
+  assert (list(result['tasks']), list(result['failed'])) == (['eurosat', 'dtd'], ['pets'])
   file.write_text(json.dumps(result | {'model': 'another'}))
   assert swept(tasks, '--tasks', 'pets') == 3
-  assert json.loads(file.read_text())['tasks'] == {}
+  assert result_of(tasks)['tasks'] == {}
 
 
 @pytest.mark.quick
@@ -164,11 +182,14 @@ def test_a_model_that_cannot_be_had_is_one_line_before_any_task(tmp_path, capsys
 
 
 def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
-  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.01', '1e30', '--config.optimizer.clip=0') == 0
-  result = json.loads((tasks / 'runs' / 'vtab.json').read_text())
-  assert list(result['tasks']['dtd']['search']) == ['0.01']
-  assert swept(tasks, '--tasks', 'dtd', '--rates', '1e30', '--config.optimizer.clip=0') == 3
+  assert swept(tasks, '--tasks', 'dtd', '--rates', '0.001', '0.1', '1e30') == 0
+  assert list(result_of(tasks)['tasks']['dtd']['search']) == ['0.001', '0.1']
+  assert swept(tasks, '--tasks', 'dtd', '--rates', '1e30') == 3
   assert 'none of the rates gave a finished run' in capsys.readouterr().err
+
+
+def test_what_saving_logs_is_not_told(searched):
+  assert (searched / 'absl.log').read_text() == ''
 
 
 @pytest.mark.quick
@@ -184,6 +205,7 @@ def test_a_rate_whose_loss_is_not_finite_loses_to_the_others(tasks, capsys):
   ],
 )
 def test_what_cannot_be_is_one_line(tasks, words, message, capsys):
+  shutil.rmtree(tasks / 'runs')
   assert swept(tasks, *words) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert message in line
