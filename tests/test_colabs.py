@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.compiling import xla_flags
 from vit_jax import config
 from vit_jax.convert import published
 
@@ -41,7 +42,7 @@ def numbers(tmp_path, monkeypatch):
   monkeypatch.setenv('VIT_JAX_SMALL', '1')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))  # where an index of each data set is kept
-  monkeypatch.setenv('XLA_FLAGS', '')  # one device, as most people have
+  monkeypatch.setenv('XLA_FLAGS', xla_flags(1))  # as most people have
 
   def run(name):
     shutil.copy(ROOT / 'colabs' / f'{name}.ipynb', tmp_path)
