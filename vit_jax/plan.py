@@ -161,6 +161,11 @@ class Plan:
     params = models.map_named(lambda name, leaf: loaded.get(name, leaf), init)
     return make_state(params, self.tx, ema=bool(self.config.ema), frozen=self.frozen)
 
+  @functools.cached_property
+  def state_shapes(self) -> State:
+    """Shapes and types of the state; traced once."""
+    return jax.eval_shape(lambda: self.first_state({}))
+
   @property
   def forward_flops(self) -> int:
     """FLOPs of the task's model for an image; 0 where they are not known."""

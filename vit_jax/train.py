@@ -27,11 +27,10 @@ from vit_jax.workdir import record
 
 def abstract_state(plan: Plan) -> State:
   """Shapes, types and shardings of the state, without its arrays."""
-  shapes = jax.eval_shape(lambda: plan.first_state({}))
   return jax.tree.map(
     lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-    shapes,
-    sharding.tree_sharding(shapes, plan.mesh),
+    plan.state_shapes,
+    sharding.tree_sharding(plan.state_shapes, plan.mesh),
   )
 
 
