@@ -53,6 +53,9 @@ TINY = {
   'system.log_every': '1 steps',
   'system.report': False,  # test_pages.py has it
 }
+# Computed in a moment, where the law is not about how
+PLAIN = {'model.depth': 1, 'model.dropout': 0.0, 'model.attention_dropout': 0.0, 'accumulate': 1}
+PLAIN |= {'ema': 0.0, 'optimizer.name': 'sgd', 'optimizer.weight_decay': 0.0, 'data.test': ''}
 RATES = ('train/images_per_second', 'train/data_wait', 'train/mfu')
 
 
@@ -77,10 +80,10 @@ def checkpoints_of(folder):
   return contextlib.closing(saved)
 
 
-def state_of(workdir, step=None):
+def state_of(workdir, step=None, fields=()):
   """{'step': 8, 'params/head/bias': array, ...} of the newest checkpoint, or of `step`."""
   with checkpoints_of(workdir) as saved:
-    state = saved.restore_step(step or saved.steps()[-1], train.abstract_state(plan_of()))
+    state = saved.restore_step(step or saved.steps()[-1], train.abstract_state(plan_of(fields)))
   assert state is not None, f'a damaged checkpoint in {workdir}'
   return models.flat(jax.device_get(state))
 
@@ -195,15 +198,14 @@ def stopped_at(step, monkeypatch):
 # Resume
 
 
-@pytest.mark.parametrize('stops', [(1,), (3, 1, 3)])
-def test_resume_equals_never_having_stopped(whole, stops, tmp_path, monkeypatch, capsys):
-  for steps in stops:
+def test_resume_equals_never_having_stopped(whole, tmp_path, monkeypatch, capsys):
+  for steps in (1, 3, 3):
     with stopped_at(steps, monkeypatch):
       assert vit_train(tmp_path) == 0
-  assert f'stopped at step {sum(stops)}, saved' in capsys.readouterr().out
+  assert 'stopped at step 7, saved' in capsys.readouterr().out
   assert not (tmp_path / 'model').exists()
   assert vit_train(tmp_path) == 0
-  assert f'resumes at step {sum(stops)}' in capsys.readouterr().out
+  assert 'resumes at step 7' in capsys.readouterr().out
   assert_same_bits(state_of(tmp_path), state_of(whole))
   assert rows_of(tmp_path) == rows_of(whole)
   assert contents(tmp_path / 'model') == contents(whole / 'model')
@@ -318,13 +320,13 @@ def interrupted(tmp_path_factory, cache):
   def make(folder):
     env = environment(cache)
     (folder / 'resume.py').write_text(RESUME)
-    assert python([folder / 'resume.py', folder, 'never'], env)[0] == 0
     interrupted_run(folder / 'sigterm', env, lambda p: p.send_signal(signal.SIGTERM))
     interrupted_run(folder / 'sigkill', env, lambda p: p.kill())
     # Ctrl-C in a terminal goes to all of a process group, workers too.
     ctrl_c = {'system.workers': 1}
     interrupted_run(folder / 'ctrl_c', env, lambda p: os.killpg(p.pid, signal.SIGINT), ctrl_c)
-    code, out, err = python([folder / 'resume.py', folder, 'sigterm', 'sigkill', 'ctrl_c'], env)
+    names = ['never', 'sigterm', 'sigkill', 'ctrl_c']
+    code, out, err = python([folder / 'resume.py', folder, *names], env)
     assert code == 0, err
     (folder / 'resumed.json').write_text(json.dumps({'out': out, 'err': err}))
 
@@ -390,49 +392,30 @@ def test_ctrl_c_outside_the_loop_is_one_line_and_130(tmp_path, monkeypatch, caps
   assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-# Stops a run after three steps, resumes it, and compares it with one that was not stopped.
-MESHED = """
-import pathlib, sys
-import jax, numpy as np, pytest
-from tests import test_run
-if __name__ == '__main__':
-  folder, fields = pathlib.Path(sys.argv[1]), {'system.fsdp': 2, 'system.tensor': 2}
-  assert jax.device_count() == 8
-  with test_run.stopped_at(3, pytest.MonkeyPatch()):
-    assert test_run.vit_train(folder / 'resumed', fields) == 0
-  for name in ('resumed', 'never'):
-    assert test_run.vit_train(folder / name, fields) == 0
-    np.savez(folder / (name + '.npz'), **test_run.state_of(folder / name))
-"""
+SPLIT = {'system.fsdp': 2, 'system.tensor': 2}
 
 
 @pytest.fixture(scope='session')
-def meshed(tmp_path_factory, cache):
+def meshed(tmp_path_factory):
   """Runs on eight devices, 2 x 2 x 2: one resumed, one never stopped."""
 
   def make(folder):
-    (folder / 'meshed.py').write_text(MESHED)
-    code, _, err = python([folder / 'meshed.py', folder], environment(cache, devices=8))
-    assert code == 0, err
+    with pytest.MonkeyPatch.context() as patch, stopped_at(3, patch):
+      vit_train(folder / 'resumed', SPLIT)
+    for name in ('resumed', 'never'):
+      assert vit_train(folder / name, SPLIT) == 0
 
   return shared(tmp_path_factory, 'meshed', make)
 
 
 def test_resume_equals_never_having_stopped_on_eight_devices(meshed):
-  assert_same_bits(np.load(meshed / 'resumed.npz'), np.load(meshed / 'never.npz'))
+  assert jax.device_count() == 8
+  assert_same_bits(*(state_of(meshed / name, fields=SPLIT) for name in ('resumed', 'never')))
   assert rows_of(meshed / 'resumed') == rows_of(meshed / 'never')
 
 
-def test_eight_devices_split_three_ways_compute_what_any_mesh_computes(meshed, whole):
-  ours, theirs = [
-    [row['train/loss'] for row in rows_of(run) if 'train/loss' in row]
-    for run in (meshed / 'never', whole)
-  ]
-  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-
-
 def test_a_checkpoint_of_eight_devices_restores_to_the_same_bits_on_others(meshed):
-  assert_same_bits(state_of(meshed / 'never'), np.load(meshed / 'never.npz'))
+  assert_same_bits(state_of(meshed / 'never'), state_of(meshed / 'never', fields=SPLIT))
 
 
 # Patience and the best
@@ -470,23 +453,13 @@ def assert_model_is(workdir, state, *, part='ema'):
   assert_same_bits(params, expected)
 
 
-@pytest.mark.parametrize('metric', ['accuracy', 'loss', 'ema_loss'])
-def test_patience_ends_a_run_with_the_model_of_its_best_step(
-  whole, metric, tmp_path, monkeypatch, capsys
-):
-  scripted(CURVE, monkeypatch)
-  assert vit_train(tmp_path, PATIENT | {'evaluation.metric': metric}) == 0
-  assert 'takes the parameters of step 2, the best on validation' in capsys.readouterr().out
-  assert max(step for step, _ in names_by_step(tmp_path)) == 5
-  assert_model_is(tmp_path, state_of(whole, 2))
-
-
-@pytest.mark.parametrize('metric, best', [('accuracy', 2), ('loss', 3)])
-def test_the_metric_that_is_named_decides_which_step_is_the_best(
-  whole, metric, best, tmp_path, monkeypatch
+@pytest.mark.parametrize('metric, best', [('accuracy', 2), ('loss', 3), ('ema_loss', 3)])
+def test_patience_ends_a_run_with_the_model_of_its_best_step_by_the_metric_that_is_named(
+  whole, metric, best, tmp_path, monkeypatch, capsys
 ):
   scripted(CURVE, monkeypatch, losses={1: 0.9, 2: 0.8, 3: 0.1, 4: 0.2, 5: 0.3, 6: 0.4})
   assert vit_train(tmp_path, PATIENT | {'evaluation.metric': metric}) == 0
+  assert f'takes the parameters of step {best}, the best on valid' in capsys.readouterr().out
   assert max(step for step, _ in names_by_step(tmp_path)) == best + 3
   assert best in steps_kept(tmp_path)
   assert_model_is(tmp_path, state_of(whole, best))
@@ -547,19 +520,18 @@ def test_the_average_is_evaluated_and_becomes_the_model(whole):
 # Rows of metrics.jsonl
 
 
-@pytest.mark.parametrize(('every', 'stops'), [(3, (4,)), (7, (3, 4, 7)), (None, (5,))])
-def test_rows_of_a_run_that_was_stopped_are_those_of_one_that_was_not(
-  every, stops, tmp_path, monkeypatch
-):
-  fields = {'system.log_every': every, 'evaluation.every': '5 steps', 'checkpoint.every': '3 steps'}
+def test_rows_of_a_run_that_was_stopped_are_those_of_one_that_was_not(tmp_path, monkeypatch):
+  fields = {'system.log_every': 3, 'evaluation.every': '5 steps', 'checkpoint.every': '3 steps'}
   assert vit_train(tmp_path / 'never', fields) == 0
-  for begin, end in itertools.pairwise((0, *stops)):
+  for begin, end in itertools.pairwise(
+    (0, 1, 2, 4, 6)
+  ):  # twice in the first row, in the next, at its end
     with stopped_at(end - begin, monkeypatch):
       assert vit_train(tmp_path / 'stopped', fields) == 0
   assert vit_train(tmp_path / 'stopped', fields) == 0
   assert rows_of(tmp_path / 'stopped') == rows_of(tmp_path / 'never')
   steps = [row['step'] for row in rows_of(tmp_path / 'never') if 'train/loss' in row]
-  assert steps == [s for s in range(1, STEPS + 1) if s % (every or 1) == 0 or s == STEPS]
+  assert steps == [3, 6, 8]
 
 
 def test_the_numbers_before_a_stop_count_in_the_row_after_it_but_not_in_its_rate():
@@ -627,17 +599,17 @@ def test_an_update_that_is_itself_not_finite_is_named(rate):
 
 
 def test_a_run_that_overflows_ends_with_one_line_and_its_last_checkpoint_finite(tmp_path, capsys):
-  fields = {'schedule.learning_rate': 1e37, 'schedule.warmup': '1 steps'}
+  fields = PLAIN | {'schedule.learning_rate': 1e37, 'schedule.warmup': '1 steps'}
   assert vit_train(tmp_path, fields) == 1
   [line] = capsys.readouterr().err.splitlines()
   assert re.search(r'vit train: step \d+: .+ is not finite; nothing of it was saved', line)
-  state = state_of(tmp_path)
+  state = state_of(tmp_path, fields=fields)
   assert all(np.isfinite(value).all() for value in state.values())
   assert steps_kept(tmp_path)[-1] < int(re.search(r'step (\d+)', line)[1])
 
 
 def test_the_first_tensor_in_the_order_of_computation_is_named():
-  plan = plan_of({'data.std': (1e-45,) * 3, 'accumulate': 1})  # 0 in float32
+  plan = plan_of(PLAIN | {'data.std': (1e-45,) * 3})  # 0 in float32
   batch = {
     'image': jnp.zeros((8, 8, 8, 3), jnp.uint8),
     'label': jnp.zeros(8, jnp.int32),
@@ -651,7 +623,7 @@ def test_what_is_named_is_what_the_failed_update_itself_computed():
     mixed = ((targets > 0) & (targets < 1)).any(-1)
     return jnp.where(mixed, jnp.inf, losses.softmax_cross_entropy(logits, targets))
 
-  plan = plan_of({'accumulate': 1})
+  plan = plan_of(PLAIN)
   stats = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
   mixing = classify.make_loss(plan.task.model.apply, loss=loss, mixup=1.0, **stats)
   plan = dataclasses.replace(plan, task=dataclasses.replace(plan.task, loss=mixing))
@@ -675,7 +647,7 @@ def test_the_step_of_a_run_does_not_compute_the_trace():
   batch = {name: jnp.zeros((32, *c.shape), c.dtype) for name, c in plan.task.columns.items()}
   args = (train.abstract_state(plan), batch | {'mask': jnp.ones(32)}, {})
   tests = [
-    jax.jit(step).lower(*args).compile().as_text().count('is-finite')
+    jax.jit(step).lower(*args).as_text().count('is_finite')
     for step in (plan.step(), untraced(plan.step()))
   ]
   assert tests[1] <= 8 < tests[0] / 4
