@@ -28,7 +28,7 @@ from vit_jax.evaluate import results
 
 __all__ = ['cache', 'whole']
 
-FIELDS = {'system.fsdp': 2}
+FIELDS = {'system.fsdp': 2, 'checkpoint.every': '4 steps'}
 
 # `vit train`, which notes what this process read and how long it took in its folder.
 NOTING = """
@@ -132,7 +132,7 @@ def test_two_processes_leave_what_one_leaves(pair, whole):
     'model/model.safetensors',
   }
   assert len(list((pair / 'run').glob('events*'))) == 1
-  assert steps_kept(pair / 'run') == list(range(1, STEPS + 1))
+  assert steps_kept(pair / 'run') == [4, STEPS]
 
 
 def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
@@ -154,7 +154,7 @@ def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
 
 def test_one_process_resumes_the_run_of_two(pair, whole, tmp_path, capsys):
   run = tmp_path / 'run'
-  shutil.copytree(pair / 'run', run, ignore=shutil.ignore_patterns('model', '[5-8]'))
+  shutil.copytree(pair / 'run', run, ignore=shutil.ignore_patterns('model', '8'))
   assert vit_train(run, FIELDS) == 0
   output = capsys.readouterr()
   assert re.search(r'resumes at step 4$', output.out, re.MULTILINE) and output.err == ''
