@@ -536,7 +536,7 @@ PAGE = ROOT / 'docs/teacher.md'
 
 def test_the_lines_of_the_page_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  light = {'model.unroll': 1, 'optimizer.name': 'sgd', 'data.validation': '', 'data.test': ''}
+  light = {'model.depth': 1, 'optimizer.name': 'sgd', 'data.validation': '', 'data.test': ''}
   monkeypatch.setitem(test_docs.FROM_NOTHING, 'digits', test_docs.TINY | light)
   lines = [words for block in blocks(PAGE, '') for words in lines_of(block)]
   local = [words for words in lines if '--config=digits' in words]

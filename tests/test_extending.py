@@ -22,6 +22,12 @@ LINES = re.findall(r'^vit (.*)$', TEXT, re.MULTILINE)
 SHORT = ['--config.duration=3', '--config.batch_size=32']
 
 
+def shortened(line):
+  """The words of a line, with few steps and a shallow model."""
+  shallow = ['--config.model.depth=1'] if 'small.py' in line else []
+  return [*shlex.split(line), *(SHORT + shallow if line.startswith('train') else [])]
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """A working folder with the document's files."""
@@ -50,15 +56,13 @@ def test_every_file_has_at_most_ten_lines_beside_its_imports():
 
 @pytest.mark.parametrize('line', LINES, ids=[line.split('runs/')[-1].split()[0] for line in LINES])
 def test_every_line_of_the_document_runs(here, line, capsys):
-  words = shlex.split(line)
-  more = SHORT if words[0] == 'train' else []
-  assert commands.main([*words, *more]) == 0, capsys.readouterr().err
+  assert commands.main(shortened(line)) == 0, capsys.readouterr().err
 
 
 def run_of(here, name):
   """A run of the document, which the test of its lines has made, or makes it."""
   (line,) = [line for line in LINES if line.startswith('train') and f'runs/{name}' in line]
-  assert commands.main([*shlex.split(line), *SHORT]) == 0
+  assert commands.main(shortened(line)) == 0
   return here / 'runs' / name
 
 
@@ -91,8 +95,8 @@ def test_a_run_with_names_from_elsewhere_is_finished_or_resumes_by_the_same_line
 
 def test_a_transform_from_elsewhere_goes_through_workers(here, capsys):
   (line,) = [line for line in LINES if 'runs/salt' in line]
-  words = shlex.split(line.replace('runs/salt', 'runs/salt_by_workers'))
-  assert commands.main([*words, *SHORT, '--config.system.workers=1']) == 0, capsys.readouterr().err
+  words = shortened(line.replace('runs/salt', 'runs/salt_by_workers'))
+  assert commands.main([*words, '--config.system.workers=1']) == 0, capsys.readouterr().err
 
 
 def test_a_logger_from_elsewhere_gets_every_row(here):

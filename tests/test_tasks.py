@@ -35,7 +35,7 @@ __all__ = ['cache']  # of this module too
 
 METHODS = ('contrastive', 'autoencoder', 'self_distillation', 'lora')
 STEPS = 10
-MODEL = {'patch': (4, 4), 'width': 16, 'depth': 2, 'heads': 2, 'mlp_dim': 32, 'pool': 'gap'}
+MODEL = {'patch': (4, 4), 'width': 16, 'depth': 1, 'heads': 2, 'mlp_dim': 32, 'pool': 'gap'}
 MODEL |= {'unroll': 1, 'drop_path': 0.0}
 FIELDS = {
   'batch_size': 32,
