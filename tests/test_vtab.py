@@ -34,6 +34,7 @@ def get_config(argument):
   config.optimizer.name = 'sgd'
   config.optimizer.clip = 0.0
   config.schedule.warmup = '0 steps'
+  config.system.report = False
   return config
 """
 
