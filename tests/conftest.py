@@ -40,6 +40,7 @@ def tiny(**fields):
   return vit_jax.build('ViT-Ti/16', **(TINY | fields))
 
 
+@functools.cache
 def shapes(model, size=SIZE):
   """The model's parameters as shapes."""
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -64,9 +65,13 @@ def pictures(count=3, size=SIZE, seed=0):
   return np.random.default_rng(seed).uniform(-1, 1, (count, *size, 3)).astype(np.float32)
 
 
+def forward(*args, **options):
+  """`model.apply`, compiled once for each model and shape; its arrays as NumPy's, to be sliced."""
+  return jax.device_get(compiled_forward(*args, **options))
+
+
 @functools.partial(jax.jit, static_argnames=('model', 'train', 'attention'))
-def forward(model, params, images, key=None, *, train=False, attention=False):
-  """`model.apply`, compiled once for each model and shape."""
+def compiled_forward(model, params, images, key=None, *, train=False, attention=False):
   rngs = None if key is None else {'dropout': key}
   return model.apply({'params': params}, images, train=train, attention=attention, rngs=rngs)
 

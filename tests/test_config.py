@@ -40,10 +40,7 @@ def refused(*overrides, spec='digits'):
 
 FAMILIES = (vit.ViT, mixer.Mixer, resnet.ResNet)
 PASSED_ON = {
-  'model': {
-    'name',
-    *(field for family in FAMILIES for field in models.field_types(family)),
-  }
+  'model': {'name', *(field for family in FAMILIES for field in models.field_types(family))}
   - {'num_classes'},
   'schedule': {*inspect.signature(optim.make_schedule).parameters} - {'total'},
   'optimizer': {*inspect.signature(optim.make_optimizer).parameters}
@@ -430,8 +427,9 @@ def test_the_papers_fine_tuning_is_within_reach_of_a_config():
   assert not kernels_decay(plan).any()
   params = drawn(shapes(plan.task.model, (8, 8)))
   ours = jax.jit(lambda p: plan.tx.update(p, plan.tx.init(p), p)[1])(params)
-  moments = [leaf for leaf in jax.tree.leaves(ours) if leaf.dtype == jnp.bfloat16]
-  assert float(optax.tree.norm(moments)) == pytest.approx(1, rel=0.01)  # clipped, in 8 bits
+  moments = [np.ravel(leaf) for leaf in jax.tree.leaves(ours) if leaf.dtype == jnp.bfloat16]
+  norm = np.linalg.norm(np.float32(np.concatenate(moments)))
+  assert norm == pytest.approx(1, rel=0.01)  # clipped, in 8 bits
 
 
 @pytest.mark.quick

@@ -62,6 +62,26 @@ def loaded(path, model=None, **options):
   return params, text
 
 
+SHAPES = {}
+
+
+@pytest.fixture(autouse=True)
+def shape_once(monkeypatch):
+  """Shapes of a model's parameters, which cost fifty times the rest of loading, remembered."""
+  real = jax.eval_shape
+
+  def eval_shape(function, *arguments):
+    module = getattr(function, '__self__', None)
+    if not isinstance(module, models.Model):
+      return real(function, *arguments)
+    key = (module, function.__name__, arguments[1].shape)
+    if key not in SHAPES:
+      SHAPES[key] = real(function, *arguments)
+    return SHAPES[key]
+
+  monkeypatch.setattr(jax, 'eval_shape', eval_shape)
+
+
 def assert_equal(actual, expected):
   actual, expected = flat(actual), flat(expected)
   assert actual.keys() == expected.keys()
@@ -210,7 +230,7 @@ def test_a_folder_of_hugging_face_tells_heads_classes_and_preprocessing(tmp_path
   assert run.preprocess.size == SQUARE and 'bilinear' in run.preprocess.steps
   images = pictures(size=SQUARE)
   expected = forward(small(), params_of(small()), images)[0]
-  logits = run.model.apply({'params': run.params}, images)[0]
+  logits = forward(run.model, run.params, images)[0]
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -824,16 +844,14 @@ HALVES = {
 @pytest.mark.parametrize(
   'dialect, name', [(dialect, name) for dialect, names in HALVES.items() for name in names]
 )
-def test_a_file_with_half_of_a_layer_is_refused(dialect, name, monkeypatch, shape_once):
+def test_a_file_with_half_of_a_layer_is_refused(dialect, name, monkeypatch):
   monkeypatch.setattr(
     weights, 'read', lambda _: {n: a for n, a in sound()[dialect].items() if n != name}
   )
   refused(bundle.read, 'half')
 
 
-def test_positions_that_a_file_of_the_paper_lacks_are_not_made_up_in_silence(
-  monkeypatch, shape_once
-):
+def test_positions_that_a_file_of_the_paper_lacks_are_not_made_up_in_silence(monkeypatch):
   arrays = {n: a for n, a in sound()['google'].items() if 'pos_embedding' not in n}
   monkeypatch.setattr(weights, 'read', lambda _: arrays)
   said = []
@@ -982,23 +1000,6 @@ def absurd(rng, config):
   return config
 
 
-@pytest.fixture
-def shape_once(monkeypatch):
-  """Shapes of a model's parameters, which cost fifty times the rest of loading, remembered."""
-  real, cache = jax.eval_shape, {}
-
-  def eval_shape(function, *arguments):
-    module = getattr(function, '__self__', None)
-    if not isinstance(module, models.Model):
-      return real(function, *arguments)
-    key = (module, arguments[1].shape)
-    if key not in cache:
-      cache[key] = real(function, *arguments)
-    return cache[key]
-
-  monkeypatch.setattr(jax, 'eval_shape', eval_shape)
-
-
 def used(use):
   """'' if it loads, else the line that refuses it; anything else is an error of the test."""
   start = time.perf_counter()
@@ -1033,7 +1034,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize('kind', ['google', 'timm', 'huggingface', 'torchvision', 'own'])
-def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once, monkeypatch):
+def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, monkeypatch):
   faults, refusals, model = {}, 0, small()
   for seed in range(500):
     rng = np.random.default_rng([seed, len(kind)])
@@ -1072,7 +1073,7 @@ def test_500_mutated_checkpoints_load_or_are_refused_in_a_line(kind, shape_once,
   ],
 )
 def test_a_configuration_that_no_model_has_is_no_other_error_than_a_line(
-  dialect, section, key, value, shape_once, monkeypatch
+  dialect, section, key, value, monkeypatch
 ):
   config = json.loads(json.dumps(CONFIGS[dialect]))
   if value is None:
@@ -1107,7 +1108,7 @@ def description(tmp_path_factory):
   ],
 )
 def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
-  section, key, value, description, shape_once, tmp_path
+  section, key, value, description, tmp_path
 ):
   _, description_json = description
   save_file(sound()['own'], tmp_path / 'model.safetensors')
@@ -1118,7 +1119,7 @@ def test_a_description_of_a_bundle_with_a_wrong_value_is_refused_in_a_line(
 
 
 def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
-  description, shape_once, monkeypatch
+  description, monkeypatch
 ):
   folder, description_json = description
   faults = {}
@@ -1141,9 +1142,7 @@ def test_500_mutated_descriptions_of_a_bundle_load_or_are_refused_in_a_line(
 
 
 @pytest.mark.parametrize('kind', ['google', 'timm', 'huggingface', 'own'])
-def test_mutated_files_on_disk_load_or_are_refused_in_a_line(
-  kind, shape_once, description, tmp_path
-):
+def test_mutated_files_on_disk_load_or_are_refused_in_a_line(kind, description, tmp_path):
   faults = {}
   for seed in range(15):
     rng = np.random.default_rng([seed, 99])

@@ -152,10 +152,7 @@ SHAPES = {
   'cls': (1, 1, 4),
   'encoder': {
     'blocks': {
-      'attention': {
-        'query': {'kernel': (LAYERS, 4, 2, 2)},
-        'out': {'kernel': (LAYERS, 2, 2, 4)},
-      },
+      'attention': {'query': {'kernel': (LAYERS, 4, 2, 2)}, 'out': {'kernel': (LAYERS, 2, 2, 4)}},
       'mlp': {'up': {'kernel': (LAYERS, 4, 6), 'bias': (LAYERS, 6)}},
       'norm1': {'scale': (LAYERS, 4)},
     },
@@ -177,7 +174,8 @@ RATE = 0.1
 def run(tx, params=PARAMS, grads=GRADS):
   """The updates that an optimiser makes of a few gradients."""
   stacked = updates_of(tx)(params, jax.tree.map(lambda *leaves: np.stack(leaves), *grads))
-  return [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), stacked) for i in range(len(grads))]
+  stacked = jax.device_get(stacked)
+  return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(grads))]
 
 
 @functools.cache
@@ -210,10 +208,7 @@ def kernels(params):
   [
     (make('adam', b1=0.8, b2=0.9, eps=1e-6), optax.adam(RATE, 0.8, 0.9, 1e-6)),
     (make('adam', momentum_dtype='bfloat16'), optax.adam(RATE, mu_dtype='bfloat16')),
-    (
-      make('adamw', weight_decay=0.3),
-      optax.adamw(RATE, weight_decay=0.3, mask=optim.is_kernel),
-    ),
+    (make('adamw', weight_decay=0.3), optax.adamw(RATE, weight_decay=0.3, mask=optim.is_kernel)),
     (make('sgd', momentum=0.8), optax.sgd(RATE, momentum=0.8)),
     (make('sgd', nesterov=True), optax.sgd(RATE, momentum=0.9, nesterov=True)),
     (
