@@ -9,24 +9,14 @@ import pytest
 import vit_jax
 from tests.conftest import SIZE, drawn, flat, forward, pictures, shapes
 from tests.google_names import half_normal_logits
-from tests.test_vit import matmul_flops
-from vit_jax import models
+from tests.test_vit import close, gradients, matmul_flops
 from vit_jax.models import mixer
 
-PUBLISHED = {
-  'Mixer-B/16': 59_880_472,
-  'Mixer-B/32': 60_293_428,
-  'Mixer-L/16': 208_196_168,
-}
 TINY = dict(patch=4, width=16, depth=3, tokens_dim=5, mlp_dim=24, num_classes=5, unroll=1)
 
 
 def tiny(**fields):
   return vit_jax.build('Mixer-S/32', **(TINY | fields))
-
-
-def close(a, b, tolerance=1e-5):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
 
 
 @pytest.fixture(scope='module')
@@ -36,12 +26,6 @@ def plain():
   params = drawn(shapes(model))
   logits, out = forward(model, params, images)
   return model, params, images, logits, out
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('name', PUBLISHED)
-def test_parameters_are_as_many_as_published(name):
-  assert models.count(vit_jax.build(name)) == PUBLISHED[name]
 
 
 @pytest.mark.quick
@@ -115,15 +99,6 @@ def test_logits_follow_from_what_it_returns(plain):
   close(logits, out['pre_logits'] @ params['head']['kernel'] + params['head']['bias'][None])
 
 
-def gradients(model, params, images):
-  def total(params):
-    key = jax.random.key(3, impl='rbg')  # compiles faster than threefry
-    logits, _ = model.apply({'params': params}, images, train=True, rngs={'dropout': key})
-    return (logits * jnp.linspace(-1, 1, logits.size).reshape(logits.shape)).sum(), logits
-
-  return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-
-
 @pytest.fixture(scope='module')
 def trained(plain):
   """Logits and gradient of a training pass with dropout and stochastic depth."""
@@ -149,9 +124,10 @@ def test_stochastic_depth_drops_a_whole_branch_of_an_image_or_scales_it(plain):
   def block(*, rate, train):
     fields = tiny().block_fields(train=train)
     # the second branch is silent: what is left is the first, dropped or doubled
-    silent = p | {'channels': jax.tree.map(jnp.zeros_like, p['channels'])}
+    silent = p | {'channels': jax.tree.map(np.zeros_like, p['channels'])}
     module, rngs = mixer.MixerBlock(**fields, drop_path=True), {'dropout': jax.random.key(0)}
-    return module.apply({'params': silent}, x, jnp.float32(rate), rngs=rngs)[0] - x
+    apply = jax.jit(lambda p: module.apply({'params': p}, x, jnp.float32(rate), rngs=rngs)[0])
+    return np.asarray(apply(silent)) - x
 
   whole, dropped = block(rate=0.0, train=False), block(rate=0.5, train=True)
   survivors = np.abs(dropped).max((1, 2)) > 0

@@ -1,6 +1,7 @@
 """Names, spellings and fields of all models."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,48 +14,78 @@ from vit_jax import __main__ as cli
 from vit_jax import models
 from vit_jax.models import mixer, resnet, vit
 
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-  'alias, name',
-  [
-    ('R50+ViT-B_16', 'R50+ViT-B/16'),
-    ('R50_B_16', 'R50+ViT-B/16'),
-    ('r50_b16', 'R50+ViT-B/16'),
-    ('R_Ti_16', 'R+ViT-Ti/16'),
-    ('R26_S_32', 'R26+ViT-S/32'),
-    ('vit_base_r50_s16_384.orig_in21k_ft_in1k', 'R50+ViT-B/16'),
-    ('vit_large_r50_s32_224', 'R50+ViT-L/32'),
-    ('vit_small_r26_s32_224', 'R26+ViT-S/32'),
-    ('vit_tiny_r_s16_p8_224', 'R+ViT-Ti/16'),
-    ('Mixer-B_16', 'Mixer-B/16'),
-    ('mixer_b16', 'Mixer-B/16'),
-    ('mixer_l16_224.goog_in21k', 'Mixer-L/16'),
-    ('BiT-M-R50x1', 'BiT-R50x1'),
-    ('resnetv2_50x1_bit', 'BiT-R50x1'),
-    ('resnetv2_152x4_bit.goog_in21k', 'BiT-R152x4'),
-    ('deit_tiny_patch16_224', 'ViT-Ti/16'),
-    ('deit_base_patch16_384.fb_in1k', 'ViT-B/16'),
-  ],
-)
-def test_an_alias_stands_for_its_variant(alias, name):
-  assert models.canonical(alias) == name
+PUBLISHED = {
+  'ViT-Ti/16': 5_717_416,
+  'ViT-S/16': 22_050_664,
+  'ViT-S/32': 22_878_952,
+  'ViT-B/8': 86_576_872,
+  'ViT-B/16': 86_567_656,
+  'ViT-B/32': 88_224_232,
+  'ViT-L/16': 304_326_632,
+  'ViT-L/32': 306_535_400,
+  'ViT-H/14': 632_045_800,
+  'R+ViT-Ti/16': 6_337_704,
+  'R26+ViT-S/32': 36_431_912,
+  'R26+ViT-B/32': 101_383_976,
+  'R50+ViT-B/16': 98_659_112,
+  'R50+ViT-L/32': 328_994_856,
+  'Mixer-B/16': 59_880_472,
+  'Mixer-B/32': 60_293_428,
+  'Mixer-L/16': 208_196_168,
+  'BiT-R50x1': 25_549_352,
+  'BiT-R101x1': 44_541_480,
+  'BiT-R152x2': 236_335_208,
+  'BiT-R152x4': 936_533_224,
+}
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-  'name, nearest',
-  [
-    ('R50+ViT-B/32', 'R50'),
-    ('Mixer-B/14', 'Mixer-B/16'),
-    ('BiT-R50x4', 'BiT-R50x3'),
-    ('deit_huge_patch14_224', 'ViT-'),
-    ('resnet50', 'BiT-'),
-  ],
-)
-def test_an_unknown_name_lists_known_ones(name, nearest):
-  with pytest.raises(ValueError, match=f'unknown model .*; .*{nearest}'):
-    vit_jax.build(name)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_parameters_are_as_many_as_published(name):
+  assert models.count(vit_jax.build(name)) == PUBLISHED[name]
+
+
+ALIASES = {
+  'ViT-Ti/16': 'vit_tiny_patch16 ti16 deit_tiny_patch16_224',
+  'ViT-B/16': 'ViT-B_16 B_16 b16 B/16 vit-b/16 vit_base_patch16_224 deit_base_patch16_384.fb_in1k '
+  'vit_base_patch16_384.augreg_in21k_ft_in1k',
+  'ViT-So400m/14': 'So400m_14 vit_so400m_patch14_224',
+  'ViT-g/14': 'g14 vit_giant_patch14_224',
+  'ViT-G/14': 'G14 vit_gigantic_patch14_224',
+  'R+ViT-Ti/16': 'R_Ti_16 vit_tiny_r_s16_p8_224',
+  'R26+ViT-S/32': 'R26_S_32 vit_small_r26_s32_224',
+  'R50+ViT-B/16': 'R50+ViT-B_16 R50_B_16 r50_b16 vit_base_r50_s16_384.orig_in21k_ft_in1k',
+  'R50+ViT-L/32': 'vit_large_r50_s32_224',
+  'Mixer-B/16': 'Mixer-B_16 mixer_b16',
+  'Mixer-L/16': 'mixer_l16_224.goog_in21k',
+  'BiT-R50x1': 'BiT-M-R50x1 resnetv2_50x1_bit',
+  'BiT-R152x4': 'resnetv2_152x4_bit.goog_in21k',
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('name', ALIASES)
+def test_an_alias_stands_for_its_variant(name):
+  for alias in ALIASES[name].split():
+    assert models.canonical(alias) == name and vit_jax.build(alias) == vit_jax.build(name)
+
+
+UNKNOWN = {
+  r'ViT-\w+/\d+': ['ViT-B/17', 'ViT-C/16', '', 'vit_base_patch16_clip_224.openai', 'B'],
+  'R50': ['R50+ViT-B/32'],
+  'Mixer-B/16': ['Mixer-B/14'],
+  'BiT-R50x3': ['BiT-R50x4'],
+  'ViT-': ['deit_huge_patch14_224', 'resnet50'],
+  'BiT-': ['resnet50'],
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('nearest', UNKNOWN)
+def test_an_unknown_name_lists_known_ones(nearest):
+  for name in UNKNOWN[nearest]:
+    with pytest.raises(ValueError, match=f'unknown model {re.escape(repr(name))}; .*{nearest}'):
+      vit_jax.build(name)
 
 
 @pytest.mark.quick
@@ -103,6 +134,15 @@ def test_none_leaves_the_value_where_a_field_has_no_none_of_its_own():
     ('ViT-B/16', 'qkv_bias', True),
     ('ViT-B/16', 'head_bias', 'no'),
     ('ViT-B/16', 'width', float('inf')),
+    ('ViT-B/16', 'width', 'wide'),
+    ('ViT-B/16', 'patch', 'ab'),
+    ('ViT-B/16', 'registers', -1),
+    ('ViT-B/16', 'representation', -3),
+    ('ViT-B/16', 'unroll', -1),
+    ('ViT-B/16', 'num_classes', -1),
+    ('ViT-B/16', 'dropout', '0.1'),
+    ('ViT-B/16', 'norm_eps', -1.0),
+    ('ViT-B/16', 'layer_scale', 'small'),
   ],
 )
 def test_a_value_that_a_field_does_not_take_is_one_line_that_names_it(name, field, value):
@@ -128,7 +168,7 @@ def test_fields_that_do_not_go_together_are_an_error(name, fields, message):
 
 
 SMALL = {
-  'vit': lambda **fields: tiny(width=96, distillation='head', **fields),
+  'vit': lambda **fields: tiny(width=96, depth=1, distillation='head', **fields),
   'mixer': lambda **fields: vit_jax.build(
     'Mixer-S/16', patch=4, width=96, depth=1, tokens_dim=4, mlp_dim=8, unroll=1, **fields
   ),

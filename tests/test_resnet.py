@@ -8,31 +8,16 @@ import pytest
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes
 from tests.google_names import half_normal_logits
-from tests.test_vit import equations
-from vit_jax import models, optim
+from tests.test_vit import close, equations
+from vit_jax import optim
 from vit_jax.models import resnet
 
-PUBLISHED = {
-  'R+ViT-Ti/16': 6_337_704,
-  'R26+ViT-S/32': 36_431_912,
-  'R26+ViT-B/32': 101_383_976,
-  'R50+ViT-B/16': 98_659_112,
-  'R50+ViT-L/32': 328_994_856,
-  'BiT-R50x1': 25_549_352,
-  'BiT-R101x1': 44_541_480,
-  'BiT-R152x2': 236_335_208,
-  'BiT-R152x4': 936_533_224,
-}
 SIZE = (37, 45)  # odd at every resolution: 19 x 23, 10 x 12, 5 x 6, 3 x 3
 
 
 def tiny(**fields):
   """Two stages of Big Transfer's ResNet."""
   return vit_jax.build('BiT-R50x1', **(dict(blocks=(1, 2), num_classes=5) | fields))
-
-
-def close(a, b, tolerance=1e-5):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
 
 
 @pytest.fixture(scope='module')
@@ -45,12 +30,6 @@ def plain():
 
 
 # Sizes and names
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('name', PUBLISHED)
-def test_parameters_are_as_many_as_published(name):
-  assert models.count(vit_jax.build(name)) == PUBLISHED[name]
 
 
 @pytest.mark.quick

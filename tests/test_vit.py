@@ -1,5 +1,6 @@
 """Laws of the Vision Transformer: sizes, names, equal ways to compute, what each field does."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -13,30 +14,12 @@ from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from vit_jax import models
 from vit_jax.models import layers, vit
 
-PUBLISHED = {
-  'ViT-Ti/16': 5_717_416,
-  'ViT-S/16': 22_050_664,
-  'ViT-S/32': 22_878_952,
-  'ViT-B/8': 86_576_872,
-  'ViT-B/16': 86_567_656,
-  'ViT-B/32': 88_224_232,
-  'ViT-L/16': 304_326_632,
-  'ViT-L/32': 306_535_400,
-  'ViT-H/14': 632_045_800,
-}
-
 
 def close(a, b, tolerance=1e-5):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
 
 
 # Sizes and names
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize('name', PUBLISHED)
-def test_parameters_are_as_many_as_published(name):
-  assert models.count(vit_jax.build(name)) == PUBLISHED[name]
 
 
 def test_gap_has_no_class_token_and_no_position_for_it():
@@ -56,40 +39,6 @@ def test_every_variant_builds_with_the_parameters_that_its_sizes_imply(name):
 def test_there_are_36_variants():
   sizes, patches = ('Ti', 'S', 'M', 'B', 'L', 'So400m', 'H', 'g', 'G'), (8, 14, 16, 32)
   assert set(models.VITS) == {f'ViT-{size}/{patch}' for size in sizes for patch in patches}
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-  'alias, name',
-  [
-    ('ViT-B_16', 'ViT-B/16'),
-    ('B_16', 'ViT-B/16'),
-    ('b16', 'ViT-B/16'),
-    ('B/16', 'ViT-B/16'),
-    ('vit-b/16', 'ViT-B/16'),
-    ('vit_base_patch16_224', 'ViT-B/16'),
-    ('vit_base_patch16_384.augreg_in21k_ft_in1k', 'ViT-B/16'),
-    ('vit_tiny_patch16', 'ViT-Ti/16'),
-    ('ti16', 'ViT-Ti/16'),
-    ('g14', 'ViT-g/14'),
-    ('G14', 'ViT-G/14'),
-    ('vit_giant_patch14_224', 'ViT-g/14'),
-    ('vit_gigantic_patch14_224', 'ViT-G/14'),
-    ('So400m_14', 'ViT-So400m/14'),
-    ('vit_so400m_patch14_224', 'ViT-So400m/14'),
-  ],
-)
-def test_an_alias_is_the_model_that_it_stands_for(alias, name):
-  assert vit_jax.build(alias) == vit_jax.build(name)
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-  'name', ['ViT-B/17', 'ViT-C/16', 'resnet50', '', 'vit_base_patch16_clip_224.openai', 'B']
-)
-def test_an_unknown_name_lists_known_ones(name):
-  with pytest.raises(ValueError, match=re.escape(repr(name)) + r'; .*ViT-\w+/\d+'):
-    vit_jax.build(name)
 
 
 def test_a_misspelt_name_or_field_lists_the_nearest():
@@ -112,26 +61,6 @@ def test_one_error_names_every_field_with_a_value_it_cannot_have():
 def test_heads_that_do_not_divide_the_width_are_an_error():
   with pytest.raises(ValueError, match='width 192 does not divide into 5 heads'):
     vit_jax.build('ViT-Ti/16', heads=5)
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-  'field, value',
-  [
-    ('width', 'wide'),
-    ('patch', 'ab'),
-    ('registers', -1),
-    ('representation', -3),
-    ('unroll', -1),
-    ('num_classes', -1),
-    ('dropout', '0.1'),
-    ('norm_eps', -1.0),
-    ('layer_scale', 'small'),
-  ],
-)
-def test_a_value_that_a_field_does_not_take_is_an_error_that_names_it(field, value):
-  with pytest.raises(ValueError, match=field):
-    vit_jax.build('ViT-Ti/16', **{field: value})
 
 
 def test_fields_build_the_same_model_again():
@@ -179,13 +108,7 @@ def trained(plain):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-  'options',
-  [
-    dict(unroll=2),
-    dict(remat='full'),
-    dict(remat='dots', unroll=None),
-  ],
-  ids=str,
+  'options', [dict(unroll=2), dict(remat='full'), dict(remat='dots', unroll=None)], ids=str
 )
 def test_unroll_and_remat_change_no_logits_and_no_gradients(plain, trained, options):
   _, params, images, _, _ = plain
@@ -317,9 +240,10 @@ def bias_like(bias, array):
   return np.broadcast_to(bias, array.shape)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def mapped(model, params, tokens):
   """The attention pooling of float32 tokens, with flax's own attention and our MLP."""
-  probe = np.tile(params['probe'], (len(tokens), 1, 1))
+  probe = jnp.tile(params['probe'], (len(tokens), 1, 1))
   attention = nn.MultiHeadDotProductAttention(model.heads)
   x = attention.apply({'params': params['attention']}, probe, tokens)
   y = nn.LayerNorm(epsilon=model.norm_eps).apply({'params': params['norm']}, x)
@@ -397,11 +321,7 @@ BLOCKS = 'encoder/blocks/'
   'fields, added, removed',
   [
     (dict(registers=2), {'registers': (1, 2, 16)}, set()),
-    (
-      dict(layer_scale=1e-5),
-      {BLOCKS + 'scale1': (3, 16), BLOCKS + 'scale2': (3, 16)},
-      set(),
-    ),
+    (dict(layer_scale=1e-5), {BLOCKS + 'scale1': (3, 16), BLOCKS + 'scale2': (3, 16)}, set()),
     (dict(pre_norm=True), {'pre_norm/scale': (16,), 'pre_norm/bias': (16,)}, set()),
     (
       dict(qk_norm=True),
@@ -732,9 +652,10 @@ def test_drop_path_rates_rise_linearly_from_zero_and_kept_branches_are_scaled():
   images = np.repeat(pictures(1, (4, 4)), n, 0)
   _, out = forward(model, params, images, jax.random.key(5, impl='rbg'), train=True)
   block = vit.Block(**model.block_fields(train=False, attention=False), drop_path=False)
+  layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0, None)[0])
   x, all_dropped = out['embedded'], np.full(n, True)
   for i, rate in enumerate((0.0, 0.25, 0.5)):
-    branch = block.apply({'params': sliced(params, i)}, x, 0.0, None)[0] - x
+    branch = np.asarray(layer(sliced(params, i), x)) - x
     added = out['blocks'][i] - x
     dropped = np.abs(added).max((1, 2)) == 0
     # four standard deviations of a share of n
