@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
+from tests.conftest import forward
 from vit_jax import main as vit
 from vit_jax import pipeline, sources, workdir
 from vit_jax.config import default
@@ -113,10 +114,7 @@ def test_an_unreadable_image_gets_the_next_one_in_its_place_and_is_reported_once
   unreadable = pipeline.Unreadable(source, say=said.append)
   reading = pipeline.Reading(workers=workers)
   batch = taken(source, 30, unreadable=unreadable, reading=reading)
-  assert sorted(said) == [
-    'photos/100.jpg: No such file or directory',
-    'photos/7.jpg: not an image',
-  ]
+  assert sorted(said) == ['photos/100.jpg: No such file or directory', 'photos/7.jpg: not an image']
   assert unreadable.count == 2 and batch['mask'].all()
   epoch = np.bincount(grey(batch['image'][:300]), minlength=250)
   whole = taken(photos(300), 15)
@@ -273,7 +271,8 @@ def photos_on_disk(folder, *, train=120, val=12):
 
 TINY = ['model.width=16', 'model.depth=1', 'model.heads=2', 'model.mlp_dim=16', 'model.patch=4']
 TINY += ['image_size=8', 'batch_size=8', 'duration=4 steps', 'evaluation.every=2 steps']
-TINY += ['schedule.warmup=0 steps', 'data.preprocess=resize', 'system.log_every=1 steps']
+TINY += ['schedule.name=constant', 'schedule.warmup=0 steps', 'data.preprocess=resize']
+TINY += ['system.log_every=1 steps']
 
 
 def trained(tmp_path, *overrides):
@@ -353,7 +352,7 @@ def test_multi_label_images_need_the_sigmoid_loss_and_give_independent_scores(
   assert trained(tmp_path, source, 'objective.loss=sigmoid') == 0
   run = vit_jax.load(tmp_path / 'run')
   predictions = run.predict(np.zeros((8, 8, 3), np.uint8), top=3)
-  logits, _ = run.model.apply({'params': run.params}, -np.ones((1, 8, 8, 3), np.float32))
+  logits, _ = forward(run.model, run.params, -np.ones((1, 8, 8, 3), np.float32))
   want = sorted(1 / (1 + np.exp(-np.asarray(logits[0]))), reverse=True)
   np.testing.assert_allclose([each['score'] for each in predictions], want, rtol=1e-5)
 
