@@ -308,8 +308,15 @@ def spoilt(source, **changes):
   (source / 'config.json').write_text(json.dumps(described))
 
 
-@pytest.mark.parametrize('positions', ['learned', 'rope', 'sincos2d'])
-@pytest.mark.parametrize('size', [[10**7, 8], [8, 10**9], [65_536, 65_536], [10**9, 10**9]])
+@pytest.mark.parametrize(
+  'size, positions',
+  [
+    ([10**7, 8], 'learned'),
+    ([8, 10**9], 'rope'),
+    ([65_536, 65_536], 'sincos2d'),
+    ([10**9, 10**9], 'learned'),
+  ],
+)
 def test_a_size_beyond_memory_is_refused_before_it_is_taken(size, positions, source, capsys):
   spoilt(source, preprocess__size=size, model__positions=positions)
   assert 'too large' in line([source, source / 'out', '--to', 'bundle'], capsys)
