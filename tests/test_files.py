@@ -509,10 +509,7 @@ def test_small_pickles_do_not_grow_large(tmp_path, monkeypatch):
     'deep': (b'\x80\2' + b'}X\1\0\0\0a' * 4_000 + b'}' + b's' * 4_000 + b'.', 'name of over'),
     'many': (b'\x80\2' + b'N' * 20_001 + b'.', 'instructions'),
     'marks': (b'\x80\2' + b'(' * 9_000 + b't' * 9_000 + b'.', 'not a dictionary'),
-    'keys that hash alike': (
-      b'\x80\2}(' + pickle.dumps(2**61 - 1, 2)[2:-1] + b'Nu.',
-      'the key of',
-    ),
+    'keys that hash alike': (b'\x80\2}(' + pickle.dumps(2**61 - 1, 2)[2:-1] + b'Nu.', 'the key of'),
     'duplicated': (b'\x80\2}' + b'2' * 100 + b'.', 'instruction DUP'),
     'without an end': (b'\x80\2}', 'cannot be read'),
     'empty': (b'', 'cannot be read'),

@@ -19,10 +19,7 @@ GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden/golden.npz')
 MODELS = {
   'vit_ti16_224': ('ViT-Ti/16', dict()),
   'vit_s32_224': ('ViT-S/32', dict()),
-  'bv_s16_gap_sincos_rep': (
-    'ViT-S/16',
-    dict(pool='gap', positions='sincos2d', representation=384),
-  ),
+  'bv_s16_gap_sincos_rep': ('ViT-S/16', dict(pool='gap', positions='sincos2d', representation=384)),
   'bv_s16_map': ('ViT-S/16', dict(pool='map')),
   'r_ti16_224': ('R+ViT-Ti/16', dict()),
   'mixer_b16_224': ('Mixer-B/16', dict()),

@@ -21,17 +21,7 @@ import vit_jax
 from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import __main__ as commands
-from vit_jax import (
-  analysis,
-  bundle,
-  main,
-  metrics,
-  pipeline,
-  predict,
-  sources,
-  train,
-  workdir,
-)
+from vit_jax import analysis, bundle, main, metrics, pipeline, predict, sources, train, workdir
 from vit_jax.commands import inspect
 from vit_jax.commands import report as report_command
 from vit_jax.evaluate import accuracy, inputs, results
