@@ -418,6 +418,21 @@ def test_save_takes_the_test_split_where_there_is_one(mine, tmp_path, capsys):
   assert 'split test' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['digit', 'OUT'], 'did you mean digits'),
+    (['digits', 'OUT', '--split', 'tset'], 'did you mean test'),
+    (['digits', 'OUT', '--count', '-5'], '-5'),
+  ],
+)
+def test_what_cannot_be_saved_is_refused(words, said, tmp_path, capsys):
+  assert run('save', *(word.replace('OUT', str(tmp_path / 'out')) for word in words)) == 2
+  captured = capsys.readouterr()
+  assert captured.err.count('\n') == 1 and said in captured.err
+  assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_cannot_be_saved_to_is_named(mine, tmp_path, capsys):
   (tmp_path / 'file').touch()
   assert run('save', 'arrays:mine', str(tmp_path / 'file')) == 2

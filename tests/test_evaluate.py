@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 
 import vit_jax
 from tests.conftest import SIZE, drawn, forward, shapes, tiny
+from tests.test_docs import blocks, coded, table
 from tests.test_run import cache, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, pipeline, sharding, sources
@@ -50,10 +51,7 @@ def split_of(count, *, classes=NAMES, bad=(), label=None, name='made', split='te
   """A split of `count` images, of which some cannot be read; `label` gives that of an index."""
   label = label or (lambda index: index % len(classes))
   records = [
-    {
-      'image': b'' if index in bad else picture(index),
-      'label': np.asarray(label(index), np.int32),
-    }
+    {'image': b'' if index in bad else picture(index), 'label': np.asarray(label(index), np.int32)}
     for index in range(count)
   ]
   return inputs.Split(name, split, sources.Source(records, tuple(classes)))
@@ -600,6 +598,8 @@ def test_the_file_has_what_is_printed(whole, tmp_path, capsys):
   assert list(tmp_path.iterdir()) == [tmp_path / 'out.json']
   assert (result['method'], result['count'], result['unlabelled']) == ('accuracy', 359, 0)
   assert np.sum(result['confusion']) == 359
+  table = output_of(['evaluate', whole, '--batch-size', '7'], capsys)
+  assert '359 images' in table and f'accuracy {result["accuracy"]:.2%}' in table
 
 
 @pytest.mark.parametrize(
@@ -621,6 +621,10 @@ def test_the_file_has_what_is_printed(whole, tmp_path, capsys):
       ['evaluate', 'HEADLESS', '--on', 'digits', '--method', 'fewshot', '--shots', '0'],
       'at least 1',
     ),
+    (['evaluate', 'RUN/model'], 'names no data'),
+    (['evaluate', 'RUN', '--split', 'tset'], 'did you mean test'),
+    (['evaluate', 'RUN', '--batch-size', '0'], '0'),
+    (['evaluate', 'RUN', '--batch-size', '-4'], '-4'),
     (['evaluate', 'RUN', '--on', 'folder:PHOTOS'], '--label_map'),
     (['evaluate', 'RUN', '--on', 'folder:PHOTOS', '--split', 'test'], 'test'),
     (['evaluate', 'RUN', '--out', '/dev/null/x.json'], 'x.json'),
@@ -718,34 +722,17 @@ def test_features_cut_off_in_the_writing_leave_the_old_file(kind, tmp_path, monk
 # docs/evaluation.md
 
 
-def blocks(language):
-  fenced = re.findall(r'^```(\w*)\n(.*?)^```$', DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-  return [block for kind, block in fenced if kind == language]
-
-
-def rows_of_table(title):
-  """{what stands in code font in a row's first cell: the row}, of the table with that title."""
-  lines = DOCUMENT.read_text().splitlines()
-  start = next(n for n, line in enumerate(lines) if line.startswith(f'| {title} |'))
-  result = {}
-  for line in lines[start + 2 :]:
-    if not line.startswith('|'):
-      break
-    result[tuple(re.findall('`([^`]+)`', line.split('|')[1])) or line.split('|')[1].strip()] = line
-  return result
-
-
 @pytest.fixture
 def in_docs_folder(whole, photos, tmp_path, monkeypatch):
   """The folder that the examples run in."""
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'digits').symlink_to(whole)
-  (mapping,) = blocks('json')
+  (mapping,) = blocks(DOCUMENT, 'json')
   (tmp_path / 'photos.json').write_text(mapping)
   monkeypatch.chdir(tmp_path)
 
 
-COMMANDS = [line for line in blocks('')[0].splitlines() if line]
+COMMANDS = [line for line in blocks(DOCUMENT, '')[0].splitlines() if line]
 
 
 @pytest.mark.parametrize('line', COMMANDS)
@@ -756,14 +743,14 @@ def test_a_command_of_the_page_runs(line, in_docs_folder, capsys):
 
 
 def test_every_method_and_field_is_told(in_docs_folder, capsys):
-  assert [name for (name,) in rows_of_table('`--method`')] == list(evaluate.METHODS)
+  assert [coded(row[0]) for row in table('`--method`', DOCUMENT)] == [[m] for m in evaluate.METHODS]
   result = output_of(['evaluate', 'runs/digits', '--format', 'json'], capsys)
-  assert {name for names in rows_of_table('field') for name in names} == set(result)
+  assert {name for row in table('field', DOCUMENT) for name in coded(row[0])} == set(result)
 
 
 def test_the_label_maps_told_are_presets():
-  for line in rows_of_table('data').values():
-    (name,) = re.findall(r'--on (\w+)', line)
+  for row in table('data', DOCUMENT):
+    (name,) = re.findall(r'--on (\w+)', ' '.join(row))
     assert presets.PRESETS[name].classes == 1000
 
 
@@ -778,6 +765,6 @@ def test_the_numbers_told_are_those_that_hold():
 
 
 def test_python_of_the_page_runs(in_docs_folder):
-  (block,) = blocks('python')
+  (block,) = blocks(DOCUMENT, 'python')
   with contextlib.redirect_stderr(io.StringIO()):
     exec(block, {})

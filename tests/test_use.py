@@ -7,17 +7,26 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
-from tests.test_run import assert_same_bits, cache, contents, rows_of, vit_train, whole
+from tests.conftest import drawn, shapes
+from tests.test_run import (
+  ROOT,
+  assert_same_bits,
+  cache,
+  contents,
+  environment,
+  vit_train,
+  whole,
+)  # fmt: skip
 from vit_jax import __main__ as vit
 from vit_jax import bundle, models, sources
 from vit_jax.commands import doctor
@@ -220,20 +229,34 @@ def test_a_file_that_cannot_be_read_is_named(whole, folder, capsys):
   assert '0.png' in output.out
 
 
+def run_python(words, **options):
+  """A process of Python, ended."""
+  env = environment(jax.config.jax_compilation_cache_dir)
+  words = [sys.executable, *words]
+  return subprocess.run(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, timeout=300, **options)
+
+
+EVERY_FORM = """
+import sys
+from vit_jax import __main__ as vit
+
+paths = sys.argv[1:]
+for form in ('table', 'csv', 'json'):
+  sys.argv[1:] = ['predict', *paths, '--format', form]
+  try:
+    vit.console()
+  except SystemExit as end:
+    assert not end.code
+"""
+
+
 def test_a_file_name_that_is_not_unicode_is_predicted(whole, images, tmp_path):
-  import subprocess
-
-  from tests.test_run import ROOT, environment
-
   name = os.fsencode(tmp_path) + b'/\xff.png'
   Image.fromarray(images[0]).save(tmp_path / 'a.png')
   os.rename(tmp_path / 'a.png', name)
-  for form in ('table', 'csv', 'json'):
-    words = [sys.executable, '-m', 'vit_jax', 'predict', whole, tmp_path, '--format', form]
-    env = environment(jax.config.jax_compilation_cache_dir)
-    ended = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, timeout=300)
-    assert (ended.returncode, ended.stderr) == (0, b'')
-    assert b'.png' in ended.stdout
+  ended = run_python(['-c', EVERY_FORM, whole, tmp_path], stdout=subprocess.PIPE)
+  assert (ended.returncode, ended.stderr) == (0, b'')
+  assert ended.stdout.count(b'.png') >= 3
 
 
 def test_an_image_of_any_mode_size_and_case_is_predicted(whole, tmp_path, capsys):
@@ -276,22 +299,6 @@ def test_a_run_that_is_none_is_refused(tmp_path, capsys):
   assert 'holds no weights' in refused(tmp_path, capsys)
   (tmp_path / 'rose.jpg').write_bytes(b'')
   assert 'rose.jpg' in refused(tmp_path / 'rose.jpg', capsys)
-
-
-def test_an_unfinished_run_is_refused_with_what_to_do(copied, capsys):
-  shutil.rmtree(copied / 'model')
-  assert 'let its training finish' in refused(copied, capsys)
-
-
-def test_truncated_weights_are_refused(copied, capsys):
-  file = copied / 'model/model.safetensors'
-  file.write_bytes(file.read_bytes()[:-10])
-  assert str(file) in refused(copied, capsys)
-
-
-def test_missing_weights_are_refused_by_their_name(copied, capsys):
-  (copied / 'model/model.safetensors').unlink()
-  assert 'model.safetensors' in refused(copied, capsys)
 
 
 def test_all_wrong_arrays_are_named_at_once(copied, capsys):
@@ -430,7 +437,7 @@ def test_every_field_of_a_model_survives_a_bundle(tmp_path):
   assert set(OTHER) | omitted == set(standard)  # a new field belongs into OTHER
   assert [f for f in OTHER if OTHER[f] == standard[f]] == []
   model = vit_jax.build('ViT-Ti/16', **OTHER)
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  params = drawn(shapes(model, (8, 8)))
   size = bundle.Preprocess('resize', (8, 8), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
   bundle.write(tmp_path, bundle.Bundle(model, params, ('a', 'b', 'ç'), size, 'ViT-Ti/16'))
   back = bundle.read(tmp_path)
@@ -466,104 +473,13 @@ def test_a_bundle_cut_off_in_the_writing_leaves_the_old_one(run, tmp_path, monke
   assert contents(tmp_path) == before
 
 
-# vit evaluate
+# vit models, doctor
 
 
-def evaluated(words, capsys):
-  assert vit.main(['evaluate', *map(str, words), '--format', 'json']) == 0
-  output = capsys.readouterr()
-  assert output.err == ''
-  return json.loads(output.out)
-
-
-def test_evaluate_gives_the_test_accuracy_that_training_logged(whole, capsys):
-  [logged] = [row for row in rows_of(whole) if 'test/accuracy' in row]
-  for more in ([], ['--batch-size', '7'], ['--split', 'test']):
-    result = evaluated([whole, *more], capsys)
-    assert (result['source'], result['split'], result['count']) == ('digits', 'test', 359)
-    assert result['accuracy'] == pytest.approx(logged['test/accuracy'], abs=1e-7)
-    assert result['loss'] == pytest.approx(logged['test/loss'], rel=1e-5)
-
-
-@pytest.mark.parametrize('split, count', [('train', 1259), ('validation', 179)])
-def test_evaluate_counts_every_image_of_a_split_once(split, count, whole, run, capsys):
-  result = evaluated([whole, '--split', split], capsys)
-  assert result['count'] == count and result['split'] == split
-  if split == 'validation':
-    source = sources.open_source('digits', split)
-    guesses = run.predict([source[i]['image'] for i in range(count)], top=1)
-    right = sum(g[0]['label'] == str(source[i]['label']) for i, g in enumerate(guesses))
-    assert result['accuracy'] == pytest.approx(right / count, abs=1e-6)
-
-
-def test_evaluates_table_says_the_same(whole, capsys):
-  result = evaluated([whole], capsys)
-  assert vit.main(['evaluate', str(whole)]) == 0
-  out = capsys.readouterr().out
-  assert '359 images' in out and f'accuracy {result["accuracy"]:.2%}' in out
-
-
-@pytest.mark.parametrize(
-  'words, said',
-  [
-    (['RUN', '--split', 'tset'], 'did you mean test'),
-    (['RUN/model'], 'names no data'),
-    (['RUN/model/model.safetensors'], 'model.safetensors'),
-    (['nowhere'], 'nowhere'),
-    (['RUN', '--batch-size', '0'], '0'),
-    (['RUN', '--batch-size', '-4'], '-4'),
-  ],
-)
-def test_what_cannot_be_evaluated_is_refused(words, said, whole, capsys):
-  assert vit.main(['evaluate', *(word.replace('RUN', str(whole)) for word in words)]) == 2
-  output = capsys.readouterr()
-  assert output.err.count('\n') == 1 and said in output.err
-
-
-# vit models, data, doctor
-
-
-def test_models_lists_every_model_with_its_parameters(capsys):
-  assert vit.main(['models', 'ViT-B/16', 'b32']) == 0
-  out = capsys.readouterr().out
-  assert '86,567,656' in out and '88,224,232' in out  # as timm counts them
-  assert vit.main(['models', 'ViT-Q/16']) == 2
-  assert 'did you mean' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('size', ['0', '-16', '10'])
-def test_models_refuses_an_image_size_that_holds_no_patch(size, capsys):
-  assert vit.main(['models', '--image-size', size]) == 2
+@pytest.mark.parametrize('words', ['--image-size 0', '--image-size -16', '--image-size 10', 'B_17'])
+def test_models_refuses_other_models_and_an_image_size_that_holds_no_patch(words, capsys):
+  assert vit.main(['models', *words.split()]) == 2
   assert capsys.readouterr().err.count('\n') == 1
-
-
-def test_data_saves_images_that_are_those_of_the_source(tmp_path, capsys):
-  words = ['data', 'save', 'digits', str(tmp_path / 'out'), '--split', 'test', '--count', '4']
-  assert vit.main(words) == 0
-  assert '4 images of digits' in capsys.readouterr().out
-  source = sources.open_source('digits', 'test')
-  saved = sorted((tmp_path / 'out').rglob('*.png'), key=lambda file: file.name)
-  assert len(saved) == 4
-  for i, file in enumerate(saved):
-    assert file.parent.name == str(source[i]['label'])
-    np.testing.assert_array_equal(np.asarray(Image.open(file)), source[i]['image'])
-
-
-@pytest.mark.parametrize(
-  'words, said',
-  [
-    (['digit', 'OUT'], 'did you mean digits'),
-    (['digits', 'OUT', '--split', 'tset'], 'did you mean test'),
-    (['digits', '/dev/null/x'], '/dev/null'),
-    (['digits', 'OUT', '--count', '-5'], '-5'),
-  ],
-)
-def test_data_that_cannot_be_saved_is_refused(words, said, tmp_path, capsys):
-  out = tmp_path / 'out'
-  assert vit.main(['data', 'save', *(word.replace('OUT', str(out)) for word in words)]) == 2
-  output = capsys.readouterr()
-  assert output.err.count('\n') == 1 and said in output.err
-  assert not out.exists()
 
 
 def test_doctor_finds_nothing_wrong_here(monkeypatch, capsys):
@@ -589,18 +505,10 @@ def test_doctor_names_packages_that_are_missing(monkeypatch, capsys):
   assert 'missing: grain' in capsys.readouterr().err
 
 
-def test_a_reader_that_has_had_enough_is_no_error(whole, folder, monkeypatch):
-  import subprocess
-
-  from tests.test_run import ROOT, environment
-
+def test_a_reader_that_has_had_enough_is_no_error():
   reading, writing = os.pipe()
   os.close(reading)
-  words = [sys.executable, '-m', 'vit_jax', 'models']
-  env = environment(jax.config.jax_compilation_cache_dir)
-  ended = subprocess.run(
-    words, env=env, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=300
-  )
+  ended = run_python(['-m', 'vit_jax', 'models', 'ViT-Ti/16'], stdout=writing)
   os.close(writing)
   assert (ended.returncode, ended.stderr) == (0, b'')
 
