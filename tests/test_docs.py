@@ -434,7 +434,7 @@ def lines_of(text):
 
 def tiny_checkpoint(folder):
   """A checkpoint of a tiny ViT, in the place of a published one that is fetched."""
-  sizes = dict(patch=8, width=16, depth=2, heads=2, mlp_dim=16)
+  sizes = dict(patch=8, width=16, depth=1, heads=2, mlp_dim=16)
   model = vit_jax.build('ViT-S/16', num_classes=7, **sizes)
   looks = bundle.Preprocess('resize', (16, 16))
   params = drawn(shapes(model, looks.size), 0.1)
@@ -444,7 +444,7 @@ def tiny_checkpoint(folder):
 
 AFTER_TRAINING = report.after_training  # which conftest replaces in tests
 SMALLER = {'duration': 2, 'schedule.warmup': 0}
-TINY = {'model.width': 16, 'model.depth': 2, 'model.heads': 2, 'model.mlp_dim': 16}
+TINY = {'model.width': 16, 'model.depth': 1, 'model.heads': 2, 'model.mlp_dim': 16}
 FROM_NOTHING = {'digits': TINY, 'default': TINY | {'image_size': 16}}  # by the config's name
 
 
