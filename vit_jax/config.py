@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -56,11 +57,6 @@ EXAMPLES = {  # where the default is None
 Old = Callable[[ConfigDict, str], dict[str, str]]  # an old field's value -> overrides of today
 
 
-def renamed(field: str) -> Old:
-  """An old field that is another one now, with the same values."""
-  return lambda config, value: {field: value}
-
-
 def old_dataset(config: ConfigDict, value: str) -> dict[str, str]:
   """A preset, a folder of images, or a set of TFDS, which may have no images for validation."""
   if value in presets.PRESETS or ':' in value:
@@ -70,45 +66,37 @@ def old_dataset(config: ConfigDict, value: str) -> dict[str, str]:
   return {'data.source': f'tfds:{value}', 'data.validation': ''}
 
 
-def old_split(use: str) -> Old:
+def old_split(use: str, config: ConfigDict, value: str) -> dict[str, str]:
   """A split of a set of TFDS, or the preset's of the same images."""
-
-  def split(config: ConfigDict, value: str) -> dict[str, str]:
-    preset = presets.PRESETS.get(config.data.source)
-    same = preset is not None and preset.splits.get(use) == value
-    return {f'data.{use}': use if same else value}
-
-  return split
+  preset = presets.PRESETS.get(config.data.source)
+  same = preset is not None and preset.splits.get(use) == value
+  return {f'data.{use}': use if same else value}
 
 
-def old_resize(config: ConfigDict, value: str) -> dict[str, str]:
-  """The side that images are squashed to before a random crop."""
-  return {'data.augment': f'resize({value}) | random_crop | flip'}
-
-
-# Fields of google-research/vision_transformer: what each is now; None: nothing.
-OLD: dict[str, Old | None] = {
+# Fields of google-research/vision_transformer: what each is now, with the same values or translated
+# ones; None: nothing.
+OLD: dict[str, str | Old | None] = {
   'dataset': old_dataset,
-  'pp.train': old_split('train'),
-  'pp.test': old_split('test'),
-  'pp.crop': renamed('image_size'),
-  'pp.resize': old_resize,
-  'base_lr': renamed('schedule.learning_rate'),
-  'decay_type': renamed('schedule.name'),
-  'warmup_steps': renamed('schedule.warmup'),
-  'total_steps': renamed('duration'),
-  'batch': renamed('batch_size'),
+  'pp.train': functools.partial(old_split, 'train'),
+  'pp.test': functools.partial(old_split, 'test'),
+  'pp.crop': 'image_size',
+  'pp.resize': lambda config, side: {'data.augment': f'resize({side}) | random_crop | flip'},
+  'base_lr': 'schedule.learning_rate',
+  'decay_type': 'schedule.name',
+  'warmup_steps': 'schedule.warmup',
+  'total_steps': 'duration',
+  'batch': 'batch_size',
   'batch_eval': None,
-  'accum_steps': renamed('accumulate'),
-  'grad_norm_clip': renamed('optimizer.clip'),
-  'optim_dtype': renamed('optimizer.momentum_dtype'),
-  'eval_every': renamed('evaluation.every'),
-  'checkpoint_every': renamed('checkpoint.every'),
-  'progress_every': renamed('system.log_every'),
-  'prefetch': renamed('system.prefetch'),
+  'accum_steps': 'accumulate',
+  'grad_norm_clip': 'optimizer.clip',
+  'optim_dtype': 'optimizer.momentum_dtype',
+  'eval_every': 'evaluation.every',
+  'checkpoint_every': 'checkpoint.every',
+  'progress_every': 'system.log_every',
+  'prefetch': 'system.prefetch',
   'shuffle_buffer': None,
-  'model.transformer.dropout_rate': renamed('model.dropout'),
-  'model.transformer.attention_dropout_rate': renamed('model.attention_dropout'),
+  'model.transformer.dropout_rate': 'model.dropout',
+  'model.transformer.attention_dropout_rate': 'model.attention_dropout',
 }
 
 
@@ -157,7 +145,8 @@ def call_get_config(path: pathlib.Path, argument: str) -> ConfigDict:
     config = module.get_config(argument) if takes_argument else module.get_config()
   except (Exception, SystemExit) as error:
     text = ' '.join(str(error).split())
-    if is_shipped(path) and isinstance(error, (ValueError, OSError)):  # of its argument
+    shipped = path.resolve().parent == SHIPPED.resolve()
+    if shipped and isinstance(error, ValueError | OSError):  # of its argument
       raise ValueError(f'config {path.stem}: {text}') from error
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
@@ -166,11 +155,6 @@ def call_get_config(path: pathlib.Path, argument: str) -> ConfigDict:
   if not isinstance(config, ConfigDict):
     raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
   return config
-
-
-def is_shipped(path: pathlib.Path) -> bool:
-  """Whether a file is one of the configs of this package."""
-  return path.resolve().parent == SHIPPED.resolve()
 
 
 def assign(config: ConfigDict, override: str) -> str:
@@ -191,11 +175,12 @@ def assign(config: ConfigDict, override: str) -> str:
 
 def assign_old(config: ConfigDict, field: str, text: str) -> str:
   """Sets one of OLD, and prints its name of today; returns what is wrong with it, or ''."""
-  translate = OLD[field]
-  if translate is None:
+  new = OLD[field]
+  if new is None:
     print(f'--config.{field} has no effect: there is nothing like it', file=sys.stderr)
     return ''
-  today = [f'{name}={value}' for name, value in translate(config, text).items()]
+  values = {new: text} if isinstance(new, str) else new(config, text)
+  today = [f'{name}={value}' for name, value in values.items()]
   flags = ' '.join(f'--config.{override}' for override in today)
   print(f'--config.{field}={text} is now {flags}', file=sys.stderr)
   return '; '.join(error for override in today if (error := assign(config, override)))
@@ -203,10 +188,8 @@ def assign_old(config: ConfigDict, field: str, text: str) -> str:
 
 def literal(text: str) -> object:
   """'3' -> 3, '1e-3' -> 0.001, '8,8' -> (8, 8), 'true' -> True, None -> None; text as it is."""
-  if text.lower() in ('true', 'false'):
-    return text.lower() == 'true'
   try:
-    return ast.literal_eval(text)
+    return ast.literal_eval(text.title() if text.lower() in ('true', 'false') else text)
   except (ValueError, SyntaxError):
     return text
 
@@ -214,18 +197,16 @@ def literal(text: str) -> object:
 def validated(config: ConfigDict) -> FrozenConfigDict:
   """The config with its values in their fields' types, immutable: here alone they are checked.
 
-  Raises:
-    ValueError: one line that names every unknown, missing or mistyped field; or of a config whose
-      fields are right, every value that none may have, or that does not go with another.
+  All that is wrong is in one ValueError: fields first, then values, alone and with one another.
   """
   schema, fields = flat(default()), flat(config)
   errors = [unknown_field(field, list(schema)) for field in fields if field not in schema]
   errors += [f'field {field!r} is missing' for field in schema if field not in fields]
-  clean = ConfigDict(type_safe=False)
-  for field, (standard, kind) in schema.items():
+  clean = ConfigDict(default().to_dict(), type_safe=False)
+  for field, standard in schema.items():
     if field in fields:
       try:
-        set_field(clean, field, as_field(field, fields[field][0], standard, kind))
+        set_field(clean, field, as_field(field, fields[field][0], *standard))
       except ValueError as error:
         errors.append(f'{field} {error}')
   if errors := errors or [*range_errors(clean), *value_errors(clean)]:
@@ -293,12 +274,7 @@ def as_field(field: str, value: object, standard: object, kind: type) -> object:
 
 
 def coerced(value: object, standard: object, kind: type) -> object:
-  """A value in the type of its field, which the default config shows by example.
-
-  Raises:
-    ValueError: with the value that came and what was wanted.
-  """
-
+  """A value in the type of its field, which the default config shows by example."""
   items = standard if isinstance(standard, tuple) else ()
   if value is None and standard is None:
     return None
@@ -328,8 +304,6 @@ def is_duration(value: object) -> bool:
 def set_field(config: ConfigDict, field: str, value: object) -> None:
   *parents, leaf = field.split('.')
   for parent in parents:
-    if parent not in config:
-      config[parent] = ConfigDict(type_safe=False)
     config = config[parent]
   config[leaf] = value
 
