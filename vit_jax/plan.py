@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -32,17 +32,7 @@ from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
-from vit_jax.tasks import (
-  Array,
-  Batch,
-  Params,
-  Start,
-  Task,
-  abstract_batch,
-  classify,
-  distil,
-  losses,
-)
+from vit_jax.tasks import Batch, Params, Start, Sums, Task, abstract_batch, classify, distil, losses
 from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, nearest
 
@@ -84,16 +74,14 @@ class Plan:
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
   ) -> pipeline.Unreadable:
-    """What takes the unreadable images of a split, and lists them in the run's folder.
-
-    An evaluation accepts any number of them, as they are not scored.
-    """
+    """What takes the unreadable images of a split, and lists them in the run's folder."""
     process = f'_{jax.process_index()}' if jax.process_count() > 1 else ''
+    trains = use == 'train'  # an evaluation accepts any number of them, as they are not scored
     return pipeline.Unreadable(
       self.splits[use],
-      policy=self.config.data.bad_images if use == 'train' else 'substitute',
+      policy=self.config.data.bad_images if trains else 'substitute',
       say=say,
-      limit=pipeline.MAX_UNREADABLE if use == 'train' else None,
+      limit=pipeline.MAX_UNREADABLE if trains else None,
       file=folder / f'unreadable_{use}{process}.txt',
     )
 
@@ -137,6 +125,10 @@ class Plan:
   ) -> Iterator[Batch]:
     depth = self.config.system.prefetch
     return sharding.prefetch(batches, self.mesh, depth=depth, shards=reading.shard[1])
+
+  def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
+    shard = sharding.batch_shard(batch_size, self.mesh)
+    return pipeline.Reading(shard, self.config.system.threads, workers)
 
   def step(self) -> Step:
     """The training step."""
@@ -232,10 +224,6 @@ class Plan:
     crc = tree_crc(task.fixed) if task.fixed else None
     workdir.claim(folder, self.config, self.splits['train'], ranks=task.ranks, fixed_crc=crc)
 
-  def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
-    shard = sharding.batch_shard(batch_size, self.mesh)
-    return pipeline.Reading(shard, self.config.system.threads, workers)
-
 
 def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:
   """Reads the config once and checks what it names, and the checkpoint that it starts from.
@@ -263,6 +251,9 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
   if config.system.logger:
     lookup.imported(config.system.logger, 'logger')
   schedule = make_schedule(config.schedule, steps, total)
+  log_every = min(max(total // 100, 1), 50)
+  if config.system.log_every is not None:
+    log_every = steps(config.system.log_every)
   plan = Plan(
     config=config,
     mesh=mesh,
@@ -280,26 +271,12 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
     evaluate_every=steps(config.evaluation.every) if config.data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
     patience=steps(config.evaluation.patience),
-    log_every=log_every(config.system.log_every, steps, total),
+    log_every=log_every,
     time_limit=optim.seconds(config.time_limit),
   )
   if extensions(config):
     check_extensions(plan)
   return plan
-
-
-def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
-  """The config's sources by use, checked to be fit for training."""
-  data = config.data
-  named = {use: data[use] for use in ('train', 'validation', 'test') if data[use]}
-  splits = sources.open_splits(data.source, named)
-  check_source(config, splits)
-  return splits
-
-
-def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:
-  """Steps from one logged row to the next: by default a hundredth of the run, at most 50."""
-  return steps(duration) if duration is not None else min(max(total // 100, 1), 50)
 
 
 def make_task(
@@ -310,11 +287,6 @@ def make_task(
   Such a function takes (config, source, start): the config, with all defaults; the training source;
   and `start(model)`, which gives the `Task.start` of a model that `config.pretrained` is for, or
   None.
-
-  Args:
-    config: of `checkpoint_defaults`.
-    source: of the training images.
-    checkpoint: that the run starts from, if it is open.
   """
   make = lookup.named(config.task, TASKS, 'task')
   with naming_extensions(config):
@@ -374,7 +346,7 @@ def check_extensions(plan: Plan) -> None:
     raise ValueError(f'{", ".join(extensions(config))}: {error_line(error)}') from error
 
 
-def check_read(task: Task, sums: Mapping[str, Array], names: Iterable[str]) -> None:
+def check_read(task: Task, sums: Sums, names: Iterable[str]) -> None:
   """Raises ValueError if a task does not read these numbers of its sums, given as shapes."""
   if 'count' not in sums:
     raise ValueError(f"has no 'count' among its sums, which are {', '.join(sums)}")
@@ -444,23 +416,19 @@ TASKS: dict[str, Callable[..., Task]] = {'classify': classification}
 
 
 def checkpoint_defaults(
-  config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None
+  config: FrozenConfigDict, folder: str | os.PathLike[str] | None
 ) -> tuple[FrozenConfigDict, convert.Checkpoint | None]:
   """The config with what its checkpoint decides, and that checkpoint if it was opened for it.
 
   These are the fields of its model and the pixels that it takes, where the config leaves them open;
   not how it was initialised and regularised, or is computed. A new head is one without the tanh
-  layer that some were pre-trained with, as in the ViT paper.
-
-  Args:
-    config: of a run.
-    folder: the run's; once it has a state of its own, its config has these defaults.
+  layer that some were pre-trained with, as in the ViT paper. Once the run in the folder has a state
+  of its own, its config has these defaults.
   """
   checkpoint, model, pixels = None, {}, {}
   if config.pretrained:
-    resumes = folder is not None and any(pathlib.Path(folder).glob('checkpoints/[0-9]*'))
-    previous = workdir.read_config(pathlib.Path(folder)) if folder and resumes else None
-    if previous:
+    resumes = folder and any(pathlib.Path(folder).glob('checkpoints/[0-9]*'))
+    if folder and resumes and (previous := workdir.read_config(pathlib.Path(folder))):
       model, pixels = previous['model'], previous['data']
     else:
       checkpoint = open_pretrained(config)
@@ -476,12 +444,7 @@ def checkpoint_defaults(
 
 
 def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
-  """The checkpoint that a config starts from.
-
-  Raises:
-    ValueError: if it cannot be read, or is of another variant than the config names.
-    FileNotFoundError: if there is none.
-  """
+  """The checkpoint that a config starts from; ValueError if it is not of the variant named."""
   path = published.local(config.pretrained, config.pretrained_dir)
   checkpoint = convert.read(path, heads=config.model.heads)
   name = config.model.name
@@ -491,14 +454,11 @@ def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
 
 
 def pretrained_start(
-  config: FrozenConfigDict, model: models.Model, *, checkpoint: convert.Checkpoint | None = None
+  config: FrozenConfigDict, model: models.Model, *, checkpoint: convert.Checkpoint | None
 ) -> GiveStart | None:
-  """Gives a model the parameters of `config.pretrained`, read now from a checkpoint that is open.
+  """Gives a model the parameters of `config.pretrained`.
 
-  Args:
-    config: of a run.
-    model: which they are for.
-    checkpoint: the one that the config names; None opens it when it is asked for.
+  They are read now from a checkpoint that is open; one that is not is opened when they are needed.
   """
 
   def adapted(checkpoint: convert.Checkpoint) -> Start:
@@ -566,22 +526,15 @@ def output_size(transform: transforms.Transform, image: np.ndarray, use: str) ->
     raise
   except (Exception, SystemExit) as error:  # of a step from elsewhere, whatever it does
     raise ValueError(f'the {use} transforms fail: {error_line(error)}') from error
-  if not isinstance(output, np.ndarray):
-    raise ValueError(
-      f'the {use} transforms give {type(output).__name__}, must give uint8 (H, W, 3)'
-    )
-  if output.dtype != np.uint8 or output.shape[2:] != (3,):
-    form = f'{output.dtype} {output.shape}'
+  is_array = isinstance(output, np.ndarray)
+  if not is_array or output.dtype != np.uint8 or output.shape[2:] != (3,):
+    form = f'{output.dtype} {output.shape}' if is_array else type(output).__name__
     raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')
   return output.shape[0], output.shape[1]
 
 
 def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
-  """The config with the task's usual metric where it names none.
-
-  Raises:
-    ValueError: if evaluations are to be ranked by what the task does not rank by.
-  """
+  """The config with the task's usual metric where it names none, and else one that it ranks by."""
   names = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
   metric = config.evaluation.metric or names[0]
   if metric not in names:
@@ -591,21 +544,25 @@ def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
   return FrozenConfigDict(whole)
 
 
-def check_source(config: FrozenConfigDict, splits: dict[str, sources.Source]) -> None:
-  """Raises ValueError for data that cannot be trained on."""
-  train, name = splits['train'], config.data.source
+def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
+  """The config's sources by use, checked to be fit for training."""
+  data, name = config.data, config.data.source
+  named = {use: data[use] for use in ('train', 'validation', 'test') if data[use]}
+  splits = sources.open_splits(name, named)
+  train = splits['train']
   if config.batch_size > len(train):
     raise ValueError(
       f'batch_size {config.batch_size} exceeds the {len(train)} training images of {name}'
     )
   for use, source in splits.items():
     if source.classes != train.classes:
-      raise ValueError(f'{name}: split {config.data[use]!r} has other classes than {use!r}')
+      raise ValueError(f'{name}: split {data[use]!r} has other classes than {use!r}')
     if use != 'train' and (shared := sources.overlap(train, source)):
       raise ValueError(
-        f'data.{use} {config.data[use]!r} overlaps data.train {config.data.train!r} of {name}: '
+        f'data.{use} {data[use]!r} overlaps data.train {data.train!r} of {name}: '
         f'{shared:,} images are in both'
       )
+  return splits
 
 
 def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) -> None:
