@@ -18,9 +18,7 @@ from vit_jax.sources.columns import Columns as Columns
 Array = jax.Array
 Params = dict[str, Any]  # float32 arrays by name, nested: what is trained
 Batch = Mapping[str, Array]  # the task's columns, (B, *shape) each, and 'mask' (B,) of 0 and 1
-Sums = dict[
-  str, Array
-]  # of the examples that count; they add up over batches, hosts and micro-batches
+Sums = dict[str, Array]  # of examples that count; they add up over batches, hosts, micro-batches
 Rows = dict[str, Array]  # (B, ...) of each example, in the order of the batch
 Fixed = Mapping[str, Any]  # arrays that are read and not trained, nested
 Named = Mapping[str, Any]  # arrays on the way to a loss, in the order of computation

@@ -249,12 +249,7 @@ def read(sums: Mapping[str, Any]) -> dict[str, float]:
 def details(
   sums: Mapping[str, Any], rows: Mapping[str, np.ndarray], *, names: Sequence[str]
 ) -> dict[str, Any]:
-  """The details of an evaluation: calibration, classes, confusion, mistakes.
-
-  Args:
-    sums: of `measure`, over a split.
-    rows: of `measure`, of every image of the split in order.
-    names: (K,) of the classes.
+  """The details of an evaluation, from `measure` of a split: calibration, classes, mistakes.
 
   Returns:
     'matched', how the classes of data and model were; 'calibration', a dict for each bin;
@@ -297,10 +292,10 @@ def confusion(label: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dic
   pairs = Counter(zip(label[wrong].tolist(), guess[wrong].tolist()))
   matrix = None
   if len(names) <= LARGEST_CONFUSION:
-    matrix = np.zeros((len(names),) * 2, np.int64)
-    np.add.at(matrix, (label, guess), 1)
+    flat = np.bincount(label * len(names) + guess, minlength=len(names) ** 2)
+    matrix = flat.reshape(len(names), -1).tolist()
   return {
-    'confusion': None if matrix is None else matrix.tolist(),
+    'confusion': matrix,
     'confused': [
       {'label': names[label], 'guess': names[guess], 'count': times}
       for (label, guess), times in pairs.most_common(CONFUSED)
@@ -334,11 +329,7 @@ def average_precision(logits: np.ndarray, targets: np.ndarray, counts: np.ndarra
 
 
 def calibration(bins: np.ndarray) -> dict[str, Any]:
-  """The expected calibration error (Guo et al., arXiv 1706.04599) and what it is made of.
-
-  Args:
-    bins: (BINS, 3) sums of images, probability of the likeliest class, and right ones.
-  """
+  """The expected calibration error (Guo et al., arXiv 1706.04599), and its 'bins' of `measure`."""
   bins = np.asarray(bins)
   total = max(bins[:, 0].sum(), 1)
   error = float(np.abs(bins[:, 1] - bins[:, 2]).sum() / total)

@@ -5,7 +5,7 @@ N images, K classes, F features of the student, G of the teacher.
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +83,7 @@ def read_teacher(
       f"teacher {path} has {source.scores} scores: it can teach kind 'features' alone"
     )
   try:
-    is_ours = checkpoint.dialect == 'vit_jax'
-    columns = class_columns(classes, source.classes, is_ours=is_ours)
+    columns = class_columns(classes, source.classes, is_ours=checkpoint.dialect == 'vit_jax')
   except ValueError as error:
     raise ValueError(f'teacher {path}: {error}') from None
   in_order = columns == list(range(len(source.classes)))
@@ -94,14 +93,8 @@ def read_teacher(
 def class_columns(classes: Sequence[str], theirs: Sequence[str], *, is_ours: bool) -> list[int]:
   """(K,) a teacher's class for each of a student's, by name, or as `labels.match_names` finds it.
 
-  Args:
-    classes: of the student.
-    theirs: of the teacher.
-    is_ours: whether the teacher is a bundle of ours, whose classes are names even where they are
-      numbers; in files of others, numbers say that there were no names.
-
-  Raises:
-    ValueError: if a class of the student is none of the teacher's, or which is not known.
+  The classes of a bundle of ours are names even where they are numbers; in files of others, numbers
+  say that there were no names.
   """
   index = {name: i for i, name in enumerate(theirs)}
   if is_ours and len(index) == len(theirs) and set(classes) <= set(index):
@@ -165,7 +158,6 @@ def distil(
     ValueError: for values that `check` refuses, or a task that does not name what is learned from.
   """
   check(kind, temperature, weight)
-  distance = distances(kind, temperature)
   student_width, width = answer_widths(task, teacher, kind)
   projects = kind == 'features' and student_width != width
   if projects:
@@ -178,7 +170,8 @@ def distil(
     if projects:
       layer = params[PROJECTION]
       student = student @ layer['kernel'] + layer['bias'][None]  # (N, F) -> (N, G)
-    distance_sum = jnp.where(batch['mask'] > 0, distance(student, answer), 0).sum()
+    distances = distance(student, answer, kind=kind, temperature=temperature)  # (N,)
+    distance_sum = jnp.where(batch['mask'] > 0, distances, 0).sum()
     total = (1 - weight) * task_loss + weight * distance_sum
     sums = {**sums, 'loss': total, 'task_loss': task_loss, 'teacher_loss': distance_sum}
     return total, sums, {**named, **{f'teacher/{name}': leaf for name, leaf in answer.items()}}
@@ -222,19 +215,11 @@ def with_projection(task: Task, student_width: int, width: int) -> Task:
 
 
 def teacher_answer(
-  teacher: Teacher,
-  params: Params,
-  images: Array,
-  *,
-  mean: Sequence[float],
-  std: Sequence[float],
+  teacher: Teacher, params: Params, images: Array, *, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Array]:
   """What the teacher makes of a student's images: 'logits' (N, K) of its classes, 'pre_logits'.
 
-  Args:
-    teacher: whose model is applied, without dropout.
-    params: its parameters.
-    images: (N, H, W, 3), normalised for the student by `mean` and `std`.
+  The images (N, H, W, 3) are normalised for the student, by `mean` and `std`.
   """
   source = teacher.bundle
   images = renormalized(images, (mean, std), (source.preprocess.mean, source.preprocess.std))
@@ -267,24 +252,17 @@ def is_soft(kind: str, temperature: float | None) -> bool:
   return kind == 'logits' or (kind == 'token' and temperature is not None)
 
 
-def distances(
-  kind: str, temperature: float | None
-) -> Callable[[Array, Mapping[str, Array]], Array]:
-  """(what the student gives, float32, the teacher's answer) -> (N,) of each image."""
-
-  def feature_distance(features: Array, answer: Mapping[str, Array]) -> Array:
-    return jnp.square(features - answer['pre_logits']).mean(-1)
-
-  def logit_distance(logits: Array, answer: Mapping[str, Array]) -> Array:
-    return divergence(logits, answer['logits'], temperature or 1.0)
-
-  def class_distance(logits: Array, answer: Mapping[str, Array]) -> Array:
-    target = jax.nn.one_hot(answer['logits'].argmax(-1), answer['logits'].shape[-1])
-    return losses.softmax_cross_entropy(logits, target)
-
+def distance(
+  student: Array, answer: Mapping[str, Array], *, kind: str, temperature: float | None
+) -> Array:
+  """(N,), how far what the student gives, float32, is from the teacher's answer."""
   if kind == 'features':
-    return feature_distance
-  return logit_distance if is_soft(kind, temperature) else class_distance
+    return jnp.square(student - answer['pre_logits']).mean(-1)
+  logits = answer['logits']
+  if is_soft(kind, temperature):
+    return divergence(student, logits, temperature or 1.0)
+  likeliest = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
+  return losses.softmax_cross_entropy(student, likeliest)
 
 
 def divergence(logits: Array, answer: Array, temperature: float) -> Array:
@@ -304,11 +282,7 @@ def divergence(logits: Array, answer: Array, temperature: float) -> Array:
 
 
 def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
-  """The last axis of what the student gives, and of the teacher's answer: F and G, or twice K.
-
-  Raises:
-    ValueError: if the task's loss does not name what the kind reads, or has another K.
-  """
+  """The last axis of what the student gives, and of the teacher's answer: F and G, or twice K."""
   source = teacher.bundle
   key = jax.eval_shape(jax.random.key, 0)
   params = jax.eval_shape(task.init, key)

@@ -60,11 +60,7 @@ LOSSES: dict[str, Loss] = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_
 
 
 def named_loss(name: str) -> str | Loss:
-  """A name of LOSSES as it is, or the function that 'package.module:name' stands for.
-
-  Raises:
-    ValueError: if it is neither.
-  """
+  """A name of LOSSES as it is, or the function that 'package.module:name' stands for."""
   loss: Loss = lookup.named(name, LOSSES, 'loss')
   return name if name in LOSSES else loss
 
@@ -72,12 +68,7 @@ def named_loss(name: str) -> str | Loss:
 def scores_of(loss: str | Loss, scores: str = '') -> str:
   """What logits that were trained with a loss become, a name of LOSSES.
 
-  Args:
-    loss: of `named_loss`; a function may say it by its attribute `scores`.
-    scores: what the config says; '' leaves it to the loss.
-
-  Raises:
-    ValueError: if neither says it, or it is none of LOSSES.
+  The config says it by `scores`; '' leaves it to the loss, a function to its attribute `scores`.
   """
   chosen = scores or (loss if isinstance(loss, str) else getattr(loss, 'scores', ''))
   if not chosen:
@@ -108,12 +99,6 @@ def training_sums(
 
   An image without a label counts: of no class, the sigmoid loss learns from it. An evaluation,
   `classify.measure`, leaves it out.
-
-  Args:
-    logits: (N, K).
-    batch: with 'label' and 'mask'.
-    loss: of LOSSES, or a function of the same form.
-    smoothing: of the labels.
   """
   labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
   image_loss = LOSSES[loss] if isinstance(loss, str) else loss
@@ -129,13 +114,8 @@ def training_sums(
 def pixel_weights(key: Array, size: Sequence[int], *, mixup: float, cutmix: float) -> Array:
   """(H, W), the weight in [0, 1] of an image's own pixels when it is mixed with another's.
 
-  Their mean is the weight of its labels. Where both kinds are asked for, each is as likely.
-
-  Args:
-    key: of all random numbers.
-    size: (H, W).
-    mixup: a of `mixup_weights`; 0: none.
-    cutmix: a of `cutmix_weights`; 0: none.
+  Their mean is the weight of its labels. `mixup` and `cutmix` are the a of `mixup_weights` and
+  `cutmix_weights`, 0 for none; where both are asked for, each is as likely.
   """
   kind_key, key = jax.random.split(key)
   if not cutmix:
