@@ -4,6 +4,7 @@ Orbax restores damaged arrays without an error. So each step carries a seal, the
 each file of its items, written before the step gets its name; it is trusted only while they match.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,6 @@ from vit_jax.models import Tree
 
 SEAL = 'seal.json'
 DAMAGED = '.damaged'
-SUMS = 'sums'  # an item of each step
 
 
 class Checkpoints:
@@ -30,8 +30,7 @@ class Checkpoints:
     folder: of the checkpoints; made if absent.
     metric: name of the number that ranks evaluated steps.
     sign: 1 where more of it is better, -1 where less is.
-    keep_latest: how many of the newest steps stay.
-    keep_best: how many of the best evaluated steps stay.
+    keep_latest, keep_best: how many of the newest and of the best evaluated steps stay.
     say: takes a line for the user.
   """
 
@@ -58,7 +57,7 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self.seal_saved),
     )
-    self.manager = ocp.CheckpointManager(self.folder, item_names=('state', SUMS), options=options)
+    self.manager = ocp.CheckpointManager(self.folder, item_names=('state', 'sums'), options=options)
 
   def rank(self, metrics: dict[str, float]) -> tuple[float, float]:
     """Orders evaluated steps, best last; of equal ones the earlier is better."""
@@ -88,9 +87,8 @@ class Checkpoints:
     self.wait()
     self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
-    items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), **{SUMS: ocp.args.JsonSave(sums or {})}
-    )
+    state_args, sums_args = ocp.args.StandardSave(state), ocp.args.JsonSave(sums or {})
+    items = ocp.args.Composite(state=state_args, sums=sums_args)
     with jax.transfer_guard_device_to_host('allow'):  # the copy that is meant
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
@@ -131,10 +129,8 @@ class Checkpoints:
   def restore(self, like: Tree) -> tuple[int, Tree] | None:
     """The newest intact step and its state; None where there is none.
 
-    Damaged steps are named, and set aside under another name.
-
-    Args:
-      like: a tree of `jax.ShapeDtypeStruct` with shardings, which may differ from the saved ones.
+    Damaged steps are named, and set aside under another name. `like` is a tree of
+    `jax.ShapeDtypeStruct` with shardings, which may differ from the saved ones.
     """
     steps = self.steps()
     for step in reversed(steps):
@@ -148,11 +144,9 @@ class Checkpoints:
     """What `save` was given as sums; {} of a step from before there were any."""
     import orbax.checkpoint as ocp
 
-    if not (self.folder / str(step) / SUMS).is_dir():
+    if not (self.folder / str(step) / 'sums').is_dir():
       return {}
-    return self.manager.restore(step, args=ocp.args.Composite(**{SUMS: ocp.args.JsonRestore()}))[
-      SUMS
-    ]
+    return self.manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))['sums']
 
   def restore_best(self, like: Tree) -> tuple[int, Tree] | None:
     """The best intact evaluated step and its state."""
@@ -240,11 +234,8 @@ def tree_crc(tree: Tree) -> int:
 
 def unused(path: pathlib.Path) -> pathlib.Path:
   """The path itself, or with the first number that makes it new."""
-  candidate, number = path, 1
-  while candidate.exists():
-    number += 1
-    candidate = path.with_name(f'{path.name}{number}')
-  return candidate
+  names = (path.with_name(f'{path.name}{number}') for number in itertools.count(2))
+  return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
 def agreed(value: object) -> bool:

@@ -42,12 +42,9 @@ def peak_flops() -> float | None:
 def utilization(flops: int, images_per_second: float) -> dict[str, float]:
   """'mfu', the fraction of the devices' peak that a model's matmuls take; {} if not known.
 
-  Args:
-    flops: of an image in an update, see `Plan.update_flops`.
-    images_per_second: of training.
+  The FLOPs are those of an image in an update, see `Plan.update_flops`.
   """
-  peak = peak_flops()
-  if not (flops and peak):
+  if not (flops and (peak := peak_flops())):
     return {}
   return {'mfu': flops * images_per_second / (peak * jax.device_count())}
 
@@ -63,12 +60,7 @@ class Logger(Protocol):
 class Log:
   """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
 
-  A run resumes from its checkpoint: what was written after that step is taken out first.
-
-  Args:
-    folder: the run's.
-    start: the step that the run resumes at.
-    others: loggers beside these, each with `write(step, values)` and `close()`.
+  A run resumes from its checkpoint, at step `start`: what was written after it is taken out first.
   """
 
   def __init__(
@@ -110,8 +102,10 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   rows = []
   for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError, RecursionError):
-      rows.append(json.loads(line))
-  return [row for row in rows if isinstance(row, dict) and is_step(row.get('step'))]
+      row = json.loads(line)
+      if isinstance(row, dict) and type(step := row.get('step')) is int and 0 <= step < 2**53:
+        rows.append(row)
+  return rows
 
 
 def has_split(row: Mapping[str, Any], split: str) -> bool:
@@ -119,17 +113,8 @@ def has_split(row: Mapping[str, Any], split: str) -> bool:
   return any(name.startswith(f'{split}/') for name in row)
 
 
-def is_step(value: object) -> bool:
-  """Whether a row of the file may be of this step."""
-  return type(value) is int and 0 <= value < 2**53
-
-
 def model_results(rows: Sequence[Mapping[str, Any]], step: int | None) -> dict[str, dict[str, Any]]:
   """What was measured of the parameters of a step that became a run's model: the average if kept.
-
-  Args:
-    rows: of metrics.jsonl.
-    step: whose parameters they are, see `model_step`.
 
   Returns:
     'validation' and 'test', where they were measured at that step: 'step', and every number by its
@@ -155,14 +140,8 @@ def model_step(
   A finished run's `evaluation.json` has it; this is for others, and for those from before there was
   one. It is the step that was tested; without a test the best on validation if the run has
   patience, as `checkpoint.Checkpoints.rank` has it, and otherwise the last that was validated.
-
-  Args:
-    config: of the run, as config.json has it.
-    rows: of metrics.jsonl.
-    ranks: of its task, see `workdir.read_ranks`.
   """
-  tested = [row['step'] for row in rows if has_split(row, 'test')]
-  if tested:
+  if tested := [row['step'] for row in rows if has_split(row, 'test')]:
     return tested[-1]
   validated = [row for row in rows if has_split(row, 'validation')]
   evaluation = config.get('evaluation', {})
@@ -186,9 +165,7 @@ def plain(value: float) -> float | None:
 class Meter:
   """Sums what steps measured since the last reading, and how the time went.
 
-  Args:
-    read: of the task: sums -> numbers.
-    sums: of the steps since the last reading that a run resumes after.
+  `sums` are of the steps since the last reading that a run resumes after.
   """
 
   def __init__(
@@ -233,10 +210,8 @@ class Meter:
     """The task's numbers, rates and last values since the last reading."""
     seconds = max(time.perf_counter() - self.began, 1e-9)
     values = self.read_sums(self.sums)
-    values |= {
-      'images_per_second': (values.pop('count') - self.before) / seconds,
-      'data_wait': self.waited / seconds,
-    }
+    values['images_per_second'] = (values.pop('count') - self.before) / seconds
+    values['data_wait'] = self.waited / seconds
     values |= {name: float(value) for name, value in self.latest.items()}
     self.begin({})
     return values
@@ -247,11 +222,7 @@ def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 
 class Display:
-  """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first.
-
-  Args:
-    total: steps of the run.
-  """
+  """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first."""
 
   def __init__(self, total: int):
     from rich.console import Console
@@ -308,13 +279,7 @@ def numbers(values: Mapping[str, float]) -> str:
 
 
 def summary(params: Tree, forward: int, update: int) -> list[str]:
-  """Lines of a table: the parameters by part, and the FLOPs of an image and of an update.
-
-  Args:
-    params: the tree, of arrays or shapes.
-    forward: FLOPs of an image's forward pass; 0 where they are not known.
-    update: of an update; 0 where they are not known.
-  """
+  """Lines of a table: the parameters by part; FLOPs of an image and an update, 0 if not known."""
   parts = dict(params)
   parts |= {f'encoder/{name}': part for name, part in parts.pop('encoder', {}).items()}
   rows = [
@@ -323,10 +288,8 @@ def summary(params: Tree, forward: int, update: int) -> list[str]:
   ]
   flops = [f'{text.si(forward)} an image forward'] * bool(forward)
   flops += [f'{text.si(update)} an update'] * bool(update)
-  return [
-    *text.columns([('part', 'arrays', 'parameters'), *rows]),
-    *([f'FLOPs: {", ".join(flops)}'] if flops else []),
-  ]
+  lines = [*text.columns([('part', 'arrays', 'parameters'), *rows])]
+  return lines + [f'FLOPs: {", ".join(flops)}'] * bool(flops)
 
 
 def parameters(tree: Tree) -> int:

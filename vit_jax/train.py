@@ -137,7 +137,7 @@ def loop(training: Training, state: State, step: int, evaluate: 'Evaluator') -> 
     batches = itertools.chain([first], batches)
     watch = Watch(training, saved.sums_at(step) if step else {})
     while step < plan.total and not stale:
-      batch = watch.waiting(lambda: next(batches))
+      batch = watch.meter.waiting(lambda: next(batches))
       state, measured = update(state, batch, training.fixed)
       step += 1
       watch.add(step, state, batch, measured)
@@ -167,10 +167,9 @@ def due(step: int, every: int, total: int) -> bool:
 
 def is_stale(training: Training, step: int) -> bool:
   """Whether the evaluations up to a step have not bettered the best for as long as patience."""
-  best = training.saved.best_step() if training.plan.patience else None
-  return (
-    best is not None and step - step % training.plan.evaluate_every - best >= training.plan.patience
-  )
+  plan = training.plan
+  best = training.saved.best_step() if plan.patience else None
+  return best is not None and step - step % plan.evaluate_every - best >= plan.patience
 
 
 class Evaluator:
@@ -183,12 +182,12 @@ class Evaluator:
 
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
-    splits = self.training.plan.splits
-    keep = 0 if 'test' in splits else len(splits['validation'])
+    plan = self.training.plan
+    keep = 0 if 'test' in plan.splits else len(plan.splits['validation'])
     values, result = self.measure('validation', state.params, keep=keep * (state.ema is None))
     if state.ema is not None:
       averaged, result = self.measure('validation', state.ema, keep=keep)
-      values |= {f'ema_{name}': averaged[name] for name in self.training.plan.task.ranks}
+      values |= {f'ema_{name}': averaged[name] for name in plan.task.ranks}
     self.latest = (step, result)
     self.report(step, 'validation', values)
     return values
@@ -204,10 +203,9 @@ class Evaluator:
       values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
     if use == 'test':
       self.report(step, use, values)
-    data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
-    data |= {'step': step, 'use': use}
     if jax.process_index() == 0:
-      results.write(self.training.folder, data | result)
+      data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
+      results.write(self.training.folder, data | {'step': step, 'use': use} | result)
 
   def measure(
     self, use: str, params: Params, *, keep: int = 0
@@ -232,25 +230,18 @@ class Evaluator:
   def report(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes the numbers of a split to the log, and shows them on a line."""
     self.training.log.write(step, metrics.prefixed(split, values))
-    counts = f'{values["count"]:.0f} images'
-    if bad := values.get('bad_images'):
-      counts += f', {bad} unreadable'
+    bad = values['bad_images']
+    counts = f'{values["count"]:.0f} images' + f', {bad} unreadable' * bool(bad)
     measures = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
     self.training.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
 
 
 class Watch:
-  """Reads each step's numbers one step later, so that the device never waits for them.
-
-  Args:
-    training: whose steps they are.
-    sums: of the steps before it that belong to the first row, see `metrics.Meter`.
-  """
+  """Reads each step's numbers one step later, so that the device never waits for them."""
 
   def __init__(self, training: Training, sums: dict[str, Any]):
     self.training = training
     self.meter = metrics.Meter(training.plan.task.read, sums)
-    self.waiting = self.meter.waiting
     self.pending: tuple[int, Batch, Measured] | None = None
 
   def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:
