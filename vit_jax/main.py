@@ -65,11 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def start_processes(args: argparse.Namespace) -> None:
-  """Joins the other processes of a run on several hosts, where flags or environment name them.
-
-  Raises:
-    ValueError: if they are named by halves.
-  """
+  """Joins the other processes of a run on several hosts, where flags or environment name them."""
   flags = {
     name: getattr(args, name) for name in ('coordinator_address', 'num_processes', 'process_id')
   }

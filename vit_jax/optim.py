@@ -56,11 +56,7 @@ def steps(duration: object, *, epoch: float, total: int | None = None) -> int:
 
 
 def seconds(text: str) -> int:
-  """A time in seconds: '11h', '90m', '45s', '1h30m'; 0 for '', none.
-
-  Raises:
-    ValueError: if it is none of these.
-  """
+  """A time in seconds: '11h', '90m', '45s', '1h30m'; 0 for '', none; ValueError for all else."""
   match = TIME.fullmatch(text.strip())
   parts = [int(part or 0) for part in match.groups()] if match else [0]
   total = sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
@@ -333,18 +329,9 @@ def imported_recipe(
   """The optimiser that 'package.module:name' makes of a learning-rate schedule, 'optax:adabelief'.
 
   It is called with the schedule, and with those of the values that it has parameters for; where it
-  has one, `mask` keeps its weight decay to kernels.
-
-  Args:
-    name: of a function, (schedule, ...) -> an optax transformation, whose updates are added to the
-      parameters.
-    schedule: learning rate by step.
-    values: by name, of the config.
-    dtype: of the momentum, which it cannot choose: None or 'float32'.
-
-  Raises:
-    ValueError: if there is no such function, it makes no transformation, or it has no parameter for
-      a value that is not the default: such a value would do nothing.
+  has one, `mask` keeps its weight decay to kernels. A value that is not the default and that it has
+  no parameter for would do nothing, and is a ValueError; so is a dtype of the momentum other than
+  float32. Its updates are added to the parameters.
   """
   if dtype not in (None, 'float32'):
     raise ValueError(f'momentum_dtype is {dtype!r}, which {name} does not take: set it to float32')
@@ -360,10 +347,9 @@ def imported_recipe(
         f'optimizer.{field} is {value}, but {name} has no parameter {field}: '
         f'set it to {defaults[field].default}'
       )
-  keywords = {field: value for field, value in values.items() if field in parameters}
-  keywords |= {'mask': is_kernel} if 'mask' in parameters else {}
+  keywords = {**values, 'mask': is_kernel}
   try:
-    tx = make(schedule, **keywords)
+    tx = make(schedule, **{field: keywords[field] for field in keywords if field in parameters})
   except (Exception, SystemExit) as error:  # whatever it does
     raise ValueError(f'optimizer {name!r}: {error_line(error)}') from error
   if not (hasattr(tx, 'init') and hasattr(tx, 'update')):
@@ -389,11 +375,9 @@ def with_sam(
     raise ValueError(f'sam_min is {sam_min}, needs gsam above 0')
   if sam_min > sam:
     raise ValueError(f'sam_min is {sam_min}, must be at most sam, {sam}')
-  if not sam:
-    return tx
-  if not gsam or rates is None:
-    return sharpness_aware(tx, sam)
-  return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
+  if gsam and rates:
+    return sharpness_aware(tx, radius_by_rate(schedule, rates, (sam_min, sam)), alpha=gsam)
+  return sharpness_aware(tx, sam) if sam else tx
 
 
 def sharpness_aware(
@@ -406,11 +390,9 @@ def sharpness_aware(
   norm is that of the whole tree and the whole batch, however many devices hold them; the papers
   ascend on each device's own part of the batch.
 
-  The state is that of `tx`, with nothing added, for GSAM too.
-
-  The update takes `params` and `grad_fn`, as `optax.contrib.sam` in its opaque mode does:
-  `grad_fn(params, 0)` gives the gradient of the same batch, with the same random key, at other
-  parameters.
+  The state is that of `tx`, with nothing added, for GSAM too. The update takes `params` and
+  `grad_fn`, as `optax.contrib.sam` in its opaque mode does: `grad_fn(params, 0)` gives the gradient
+  of the same batch, with the same random key, at other parameters.
 
   Args:
     tx: any optimiser.
@@ -575,12 +557,10 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     lambda updates, state, params=None: over_layers(tx.update, updates, state, params),
   )
 
-  def group(path: str, _: jax.Array) -> str:
-    return 'stacked' if is_stacked(path) else 'single'
+  def groups(params: Tree) -> Tree:
+    return models.map_named(lambda path, _: 'stacked' if is_stacked(path) else 'single', params)
 
-  return optax.partition(
-    {'stacked': stacked, 'single': tx}, lambda tree: models.map_named(group, tree)
-  )
+  return optax.partition({'stacked': stacked, 'single': tx}, groups)
 
 
 def is_kernel(params: Tree) -> Tree:

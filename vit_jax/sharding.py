@@ -62,11 +62,9 @@ def tree_sharding(tree: Tree, mesh: Mesh) -> Tree:
   An optimiser's moments carry their parameter's name at the end of their own and follow it. An axis
   that does not divide, or an array of another rank (a factored moment), stays whole.
   """
-
-  def leaf_sharding(name: str, leaf: jax.Array) -> NamedSharding:
-    return NamedSharding(mesh, fitted(rule(name), leaf.shape, mesh))
-
-  return models.map_named(leaf_sharding, tree)
+  return models.map_named(
+    lambda name, leaf: NamedSharding(mesh, fitted(rule(name), leaf.shape, mesh)), tree
+  )
 
 
 def rule(name: str) -> P:
@@ -78,12 +76,8 @@ def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   """The spec without the axes that do not divide the shape."""
   if len(spec) != len(shape):
     return P()
-  return P(
-    *(
-      axis if axis is None or size % mesh.shape[axis] == 0 else None
-      for axis, size in zip(spec, shape)
-    )
-  )
+  sizes = zip(spec, shape)
+  return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in sizes))
 
 
 def unsplit(params: Tree, mesh: Mesh) -> list[str]:
@@ -129,13 +123,13 @@ def batch_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:
 def put(batch: dict[str, np.ndarray], mesh: Mesh, *, shards: int = 1) -> dict[str, jax.Array]:
   """This process's rows, one of `shards` slices of a global batch split over data and fsdp."""
   sharding = NamedSharding(mesh, BATCH)
+
+  def global_rows(rows: np.ndarray) -> jax.Array:
+    shape = (rows.shape[0] * shards, *rows.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
+
   with jax.transfer_guard_host_to_device('allow'):  # the transfer that is meant
-    return {
-      name: jax.make_array_from_process_local_data(
-        sharding, rows, (rows.shape[0] * shards, *rows.shape[1:])
-      )
-      for name, rows in batch.items()
-    }
+    return jax.tree.map(global_rows, batch)
 
 
 def prefetch(

@@ -171,14 +171,9 @@ def untraced(step: Step) -> Step:
 def gradient(
   loss: Callable[..., Any], trained: Params, batch: Batch, key: Array, *, accumulate: int
 ) -> tuple[Params, tuple[Sums, Trace]]:
-  """The mean loss's gradient, and sums over the batch, taken in equal micro-batches.
+  """The mean loss's gradient, and sums over the batch, taken in A equal micro-batches.
 
-  Args:
-    loss: (trained, batch, key) -> (loss summed over the batch, (sums, trace)).
-    trained: the parameters that the gradient is by.
-    batch: whose size `accumulate` divides.
-    key: of the step.
-    accumulate: A.
+  `loss` is (trained, batch, key) -> (loss summed over the batch, (sums, trace)).
   """
   summed = jax.grad(loss, has_aux=True)
 
@@ -191,10 +186,9 @@ def gradient(
     grads, (sums, tensors) = summed(trained, batch, jax.random.fold_in(key, 0))
   else:
     # Row j of micro-batch i is row j * accumulate + i: a device's rows stay on it.
-    micro = {
-      name: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
-      for name, rows in batch.items()
-    }
+    micro = jax.tree.map(
+      lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
     first = jax.tree.map(lambda rows: rows[0], micro)
     shapes, (sum_shapes, _) = jax.eval_shape(summed, trained, first, key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), (shapes, sum_shapes))

@@ -19,9 +19,8 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
   as below `nohup` or `&` of a script, is answered like any other.
   """
   asked = threading.Event()
-  signals = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
-  if threading.current_thread() is not threading.main_thread():
-    signals = []
+  handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+  signals = [signal.SIGINT, signal.SIGTERM] if handles else []
 
   def ask(number: int, _: object) -> None:
     say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
@@ -46,12 +45,7 @@ def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-  """Asks the loop to end after its step when the run's time is over.
-
-  Args:
-    ends: of `time.monotonic()`, when it is.
-    limit: the time, in words.
-    say: takes a line when it is over.
+  """Asks the loop to end after its step when the run's time is over: when `time.monotonic()` ends.
 
   With several processes the first one's clock counts: it tells the others as a scheduler would, by
   a SIGTERM to itself, see `interruption`.

@@ -88,9 +88,8 @@ def claim(
     check_data(folder / DATA, data)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in ((DATA, data), (CONFIG, new_config)):
-      with files.replacing(folder / name) as file:
-        file.write(json.dumps(value, indent=1).encode())
+    write_json(folder / DATA, data)
+    write_json(folder / CONFIG, new_config)
 
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
@@ -99,11 +98,7 @@ def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The config of the run in a folder, as JSON has it; None where there is none.
-
-  Raises:
-    ValueError: if it is damaged.
-  """
+  """The config of the run in a folder, as JSON has it; None where there is none."""
   from vit_jax.config import default
 
   file = folder / CONFIG
@@ -200,27 +195,13 @@ def check_processes_agree(config: dict[str, Any]) -> None:
     raise ValueError('the processes were started with different configs')
 
 
-def record(folder: str | os.PathLike[str], command: str) -> None:
-  """Writes the command, versions and machine of this start of a run into its folder.
-
-  Args:
-    folder: of the run.
-    command: the line that started it; '' where there was none.
-
-  Raises:
-    OSError: if it cannot be written.
-  """
-  with files.replacing(pathlib.Path(folder) / ENVIRONMENT) as file:
-    file.write(json.dumps(environment(command), indent=1).encode())
-
-
-def environment(command: str) -> dict[str, Any]:
-  """Command, time, versions and devices of this process; 'commit' where there is one."""
+def record(folder: pathlib.Path, command: str) -> None:
+  """Writes command, time, versions and devices of this start of a run into its folder."""
   import jax
 
   devices = jax.devices()
   versions = {name: installed(name) for name in PACKAGES}
-  return {
+  environment = {
     'command': command,
     'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     **{name: value for name, value in source().items() if value is not None},
@@ -230,6 +211,13 @@ def environment(command: str) -> dict[str, Any]:
     'processes': jax.process_count(),
     'packages': {name: version for name, version in versions.items() if version},
   }
+  write_json(folder / ENVIRONMENT, environment)
+
+
+def write_json(file: pathlib.Path, value: object) -> None:
+  """Writes a file whole, or leaves the one before it."""
+  with files.replacing(file) as stream:
+    stream.write(json.dumps(value, indent=1).encode())
 
 
 def source() -> dict[str, Any]:
