@@ -71,16 +71,13 @@ class Checkpoints:
     metrics: dict[str, float] | None = None,
     sums: dict[str, Any] | None = None,
   ) -> None:
-    """Starts to write the state; returns once it is copied off the device.
+    """Starts to write the state; returns once it is copied off the device; raises like `wait`.
 
     Args:
       step: of the state.
       state: a tree of arrays, of all processes together.
       metrics: of the evaluation at this step, if there was one.
       sums: of the steps since the last logged row, see `sums_at`.
-
-    Raises:
-      OSError: if the step before could not be written.
     """
     import orbax.checkpoint as ocp
 
@@ -105,11 +102,7 @@ class Checkpoints:
     seal(next(temporary, self.folder / str(self.saving)))
 
   def wait(self) -> None:
-    """Returns when all that was saved is written.
-
-    Raises:
-      OSError: if it could not be written, to a full disk for one; the steps before it are intact.
-    """
+    """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""
     try:
       self.manager.wait_until_finished()
     except Exception as error:  # whatever the storage raised in the background

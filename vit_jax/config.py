@@ -313,5 +313,5 @@ def unknown_field(field: str, fields: list[str]) -> str:
   if any(name.startswith(field + '.') for name in fields):
     return f'{field!r} is a section: set its fields, {field}.NAME'
   spelt = {name.rpartition('.')[2]: name for name in fields} | {name: name for name in fields}
-  close = difflib.get_close_matches(field, list(spelt), n=1, cutoff=0.0)
-  return f'unknown field {field!r}' + (f'; did you mean {spelt[close[0]]!r}?' if close else '')
+  [close] = difflib.get_close_matches(field, spelt, n=1, cutoff=0.0)
+  return f'unknown field {field!r}; did you mean {spelt[close]!r}?'

@@ -40,9 +40,6 @@ def steps(duration: object, *, epoch: float, total: int | None = None) -> int:
     duration: 500, '500 steps', '2.5 epochs' or '5%' (of the whole run).
     epoch: steps in an epoch, a fraction too.
     total: steps of the whole run; None where a percentage makes no sense.
-
-  Raises:
-    ValueError: if it is none of these.
   """
   match = DURATION.fullmatch(str(duration).strip())
   if match is None or (match[2] == '%' and total is None):
@@ -90,9 +87,6 @@ def make_schedule(
     total, warmup, cooldown, timescale, boundaries: in steps.
     end: the rate that cosine and linear end at.
     factor: of 'step'.
-
-  Raises:
-    ValueError: for an unknown name, or a warm-up and cool-down longer than the run.
   """
   if timescale < 1:
     raise ValueError(f'timescale is {timescale} steps, must be at least 1')
@@ -202,10 +196,6 @@ def make_frozen(params: Tree, *, body: bool = False, layers: int = 0, names: str
     body: all but the head.
     layers: layers 0 to this one, see `layers_of`; 0 freezes none.
     names: a regular expression: parameters whose whole name it matches.
-
-  Raises:
-    ValueError: if there are not so many layers, the expression is none or matches nothing, or
-      nothing is left to train.
   """
   layer, depth = layers_of(params)
   if layers > depth:
@@ -277,9 +267,6 @@ def make_optimizer(
     rates: lowest and highest learning rate of the schedule, which GSAM needs.
     params: all parameters, or their shapes, whose layers are counted; None where the optimiser is
       given all of them.
-
-  Raises:
-    ValueError: for an unknown name, or values that do not go together.
   """
   values: dict[str, Any] = dict(
     weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov

@@ -37,6 +37,7 @@ from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, nearest
 
 GiveStart = Callable[[], Start]  # `Task.start`
+StartFor = Callable[[models.Model], GiveStart | None]
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where there is no checkpoint
 # Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
 NOT_DEFAULTS = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
@@ -363,11 +364,7 @@ def with_teacher(config: FrozenConfigDict, task: Task, source: sources.Source) -
   return distil.distil(task, teacher, mean=config.data.mean, std=config.data.std, **fields)
 
 
-def classification(
-  config: FrozenConfigDict,
-  source: sources.Source,
-  start: Callable[[models.Model], GiveStart | None],
-) -> Task:
+def classification(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> Task:
   """The task 'classify': the model of `config.model` learns the classes of the source."""
   data, fields, teacher = config.data, dict(config.objective), config.teacher
   if config.model.pool == 'none':
@@ -396,11 +393,7 @@ def classification(
   )
 
 
-def make_encoder(
-  config: FrozenConfigDict,
-  source: sources.Source,
-  start: Callable[[models.Model], GiveStart | None],
-) -> ImageEncoder:
+def make_encoder(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> ImageEncoder:
   """The config's model as an encoder; the arguments are those of a task's function."""
   data, size, model = config.data, config.image_size, make_model(config, num_classes=0)
   return ImageEncoder(

@@ -41,11 +41,7 @@ RULES: tuple[tuple[str, P], ...] = (
 def make_mesh(
   data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Devices, or all there are, as (data, fsdp, tensor); one -1 takes what the others leave.
-
-  Raises:
-    ValueError: if the devices do not divide so.
-  """
+  """Devices, or all there are, as (data, fsdp, tensor); one -1 takes what the others leave."""
   shape, count = [data, fsdp, tensor], len(devices or jax.devices())
   fixed = int(np.prod([size for size in shape if size != -1]))
   if shape.count(-1) == 1 and fixed > 0 and count % fixed == 0:
@@ -100,9 +96,6 @@ def batch_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:
   """Which of how many equal slices of rows of a global batch this process feeds: (index, count).
 
   Processes whose devices split only parameters between them feed the same rows.
-
-  Raises:
-    ValueError: if the batch does not divide by the mesh's data and fsdp axes.
   """
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   if batch_size % parts:

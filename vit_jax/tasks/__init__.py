@@ -39,11 +39,6 @@ class Start:
   report: object = ''
 
 
-def no_details(sums: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-  """No details, for a task whose evaluation is its numbers."""
-  return {}
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What is learned from what: plain functions, and what they read.
@@ -86,7 +81,7 @@ class Task:
   read: Callable[[Mapping[str, Any]], dict[str, float]]
   ranks: Mapping[str, int]
   deliver: Callable[[Params], Bundle]
-  details: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = no_details
+  details: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda *_: {}
   fixed: Fixed = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
   about: tuple[str, ...] = ()

@@ -123,9 +123,6 @@ def make_loss(
     mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
       asks for the class with the larger weight.
     output: what is trained: 'logits', or an intermediate (N, K) such as 'head'.
-
-  Raises:
-    ValueError: for an unknown loss, or a negative a.
   """
   if isinstance(loss, str) and loss not in losses.LOSSES:
     raise ValueError(f'unknown loss {loss!r}{nearest(loss, list(losses.LOSSES))}')

@@ -57,16 +57,7 @@ class Teacher:
 def read_teacher(
   path: str | os.PathLike[str], classes: Sequence[str], *, kind: str = 'logits'
 ) -> Teacher:
-  """A teacher from any checkpoint that loads.
-
-  Args:
-    path: of a run, a bundle or a published file.
-    classes: of the student, see `class_columns`.
-    kind: of KINDS.
-
-  Raises:
-    FileNotFoundError, ValueError: if there is none, it does not know the classes, or cannot teach.
-  """
+  """A teacher of the student's classes, in a way of KINDS, from any checkpoint that loads."""
   checkpoint = convert.read(path)
   for note in checkpoint.notes:
     to_stderr(f'{checkpoint.path}: {note}')
