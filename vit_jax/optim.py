@@ -129,8 +129,7 @@ def layers_of(params: Tree) -> tuple[dict[str, int | np.ndarray], int]:
   BiT count as blocks, and its root as the stem.
   """
   named = models.flat(params)
-  matches = {name: match for name in named if (match := UNIT.match(name))}
-  units = {name: (int(match[1]), int(match[2])) for name, match in matches.items()}
+  units = {name: (int(match[1]), int(match[2])) for name in named if (match := UNIT.match(name))}
   unit_layer = {unit: i + 1 for i, unit in enumerate(sorted(set(units.values())))}
   stacked = [leaf.shape[0] for name, leaf in named.items() if is_stacked(name)]
   depth = max([len(unit_layer), *stacked])

@@ -301,7 +301,7 @@ def confusion(label: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dic
 
 
 def by_class(sums: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-  """'name', 'count', 'precision' and 'recall' of each class, None where that is 0 / 0."""
+  """'classes' of `details`."""
   parts = (np.asarray(sums[key]).tolist() for key in ('hits', 'predicted', 'labelled'))
   return [
     {
