@@ -527,7 +527,7 @@ def output_size(transform: transforms.Transform, image: np.ndarray, use: str) ->
 
 
 def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
-  """The config with the task's usual metric where it names none, and else one that it ranks by."""
+  """The config with a metric that the task ranks by: its usual one where it names none."""
   names = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
   metric = config.evaluation.metric or names[0]
   if metric not in names:

@@ -72,8 +72,8 @@ def fitted(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   """The spec without the axes that do not divide the shape."""
   if len(spec) != len(shape):
     return P()
-  sizes = zip(spec, shape)
-  return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in sizes))
+  axes = zip(spec, shape)
+  return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in axes))
 
 
 def unsplit(params: Tree, mesh: Mesh) -> list[str]:
