@@ -50,11 +50,7 @@ Function = Callable[[models.Tree, jax.Array], jax.Array]
 
 
 def write(
-  path: str | os.PathLike[str],
-  source: bundle.Bundle,
-  *,
-  to: str = '',
-  check: bool = True,
+  path: str | os.PathLike[str], source: bundle.Bundle, *, to: str = '', check: bool = True
 ) -> list[str]:
   """Writes a model for others to run or read: whole, and only if the check holds, or not at all.
 

@@ -16,8 +16,7 @@ class Kind:
 
 def whole(low: int, high: int) -> Kind:
   return Kind(
-    f'a whole number from {low:,} to {high:,}',
-    lambda v: type(v) is int and low <= v <= high,
+    f'a whole number from {low:,} to {high:,}', lambda v: type(v) is int and low <= v <= high
   )
 
 

@@ -46,12 +46,7 @@ class Resizing:
   ratio: float | None = dataclasses.field(default=None, compare=False)
 
 
-LINES = (
-  ['resize'],
-  ['resize', 'central_crop'],
-  ['resize_small', 'central_crop'],
-  ['crop_ratio'],
-)
+LINES = (['resize'], ['resize', 'central_crop'], ['resize_small', 'central_crop'], ['crop_ratio'])
 
 
 def parse_steps(steps: str, size: tuple[int, int]) -> Resizing | None:

@@ -60,11 +60,7 @@ def export_spec(source: Exportable) -> ExportSpec:
       raise ValueError(f'torchvision has no way to say {part} of {sides[0]}x{sides[1]} pixels')
   return ExportSpec(
     VIT,
-    supported={
-      'pool': ('token',),
-      'positions': ('learned', 'sincos2d'),
-      'final_norm': ('tokens',),
-    },
+    supported={'pool': ('token',), 'positions': ('learned', 'sincos2d'), 'final_norm': ('tokens',)},
     rewrites={
       'cls_position': True,
       'positions': 'learned',

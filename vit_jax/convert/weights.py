@@ -548,9 +548,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_safetensors(
-  path: Path,
-  arrays: Mapping[str, np.ndarray],
-  metadata: Mapping[str, str] | None = None,
+  path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
   """Writes a .safetensors, whole or not at all, widest dtypes first as the library does."""
   check_arrays(arrays)
