@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import kinds
+from vit_jax.convert import kinds, timm
 from vit_jax.convert.engine import (
   TABLE,
   TOKEN,
@@ -19,7 +19,6 @@ from vit_jax.convert.engine import (
   ExportSpec,
   Family,
   Line,
-  Row,
   renamed,
   rows,
 )
@@ -315,9 +314,7 @@ UNDECLARED: dict[str, dict[str, Any]] = {  # what the published files of a proce
 def preprocess(config: dict[str, Any], usual: str = 'ViT') -> dict[str, Any]:
   """From preprocessor_config.json: squashed, or the shorter side resized; then the centre.
 
-  Args:
-    config: the JSON beside the weights.
-    usual: the processor of the family, where no file names one.
+  Where no file names a processor, it is the `usual` one of the family.
   """
   if 'preprocessor' not in config:
     size = declared(config).get('size')
@@ -375,9 +372,7 @@ def edges(size: Size, *, square: bool) -> int | tuple[int, int]:
 
 def sides(size: Size) -> tuple[int, int]:
   """(height, width) of a size."""
-  if isinstance(size, dict):
-    return (size['height'], size['width'])
-  return (size, size) if isinstance(size, int) else (size[0], size[-1])
+  return (size['height'], size['width']) if isinstance(size, dict) else timm.sides(size)
 
 
 def is_size(value: object) -> bool:
@@ -408,13 +403,8 @@ TOWER_FIELDS = {
   'layer_norm_eps': kinds.EPSILON,
   'rope_theta': kinds.POSITIVE,
   'num_register_tokens': kinds.whole(0, 1000),
-  **dict.fromkeys(
-    (
-      *('qkv_bias', 'query_bias', 'key_bias', 'value_bias', 'proj_bias', 'mlp_bias'),
-      *('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'),
-    ),
-    kinds.FLAG,
-  ),
+  **{f'{part}_bias': kinds.FLAG for part in ('qkv', 'query', 'key', 'value', 'proj', 'mlp')},
+  **dict.fromkeys(('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'), kinds.FLAG),
 }
 FIELDS = {
   **TOWER_FIELDS,
@@ -465,11 +455,6 @@ DROPS = (
   r'logit_(scale|bias)',
   r'decoder\..*',
 )
-DINOV2_NAMES = (
-  (r'^dinov2(_with_registers)?\.', ''),
-  *MEMORY,
-  (r'\.mlp\.(weights_out|down_proj)\.', '.mlp.fc2.'),
-)
 COMMON: dict[str, Any] = dict(
   dialect='huggingface',
   model='ViT',
@@ -497,28 +482,24 @@ FAMILIES = (
     ),
     **COMMON,
   ),
-  Family(
-    signs=(
-      r'(dinov2_with_registers\.)?embeddings\.register_tokens',
-      r'(dinov2_with_registers\.)?encoder\.layer\.0\.norm1\.weight',
-    ),
-    table=DINOV2,
-    preprocess=functools.partial(preprocess, usual='Bit'),
-    tidy=joined,
-    renames=DINOV2_NAMES,
-    **COMMON,
-  ),
-  Family(
-    signs=(
-      r'(dinov2\.)?embeddings\.patch_embeddings\.projection\.weight',
-      r'(dinov2\.)?encoder\.layer\.0\.norm1\.weight',
-    ),
-    table=DINOV2,
-    resample='bicubic',
-    preprocess=functools.partial(preprocess, usual='Bit'),
-    tidy=joined,
-    renames=DINOV2_NAMES,
-    **COMMON,
+  *(
+    Family(
+      signs=(rf'({prefix}\.)?{embedding}', rf'({prefix}\.)?encoder\.layer\.0\.norm1\.weight'),
+      table=DINOV2,
+      resample=resample,
+      preprocess=functools.partial(preprocess, usual='Bit'),
+      tidy=joined,
+      renames=(
+        (rf'^{prefix}\.', ''),
+        *MEMORY,
+        (r'\.mlp\.(weights_out|down_proj)\.', '.mlp.fc2.'),
+      ),
+      **COMMON,
+    )
+    for prefix, embedding, resample in (
+      ('dinov2_with_registers', r'embeddings\.register_tokens', 'bicubic_antialias'),
+      ('dinov2', r'embeddings\.patch_embeddings\.projection\.weight', 'bicubic'),
+    )
   ),
   Family(
     signs=(r'embeddings\.patch_embeddings\.weight', r'(model\.)?layer\.0\.norm1\.weight'),
@@ -554,30 +535,21 @@ def export_spec(source: Exportable) -> ExportSpec:
   model = source.model
   if not isinstance(model, vit.ViT):
     raise ValueError(f'transformers has no {source.name}')
-  form = FORMS[form_of(model)](model, sizes(model, source.preprocess.size))
-  configs = {
-    'config.json': {**form.config, **labels(source)},
-    'preprocessor_config.json': preprocessor(source),
-  }
+  spec = SPECS[writable_kind(model)](model, sizes(model, source.preprocess.size))
   supported = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (model.rope_theta,)}
-  rewrites = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0} | form.rewrites
-  return ExportSpec(
-    form.table, supported | form.supported, rewrites, finish=form.finish, configs=configs
+  rewrites = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0}
+  return dataclasses.replace(
+    spec,
+    supported={**supported, **spec.supported},
+    rewrites={**rewrites, **spec.rewrites},
+    configs={
+      'config.json': spec.configs['config.json'] | labels(source),
+      'preprocessor_config.json': preprocessor(source),
+    },
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-  """One of transformers' classes: see `ExportSpec` for the fields that it shares."""
-
-  table: tuple[Row, ...]
-  config: dict[str, Any]
-  supported: dict[str, Any]
-  rewrites: dict[str, Any]
-  finish: Callable[[Arrays], Arrays]
-
-
-def form_of(model: vit.ViT) -> str:
+def writable_kind(model: vit.ViT) -> str:
   """The kind, as of `kind`, that has the model's parts."""
   if model.positions == 'rope':
     return 'dinov3'
@@ -588,13 +560,10 @@ def form_of(model: vit.ViT) -> str:
   return 'vit' if model.has_class_token else 'siglip'
 
 
-def prefixed(prefix: str, *heads: str) -> Callable[[Arrays], Arrays]:
-  """Puts a prefix before all names but the head's."""
-
-  def finish(theirs: Arrays) -> Arrays:
-    return {n if n.startswith(heads) else prefix + n: a for n, a in theirs.items()}
-
-  return finish
+def prefixed(theirs: Arrays, prefix: str) -> Arrays:
+  """The arrays with a prefix before all names but the heads'."""
+  heads = ('classifier', 'cls_classifier', 'distillation_classifier')
+  return {n if n.startswith(heads) else prefix + n: a for n, a in theirs.items()}
 
 
 def sizes(model: vit.ViT, size: tuple[int, int]) -> dict[str, Any]:
@@ -612,7 +581,7 @@ def sizes(model: vit.ViT, size: tuple[int, int]) -> dict[str, Any]:
   }
 
 
-def vit_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
+def vit_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   distilled = model.distillation != 'none'
   name, prefix = ('DeiT', 'deit.') if distilled else ('ViT', 'vit.')
   if not model.num_classes:
@@ -620,81 +589,74 @@ def vit_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
   else:
     architecture = f'{name}ForImageClassification'
     architecture += 'WithTeacher' if model.distillation == 'head' else ''
-  rename = prefixed(prefix, 'cls_classifier', 'distillation_classifier', 'classifier')
 
   def finish(theirs: Arrays) -> Arrays:
     if model.distillation == 'head':
       theirs = renamed(theirs, ((r'^classifier\.', 'cls_classifier.'),))
-    return rename(theirs)
+    return prefixed(theirs, prefix)
 
-  return Form(
-    VIT,
-    {
-      'architectures': [architecture],
-      'model_type': name.lower(),
-      **shared,
-      'intermediate_size': model.mlp_dim,
-      'qkv_bias': model.qkv_bias != 'none',
-      'pooler_act': 'tanh',
-      'pooler_output_size': model.representation or model.width,
-      'attention_probs_dropout_prob': 0.0,
-      'hidden_dropout_prob': 0.0,
-      'encoder_stride': model.patch[0],
-    },
-    {
-      'pool': ('token',),
-      'final_norm': ('tokens',),
-      'registers': (0,),
-      'representation': (None,) if model.num_classes else (None, model.width),
-    },
-    {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'},
-    finish,
-  )
+  config = {
+    'architectures': [architecture],
+    'model_type': name.lower(),
+    **shared,
+    'intermediate_size': model.mlp_dim,
+    'qkv_bias': model.qkv_bias != 'none',
+    'pooler_act': 'tanh',
+    'pooler_output_size': model.representation or model.width,
+    'attention_probs_dropout_prob': 0.0,
+    'hidden_dropout_prob': 0.0,
+    'encoder_stride': model.patch[0],
+  }
+  supported = {
+    'pool': ('token',),
+    'final_norm': ('tokens',),
+    'registers': (0,),
+    'representation': (None,) if model.num_classes else (None, model.width),
+  }
+  rewrites = {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'}
+  return ExportSpec(VIT, supported, rewrites, finish=finish, configs={'config.json': config})
 
 
-def dinov2_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
+def dinov2_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   name = 'Dinov2WithRegisters' if model.registers else 'Dinov2'
   kind = 'dinov2_with_registers' if model.registers else 'dinov2'
   classes = bool(model.num_classes)
   ratio = hidden_ratio(model)
-  rename = prefixed(f'{kind}.' if classes else '', 'classifier')
 
   def finish(theirs: Arrays) -> Arrays:
     """With registers transformers always has a mask token, which only pre-training reads."""
     if model.swiglu:
       theirs = renamed(theirs, ((r'\.mlp\.fc2\.', '.mlp.weights_out.'),))
-    mask = {'embeddings.mask_token': np.zeros((1, model.width), np.float32)}
-    return rename(theirs | mask if model.registers else theirs)
+    if model.registers:
+      theirs |= {'embeddings.mask_token': np.zeros((1, model.width), np.float32)}
+    return prefixed(theirs, f'{kind}.' if classes else '')
 
-  return Form(
-    DINOV2,
-    {
-      'architectures': [f'{name}ForImageClassification' if classes else f'{name}Model'],
-      'model_type': kind,
-      **shared,
-      'mlp_ratio': ratio,
-      'use_swiglu_ffn': model.swiglu,
-      'qkv_bias': model.qkv_bias != 'none',
-      'num_register_tokens': model.registers,
-      'layerscale_value': model.layer_scale,
-      'use_mask_token': False,
-      'attention_probs_dropout_prob': 0.0,
-      'hidden_dropout_prob': 0.0,
-      'drop_path_rate': 0.0,
-    },
-    {
-      'pool': ('token_gap',) if classes else ('token', 'gap', 'token_gap'),
-      'class_token': (True, None),
-      'final_norm': ('tokens',),
-      'distillation': ('none',),
-      'representation': (None,),
-      'mlp_dim': (model.mlp_dim,) if ratio else (),
-      'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
-      'activation': ('gelu_erf', 'gelu_tanh', 'quick_gelu'),
-    },
-    {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'},
-    finish,
-  )
+  config = {
+    'architectures': [f'{name}ForImageClassification' if classes else f'{name}Model'],
+    'model_type': kind,
+    **shared,
+    'mlp_ratio': ratio,
+    'use_swiglu_ffn': model.swiglu,
+    'qkv_bias': model.qkv_bias != 'none',
+    'num_register_tokens': model.registers,
+    'layerscale_value': model.layer_scale,
+    'use_mask_token': False,
+    'attention_probs_dropout_prob': 0.0,
+    'hidden_dropout_prob': 0.0,
+    'drop_path_rate': 0.0,
+  }
+  supported = {
+    'pool': ('token_gap',) if classes else ('token', 'gap', 'token_gap'),
+    'class_token': (True, None),
+    'final_norm': ('tokens',),
+    'distillation': ('none',),
+    'representation': (None,),
+    'mlp_dim': (model.mlp_dim,) if ratio else (),
+    'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
+    'activation': ('gelu_erf', 'gelu_tanh', 'quick_gelu'),
+  }
+  rewrites = {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'}
+  return ExportSpec(DINOV2, supported, rewrites, finish=finish, configs={'config.json': config})
 
 
 def hidden_ratio(model: vit.ViT) -> int | float | None:
@@ -708,127 +670,119 @@ def hidden_ratio(model: vit.ViT) -> int | float | None:
   return None
 
 
-def dinov3_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
-
-  def finish(theirs: Arrays) -> Arrays:
-    """Adds the mask token, which only pre-training reads, and a table of no registers."""
-    more = {'embeddings.mask_token': np.zeros((1, 1, model.width), np.float32)}
-    if not model.registers:
-      more['embeddings.register_tokens'] = np.zeros((1, 0, model.width), np.float32)
-    return theirs | more
-
-  return Form(
+def dinov3_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
+  more = {'embeddings.mask_token': np.zeros((1, 1, model.width), np.float32)}  # of pre-training
+  if not model.registers:
+    more['embeddings.register_tokens'] = np.zeros((1, 0, model.width), np.float32)
+  config = {
+    'architectures': ['DINOv3ViTModel'],
+    'model_type': 'dinov3_vit',
+    **shared,
+    'hidden_act': 'silu' if model.swiglu else ACTS[model.activation],
+    'intermediate_size': model.mlp_dim,
+    'num_register_tokens': model.registers,
+    'rope_theta': model.rope_theta,
+    'use_gated_mlp': model.swiglu,
+    'layerscale_value': model.layer_scale,
+    **{f'{part}_bias': part[0] in model.qkv_bias for part in ('query', 'key', 'value')},
+    'proj_bias': True,
+    'mlp_bias': True,
+  }
+  supported = {
+    'num_classes': (0,),
+    'pool': ('token', 'gap'),
+    'class_token': (True, None),
+    'final_norm': ('tokens',),
+    'distillation': ('none',),
+    'representation': (None,),
+    'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
+  }
+  return ExportSpec(
     DINOV3,
-    {
-      'architectures': ['DINOv3ViTModel'],
-      'model_type': 'dinov3_vit',
-      **shared,
-      'hidden_act': 'silu' if model.swiglu else ACTS[model.activation],
-      'intermediate_size': model.mlp_dim,
-      'num_register_tokens': model.registers,
-      'rope_theta': model.rope_theta,
-      'use_gated_mlp': model.swiglu,
-      'layerscale_value': model.layer_scale,
-      'query_bias': 'q' in model.qkv_bias,
-      'key_bias': 'k' in model.qkv_bias,
-      'value_bias': 'v' in model.qkv_bias,
-      'proj_bias': True,
-      'mlp_bias': True,
-    },
-    {
-      'num_classes': (0,),
-      'pool': ('token', 'gap'),
-      'class_token': (True, None),
-      'final_norm': ('tokens',),
-      'distillation': ('none',),
-      'representation': (None,),
-      'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
-    },
+    supported,
     {'embed_bias': True, 'positions': 'rope'},
-    finish,
+    finish=lambda theirs: theirs | more,
+    configs={'config.json': config},
   )
 
 
-def clip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
+def clip_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   tower = {'model_type': 'clip_vision_model', **shared, 'intermediate_size': model.mlp_dim}
   classes = model.pool == 'gap'
   config: dict[str, Any] = {'architectures': ['CLIPVisionModel'], **tower}
-  rename = prefixed('vision_model.', 'classifier')
   if classes:
-    config = {
-      'architectures': ['CLIPForImageClassification'],
-      'model_type': 'clip',
-      'vision_config': tower,
-    }
+    config = classifier_config('CLIP', tower)
   elif model.num_classes:
-    config |= {
-      'architectures': ['CLIPVisionModelWithProjection'],
-      'projection_dim': model.num_classes,
-    }
+    config['architectures'] = ['CLIPVisionModelWithProjection']
+    config['projection_dim'] = model.num_classes
 
   def finish(theirs: Arrays) -> Arrays:
     if not classes:
-      return renamed(rename(theirs), ((r'^classifier\.', 'visual_projection.'),))
+      projection = ((r'^classifier\.', 'visual_projection.'),)
+      return renamed(prefixed(theirs, 'vision_model.'), projection)
     unread = {
       'post_layernorm.weight': np.ones(model.width, np.float32),
       'post_layernorm.bias': np.zeros(model.width, np.float32),
     }
-    return rename(theirs | unread)
+    return prefixed(theirs | unread, 'vision_model.')
 
-  return Form(
-    CLIP,
-    config,
-    {
-      'pool': ('token', 'gap'),
-      'class_token': (True,) if classes else (True, None),
-      'final_norm': ('none',) if classes else ('tokens',),
-      'num_classes': (model.num_classes,) if model.num_classes or not classes else (),
-      'head_bias': (model.head_bias,) if classes or not model.num_classes else (None,),
-      'embed_bias': (False,),
-      'qkv_bias': ('qkv',),
-      'representation': (None,),
-      'distillation': ('none',),
-    },
-    {'head_bias': 0.0 if classes else None},
-    finish,
-  )
+  supported = {
+    'pool': ('token', 'gap'),
+    'class_token': (True,) if classes else (True, None),
+    'final_norm': ('none',) if classes else ('tokens',),
+    'num_classes': (model.num_classes,) if model.num_classes or not classes else (),
+    'head_bias': (model.head_bias,) if classes or not model.num_classes else (None,),
+    'embed_bias': (False,),
+    'qkv_bias': ('qkv',),
+    'representation': (None,),
+    'distillation': ('none',),
+  }
+  rewrites = {'head_bias': 0.0 if classes else None}
+  return ExportSpec(CLIP, supported, rewrites, finish=finish, configs={'config.json': config})
 
 
-def siglip_form(model: vit.ViT, shared: dict[str, Any]) -> Form:
+def classifier_config(name: str, tower: dict[str, Any]) -> dict[str, Any]:
+  """config.json of a classifier on the image tower of a pair."""
+  return {
+    'architectures': [f'{name}ForImageClassification'],
+    'model_type': name.lower(),
+    'vision_config': tower,
+  }
+
+
+def siglip_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   tower = {
     'model_type': 'siglip_vision_model',
     **shared,
     'intermediate_size': model.mlp_dim,
     'vision_use_head': model.pool == 'map',
   }
-  config: dict[str, Any] = {'architectures': ['SiglipVisionModel'], **tower}
   if model.num_classes:
-    config = {
-      'architectures': ['SiglipForImageClassification'],
-      'model_type': 'siglip',
-      'vision_config': tower,
-    }
-  return Form(
+    config = classifier_config('Siglip', tower)
+  else:
+    config = {'architectures': ['SiglipVisionModel'], **tower}
+  supported = {
+    'pool': ('gap',) if model.num_classes else ('map', 'gap'),
+    'final_norm': ('tokens',),
+    'registers': (0,),
+    'representation': (None,),
+    'distillation': ('none',),
+  }
+  return ExportSpec(
     SIGLIP,
-    config,
-    {
-      'pool': ('gap',) if model.num_classes else ('map', 'gap'),
-      'final_norm': ('tokens',),
-      'registers': (0,),
-      'representation': (None,),
-      'distillation': ('none',),
-    },
+    supported,
     {'cls_position': model.cls_position, 'embed_bias': True, 'qkv_bias': 'qkv'},
-    prefixed('vision_model.', 'classifier'),
+    finish=lambda theirs: prefixed(theirs, 'vision_model.'),
+    configs={'config.json': config},
   )
 
 
-FORMS: dict[str, Callable[[vit.ViT, dict[str, Any]], Form]] = {
-  'vit': vit_form,
-  'dinov2': dinov2_form,
-  'dinov3': dinov3_form,
-  'clip': clip_form,
-  'siglip': siglip_form,
+SPECS: dict[str, Callable[[vit.ViT, dict[str, Any]], ExportSpec]] = {
+  'vit': vit_spec,
+  'dinov2': dinov2_spec,
+  'dinov3': dinov3_spec,
+  'clip': clip_spec,
+  'siglip': siglip_spec,
 }
 ACTS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'quick_gelu'}
 
