@@ -77,13 +77,8 @@ def forward(
   std: Sequence[float],
   **options: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Logits (N, K) of uint8 images (N, height, width, 3), and the model's other outputs.
-
-  Args:
-    model, params: of a bundle.
-    images: of the model's size.
-    mean, std: of its preprocessing.
-    options: further arguments of the model's call, as `attention`.
+  """Logits (N, K) of uint8 images (N, height, width, 3), and the model's other outputs; `options`
+  are further arguments of the model's call, as `attention`.
   """
   logits, out = model.apply({'params': params}, normalize(images, mean, std), **options)
   return logits, dict(out)
@@ -143,16 +138,12 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{description} does not describe a model: {error}') from None
   params, _ = adapt.params(checkpoint, model, image_size=preprocess.size, new_head=None)
-  card = card_in(folder) if is_bundle else ''  # others' is of their library
+  card = ''  # others' is of their library
+  if is_bundle and (folder / CARD).is_file():
+    card = (folder / CARD).read_text('utf-8', errors='replace')
   return Bundle(
     model, params, checkpoint.classes, preprocess, checkpoint.name, checkpoint.scores, card
   )
-
-
-def card_in(folder: pathlib.Path) -> str:
-  """The text of the card in a bundle's folder; '' if there is none."""
-  path = folder / CARD
-  return path.read_text('utf-8', errors='replace') if path.is_file() else ''
 
 
 def check_model(model: nn.Module, image_size: tuple[int, int]) -> None:

@@ -90,11 +90,7 @@ def write(
 
 
 def target(path: pathlib.Path, to: str) -> str:
-  """The one of SUFFIXES that is asked for, or that the path tells.
-
-  Raises:
-    ValueError: if there is none, or it is unknown.
-  """
+  """The one of SUFFIXES that is asked for, or that the path tells."""
   if to and to not in SUFFIXES:
     raise ValueError(f'unknown target {to!r}{nearest(to, list(SUFFIXES))}')
   matches = [name for name, suffix in SUFFIXES.items() if suffix and suffix == path.suffix]
@@ -173,10 +169,7 @@ def make_apply(
   """(params, uint8 images) -> float32 scores, as `Run.apply` gives them.
 
   It computes in float32, wherever the model was trained, and so takes no kernel of one device.
-
-  Args:
-    source: whose parameters are not used.
-    sigmoid: by which logits become scores, where the model's are a sigmoid.
+  `sigmoid` is by which logits become scores, where the model's are a sigmoid.
   """
   fields = models.fields(source.model)
   model = source.model.clone(**{k: v for k, v in PLAIN.items() if k in fields})
@@ -237,11 +230,7 @@ def without_locations() -> Iterator[None]:
 
 
 def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
-  """An ONNX model, by jax2onnx: 'images' in, 'scores' out, the layers one after another.
-
-  Raises:
-    ValueError: if the libraries are not here, or cannot say what the model computes.
-  """
+  """An ONNX model, by jax2onnx: 'images' in, 'scores' out, the layers one after another."""
   if isinstance(source.model, resnet.ResNet) or getattr(source.model, 'stem', None) is not None:
     raise ValueError(f'jax2onnx does not convert the pooling of {source.name}: BiT and hybrids')
   to_onnx = converter()
@@ -290,15 +279,10 @@ def converter() -> Callable[..., Any]:
   return to_onnx
 
 
-def writer_of(to: str) -> Callable[[pathlib.Path, bundle.Bundle], list[str]]:
-  """Writes the parameters in a dialect of `convert`."""
-  return lambda path, source: convert.write(path, source, to=to)
-
-
 WRITERS: dict[str, Callable[[pathlib.Path, bundle.Bundle], list[str]]] = {
   'stablehlo': write_stablehlo,
   'onnx': write_onnx,
-  **{to: writer_of(to) for to in SUFFIXES if to not in PROGRAMS},
+  **{to: functools.partial(convert.write, to=to) for to in SUFFIXES if to not in PROGRAMS},
 }
 
 
@@ -306,10 +290,8 @@ WRITERS: dict[str, Callable[[pathlib.Path, bundle.Bundle], list[str]]] = {
 
 
 def check_written(path: pathlib.Path, source: bundle.Bundle, to: str) -> str:
-  """What a new process on a CPU finds when it compares a file with the model.
-
-  Raises:
-    ValueError: one line, if they differ, or it did not come to an end.
+  """What a new process on a CPU says of a file that it compares with the model; ValueError if they
+  differ, or it did not come to an end.
   """
   code = 'import sys; from vit_jax import export; sys.exit(export.compare(*sys.argv[1:]))'
   with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -373,10 +355,8 @@ def differences(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
   """The largest difference of probabilities, and of log-odds in units of the largest, at least 1.
 
   Log-odds are logits again: of a sigmoid exactly, of a softmax up to what all classes share where
-  they are small. Of thousands of classes each probability may be below any absolute bound.
-
-  Returns:
-    Both infinite if a score is not finite, or their shapes differ.
+  they are small. Of thousands of classes each probability may be below any absolute bound. Both
+  are infinite if a score is not finite, or the shapes differ.
   """
   if theirs.shape != ours.shape or not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
     return float('inf'), float('inf')

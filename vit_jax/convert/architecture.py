@@ -19,7 +19,6 @@ HEADS = {
   (width, depth): heads for width, depth, _, heads in models.SIZES.values() if width != 64 * heads
 }
 MIXING = 'encoder/blocks/tokens/up/kernel'  # (L, T, S): a Mixer's tokens
-GATED_HEADS = {(1280, 32): 20}  # DINOv3's ViT-H+, as wide and deep as ViT-H
 
 
 def infer(
@@ -27,14 +26,8 @@ def infer(
 ) -> dict[str, Any]:
   """Fields of the model, as `vit_jax.build` takes them: all that shapes show, and the details.
 
-  Args:
-    family: 'ViT', 'Mixer' or 'BiT'.
-    arrays: in our names.
-    details: fields known otherwise, which take precedence.
-    sizes: what the images' may be, the likeliest first; none is needed for square ones.
-
-  Raises:
-    ValueError: if an array that tells the architecture is missing or misshapen.
+  The images may be of one of the sizes, the likeliest first; none is needed for square ones.
+  Raises ValueError if an array that tells the architecture is missing or misshapen.
   """
   try:
     fields = INFER[family](arrays) | details
@@ -133,8 +126,8 @@ def counted(arrays: Arrays, pattern: str) -> list[int]:
 
 def heads(width: int, depth: int, *, gated: bool = False) -> int:
   """The heads of published models of that size: files in torch's names do not tell them."""
-  if gated and (width, depth) in GATED_HEADS:
-    return GATED_HEADS[width, depth]
+  if gated and (width, depth) == (1280, 32):
+    return 20  # DINOv3's ViT-H+, as wide and deep as ViT-H
   return HEADS.get((width, depth), max(width // 64, 1))
 
 
@@ -179,13 +172,7 @@ def has_cls_position(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Siz
 def image_size(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Size]) -> Size:
   """(height, width) in pixels of the images that an array of positions is for; 224 if it has none.
 
-  Args:
-    fields: of the model.
-    arrays: in our names.
-    sizes: what it may be, the likeliest first; none is needed for a square.
-
-  Raises:
-    ValueError: if the table has no square number of rows, and is for none of the sizes.
+  Raises ValueError if the table has no square number of rows, and is for none of the sizes.
   """
   patch = fields.get('patch', (32, 32))
   if MIXING in arrays:

@@ -15,11 +15,7 @@ OMITTED = (*models.COMPUTE, 'head_init')
 
 
 def read(folder: pathlib.Path) -> Checkpoint:
-  """The checkpoint in the two files of a bundle's folder.
-
-  Raises:
-    FileNotFoundError, ValueError: if one of them is missing, damaged, or describes no model.
-  """
+  """The checkpoint in the two files of a bundle's folder."""
   description, arrays = files.read_object(folder / DESCRIPTION), weights.read(folder / WEIGHTS)
   try:
     fields = {field: models.tupled(value) for field, value in description['model'].items()}

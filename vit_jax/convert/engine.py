@@ -234,14 +234,7 @@ def to_ours(
 def lacking(
   table: Sequence[Row], arrays: Mapping[str, np.ndarray], promised: Iterable[str], depth: int
 ) -> list[str]:
-  """Their names that arrays should have: the promised, and in every layer what any has.
-
-  Args:
-    table: of the dialect.
-    arrays: theirs.
-    promised: our names.
-    depth: the number of layers.
-  """
+  """Their names that arrays should have: those of the promised, and in every layer what any has."""
   absent: dict[str, None] = {}
   begun = [row for row in table if '{i}' in row.theirs and counted(row, arrays)]
   wanted = [[row for row in table if part in row.parts] for part in promised]
@@ -260,11 +253,8 @@ def spelling(arrays: Mapping[str, np.ndarray], file: Mapping[str, np.ndarray]) -
 
 
 def in_file(name: str, names: Mapping[str, str]) -> str:
-  """The name that an array would have in the file: as in another layer, or beside its sibling.
-
-  Args:
-    name: in the table.
-    names: as `spelling` gives it.
+  """The name that a name of the table would have in the file, by those that `spelling` gives: as in
+  another layer, or beside its sibling.
   """
   if name in names:
     return names[name]
@@ -386,11 +376,7 @@ def rows(*groups: Iterable[Line]) -> tuple[Row, ...]:
 
 
 def renamed(arrays: Mapping[str, np.ndarray], renames: Sequence[tuple[str, str]]) -> Arrays:
-  """The arrays with every regular expression of `renames` applied to their names, in order.
-
-  Raises:
-    ValueError: if two arrays would have one name.
-  """
+  """The arrays with every regular expression of `renames` applied to their names, in order."""
   out: Arrays = {}
   for name, array in arrays.items():
     new = name

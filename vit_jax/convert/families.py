@@ -150,10 +150,9 @@ def infer_fields(
 
 
 def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
-  """What the family reads of a configuration; null says nothing, as an absent field.
+  """What the family reads of a configuration, where null says nothing.
 
-  Raises:
-    ValueError: one that names every field whose value is none.
+  Raises ValueError that names every field with a wrong value.
   """
   values = stated({key: value for key, value in config.items() if key in family.fields})
   wrong = [
@@ -179,7 +178,11 @@ def stated(config: files.JSON) -> files.JSON:
 
 def split_dropped(family: Family, theirs: Arrays) -> tuple[Arrays, list[str]]:
   """The arrays that the family has a use for, and the names of the others."""
-  dropped = [name for name, a in theirs.items() if matches(name, family.drops) or not a.size]
+  dropped = [
+    name
+    for name, array in theirs.items()
+    if not array.size or any(re.fullmatch(drop, name) for drop in family.drops)
+  ]
   unread = {*dropped}
   return {name: array for name, array in theirs.items() if name not in unread}, dropped
 
@@ -273,16 +276,8 @@ def bears(family: Family, arrays: Arrays) -> bool:
   )
 
 
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-  return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
 def declared_heads(declared: Declared, theirs: Arrays, family: Family) -> int | None:
-  """The heads that the JSON declares.
-
-  Raises:
-    ValueError: if they do not divide the width.
-  """
+  """The heads that the JSON declares; ValueError if they do not divide the width."""
   if 'heads' not in declared:
     return None
   where, heads = declared['heads']
@@ -319,11 +314,7 @@ def others(path: pathlib.Path) -> bool:
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:
-  """What the JSON files in a folder, or beside a weight file, say: see CONFIGS.
-
-  Raises:
-    ValueError: if one of them holds no JSON object.
-  """
+  """What the JSON files in a folder, or beside a weight file, say: see CONFIGS."""
   folder = path if path.is_dir() else path.parent
   config: dict[str, Any] = {}
   for name, key in CONFIGS.items():
@@ -339,9 +330,6 @@ def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ..
   """Names of the labels that the configuration has; their numbers without any.
 
   A head without bias is no classifier, but a projection.
-
-  Raises:
-    ValueError: if there are names of more, fewer or other labels than the head has.
   """
   count = fields['num_classes']
   numbers = tuple(map(str, range(count)))

@@ -222,13 +222,8 @@ def big_vision_export_spec(source: Exportable) -> ExportSpec:
   """big_vision's names: sines and cosines need no table, the class token no position."""
   if not isinstance(source.model, vit.ViT):
     return export_spec(source)
-  positions = source.model.positions
-  return ExportSpec(
-    BIG_VISION,
-    SUPPORTED,
-    REWRITES | {'cls_position': False, 'positions': positions},
-    READER_DEFAULTS,
-  )
+  rewrites = REWRITES | {'cls_position': False, 'positions': source.model.positions}
+  return ExportSpec(BIG_VISION, SUPPORTED, rewrites, READER_DEFAULTS)
 
 
 READER_DEFAULTS: dict[str, Any] = {

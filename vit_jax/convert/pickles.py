@@ -68,9 +68,7 @@ TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 def unpickle(text: memoryview, storage: Callable[[str, str, int], Storage]) -> Tree:
   """What a pickle of tensors describes, made of dictionaries, lists, tuples, numbers and arrays.
 
-  Args:
-    text: the pickle.
-    storage: gives the storage of a kind, a key and a number of elements.
+  `storage` gives the storage of a kind, a key and a number of elements.
   """
   if len(text) > PICKLE:
     raise ValueError(f'its pickle has {len(text)} bytes, at most {PICKLE} are read')

@@ -50,12 +50,7 @@ LINES = (['resize'], ['resize', 'central_crop'], ['resize_small', 'central_crop'
 
 
 def parse_steps(steps: str, size: tuple[int, int]) -> Resizing | None:
-  """What one of LINES does, whatever its arguments; None for any other line.
-
-  Args:
-    steps: as `transforms.compose` takes them.
-    size: (height, width) that the model takes; None for a line that gives another one.
-  """
+  """What one of LINES does, whatever its arguments; None for any other line, or another size."""
   try:
     transforms.compose(steps, size)
   except ValueError:

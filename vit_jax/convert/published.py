@@ -69,12 +69,7 @@ def local(name: str, folder: str = '') -> pathlib.Path:
 
 
 def fetched(url: str) -> pathlib.Path:
-  """The file of a URL in `cache()`, where it is put when it is first asked for.
-
-  Raises:
-    FileNotFoundError: if it cannot be fetched: one line with the URL and what to do.
-    ValueError: for a URL that is not http, https or gs, or names no file.
-  """
+  """The file of a URL in `cache()`, where it is put when it is first asked for."""
   address = web_address(url)
   parts = urllib.parse.urlsplit(address)
   host = parts.netloc.rpartition('@')[2].replace(':', '_')
@@ -105,11 +100,7 @@ def cache() -> pathlib.Path:
 
 
 def fetch(address: str, file: pathlib.Path) -> None:
-  """Gets what is at an address, whole or not at all.
-
-  Raises:
-    FileNotFoundError: if it cannot be had, or ends before its end.
-  """
+  """Gets what is at an address, whole or not at all: else FileNotFoundError."""
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, files.replacing(file) as out:
@@ -166,16 +157,9 @@ class Recommended:
   accuracy: float
 
 
-def recommended(
-  model: str, pre_training: str, learning_rate: float, image_size: int, accuracy: float
-) -> Recommended:
-  file = f'{model}-i21k-300ep-lr_0.001-{pre_training}'
-  return Recommended(file, learning_rate, image_size, accuracy)
-
-
 RECOMMENDED = {  # of vision_transformer's README; B_8 of its notebook
-  row[0]: recommended(*row)
-  for row in (
+  model: Recommended(f'{model}-i21k-300ep-lr_0.001-{training}', learning_rate, size, accuracy)
+  for model, training, learning_rate, size, accuracy in (
     ('L_16', 'aug_strong1-wd_0.1-do_0.0-sd_0.0', 0.01, 384, 85.59),
     ('B_16', 'aug_medium1-wd_0.1-do_0.0-sd_0.0', 0.03, 384, 85.49),
     ('S_16', 'aug_light1-wd_0.03-do_0.0-sd_0.0', 0.03, 384, 83.73),
@@ -222,11 +206,7 @@ Row = dict[str, str]
 
 
 def read_index(path: pathlib.Path) -> list[Row]:
-  """The rows of an index in CSV, one for each fine-tuning, as texts by column.
-
-  Raises:
-    ValueError: if it is no such table.
-  """
+  """The rows of an index in CSV, one for each fine-tuning, as texts by column."""
   try:
     with path.open(newline='', encoding='utf-8', errors='replace') as file:
       rows = [
@@ -266,13 +246,13 @@ def matches(rows: Sequence[Row], model: str, adapt: str = '') -> list[dict[str, 
   else:
     chosen = list({row['filename']: row for row in candidates}.values())
   described = (describe(row, adapt) for row in chosen)
-  return sorted(described, key=lambda file: rank(file, adapt), reverse=True)
+  columns = ('validation', 'test') if adapt else ('upstream_validation',)
 
+  def rank(file: dict[str, Any]) -> list[float]:
+    """One without a number comes last."""
+    return [-math.inf if file[name] is None else file[name] for name in columns]
 
-def rank(file: dict[str, Any], adapt: str) -> list[float]:
-  """What files are sorted by; one without a number comes last."""
-  names = ('validation', 'test') if adapt else ('upstream_validation',)
-  return [-math.inf if file[name] is None else file[name] for name in names]
+  return sorted(described, key=rank, reverse=True)
 
 
 def describe(row: Row, adapt: str) -> dict[str, Any]:

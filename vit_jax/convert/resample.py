@@ -58,9 +58,6 @@ def matrix(rule: str, old: int, new: int) -> Array:
   """(new, old) float64 that takes values at `old` places of one side to `new`; rows sum to 1.
 
   With align_corners, one new place is the first old one.
-
-  Raises:
-    ValueError: for an unknown rule, or a side without a place.
   """
   if rule not in RULES:
     raise ValueError(f'unknown rule {rule!r}; known: {", ".join(RULES)}')
@@ -84,9 +81,6 @@ def positions(table: Array, grid: tuple[int, int], new_grid: tuple[int, int], ru
 
   The table holds patches alone: embeddings of class, distillation and register tokens are the
   caller's to set aside.
-
-  Raises:
-    ValueError: for an unknown rule, or a table that does not fill `grid`.
   """
   rows, columns = grid
   if len(table) != rows * columns:
@@ -104,13 +98,7 @@ def patch_kernel(kernel: Array, new: tuple[int, int], rule: str = 'bilinear') ->
   matrix B, the new kernel is pinv(B^T) w. Of all kernels it makes <Bx, w'> nearest to <x, w> over
   white noise x, and equal for every x where the patch grows.
 
-  Args:
-    kernel: (P, Q, C, D).
-    new: P', Q'.
-    rule: how images are resized: big_vision's 'bilinear', timm's 'bicubic_antialias'.
-
-  Raises:
-    ValueError: for an unknown rule.
+  Images are resized by `rule`: big_vision's 'bilinear', timm's 'bicubic_antialias'.
   """
   rows, columns = (np.linalg.pinv(matrix(rule, *sides).T) for sides in zip(kernel.shape, new))
   return np.einsum('yp,xq,pqcd->yxcd', rows, columns, kernel, optimize=True).astype(np.float32)
@@ -121,9 +109,6 @@ def channels(kernel: Array, count: int) -> Array:
 
   One channel takes the sum of three; more take them in turn, times C / count. A picture whose
   channels are all equal then gives what it gave, where `count` is 1 or a multiple of C.
-
-  Raises:
-    ValueError: for a kernel of neither 1, 3 nor `count` channels.
   """
   have = kernel.shape[2]
   if have == count:

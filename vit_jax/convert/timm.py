@@ -91,27 +91,27 @@ BACKBONE = 'patch_embed.backbone'
 STAGE, THEIR_STAGE = 'stage{s}/unit{u}', 'stages.{s0}.blocks.{u0}'
 
 
-def stem(root: str) -> Lines:
-  """A hybrid's ResNet; without stages timm names the root otherwise."""
+def convs(ours: str, theirs: str) -> Lines:
+  """The kernels of a ResNet's unit."""
+  names = {1: 'conv1', 2: 'conv2', 3: 'conv3', '_proj': 'downsample.conv'}
+  return [(f'{ours}/conv{n}/kernel', f'{theirs}.{conv}.weight', CONV) for n, conv in names.items()]
+
+
+def stem() -> Lines:
+  """A hybrid's ResNet."""
   unit, theirs = f'stem/{STAGE}', f'{BACKBONE}.{THEIR_STAGE}'
   return [
-    ('stem/root/conv/kernel', f'{root}.conv.weight', CONV),
-    *norm('stem/root/norm', f'{root}.norm'),
-    *(
-      (f'{unit}/conv{n}/kernel', f'{theirs}.{name}.weight', CONV)
-      for n, name in ((1, 'conv1'), (2, 'conv2'), (3, 'conv3'), ('_proj', 'downsample.conv'))
-    ),
-    *(
-      line
-      for n, name in ((1, 'norm1'), (2, 'norm2'), (3, 'norm3'), ('_proj', 'downsample.norm'))
-      for line in norm(f'{unit}/norm{n}', f'{theirs}.{name}')
-    ),
+    ('stem/root/conv/kernel', f'{BACKBONE}.stem.conv.weight', CONV),
+    *norm('stem/root/norm', f'{BACKBONE}.stem.norm'),
+    *convs(unit, theirs),
+    *(line for n in (1, 2, 3) for line in norm(f'{unit}/norm{n}', f'{theirs}.norm{n}')),
+    *norm(f'{unit}/norm_proj', f'{theirs}.downsample.norm'),
   ]
 
 
 QKV = f'{BLOCKS}/attention/{{query,key,value}}'
 VIT = rows(
-  stem(f'{BACKBONE}.stem'),
+  stem(),
   SPINE,
   projected(QKV, f'{THEIRS}.attn.qkv'),
   [(f'{BLOCKS}/scale{n}', f'{THEIRS}.ls{n}.gamma') for n in (1, 2)],
@@ -146,10 +146,7 @@ MIXER = rows(
 )
 BIT = rows(
   [('root/conv/kernel', 'stem.conv.weight', CONV)],
-  [
-    (f'{STAGE}/conv{n}/kernel', f'{THEIR_STAGE}.{name}.weight', CONV)
-    for n, name in ((1, 'conv1'), (2, 'conv2'), (3, 'conv3'), ('_proj', 'downsample.conv'))
-  ],
+  convs(STAGE, THEIR_STAGE),
   *(norm(f'{STAGE}/norm{n}', f'{THEIR_STAGE}.norm{n}') for n in (1, 2, 3)),
   norm('norm', 'norm'),
   [('head/kernel', 'head.fc.weight', POINT), ('head/bias', 'head.fc.bias')],
@@ -473,11 +470,12 @@ RENAMES = (
 )
 PATCHES = r'patch_embed\.proj\.weight'
 COMMON: dict[str, Any] = dict(dialect='timm', preprocess=preprocess, fields=FIELDS)
+COMMON_EVA = COMMON | dict(
+  model='ViT', table=EVA, details=eva_details, declared=declared, promises=eva_promises
+)
 FAMILIES = (
   Family(
-    model='ViT',
     signs=(PATCHES, r'storage_tokens', r'blocks\.0\.norm1\.weight'),
-    table=EVA,
     tidy=dinov3,
     renames=(
       (r'^storage_tokens$', 'reg_token'),
@@ -487,22 +485,14 @@ FAMILIES = (
       (r'^(blocks\.\d+\.mlp)\.w3\.', r'\1.fc2.'),
       (r'\.fc1_x\.', '.fc1.'),
     ),
-    details=eva_details,
-    declared=declared,
-    promises=eva_promises,
     drops=(*DROPS, r'rope_embed\..*', r'.*\.bias_mask', r'local_cls_norm\..*'),
-    **COMMON,
+    **COMMON_EVA,
   ),
   Family(
-    model='ViT',
     signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed'),
-    table=EVA,
     renames=((r'\.fc1_x\.', '.fc1.'),),
-    details=eva_details,
-    declared=declared,
-    promises=eva_promises,
     drops=(*DROPS, r'rope\..*'),
-    **COMMON,
+    **COMMON_EVA,
   ),
   Family(
     model='ViT',
@@ -554,31 +544,31 @@ def export_spec(source: Exportable) -> ExportSpec:
       configs={'config.json': described(source, *mixer_args(model, source.preprocess.size))},
     )
   if isinstance(model, resnet.ResNet):
+    depth = sum(model.blocks) * 3 + 2
     return ExportSpec(
       BIT,
       rewrites={'head_bias': 0.0},
       reader_defaults={'numerics': ('timm',)},
-      configs={'config.json': described(source, *bit_args(model))},
+      configs={'config.json': described(source, f'resnetv2_{depth}x{model.width_factor}_bit', {})},
     )
   if not isinstance(model, vit.ViT):
     raise ValueError(f'timm has no {source.name}')
   rope = model.positions == 'rope'
-  biases = ('qv', 'none') if rope else ('qkv', 'qv', 'none')
+  args = eva_args if rope else vit_args
   rewrites: dict[str, Any] = {'head_bias': 0.0}
   if not rope:
     rewrites['qkv_bias'] = 'none' if model.qkv_bias == 'none' else 'qkv'
     rewrites['embed_bias'] = model.embed_bias or not model.pre_norm
     rewrites['cls_position'] = model.cls_position and not model.registers
     rewrites['positions'] = 'none' if model.positions == 'none' else 'learned'
-  stems = (None, *HYBRIDS)
   return ExportSpec(
     EVA if rope else VIT,
     supported={
       'pool': tuple(GLOBAL_POOLS),
       'distillation': ('none', 'head'),
-      'stem': (None,) if rope else stems,
+      'stem': (None,) if rope else (None, *HYBRIDS),
       'stem_width': (64,),
-      'qkv_bias': biases,
+      'qkv_bias': ('qv', 'none') if rope else ('qkv', 'qv', 'none'),
       'embed_bias': (True,) if model.pre_norm is rope else (True, False),
       'representation': (None,),
       'rope_theta': (100.0,),
@@ -591,11 +581,7 @@ def export_spec(source: Exportable) -> ExportSpec:
       **({'activation': ('gelu_erf',)} if rope else {}),
     },
     finish=finish,
-    configs={
-      'config.json': described(
-        source, *(eva_args if rope else vit_args)(model, source.preprocess.size)
-      )
-    },
+    configs={'config.json': described(source, *args(model, source.preprocess.size))},
   )
 
 
@@ -639,33 +625,21 @@ def vit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]
     architecture = 'vit_base_patch16_clip_224'
   else:
     architecture = 'vit_base_patch16_224'
-  more = {
-    'class_token': model.has_class_token,
-    'no_embed_class': bool(model.registers) or not model.cls_position,
-    'reg_tokens': model.registers,
-    'fc_norm': model.final_norm == 'pooled',
-    'final_norm': model.final_norm != 'none',
-    'pre_norm': model.pre_norm,
-    'init_values': model.layer_scale,
-    'qk_norm': model.qk_norm,
-    'pos_embed': 'none' if model.positions == 'none' else 'learn',
-    'act_layer': ACT_LAYERS[model.activation],
+  options = {  # of this model, and of the architecture by itself
+    'class_token': (model.has_class_token, True),
+    'no_embed_class': (bool(model.registers) or not model.cls_position, False),
+    'reg_tokens': (model.registers, 0),
+    'fc_norm': (model.final_norm == 'pooled', False),
+    'final_norm': (model.final_norm != 'none', True),
+    'pre_norm': (model.pre_norm, architecture == 'vit_base_patch16_clip_224'),
+    'init_values': (model.layer_scale, 1e-5 if model.swiglu else None),
+    'qk_norm': (model.qk_norm, False),
+    'pos_embed': ('none' if model.positions == 'none' else 'learn', 'learn'),
+    'act_layer': ('gelu' if model.swiglu else ACT_LAYERS[model.activation], 'gelu'),
   }
-  usual = {
-    'class_token': True,
-    'no_embed_class': False,
-    'reg_tokens': 0,
-    'fc_norm': False,
-    'final_norm': True,
-    'pre_norm': architecture == 'vit_base_patch16_clip_224',
-    'init_values': 1e-5 if model.swiglu else None,
-    'qk_norm': False,
-    'pos_embed': 'learn',
-    'act_layer': 'gelu',
+  return architecture, args | {
+    name: value for name, (value, usual) in options.items() if value != usual or name == 'fc_norm'
   }
-  if model.swiglu:
-    more['act_layer'] = usual['act_layer']
-  return architecture, args | {k: v for k, v in more.items() if v != usual[k] or k == 'fc_norm'}
 
 
 def eva_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
@@ -702,20 +676,10 @@ def ratio(width: int, hidden: int) -> float:
 
 
 def mixer_args(model: mixer.Mixer, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-  name = {
-    (512, 8, 16): 'mixer_s16_224',
-    (512, 8, 32): 'mixer_s32_224',
-    (768, 12, 16): 'mixer_b16_224',
-    (768, 12, 32): 'mixer_b32_224',
-    (1024, 24, 16): 'mixer_l16_224',
-    (1024, 24, 32): 'mixer_l32_224',
-  }.get((model.width, model.depth, model.patch[0]), 'mixer_b16_224')
+  letter = {(512, 8): 's', (768, 12): 'b', (1024, 24): 'l'}.get((model.width, model.depth))
+  published = letter and model.patch[0] in (16, 32)
+  name = f'mixer_{letter}{model.patch[0]}_224' if published else 'mixer_b16_224'
   return name, {'img_size': list(size)}
-
-
-def bit_args(model: resnet.ResNet) -> tuple[str, dict[str, Any]]:
-  depth = sum(model.blocks) * 3 + 2
-  return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
 def crop_fraction(size: tuple[int, int], sides: tuple[int, int]) -> float:

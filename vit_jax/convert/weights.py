@@ -21,7 +21,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -76,13 +76,6 @@ VALUES, NAME = 300_000, 512  # nested values, of shared ones each time met; char
 CHUNK = 2**20
 WRITTEN = 2**16  # bytes at a time: Linux caches larger pieces in larger pages, which are scarce
 ALIGNMENT = 64  # of arrays in the zip files written here
-
-
-class HasDtype(Protocol):
-  """An array, or the metadata of one."""
-
-  @property
-  def dtype(self) -> np.dtype: ...
 
 
 def read(path: Path) -> Arrays:
@@ -488,8 +481,8 @@ def load_with_torch(path: Path) -> Arrays:
     return arrays
 
 
-def check_dtypes(arrays: Mapping[str, HasDtype]) -> None:
-  """Raises ValueError for the first array that is not of numbers which we know."""
+def check_dtypes(arrays: Mapping[str, Any]) -> None:
+  """Raises ValueError for the first array, or its metadata, that is not of numbers we know."""
   for name, values in arrays.items():
     if native(values.dtype) not in DTYPES.values():
       raise ValueError(f'{name!r} has dtype {values.dtype}, not one of {", ".join(DTYPES)}')

@@ -30,11 +30,7 @@ from vit_jax.text import nearest
 
 
 def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
-  """The source's arrays in a dialect's names.
-
-  Raises:
-    ValueError: one line that names everything of the model that the dialect cannot say.
-  """
+  """The source's arrays in a dialect's names; ValueError names all that the dialect cannot say."""
   model = source.model
   refused = [
     f'{field} {getattr(model, field)!r}'
@@ -121,11 +117,7 @@ def write_folder(
   configs: Mapping[str, Any],
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """A folder with model.safetensors and JSON files, whole or not at all; an older one goes.
-
-  Raises:
-    OSError: one that names the folder, if it cannot be written.
-  """
+  """A folder with model.safetensors and JSON files, whole or not at all; an older one goes."""
   with files.staging(folder) as new:
     new.mkdir()
     weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
@@ -159,11 +151,7 @@ SUFFIXES = {
 
 
 def suffix(path: pathlib.Path, to: str) -> str:
-  """The one of SUFFIXES by which a dialect is written to a path.
-
-  Raises:
-    ValueError: if the dialect is not written to such a path.
-  """
+  """The one of SUFFIXES by which a dialect is written to a path."""
   ending = path.suffix if path.suffix in FILE_WRITERS else FOLDER
   if ending not in SUFFIXES[to]:
     choices = [choice or 'a folder' for choice in SUFFIXES[to]]

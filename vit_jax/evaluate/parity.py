@@ -69,13 +69,11 @@ def distances(ours: Trace, theirs: Trace) -> Distances:
   """The largest difference at each place that both know, in units of their largest value there.
 
   It is infinite where either has a value that is not finite.
-
-  Raises:
-    ValueError: if a place has two shapes, or there is none.
   """
   places = [name for name in ours if name in theirs]
   if not places:
-    raise ValueError(f'nothing to compare: {listed(ours)} here, {listed(theirs)} there')
+    here, there = (', '.join(trace) or 'nothing' for trace in (ours, theirs))
+    raise ValueError(f'nothing to compare: {here} here, {there} there')
   return {name: distance(name, ours[name], theirs[name]) for name in places}
 
 
@@ -88,10 +86,6 @@ def distance(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
   if not difference:
     return 0.0
   return float(difference / unit) if unit else float('inf')
-
-
-def listed(trace: Trace) -> str:
-  return ', '.join(trace) or 'nothing'
 
 
 def read_again(path: str, ours: bundle.Bundle) -> bundle.Bundle:
@@ -136,11 +130,7 @@ def our_trace(ours: bundle.Bundle, images: np.ndarray) -> Trace:
 
 
 def their_trace(kind: str, path: str, ours: bundle.Bundle, images: np.ndarray) -> Trace:
-  """What a library computes at those of our places that it has.
-
-  Raises:
-    ValueError: one line, whatever it raises.
-  """
+  """What a library computes at those of our places that it has; ValueError whatever it raises."""
   library = LIBRARIES[kind]
   try:
     module = OPENERS[kind](pathlib.Path(path), ours).eval().float()
