@@ -146,7 +146,7 @@ def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
   assert len(points) == STEPS == len(losses(pair / 'run'))
   values = results.read(pair / 'run')
   assert (values['step'], values['use'], np.sum(values['confusion'])) == (8, 'test', 359)
-  right = f'{100 * values["accuracy"]:.2f} %'
+  right = f'{100 * values["accuracy"]:.2f}%'
   assert f'<b>{right}</b>accuracy on 359 images, split test of digits' in text
   assert text.count('class="pair"') == len(values['mistakes']) > 0
   assert 'aria-labelledby="confusion"' in text and (pair / 'run/report.png').is_file()
