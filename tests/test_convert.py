@@ -1165,3 +1165,12 @@ def test_mutated_files_on_disk_load_or_are_refused_in_a_line(kind, description, 
       except Exception as error:
         faults.setdefault(f'{type(error).__name__}: {str(error)[:200]}', []).append(seed)
   assert faults == {}
+
+
+@pytest.mark.parametrize('fields', [{'positions': 'rope'}, {'swiglu': True}])
+def test_what_hugging_face_cannot_say_is_refused_by_name(fields, tmp_path):
+  model = tiny(layer_scale=None, **fields)
+  preprocess = bundle.Preprocess('resize', (8, 12))
+  source = bundle.Bundle(model, drawn(shapes(model)), tuple('abcde'), preprocess, 'ViT-Ti/16')
+  with pytest.raises(ValueError, match=r'no way to say .*layer_scale None'):
+    convert.write(tmp_path / 'model', source, to='hf')

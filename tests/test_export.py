@@ -20,6 +20,7 @@ from vit_jax import __main__ as vit
 from vit_jax import bundle, export, predict, sharding
 from vit_jax.commands.export import default_path
 from vit_jax.evaluate import results
+from vit_jax.models import attention
 from vit_jax.models import vit as vits
 from vit_jax.views import card
 
@@ -155,7 +156,7 @@ def test_one_file_is_for_cpu_cuda_and_tpu(program):
 
 
 def test_the_machine_that_exports_leaves_no_trace_in_the_program(program, source, monkeypatch):
-  monkeypatch.setattr(vits, 'has_flash_attention', lambda: True)
+  monkeypatch.setattr(attention, 'has_flash_attention', lambda: True)
   monkeypatch.setattr(vits.jax, 'default_backend', lambda: 'gpu')
   fast = bundle.Bundle(**vars(source) | {'model': source.model.clone(dtype='bfloat16')})
   path = program[0].with_name('gpu.stablehlo')

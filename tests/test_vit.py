@@ -12,7 +12,7 @@ import pytest
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from vit_jax import models
-from vit_jax.models import layers, vit
+from vit_jax.models import attention, layers, vit
 
 
 def close(a, b, tolerance=1e-5):
@@ -430,7 +430,9 @@ def test_a_bias_that_is_left_out_is_one_of_zero(plain, fields, absent):
 
 def turned(x, grid, theta=100.0):
   """Vectors (T, A, D/A) as queries or keys of a grid of patches."""
-  return np.asarray(vit.rotated(x[None], jnp.asarray(vit.rope2d(*grid, x.shape[-1], theta)))[0])
+  return np.asarray(
+    attention.rotated(x[None], jnp.asarray(attention.rope2d(*grid, x.shape[-1], theta)))[0]
+  )
 
 
 @pytest.mark.quick

@@ -35,7 +35,7 @@ def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
   refused = [
     f'{field} {getattr(model, field)!r}'
     for field, values in spec.supported.items()
-    if getattr(model, field, values[0]) not in values
+    if hasattr(model, field) and getattr(model, field) not in values
   ]
   params = models.flat(jax.device_get(source.params))
   ours = {name: np.asarray(leaf) for name, leaf in params.items()}
@@ -68,7 +68,8 @@ def notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> l
   lines = [
     f'{field} is {getattr(model, field)}, but its readers take {" or ".join(map(str, values))}'
     for field, values in spec.reader_defaults.items()
-    if getattr(model, field, values[0]) not in values
+    if hasattr(model, field)
+    and getattr(model, field) not in values
     and (field != 'stem_numerics' or getattr(model, 'stem', None) is not None)
   ]
   return lines + preprocess_notes(source, spec, configs) + size_notes(source, spec, configs)
