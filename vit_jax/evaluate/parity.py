@@ -72,8 +72,8 @@ def distances(ours: Trace, theirs: Trace) -> Distances:
   """
   places = [name for name in ours if name in theirs]
   if not places:
-    here, there = (', '.join(trace) or 'nothing' for trace in (ours, theirs))
-    raise ValueError(f'nothing to compare: {here} here, {there} there')
+    our_places, their_places = (', '.join(trace) or 'nothing' for trace in (ours, theirs))
+    raise ValueError(f'nothing to compare: {our_places} here, {their_places} there')
   return {name: distance(name, ours[name], theirs[name]) for name in places}
 
 
