@@ -230,7 +230,7 @@ class Evaluator:
   def report(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes the numbers of a split to the log, and shows them on a line."""
     self.training.log.write(step, metrics.prefixed(split, values))
-    bad = values['bad_images']
+    bad = values.get('bad_images')
     counts = f'{values["count"]:.0f} images' + f', {bad} unreadable' * bool(bad)
     measures = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
     self.training.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
