@@ -252,9 +252,6 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
   if config.system.logger:
     lookup.imported(config.system.logger, 'logger')
   schedule = make_schedule(config.schedule, steps, total)
-  log_every = min(max(total // 100, 1), 50)
-  if config.system.log_every is not None:
-    log_every = steps(config.system.log_every)
   plan = Plan(
     config=config,
     mesh=mesh,
@@ -272,12 +269,17 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
     evaluate_every=steps(config.evaluation.every) if config.data.validation else 0,
     checkpoint_every=steps(config.checkpoint.every),
     patience=steps(config.evaluation.patience),
-    log_every=log_every,
+    log_every=log_every(config.system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
   )
   if extensions(config):
     check_extensions(plan)
   return plan
+
+
+def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:
+  """Steps from one logged row to the next: by default a hundredth of the run, at most 50."""
+  return steps(duration) if duration is not None else min(max(total // 100, 1), 50)
 
 
 def make_task(
