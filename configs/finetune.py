@@ -9,8 +9,9 @@ gs://vit_models/imagenet21k, or in config.pretrained_dir; anything else is the p
 checkpoint of any kind. Momentum, cosine, no decay, batches of 512, eight parts each; the head
 starts at zero and positions are resampled to 384 pixels: 512 for L/16 and 518 for H/14 on ImageNet,
 and the multiple of 14 nearest to 384 for patches of 14. cifar10, cifar100, imagenet2012,
-oxford_iiit_pet, oxford_flowers102 and food101 have the steps and rates that were published:
-those of vision_transformer, for Pets and Flowers big_vision's rate; Food-101 has those of CIFAR.
+oxford_iiit_pet, oxford_flowers102 and food101 have the steps and rates that were published, of
+vit_jax/sources/presets.py: those of vision_transformer, for Pets and Flowers big_vision's rate;
+Food-101 has those of CIFAR.
 
 Any other set, such as folder:photos, is looked at first. Its run takes 20 epochs; a batch is 512,
 or as small as gives an epoch eight steps, the rate in proportion.
