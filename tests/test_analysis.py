@@ -900,9 +900,9 @@ def test_the_python_of_the_page_runs_and_its_comments_are_right(in_docs_folder):
   (block,) = blocks(DOCUMENT, 'python')
   values = {}
   exec(block, values)
-  assert values['found'].weights.shape == (2, 2, 7, 7)
-  assert values['found'].maps().shape == (2, 2, 2, 3)
-  assert values['found'].rollout_maps().shape == (2, 2, 3)
+  assert values['attention'].weights.shape == (2, 2, 7, 7)
+  assert values['attention'].maps().shape == (2, 2, 2, 3)
+  assert values['attention'].rollout_maps().shape == (2, 2, 3)
   assert values['evidence'].shape == (2, 3, 5)
 
 

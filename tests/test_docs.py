@@ -23,7 +23,7 @@ from tests.test_processes import free_port
 from tests.test_run import cache, ended, environment, started
 from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
 from vit_jax.convert import engine, families, pickles, resample, weights, writing
-from vit_jax.images import augment, decoding, transforms
+from vit_jax.images import decoding, randaug, transforms
 from vit_jax.models import vit
 from vit_jax.sources import classes as labelling
 from vit_jax.sources import presets
@@ -361,16 +361,16 @@ def test_a_third_of_small_images_is_one_colour_after_randaug():
   for seed in range(400):
     flat += np.ptp(step(PHOTO, np.random.default_rng(seed)), axis=(0, 1)).max() == 0
   assert abs(flat / 400 - (1 - (13 / 16) ** 2)) < 0.08  # three standard deviations
-  shift, square = (augment.RANDAUG[name][1](1) for name in ('TranslateX', 'Cutout'))
+  shift, square = (randaug.RANDAUG[name][1](1) for name in ('TranslateX', 'Cutout'))
   told = ' '.join(DATA.read_text().split())
   assert f'{shift:.0f} of them at magnitude 10, and cuts out a square of {2 * square}' in told
 
 
-@pytest.mark.parametrize('extra', ['tfds', 'hf'])
-def test_an_extra_is_asked_for_in_the_same_words_as_by_the_code(extra):
+@pytest.mark.parametrize(('extra', 'module'), [('tfds', 'tfds_prepare'), ('hf', 'hf')])
+def test_an_extra_is_asked_for_in_the_same_words_as_by_the_code(extra, module):
   told = f"'vit_jax[{extra}]'"
   assert f'pip install {told}' in ' '.join(DATA.read_text().split())
-  assert told in (ROOT / f'vit_jax/sources/{extra}.py').read_text()
+  assert told in (ROOT / f'vit_jax/sources/{module}.py').read_text()
 
 
 def test_the_line_that_trains_on_photos_is_a_plan(there):
