@@ -4,6 +4,7 @@ VIT_JAX_TEST_DEVICE=gpu leaves the devices as they are, for the tests marked gpu
 """
 
 import functools
+import logging
 import os
 import signal
 import zlib
@@ -29,7 +30,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 on a GPU
 # Else Orbax slices each array on each device, in a program each: a third of what a tiny run takes.
 handler = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+logging.getLogger('absl').disabled = True  # which warns of the override
 type_handlers.register_type_handler(jax.Array, handler, override=True)
+logging.getLogger('absl').disabled = False
 
 TINY = dict(patch=4, width=16, depth=3, heads=2, mlp_dim=24, num_classes=5, unroll=1)
 SIZE = (8, 12)  # 2 x 3 patches
