@@ -38,7 +38,6 @@ PACKAGES = (
   'tensorflow-datasets',
   'ml_collections',
   'numpy',
-  'safetensors',
   'Pillow',
   'opencv-python-headless',
   'simplejpeg',
