@@ -4,6 +4,7 @@ Imports neither JAX nor the library: what it gives is set before they are import
 """
 
 import contextlib
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -12,8 +13,9 @@ import zlib
 # Compiling takes most of the time. For the update of a tiny model LLVM at level 0 takes a sixth of
 # it; XLA's older emitters of fusions, not by way of MLIR, half as long as its new ones; and a small
 # program in one piece a sixth less than in several.
-QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-QUICK += ' --xla_cpu_parallel_codegen_split_count=1'
+QUICK = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+if importlib.metadata.version('jaxlib').startswith('0.10.'):  # 0.12 has no such flag, and aborts
+  QUICK += ' --xla_cpu_use_fusion_emitters=false'
 FLAGS = os.environ.get('XLA_FLAGS', '')  # of whoever runs the tests, for their processes too
 LIMIT = 2**30  # bytes of compiled programs that are kept for the next run
 
