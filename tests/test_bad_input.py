@@ -373,3 +373,12 @@ def test_a_workdir_that_is_a_url_is_refused(tmp_path, monkeypatch, capsys):
   assert vit_train('gs://bucket/run') == 2
   assert 'gs://bucket/run' in one_line(capsys)
   assert contents(tmp_path) == {}
+
+
+def test_a_fault_of_ours_in_training_is_no_bad_input(tmp_path, monkeypatch):
+  def train(*_, **__):
+    raise ValueError('ours')
+
+  monkeypatch.setattr('vit_jax.train.train', train)
+  with pytest.raises(ValueError, match='ours'):
+    vit.main(['train', '--config=digits', f'--workdir={tmp_path / "run"}', *flags()])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax import commands
-from vit_jax.commands import Ended, compiled, ending
+from vit_jax.commands import BAD_INPUT, INPUT_ERRORS, Ended, compiled, ending
 from vit_jax.commands.flags import overrides
 
 
@@ -28,18 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   compiled.keep()
   # What Orbax logs is either meant, or raised as well.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  return commands.run('train', lambda: run(args, fields, command=f'{start} {shlex.join(words)}'))
+  command = f'{start} {shlex.join(words)}'
+  return commands.run('train', lambda: run(args, fields, command=command), errors=())
 
 
 def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
   """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
-  start_processes(args)
-  from vit_jax import config, plan, train
-  from vit_jax.pipeline import DataError
+  with ending(BAD_INPUT, *INPUT_ERRORS):
+    start_processes(args)
+    from vit_jax import config, plan, train
+    from vit_jax.pipeline import DataError
 
-  ready = plan.make_plan(config.load(args.config, fields), args.workdir)
-  ready.claim(args.workdir)
-  try:
+    ready = plan.make_plan(config.load(args.config, fields), args.workdir)
+    ready.claim(args.workdir)
+  try:  # another error of training is ours, and shows where it is
     with ending(1, FloatingPointError, OSError, DataError):
       train.train(ready, args.workdir, command=command)
   except KeyboardInterrupt:

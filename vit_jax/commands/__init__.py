@@ -2,11 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from vit_jax.text import one_line
 
 BAD_INPUT = 2  # exit code, as of argparse
+INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
 class Ended(Exception):
@@ -17,18 +18,19 @@ class Ended(Exception):
     self.code = code
 
 
-def run(name: str, command: Callable[[], int]) -> int:
-  """The exit code of a command; what it raises over its input becomes one line and code 2."""
+def run(
+  name: str,
+  command: Callable[[], int],
+  *,
+  errors: Sequence[type[Exception]] = INPUT_ERRORS,
+) -> int:
+  """The exit code of a command; an error of its input becomes one line and code 2."""
   try:
-    return command()
-  except BrokenPipeError:  # of standard output: `vit_jax.__main__` knows what to do
-    raise
+    with ending(BAD_INPUT, *errors):
+      return command()
   except Ended as error:
-    code, line = error.code, str(error)
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    code, line = BAD_INPUT, message(error)
-  print(f'vit {name}: {line}', file=sys.stderr)
-  return code
+    warn(name, str(error))
+    return error.code
 
 
 @contextlib.contextmanager
@@ -36,6 +38,8 @@ def ending(code: int, *kinds: type[BaseException], prefix: str = '') -> Iterator
   """Ends the command with a code of its own where an error of one of the kinds is raised."""
   try:
     yield
+  except BrokenPipeError:  # of standard output: `vit_jax.__main__` knows what to do
+    raise
   except kinds as error:
     raise Ended(prefix + message(error), code) from error
 
@@ -44,9 +48,9 @@ def message(error: BaseException) -> str:
   """An error as one line: of the system's, the file and what is wrong with it."""
   if isinstance(error, OSError) and error.strerror and error.filename is not None:
     return one_line(f'{error.filename}: {error.strerror}')
-  return one_line(str(error).replace('\n', ' '))
+  return one_line(error)
 
 
 def warn(name: str, line: str) -> None:
-  """Prints a note beside the results of a command to standard error."""
+  """Prints a line beside the results of a command to standard error."""
   print(f'vit {name}: {line}', file=sys.stderr)
