@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def one_line(text: object) -> str:
   """The text without line breaks and control characters."""
-  return ' '.join(''.join(c if c.isprintable() else ' ' for c in str(text)).split(' '))
+  return ''.join(c if c.isprintable() else ' ' for c in str(text))
 
 
 def printable(path: bytes | str) -> str:
