@@ -101,14 +101,14 @@ def run(args: argparse.Namespace) -> int:
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
   try:
     if args.show:
-      results = read_results(pathlib.Path(args.workdir))
+      report = read_results(pathlib.Path(args.workdir))
     else:
       names = [task_name(task) for task in args.tasks or GROUP]
-      results = sweep(make_protocol(args), names)
+      report = sweep(make_protocol(args), names)
   except Stopped:
     return 0  # the run has said so
-  print(json.dumps(results) if args.format == 'json' else '\n'.join(lines(results)))
-  return 3 if results['failed'] else 0
+  print(json.dumps(report) if args.format == 'json' else '\n'.join(lines(report)))
+  return 3 if report['failed'] else 0
 
 
 def read_measures(run: pathlib.Path, use: str) -> dict[str, float]:
@@ -130,20 +130,20 @@ def sweep(protocol: Protocol, tasks: Sequence[str]) -> dict[str, Any]:
   A task that fails is reported and left out, and the sweep continues. What the file has of
   this model's other tasks stays there.
   """
-  results: dict[str, Any] = {'model': protocol.model, 'tasks': previous_results(protocol)}
-  results |= {'failed': {}, 'means': {}}
+  report: dict[str, Any] = {'model': protocol.model, 'tasks': previous_results(protocol)}
+  report |= {'failed': {}, 'means': {}}
   protocol.check(tasks[0])
   protocol.workdir.mkdir(parents=True, exist_ok=True)
   for task in tasks:
     try:
-      results['tasks'][task] = protocol.evaluate(task)
+      report['tasks'][task] = protocol.evaluate(task)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-      results['failed'][task] = one_line(error)
+      report['failed'][task] = one_line(error)
       to_stderr(f'vit vtab: {task} is left out: {one_line(error)}')
-    results['means'] = means(results['tasks'])
+    report['means'] = means(report['tasks'])
     with files.replacing(protocol.workdir / RESULT) as file:
-      file.write(json.dumps(results, indent=1).encode())
-  return results
+      file.write(json.dumps(report, indent=1).encode())
+  return report
 
 
 def previous_results(protocol: Protocol) -> dict[str, Any]:

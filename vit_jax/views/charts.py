@@ -92,7 +92,7 @@ def tick_label(value: float) -> str:
 
 
 def label(axes: 'Axes', *, x: str, y: str, size: int) -> None:
-  """Names the axes, and takes away the frame but for the lower side."""
+  """Names the axes, and takes the frame away."""
   axes.set_xlabel(x, fontsize=size, color=INK)
   axes.set_ylabel(y, fontsize=size, color=INK)
   axes.tick_params(labelsize=size, colors=INK, length=0)
