@@ -96,6 +96,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
       partial.unlink()
 
 
+def write_json(path: Path, value: object) -> None:
+  """Writes a value as indented JSON, or leaves the file that was there."""
+  with replacing(path) as file:
+    file.write(json.dumps(value, indent=1).encode())
+
+
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[pathlib.Path]:
   """A path to write a folder or file to, and files beside it, in a hidden folder on the same disk.

@@ -87,8 +87,8 @@ def claim(
     check_data(folder / DATA, data)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / DATA, data)
-    write_json(folder / CONFIG, new_config)
+    files.write_json(folder / DATA, data)
+    files.write_json(folder / CONFIG, new_config)
 
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
@@ -210,13 +210,7 @@ def record(folder: pathlib.Path, command: str) -> None:
     'processes': jax.process_count(),
     'packages': {name: version for name, version in versions.items() if version},
   }
-  write_json(folder / ENVIRONMENT, environment)
-
-
-def write_json(file: pathlib.Path, value: object) -> None:
-  """Writes a file whole, or leaves the one before it."""
-  with files.replacing(file) as stream:
-    stream.write(json.dumps(value, indent=1).encode())
+  files.write_json(folder / ENVIRONMENT, environment)
 
 
 def source() -> dict[str, Any]:

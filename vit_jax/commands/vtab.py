@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from vit_jax import config, files, metrics, plan, train
+from vit_jax.commands import warn
 from vit_jax.evaluate import results
 from vit_jax.sources import presets
 from vit_jax.text import columns, nearest, one_line, percent, to_stderr
@@ -139,10 +140,9 @@ def sweep(protocol: Protocol, tasks: Sequence[str]) -> dict[str, Any]:
       report['tasks'][task] = protocol.evaluate(task)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
       report['failed'][task] = one_line(error)
-      to_stderr(f'vit vtab: {task} is left out: {one_line(error)}')
+      warn('vtab', f'{task} is left out: {one_line(error)}')
     report['means'] = means(report['tasks'])
-    with files.replacing(protocol.workdir / RESULT) as file:
-      file.write(json.dumps(report, indent=1).encode())
+    files.write_json(protocol.workdir / RESULT, report)
   return report
 
 
