@@ -1,4 +1,4 @@
-"""What JAX compiled, kept from one process to the next: a second `vit predict` compiles nothing.
+"""What JAX compiled, kept from one process to the next, for a second `vit predict` or a resume.
 
 Off by JAX_ENABLE_COMPILATION_CACHE=false; elsewhere by JAX_COMPILATION_CACHE_DIR: JAX's own words.
 """
@@ -15,7 +15,8 @@ from vit_jax.files import cache_folder
 from vit_jax.text import si
 
 FOLDER, ENABLED = 'JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'
-LIMIT = 2 << 30  # bytes, about a thousand programs: the oldest go beyond it
+SHORTEST = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+LIMIT = 2 << 30  # bytes: the programs used longest ago go beyond it
 BUSY = 3600.0  # seconds: what another process may just be reading stays
 
 
@@ -29,6 +30,7 @@ def keep() -> None:
     prune(path)
     if os.access(path, os.W_OK):
       os.environ[FOLDER] = str(path)
+      os.environ.setdefault(SHORTEST, '0.1')  # inference of B/16 takes less than JAX's second
 
 
 def enabled() -> bool:
