@@ -67,6 +67,10 @@ def cases():
     'one bit': (encoded(Image.fromarray(bits).convert('1'), 'PNG'), grey_rgb(bits)),
     '16 bits': (encoded(DEEP, 'PNG'), grey_rgb(GREY)),
     '16 bits TIFF': (encoded(DEEP, 'TIFF'), grey_rgb(GREY)),
+    'floats to 1': (encoded((GREY / 255).astype(np.float32), 'TIFF'), grey_rgb(GREY)),
+    'floats to 255': (encoded(GREY.astype(np.float32), 'TIFF'), grey_rgb(GREY)),
+    '32 bits': (encoded(GREY.astype(np.int32), 'TIFF'), grey_rgb(GREY)),
+    'white is zero': (encoded(DEEP, 'TIFF', tiffinfo={262: 0}), grey_rgb(255 - GREY)),
     'half transparent': (encoded(half, 'PNG'), pink),
     'transparent': (encoded(clear, 'PNG'), white),
     'grey and transparent': (encoded(grey_alpha, 'PNG'), white),
@@ -85,6 +89,29 @@ def test_images_of_every_mode_become_rgb_over_white(case):
   assert (pixels.shape, pixels.dtype) == (expected.shape, np.uint8)
   # JPEG rounds, and 128 / 255 is not quite a half
   assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+SIGNED_BYTES = {339: 2}  # a sample format
+
+
+@pytest.mark.parametrize(
+  'values, tags, text',
+  [
+    (DEEP.astype(np.int32), {}, 'integer pixels from 0 to 56540, not within 0 to 255'),
+    (GREY.astype(np.int32) - 1, {}, 'integer pixels from -1 to 219'),
+    (GREY.astype(np.float32) * 9, {}, 'float pixels from 0 to 1980'),
+    (np.full((3, 4), np.nan, np.float32), {}, 'float pixels from nan to nan'),
+    (GREY, SIGNED_BYTES, 'signed pixels'),
+  ],
+)
+def test_pixels_of_which_black_and_white_are_not_clear_are_refused(values, tags, text):
+  with pytest.raises(decoding.BadImage, match=text):
+    decoding.decode(encoded(values, 'TIFF', tiffinfo=tags))
+
+
+@pytest.mark.skipif('.avif' not in decoding.formats(), reason='this Pillow reads no AVIF')
+def test_avif_is_decoded_where_pillow_can():
+  assert np.abs(decoding.decode(encoded(RED, 'AVIF', quality=100)).astype(int) - RED).max() <= 3
 
 
 TURNS = {

@@ -4,7 +4,9 @@ H, W pixels. What is no JPEG, or an unusual one, is decoded by PIL. Files are ho
 all that is wrong with one is a BadImage, of one line.
 """
 
+import contextlib
 import functools
+import importlib
 import io
 import logging
 import re
@@ -21,10 +23,34 @@ if TYPE_CHECKING:
 Image = np.ndarray
 
 JPEG = b'\xff\xd8\xff'  # how such a file begins
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+FORMATS = {  # by the suffix of a file, Pillow's name of its format
+  '.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
+  '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF',
+}  # fmt: skip
+NEWER_FORMATS = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # that not every Pillow reads
+PROVIDERS = {'AVIF': 'Pillow 11.3', 'HEIF': 'the package pillow-heif'}  # what a format wants
 MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds; as Pillow has it
 MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels
 MAX_DENSITY = 1024  # pixels to a byte of a JPEG: a block of 64 takes a bit or more
+
+
+@functools.cache
+def formats() -> dict[str, str]:
+  """FORMATS and those of NEWER_FORMATS whose PROVIDERS are installed."""
+  from PIL import Image as pil
+
+  with contextlib.suppress(ImportError):
+    importlib.import_module('pillow_heif').register_heif_opener()
+  pil.init()
+  return FORMATS | {suffix: name for suffix, name in NEWER_FORMATS.items() if name in pil.OPEN}
+
+
+def suffix_error(suffix: str) -> str:
+  """Why files of a suffix, in lower case, are not read; '' where they are."""
+  if suffix in formats():
+    return ''
+  provider = PROVIDERS.get(NEWER_FORMATS.get(suffix, ''))
+  return f'wants {provider}' if provider else 'no image format that is read'
 
 
 class BadImage(ValueError):
@@ -138,7 +164,7 @@ def decode_pillow(data: bytes) -> tuple[Image, int]:
   silence_pillow()
   check_webp(data)
   try:
-    image = pil.open(io.BytesIO(data), formats=FORMATS)
+    image = pil.open(io.BytesIO(data), formats=tuple(dict.fromkeys(formats().values())))
   except pil.UnidentifiedImageError:
     raise BadImage('not an image') from None
   except pil.DecompressionBombError:
@@ -307,16 +333,56 @@ def exif_tag(image: 'Picture') -> int:
 
 
 def as_rgb(image: 'Picture') -> 'Picture':
-  """A PIL image of any mode in RGB; 16-bit grey keeps its upper byte."""
+  """A PIL image of any mode in RGB; of more than 8 bits by `as_levels`.
+
+  Raises:
+    BadImage: for signed bytes, and for numbers without a range that is clear.
+  """
   from PIL import Image as pil
 
-  if image.mode.startswith('I;16'):
-    return pil.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+  if SIGNED in tiff_tag(image, SAMPLE_FORMAT) and image.mode == 'L':
+    raise BadImage('signed pixels: save it as unsigned 8 or 16 bits')
+  if image.mode.startswith('I') or image.mode == 'F':
+    return pil.fromarray(as_levels(image)).convert('RGB')
   if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
     image = image.convert('RGBA')
     white = pil.new('RGBA', image.size, 'white')
     return pil.alpha_composite(white, image).convert('RGB')
   return image.convert('RGB')
+
+
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+SIGNED = 2  # a sample format
+
+
+def as_levels(image: 'Picture') -> Image:
+  """The grey levels (H, W) uint8 of a PIL image of mode 'I', 'I;16' or 'F'.
+
+  Of 16 bits, or of the 12 that a TIFF says, the upper 8. Other integers must be levels 0 to 255;
+  floats too, or fractions of white, 0 to 1, which are times 255. Inverted where white is zero.
+  """
+  values = np.asarray(image)
+  if image.mode.startswith('I;16'):
+    bits = min(tiff_tag(image, BITS) or (16,))
+    levels = values >> (bits - 8)
+  else:
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # nor not a number
+      kind = 'float' if image.mode == 'F' else 'integer'
+      raise BadImage(
+        f'{kind} pixels from {low:.6g} to {high:.6g}, not within 0 to 255: '
+        'which are black and white is not clear; save it in 8 or 16 bits'
+      )
+    is_fraction = image.mode == 'F' and high <= 1
+    levels = np.rint(values * 255 if is_fraction else values)
+  levels = levels.astype(np.uint8)
+  return 255 - levels if tiff_tag(image, PHOTOMETRIC) == (0,) else levels
+
+
+def tiff_tag(image: 'Picture', tag: int) -> tuple[int, ...]:
+  """The numbers of a tag of a TIFF; () where it has none, or is of another format."""
+  value = getattr(image, 'tag_v2', {}).get(tag, ())
+  return value if isinstance(value, tuple) else (value,)
 
 
 @functools.cache
