@@ -1,5 +1,6 @@
 """`vit data`: what it says of a set of images is what there is, and what it writes is whole."""
 
+import dataclasses
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from PIL import Image
 from vit_jax import __main__ as vit
 from vit_jax import commands, pipeline, sources, text
 from vit_jax.commands import data, flags
-from vit_jax.images import transforms
+from vit_jax.images import decoding, transforms
 from vit_jax.sources import columns as fields
 from vit_jax.sources import presets, survey
 
@@ -168,6 +169,16 @@ def test_a_table_says_what_is_wrong_and_names_a_few(mine, capsys):
     '  train/0.jpg = test/0.jpg',
   ]:
     assert line in captured.out.splitlines()
+
+
+def test_what_is_passed_over_is_in_the_report(monkeypatch, capsys):
+  items = (sources.PassedOver('hidden', '.png', 3), sources.PassedOver('unknown column', 'width'))
+  sets = {'train': [(TWIN, 0), (encoded(), 1)]}
+  one = dataclasses.replace(source(sets['train']), passed_over=items)
+  monkeypatch.setattr(sources, 'splits_of', lambda name: {'train': lambda: one.subset([1, 0])})
+  assert as_json(capsys)[1]['passed_over'] == [dataclasses.asdict(item) for item in items]
+  run('show', 'arrays:mine')
+  assert 'passed over: 3 .png (hidden), 1 width (unknown column)\n' in capsys.readouterr().out
 
 
 def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatch, capsys):
@@ -351,6 +362,7 @@ def test_help_tells_the_exit_codes(capsys):
 
 
 FORMS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp', 'BMP': 'bmp', 'GIF': 'gif', 'TIFF': 'tif'}
+FORMS |= {'AVIF': 'avif'} if '.avif' in decoding.formats() else {}
 
 
 def test_encoded_images_are_saved_as_they_are_and_pixels_as_png(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import pipeline, sources
-from vit_jax.images import transforms
+from vit_jax import pipeline, predict, sources
+from vit_jax.images import decoding, transforms
 from vit_jax.sources import folder
 from vit_jax.sources.columns import labelled_images
 
@@ -119,6 +119,72 @@ def test_suffixes_are_read_in_any_case_and_other_files_ignored(tmp_path):
   )
   read = [path for path, name in labelled(f'folder:{root}') if name == 'a']
   assert read == [f'train/a/{name}' for name in names]
+
+
+@pytest.mark.parametrize('split', ['train/', ''])
+def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(tmp_path, split):
+  """Twice: from the walk, and from the cache."""
+  read = [f'{split}{c}/{i}.{s}' for c in 'ab' for i, s in enumerate(['jpg', 'JFIF', 'jpe'])]
+  read += [f'{split}a/deep.png/9.png']  # a folder named like an image
+  root = write(tmp_path / 'd', *read)
+  write(root, f'{split}a/1.HEIC', f'{split}a/2.heic', f'{split}a/notes.TXT', f'{split}a/label')
+  write(root, f'{split}a/.1.png', f'{split}.git/2.png', f'{split}__MACOSX/a/3.jpg')
+  write(root, f'{split}b/@eaDir/4.jpg', f'{split}5.png')
+  (root / f'{split}a/again').symlink_to('../a')
+  (root / f'{split}a/6.txt').symlink_to('notes.TXT')
+  os.mkfifo(root / f'{split}b/7.png')
+  expected = {
+    ('wants the package pillow-heif', '.heic'): 2,
+    ('no image format that is read', '.txt'): 2,
+    ('no image format that is read', ''): 1,
+    ('hidden', '.png'): 2,
+    ('in __MACOSX', '.jpg'): 1,
+    ('in @eaDir', '.jpg'): 1,
+    ('in no class folder', '.png'): 1,
+    ('a folder that is read already', 'link'): 1,
+    ('no regular file', '.png'): 1,
+  }
+  if split:
+    write(root, 'train/a/0.jpg', 'val/a/1.png', 'dev/a/1.png', 'dev/a/.2.png', 'holdout/3.jpg')
+    write(root, 'cover.png')
+    expected |= {
+      ('in dev, which is no split', '.png'): 2,
+      ('in holdout, which is no split', '.jpg'): 1,
+      ('in no class folder', '.png'): 2,
+    }
+  settle(root)
+  for _ in range(2):
+    source = sources.open_source(f'folder:{root}', 'train+validation')
+    assert {(i.reason, i.kind): i.count for i in source.passed_over} == expected
+    assert sorted(path for path, _ in labelled(f'folder:{root}', 'train+validation')) == sorted(
+      [*read, 'val/a/1.png'] if split else read
+    )
+  line = sources.describe_passed_over(source.passed_over)
+  assert line.startswith('passed over: 2 ') and '2 .heic (wants the package pillow-heif)' in line
+
+
+@pytest.mark.parametrize('name', ['.heic', '.avif'])
+def test_a_list_of_files_is_read_again_where_other_formats_are(pets, monkeypatch, name):
+  before = labelled(f'folder:{settle(write(pets, f"train/cat/6{name}"))}')
+  formats = {**decoding.formats(), '.heic': 'HEIF'}
+  formats.pop('.avif', None)
+  monkeypatch.setattr(decoding, 'formats', lambda: formats)
+  assert len(labelled(f'folder:{pets}')) == len(before) + (1 if name == '.heic' else -1)
+
+
+def test_prediction_and_training_read_the_same_files_of_a_folder(pets):
+  write(pets / 'train', 'cat/6.heic', 'cat/deep.png/7.jfif', '@eaDir/8.png', '.9.png')
+  (pets / 'train/dog/10.png').symlink_to('2.png')
+  (pets / 'train/dog/up').symlink_to('..')
+  lines = []
+  images = predict.image_files([str(pets / 'train')], say=lines.append)
+  assert images == [str(pets / path) for path, _ in labelled(f'folder:{pets}')]
+  (line,) = lines
+  assert line.startswith(f'{pets}/train: passed over: ') and '1 .heic' in line
+  (pets / 'train/dog/11.png').symlink_to('/etc/passwd')
+  with pytest.raises(ValueError, match='1 links lead out of the folder') as caught:
+    predict.image_files([str(pets / 'train')])
+  assert str(caught.value).split(': ')[1] in refused('lead out', f'folder:{pets}')
 
 
 def test_classes_without_split_folders_are_for_training(tmp_path):

@@ -16,9 +16,10 @@ import numpy as np
 
 from vit_jax import analysis, bundle
 from vit_jax.images import transforms
+from vit_jax.sources import describe_passed_over, folder
 from vit_jax.tasks import Params
+from vit_jax.text import to_stderr
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 BATCH = 32  # images at a time
 Source = str | os.PathLike[str] | np.ndarray
 
@@ -180,16 +181,28 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     raise ValueError(f'{os.fspath(path)}: {error.strerror}') from None
 
 
-def image_files(paths: Iterable[str]) -> list[str]:
+def image_files(paths: Iterable[str], *, say: Callable[[str], object] = to_stderr) -> list[str]:
   """The paths, with each folder replaced by the images below it, in order of their names.
 
-  A folder without images stays, and is reported as a file that is no image.
+  They are those that 'folder:' reads, wherever they lie. A folder without images stays, and is
+  reported as a file that is no image.
+
+  Args:
+    paths: files and folders.
+    say: takes a line of what is passed over in each folder.
+
+  Raises:
+    ValueError: if links lead out of a folder.
   """
   result: list[str] = []
   for path in paths:
     if not os.path.isdir(path):
       result.append(path)
       continue
-    below = sorted(str(f) for f in pathlib.Path(path).rglob('*') if f.suffix.lower() in SUFFIXES)
-    result += below or [path]
+    walk = folder.Walk(os.fsencode(os.path.realpath(path)))
+    images = [name for names in walk.images_below(b'') for name in names]
+    walk.check_links()
+    result += sorted(os.path.join(path, os.fsdecode(name)) for name in images) or [path]
+    if line := describe_passed_over(walk.passed_over):
+      say(f'{path}: {line}')
   return result

@@ -18,6 +18,7 @@ from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.plan import Plan
+from vit_jax.sources import describe_passed_over
 from vit_jax.step import Measured, State, untraced
 from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
@@ -315,6 +316,8 @@ def introduce(training: Training, start: int) -> None:
     f'{name}{dtype and f" in {dtype}"} on {mesh.size} {device.device_kind} ({grid}); '
     f'{len(source):,} training examples of {config.data.source}, {plan.total:,} steps'
   )
+  if line := describe_passed_over(source.passed_over):
+    display.say(f'{config.data.source}: {line}')
   for line in plan.task.about:
     display.say(line)
   if plan.frozen:

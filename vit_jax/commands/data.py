@@ -24,7 +24,7 @@ import numpy as np
 from vit_jax import files, pipeline, sources, text
 from vit_jax.commands import warn
 from vit_jax.images import decoding, transforms
-from vit_jax.sources import Source, columns, presets
+from vit_jax.sources import PassedOver, Source, columns, presets
 from vit_jax.sources.survey import Survey, has_problems, report, survey_split
 from vit_jax.text import printable, reason, to_stderr
 
@@ -40,6 +40,7 @@ RANGES = {  # of flags: min, max
 SUFFIXES = {b'\xff\xd8\xff': 'jpg', b'\x89PNG': 'png', b'GIF8': 'gif', b'BM': 'bmp',
             b'II*\0': 'tif', b'MM\0*': 'tif', b'II+\0': 'tif', b'MM\0+': 'tif',
             b'RIFF': 'webp'}  # fmt: skip
+BRANDS = {b'avif': 'avif', b'avis': 'avif', b'heic': 'heic', b'heix': 'heic', b'mif1': 'heif'}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,6 +71,8 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
   yield from text.columns(rows)
   yield ''
   yield from class_table(summary['classes'], splits)
+  if line := sources.describe_passed_over([PassedOver(**i) for i in summary['passed_over']]):
+    yield line
   for name, split in splits.items():
     yield from listing(f'classes without an image in {name}', split['empty'])
     if split['unlabelled']:
@@ -204,6 +207,8 @@ def suffix(data: bytes) -> str:
   for magic, name in SUFFIXES.items():
     if data.startswith(magic):
       return name
+  if data[4:8] == b'ftyp' and data[8:12] in BRANDS:
+    return BRANDS[data[8:12]]
   raise ValueError('not an image')
 
 

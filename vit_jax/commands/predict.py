@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
   model = load(args.run)
   model.check_classes()
   failed: list[str] = []
-  rows = predictions(model, image_files(args.files), args.top, failed)
+  paths = image_files(args.files, say=functools.partial(warn, 'predict'))
+  rows = predictions(model, paths, args.top, failed)
   write(args.format, rows, sys.stdout)
   for line in failed:
     warn('predict', line)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit_jax import lookup
-from vit_jax.text import error_line, nearest, printable
+from vit_jax.text import error_line, first_few, nearest, printable
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
@@ -32,6 +32,21 @@ class Records(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class PassedOver:
+  """What a data set holds and no split of it has.
+
+  Fields:
+    reason: why it is not read.
+    kind: the suffix of files, in lower case, or the name of a column.
+    count: how many of that kind are passed over for that reason.
+  """
+
+  reason: str
+  kind: str
+  count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """One split of a data set, read by index.
 
@@ -42,12 +57,14 @@ class Source:
     describe: (index) -> what a message calls a record, a path where it has one.
     spans: (split, begin, end) of the data set's own splits that the records are, in order; ()
       where that is unknown.
+    passed_over: what the whole data set holds and is not read.
   """
 
   records: Records
   classes: tuple[str, ...]
   describe: Callable[[int], str] = 'image {}'.format
   spans: tuple[Span, ...] = ()
+  passed_over: tuple[PassedOver, ...] = ()
 
   def __len__(self) -> int:
     return len(self.records)
@@ -63,6 +80,7 @@ class Source:
       self.classes,
       lambda index: self.describe(int(indices[index])),
       spans,
+      self.passed_over,
     )
 
 
@@ -103,6 +121,7 @@ class Concatenated:
     return self.parts[number], index - self.ends[number] + len(self.parts[number])
 
 
+MAX_PASSED_OVER = 10  # kinds of what is not read that a line names
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
 KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, name) -> Splits`
   'digits': 'digits',
@@ -215,7 +234,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
   """Sources of one data set, one after another."""
   records = Concatenated(parts, tuple(itertools.accumulate(map(len, parts))))
   spans = tuple(span for part in parts for span in part.spans)
-  return Source(records, parts[0].classes, records.describe, spans)
+  return Source(records, parts[0].classes, records.describe, spans, parts[0].passed_over)
 
 
 def cut_spans(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
@@ -240,6 +259,16 @@ def check_file(path: str) -> None:
       pass
   except OSError as error:
     raise ValueError(f'{printable(path)} cannot be read: {error.strerror}') from None
+
+
+def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:
+  """A line of what is not read, the most first; '' where all is."""
+  items = sorted(passed_over, key=lambda item: (-item.count, item.reason, item.kind))
+  described = [
+    f'{item.count:,} {printable(item.kind) or "without suffix"} ({printable(item.reason)})'
+    for item in items
+  ]
+  return f'passed over: {first_few(described, MAX_PASSED_OVER)}' if described else ''
 
 
 def overlap(a: Source, b: Source) -> int:

@@ -10,21 +10,26 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vit_jax import files, sources
-from vit_jax.sources import Record, Source, Splits
+from vit_jax.images import decoding
+from vit_jax.sources import PassedOver, Record, Source, Splits
 from vit_jax.sources.classes import check_classes
 from vit_jax.text import first_few, printable
 
-SUFFIXES = (b'.jpg', b'.jpeg', b'.png', b'.webp', b'.bmp', b'.gif', b'.tif', b'.tiff')
+SYSTEM_FOLDERS = (  # that archives, storage devices and desktops make: previews, and deleted files
+  b'__MACOSX', b'@eaDir', b'@Recycle', b'#recycle', b'#snapshot', b'$RECYCLE.BIN', b'lost+found',
+  b'System Volume Information',
+)  # fmt: skip
 RECENT = 2_000_000_000  # ns: FAT counts times in steps of two seconds, the coarsest in use
-FORMAT = 1  # of the index in the cache
+FORMAT = 2  # of the index in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ def splits(kind: str, path: str) -> Splits:
   indices = {
     split: range(end - count, end) for (split, count), end in zip(index.counts.items(), ends)
   }
-  source = Source(index.files, index.classes, index.files.describe)
+  source = Source(index.files, index.classes, index.files.describe, passed_over=index.passed_over)
   return sources.with_validation(source, indices, index.files.labels)
 
 
@@ -95,45 +100,82 @@ class Index:
   classes: tuple[str, ...]  # names of the class folders of 'train'
   counts: dict[str, int]  # {split: how many of the files are its}
   folders: dict[bytes, tuple[int, int]]  # {path, relative to the root: its `times`}
+  passed_over: tuple[PassedOver, ...]
 
 
 class Walk:
-  """A walk through a folder, of which `root` is the real path, that stays inside it."""
+  """A walk through a folder, of which `root` is the real path, that stays inside it.
+
+  Fields:
+    folders: {path, relative to the root: its `times`} of all that were listed.
+    outside: links that lead out of the root.
+    counts: {path of a folder: how many of its files are not read, by (reason, suffix)}.
+  """
 
   def __init__(self, root: bytes):
     self.root = root
-    self.folders: dict[bytes, tuple[int, int]] = {}  # {path, relative to root: its `times`}
-    self.outside: set[bytes] = set()  # links that lead out of the root
+    self.suffixes = tuple(map(str.encode, decoding.formats()))
+    self.folders: dict[bytes, tuple[int, int]] = {}
+    self.outside: set[bytes] = set()
+    self.counts: dict[bytes, collections.Counter[tuple[str, str]]] = {}
 
   def listed(self, folder: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Names of the folders and of the images in a folder, sorted; hidden ones are left out."""
+    """Names of the folders and of the images in a folder, sorted; what is neither is counted."""
     path = os.path.join(self.root, folder)
     self.folders.setdefault(folder, times(path))  # as it was before it is listed
     folders: list[bytes] = []
     images: list[bytes] = []
+    counts = self.counts[folder] = collections.Counter()
     with os.scandir(path) as entries:
       for entry in entries:
-        name = entry.name
-        if name.startswith(b'.'):
-          continue
-        if entry.is_symlink():
-          self.follow(entry, folders, images)
-        elif entry.is_dir(follow_symlinks=False):
-          folders.append(name)
-        elif name.lower().endswith(SUFFIXES) and entry.is_file(follow_symlinks=False):
-          images.append(name)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if reason := skip_reason(entry.name):
+          if is_folder:
+            self.pass_over(os.path.join(folder, entry.name), reason)
+          else:
+            counts[reason, suffix_of(entry.name)] += 1
+        elif entry.is_symlink():
+          self.follow(entry, folders, images, counts)
+        elif is_folder:
+          folders.append(entry.name)
+        elif reason := self.file_error(entry.name, entry.is_file(follow_symlinks=False)):
+          counts[reason, suffix_of(entry.name)] += 1
+        else:
+          images.append(entry.name)
     return sorted(folders), sorted(images)
 
-  def follow(self, link: os.DirEntry[bytes], folders: list[bytes], images: list[bytes]) -> None:
+  def follow(
+    self,
+    link: os.DirEntry[bytes],
+    folders: list[bytes],
+    images: list[bytes],
+    counts: collections.Counter[tuple[str, str]],
+  ) -> None:
     """Adds a link to one of the lists; one that leads nowhere counts as an image if named so."""
     real = os.path.realpath(link.path)
-    kind = folders if os.path.isdir(real) else images
-    if kind is images and not link.name.lower().endswith(SUFFIXES):
-      return
-    if not is_inside(self.root, real):
+    is_folder = os.path.isdir(real)
+    is_file = os.path.isfile(real) or not os.path.exists(real)
+    if reason := '' if is_folder else self.file_error(link.name, is_file):
+      counts[reason, suffix_of(link.name)] += 1
+    elif is_inside(self.root, real):
+      (folders if is_folder else images).append(link.name)
+    else:
       self.outside.add(link.path)
-    elif kind is folders or os.path.isfile(real) or not os.path.exists(real):
-      kind.append(link.name)
+
+  def file_error(self, name: bytes, is_regular: bool) -> str:
+    """Why what is no folder is no image; '' for an image."""
+    if not name.lower().endswith(self.suffixes):
+      return decoding.suffix_error(suffix_of(name))
+    return '' if is_regular else 'no regular file'
+
+  def pass_over(self, folder: bytes, reason: str) -> None:
+    """Counts all files at or below a folder as not read, once; follows no link."""
+    if folder in self.counts:
+      return
+    counts = self.counts[folder] = collections.Counter()
+    for path, _, names in os.walk(os.path.join(self.root, folder)):
+      self.folders.setdefault(os.path.relpath(path, self.root), times(path))
+      counts.update((reason, suffix_of(name)) for name in names)
 
   def images_below(self, folder: bytes) -> Iterator[list[bytes]]:
     """Paths of the images of each folder at or below one.
@@ -149,11 +191,39 @@ class Walk:
       path = waiting.pop()
       real = os.path.realpath(os.path.join(self.root, path))
       if real in visited:
+        self.counts[path] = collections.Counter([('a folder that is read already', 'link')])
         continue
       visited.add(real)
       folders, images = self.listed(path)
       yield [os.path.join(path, name) for name in images]
       waiting.extend(os.path.join(path, name) for name in reversed(folders))
+
+  def check_links(self) -> None:
+    """Raises ValueError if links lead out of the root."""
+    if self.outside:
+      count, links = len(self.outside), first_few(names_of(sorted(self.outside)))
+      where = printable(self.root)
+      raise ValueError(f'{where}: {count:,} links lead out of the folder: {links}')
+
+  @property
+  def passed_over(self) -> tuple[PassedOver, ...]:
+    """All that was not read, so far."""
+    total: collections.Counter[tuple[str, str]] = collections.Counter()
+    for counts in self.counts.values():
+      total.update(counts)
+    return tuple(PassedOver(*key, count) for key, count in sorted(total.items()))
+
+
+def skip_reason(name: bytes) -> str:
+  """Why a file or folder of that name is not looked at; '' where it is."""
+  if name in SYSTEM_FOLDERS:
+    return f'in {name.decode()}'
+  return 'hidden' if name.startswith(b'.') else ''
+
+
+def suffix_of(path: bytes) -> str:
+  """'.png' of 'a/1.PNG'; '' where there is none."""
+  return printable(os.path.splitext(path)[1].lower())
 
 
 def times(folder: bytes) -> tuple[int, int]:
@@ -191,13 +261,25 @@ def make_index(root: bytes) -> Index:
     counts[split] = len(lengths) - before
   classes = tuple(name.decode('utf-8', 'backslashreplace') for name in train)
   check_walk(walk, [os.path.join(splits['train'], name) for name in train], classes, sizes)
+  pass_over_strays(walk, splits)
   if unknown:
     raise ValueError(f'{printable(root)}: train lacks class {first_few(unknown)}')
   offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
   records = Files(
     root, np.frombuffer(paths, np.uint8), offsets, np.repeat(np.asarray(labels, np.int32), sizes)
   )
-  return Index(records, classes, counts, walk.folders)
+  return Index(records, classes, counts, walk.folders, walk.passed_over)
+
+
+def pass_over_strays(walk: Walk, splits: Mapping[str, bytes]) -> None:
+  """Counts the images that lie in no class folder, and all that lies beside folders of splits."""
+  for folder in {b'', *splits.values()}:
+    folders, images = walk.listed(folder)
+    walk.counts[folder].update(('in no class folder', suffix_of(name)) for name in images)
+    if folder or b'' in splits.values():
+      continue
+    for name in set(folders) - set(splits.values()):
+      walk.pass_over(name, f'in {printable(name)}, which is no split')
 
 
 def check_walk(
@@ -208,10 +290,8 @@ def check_walk(
   `folders`, `classes` and `sizes` are the training folders, their names and how many images each
   holds; sizes of other splits may follow.
   """
+  walk.check_links()
   where = printable(walk.root)
-  if walk.outside:
-    links = first_few(names_of(sorted(walk.outside)))
-    raise ValueError(f'{where}: {len(walk.outside):,} links lead out of the folder: {links}')
   if not classes:
     train = split_folders(walk)['train']
     raise ValueError(f'{printable(os.path.join(walk.root, train))} holds no class folders')
@@ -287,6 +367,10 @@ def save_index(index: Index) -> None:
         counts=np.array([index.counts.get(split, -1) for split in sources.SPLITS]),
         folders=packed(list(index.folders)),
         times=np.array(list(index.folders.values())),  # (folders, 2)
+        suffixes=packed(list(map(str.encode, decoding.formats()))),
+        passed_over=packed(
+          [json.dumps(list(map(dataclasses.astuple, index.passed_over))).encode()]
+        ),
       )
 
 
@@ -299,15 +383,21 @@ def load_index(root: bytes) -> Index | None:
     with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
       if int(arrays['format']) != FORMAT or arrays['root'].tobytes() != root:
         return None
+      if unpacked(arrays['suffixes']) != list(map(str.encode, decoding.formats())):
+        return None  # other files are read here
       before = map(tuple, arrays['times'].tolist())
       folders = dict(zip(unpacked(arrays['folders']), before, strict=True))
       if any(times(os.path.join(root, name)) != time for name, time in folders.items()):
         return None
       paths = Files(root, arrays['paths'], arrays['offsets'], arrays['labels'])
       classes = tuple(name.decode() for name in unpacked(arrays['classes']))
+      passed_over = tuple(
+        PassedOver(str(reason), str(kind), int(count))
+        for reason, kind, count in json.loads(arrays['passed_over'].tobytes())
+      )
       sizes = zip(sources.SPLITS, arrays['counts'].tolist(), strict=True)
     counts = {split: size for split, size in sizes if size >= 0}
-    index = Index(paths, classes, counts, folders)
+    index = Index(paths, classes, counts, folders, passed_over)
     return index if is_sound(index) else None
   except Exception:  # of whatever kind a reader raises over hostile bytes
     return None

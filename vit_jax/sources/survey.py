@@ -158,9 +158,11 @@ def report(name: str, surveys: Mapping[str, Survey]) -> dict[str, Any]:
     within.update({split: count - 1 for split, count in counts.items() if count > 1})
     splits = list(counts)
     between.update({(a, b): counts[b] for i, a in enumerate(splits) for b in splits[i + 1 :]})
+  source = next(iter(surveys.values())).source
   return {
     'source': name,
-    'classes': list(next(iter(surveys.values())).source.classes),
+    'classes': list(source.classes),
+    'passed_over': [dataclasses.asdict(item) for item in source.passed_over],
     'splits': {split: summarize(survey) for split, survey in surveys.items()},
     'duplicates': {
       'within': dict(within),
