@@ -238,30 +238,48 @@ def columns_of(theirs, ours, **options):
   return [None if place < 0 else int(matched.columns[place]) for place in matched.targets], matched
 
 
+TWELVE = tuple(map(str, range(12)))
+AS_TEXT = tuple(sorted(TWELVE))  # as folders sort: 0 1 10 11 2
+LETTERS = tuple('abcdefghijkl')
+
+
 @pytest.mark.parametrize(
   'theirs, ours, columns, options',
   [
     (NAMES, NAMES, [0, 1, 2, 3, 4], 'the same names'),
     (NAMES[::-1], NAMES, [4, 3, 2, 1, 0], 'by name'),
-    (('dog', 'bee'), NAMES, [3, 1], 'by name, restricted to 2 of 5'),
+    (('dog', 'bee'), NAMES, [3, 1], "by name; the data lacks 3 of the model's 5: ant, cat, elk"),
+    (('caf\u00e9', 'Tea'), ('tea', 'cafe\u0301'), [1, 0], 'without regard to case'),
+    (('cat', 'CAT'), ('CAT', 'cat'), [1, 0], 'by name'),
+    (TWELVE, AS_TEXT, [AS_TEXT.index(name) for name in TWELVE], 'by name'),
+    (('2', '1'), ('0', '1', '2'), [2, 1], 'by name'),
+    (('01', '10'), ('1', '2', '10'), [0, 2], 'leading zeros'),
+    (('7',), ('007', '7'), [1], 'by name'),
+    (AS_TEXT, LETTERS, [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9], 'by their order'),
+    (LETTERS, AS_TEXT, [AS_TEXT.index(name) for name in TWELVE], 'by their order'),
     (NAMES, NUMBERS[:5], [0, 1, 2, 3, 4], 'by their order'),
     (NUMBERS[:5], NAMES, [0, 1, 2, 3, 4], 'by their order'),
     (WNIDS, NUMBERS, list(range(1000)), 'by their order'),
     (WNIDS, WORDS, list(range(1000)), "by ImageNet's order"),
     (WORDS, WNIDS, list(range(1000)), "by ImageNet's order"),
-    (WNIDS[7:3:-1], WORDS, [7, 6, 5, 4], 'restricted to 4 of 1000'),
-    (WNIDS[7:3:-1], NUMBERS, [7, 6, 5, 4], 'restricted to 4 of 1000'),
+    (WNIDS[7:3:-1], WORDS, [7, 6, 5, 4], "by synset; the data lacks 996 of the model's 1,000"),
+    (WNIDS[7:3:-1], NUMBERS, [7, 6, 5, 4], "by synset; the data lacks 996 of the model's 1,000"),
   ],
 )
 def test_classes_are_matched(theirs, ours, columns, options):
   result, matched = columns_of(theirs, ours)
   assert result == columns and options in matched.method
+  assert matched.columns.tolist() == list(range(len(ours)))
 
 
 @pytest.mark.parametrize(
   'theirs, ours, said',
   [
     (('dog', 'fox'), NAMES, 'the data has 2 classes and the model 5; not among the model.s: fox;'),
+    (LETTERS, NAMES, "not among the model's: a, b, c and 9 more; the model's: ant, bee, cat and 2"),
+    (('1', '2', '3'), ('0', '1', '2'), "not among the model's: 3; the model's: 0, 1, 2;"),
+    (('x', 'y', 'z'), ('1', '2', '3'), "not among the model's: x, y, z; the model's: 1, 2, 3;"),
+    (('007', '7'), ('07', '1'), "not among the model's: 007, 7;"),
     (NUMBERS[:10], NUMBERS, 'the model 1000, which have numbers for names'),
     (('ant', 'bee'), ('ant', 'bee', 'bee'), 'some have the same name'),
     ((), NAMES, '0 of the classes'),
@@ -272,6 +290,17 @@ def test_classes_that_do_not_match_are_refused_with_the_way_out(theirs, ours, sa
     labels.match(theirs, ours)
   assert '--label_map' in str(error.value) or not theirs
   assert '\n' not in str(error.value)
+
+
+def test_classes_that_both_have_are_scored_alone_where_that_is_asked_for():
+  matched = labels.match(('fox', 'dog', 'bee'), NAMES, restrict=True)
+  assert (matched.columns.tolist(), matched.targets.tolist()) == ([1, 3], [-1, 1, 0])
+  assert matched.method == 'by name, restricted to 2 of 5; images of fox are not scored'
+
+
+def test_a_class_without_images_need_be_none_of_the_models():
+  matched = labels.match(('0', '1', '2', '3'), ('1', '2', '3'), present={'1', '2', '3'})
+  assert matched.targets.tolist() == [-1, 0, 1, 2] and matched.method == 'by name'
 
 
 @pytest.mark.parametrize(
@@ -285,7 +314,17 @@ def test_a_label_map_decides(name, text, tmp_path):
   (tmp_path / name).write_text(text)
   result, matched = columns_of(('weed', 'rose', 'tulip', 'reed'), NAMES, label_map=tmp_path / name)
   assert result == [None, 3, 1, 1]
-  assert matched.names == ('bee', 'rose')  # two classes are bees, one is a dog
+  assert matched.names == NAMES and "lacks 3 of the model's 5" in matched.method
+  alone, restricted = columns_of(
+    ('weed', 'rose', 'tulip', 'reed'), NAMES, label_map=tmp_path / name, restrict=True
+  )
+  assert alone == result
+  assert restricted.names == ('bee', 'dog')  # two classes are bees
+
+
+def test_a_number_in_a_label_map_is_a_name_where_classes_are_called_by_numbers(tmp_path):
+  (tmp_path / 'map.json').write_text('{"rose": 10, "tulip": "2"}')
+  assert columns_of(('rose', 'tulip'), AS_TEXT, label_map=tmp_path / 'map.json')[0] == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +337,7 @@ def test_a_label_map_decides(name, text, tmp_path):
     ('map.json', '{"roes": 0, "tulip": 1}', "'roes' is no class of the data; did you mean rose"),
     ('map.json', '[1, 2]', 'no JSON object'),
     ('map.json', '{', 'damaged'),
-    ('map.json', '{"rose": 1, "tulip": 1}', '1 of the classes'),
+    ('map.json', '{"rose": null, "tulip": null}', '0 of the classes'),
     ('map.csv', 'rose,1\ntulip,2\n', 'not the columns data and model'),
     ('none.json', None, 'no such file'),
   ],
@@ -344,7 +383,7 @@ def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
   assert values['accuracy'] == np.mean(logits.argmax(1) == truth)
   loss = -np.log(softmax(logits)[np.arange(24), truth]).mean()
   assert values['loss'] == pytest.approx(loss, rel=1e-5)
-  assert 'restricted to 200 of 1000' in values['matched']
+  assert values['matched'].endswith('restricted to 200 of 1000')
   assert [row['name'] for row in values['classes']] == [WNIDS[place] for place in used]
 
 

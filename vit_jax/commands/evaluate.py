@@ -25,7 +25,12 @@ def run(args: argparse.Namespace) -> int:
 def head_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
   """The model's own head."""
   values = accuracy.evaluate_model(
-    run, data, label_map=args.label_map, preprocess=args.preprocess, batch_size=args.batch_size
+    run,
+    data,
+    label_map=args.label_map,
+    restrict=args.restrict,
+    preprocess=args.preprocess,
+    batch_size=args.batch_size,
   )
   return values, accuracy.lines(values)
 
@@ -89,10 +94,12 @@ def summary(test: features.Features, train: features.Features) -> dict[str, Any]
 
 def evaluate(args: argparse.Namespace) -> Evaluation:
   """Measures what the flags ask for."""
-  if args.label_map and args.method != 'accuracy':
-    raise ValueError(f'--label_map is for --method accuracy, got {args.method}')
+  for flag in ('label_map', 'restrict'):
+    if getattr(args, flag) and args.method != 'accuracy':
+      raise ValueError(f'--{flag} is for --method accuracy, got {args.method}')
   run = bundle.read(args.model)
-  data = inputs.open_split(args.model, on=args.on, split=args.split)
+  open_split = inputs.open_split if args.method == 'accuracy' else inputs.open_test_split
+  data = open_split(args.model, on=args.on, split=args.split)
   values, text = METHODS[args.method](run, data, args)
   left_out = [
     f', {values[key]} {reason}' * bool(values[key])
@@ -103,4 +110,4 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
     title += f'; by {args.method} from split {values["train_split"]}'
     title += f', {values["train_count"]} images'
   values = {'model': args.model, 'method': args.method, 'preprocess': args.preprocess} | values
-  return values, [title + ''.join(left_out), *text]
+  return values, [title + ''.join(left_out), *([data.note] if data.note else []), *text]

@@ -7,6 +7,7 @@ import pathlib
 from vit_jax import bundle, predict
 from vit_jax.evaluate import inputs
 from vit_jax.evaluate.features import Features, check_suffix, extract, write
+from vit_jax.text import to_stderr
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +37,8 @@ def extract_to_file(args: argparse.Namespace) -> Features:
     split = inputs.image_split(predict.image_files(args.images))
   else:
     split = inputs.open_split(args.model, on=args.on, split=args.split)
+  if split.note:
+    to_stderr(split.note)
   features = extract(run, split, preprocess=args.preprocess, batch_size=args.batch_size)
   write(args.out, features, [split.source.describe(index) for index in features.indices.tolist()])
   return features

@@ -40,7 +40,9 @@ def positive(text: str) -> int:
 
 def add_split(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--on', default='', help="a data set; default: the run's own")
-  parser.add_argument('--split', default='', help='default: test, or without one validation')
+  parser.add_argument(
+    '--split', default='', help='default: test, or without one validation, or without both all'
+  )
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +75,11 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     '--label-map',
     default='',
     help='accuracy: a .json or .csv file with the class of the model for each of the data',
+  )
+  parser.add_argument(
+    '--restrict',
+    action='store_true',
+    help="accuracy: score only classes that both data and model have; default: all of the model's",
   )
   parser.add_argument(
     '--train', default='train', help='knn, fewshot, linear: the split to learn from'

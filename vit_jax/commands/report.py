@@ -43,7 +43,7 @@ def measure(
     folder: of the run.
     on, split: another data set or split than the run's test, or without one validation, split.
     batch_size: images at a time on each device; None is `training_batch`, and needs no new measure.
-    say: takes a line for each image that cannot be read.
+    say: takes a line for each image that cannot be read, and on a split that may surprise.
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
@@ -66,6 +66,8 @@ def measure(
   is_previous = previous and (data.name, data.split) == (previous['source'], previous['split'])
   if is_previous and not batch_size:
     return with_evaluation(facts, previous, data)
+  if data.note:
+    say(data.note)
   rows = batch_size or training_batch(facts.config)
   try:
     values = files.finite(accuracy.evaluate_model(facts.model, data, batch_size=rows, say=say))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import bundle, sharding
+from vit_jax import bundle, sharding, sources
 from vit_jax.evaluate import inputs, loop, results
 from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import classify
@@ -22,16 +22,19 @@ def evaluate_model(
   split: inputs.Split,
   *,
   label_map: str | os.PathLike[str] = '',
+  restrict: bool = False,
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
   say: Callable[[str], object] = to_stderr,
 ) -> dict[str, Any]:
-  """Every measure of a model on a split, all over the same images.
+  """Every measure of a model on a split, over the same images and all classes of the model.
+
+  ImageNet-A and -R are scored over their 200 classes, as they are published.
 
   Args:
     run: the model, of `vit_jax.load` or `bundle.read`.
     split: of `inputs.open_split`.
-    label_map: see `labels.match`.
+    label_map, restrict: see `labels.match`.
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
     say: takes a line for each image that cannot be read.
@@ -56,7 +59,9 @@ def evaluate_model(
   matched = labels.match(
     split.source.classes,
     run.classes,
-    used=imagenet.subset(split.name),
+    present=classes_with_images(split.source),
+    subset=imagenet.subset(split.name),
+    restrict=restrict,
     label_map=label_map,
   )
   ready = inputs.preprocess_of(run, split, preprocess)
@@ -73,12 +78,21 @@ def evaluate_model(
   return described | values | {'matched': matched.method}
 
 
+def classes_with_images(source: sources.Source) -> frozenset[str] | None:
+  """Those that some image of a source has; None where only reading all of it would tell."""
+  labels = sources.labels_of(source)
+  if labels is None:
+    return None
+  return frozenset(source.classes[label] for label in np.unique(labels).tolist() if label >= 0)
+
+
 def evaluate_run(
   path: str | os.PathLike[str],
   *,
   on: str = '',
   split: str = '',
   label_map: str | os.PathLike[str] = '',
+  restrict: bool = False,
   preprocess: str = '',
   batch_size: int = inputs.BATCH,
 ) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def evaluate_run(
   Args:
     path: of the run or checkpoint.
     on, split: see `inputs.open_split`.
-    label_map, preprocess, batch_size: see `evaluate_model`.
+    label_map, restrict, preprocess, batch_size: see `evaluate_model`.
 
   Raises:
     FileNotFoundError, ValueError: if there is no such model or data, or they do not fit.
@@ -95,7 +109,12 @@ def evaluate_run(
   run = bundle.read(path)
   data = inputs.open_split(path, on=on, split=split)
   return evaluate_model(
-    run, data, label_map=label_map, preprocess=preprocess, batch_size=batch_size
+    run,
+    data,
+    label_map=label_map,
+    restrict=restrict,
+    preprocess=preprocess,
+    batch_size=batch_size,
   )
 
 

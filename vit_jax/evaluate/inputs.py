@@ -31,11 +31,13 @@ class Split:
     name: of the data set, as `sources.open_source` takes it.
     split: in TFDS's language.
     source: its images.
+    note: a line on why it is this split, where that may surprise.
   """
 
   name: str
   split: str
   source: Source
+  note: str = ''
 
 
 def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
@@ -44,15 +46,31 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
   Args:
     path: of a run, or of another model.
     on: a data set; '' means the run's own.
-    split: of it; '' means its test split, or without one its validation split, or its only one.
+    split: of it; '' means its test split, or without one its validation split, or its only one; of
+      another data set than the run's, all images where it has no such split of its own.
 
   Raises:
     FileNotFoundError, ValueError: if there is no such data, or nothing says which.
   """
   data = {} if on else data_of(path)
-  name = on or data['source']
-  split = split or data.get('test') or data.get('validation') or default_split(name)
-  return Split(name, split, sources.open_source(name, split))
+  name, note = on or data['source'], ''
+  split = split or data.get('test') or data.get('validation') or ''
+  if not split:
+    splits = sources.splits_of(name)
+    split = default_split(name, splits)
+    if split == sources.ALL:
+      note = f'{name} has no test or validation split of its own: all of its images are measured'
+      note += ', also those that the run was trained on' * is_trained_on(path, name)
+  return Split(name, split, sources.open_source(name, split), note)
+
+
+def open_test_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
+  """As `open_split`, for what learns from 'train': never of images that are in it by default."""
+  if on and not split:
+    splits = sources.splits_of(on)
+    split = default_split(on, splits)
+    split = 'validation' if split == sources.ALL else split
+  return open_split(path, on=on, split=split)
 
 
 def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -69,10 +87,23 @@ def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
   raise ValueError(f'{path} is not the folder of a run: it names no data; --on SOURCE does')
 
 
-def default_split(name: str) -> str:
-  """The split of a data set that is measured on where none is asked for."""
-  splits = list(sources.splits_of(name))
-  for split in ('test', 'validation', *splits[: len(splits) == 1]):
+def is_trained_on(path: str | os.PathLike[str], name: str) -> bool:
+  """Whether a model is a run that was trained on the data set of that name."""
+  with contextlib.suppress(ValueError):
+    return data_of(path)['source'] == name
+  return False
+
+
+def default_split(name: str, splits: sources.Splits) -> str:
+  """The split of a data set that is measured on where none is asked for.
+
+  All of its images, where what is held out of them for validation is our choice and not its own.
+  """
+  if 'test' in splits:
+    return 'test'
+  if isinstance(splits.get('validation'), sources.HeldOut):
+    return sources.ALL
+  for split in ('validation', *([*splits][: len(splits) == 1])):
     if split in splits:
       return split
   raise ValueError(f'{name} has no test split; give one of {", ".join(splits)} by --split')

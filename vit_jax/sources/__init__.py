@@ -139,7 +139,8 @@ def open_source(name: str, split: str) -> Source:
 
   Args:
     name: of the data set, see above.
-    split: in TFDS's split language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation'.
+    split: in TFDS's split language: 'train', 'train[:98%]', 'train[100:200]', 'train+validation',
+      and 'all' for all of them.
 
   Raises:
     FileNotFoundError: if it is not there.
@@ -196,6 +197,7 @@ def imported_splits(name: str) -> Splits:
   return splits
 
 
+ALL = 'all'  # every split of a data set, as TFDS has it
 TERM = re.compile(r'\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*')
 
 
@@ -206,21 +208,31 @@ def select(name: str, splits: Splits, text: str) -> Source:
     match = TERM.fullmatch(term)
     if not match:
       raise ValueError(f'{term.strip()!r} is no split such as train, train[:98%] or train[10:20]')
-    if match[1] not in splits:
-      raise ValueError(f'{name} has no split {match[1]!r}{nearest(match[1], list(splits))}')
-    try:
-      whole = splits[match[1]]()
-    except (Exception, SystemExit) as error:
-      if isinstance(error, ValueError | OSError) or not lookup.is_path(name):
-        raise
-      raise ValueError(f'{name}: split {match[1]}: {error_line(error)}') from error
-    if not isinstance(whole, Source):
-      raise ValueError(f'{name}: split {match[1]} is {type(whole).__name__}, must be a Source')
-    if not whole.spans:
-      whole = dataclasses.replace(whole, spans=((match[1], 0, len(whole)),))
+    whole = open_whole(name, splits, match[1])
     begin, end = (boundary(side, len(whole)) for side in (match[2] or '0', match[3] or '100%'))
     parts.append(whole if (begin, end) == (0, len(whole)) else whole.subset(range(begin, end)))
   return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def open_whole(name: str, splits: Splits, split: str) -> Source:
+  """A split by its name, or by 'all' every split, one after another."""
+  if split == ALL and ALL not in splits:
+    parts = {each: open_whole(name, splits, each) for each in splits}
+    for first, second in itertools.combinations(parts, 2):
+      if common := overlap(parts[first], parts[second]):
+        raise ValueError(f'{name}: splits {first} and {second} have {common:,} images in common')
+    return concatenate([*parts.values()])
+  if split not in splits:
+    raise ValueError(f'{name} has no split {split!r}{nearest(split, list(splits))}')
+  try:
+    whole = splits[split]()
+  except (Exception, SystemExit) as error:
+    if isinstance(error, ValueError | OSError) or not lookup.is_path(name):
+      raise
+    raise ValueError(f'{name}: split {split}: {error_line(error)}') from error
+  if not isinstance(whole, Source):
+    raise ValueError(f'{name}: split {split} is {type(whole).__name__}, must be a Source')
+  return whole if whole.spans else dataclasses.replace(whole, spans=((split, 0, len(whole)),))
 
 
 def boundary(text: str, count: int) -> int:
@@ -271,6 +283,19 @@ def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:
   return f'passed over: {first_few(described, MAX_PASSED_OVER)}' if described else ''
 
 
+def labels_of(source: Source) -> np.ndarray | None:
+  """The labels of all records, (N,) or (N, L), if they are in memory: no image is read for them."""
+  if isinstance(source.records, Subset):
+    labels = labels_of(dataclasses.replace(source, records=source.records.records))
+    return None if labels is None else labels[np.asarray(source.records.indices)]
+  if isinstance(source.records, Concatenated):
+    parts = [labels_of(part) for part in source.records.parts]
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays) if len(arrays) == len(parts) else None
+  labels = getattr(source.records, 'labels', None)
+  return labels if isinstance(labels, np.ndarray) else None
+
+
 def overlap(a: Source, b: Source) -> int:
   """How many images of `a` are in `b` too, by their spans in the splits of one data set."""
   return sum(
@@ -294,21 +319,33 @@ SPLITS = ('train', 'validation', 'test')  # in this order
 HELD_OUT = 0.1  # of the training images, where there are none for validation
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Opens what is held out of 'train' for validation, where a data set has none of its own."""
+
+  source: Source
+  indices: np.ndarray
+
+  def __call__(self) -> Source:
+    return self.source.subset(self.indices)
+
+
 def with_validation(
   source: Source, indices: Mapping[str, range | np.ndarray], labels: np.ndarray
 ) -> Splits:
-  """Splits of a source by their indices; without 'validation', it is HELD_OUT of each class.
+  """Splits of a source by their indices; without a 'validation', HELD_OUT of each class of 'train'.
 
   `labels` are of all of the source; in a multi-label data set the first of an image counts.
   """
-  indices = dict(indices)
-  if 'validation' not in indices:
+  splits: dict[str, Callable[[], Source]]
+  splits = {split: functools.partial(source.subset, indices[split]) for split in indices}
+  if 'train' in indices and 'validation' not in indices:
     train = np.asarray(indices['train'])
     first = labels[train] if labels.ndim == 1 else labels[train, 0]
-    indices['train'], indices['validation'] = (train[side] for side in hold_out(first, HELD_OUT))
-  return {
-    split: functools.partial(source.subset, indices[split]) for split in SPLITS if split in indices
-  }
+    others, held_out = (train[side] for side in hold_out(first, HELD_OUT))
+    splits['train'] = functools.partial(source.subset, others)
+    splits['validation'] = HeldOut(source, held_out)
+  return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def hold_out(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Label maps: which class of a model each class of a data set is.
+"""Whose class is this: which class of a model each class of a data set is.
 
-S classes of the data set, M of the model, K of both, which predictions are restricted to.
+S classes of the data set, M of the model, K of both that are scored.
 """
 
 import collections
@@ -9,92 +9,163 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from vit_jax.sources import imagenet
+from vit_jax.sources.classes import MAX_GAPS
 from vit_jax.text import first_few, nearest
 
-NAMED = 3  # classes that an error names
+NAMED = 3  # classes that a line names
+NUMBER = re.compile('[0-9]{1,18}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+  """Which class of a model each class of a data set is."""
+
+  labels: tuple[int, ...]  # (S,) the model's class for each of the data's; -1: none
+  method: str  # in words, how they were matched
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """Classes of a data set as a model's."""
+  """What of a model is scored on a data set."""
 
   columns: np.ndarray  # (K,) the classes of the model that are scored
   targets: np.ndarray  # (S,) the index in `columns` of each of the data set's; -1: not scored
   names: tuple[str, ...]  # (K,) of the scored classes
-  method: str  # in words, how they were matched
+  method: str  # in words, how they were matched, and what of them is not scored
+
+
+def align(
+  data: Sequence[str], model: Sequence[str], *, needed: Collection[str] | None = None
+) -> Alignment:
+  """The class of a model for each class of a data set.
+
+  By name wherever a name is shared, without regard to case, Unicode form and leading zeros where
+  that leaves no doubt; ImageNet's by their synsets, whatever words they are named by. By number,
+  if no name is shared, both sides have as many classes and those of one are called 0 to n - 1 in
+  any order: class '10' is then the other's eleventh, wherever it is sorted.
+
+  Args:
+    data: the names of the data set's classes.
+    model: of the model's.
+    needed: those of `data` that must be among the model's; None: all.
+
+  Raises:
+    ValueError: if one that is needed is none of the model's, or it is not clear which.
+  """
+  if tuple(data) == tuple(model):
+    return Alignment(tuple(range(len(data))), 'the same names')
+  names = match_names(data, model)
+  numbers = match_numbers(data, model)
+  if numbers and max(names) < 0:
+    side = 'the data' if number_range(data) else 'the model'
+    return Alignment(numbers, f'by their order, as {side} has numbers for names')
+  method = 'by name'
+  if synsets := in_synsets(data, model):
+    names = match_names(synsets, imagenet.synsets())
+    method = "by ImageNet's order" if synsets == imagenet.synsets() else 'by synset'
+  elif any(label >= 0 and model[label] != name for name, label in zip(data, names)):
+    method = 'by name, without regard to case and leading zeros'
+  missing = [name for name, label in zip(data, names) if label < 0]
+  missing = missing if needed is None else [name for name in missing if name in needed]
+  unnamed = are_unnamed(data, model)
+  if missing or unnamed or (data and max(names) < 0):
+    raise ValueError(unmatched(data, model, missing, unnamed=unnamed))
+  return Alignment(names, method)
 
 
 def match(
-  theirs: Sequence[str],
-  ours: Sequence[str],
+  data: Sequence[str],
+  model: Sequence[str],
   *,
-  used: frozenset[str] | None = None,
+  present: Collection[str] | None = None,
+  subset: Collection[str] | None = None,
+  restrict: bool = False,
   label_map: str | os.PathLike[str] = '',
 ) -> Match:
-  """Matches the classes of a data set with those of a model.
-
-  By name; ImageNet's by their order, whatever words they are named by; and by order where one side
-  has numbers for names and both as many. A model that knows more classes than the data set is
-  asked for those of the data set alone, as ImageNet-A and -R are scored.
+  """What of a model is scored on a data set: all classes of the model, unless asked for fewer.
 
   Args:
-    theirs: the data set's classes.
-    ours: the model's.
-    used: those of `theirs` that images can be of; None: all.
+    data: the names of the data set's classes.
+    model: of the model's.
+    present: those of `data` that have images, where that is known; None: all. Others need be none
+      of the model's.
+    subset: those of `data` that predictions are restricted to, as ImageNet-A and -R are scored.
+    restrict: only classes that both have are scored; images of others are not.
     label_map: a file, see `read_map`, which then decides alone.
 
   Raises:
-    ValueError: if a class of the data set is none of the model's, or it is not clear which.
+    ValueError: as `align`; if fewer than two classes would be scored.
   """
+  present = frozenset(data if present is None else present)
   if label_map:
-    labels, method = read_map(label_map, theirs, ours), f'by {os.fspath(label_map)}'
+    alignment = Alignment(read_map(label_map, data, model), f'by {os.fspath(label_map)}')
   else:
     try:
-      labels, method = match_names(theirs, ours)
+      alignment = align(data, model, needed=() if restrict else present)
     except ValueError as error:
-      raise ValueError(f'{error}; --label_map FILE can tell which class is which') from None
-  if used is not None:
-    labels = [label if name in used else -1 for name, label in zip(theirs, labels)]
-  columns = sorted({label for label in labels if label >= 0})
-  if len(columns) < 2:
-    raise ValueError(f"{len(columns)} of the classes of the data are the model's: two are needed")
-  counts = collections.Counter(labels)
-  names = {label: ours[label] for label in columns}
-  names |= {label: name for name, label in zip(theirs, labels) if counts[label] == 1}
-  targets = {label: column for column, label in enumerate(columns)} | {-1: -1}
-  restricted = f', restricted to {len(columns)} of {len(ours)}' * (len(columns) < len(ours))
+      raise ValueError(
+        f'{error}; --label_map FILE can say which class is which, --restrict leaves out those '
+        'that are not in both'
+      ) from None
+  scored = present if subset is None else present & frozenset(subset)
+  labels = [label if name in scored else -1 for name, label in zip(data, alignment.labels)]
+  with_images = sorted({label for label in labels if label >= 0})
+  columns = list(range(len(model))) if subset is None and not restrict else with_images
+  if not with_images or len(columns) < 2:
+    raise ValueError(
+      f"{len(with_images)} of the classes of the data are the model's: there is nothing to score"
+    )
+  indices = {label: index for index, label in enumerate(columns)} | {-1: -1}
   return Match(
     columns=np.asarray(columns, np.int32),
-    targets=np.asarray([targets[label] for label in labels], np.int32),
-    names=tuple(names[label] for label in columns),
-    method=method + restricted,
+    targets=np.asarray([indices[label] for label in labels], np.int32),
+    names=scored_names(data, model, labels, columns),
+    method=alignment.method + scope(data, model, labels, columns, scored),
   )
 
 
-def match_names(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[int], str]:
-  """The model's class for each of a data set's, and how it was matched."""
-  in_order = list(range(len(theirs)))
-  if tuple(theirs) == tuple(ours):
-    return in_order, 'the same names'
-  same = set(theirs) == set(ours)  # numbers in another order, too
-  if len(theirs) == len(ours) and not same and (is_numbers(theirs) or is_numbers(ours)):
-    return in_order, 'by their order, as one side has numbers for names'
-  standard = imagenet.synsets() if imagenet.is_complete(theirs) else tuple(theirs)
-  may_be_imagenet = len(ours) == 1000 and is_numbers(ours)
-  if imagenet.is_complete(ours) or (may_be_imagenet and set(standard) <= set(imagenet.synsets())):
-    theirs, ours = standard, imagenet.synsets()
-    if theirs == ours:
-      return in_order, "by ImageNet's order"
-  lookup = {name: label for label, name in enumerate(ours)}
-  missing = [name for name in theirs if name not in lookup]
-  if missing or is_numbers(ours) or len(lookup) < len(ours):
-    raise ValueError(unmatched(theirs, ours, missing))
-  return [lookup[name] for name in theirs], 'by name'
+def match_names(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...]:
+  """The model's class of the same name for each of a data set's; -1 where none is, or several."""
+  exact = match_spelling(data, model)
+  alike = match_spelling([folded(name) for name in data], [folded(name) for name in model])
+  return tuple(label if label >= 0 else other for label, other in zip(exact, alike))
+
+
+def match_spelling(data: Sequence[str], model: Sequence[str]) -> list[int]:
+  """As `match_names`, but for names of the very same letters."""
+  times, times_in_model = collections.Counter(data), collections.Counter(model)
+  index = {name: label for label, name in enumerate(model)}
+  return [index[name] if times[name] == times_in_model[name] == 1 else -1 for name in data]
+
+
+def folded(name: str) -> str:
+  """A name without regard to case, Unicode form and the leading zeros of a number."""
+  name = unicodedata.normalize('NFC', name).casefold()
+  return str(int(name)) if NUMBER.fullmatch(name) else name
+
+
+def match_numbers(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...]:
+  """The model's class for each of the data's where one side is called 0 to n - 1; else ()."""
+  if len(data) != len(model):
+    return ()
+  if numbers := number_range(data):
+    return numbers
+  return tuple(np.argsort(number_range(model)).tolist())
+
+
+def number_range(names: Sequence[str]) -> tuple[int, ...]:
+  """The numbers that names are, if they are all of 0 to n - 1 in any order, else ()."""
+  if not all(map(NUMBER.fullmatch, names)):
+    return ()
+  numbers = tuple(map(int, names))
+  return numbers if sorted(numbers) == list(range(len(names))) else ()
 
 
 def is_numbers(names: Sequence[str]) -> bool:
@@ -102,29 +173,90 @@ def is_numbers(names: Sequence[str]) -> bool:
   return all(name == str(label) for label, name in enumerate(names))
 
 
-def unmatched(theirs: Sequence[str], ours: Sequence[str], missing: Sequence[str]) -> str:
+def are_unnamed(data: Sequence[str], model: Sequence[str]) -> bool:
+  """Whether neither names its classes, and the model's are too many to be those of the data.
+
+  Numbers then say nothing: those of CIFAR-10 are not the first ten of ImageNet's.
+  """
+  return is_numbers(data) and is_numbers(model) and len(model) >= MAX_GAPS * len(data)
+
+
+def in_synsets(data: Sequence[str], model: Sequence[str]) -> tuple[str, ...]:
+  """The data's classes as synsets, if the model's are ImageNet's 1,000 and it has any; else ()."""
+  names = imagenet.synsets() if imagenet.is_complete(data) else tuple(data)
+  may_be_imagenet = len(model) == len(imagenet.synsets()) and is_numbers(model)
+  if not (imagenet.is_complete(model) or may_be_imagenet):
+    return ()
+  return names if set(names) & set(imagenet.synsets()) else ()
+
+
+def unmatched(
+  data: Sequence[str], model: Sequence[str], missing: Sequence[str], *, unnamed: bool
+) -> str:
   """The error where classes cannot be matched."""
-  message = f'the data has {len(theirs)} classes and the model {len(ours)}'
-  if is_numbers(ours):
+  message = f'the data has {len(data)} classes and the model {len(model)}'
+  if unnamed:
     return f'{message}, which have numbers for names'
-  if missing:
-    return f"{message}; not among the model's: {first_few(missing, NAMED)}"
-  return f'{message}, of which some have the same name'
+  message += f"; not among the model's: {first_few(missing, NAMED)}" * bool(missing)
+  message += f"; the model's: {first_few(model, NAMED)}"
+  return message + ', of which some have the same name' * (len(set(model)) < len(model))
 
 
-def read_map(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
+def scored_names(
+  data: Sequence[str], model: Sequence[str], labels: Sequence[int], columns: Sequence[int]
+) -> tuple[str, ...]:
+  """The names of the scored classes: the data's where it has one for each, else the model's.
+
+  A model that has numbers for names takes those that the data has.
+  """
+  counts = collections.Counter(labels)
+  single = {label: name for name, label in zip(data, labels) if counts[label] == 1}
+  names = tuple(single.get(label, model[label]) for label in columns)
+  is_clear = single.keys() >= set(columns) or is_numbers(model)
+  if is_clear and len(set(names)) == len(names):
+    return names
+  return tuple(model[label] for label in columns)
+
+
+def scope(
+  data: Sequence[str],
+  model: Sequence[str],
+  labels: Sequence[int],
+  columns: Sequence[int],
+  present: Collection[str],
+) -> str:
+  """What of the two sides is not scored, in words that follow on the method.
+
+  `present` are those of `data` that have images which ought to be scored.
+  """
+  words = ''
+  if len(columns) < len(model):
+    words += f', restricted to {len(columns)} of {len(model)}'
+  if lacking := [model[label] for label in columns if label not in labels]:
+    words += f"; the data lacks {len(lacking):,} of the model's {len(model):,}: "
+    words += first_few(lacking, NAMED)
+  if outside := [name for name, label in zip(data, labels) if label < 0 and name in present]:
+    words += f'; images of {first_few(outside, NAMED)} are not scored'
+  return words
+
+
+def read_map(
+  path: str | os.PathLike[str], data: Sequence[str], model: Sequence[str]
+) -> tuple[int, ...]:
   """The model's class for each of a data set's; -1 for those that are not to be scored.
 
   The file is .json, {class of the data: the model's, by name or number}, or .csv with columns
   'data' and 'model'. A null, or an empty cell, is not scored.
   """
   pairs = read_pairs(pathlib.Path(path))
-  for name in pairs:
-    if name not in theirs:
-      raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, theirs)}')
-  if missing := [name for name in theirs if name not in pairs]:
+  values: dict[int, object] = {}
+  for (name, value), label in zip(pairs.items(), match_names(list(pairs), data)):
+    if label < 0:
+      raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, data)}')
+    values[label] = value
+  if missing := [name for label, name in enumerate(data) if label not in values]:
     raise ValueError(f'{path} lacks {first_few(missing, NAMED)}, classes of the data')
-  return [label_of(path, pairs[name], ours) for name in theirs]
+  return tuple(label_of(path, values[label], model) for label in range(len(data)))
 
 
 def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
@@ -145,19 +277,21 @@ def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
   return pairs
 
 
-def label_of(path: str | os.PathLike[str], value: object, ours: Sequence[str]) -> int:
-  """The number of a class of the model that is given by name or number; -1 for none."""
+def label_of(path: str | os.PathLike[str], value: object, model: Sequence[str]) -> int:
+  """The label of a class of the model that is given by name or number; -1 for none.
+
+  Where classes are called by numbers, a number is a name and not an index.
+  """
   if value is None or value == '':
     return -1
-  if isinstance(value, str) and value in ours:
-    return list(ours).index(value)
-  try:
-    number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else -1
-  except ValueError:
-    number = -1
-  if not 0 <= number < len(ours):
-    raise ValueError(f'{path}: {value!r} is no class of the model{hint(str(value), ours)}')
-  return number
+  if isinstance(value, int | str) and not isinstance(value, bool):
+    name = str(value)
+    (label,) = match_names([name], model)
+    if label < 0 and NUMBER.fullmatch(name) and not any(map(NUMBER.fullmatch, model)):
+      label = int(name)
+    if 0 <= label < len(model):
+      return label
+  raise ValueError(f'{path}: {value!r} is no class of the model{hint(str(value), model)}')
 
 
 def hint(name: str, classes: Sequence[str]) -> str:

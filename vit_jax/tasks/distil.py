@@ -42,16 +42,19 @@ class Teacher:
     classes: (K,) its class for each of the student's; None where they are its own in their order,
       or it is asked for features.
     path: where it came from, for messages.
+    matched: how its classes are the student's, in words; '' for the same names.
   """
 
   bundle: bundle.Bundle
   classes: np.ndarray | None = None
   path: str = ''
+  matched: str = ''
 
   def __str__(self) -> str:
     size = 'x'.join(map(str, self.bundle.preprocess.size))
     source = f' of {self.path}' if self.path else ''
-    return f'{self.bundle.name}{source}, {size} pixels, {len(self.bundle.classes)} classes'
+    matched = f' ({self.matched})' * bool(self.matched)
+    return f'{self.bundle.name}{source}, {size} pixels, {len(self.bundle.classes)} classes{matched}'
 
 
 def read_teacher(
@@ -74,23 +77,13 @@ def read_teacher(
       f"teacher {path} has {source.scores} scores: it can teach kind 'features' alone"
     )
   try:
-    columns = class_columns(classes, source.classes, is_ours=checkpoint.dialect == 'vit_jax')
+    alignment = labels.align(classes, source.classes)
   except ValueError as error:
     raise ValueError(f'teacher {path}: {error}') from None
-  in_order = columns == list(range(len(source.classes)))
-  return Teacher(source, None if in_order else np.asarray(columns, np.int32), str(path))
-
-
-def class_columns(classes: Sequence[str], theirs: Sequence[str], *, is_ours: bool) -> list[int]:
-  """(K,) a teacher's class for each of a student's, by name, or as `labels.match_names` finds it.
-
-  The classes of a bundle of ours are names even where they are numbers; in files of others, numbers
-  say that there were no names.
-  """
-  index = {name: i for i, name in enumerate(theirs)}
-  if is_ours and len(index) == len(theirs) and set(classes) <= set(index):
-    return [index[name] for name in classes]
-  return labels.match_names(classes, theirs)[0]
+  matched = '' if source.classes == tuple(classes) else alignment.method
+  in_order = alignment.labels == tuple(range(len(source.classes)))
+  columns = None if in_order else np.asarray(alignment.labels, np.int32)
+  return Teacher(source, columns, str(path), matched)
 
 
 def check(kind: str, temperature: float | None, weight: float) -> None:
