@@ -133,8 +133,12 @@ class Family:
     renames: regular expressions for other spellings of the table's names.
     drops: names that no model here has a use for.
     fields: of the JSON files beside the weights that are read, and what their values must be.
+    locate: (config) -> the keys to the object in config.json that describes the tower, from the
+      outermost: () where it is config.json itself.
+    tower: of that object, as `fields`; the functions get both in one.
     declared: (config) -> {field: (where it says so, value)} of what the arrays must agree with:
-      'width', 'depth', 'heads', 'num_classes', and 'size' of the images.
+      'size' of the images, and fields of the model.
+    contradictions: (ours, config) -> what else the arrays belie, a line each.
     promises: (their arrays, ours, config) -> our names of arrays that such a file always has.
   """
 
@@ -150,7 +154,10 @@ class Family:
   renames: tuple[tuple[str, str], ...] = ()
   drops: tuple[str, ...] = ()
   fields: kinds.Fields = dataclasses.field(default_factory=dict)
+  locate: Callable[[dict[str, Any]], tuple[str, ...]] = lambda config: ()
+  tower: kinds.Fields = dataclasses.field(default_factory=dict)
   declared: Callable[[dict[str, Any]], Declared] = lambda config: {}
+  contradictions: Callable[[Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
   promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
 
 

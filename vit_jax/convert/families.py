@@ -1,9 +1,11 @@
 """Whose checkpoint a file is: the families of dialects, and `read`, which recognises them."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -121,7 +123,7 @@ def recognised(
     ours, preprocess.get('size'), declared.get('size', ('', None))[1], image_size
   )
   fields = infer_fields(family, ours, details, sizes, faults)
-  check_declared(declared, fields)
+  check_declared(declared, fields, family.contradictions(ours, config))
   size = architecture.image_size(fields, ours, sizes)
   return Checkpoint(
     path=path,
@@ -150,7 +152,7 @@ def infer_fields(
 
 
 def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
-  """What the family reads of a configuration, where null says nothing.
+  """What the family reads of a configuration, its tower's fields too; null says nothing.
 
   Raises ValueError that names every field with a wrong value.
   """
@@ -164,9 +166,17 @@ def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
       else kinds.misfits({key: family.fields[key]}, values, 'config.json: ')
     )
   ]
+  where, inner = 'config.json: ', stated(config)
+  for key in family.locate(config):
+    inner = inner[key]
+    if not isinstance(inner, dict):
+      raise ValueError(f'{where}{key} is {json.dumps(inner)[:60]}, not an object')
+    where += f'{key}.'
+  tower = {key: value for key, value in inner.items() if key in family.tower}
+  wrong += kinds.misfits(family.tower, tower, where)
   if wrong:
     raise ValueError('; '.join(wrong))
-  return values
+  return values | tower
 
 
 def stated(config: files.JSON) -> files.JSON:
@@ -208,13 +218,16 @@ def check_promises(
     raise ValueError(f'{faults}')
 
 
-def check_declared(declared: Declared, fields: dict[str, Any]) -> None:
+def check_declared(
+  declared: Declared, fields: dict[str, Any], contradictions: Iterable[str]
+) -> None:
   """Raises ValueError for all in which the arrays are not what the JSON says."""
   wrong = [
     f'{where} is {value}, but the arrays have {fields[field]}'
     for field, (where, value) in declared.items()
-    if field in ('width', 'depth') and value != fields.get(field, value)
+    if field not in ('heads', 'size', 'num_classes') and value != fields.get(field, value)
   ]
+  wrong += contradictions
   where, count = declared.get('num_classes', ('', 0))
   if count and count != fields['num_classes']:
     wrong.append(f'{where} is {count}, but the head has {fields["num_classes"] or "no"} classes')

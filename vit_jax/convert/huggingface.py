@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import kinds, timm
+from vit_jax.convert import architecture, kinds, timm
 from vit_jax.convert.engine import (
   TABLE,
   TOKEN,
@@ -130,29 +130,150 @@ SIGLIP = rows(
 )
 
 ACTIVATIONS = {
-  'gelu': 'gelu_erf',
-  'gelu_pytorch_tanh': 'gelu_tanh',
-  'gelu_new': 'gelu_tanh',
+  **dict.fromkeys(('gelu', 'gelu_python'), 'gelu_erf'),
+  **dict.fromkeys(
+    ('gelu_pytorch_tanh', 'gelu_python_tanh', 'gelu_new', 'gelu_fast', 'gelu_accurate'),
+    'gelu_tanh',
+  ),
   'quick_gelu': 'quick_gelu',
 }
+# What the classes of transformers take where config.json is silent, by model_type and its kind.
+COMMON_DEFAULTS = {'num_attention_heads': 12, 'hidden_act': 'gelu', 'qkv_bias': True}
+VIT_DEFAULTS = COMMON_DEFAULTS | {'layer_norm_eps': 1e-12}
+DINOV2_DEFAULTS = COMMON_DEFAULTS | {
+  'layer_norm_eps': 1e-6,
+  'mlp_ratio': 4,
+  'use_swiglu_ffn': False,
+}
+CLIP_DEFAULTS = {'num_attention_heads': 12, 'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5}
+SIGLIP_DEFAULTS = {
+  'num_attention_heads': 12,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'layer_norm_eps': 1e-6,
+  'vision_use_head': True,
+}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+  'vit': {
+    **{model_type: VIT_DEFAULTS for model_type in ('vit', 'deit', 'vit_mae', 'ijepa')},
+    'vit_msn': VIT_DEFAULTS | {'layer_norm_eps': 1e-6},
+  },
+  'dinov2': {
+    'dinov2': DINOV2_DEFAULTS,
+    'dinov2_with_registers': DINOV2_DEFAULTS | {'num_register_tokens': 4},
+  },
+  'dinov3': {
+    'dinov3_vit': {
+      'num_attention_heads': 6,
+      'hidden_act': 'gelu',
+      'layer_norm_eps': 1e-5,
+      'rope_theta': 100.0,
+      'use_gated_mlp': False,
+      'num_register_tokens': 0,
+      'query_bias': True,
+      'key_bias': False,
+      'value_bias': True,
+    }
+  },
+  'clip': {
+    model_type: CLIP_DEFAULTS
+    for model_type in (
+      'clip_vision_model',
+      'metaclip_2_vision_model',
+      'chinese_clip_vision_model',
+      'altclip_vision_model',
+      'clipseg_vision_model',
+      'clip',
+    )
+  },
+  'siglip': {'siglip_vision_model': SIGLIP_DEFAULTS, 'siglip': SIGLIP_DEFAULTS},
+}
+MODEL_TYPES = {name: defaults for kind in DEFAULTS.values() for name, defaults in kind.items()}
+
+
+def locate(config: dict[str, Any]) -> tuple[str, ...]:
+  """The keys to the object in config.json that describes the image tower; () for config.json.
+
+  In models of several parts it is `vision_config`, or another of a model_type that we read;
+  transformers lets an old file's `vision_config_dict` take the place of the former.
+  """
+  for key in ('vision_config_dict', 'vision_config'):
+    if config.get(key) is not None:
+      return (key,)
+  if is_tower(config):
+    return ()
+  towers = list(nested_towers(config))
+  if len(towers) > 1:
+    names = ' and '.join('.'.join(path) for path in towers)
+    raise ValueError(f'config.json: {names} describe a model each, must be one')
+  return towers[0] if towers else ()
+
+
+def is_tower(config: dict[str, Any]) -> bool:
+  """Whether an object's model_type is one that we read."""
+  return isinstance(config.get('model_type'), str) and config['model_type'] in MODEL_TYPES
+
+
+def nested_towers(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+  """The keys to the objects of a model_type that we read."""
+  for key, value in config.items():
+    if isinstance(value, dict):
+      if is_tower(value):
+        yield (*path, key)
+      else:
+        yield from nested_towers(value, (*path, key))
 
 
 KEYS = {
   'width': 'hidden_size',
   'depth': 'num_hidden_layers',
   'heads': 'num_attention_heads',
-  'size': 'image_size',
+  'mlp_dim': 'intermediate_size',
+  'registers': 'num_register_tokens',
+  'swiglu': 'use_swiglu_ffn',
+  'representation': 'pooler_output_size',
 }
 
 
 def declared(config: dict[str, Any]) -> Declared:
-  """What config.json says of the arrays' shapes."""
-  tower = config.get('vision_config', config)
-  values = {ours: (f'config.json: {key}', tower[key]) for ours, key in KEYS.items() if key in tower}
-  if 'size' in values:
-    where, size = values['size']
-    values['size'] = (where, sides(size))
+  """What config.json says of the arrays' shapes, or transformers assumes where it is silent."""
+  config = MODEL_TYPES.get(config.get('model_type', ''), {}) | config
+  values = {
+    ours: (f'config.json: {key}', config[key]) for ours, key in KEYS.items() if key in config
+  }
+  for ours, key in (('size', 'image_size'), ('patch', 'patch_size')):
+    if key in config:
+      values[ours] = (f'config.json: {key}', sides(config[key]))
+  if 'use_gated_mlp' in config:
+    values['swiglu'] = ('config.json: use_gated_mlp', config['use_gated_mlp'])
+  if 'qkv_bias' in config:
+    values['qkv_bias'] = ('config.json: qkv_bias', 'qkv' if config['qkv_bias'] else 'none')
+  if 'key_bias' in config:
+    parts = [part for part in ('query', 'key', 'value') if config.get(f'{part}_bias', True)]
+    letters = ''.join(part[0] for part in parts) or 'none'
+    values['qkv_bias'] = ('config.json: query_bias, key_bias, value_bias', letters)
+  if {'hidden_size', 'mlp_ratio', 'use_swiglu_ffn'} <= config.keys():
+    hidden = dinov2_hidden(config['hidden_size'], config['mlp_ratio'], config['use_swiglu_ffn'])
+    values['mlp_dim'] = ('config.json: hidden_size by mlp_ratio', hidden)
   return values
+
+
+def dinov2_hidden(width: int, ratio: float, gated: bool) -> int:
+  """Units of the MLP that transformers' DINOv2 builds."""
+  hidden = int(width * ratio)
+  return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
+
+
+def completed(theirs: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  """config.json of a tower, with what transformers takes where it is silent; {} without one.
+
+  Raises ValueError if its model_type is of other arrays.
+  """
+  types = DEFAULTS[kind(theirs)]
+  model_type = config.get('model_type', next(iter(types)))
+  if model_type not in types:
+    names = ', '.join(types)
+    raise ValueError(f'config.json: model_type is {model_type!r}, but the arrays are of {names}')
+  return types[model_type] | config if config.keys() & TOWER_FIELDS.keys() else {}
 
 
 SPINE = (
@@ -178,10 +299,10 @@ PARTS = {  # what every file of a kind has
 
 def promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   """The arrays that every file of the kind has, and those that config.json tells of."""
-  tower = config.get('vision_config', config)
+  tower = completed(theirs, config)
   parts = [*PARTS[kind(theirs)], *attention_biases(theirs, ours, tower)]
   if kind(theirs) == 'dinov3':
-    parts += [bias for bias in BIASES if tower.get(bias_flag(bias), bool(tower))]
+    parts += BIASES if tower else ()
   if tower.get('model_type') == 'ijepa':
     parts.remove('cls')
   if tower.get('model_type') == 'deit':
@@ -194,10 +315,6 @@ def promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   if kind(theirs) == 'siglip' and config and not heads and 'head/kernel' not in ours:
     parts += POOLING if tower.get('vision_use_head', True) else ()
   return parts + heads
-
-
-def bias_flag(bias: str) -> str:
-  return 'proj_bias' if 'attention' in bias else 'mlp_bias'
 
 
 def attention_biases(theirs: Arrays, ours: Arrays, tower: dict[str, Any]) -> list[str]:
@@ -223,12 +340,12 @@ def classifiers(config: dict[str, Any]) -> list[str]:
 
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Fields from config.json; without one, those of the kind's published files."""
-  config = config.get('vision_config', config)
-  defaults = DEFAULTS[kind(theirs)]
+  defaults = next(iter(DEFAULTS[kind(theirs)].values()))
+  config = completed(theirs, config)
   act = config.get('hidden_act', defaults['hidden_act'])
   if 'encoder/blocks/mlp/gate/kernel' in ours:
     if 'use_gated_mlp' in config and act not in ('silu', 'swish'):
-      raise ValueError(f'config.json: hidden_act {act!r} of a gated MLP is not silu')
+      raise ValueError(f'config.json: hidden_act {act!r} of use_gated_mlp is not silu')
     act = defaults['hidden_act']  # of no consequence: DINOv2's gate takes SiLU whatever it says
   if config.get('pooler_act', 'tanh') != 'tanh' and 'pre_logits/kernel' in ours:
     raise ValueError(f'config.json: pooler_act {config["pooler_act"]!r} is not tanh')
@@ -238,7 +355,33 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
     'activation': ACTIVATIONS[act],
     'norm_eps': float(config.get('layer_norm_eps', defaults['layer_norm_eps'])),
   }
+  if (biases := declared(config).get('qkv_bias')) and biases[1] not in vit.QKV_BIASES:
+    raise ValueError(f'{biases[0]} are of {biases[1]}, none of {", ".join(vit.QKV_BIASES)}')
   return fields | traits(theirs, ours, config)
+
+
+def contradictions(ours: Arrays, config: dict[str, Any]) -> list[str]:
+  """Keys of config.json by which transformers has no use for the arrays, or for others."""
+  kernel, table = ours['embed/kernel'], ours.get('positions')
+  config = MODEL_TYPES.get(config.get('model_type', ''), {}) | config
+  actual = {'num_channels': kernel.shape[2]}
+  if 'hidden_size' in config and 'num_attention_heads' in config:
+    actual['head_dim'] = config['hidden_size'] // config['num_attention_heads']
+  if 'head/kernel' in ours and 'head/bias' not in ours:
+    actual['projection_dim'] = ours['head/kernel'].shape[1]
+  wrong = [
+    f'{key} is {config[key]}, but the arrays have {value}'
+    for key, value in actual.items()
+    if config.get(key, value) != value
+  ]
+  if table is not None and 'image_size' in config:
+    height, width = (side // p for side, p in zip(sides(config['image_size']), kernel.shape))
+    if table.shape[1] - height * width not in (0, architecture.tokens(ours)):
+      size = config['image_size']
+      wrong.append(f'image_size is {size}, but positions are of {table.shape[1]} tokens')
+  if config.get('vision_use_head') is False and 'pool/probe' in ours:
+    wrong.append('vision_use_head is false, but the arrays have its head')
+  return [f'config.json: {line}' for line in wrong]
 
 
 def kind(names: Arrays) -> str:
@@ -260,21 +403,13 @@ def traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, An
       joint = head is not None and norm is not None and len(head) == 2 * norm.size
       return {'pool': 'token_gap'} if joint else {}
     case 'dinov3':
-      return {'positions': 'rope', 'rope_theta': config.get('rope_theta', 100.0)}
+      return {'positions': 'rope', 'rope_theta': float(config.get('rope_theta', 100.0))}
     case 'clip' if 'classifier.bias' in theirs:  # the mean of the patches, before the last norm
       return {'pool': 'gap', 'final_norm': 'none'}
     case 'siglip' if 'classifier.weight' in theirs:  # the mean, without the attention pooling
       return {'pool': 'gap'}
   return {}
 
-
-DEFAULTS = {
-  'vit': {'hidden_act': 'gelu', 'layer_norm_eps': 1e-12},
-  'dinov2': {'hidden_act': 'gelu', 'layer_norm_eps': 1e-6},
-  'dinov3': {'hidden_act': 'gelu', 'layer_norm_eps': 1e-5},
-  'clip': {'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5},
-  'siglip': {'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6},
-}
 
 METHODS = {2: 'bilinear_antialias', 3: 'bicubic_antialias'}  # PIL's numbers
 HALF = (0.5, 0.5, 0.5)
@@ -393,24 +528,33 @@ CROP = kinds.Kind(
   lambda v: is_size(v) and not (isinstance(v, dict) and 'shortest_edge' in v),
 )
 TOWER_FIELDS = {
-  'model_type': kinds.TEXT,
+  'model_type': kinds.one_of(*MODEL_TYPES),
   'hidden_size': kinds.COUNT,
   'num_hidden_layers': kinds.LAYERS,
   'num_attention_heads': kinds.COUNT,
+  'intermediate_size': kinds.COUNT,
+  'pooler_output_size': kinds.COUNT,
+  'mlp_ratio': kinds.POSITIVE,
+  'num_channels': kinds.COUNT,
+  'head_dim': kinds.COUNT,
   'image_size': kinds.SIDES,
+  'patch_size': kinds.SIDES,
   'hidden_act': kinds.TEXT,
   'pooler_act': kinds.TEXT,
   'layer_norm_eps': kinds.EPSILON,
   'rope_theta': kinds.POSITIVE,
   'num_register_tokens': kinds.whole(0, 1000),
-  **{f'{part}_bias': kinds.FLAG for part in ('qkv', 'query', 'key', 'value', 'proj', 'mlp')},
+  **{f'{part}_bias': kinds.FLAG for part in ('qkv', 'query', 'key', 'value')},
+  **dict.fromkeys(('proj_bias', 'mlp_bias'), kinds.one_of(True)),
   **dict.fromkeys(('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'), kinds.FLAG),
+  'pruned_heads': kinds.one_of({}),
+  **dict.fromkeys(('is_decoder', 'add_cross_attention'), kinds.one_of(False)),
 }
 FIELDS = {
-  **TOWER_FIELDS,
-  'vision_config': TOWER_FIELDS,
   'architectures': kinds.TEXTS,
   'id2label': kinds.LABELS,
+  'projection_dim': kinds.COUNT,
+  'quantization_config': kinds.Kind('null: weights must be of numbers', lambda v: False),
   'preprocessor': {
     'image_processor_type': kinds.TEXT,
     'feature_extractor_type': kinds.TEXT,
@@ -461,20 +605,23 @@ COMMON: dict[str, Any] = dict(
   details=details,
   drops=DROPS,
   fields=FIELDS,
+  tower=TOWER_FIELDS,
+  locate=locate,
   declared=declared,
+  contradictions=contradictions,
   promises=promises,
 )
 FAMILIES = (
   Family(
     signs=(
-      r'((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight',
-      r'((vit|deit)\.)?(encoder\.layer|layers)\.0\.layernorm_before\.weight',
+      r'((vit|deit|ijepa)\.)?embeddings\.patch_embeddings\.projection\.weight',
+      r'((vit|deit|ijepa)\.)?(encoder\.layer|layers)\.0\.layernorm_before\.weight',
     ),
     table=VIT,
     preprocess=preprocess,
     resample='bicubic',
     renames=(
-      (r'^(vit|deit)\.', ''),
+      (r'^(vit|deit|ijepa)\.', ''),
       *MEMORY,
       (r'^(encoder\.layer\.\d+)\.mlp\.fc1\.', r'\1.intermediate.dense.'),
       (r'^(encoder\.layer\.\d+)\.mlp\.fc2\.', r'\1.output.dense.'),
@@ -662,10 +809,7 @@ def dinov2_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
 def hidden_ratio(model: vit.ViT) -> int | float | None:
   """The mlp_ratio from which transformers' DINOv2 computes this hidden width."""
   for ratio in (4, model.mlp_dim / model.width, 1.5 * model.mlp_dim / model.width):
-    hidden = int(model.width * ratio)
-    if model.swiglu:
-      hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-    if hidden == model.mlp_dim:
+    if dinov2_hidden(model.width, ratio, model.swiglu) == model.mlp_dim:
       return ratio
   return None
 

@@ -20,6 +20,14 @@ def whole(low: int, high: int) -> Kind:
   )
 
 
+def one_of(*values: Any) -> Kind:
+  described = ', '.join(map(json.dumps, values))
+  return Kind(
+    f'one of {described}' if len(values) > 1 else described,
+    lambda v: any(type(v) is type(value) and v == value for value in values),
+  )
+
+
 def is_number(value: object) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 

@@ -1,0 +1,156 @@
+"""Every key of Hugging Face's configurations is read, or refused, or changes nothing."""
+
+import json
+
+import pytest
+import transformers
+
+import vit_jax
+from tests.interop import ours, peers
+from vit_jax.convert import huggingface
+
+TINY = {
+  'hidden_size': 32,
+  'num_hidden_layers': 1,
+  'num_attention_heads': 2,
+  'intermediate_size': 64,
+  'image_size': 32,
+  'patch_size': 16,
+}
+MODELS = {  # the class, its configuration, and fields of a tiny one
+  'vit': ('ViTForImageClassification', 'ViTConfig', {}),
+  'vit pooler': ('ViTModel', 'ViTConfig', {}),
+  'deit': ('DeiTForImageClassification', 'DeiTConfig', {}),
+  'vit_msn': ('ViTMSNForImageClassification', 'ViTMSNConfig', {}),
+  'vit_mae': ('ViTMAEModel', 'ViTMAEConfig', {'mask_ratio': 0.0}),
+  'ijepa': ('IJepaForImageClassification', 'IJepaConfig', {}),
+  'dinov2': ('Dinov2ForImageClassification', 'Dinov2Config', {}),
+  'dinov2_with_registers': ('Dinov2WithRegistersModel', 'Dinov2WithRegistersConfig', {}),
+  'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTConfig', {'num_register_tokens': 3}),
+  'clip': ('CLIPVisionModelWithProjection', 'CLIPVisionConfig', {'projection_dim': 48}),
+  'siglip': ('SiglipVisionModel', 'SiglipVisionConfig', {}),
+}
+# Of training, of losses, of what else a model gives, and of transformers itself: an image's
+# features and logits are the same whatever they say.
+UNREAD = {
+  *('attention_dropout', 'attention_probs_dropout_prob', 'hidden_dropout_prob', 'drop_path_rate'),
+  *('initializer_range', 'initializer_factor', 'layerscale_value'),
+  *('pos_embed_jitter', 'pos_embed_rescale', 'pos_embed_shift', 'encoder_stride'),
+  *('decoder_hidden_size', 'decoder_intermediate_size', 'decoder_num_attention_heads'),
+  *('decoder_num_hidden_layers', 'mask_ratio', 'norm_pix_loss', 'use_mask_token'),
+  *('apply_layernorm', 'reshape_hidden_states', 'out_features', 'out_indices', 'stage_names'),
+  *transformers.PretrainedConfig().to_dict(),
+}
+OTHERS = {
+  'hidden_size': 48,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'intermediate_size': 80,
+  'image_size': 48,
+  'patch_size': 8,
+  'num_channels': 1,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'layer_norm_eps': 0.5,
+  'mlp_ratio': 3,
+  'num_register_tokens': 2,
+  'pooler_act': 'relu',
+  'pooler_output_size': 24,
+  'projection_dim': 24,
+  'rope_theta': 10.0,
+}
+
+
+def defaults(name):
+  return getattr(transformers, MODELS[name][1])().to_dict()
+
+
+def save(name, folder, **fields):
+  """A tiny seeded model of transformers, saved."""
+  kind, config, more = MODELS[name]
+  values = {key: value for key, value in TINY.items() if key in defaults(name)} | more | fields
+  module = peers.seeded(getattr(transformers, kind)(getattr(transformers, config)(**values)))
+  module.save_pretrained(folder)
+  return module
+
+
+def edit(folder, **changes):
+  """Changes config.json."""
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def features(module, images):
+  """Logits, or the projection, or the pooled features, or the mean of the tokens."""
+  output = module(images[:, : module.config.num_channels])
+  for field in ('logits', 'image_embeds', 'pooler_output'):
+    if output.get(field) is not None:
+      return {field: output[field]}
+  return {'mean': output.last_hidden_state.mean(dim=1)}
+
+
+def check_equal(run, module):
+  """The same features of grey images, which every number of channels shows alike."""
+  grey = ours.pictures(run.preprocess.size)[..., :1].repeat(3, axis=-1)
+  [(place, theirs)] = peers.run(features, module, grey).items()
+  out = ours.trace(run, grey)
+  values = out['encoded'].mean(axis=1) if place == 'mean' else out['logits']
+  assert ours.difference(values, theirs.numpy()) <= ours.TOLERANCE
+
+
+@pytest.mark.parametrize(
+  'name, key', [(name, key) for name in MODELS for key in sorted(defaults(name).keys() - UNREAD)]
+)
+def test_another_value_of_a_key_is_refused_or_right(name, key, tmp_path):
+  if key == 'model_type':
+    save(name, tmp_path)
+    edit(tmp_path, model_type='beit')
+    with pytest.raises(ValueError, match='model_type is "beit"'):
+      vit_jax.load(tmp_path)
+    return
+  other = OTHERS.get(key, not defaults(name)[key])
+  module = save(name, tmp_path, **{key: other})
+  try:
+    run = vit_jax.load(tmp_path)
+  except ValueError as error:
+    assert key in str(error)
+  else:
+    check_equal(run, module)
+
+
+@pytest.mark.parametrize(
+  'name, key', [(name, key) for name in MODELS for key in sorted(defaults(name).keys() & OTHERS)]
+)
+def test_another_value_than_the_arrays_have_is_refused_or_right(name, key, tmp_path):
+  module = save(name, tmp_path)
+  edit(tmp_path, **{key: OTHERS[key]})
+  try:
+    run = vit_jax.load(tmp_path)
+  except ValueError:
+    return
+  again, loaded = type(module).from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(loaded.values())
+  check_equal(run, again.eval())
+
+
+def test_what_a_file_leaves_out_is_what_transformers_takes(tmp_path):
+  for types in huggingface.DEFAULTS.values():
+    for name, values in types.items():
+      theirs = transformers.CONFIG_MAPPING[name]().to_dict()
+      if 'vision_config' not in theirs:
+        assert values.items() <= theirs.items(), name
+  module = save('siglip', tmp_path, hidden_size=48, num_attention_heads=12)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config = {key: value for key, value in config.items() if key in (*TINY, 'model_type')}
+  config.pop('num_attention_heads')
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  check_equal(vit_jax.load(tmp_path), module)
+
+
+@pytest.mark.parametrize('parts', [('encoder',), ('vision_config_dict',), ('outer', 'image')])
+def test_the_tower_of_a_larger_model_is_read_where_its_configuration_describes_it(parts, tmp_path):
+  module = save('vit', tmp_path, layer_norm_eps=0.5, hidden_act='gelu_new')
+  config = json.loads((tmp_path / 'config.json').read_text())
+  for part in reversed(parts):
+    config = {part: config, 'text_config': {'model_type': 'bert', 'hidden_size': 8}}
+  (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_type': 'pair'}))
+  check_equal(vit_jax.load(tmp_path), module)
