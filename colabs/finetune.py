@@ -63,7 +63,7 @@ if SMALL:
     '--config.data.augment=flip | resize',
     '--config.optimizer.name=adamw',
     '--config.schedule.learning_rate=3e-3',
-    '--config.evaluation.every=4 epochs',
+    '--config.evaluation.every=8 epochs',
     '--config.checkpoint.every=8 epochs',
     '--config.system.report=False',
   ]

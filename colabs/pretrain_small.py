@@ -39,7 +39,7 @@ if importlib.util.find_spec('vit_jax') is None:
 # `digits` is a file in `configs/`; any field of `configs/default.py` can be replaced here.
 
 # %% tags=["parameters"]
-SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tenth of the epochs, half the layers
+SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # 5 of 70 epochs, half the layers, larger patches
 
 RECIPE = 'digits'
 RUN = 'runs/small'
@@ -49,9 +49,10 @@ FIELDS = []  # such as '--config.model.depth=6', '--config.seed=1'
 if SMALL:
   FIELDS = [
     '--config.model.depth=2',
-    '--config.duration=8 epochs',
-    '--config.evaluation.every=4 epochs',
-    '--config.checkpoint.every=8 epochs',
+    '--config.model.patch=4',
+    '--config.duration=5 epochs',
+    '--config.evaluation.every=5 epochs',
+    '--config.checkpoint.every=5 epochs',
     '--config.system.log_every=10 steps',
     '--config.system.report=False',
   ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,25 +38,39 @@ def cells(notebook):
 
 
 @pytest.fixture
-def numbers(tmp_path, monkeypatch):
-  """A function that runs a notebook in a folder of its own and gives the last cell's numbers."""
+def small(tmp_path, monkeypatch):
+  """The folder that a notebook runs in, at the reduced setting."""
+  monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('VIT_JAX_SMALL', '1')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))  # where an index of each data set is kept
-  monkeypatch.setenv('XLA_FLAGS', xla_flags(1))  # as most people have
+  backend = plt.get_backend()
+  plt.switch_backend('module://matplotlib_inline.backend_inline')  # as in Jupyter
+  yield tmp_path
+  plt.switch_backend(backend)
 
-  def run(name):
-    shutil.copy(ROOT / 'colabs' / f'{name}.ipynb', tmp_path)
-    command = [sys.executable, '-c', 'from nbclient.cli import main; main()', f'{name}.ipynb']
-    command += [f'--output={name}_done', '--kernel_name=python3']
-    options = dict(cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    done = subprocess.run(command, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    last = json.loads((tmp_path / f'{name}_done.ipynb').read_text())['cells'][-1]
-    printed = ''.join(line for output in last['outputs'] for line in output.get('text', []))
-    return json.loads(printed.splitlines()[-1])
 
-  return run
+def numbers(name, capsys):
+  """Runs the cells of a notebook in this process; the last cell's numbers."""
+  values = {}
+  for cell in read(name, 'ipynb').cells:
+    if cell.cell_type == 'code':
+      capsys.readouterr()
+      exec(cell.source, values)
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def numbers_of_kernel(name, folder):
+  """The same, of a notebook that Jupyter runs in a process of its own."""
+  shutil.copy(ROOT / 'colabs' / f'{name}.ipynb', folder)
+  command = [sys.executable, '-c', 'from nbclient.cli import main; main()', f'{name}.ipynb']
+  command += [f'--output={name}_done', '--kernel_name=python3']
+  options = dict(cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+  process = subprocess.run(command, **options)
+  assert process.returncode == 0, process.stderr[-3000:]
+  last = json.loads((folder / f'{name}_done.ipynb').read_text())['cells'][-1]
+  printed = ''.join(line for output in last['outputs'] for line in output.get('text', []))
+  return json.loads(printed.splitlines()[-1])
 
 
 def test_every_notebook_has_its_script():
@@ -120,30 +135,31 @@ def test_the_full_setting_names_a_fine_tuned_form_of_a_recommended_file(
   assert settings(name)[value].startswith(whole)
 
 
-def test_finetune_learns_to_tell_photos(numbers):
-  results = numbers('finetune')
+def test_finetune_learns_to_tell_photos(small, capsys):
+  results = numbers('finetune', capsys)
   assert results['accuracy'] > 0.8  # a third by chance
   assert results['classes seen'] == 3
   assert results['rows of attention sum to'] == pytest.approx(1, abs=1e-5)
 
 
-def test_look_inside_draws_what_attention_is(numbers):
-  results = numbers('look_inside')
+def test_look_inside_draws_what_attention_is(small, capsys):
+  results = numbers('look_inside', capsys)
   assert results['attention sums off by'] < 1e-5 and results['rollout sums off by'] < 1e-5
   assert 0 < results['nearest head'] <= results['furthest head'] < results['diagonal']
   assert results['pictures'] == 4 + 2 * 3  # of the model; of each image
 
 
-def test_checkpoints_keep_their_logits_in_other_names(numbers):
-  results = numbers('checkpoints')
+def test_checkpoints_keep_their_logits_in_other_names(small, capsys):
+  results = numbers('checkpoints', capsys)
   assert set(results['differences']) == {'npz', 'bigvision', 'timm', 'hf', 'bundle'}
   assert not any(results['differences'].values())  # only names and layouts change
   assert results['between the two'] > 0.01  # so logits do tell models apart
   assert results['new head'] == 0 and results['positions'] == 1 + (48 // 16) ** 2
 
 
-def test_pretrain_small_learns_digits(numbers):
-  results = numbers('pretrain_small')
+def test_pretrain_small_learns_digits_in_jupyter(small, monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', xla_flags(1))  # as most people have
+  results = numbers_of_kernel('pretrain_small', small)
   assert results['last loss'] < results['first loss']
   assert results['test accuracy'] > 0.8  # a tenth by chance
   assert results['predictions'] == 8
