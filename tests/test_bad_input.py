@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from tests.test_run import ROOT, STEPS, cache, contents, environment, flags, vit_train
@@ -110,6 +111,13 @@ def test_bad_input_is_one_line_exit_2_and_no_folder(case, tmp_path, capsys):
   assert line.startswith('vit train: ') and len(line) < 1000
   assert [part for part in said if part not in line] == []
   assert not workdir.exists()
+
+
+def test_one_class_is_nothing_to_learn(tmp_path, capsys):
+  np.savez(tmp_path / 'one.npz', x=np.zeros((40, 8, 8), np.uint8), y=np.zeros(40, int))
+  fields = {'data.source': f'arrays:{tmp_path}/one.npz', 'data.test': ''}
+  assert vit_train(tmp_path / 'run', fields) == 2
+  assert "one.npz has only one class, '0'; at least two are needed" in one_line(capsys)
 
 
 @pytest.mark.parametrize('case', ['a field', 'heads', 'a data set'])

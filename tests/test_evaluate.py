@@ -387,6 +387,43 @@ def test_on_imagenet_a_a_model_is_asked_for_its_200_classes_alone(names):
   assert [row['name'] for row in values['classes']] == [WNIDS[place] for place in used]
 
 
+def test_numbers_are_names_in_whatever_order_either_side_has_them():
+  result = model_of(12, names=AS_TEXT)
+  guess = logits_of(result, 40).argmax(1)
+  data = split_of(40, classes=TWELVE, label=lambda i: int(AS_TEXT[guess[i]]))
+  assert accuracy.evaluate_model(result, data)['accuracy'] == 1.0
+
+
+def test_a_class_that_the_data_lacks_can_still_be_predicted():
+  result = model_of()
+  guess = logits_of(result, 60).argmax(1)
+  two = [int(label) for label in np.argsort(np.bincount(guess, minlength=5))[:2]]
+  names = [NAMES[label] for label in two]
+  data = split_of(60, classes=names)
+  truth = np.array(two)[np.arange(60) % 2]
+  values = accuracy.evaluate_model(result, data)
+  assert values['count'] == 60 and values['accuracy'] == np.mean(guess == truth) < 0.5
+  assert [row['count'] for row in values['classes']] == [30 * (k in two) for k in range(5)]
+  restricted = accuracy.evaluate_model(result, data, restrict=True)
+  among = np.array(two)[logits_of(result, 60)[:, two].argmax(1)]
+  assert restricted['accuracy'] == np.mean(among == truth) > values['accuracy']
+
+
+def test_a_data_set_without_a_split_of_its_own_is_measured_whole(whole, photos, tmp_path, capsys):
+  np.savez(tmp_path / 'x.npz', x=np.stack([picture(i) for i in range(24)]), y=np.arange(24) % 12)
+  (tmp_path / 'rose').mkdir()
+  (photos / 'rose').rename(tmp_path / 'rose' / 'rose')
+  bundle.write(tmp_path / 'model', model_of(2, names=('rose', 'tulip')))
+  for name, model, count in (('folder:photos', 'model', 10), ('folder:rose', 'model', 10)):
+    words = ['evaluate', tmp_path / model, '--on', name.replace(':', f':{tmp_path}/')]
+    text = output_of(words, capsys)
+    assert f'split all, {count} images' in text and 'no test or validation split of its own' in text
+  words = ['features', whole, '--on', f'arrays:{tmp_path}/x.npz', '--out', tmp_path / 'f.npz']
+  assert vit.main(list(map(str, words))) == 0
+  streams = capsys.readouterr()
+  assert '24 x 16 features' in streams.out and 'all of its images are measured' in streams.err
+
+
 # Features
 
 

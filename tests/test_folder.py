@@ -241,9 +241,22 @@ def test_a_folder_that_is_wrong_is_refused_in_one_line(pets, names, text):
   assert str(pets) in refused(text, f'folder:{pets}')
 
 
-def test_one_class_is_refused(tmp_path):
-  root = write(tmp_path / 'd', 'train/a/1.png')
-  refused("only one class, 'a'", f'folder:{root}')
+def test_a_folder_of_one_class_or_without_train_can_be_measured(tmp_path):
+  one = write(tmp_path / 'one', 'rose/1.png', 'rose/2.png')
+  assert sorted(labelled(f'folder:{one}', 'all')) == [
+    ('rose/1.png', 'rose'),
+    ('rose/2.png', 'rose'),
+  ]
+  name = f'folder:{write(tmp_path / "test", "test/b/1.png", "val/a/2.png", "val/b/3.png")}'
+  assert labelled(name, 'test') == [('test/b/1.png', 'b')]
+  assert sources.open_source(name, 'all').classes == ('a', 'b')
+  refused("no split 'train'", name)
+
+
+def test_all_is_every_split_each_image_once(pets):
+  everything = labelled(f'folder:{pets}', 'all')
+  assert everything == labelled(f'folder:{pets}', 'train+validation+test')
+  assert sources.overlap(*(sources.open_source(f'folder:{pets}', s) for s in ('all', 'test'))) == 1
 
 
 def test_the_folder_around_a_data_set_is_refused_with_its_name(pets, tmp_path):
@@ -253,7 +266,8 @@ def test_the_folder_around_a_data_set_is_refused_with_its_name(pets, tmp_path):
 
 
 def test_a_folder_without_train_or_classes_is_refused(tmp_path):
-  refused('val but no train', f'folder:{write(tmp_path / "d", "val/a/1.png")}')
+  root = write(tmp_path / 'd', 'test/a/1.png', 'cat/2.png', 'dog/3.png')
+  refused('test but no train, which gives the classes, and cat, dog', f'folder:{root}', 'test')
   refused('holds no class folders', f'folder:{write(tmp_path / "e", "1.png")}')
 
 
@@ -627,8 +641,7 @@ def test_a_link_in_a_table_that_stays_inside_is_followed(pets):
     ([('0', 'train'), ('20', 'train')], 'line 3: label 20 stands for 21 classes, of which 2 have'),
     ([('+900', 'train'), ('2', 'train')], 'line 2: label 900 stands for 901 classes'),
     ([('a', 'train'), ('b', 'train'), ('c', 'test')], "line 4: train lacks class 'c'"),
-    ([('a', 'train'), ('a', 'val')], "only one class, 'a'"),
-    ([('a', 'val'), ('b', 'test')], 'no rows of train'),
+    ([('a', 'val'), ('b', 'test')], "no split 'train'"),
     ([], 'no rows of train'),
   ],
 )
@@ -810,6 +823,21 @@ def test_arrays_of_0_and_1_are_multi_label(tmp_path, kind):
   assert source.classes == ('0', '1', '2', '3')
 
 
+@pytest.mark.parametrize('kind', ['csv', 'arrays'])
+def test_tables_and_arrays_of_one_class_or_without_train_can_be_measured(pets, kind):
+  if kind == 'csv':
+    name = table(pets, [('test/cat/5.png', 'x', 'test')], ('path', 'label', 'split'))
+  else:
+    name = arrays(pets, x_test=grey(1), y_test=[0])
+  source = sources.open_source(name, 'test')
+  assert (len(source), source.classes, source[0]['label']) == (
+    1,
+    ('x',) if kind == 'csv' else ('0',),
+    0,
+  )
+  refused("no split 'train'", name)
+
+
 def test_arrays_may_name_their_classes(tmp_path):
   name = arrays(tmp_path, x=grey(4), y=[0, 1, 0, 1], classes=['cat', 'dog', 'bird'])
   assert sources.open_source(name, 'train').classes == ('cat', 'dog', 'bird')
@@ -826,13 +854,12 @@ def test_arrays_may_name_their_classes(tmp_path):
     (dict(x=grey(2), y=[0, 1], x_test=grey(1), y_test=[2]), 'label 2 in test is out of range of 2'),
     (dict(x=grey(2), y=[0, 2**40]), 'exceeds'),
     (dict(x=grey(2), y=[0, 20]), 'label 20 stands for 21 classes, of which 2 have images'),
-    (dict(x=grey(2), y=[0, 0]), "only one class, '0'"),
     (dict(x=grey(2), y=[0.0, 1.5]), 'labels are float64'),
     (dict(x=grey(2), y=[[0, 2], [1, 0]]), 'must be 0 and 1'),
     (dict(x=grey(2), y=[[0, 1], [1, 0]], classes=['a']), 'for 2 classes; there are 1'),
     (dict(x=grey(2), y=[0, 1], classes=[1, 2]), r'must be names \(K,\)'),
     (dict(x=grey(2)), 'x but no labels'),
-    (dict(x_test=grey(2), y_test=[0, 1]), 'but x_test, y_test'),
+    (dict(a_test=grey(2), y_test=[0, 1]), 'but a_test, y_test'),
     (dict(x=grey(2), y=[0, 1], x_train=grey(2), y_train=[0, 1]), 'both x and x_train'),
     (dict(x=grey(2), y=np.array([0, 'a'], object)), 'array of objects'),
   ],

@@ -30,6 +30,7 @@ from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
+from vit_jax.sources.classes import check_classes
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import Batch, Params, Start, Sums, Task, abstract_batch, classify, distil, losses
@@ -562,9 +563,7 @@ def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
 
 def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) -> None:
   """Raises ValueError for labels that a loss with such scores cannot learn."""
-  if len(source.classes) < 2:
-    name = config.data.source
-    raise ValueError(f'{name} has one class only, {source.classes[0]!r}: nothing to learn')
+  check_classes(config.data.source, source.classes)
   if scores == 'softmax' and label_shape(source):
     raise ValueError(
       f"images of {config.data.source} are multi-label: objective.loss must be 'sigmoid'"

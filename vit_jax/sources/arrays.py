@@ -33,7 +33,6 @@ def splits(kind: str, path: str) -> Splits:
   arrays = {split: archive.labels(label) for split, (_, label) in names.items()}
   classes = archive.classes(arrays)
   labels = {split: as_indices(array) for split, array in arrays.items()}
-  labelling.check_classes(archive.where, classes)
 
   def open_split(split: str) -> Source:
     images = archive.images(names[split][0])
@@ -46,7 +45,7 @@ def splits(kind: str, path: str) -> Splits:
 
   result: dict[str, Callable[[], Source]]
   result = {split: functools.partial(open_split, split) for split in names}
-  if 'validation' not in names:
+  if 'train' in names and 'validation' not in names:
     train = {'train': range(len(labels['train']))}
     result |= sources.with_validation(open_split('train'), train, labels['train'])
   return result
@@ -108,7 +107,7 @@ class Archive:
       if split in pairs:
         raise ValueError(f'{self.where} has both {pairs[split][0]} and {image} for {split}')
       pairs[split] = image, label
-    if 'train' not in pairs:
+    if not pairs:
       raise ValueError(
         f'{self.where} has neither images and labels nor x_train and y_train, but {listed(names)}'
       )
@@ -142,13 +141,14 @@ class Archive:
     return labels.astype(np.int32)
 
   def classes(self, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Their names, by default the numbers up to the largest in train."""
+    """Their names, by default the numbers up to the largest in train, without it in any split."""
+    if len({array.ndim for array in labels.values()}) > 1:
+      raise ValueError(f'{self.where}: some splits are multi-label, others are not')
     classes = self.class_names()
     if classes is None:
-      classes = self.numbered_classes(labels['train'])
+      naming = [labels['train']] if 'train' in labels else [*labels.values()]
+      classes = self.numbered_classes(naming)
     for split, array in labels.items():
-      if array.ndim != labels['train'].ndim:
-        raise ValueError(f'{self.where}: some splits are multi-label, others are not')
       if array.ndim == 2 and array.shape[1] != len(classes):
         counts = f'labels in {split} are for {array.shape[1]} classes; there are {len(classes)}'
         raise ValueError(f'{self.where}: {counts}')
@@ -170,12 +170,13 @@ class Archive:
       n.decode('utf-8', 'replace') if isinstance(n, bytes) else n for n in array.tolist()
     )
 
-  def numbered_classes(self, train: np.ndarray) -> tuple[str, ...]:
-    """'0', '1' and so on, as many as training labels stand for."""
-    if train.ndim == 2:
-      return labelling.numbered(train.shape[1])
-    count = int(train.max(initial=-1)) + 1
-    if gaps := labelling.gaps(np.unique(train).tolist(), count):
+  def numbered_classes(self, splits: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """'0', '1' and so on, as many as the labels of some splits stand for."""
+    if splits[0].ndim == 2:
+      return labelling.numbered(splits[0].shape[1])
+    labels = np.concatenate(splits)
+    count = int(labels.max(initial=-1)) + 1
+    if gaps := labelling.gaps(np.unique(labels).tolist(), count):
       raise ValueError(f'{self.where}: {gaps}')
     return labelling.numbered(count)
 

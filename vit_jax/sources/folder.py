@@ -21,7 +21,6 @@ import numpy as np
 from vit_jax import files, sources
 from vit_jax.images import decoding
 from vit_jax.sources import PassedOver, Record, Source, Splits
-from vit_jax.sources.classes import check_classes
 from vit_jax.text import first_few, printable
 
 SYSTEM_FOLDERS = (  # that archives, storage devices and desktops make: previews, and deleted files
@@ -61,7 +60,10 @@ class Files:
 
 
 def splits(kind: str, path: str) -> Splits:
-  """The splits of class folders, perhaps below folders for splits; 'train' names the classes."""
+  """The splits of class folders, perhaps below folders for splits.
+
+  'train' names the classes. Without it the other splits do: they can be measured.
+  """
   path = os.path.expanduser(path)
   if not os.path.exists(path):
     raise FileNotFoundError(f'{printable(path)}: no such folder')
@@ -97,7 +99,7 @@ class Index:
   """What a folder holds."""
 
   files: Files  # of all splits, one after another in the order of SPLITS
-  classes: tuple[str, ...]  # names of the class folders of 'train'
+  classes: tuple[str, ...]  # names of the class folders of 'train', without it of all splits
   counts: dict[str, int]  # {split: how many of the files are its}
   folders: dict[bytes, tuple[int, int]]  # {path, relative to the root: its `times`}
   passed_over: tuple[PassedOver, ...]
@@ -241,8 +243,8 @@ def make_index(root: bytes) -> Index:
   """The index of a folder, by a walk through all of it."""
   walk = Walk(root)
   splits = split_folders(walk)
-  train = walk.listed(splits['train'])[0]
-  label_of = class_lookup(train)
+  names = class_folders(walk, splits)
+  label_of = class_lookup(names)
   paths, lengths, labels, sizes = bytearray(), array.array('q'), [], []
   counts, unknown = {}, []
   for split, folder in splits.items():
@@ -259,8 +261,8 @@ def make_index(root: bytes) -> Index:
       labels.append(label)
       sizes.append(len(lengths) - begin)
     counts[split] = len(lengths) - before
-  classes = tuple(name.decode('utf-8', 'backslashreplace') for name in train)
-  check_walk(walk, [os.path.join(splits['train'], name) for name in train], classes, sizes)
+  classes = tuple(name.decode('utf-8', 'backslashreplace') for name in names)
+  check_walk(walk, splits, names, sizes)
   pass_over_strays(walk, splits)
   if unknown:
     raise ValueError(f'{printable(root)}: train lacks class {first_few(unknown)}')
@@ -269,6 +271,12 @@ def make_index(root: bytes) -> Index:
     root, np.frombuffer(paths, np.uint8), offsets, np.repeat(np.asarray(labels, np.int32), sizes)
   )
   return Index(records, classes, counts, walk.folders, walk.passed_over)
+
+
+def class_folders(walk: Walk, splits: Mapping[str, bytes]) -> list[bytes]:
+  """Names of the folders that name the classes, sorted."""
+  naming = [splits['train']] if 'train' in splits else splits.values()
+  return sorted({name for folder in naming for name in walk.listed(folder)[0]})
 
 
 def pass_over_strays(walk: Walk, splits: Mapping[str, bytes]) -> None:
@@ -283,24 +291,24 @@ def pass_over_strays(walk: Walk, splits: Mapping[str, bytes]) -> None:
 
 
 def check_walk(
-  walk: Walk, folders: Sequence[bytes], classes: Sequence[str], sizes: Sequence[int]
+  walk: Walk, splits: Mapping[str, bytes], names: Sequence[bytes], sizes: Sequence[int]
 ) -> None:
   """Raises ValueError for a folder that is no data set.
 
-  `folders`, `classes` and `sizes` are the training folders, their names and how many images each
+  `names` are those of the classes, `sizes` how many images each class folder of the first split
   holds; sizes of other splits may follow.
   """
   walk.check_links()
-  where = printable(walk.root)
-  if not classes:
-    train = split_folders(walk)['train']
-    raise ValueError(f'{printable(os.path.join(walk.root, train))} holds no class folders')
-  if empty := [repr(name) for name, size in zip(classes, sizes) if not size]:
+  where, (first, *_) = printable(walk.root), splits.values()
+  if not names:
+    raise ValueError(f'{printable(os.path.join(walk.root, first))} holds no class folders')
+  empty = [repr(printable(name)) for name, size in zip(names, sizes) if not size]
+  if empty and 'train' in splits:
     raise ValueError(f'{where}: no images of class {first_few(empty)} in train')
-  if len(classes) == 1 and os.path.join(folders[0], b'train') in walk.folders:
-    within = printable(os.path.join(walk.root, folders[0]))
+  folder = os.path.join(first, names[0])
+  if len(names) == 1 and os.path.join(folder, b'train') in walk.folders:
+    within = printable(os.path.join(walk.root, folder))
     raise ValueError(f'{where} holds one folder of split folders; did you mean {within}?')
-  check_classes(where, classes)
 
 
 def split_folders(walk: Walk) -> dict[str, bytes]:
@@ -315,9 +323,11 @@ def split_folders(walk: Walk) -> dict[str, bytes]:
   for split, names in folders.items():
     if len(names) > 1:
       raise ValueError(f'{where} has several folders of {split}: {first_few(names_of(names))}')
-  if 'train' not in folders:
+  strays = set(walk.listed(b'')[0]) - {names[0] for names in folders.values()}
+  if strays and 'train' not in folders:
     others = first_few(names_of(names[0] for names in folders.values()))
-    raise ValueError(f'{where} has {others} but no train, which gives the classes')
+    beside = first_few(names_of(sorted(strays)))
+    raise ValueError(f'{where} has {others} but no train, which gives the classes, and {beside}')
   return {split: folders[split][0] for split in sources.SPLITS if split in folders}
 
 
@@ -414,7 +424,7 @@ def is_sound(index: Index) -> bool:
     and bool((np.diff(files.offsets) > 0).all())
     and bool(((files.labels >= 0) & (files.labels < len(index.classes))).all())
     and sum(index.counts.values()) == len(files)
-    and 'train' in index.counts
+    and bool(index.counts)
   )
 
 

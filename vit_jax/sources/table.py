@@ -120,26 +120,26 @@ class Table:
   ) -> Splits:
     """The splits of the table, of `images` of all rows or else of the files at their paths.
 
-    `classes` are what labels are numbers of; by default the labels of 'train', sorted, if they are
-    names, else 0 to the largest of them.
+    `classes` are what labels are numbers of; by default the labels of 'train', or without it of all
+    splits, sorted, if they are names, else 0 to the largest of them.
     """
     self.check()
     splits, counts = np.asarray(self.splits), np.asarray(self.counts)  # (N,)
     indices = {split: np.flatnonzero(splits == n) for n, split in enumerate(sources.SPLITS)}
     indices = {split: array for split, array in indices.items() if len(array)}
-    if 'train' not in indices:
-      raise ValueError(f'{self.where} has no rows of train')
+    if not indices:
+      raise ValueError(f'{self.where} has no rows of train, validation or test')
     if self.missing == len(splits):
       first = printable(os.path.join(os.fsencode(self.root), bytes(self.paths[: self.lengths[0]])))
       raise ValueError(f'{self.where}: not one of its {len(splits):,} images is there: {first}')
     codes, rows = np.asarray(self.codes, np.int64), np.repeat(np.arange(len(splits)), counts)
-    train = set(codes[splits[rows] == sources.SPLITS.index('train')].tolist())
+    is_naming = splits[rows] == sources.SPLITS.index('train')
+    train = set(codes[is_naming | ('train' not in indices)].tolist())
     if all(map(NUMBER.fullmatch, self.names)):
       classes, values, errors = numbered_labels(list(map(int, self.names)), train, classes)
     else:
       classes, values, errors = named_labels(list(self.names), train)
     self.reject_labels(codes, rows, errors)
-    labelling.check_classes(self.where, classes)
     labels = labelling.pad(np.asarray(values, np.int32)[codes], counts)  # (N, L)
     labels = labels if self.multi_label else labels[:, 0]
     return sources.with_validation(self.source(images, labels, classes), indices, labels)
