@@ -143,14 +143,75 @@ def test_duplicates_are_those_that_a_comparison_of_all_with_all_finds(seed):
   for name in 'abc':
     digests[name] = rng.integers(0, 12, rng.integers(1, 10)).astype(np.uint64)
     count = len(digests[name])
-    surveys[name] = survey.Survey(
-      source([(b'', 0)] * count), np.ones((count, 2), np.int32), digests[name], np.zeros(3, int)
-    )
+    surveys[name] = survey.Survey(source([(b'', 0)] * count))
+    surveys[name].label_sets[()] = 0
+    surveys[name].sides[:], surveys[name].digests[:] = 1, digests[name]
   report = survey.report('x', surveys)['duplicates']
   pairs = {tuple(pair['splits']): pair['images'] for pair in report['between']}
   assert pairs == brute(digests)
   twice = {name: len(rows) - len(set(rows.tolist())) for name, rows in digests.items()}
   assert report['within'] == {name: count for name, count in twice.items() if count}
+
+
+def photograph(seed):
+  """Smooth noise with contrast (60, 80, 3)."""
+  noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+  return Image.fromarray(noise).resize((80, 60), Image.Resampling.BICUBIC)
+
+
+def saved(picture, form, **options):
+  out = io.BytesIO()
+  picture.save(out, form, **options)
+  return out.getvalue()
+
+
+def test_a_picture_saved_anew_in_another_split_is_a_near_duplicate(monkeypatch, capsys):
+  one, two, three, four = (photograph(seed) for seed in range(4))
+  grey = Image.new('RGB', (80, 60), (90, 90, 90))
+  train = [(saved(picture, 'PNG'), 0) for picture in (one, two, three, grey)]
+  test = [
+    (saved(one, 'JPEG', quality=50), 0),
+    (saved(two.resize((40, 30)), 'PNG'), 1),
+    (saved(four, 'PNG'), 1),
+    (saved(grey, 'BMP'), 0),  # that two pictures show nothing does not make them the same
+  ]
+  install(monkeypatch, {'train': train, 'test': test})
+  code, report = as_json(capsys)
+  near = report['near_duplicates']
+  assert (code, near['between']) == (0, [{'splits': ['train', 'test'], 'images': 2}])
+  assert [[one['image'] for one in pair] for pair in near['pairs']] == [
+    ['train/0.jpg', 'test/0.jpg'],
+    ['train/1.jpg', 'test/1.jpg'],
+  ]
+  run('show', 'arrays:mine')
+  printed = capsys.readouterr().out
+  assert 'images of test that are nearly in train too: 2\n  train/0.jpg ~ test/0.jpg\n' in printed
+
+
+def test_the_same_picture_in_two_classes_is_a_conflict(monkeypatch, capsys):
+  same, other = encoded(seed=5), encoded(seed=6)
+  labels = [(same, 0), (other, 1), (same, 2), (other, 1), (same, -1)]
+  install(monkeypatch, {'train': labels})
+  code, report = as_json(capsys)
+  assert code == 3
+  assert report['conflicts'] == [
+    [
+      {'split': 'train', 'image': 'train/0.jpg', 'classes': ['rose']},
+      {'split': 'train', 'image': 'train/2.jpg', 'classes': ['lily']},
+    ]
+  ]
+  run('show', 'arrays:mine')
+  assert '  train/0.jpg (rose) = train/2.jpg (lily)\n' in capsys.readouterr().out
+
+
+def test_images_of_hardly_any_levels_are_told(monkeypatch, capsys):
+  dark = np.arange(24 * 24, dtype=np.uint16).reshape(24, 24) * 7 % 4096  # 12 bits in 16
+  pictures = [(saved(Image.fromarray(dark + np.uint16(i)), 'PNG'), i % 2) for i in range(4)]
+  sets = install(monkeypatch, {'train': pictures, 'test': [(encoded(seed=7), 0)]})
+  splits = as_json(capsys)[1]['splits']
+  assert splits['train']['contrast'] == {'min': 15, 'median': 15, 'max': 15}
+  assert 'use 15 of 255 levels' in splits['train']['warning'] and not splits['test']['warning']
+  assert survey.sampled_contrasts(sets['train']) == [15] * 4
 
 
 def test_a_table_says_what_is_wrong_and_names_a_few(mine, capsys):

@@ -44,7 +44,7 @@ BRANDS = {b'avif': 'avif', b'avis': 'avif', b'heic': 'heic', b'heix': 'heic', b'
 
 
 def run(args: argparse.Namespace) -> int:
-  """0; 3 for a data set with unreadable images, or the same ones in two splits."""
+  """0; 3 for a data set with unreadable images, or the same ones in two splits or classes."""
   check_ranges(args)
   return ACTIONS[args.action](args)
 
@@ -79,7 +79,15 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
       yield f'images of {name} without a label among the classes: {split["unlabelled"]:,}'
     named = [f'{bad["image"]}: {bad["reason"]}' for bad in split['unreadable']]
     yield from listing(f'unreadable images of {name}', named)
+    if split['warning']:
+      yield f'{name}: {split["warning"]}'
   yield from duplicate_lines(summary['duplicates'])
+  yield from near_lines(summary['near_duplicates'])
+  named = [
+    ' = '.join(f'{member["image"]} ({", ".join(member["classes"])})' for member in group[:3])
+    for group in summary['conflicts']
+  ]
+  yield from listing('the same picture in different classes, a conflict', named)
 
 
 def class_table(classes: Sequence[str], splits: Mapping[str, Any]) -> Iterator[str]:
@@ -108,6 +116,18 @@ def duplicate_lines(duplicates: Mapping[str, Any]) -> Iterator[str]:
     a, b = pair['splits']
     both = [f'{i[a][0]} = {i[b][0]}' for i in groups if a in i and b in i]
     yield from listing(f'images of {b} that are in {a} too', both, pair['images'])
+
+
+def near_lines(near: Mapping[str, Any]) -> Iterator[str]:
+  """How many images are nearly those of another split, and some of them."""
+  for pair in near['between']:
+    first, second = pair['splits']
+    named = [
+      f'{a["image"]} ~ {b["image"]}'
+      for a, b in near['pairs']
+      if (a['split'], b['split']) == (first, second)
+    ]
+    yield from listing(f'images of {second} that are nearly in {first} too', named)
 
 
 def listing(title: str, names: Sequence[str], count: int | None = None) -> Iterator[str]:

@@ -236,7 +236,7 @@ def data(parser: argparse.ArgumentParser) -> None:
     'show',
     help='counts, sizes, duplicates, unreadable files, augmented images',
     description='Reads every image of a data set and says what there is.',
-    epilog='Exit code: 0; 2 for bad input; 3 if an image cannot be read, or is in two splits.',
+    epilog='Exit code: 0; 2 for bad input; 3 if an image cannot be read, in two splits or classes.',
   )
   show.add_argument('source', help=DATA_SET)
   show.add_argument(
