@@ -316,6 +316,37 @@ def test_all_wrong_arrays_are_named_at_once(copied, capsys):
   assert 'encoder/norm/scale has shape (15,), not (16,)' in line
 
 
+def strict(text):
+  """The value of JSON, which has no NaN."""
+  return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
+
+
+@pytest.mark.parametrize(
+  'name, value, line',
+  [
+    ('encoder/norm/scale', np.nan, '16 parameters are not finite numbers, the first of encoder/n'),
+    ('head/kernel', 0.0, 'the head is all zero: it gives the same scores for every image'),
+  ],
+)
+def test_a_model_without_an_answer_says_so(name, value, line, copied, folder, tmp_path, capsys):
+  file = copied / 'model/model.safetensors'
+  arrays = load_file(file)
+  arrays[name] = np.full_like(arrays[name], value)
+  save_file(arrays, file)
+  model = str(copied)
+  for words in (
+    ['predict', model, str(folder), '--format', 'json'],
+    ['evaluate', model, '--on', 'digits', '--split', 'test[:8]', '--format', 'json'],
+    ['convert', model, str(tmp_path / 'converted'), '--to', 'timm'],
+    ['export', model, '--to', 'npz', '--out', str(tmp_path / 'model.npz'), '--no-check'],
+  ):
+    assert vit.main(words) == 0, words
+    output = capsys.readouterr()
+    assert f'vit {words[0]}: {line}' in output.err
+    if '--format' in words:
+      assert strict(output.out)
+
+
 @pytest.mark.parametrize('spoil', ['transposed', 'missing'])
 def test_a_bundle_whose_head_does_not_fit_its_classes_is_not_given_a_new_one(spoil, copied, capsys):
   file = copied / 'model/model.safetensors'

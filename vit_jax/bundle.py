@@ -67,6 +67,20 @@ class Bundle:
     """Whether every parameter is a finite number."""
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
 
+  @property
+  def defects(self) -> list[str]:
+    """Why no answer means anything, a line each: parameters not finite, a head of zeros."""
+    params = models.flat(jax.device_get(self.params))
+    counts = {name: int((~np.isfinite(leaf)).sum()) for name, leaf in params.items()}
+    lines = []
+    if names := [name for name, count in counts.items() if count]:
+      total = sum(counts.values())
+      lines.append(f'{total:,} parameters are not finite numbers, the first of {names[0]}')
+    heads = [leaf for name, leaf in params.items() if re.fullmatch(r'head(_dist)?/kernel', name)]
+    if heads and not any(leaf.any() for leaf in heads):
+      lines.append('the head is all zero: it gives the same scores for every image')
+    return lines
+
 
 def forward(
   model: models.Model,

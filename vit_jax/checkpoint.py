@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import models
+from vit_jax import files, models
 from vit_jax.models import Tree
 
 SEAL = 'seal.json'
@@ -185,7 +185,7 @@ def seal(step: pathlib.Path) -> None:
   """Writes the size and CRC-32 of every file of a step's items into its folder."""
   items = (file for folder in step.iterdir() if folder.is_dir() for file in folder.rglob('*'))
   table = {str(file.relative_to(step)): checksum(file) for file in items if file.is_file()}
-  (step / SEAL).write_text(json.dumps(table, indent=0))
+  (step / SEAL).write_text(files.as_json(table, indent=0))
 
 
 def damage(step: pathlib.Path) -> str | None:

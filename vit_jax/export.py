@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -66,7 +65,8 @@ def write(
     check: read what was written in a new process, on a CPU, and compare it with `apply`.
 
   Returns:
-    Lines to tell the user: what readers will do otherwise, and last the result of the check.
+    Lines to tell the user: `source.defects`, what readers will do otherwise, and last the result
+    of the check.
 
   Raises:
     ValueError: one line for an unknown target, a wrong suffix, a path that exists, fields of
@@ -81,7 +81,7 @@ def write(
   if to in PROGRAMS:
     check_program(source, to)
   with files.staging(path) as new:
-    lines = WRITERS[to](new, source)
+    lines = source.defects + WRITERS[to](new, source)
     if new.is_dir():
       (new / bundle.CARD).write_text(source.card or card.text(source), encoding='utf-8')
     if check:
@@ -148,7 +148,7 @@ def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
     },
     'sha256': digest(path),
   }
-  beside(path).write_text(json.dumps(description, indent=1))
+  files.write_json(beside(path), description)
 
 
 def digest(path: pathlib.Path) -> str:

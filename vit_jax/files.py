@@ -47,9 +47,9 @@ def read_json(text: bytes) -> dict[str, Any]:
   return value
 
 
-def as_json(value: JSON) -> str:
+def as_json(value: JSON, *, indent: int | None = None) -> str:
   """A value in JSON, which has no numbers that are not finite: they become null."""
-  return json.dumps(finite(value), allow_nan=False)
+  return json.dumps(finite(value), allow_nan=False, indent=indent)
 
 
 def finite(value: JSON) -> JSON:
@@ -96,10 +96,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
       partial.unlink()
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: JSON) -> None:
   """Writes a value as indented JSON, or leaves the file that was there."""
   with replacing(path) as file:
-    file.write(json.dumps(value, indent=1).encode())
+    file.write(as_json(value, indent=1).encode())
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Log:
     rows = read_rows(self.path)
     previous = [row for row in rows if row['step'] <= start and not has_split(row, 'test')]
     with files.replacing(self.path) as file:
-      file.write(''.join(json.dumps(row) + '\n' for row in previous).encode())
+      file.write(''.join(files.as_json(row) + '\n' for row in previous).encode())
     self.events = SummaryWriter(str(folder), purge_step=start + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -85,7 +85,7 @@ class Log:
     if not self.writes:
       return
     with self.path.open('a') as lines:
-      lines.write(json.dumps({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
+      lines.write(files.as_json({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
     for name, value in values.items():
       self.events.add_scalar(name, value, step)
     for logger in self.others:

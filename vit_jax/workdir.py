@@ -93,7 +93,7 @@ def claim(
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
   """A config as a file of JSON gives it back, with lists for tuples."""
-  return json.loads(json.dumps(config.to_dict()))
+  return json.loads(files.as_json(config.to_dict()))
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
   origin = provenance()
   with ending(1, RuntimeError):
     results = [measure(c, turns=args.turns, turn=args.turn, steps=args.steps) for c in cases]
-  print(json.dumps(round_floats({'provenance': origin, 'results': results}), indent=1))
+  print(files.as_json(round_floats({'provenance': origin, 'results': results}), indent=1))
   return 0
 
 
@@ -251,10 +251,10 @@ def serve(
   step = compile_step()
   step.seconds(1)  # may compile
   count = steps or max(1, round(turn * 2 / step.seconds(2)))
-  print(json.dumps(step.facts), file=out)
+  print(files.as_json(step.facts), file=out)
   for _ in sys.stdin:
-    print(json.dumps({'steps': count, 'seconds': step.seconds(count)}), file=out)
-  print(json.dumps({'peak_bytes': peak_bytes()}), file=out)
+    print(files.as_json({'steps': count, 'seconds': step.seconds(count)}), file=out)
+  print(files.as_json({'peak_bytes': peak_bytes()}), file=out)
   return 0
 
 
@@ -445,7 +445,7 @@ def write_results(path: str | os.PathLike[str], results: dict[str, Any]) -> None
   """Writes results as JSON, whole or not at all."""
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as file:
-    file.write((json.dumps(round_floats(results), indent=1) + '\n').encode())
+    file.write((files.as_json(round_floats(results), indent=1) + '\n').encode())
 
 
 def round_floats(tree: object) -> object:

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     bundle.write(args.destination, model)
   else:
     notes = convert.write(args.destination, model, to=args.to)
-  for line in (*checkpoint.notes, *notes):
+  for line in (*checkpoint.notes, *model.defects, *notes):
     warn('convert', line)
   size = 'x'.join(map(str, model.preprocess.size))
   print(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')

@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import importlib
 import io
-import json
 import math
 import os
 import pathlib
@@ -252,7 +251,7 @@ def show(args: argparse.Namespace) -> int:
   summary = report(args.source, surveys)
   summary['images_per_second'] = round(total / (time.perf_counter() - began), 1)
   if args.format == 'json':
-    print(json.dumps(summary, indent=1))
+    print(files.as_json(summary, indent=1))
   else:
     for line in report_lines(summary):
       print(line)
@@ -348,7 +347,7 @@ def list_presets(args: argparse.Namespace) -> int:
   """`vit data list`."""
   if args.format == 'json':
     fields = {name: dataclasses.asdict(preset) for name, preset in presets.PRESETS.items()}
-    print(json.dumps(fields, indent=1))
+    print(files.as_json(fields, indent=1))
     return 0
   rows = [['name', 'source', 'classes', 'steps', 'splits']]
   for name, preset in presets.PRESETS.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax import bundle, files
+from vit_jax.commands import warn
 from vit_jax.commands.features import check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
 
@@ -98,6 +99,8 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
     if getattr(args, flag) and args.method != 'accuracy':
       raise ValueError(f'--{flag} is for --method accuracy, got {args.method}')
   run = bundle.read(args.model)
+  for line in run.defects:
+    warn('evaluate', line)
   open_split = inputs.open_split if args.method == 'accuracy' else inputs.open_test_split
   data = open_split(args.model, on=args.on, split=args.split)
   values, text = METHODS[args.method](run, data, args)

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from vit_jax import bundle, predict
+from vit_jax.commands import warn
 from vit_jax.evaluate import inputs
 from vit_jax.evaluate.features import Features, check_suffix, extract, write
 from vit_jax.text import to_stderr
@@ -33,6 +34,8 @@ def extract_to_file(args: argparse.Namespace) -> Features:
   if args.images and (args.on or args.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
   run = bundle.read(args.model)
+  for line in run.defects:
+    warn('features', line)
   if args.images:
     split = inputs.image_split(predict.image_files(args.images))
   else:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -108,7 +107,7 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     index = {'model': str(args.model), 'pictures': lines, 'images': shown, 'left_out': absent}
     settings = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
     index['settings'] = settings | {'square': request.square, 'stride': request.stride}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False))
+    files.write_json(folder / INDEX, index)
   return describe(index, args.out), failed
 
 

@@ -1,13 +1,13 @@
 """`vit models`: what models there are, and which published files."""
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from vit_jax import models, text
 from vit_jax.commands import flags
 from vit_jax.convert import published
+from vit_jax.files import as_json
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def files(args: argparse.Namespace) -> Iterator[str]:
   matches = published.matches(published.read_index(path), args.augreg, args.adapt)
   best = matches[: args.top]
   if args.format == 'json':
-    yield json.dumps({'model': short, 'adapt': args.adapt, 'count': len(matches), 'files': best})
+    yield as_json({'model': short, 'adapt': args.adapt, 'count': len(matches), 'files': best})
   else:
     yield from published.table(best)
     yield f'{len(best)} of {len(matches)} files of {short} in {args.index}'

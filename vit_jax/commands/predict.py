@@ -3,7 +3,6 @@
 import argparse
 import csv
 import functools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from vit_jax.commands import warn
+from vit_jax.files import as_json
 from vit_jax.predict import BATCH, Run, image_files, load
 
 
@@ -21,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
     raise ValueError(f'--top must be at least 1, got {args.top}')
   model = load(args.run)
   model.check_classes()
+  for line in model.defects:
+    warn('predict', line)
   failed: list[str] = []
   paths = image_files(args.files, say=functools.partial(warn, 'predict'))
   rows = predictions(model, paths, args.top, failed)
@@ -56,7 +58,7 @@ def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: Text
   """Predictions as a table, as CSV (a line per class) or as one JSON list."""
   if form == 'json':
     result = [{'file': file, 'predictions': ranked} for file, ranked in rows]
-    print(json.dumps(result, indent=1), file=out)
+    print(as_json(result, indent=1), file=out)
   elif form == 'csv':
     table = csv.writer(out)
     table.writerow(['file', 'rank', 'label', 'score'])

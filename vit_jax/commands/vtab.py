@@ -8,7 +8,6 @@ Each of these is a run in a folder of its own, so that what was done is not done
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import pathlib
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
       report = sweep(make_protocol(args), names)
   except Stopped:
     return 0  # the run has said so
-  print(json.dumps(report) if args.format == 'json' else '\n'.join(lines(report)))
+  print(files.as_json(report) if args.format == 'json' else '\n'.join(lines(report)))
   return 3 if report['failed'] else 0
 
 

@@ -1,7 +1,6 @@
 """Whose checkpoint a file is: the families of dialects, and `read`, which recognises them."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -168,10 +167,9 @@ def checked(family: Family, config: dict[str, Any]) -> dict[str, Any]:
   ]
   where, inner = 'config.json: ', stated(config)
   for key in family.locate(config):
-    inner = inner[key]
-    if not isinstance(inner, dict):
-      raise ValueError(f'{where}{key} is {json.dumps(inner)[:60]}, not an object')
-    where += f'{key}.'
+    if faults := list(kinds.misfits({key: {}}, inner, where)):  # no object
+      raise ValueError(faults[0])
+    inner, where = inner[key], f'{where}{key}.'
   tower = {key: value for key, value in inner.items() if key in family.tower}
   wrong += kinds.misfits(family.tower, tower, where)
   if wrong:

@@ -272,7 +272,7 @@ def write_table(file: IO[bytes], features: Features, names: Sequence[str]) -> No
     lists = [[label for label in row if label >= 0] for row in features.labels.tolist()]
     columns['label'] = pa.array(lists, pa.list_(pa.int32()))
   about = {
-    'classes': json.dumps(features.classes),
+    'classes': files.as_json(list(features.classes)),
     'source': features.source,
     'split': features.split,
   }

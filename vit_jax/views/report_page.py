@@ -3,14 +3,13 @@
 K classes, N images.
 """
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax import analysis, metrics, models
+from vit_jax import analysis, files, metrics, models
 from vit_jax.evaluate import accuracy, results
 from vit_jax.text import number, percent
 from vit_jax.views import charts, html, pictures
@@ -270,7 +269,7 @@ def weights_section(facts: Facts) -> str:
 
 def settings(facts: Facts) -> str:
   """The config, whole."""
-  config = escape(json.dumps(facts.config, indent=1))
+  config = escape(files.as_json(facts.config, indent=1))
   return f'<details><summary>config.json</summary><pre>{config}</pre></details>'
 
 
