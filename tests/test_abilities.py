@@ -1,6 +1,7 @@
 """Laws of what fine-tuning needs: layer-wise rates, freezing, checkpoints to start from, time."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -427,6 +428,33 @@ def test_the_checkpoints_head_is_kept_where_it_is_asked_for(whole):
   plan = plan_of(tuned(whole, new_head=False))
   head = flat(bundle.read(whole).params)['head/kernel']
   np.testing.assert_array_equal(first_params(plan)['head/kernel'], head)
+
+
+@pytest.fixture(scope='module')
+def letters(whole, tmp_path_factory):
+  """A model of ten letters, and images of them in another order, and of others."""
+  folder = tmp_path_factory.mktemp('letters')
+  images, labels = np.zeros((640, 8, 8), np.uint8), np.arange(640) % 10
+  orders = {'reversed': tuple('jihgfedcba'), 'others': tuple('klmnopqrst')}
+  for name, classes in orders.items():
+    np.savez(folder / f'{name}.npz', images=images, labels=labels, classes=classes)
+  source = dataclasses.replace(bundle.read(whole), classes=tuple('abcdefghij'))
+  bundle.write(folder / 'model', source)
+  return folder
+
+
+def test_a_kept_head_has_the_order_of_the_datas_classes(letters, whole):
+  fields = {'data.source': f'arrays:{letters}/reversed.npz', 'data.test': '', 'new_head': False}
+  params = first_params(plan_of(tuned(letters / 'model', **fields)))
+  head = bundle.read(whole).params['head']
+  np.testing.assert_array_equal(params['head/kernel'], head['kernel'][:, ::-1])
+  np.testing.assert_array_equal(params['head/bias'], head['bias'][::-1])
+
+
+def test_a_kept_head_for_classes_of_other_names_is_refused(letters):
+  fields = {'data.source': f'arrays:{letters}/others.npz', 'data.test': '', 'new_head': False}
+  with pytest.raises(ValueError, match="among the model's: k, l, m and 7 more; the model's: a, b"):
+    plan_of(tuned(letters / 'model', **fields))
 
 
 def test_a_new_head_has_no_tanh_layer_before_it_unless_asked_for(whole, tmp_path):

@@ -680,6 +680,21 @@ def test_a_head_is_kept_where_it_fits_unless_a_new_one_is_asked_for(
 
 
 @pytest.mark.quick
+def test_a_head_has_the_order_of_classes_that_are_named(tmp_path):
+  path, params = saved(tmp_path)
+  order = ('4', '0', '3', '1', '2')
+  adapted, text = loaded(path, small(), classes=order)
+  for leaf, values in params['head'].items():
+    np.testing.assert_array_equal(adapted['head'][leaf], values[..., list(map(int, order))])
+  assert 'head (classes matched by name)' in text
+  with pytest.raises(ValueError, match=r'head of .* other classes: .* new_head=True'):
+    loaded(path, small(), classes=('4', '0', '3', '1', 'x'))
+  assert not loaded(path, small(), classes=tuple('vwxyz'), new_head=True)[0]['head']['kernel'].any()
+  with pytest.raises(ValueError, match='4 classes are named, the model has 5'):
+    loaded(path, small(), classes=tuple('vwxy'))
+
+
+@pytest.mark.quick
 def test_a_new_head_is_drawn_from_the_seed_where_the_model_says_so(tmp_path):
   path, params = saved(tmp_path)
   model = small(num_classes=2_000, distillation='head', head_init='normal', head_bias=-4.0)

@@ -214,6 +214,7 @@ def load_params(
   channels: int = 3,
   resample: str | None = None,
   new_head: bool = False,
+  classes: Sequence[str] = (),
   seed: int = 0,
   report: Callable[[str], object] | None = to_stderr,
 ) -> models.Tree:
@@ -235,15 +236,20 @@ def load_params(
       Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
       that of the checkpoint's own kind.
     new_head: start with a new head even if the checkpoint's fits.
+    classes: the names of the model's classes, in whose order the columns of a head that fits are
+      then put; by default they stay in the checkpoint's.
     seed: of a new head that is random.
     report: takes the text that says what was loaded, renamed, resampled, reset and dropped; by
       default it goes to standard error if the checkpoint is not of ours, or was changed.
 
   Raises:
     FileNotFoundError: if there are none.
-    ValueError: one that names every missing, unexpected and misshapen array.
+    ValueError: one that names every missing, unexpected and misshapen array; for a head of other
+      classes than those named.
   """
   check_arguments(model, channels, resample, seed)
+  if classes and len(classes) != getattr(model, 'num_classes', 0):
+    raise ValueError(f'{len(classes)} classes are named, the model has {model.num_classes}')
   size = None if image_size is None else height_width(image_size)
   source = convert.read(path, heads=getattr(model, 'heads', None), image_size=size)
   params, changes = adapt.params(
@@ -253,6 +259,7 @@ def load_params(
     channels=channels,
     rule=resample,
     new_head=new_head,
+    classes=classes,
     seed=seed,
   )
   if report is not None and (

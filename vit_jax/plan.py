@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -294,7 +294,8 @@ def make_task(
   """
   make = lookup.named(config.task, TASKS, 'task')
   with naming_extensions(config):
-    task = make(config, source, functools.partial(pretrained_start, config, checkpoint=checkpoint))
+    start = functools.partial(pretrained_start, config, source.classes, checkpoint=checkpoint)
+    task = make(config, source, start)
     if not isinstance(task, Task):
       raise ValueError(f'task {config.task!r} gives {type(task).__name__}, must give a Task')
     if not task.ranks:
@@ -450,9 +451,13 @@ def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
 
 
 def pretrained_start(
-  config: FrozenConfigDict, model: models.Model, *, checkpoint: convert.Checkpoint | None
+  config: FrozenConfigDict,
+  classes: Sequence[str],
+  model: models.Model,
+  *,
+  checkpoint: convert.Checkpoint | None,
 ) -> GiveStart | None:
-  """Gives a model the parameters of `config.pretrained`.
+  """Gives a model the parameters of `config.pretrained`; a head that is kept is for `classes`.
 
   They are read now from a checkpoint that is open; one that is not is opened when they are needed.
   """
@@ -464,8 +469,16 @@ def pretrained_start(
         f'the head of {config.pretrained} is for {old_classes:,} classes, {config.data.source} has '
         f'{new_classes:,}: new_head=True starts with a new one'
       )
-    fields = dict(image_size=config.image_size, new_head=config.new_head, seed=config.seed)
-    return Start(*adapt.params(checkpoint, model, **fields))
+    return Start(
+      *adapt.params(
+        checkpoint,
+        model,
+        image_size=config.image_size,
+        new_head=config.new_head,
+        classes=classes if model.num_classes == len(classes) else (),
+        seed=config.seed,
+      )
+    )
 
   if not config.pretrained:
     return None

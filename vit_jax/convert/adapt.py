@@ -5,6 +5,7 @@ D width, T tokens, P pixels of a patch side, C channels, K classes.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from vit_jax import models
 from vit_jax.convert import resample
 from vit_jax.convert.engine import Arrays, Checkpoint
 from vit_jax.models import layers, vit
+from vit_jax.sources import labels
 from vit_jax.text import nearest
 
 SHOWN = 8  # names in a line of a report
@@ -67,6 +69,7 @@ def params(
   channels: int = 3,
   rule: str | None = None,
   new_head: bool | None = False,
+  classes: Sequence[str] = (),
   seed: int = 0,
   zero_biases: bool = False,
 ) -> tuple[models.Tree, Report]:
@@ -80,11 +83,14 @@ def params(
     rule: of `resample.RULES` for positions; None takes the dialect's own.
     new_head: start with a new head: always, where the checkpoint's does not fit, or with None
       never.
+    classes: names of the model's, in whose order the columns of a head that is kept are put, see
+      `labels.align`; () leaves them as they are.
     seed: of a new head, where the model's `head_init` draws it.
     zero_biases: where the checkpoint lacks a bias, take zeros.
 
   Raises:
-    ValueError: one that names every missing, unexpected and misshapen array.
+    ValueError: one that names every missing, unexpected and misshapen array; if a head is kept
+      whose classes are not those named.
   """
   if rule is not None and rule not in resample.RULES:
     raise ValueError(f'unknown rule {rule!r}{nearest(rule, list(resample.RULES))}')
@@ -102,6 +108,8 @@ def params(
     fit_norm(arrays, wanted, model, report)
   fit_kernels(arrays, wanted, rule or source.resample, report)
   fit_head(arrays, wanted, model, new_head, seed, report)
+  if classes:
+    order_heads(arrays, source, classes, report)
   if zero_biases:
     fit_biases(arrays, wanted, report)
   check(source, arrays, wanted)
@@ -288,6 +296,24 @@ def fit_head(
       arrays.pop(bias, None)
     start = '' if model.head_init == 'zeros' else f', starts {model.head_init}'
     report.reset.append(f'{head} ({old:,} classes there, {new:,} here{start})')
+
+
+def order_heads(arrays: Arrays, source: Checkpoint, classes: Sequence[str], report: Report) -> None:
+  """Puts the columns of heads that are kept in the order of the model's classes."""
+  heads = [head for head in ('head', 'head_dist') if f'{head}/kernel' in arrays]
+  heads = [head for head in heads if f'{head}/kernel' not in report.initialised]
+  if not heads or tuple(classes) == source.classes:
+    return
+  try:
+    alignment = labels.align(classes, source.classes)
+  except ValueError as error:
+    message = f'the head of {source.path} is for other classes: {error}'
+    raise ValueError(f'{message}; new_head=True starts with a new one') from None
+  columns = np.asarray(alignment.labels)
+  for name in (f'{head}/{leaf}' for head in heads for leaf in ('kernel', 'bias')):
+    if name in arrays:
+      arrays[name] = arrays[name][..., columns]
+  report.adapted.append(f'{" and ".join(heads)} (classes matched {alignment.method})')
 
 
 def initial_head(
