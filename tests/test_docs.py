@@ -290,6 +290,7 @@ def test_an_example_of_a_split_is_what_it_says(row):
     'train[100:200]': 100,
     'train[-20:]': 20,
     'train+validation': len(digits) + len(sources.open_source('digits', 'validation')),
+    'all': 1797,
   }
   assert len(sources.open_source('digits', example)) == expected[example]
 
