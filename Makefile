@@ -10,6 +10,8 @@ VENV ?= .venv
 INTEROP ?= .venv-interop
 RUN ?= runs/digits
 PY := $(VENV)/bin/python
+# of what is installed little is ever imported, and that is compiled when it first is
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test test-interop lint clean
 .DELETE_ON_ERROR:
@@ -21,16 +23,16 @@ endef
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(make_venv)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PY) -m $(INSTALL) --editable '.[dev]'
 	touch $@
 
 # torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build;
 # jax2onnx without them: it demands an older Orbax than ours, and does not import it here
 $(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
 	$(make_venv)
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,onnx]' \
+	$(INTEROP)/bin/python -m $(INSTALL) --editable '.[dev,onnx]' \
 	  -r tests/interop/requirements.txt
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 jax2onnx==0.17.1
+	$(INTEROP)/bin/python -m $(INSTALL) --no-deps torchvision==0.28.0 jax2onnx==0.17.1
 	touch $@
 
 demo: $(VENV)/installed
