@@ -291,7 +291,7 @@ def settle() -> None:
 
 def resident() -> int:
   """Bytes of this process in memory, on Linux."""
-  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  pages = int(pathlib.Path('/proc/self/statm').read_text('utf-8').split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE')
 
 
@@ -485,7 +485,7 @@ def train(folder: pathlib.Path) -> dict[str, Any]:
   done = subprocess.run([*command, *words], capture_output=True, text=True)
   if done.returncode:
     raise RuntimeError(done.stderr.strip()[-500:])
-  rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text('utf-8').splitlines()]
   steady = [row for row in rows if 'train/data_wait' in row][1:]  # the first one fills the buffer
   return {
     'data_wait': spread([row['train/data_wait'] for row in steady]),

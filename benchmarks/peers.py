@@ -175,7 +175,7 @@ class Peer:
     """As `vit_jax.commands.bench.peak_bytes`."""
     cuda = self.device.type == 'cuda'
     status = pathlib.Path('/proc/self/status')
-    match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+    match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text('utf-8')) if status.exists() else None
     return {
       'device': self.torch.cuda.max_memory_allocated() if cuda else None,
       'host': int(match[1]) * 1024 if match else None,

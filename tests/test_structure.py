@@ -3,6 +3,7 @@
 tests/structure.py prints the figures; the order of imports is the one line of CONTRIBUTING.md.
 """
 
+import ast
 import re
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_docstring_is_a_sentence_not_a_genitive(library):
 def test_a_name_says_what_it_holds(library):
   places = [f'{place}: {word}' for word, place in vague(library)]
   assert not places, f'{len(places)}\n' + '\n'.join(places)
+
+
+def test_text_in_files_is_utf8_in_any_locale(library):
+  positions = {'read_text': 0, 'write_text': 1}  # of the encoding, where no word names it
+  calls = [
+    (source, node)
+    for source in library.values()
+    for node in source.nodes(ast.Call)
+    if getattr(node.func, 'attr', '') in positions
+  ]
+  bare = [
+    source.at(node)
+    for source, node in calls
+    if len(node.args) <= positions[node.func.attr]
+    and 'encoding' not in {word.arg for word in node.keywords}
+  ]
+  assert calls and not bare, '\n'.join(bare)
 
 
 def test_one_class_name_has_one_meaning(library):

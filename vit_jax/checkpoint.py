@@ -185,13 +185,13 @@ def seal(step: pathlib.Path) -> None:
   """Writes the size and CRC-32 of every file of a step's items into its folder."""
   items = (file for folder in step.iterdir() if folder.is_dir() for file in folder.rglob('*'))
   table = {str(file.relative_to(step)): checksum(file) for file in items if file.is_file()}
-  (step / SEAL).write_text(files.as_json(table, indent=0))
+  (step / SEAL).write_text(files.as_json(table, indent=0), 'utf-8')
 
 
 def damage(step: pathlib.Path) -> str | None:
   """What is wrong with a sealed step, in a few words; None if every file is as it was sealed."""
   try:
-    table = json.loads((step / SEAL).read_text())
+    table = json.loads((step / SEAL).read_text('utf-8'))
     if not isinstance(table, dict) or not table:
       raise ValueError(f'{SEAL} lists nothing')
   except FileNotFoundError:

@@ -84,7 +84,7 @@ class Log:
     """Adds {'train/loss': ...} at a step; the first process alone writes."""
     if not self.writes:
       return
-    with self.path.open('a') as lines:
+    with self.path.open('a', encoding='utf-8') as lines:
       lines.write(files.as_json({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
     for name, value in values.items():
       self.events.add_scalar(name, value, step)
@@ -100,7 +100,7 @@ class Log:
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a metrics file; lines that were cut off or damaged are left out."""
   rows = []
-  for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
+  for line in path.read_text('utf-8', errors='replace').splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
       if isinstance(row, dict) and type(step := row.get('step')) is int and 0 <= step < 2**53:

@@ -98,7 +98,7 @@ class Unreadable:
       if self.count <= MAX_NAMED:
         self.say(line + '; more are counted, not named' * (self.count == MAX_NAMED))
       if self.file:
-        with self.file.open('a') as lines:
+        with self.file.open('a', encoding='utf-8') as lines:
           lines.write(f'{index} {line}\n')
       if self.limit is not None and self.count > self.limit * len(self.source):
         count = f'{self.count} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
@@ -110,7 +110,7 @@ def read_indices(file: pathlib.Path | None) -> set[int]:
   """The indices that a file of unreadable images lists."""
   if file is None or not file.is_file():
     return set()
-  words = (line.split(' ', 1)[0] for line in file.read_text(errors='replace').splitlines())
+  words = (line.split(' ', 1)[0] for line in file.read_text('utf-8', errors='replace').splitlines())
   return {int(word) for word in words if word.isdecimal()}
 
 

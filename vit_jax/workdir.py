@@ -104,7 +104,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
   if not file.exists():
     return None
   try:
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text('utf-8'))
   except ValueError:
     config = None
   if not isinstance(config, dict):
@@ -124,7 +124,7 @@ def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str,
 def read_ranks(folder: pathlib.Path) -> Mapping[str, int]:
   """What the evaluations of the run in a folder can be ranked by, as `Task.ranks`."""
   try:
-    ranks = json.loads((folder / DATA).read_text())['ranks']
+    ranks = json.loads((folder / DATA).read_text('utf-8'))['ranks']
     if ranks and all(type(sign) is int and abs(sign) == 1 for sign in ranks.values()):
       return ranks
   except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
@@ -162,7 +162,7 @@ def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
   if not file.exists() or 'images' not in data:
     return
   try:
-    old = json.loads(file.read_text())
+    old = json.loads(file.read_text('utf-8'))
     images, classes = old['images'], old['classes']
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{file} is damaged: no description of data in JSON') from None

@@ -267,7 +267,7 @@ def peak_bytes() -> dict[str, int | None]:
 def peak_resident() -> int | None:
   """From Linux's VmHWM: getrusage's maximum would begin with the parent's. None elsewhere."""
   status = pathlib.Path('/proc/self/status')
-  match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text()) if status.exists() else None
+  match = re.search(r'VmHWM:\s*(\d+) kB', status.read_text('utf-8')) if status.exists() else None
   return int(match[1]) * 1024 if match else None
 
 
@@ -433,7 +433,7 @@ def provenance() -> dict[str, Any]:
 def cpu_model() -> str:
   """Linux's name for the processor, elsewhere its architecture."""
   info = pathlib.Path('/proc/cpuinfo')
-  match = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+  match = re.search(r'model name\s*: (.*)', info.read_text('utf-8')) if info.exists() else None
   return match[1] if match else platform.machine()
 
 

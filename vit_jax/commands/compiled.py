@@ -44,7 +44,7 @@ def folder() -> pathlib.Path:
   machines which share a home need folders of their own.
   """
   try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    lines = pathlib.Path('/proc/cpuinfo').read_text('utf-8').splitlines()
   except OSError:
     lines = []
   features = next((line for line in lines if line.startswith(('flags', 'Features'))), '')

@@ -122,7 +122,7 @@ def write_folder(
     new.mkdir()
     weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
     for name, config in configs.items():
-      (new / name).write_text(files.as_json(config, indent=2))
+      (new / name).write_text(files.as_json(config, indent=2), 'utf-8')
 
 
 FILE_WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {

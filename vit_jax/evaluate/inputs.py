@@ -81,7 +81,7 @@ def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   file = pathlib.Path(path) / 'config.json'
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text('utf-8'))
     if isinstance(config['data']['source'], str):
       return config['data']
   raise ValueError(f'{path} is not the folder of a run: it names no data; --on SOURCE does')

@@ -159,7 +159,7 @@ def open_transformers(path: pathlib.Path, ours: bundle.Bundle) -> Module:
   import transformers
 
   folder = path if path.is_dir() else path.parent
-  described = json.loads((folder / 'config.json').read_text())
+  described = json.loads((folder / 'config.json').read_text('utf-8'))
   names = described.get('architectures') or ['AutoModel']
   return getattr(transformers, names[0]).from_pretrained(folder)
 

@@ -20,7 +20,7 @@ MIN_ALIKE = 0.9  # of the names in words are WordNet's; those of torchvision are
 @functools.cache
 def table() -> tuple[tuple[str, str, str], ...]:
   """(synset, letters, words) of each class."""
-  _, *lines = FILE.read_text().splitlines()
+  _, *lines = FILE.read_text('utf-8').splitlines()
   return tuple(
     (synset, letters, words) for synset, letters, words in (x.split('\t') for x in lines)
   )

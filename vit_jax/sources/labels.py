@@ -264,7 +264,7 @@ def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
   if not path.is_file():
     raise FileNotFoundError(f'{path}: there is no such file')
   try:
-    text = path.read_text()
+    text = path.read_text('utf-8')
     if path.suffix.lower() == '.csv':
       return {row['data']: row['model'] for row in csv.DictReader(text.splitlines())}
     pairs = json.loads(text)
