@@ -36,7 +36,7 @@ def test_normalize_takes_uint8_to_minus_one_to_one():
   images = np.array([0, 127, 255], np.uint8).reshape(1, 1, 3, 1).repeat(3, -1)
   actual = bundle.normalize(images, (0.5,) * 3, (0.5,) * 3)
   assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual[0, 0, :, 0], [-1, -0.003922, 1], atol=5e-7)
+  np.testing.assert_allclose(actual[0, 0, :, 0], [-1, -1 / 255, 1], atol=2e-7)  # 2^-23 at 1
 
 
 def test_normalize_takes_mean_and_deviation_by_channel():
