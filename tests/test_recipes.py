@@ -184,15 +184,21 @@ def trained(plan, folder):
   return losses, {name for name in before if not np.array_equal(before[name], after[name])}
 
 
+FIRST = {specs_of(header)[0] for header in HEADERS.values()}
+
+
 @pytest.mark.parametrize('spec', SPECS)
-def test_a_recipe_trains_and_eight_devices_compute_what_one_does(spec, folder):
+def test_a_command_trains_and_for_the_first_of_a_recipe_eight_devices_compute_what_one_does(
+  spec, folder
+):
   plan = plans.make_plan(reduced(spec, folder))
   assert plan.total == 2
   losses, changed = trained(on(plan, 1), folder)
   assert np.isfinite(losses).all() and 'head/kernel' in changed and len(changed) > 2
-  on_eight, changed_on_eight = trained(on(plan, 8), folder)
-  np.testing.assert_allclose(on_eight, losses, rtol=2e-4)  # float32 sums in another order
-  assert changed_on_eight == changed
+  if spec in FIRST:
+    on_eight, changed_on_eight = trained(on(plan, 8), folder)
+    np.testing.assert_allclose(on_eight, losses, rtol=2e-4)  # float32 sums in another order
+    assert changed_on_eight == changed
 
 
 # Fields
