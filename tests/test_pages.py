@@ -502,8 +502,8 @@ def test_a_run_from_before_there_was_a_file_is_measured_once(trained, tmp_path, 
   assert calls == [('digits', 'test', max(32 // jax.device_count(), 1))]
   assert close(results.read(folder), before)
   written = file.read_bytes()
-  assert commands.main(['report', str(folder)]) == 0
-  assert commands.main(['report', str(folder), '--split', 'test']) == 0
+  report_command.measure(folder)
+  report_command.measure(folder, split='test')
   assert len(calls) == 1 and file.read_bytes() == written
 
 
@@ -562,23 +562,23 @@ def test_a_damaged_file_is_measured_anew(content, trained, tmp_path, monkeypatch
   if content:
     return  # one of them is enough to be measured
   calls = measuring(monkeypatch)
-  assert commands.main(['report', str(folder)]) == 0
+  report_command.measure(folder)
   assert len(calls) == 1 and close(results.read(folder), results.read(trained))
 
 
 @pytest.mark.parametrize('other_data', [True, False])
 def test_numbers_of_other_data_are_told_and_never_written(
-  other_data, trained, tmp_path, monkeypatch, capsys
+  other_data, trained, tmp_path, monkeypatch
 ):
   folder, calls = copied(trained, tmp_path), measuring(monkeypatch)
   file = folder / results.FILE
   before = file.read_bytes()
   if not other_data:
     file.unlink()
-  for flags in (('--split', 'validation[:30]'), ('--on', 'digits', '--split', 'test[:20]')):
-    assert commands.main(['report', str(folder), *flags]) == 0
-    count = re.search(r'\d+', flags[-1])[0]
-    assert f'accuracy on {count} images, split {flags[-1]} of' in (folder / report.PAGE).read_text()
+  for on, split, count in (('', 'validation[:30]', 30), ('digits', 'test[:20]', 20)):
+    gathered = report_command.measure(folder, on=on, split=split)
+    caption = f'accuracy on {count} images, split {split} of digits'
+    assert report_page.headlines(gathered)[0][1] == caption
   assert len(calls) == 2
   assert file.read_bytes() == before if other_data else not file.exists()
 
@@ -715,8 +715,7 @@ def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):
 def test_a_run_of_an_earlier_version_has_no_record_and_a_report(trained, tmp_path):
   folder = copied(trained, tmp_path)
   (folder / workdir.ENVIRONMENT).unlink()
-  gathered = facts.gather(folder)
-  assert 'Not recorded' in report_page.as_html(gathered)
+  assert 'Not recorded' in report_page.environment(facts.gather(folder))
 
 
 def test_the_headline_is_what_evaluation_gives_with_its_split_and_count(report_tab, values):
@@ -905,7 +904,7 @@ def test_a_model_that_finds_no_memory_costs_no_curves(where, trained, tmp_path, 
   gathered = report_command.measure(folder)
   assert len(gathered.left_out) == 1 and gathered.left_out[0].endswith('out of memory')
   assert (gathered.measured is None) == (where == 'evaluate_model')
-  assert 'train/loss' in report_page.as_html(gathered) and report_page.as_png(gathered)
+  assert 'train/loss' in report_page.as_html(gathered)
 
 
 def test_a_model_without_attention_has_mistakes_without_it():
@@ -931,26 +930,19 @@ def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys
   assert 'Filters and positions' in text and 'Their images could not be read.' in text
   assert 'accuracy on 359 images, split test of folder:' in text  # the numbers stay
   (unfinished / results.FILE).unlink()
-  assert commands.main(['report', str(unfinished)]) == 3
-  assert 'the data cannot be opened' in capsys.readouterr().err
+  assert 'the data cannot be opened' in report_command.measure(unfinished).left_out[0]
 
 
-def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(
-  trained, tmp_path, capsys
-):
+def test_a_model_that_is_not_finite_costs_its_measures_and_not_the_report(trained, tmp_path):
   folder, model = copied(trained, tmp_path), bundle.read(trained)
   (folder / results.FILE).unlink()
   params = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), model.params)
   shutil.rmtree(folder / 'model')
   bundle.write(folder / 'model', dataclasses.replace(model, params=params, card=''))
-  assert commands.main(['report', str(folder)]) == 3
-  output = capsys.readouterr().err
-  assert (
-    output.splitlines()[-1].startswith('vit report: ')
-    and 'parameters that are not finite' in output
-  )
+  gathered = report_command.measure(folder)
+  assert any('parameters that are not finite' in line for line in gathered.left_out)
   assert not (folder / results.FILE).exists()
-  assert 'train/loss' in (folder / report.PAGE).read_text()
+  assert 'train/loss' in report_page.as_html(gathered)
 
 
 @pytest.mark.parametrize(
@@ -975,23 +967,27 @@ def test_neither_file_is_replaced_where_one_cannot_be(trained, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-  'name, content',
+  'content',
   [
-    ('metrics.jsonl', '{"step": 1, "train/loss": 1' + '0' * 400 + '}'),
-    ('metrics.jsonl', '{"step": 1' + '0' * 400 + ', "train/loss": 1}'),
-    ('metrics.jsonl', '{"step": 1, "train/loss": 1.7e308}\n{"step": 2, "train/loss": -1.7e308}'),
-    ('metrics.jsonl', '[' * 100_000),
-    ('environment.json', '{"packages": ["a"]}'),
-    ('environment.json', '{"packages": null, "comm'),
+    '{"step": 1, "train/loss": 1' + '0' * 400 + '}',
+    '{"step": 1' + '0' * 400 + ', "train/loss": 1}',
+    '{"step": 1, "train/loss": 1.7e308}\n{"step": 2, "train/loss": -1.7e308}',
+    '[' * 100_000,
   ],
 )
-def test_damaged_files_of_a_run_cost_what_they_hold_and_not_the_report(
-  name, content, trained, tmp_path
-):
+def test_a_damaged_log_costs_its_curves_and_not_the_report(content, trained, tmp_path):
   folder = copied(trained, tmp_path)
-  (folder / name).write_text(content)
+  (folder / 'metrics.jsonl').write_text(content)
   gathered = facts.gather(folder)
-  assert 'Filters and positions' in report_page.as_html(gathered) and report_page.as_png(gathered)
+  report_page.curves(gathered)
+  assert report_page.as_png(gathered)
+
+
+@pytest.mark.parametrize('content', ['{"packages": ["a"]}', '{"packages": null, "comm'])
+def test_a_damaged_record_costs_what_it_holds_and_not_the_report(content, trained, tmp_path):
+  folder = copied(trained, tmp_path)
+  (folder / 'environment.json').write_text(content)
+  assert '<pre' not in report_page.environment(facts.gather(folder))
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"data": 1}'])
@@ -1027,8 +1023,8 @@ def test_names_in_a_report_are_text(trained):
   gathered = facts.gather(trained)
   for row in gathered.measured['classes']:
     row['name'] = f'<script>{row["name"]}'
-  assert '<script' not in report_page.as_html(gathered)
-  assert '&lt;script&gt;0' in report_page.as_html(gathered)
+  text = report_page.as_html(gathered)
+  assert '<script' not in text and '&lt;script&gt;0' in text
 
 
 def test_many_classes_are_a_picture(trained):
