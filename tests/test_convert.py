@@ -1,5 +1,6 @@
 """Laws of reading checkpoints: every spelling of a name, every adaptation, every mistake told."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -441,6 +442,19 @@ def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_pa
   assert not any('preprocessing' in note for note in notes)
   written = json.loads((tmp_path / 'again/preprocessor_config.json').read_text())
   assert {name: written[name] for name in processor} == processor
+
+
+@pytest.mark.parametrize(
+  'classes', [('0', '180', '270', '90', 'LABEL_4'), ('0', '1', '10', '2', '3'), tuple('01234')]
+)
+def test_names_of_classes_come_back_from_other_libraries_as_they_were(classes, tmp_path):
+  run = dataclasses.replace(vit_jax.load(huggingface_folder(tmp_path)), classes=classes)
+  for to in ('hf', 'timm'):
+    convert.write(tmp_path / to, run, to=to)
+    assert vit_jax.load(tmp_path / to).classes == classes
+  labels = json.loads((tmp_path / 'hf/config.json').read_text())['id2label']
+  unnamed = [f'LABEL_{k}' for k in range(5)]  # as transformers has them that have no names
+  assert list(labels.values()) == (unnamed if classes == tuple('01234') else list(classes))
 
 
 ALIKE = [  # the lines of a row give equal pixels, for 16 x 16

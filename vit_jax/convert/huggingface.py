@@ -932,10 +932,12 @@ ACTS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'qui
 
 
 def labels(source: Exportable) -> dict[str, Any]:
-  """The names of the classes, as config.json has them."""
+  """The names of the classes, as config.json has them: LABEL_0 ... where all are their numbers."""
   if not source.classes or source.model.head_bias is None:
     return {}
-  names = [f'LABEL_{i}' if name == str(i) else name for i, name in enumerate(source.classes)]
+  names = list(source.classes)
+  if names == [str(i) for i in range(len(names))]:
+    names = [f'LABEL_{i}' for i in range(len(names))]
   return {
     'id2label': {str(i): name for i, name in enumerate(names)},
     'label2id': {name: i for i, name in enumerate(names)},
