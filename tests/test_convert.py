@@ -450,8 +450,11 @@ def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_pa
 def test_names_of_classes_come_back_from_other_libraries_as_they_were(classes, tmp_path):
   run = dataclasses.replace(vit_jax.load(huggingface_folder(tmp_path)), classes=classes)
   for to in ('hf', 'timm'):
-    convert.write(tmp_path / to, run, to=to)
+    assert not any('classes' in line for line in convert.write(tmp_path / to, run, to=to))
     assert vit_jax.load(tmp_path / to).classes == classes
+  notes = convert.write(tmp_path / 'a.npz', run, to='npz')
+  are_lost = vit_jax.load(tmp_path / 'a.npz').classes != classes
+  assert any('but its readers take their numbers' in line for line in notes) == are_lost
   labels = json.loads((tmp_path / 'hf/config.json').read_text())['id2label']
   unnamed = [f'LABEL_{k}' for k in range(5)]  # as transformers has them that have no names
   assert list(labels.values()) == (unnamed if classes == tuple('01234') else list(classes))

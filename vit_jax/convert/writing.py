@@ -24,8 +24,8 @@ from vit_jax.convert import (
   weights,
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Exportable, ExportSpec
-from vit_jax.convert.families import FAMILIES, prepared
-from vit_jax.text import nearest
+from vit_jax.convert.families import FAMILIES, class_names, prepared
+from vit_jax.text import first_few, nearest
 
 
 def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
@@ -71,7 +71,16 @@ def notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> l
     and getattr(model, field) not in values
     and (field != 'stem_numerics' or getattr(model, 'stem', None) is not None)
   ]
+  lines += class_notes(source, configs)
   return lines + preprocess_notes(source, spec, configs) + size_notes(source, spec, configs)
+
+
+def class_notes(source: Exportable, configs: Mapping[str, Any]) -> list[str]:
+  """Whether names of classes are lost to a reader of what is written."""
+  theirs = class_names(configs.get('config.json', {}), models.fields(source.model))
+  if source.classes == theirs:
+    return []
+  return [f'classes are {first_few(source.classes, 3)}, but its readers take their numbers']
 
 
 def preprocess_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> list[str]:
