@@ -27,10 +27,10 @@ FLAGS = (
 
 def executable():
   """The path of Chromium; skips the test where there is none."""
-  found = next(filter(None, map(shutil.which, NAMES)), None)
-  if found is None:
+  binary = next(filter(None, map(shutil.which, NAMES)), None)
+  if binary is None:
     pytest.skip('there is no Chromium here: apt-get install chromium')
-  return found
+  return binary
 
 
 class Browser:
@@ -43,7 +43,7 @@ class Browser:
 
   def __init__(self, commands, replies):
     self.commands, self.replies = commands, replies
-    self.number, self.rest, self.session = 0, b'', None
+    self.number, self.buffer, self.session = 0, b'', None
     self.errors, self.requested, self.loaded = [], [], False
     target = self('Target.createTarget', url='about:blank')['targetId']
     self.session = self('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
@@ -64,13 +64,13 @@ class Browser:
     return reply['result']
 
   def received(self):
-    while b'\0' not in self.rest:
+    while b'\0' not in self.buffer:
       ready, _, _ = select.select([self.replies], [], [], PATIENCE)
       assert ready, f'Chromium is silent for {PATIENCE} s'
       chunk = os.read(self.replies.fileno(), 1 << 16)
       assert chunk, 'Chromium ended'
-      self.rest += chunk
-    message, _, self.rest = self.rest.partition(b'\0')
+      self.buffer += chunk
+    message, _, self.buffer = self.buffer.partition(b'\0')
     return json.loads(message)
 
   def note(self, event):
@@ -94,9 +94,9 @@ class Browser:
 
   def run(self, script):
     """The value of an expression in the page; a promise is waited for."""
-    found = self('Runtime.evaluate', expression=script, awaitPromise=True, returnByValue=True)
-    assert 'exceptionDetails' not in found, found
-    return found['result'].get('value')
+    reply = self('Runtime.evaluate', expression=script, awaitPromise=True, returnByValue=True)
+    assert 'exceptionDetails' not in reply, reply
+    return reply['result'].get('value')
 
   def until(self, condition):
     """Waits for an expression to become true, ten seconds at most."""

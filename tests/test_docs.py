@@ -34,7 +34,7 @@ DATA = ROOT / 'docs' / 'data.md'
 
 def tables(path):
   """Each table of a document: its titles, and its rows as lists of cells."""
-  found, rows = [], []
+  parsed, rows = [], []
   for line in [*path.read_text().splitlines(), '']:
     line = line.strip()
     if line.startswith('|') and line.endswith('|'):
@@ -44,9 +44,9 @@ def tables(path):
       titles, rule, *body = rows
       assert all(re.fullmatch('-+', cell) for cell in rule), titles
       assert all(len(row) == len(titles) for row in body), titles
-      found.append((titles, body))
+      parsed.append((titles, body))
       rows = []
-  return found
+  return parsed
 
 
 def table(first, path=CHECKPOINTS):
@@ -72,77 +72,77 @@ def arrays(row):
 
 
 def family(row):
-  found = families.unwrapped({name: np.zeros(1) for name in coded(row[2])})
-  return None if found is None else found[0]
+  match = families.unwrapped({name: np.zeros(1) for name in coded(row[2])})
+  return None if match is None else match[0]
 
 
 def theirs(row):
   """Those arrays as the family's table has their names."""
-  found = family(row)
-  return engine.renamed(found.tidy(arrays(row)), found.renames)
+  source = family(row)
+  return engine.renamed(source.tidy(arrays(row)), source.renames)
 
 
 def test_every_family_has_one_row_and_every_row_a_family():
-  found = [family(row) for row in FAMILIES]
-  assert None not in found
-  places = [[known is one for known in families.FAMILIES].index(True) for one in found]
+  matches = [family(row) for row in FAMILIES]
+  assert None not in matches
+  places = [[candidate is one for candidate in families.FAMILIES].index(True) for one in matches]
   assert sorted(places) == list(range(len(families.FAMILIES)))
 
 
 @ROWS
 def test_a_row_tells_its_family(row):
-  found = family(row)
-  assert (coded(row[0]), coded(row[1])[-1]) == ([found.dialect], found.model)
-  assert coded(row[5]) == [found.resample]
+  match = family(row)
+  assert (coded(row[0]), coded(row[1])[-1]) == ([match.dialect], match.model)
+  assert coded(row[5]) == [match.resample]
 
 
 @ROWS
 def test_each_name_that_a_family_is_recognised_by_is_needed(row):
   for absent in coded(row[2]):
-    rest = {name: np.zeros(1) for name in coded(row[2]) if name != absent}
-    left = families.unwrapped(rest) if rest else None
-    assert left is None or left[0] is not family(row), absent
+    others = {name: np.zeros(1) for name in coded(row[2]) if name != absent}
+    match = families.unwrapped(others) if others else None
+    assert match is None or match[0] is not family(row), absent
 
 
 @ROWS
 def test_the_example_of_a_row_is_in_its_table(row):
-  there, here = coded(row[3])
+  example, expected = coded(row[3])
   before = list(arrays(row))
-  name = list(theirs(row))[before.index(there)]
-  assert [line.ours for line in family(row).table if line.pattern.fullmatch(name)] == [here]
+  name = list(theirs(row))[before.index(example)]
+  assert [line.ours for line in family(row).table if line.pattern.fullmatch(name)] == [expected]
 
 
 @ROWS
 def test_a_row_tells_all_that_its_dialect_settles(row):
-  found = theirs(row)
-  here, _ = engine.to_ours(family(row).table, found, 1)
+  renamed = theirs(row)
+  here, _ = engine.to_ours(family(row).table, renamed, 1)
   here.setdefault('positions', np.zeros(1))  # without which a Google ViT has sines and cosines
   written = dict(re.fullmatch(r'(\w+)=(.+)', text).groups() for text in coded(row[4]))
-  settled = family(row).details(found, here, {})
+  settled = family(row).details(renamed, here, {})
   assert {field: ast.literal_eval(value) for field, value in written.items()} == settled
 
 
 def test_the_prefixes_told_are_those_that_are_taken_off():
-  (told,) = re.findall(r'stands\s+round them: (.+?);', CHECKPOINTS.read_text(), re.DOTALL)
-  assert sorted(coded(told)) == sorted(set(families.WRAPPERS))
+  (wrappers,) = re.findall(r'stands\s+round them: (.+?);', CHECKPOINTS.read_text(), re.DOTALL)
+  assert sorted(coded(wrappers)) == sorted(set(families.WRAPPERS))
 
 
 def test_the_rules_told_are_those_that_there_are():
   kernels = {'triangle': resample.triangle, 'cubic, -0.5': resample.KEYS}
   kernels['cubic, -0.75'] = resample.TORCH
   yes = {'yes': True, 'no': False}
-  told = {
+  rules = {
     coded(rule)[0]: resample.Rule(kernels[kernel], yes[corners], yes[antialias])
     for rule, kernel, corners, antialias, _ in table('rule')
   }
-  assert told == resample.RULES
+  assert rules == resample.RULES
 
 
 def test_the_limits_told_are_those_that_hold():
-  told = {coded(limit)[0]: int(value.replace(',', '')) for limit, value, _ in table('limit')}
+  documented = {coded(limit)[0]: int(value.replace(',', '')) for limit, value, _ in table('limit')}
   limits = vars(weights) | vars(pickles)
-  assert told == {name: limits[name] for name in told}
-  assert len(told) >= 9
+  assert documented == {name: limits[name] for name in documented}
+  assert len(documented) >= 9
 
 
 def test_the_dialects_told_are_those_that_are_written(tmp_path):
@@ -150,16 +150,16 @@ def test_the_dialects_told_are_those_that_are_written(tmp_path):
   assert {name for row in FAMILIES for name in coded(row[6])} == set(FORMS) - {'bundle'}
   with pytest.raises(ValueError, match='unknown dialect') as error:
     convert.write(tmp_path / 'model', None, to='?')
-  known = str(error.value).split('known: ')[1].split(', ')
-  assert set(FORMS) - {'bundle'} == set(known) - {'bundle'}
+  dialects = str(error.value).split('known: ')[1].split(', ')
+  assert set(FORMS) - {'bundle'} == set(dialects) - {'bundle'}
 
 
 def test_the_agreement_told_is_what_the_interop_tests_demand():
   source = (ROOT / 'tests' / 'interop' / 'test_families.py').read_text()
   looser = ast.literal_eval(re.search(r'^LOOSER = (\{.*?\})', source, re.DOTALL | re.MULTILINE)[1])
-  told = {family.lower(): float(bound) for family, bound, _ in table('family')}
-  assert told.pop('transformers and mixers, every dialect') == ours.TOLERANCE
-  assert told == looser
+  bounds = {family.lower(): float(bound) for family, bound, _ in table('family')}
+  assert bounds.pop('transformers and mixers, every dialect') == ours.TOLERANCE
+  assert bounds == looser
 
 
 def blocks(path, language):
@@ -179,7 +179,7 @@ DOCUMENTS = of_documents(
 
 @of_documents(README, CHECKPOINTS, ROOT / 'docs' / 'quickstart.md')
 def test_python_in_documents_calls_what_there_is(path):
-  seen = 0
+  calls = 0
   for block in blocks(path, 'python'):
     for node in ast.walk(ast.parse(block)):
       if isinstance(node, ast.Call) and ast.unparse(node.func).startswith('vit_jax.'):
@@ -190,16 +190,16 @@ def test_python_in_documents_calls_what_there_is(path):
         bound = inspect.signature(function).bind(*node.args, **keywords)
         fields = set(bound.arguments.get('fields', {}))
         assert fields <= set(vit.ViT.__dataclass_fields__), ast.unparse(node)
-        seen += 1
-  assert seen
+        calls += 1
+  assert calls
 
 
 @DOCUMENTS
 def test_commands_in_documents_exist(path):
   text = path.read_text()
-  told = re.findall(r'(?:^|`)vit\s([a-z]+)\b', text, re.MULTILINE)
-  assert told
-  assert set(told) <= set(__main__.COMMANDS)
+  commands = re.findall(r'(?:^|`)vit\s([a-z]+)\b', text, re.MULTILINE)
+  assert commands
+  assert set(commands) <= set(__main__.COMMANDS)
 
 
 @DOCUMENTS
@@ -211,14 +211,14 @@ def test_links_in_documents_lead_somewhere(path):
 
 def test_the_readme_lists_every_file_or_its_folder():
   (tree,) = [block for block in blocks(README, '') if 'vit_jax/train.py' in block]
-  told = []
+  listed = []
   for line in tree.splitlines():
     first, *others = re.match(r'[^\s,]+(?:, [\w.]+\.py)*', line)[0].split(', ')
-    told += [first, *(f'{first.rpartition("/")[0]}/{other}' for other in others)]
-  assert [path for path in told if not (ROOT / path).exists()] == []
+    listed += [first, *(f'{first.rpartition("/")[0]}/{other}' for other in others)]
+  assert [path for path in listed if not (ROOT / path).exists()] == []
   library = {str(path.relative_to(ROOT)) for path in (ROOT / 'vit_jax').rglob('*.py')}
-  unlisted = {path for path in library if '/configs/' not in path} - set(told)
-  folders = tuple(path for path in told if path.endswith('/'))
+  unlisted = {path for path in library if '/configs/' not in path} - set(listed)
+  folders = tuple(path for path in listed if path.endswith('/'))
   hidden = ('vit_jax/__init__.py',)
   assert sorted(p for p in unlisted if not p.startswith(folders) and p not in hidden) == []
 
@@ -254,7 +254,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def there(photos, monkeypatch):
+def among_photos(photos, monkeypatch):
   monkeypatch.chdir(photos)
   monkeypatch.setenv('XDG_CACHE_HOME', str(photos / 'cache'))
 
@@ -270,7 +270,7 @@ OFFLINE = [row for row in table('kind', DATA) if coded(row[0])[0] not in ('tfds'
 
 
 @pytest.mark.parametrize('row', OFFLINE, ids=[coded(row[0])[0] for row in OFFLINE])
-def test_an_example_of_a_source_opens(row, there):
+def test_an_example_of_a_source_opens(row, among_photos):
   (example,) = coded(row[1])
   if example.startswith('parquet'):
     pytest.importorskip('pyarrow')
@@ -296,16 +296,16 @@ def test_an_example_of_a_split_is_what_it_says(row):
 
 
 def test_every_preset_is_told_with_its_source_classes_and_steps():
-  told = {}
+  documented = {}
   for name, source, classes, steps, _ in table('preset', DATA):
     numbers = [int(text.replace(',', '') or 0) for text in (classes, steps)]
-    told[coded(name)[0]] = (coded(source)[0], *numbers)
-  known = {name: (p.source, p.classes, p.steps) for name, p in presets.PRESETS.items()}
+    documented[coded(name)[0]] = (coded(source)[0], *numbers)
+  expected = {name: (p.source, p.classes, p.steps) for name, p in presets.PRESETS.items()}
   tasks = [name for row in table('group', DATA) for name in coded(row[1])]
   assert len(tasks) == len(set(tasks)) == 19
-  assert set(tasks) == {name for name in known if name.startswith('vtab/')}
-  assert {known[name][2] for name in tasks} == {2500}
-  assert told == {name: known[name] for name in known if name not in tasks}
+  assert set(tasks) == {name for name in expected if name.startswith('vtab/')}
+  assert {expected[name][2] for name in tasks} == {2500}
+  assert documented == {name: expected[name] for name in expected if name not in tasks}
 
 
 STEPS = table('step', DATA)
@@ -341,16 +341,16 @@ def test_an_example_of_a_field_is_taken(row):
 
 
 def test_the_limits_on_bad_images_are_those_that_hold():
-  told = ' '.join(DATA.read_text().split())
-  assert f'over {decoding.MAX_PIXELS:,} pixels' in told
-  assert f'Over {100 * pipeline.MAX_UNREADABLE:.0f} % of them' in told
-  assert f'{pipeline.TRIES} in a row' in told
+  text = ' '.join(DATA.read_text().split())
+  assert f'over {decoding.MAX_PIXELS:,} pixels' in text
+  assert f'Over {100 * pipeline.MAX_UNREADABLE:.0f} % of them' in text
+  assert f'{pipeline.TRIES} in a row' in text
 
 
 def test_the_limits_on_steps_are_those_that_hold():
-  told = ' '.join(DATA.read_text().split())
-  assert f'{transforms.MAX_SIDE:,} pixels at most' in told
-  assert labelling.MAX_GAPS == 10 and 'a tenth of the classes has images' in told
+  text = ' '.join(DATA.read_text().split())
+  assert f'{transforms.MAX_SIDE:,} pixels at most' in text
+  assert labelling.MAX_GAPS == 10 and 'a tenth of the classes has images' in text
 
 
 def test_a_third_of_small_images_is_one_colour_after_randaug():
@@ -359,18 +359,18 @@ def test_a_third_of_small_images_is_one_colour_after_randaug():
     flat += np.ptp(step(PHOTO, np.random.default_rng(seed)), axis=(0, 1)).max() == 0
   assert abs(flat / 400 - (1 - (13 / 16) ** 2)) < 0.08  # three standard deviations
   shift, square = (randaug.RANDAUG[name][1](1) for name in ('TranslateX', 'Cutout'))
-  told = ' '.join(DATA.read_text().split())
-  assert f'{shift:.0f} of them at magnitude 10, and cuts out a square of {2 * square}' in told
+  text = ' '.join(DATA.read_text().split())
+  assert f'{shift:.0f} of them at magnitude 10, and cuts out a square of {2 * square}' in text
 
 
 @pytest.mark.parametrize(('extra', 'module'), [('tfds', 'tfds_prepare'), ('hf', 'hf')])
 def test_an_extra_is_asked_for_in_the_same_words_as_by_the_code(extra, module):
-  told = f"'vit_jax[{extra}]'"
-  assert f'pip install {told}' in ' '.join(DATA.read_text().split())
-  assert told in (ROOT / f'vit_jax/sources/{module}.py').read_text()
+  package = f"'vit_jax[{extra}]'"
+  assert f'pip install {package}' in ' '.join(DATA.read_text().split())
+  assert package in (ROOT / f'vit_jax/sources/{module}.py').read_text()
 
 
-def test_the_line_that_trains_on_photos_is_a_plan(there):
+def test_the_line_that_trains_on_photos_is_a_plan(among_photos):
   lines = DATA.read_text().replace('\\\n', '').splitlines()
   (line,) = [line for line in lines if line.startswith('vit train ')]
   words = [word for word in line.split() if word.startswith('--config.')]
@@ -390,7 +390,7 @@ def test_every_command_on_data_is_told(command, capsys):
   assert ended.value.code == 0 and f'vit data {command}' in capsys.readouterr().out
 
 
-def test_the_line_that_shows_photos_shows_them(there, capsys):
+def test_the_line_that_shows_photos_shows_them(among_photos, capsys):
   (line,) = [line for line in DATA.read_text().splitlines() if line.startswith('vit data show f')]
   assert __main__.main(line.split()[1:]) == 0
   assert 'folder:photos, 2 classes' in capsys.readouterr().out
@@ -409,13 +409,13 @@ RESULTS = ROOT / 'docs/results.md'
 
 @pytest.mark.parametrize('experiment', ['transfer', 'optimizers', 'distil'])
 def test_results_are_those_that_were_measured(experiment):
-  found = json.loads((ROOT / f'benchmarks/results/{experiment}.json').read_text())
-  assert found['seeds'] == [0, 1, 2]
-  for name, row in found['accuracy'].items():
+  result = json.loads((ROOT / f'benchmarks/results/{experiment}.json').read_text())
+  assert result['seeds'] == [0, 1, 2]
+  for name, row in result['accuracy'].items():
     cells = [row] if 'mean' in row else row.values()
-    told = [f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}' for cell in cells]
-    assert f'| {" | ".join([name, *told])} |' in RESULTS.read_text()
-  assert found['provenance']['commit'][:7] in RESULTS.read_text()
+    numbers = [f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}' for cell in cells]
+    assert f'| {" | ".join([name, *numbers])} |' in RESULTS.read_text()
+  assert result['provenance']['commit'][:7] in RESULTS.read_text()
 
 
 # docs/quickstart.md
@@ -492,8 +492,8 @@ MADE = {
 
 @pytest.mark.parametrize('page', MADE)
 def test_the_lines_of_a_page_run_and_leave_their_files(page, beside, capsys):
-  found = [lines_of(block) for block in blocks(ROOT / page, '')]
-  lines = [words for block in found for words in block]
+  commands = [lines_of(block) for block in blocks(ROOT / page, '')]
+  lines = [words for block in commands for words in block]
   lines = [words for words in lines if 'onnx' not in words]  # tests/interop/test_onnx.py has that
   if page == 'README.md':  # images that another line saves
     pathlib.Path('images').unlink()
@@ -501,7 +501,7 @@ def test_the_lines_of_a_page_run_and_leave_their_files(page, beside, capsys):
   assert [name for name in MADE[page] if not pathlib.Path(name).exists()] == []
 
 
-def test_the_quickstart_runs_and_leaves_what_it_says(photos, there, capsys, monkeypatch):
+def test_the_quickstart_runs_and_leaves_what_it_says(photos, among_photos, capsys, monkeypatch):
   monkeypatch.setattr(report, 'after_training', AFTER_TRAINING)
   (photos / 'new').mkdir()
   for index in (1, 2):
@@ -512,9 +512,9 @@ def test_the_quickstart_runs_and_leaves_what_it_says(photos, there, capsys, monk
   assert all(name in said['predict'] for name in ('1.jpg', '2.jpg', 'rose', 'tulip'))
   made = ['look/attention.html', 'flowers.stablehlo', 'runs/flowers/model/README.md']
   assert [name for name in made if not (photos / name).is_file()] == []
-  told = [name for row in table('in `runs/flowers`', QUICKSTART) for name in coded(row[0])]
-  assert len(told) == 9
-  assert [name for name in told if not (photos / 'runs/flowers' / name).exists()] == []
+  documented = [name for row in table('in `runs/flowers`', QUICKSTART) for name in coded(row[0])]
+  assert len(documented) == 9
+  assert [name for name in documented if not (photos / 'runs/flowers' / name).exists()] == []
   (block,) = blocks(QUICKSTART, 'python')
   values = {}
   exec(block, values)
@@ -523,8 +523,8 @@ def test_the_quickstart_runs_and_leaves_what_it_says(photos, there, capsys, monk
 
 def test_the_extras_that_are_installed_are_those_of_the_project():
   extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
-  told = re.findall(r'\[([a-z]+)\][\'"]', QUICKSTART.read_text() + SCALE_OUT.read_text())
-  assert {'cuda', 'tpu'} <= set(told) <= set(extras)
+  installed = re.findall(r'\[([a-z]+)\][\'"]', QUICKSTART.read_text() + SCALE_OUT.read_text())
+  assert {'cuda', 'tpu'} <= set(installed) <= set(extras)
 
 
 # docs/scale_out.md
@@ -541,8 +541,8 @@ def trainings():
   (job,) = [part for part in manifests() if part['kind'] == 'Job']
   (container,) = job['spec']['template']['spec']['containers']
   text = '\n'.join([*blocks(SCALE_OUT, 'sh'), *container['args']]).replace('\\\n', ' ')
-  found = re.findall(r'\bvit train (--[^&\'\n]+)', text)
-  return [shlex.split(words) for words in found]
+  matches = re.findall(r'\bvit train (--[^&\'\n]+)', text)
+  return [shlex.split(words) for words in matches]
 
 
 def test_every_training_of_the_page_is_a_config():
@@ -634,8 +634,8 @@ NUMERICS = ROOT / 'docs/numerics.md'
 
 
 def test_the_bounds_told_are_those_of_the_tests():
-  found = [body for titles, body in tables(NUMERICS) if titles[0] == 'what is compared']
-  rows = [(row[-2], row[-1]) for body in found for row in body]
+  bodies = [body for titles, body in tables(NUMERICS) if titles[0] == 'what is compared']
+  rows = [(row[-2], row[-1]) for body in bodies for row in body]
   assert len(rows) >= 15
   for bound, place in rows:
     (path,) = re.findall(r'\]\(\.\./([^)]+)\)', place)

@@ -743,7 +743,7 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_evaluation(report_tab
     row['name']: [str(row['count']), percent(row['precision']), percent(row['recall'])]
     for row in values['classes']
   }
-  assert {name: rest for name, *rest in rows} == output
+  assert {name: numbers for name, *numbers in rows} == output
 
 
 def test_curves_have_a_point_for_every_logged_number(report_tab, trained, whole):

@@ -101,19 +101,21 @@ class TheirTeacher(nn.Module):
 
 def their_task(kind, temperature, weight, student, teacher):
   """timm's task, with complementary weights as ours."""
-  how = dict(
+  options = dict(
     criterion=nn.CrossEntropyLoss(),
     task_loss_weight=1 - weight,
     distill_loss_weight=weight,
     verbose=False,
   )
   if kind == 'logits':
-    return timm_tasks.LogitDistillationTask(student, teacher, temperature=temperature or 1.0, **how)
+    return timm_tasks.LogitDistillationTask(
+      student, teacher, temperature=temperature or 1.0, **options
+    )
   if kind == 'features':
-    return timm_tasks.FeatureDistillationTask(student, teacher, **how)
+    return timm_tasks.FeatureDistillationTask(student, teacher, **options)
   soft = dict(temperature=temperature) if temperature else {}
   return timm_tasks.TokenDistillationTask(
-    student, teacher, distill_type='soft' if soft else 'hard', **soft, **how
+    student, teacher, distill_type='soft' if soft else 'hard', **soft, **options
   )
 
 
@@ -158,8 +160,8 @@ def our_task(kind, temperature, weight, features, student, teacher):
     output='head' if kind == 'token' else 'logits',
   )
   task = dataclasses.replace(task, init=lambda key: jax.tree.map(jnp.asarray, tensors(features)))
-  how = dict(mean=mean, std=std, kind=kind, temperature=temperature, weight=weight)
-  return distil.distil(task, distil.Teacher(answers), **how)
+  options = dict(mean=mean, std=std, kind=kind, temperature=temperature, weight=weight)
+  return distil.distil(task, distil.Teacher(answers), **options)
 
 
 def our_loss(task, params):
@@ -281,8 +283,8 @@ def test_a_model_of_timm_learns_from_another_as_it_does_there(
     },
     output='head' if kind == 'token' else 'logits',
   )
-  how = dict(zip(('mean', 'std'), stats)) | dict(kind=kind, temperature=temperature, weight=0.4)
-  task = distil.distil(task, answers, **how)
+  options = dict(zip(('mean', 'std'), stats)) | dict(kind=kind, temperature=temperature, weight=0.4)
+  task = distil.distil(task, answers, **options)
   images = np.random.default_rng(1).integers(0, 256, (N, 32, 32, 3), np.uint8)
   pixels = np.float32((images / 255 - np.array(stats[0])) / np.array(stats[1]))
   values = theirs.train()(
