@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict(type_safe=False)
   config.data.source = 'imagenet2012'
+  config.data.columns = ''  # of a table: "image=photo,label=kind,split=fold"; '': by usual names
   config.data.train = 'train'  # splits of the source
   config.data.validation = 'validation'  # evaluated during training; '': none
   config.data.test = ''  # evaluated once, with the final model; '': none

@@ -308,6 +308,12 @@ def test_a_class_without_images_need_be_none_of_the_models():
   [
     ('map.json', '{"rose": "dog", "tulip": 1, "weed": null, "reed": 1}'),
     ('map.csv', 'data,model\nrose,dog\ntulip,1\nweed,\nreed,bee\n'),
+    (
+      'map.csv',
+      '\ufeffData;Model;note\r\n"rose";dog;\r\ntulip; "1";\r\nweed;nan;\r\nreed;bee;\r\n',
+    ),
+    ('map.tsv', 'model\tdata\ndog\trose\n1\ttulip\n\tweed\nbee\treed\n'),
+    ('map.json', '\ufeff{"rose": "dog", "tulip": 1, "weed": "nan", "reed": 1}'),
   ],
 )
 def test_a_label_map_decides(name, text, tmp_path):
@@ -339,6 +345,9 @@ def test_a_number_in_a_label_map_is_a_name_where_classes_are_called_by_numbers(t
     ('map.json', '{', 'damaged'),
     ('map.json', '{"rose": null, "tulip": null}', '0 of the classes'),
     ('map.csv', 'rose,1\ntulip,2\n', 'not the columns data and model'),
+    ('map.csv', 'data,model\nrose,1\ntulip\n', 'line 3: 1 fields instead of 2'),
+    ('map.csv', 'data,model\nrose,1\nrose,2\n', "line 3: 'rose' is '2' here and '1' before"),
+    ('map.json', '{"rose": 1, "rose": 2}', "'rose' comes twice"),
     ('none.json', None, 'no such file'),
   ],
 )

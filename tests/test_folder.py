@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import pipeline, predict, sources
+from vit_jax import config, pipeline, predict, sources
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import folder
 from vit_jax.sources.columns import labelled_images
@@ -558,6 +558,45 @@ def test_columns_go_by_several_names(pets, image, label):
   assert labelled(name) == [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')]
 
 
+@pytest.mark.parametrize(
+  'image, label',
+  [('file_name', 'category'), ('Image Path', 'class_name'), ('image_id', 'Class-Name')],
+)
+def test_columns_go_by_the_names_of_other_programs(pets, image, label):
+  rows = [('640', 'train/cat/1.png', 'x', ''), ('480', 'train/dog/2.png', 'y', '')]
+  name = table(pets, rows, ('width', image, label, ''))
+  assert labelled(name) == [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y')]
+  passed_over = sources.open_source(name, 'train[:1]').passed_over
+  assert [(item.reason, item.kind) for item in passed_over] == [('unknown column', 'width')]
+
+
+def test_columns_may_be_named(pets):
+  rows = [('train/cat/1.png', 'x', 'train'), ('train/dog/2.png', 'y', 'train')]
+  rows = [(*row, 'z') for row in [*rows, ('val/dog/4.png', 'y', 'val')]]
+  name = table(pets, rows, ('Photo 1', 'kind', 'fold', 'label'))
+  refused('no column path .*data.columns names them', name)
+  source = f'data.source={name}'
+  loaded = config.load('digits', [source, 'data.columns=image=photo 1, label=kind,split=fold'])
+  named = loaded.data.source
+  assert sources.open_source(named, 'train').classes == ('x', 'y')
+  assert labels_of(named, 'validation') == (('x', 'y'), ['y'])
+  refused("no column 'sort'; it has 'Photo 1', 'kind'", sources.with_columns(name, 'label=sort'))
+  refused('named by image=COLUMN, .*got .color=kind', sources.with_columns(name, 'color=kind'))
+  with pytest.raises(ValueError, match='folder:x has no columns to be named'):
+    sources.with_columns('folder:x', 'label=kind')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('before', ['', 'sep={}\r\n'])
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_a_table_is_read_as_spreadsheets_write_it(pets, encoding, before, delimiter):
+  lines = [['path', ' "label"'], ['train/cat/1.png', ' "caf\u00e9, a; b"'], ['val/dog/4.png', ' x']]
+  text = before.format(delimiter) + '\r\n'.join(map(delimiter.join, lines))
+  (pets / 'table.csv').write_bytes(text.encode(encoding))
+  read = labelled(f'csv:{pets}/table.csv')
+  assert read == [('train/cat/1.png', 'caf\u00e9, a; b'), ('val/dog/4.png', 'x')]
+
+
 def test_a_table_without_validation_has_a_tenth_held_out(pets):
   name = table(pets, [('train/cat/1.png', label) for label in 'ab' * 20])
   assert sorted(label for _, label in labelled(name, 'validation')) == ['a', 'a', 'b', 'b']
@@ -575,6 +614,49 @@ def test_numbers_as_labels_are_classes_from_0_to_the_largest(pets):
   source = sources.open_source(name, 'train')
   assert source.classes == tuple(map(str, range(11)))
   assert [source[0]['label'], source[1]['label']] == [10, 2]
+
+
+def labels_of(name, split='train'):
+  """The classes of a split, and the name of each image's."""
+  source = sources.open_source(name, split)
+  return source.classes, [source.classes[source[i]['label']] for i in range(len(source))]
+
+
+@pytest.mark.parametrize('kind', ['csv', 'arrays'])
+def test_numbers_from_1_are_as_many_classes_and_that_is_told(pets, kind):
+  numbers = np.array([3, 1, 2, 1])
+  if kind == 'csv':
+    name = table(pets, [('train/cat/1.png', n) for n in numbers])
+  else:
+    name = arrays(pets, x_train=np.zeros((4, 2, 2), np.uint8), y_train=numbers)
+  classes, labels = labels_of(name, 'train+validation')
+  assert (classes, sorted(labels)) == (('1', '2', '3'), ['1', '1', '2', '3'])
+  (note,) = sources.open_source(name, 'train').notes
+  assert note == 'labels are numbered from 1: classes are 1 to 3'
+
+
+def test_numbers_from_1_in_train_and_0_in_test_are_refused(pets):
+  images = np.zeros((3, 2, 2), np.uint8)
+  splits = {'x_train': images, 'y_train': [1, 2, 3], 'x_test': images, 'y_test': [0, 1, 2]}
+  refused('label 0 in test is out of range of 3 classes, numbered from 1', arrays(pets, **splits))
+  rows = [('train/cat/1.png', n, 'train') for n in (1, 2, 3)] + [('val/dog/4.png', 0, 'test')]
+  refused('line 5: train lacks label 0', table(pets, rows, ('path', 'label', 'split')))
+
+
+def test_numbers_with_leading_zeros_are_names(pets):
+  """As of folders; '1' is '01' where there is no other such name."""
+  rows = [('train/cat/1.png', name, 'train') for name in ('01', '02', '10')]
+  header = ('path', 'label', 'split')
+  rows += [('val/dog/4.png', name, 'test') for name in ('1', '2', '10')]
+  assert labels_of(table(pets, rows, header), 'test') == (('01', '02', '10'), ['01', '02', '10'])
+  both = [('train/cat/1.png', name, 'train') for name in ('007', '7', '8')]
+  assert labels_of(table(pets, both, header)) == (('007', '7', '8'), ['007', '7', '8'])
+
+
+@pytest.mark.parametrize('label', ['nan', 'NaN', '', '<NA>', '#N/A'])
+def test_an_empty_cell_is_no_label_as_whatever_it_is_written(pets, label):
+  rows = [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y'), ('train/dog/3.png', label)]
+  refused('1 bad row: line 4: no label', table(pets, rows))
 
 
 def test_labels_may_leave_gaps_of_nine_classes_in_ten(pets):

@@ -18,7 +18,7 @@ from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.plan import Plan
-from vit_jax.sources import describe_passed_over
+from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
 from vit_jax.step import Measured, State, untraced
 from vit_jax.stopping import interruption, time_limit
@@ -317,10 +317,9 @@ def introduce(training: Training, start: int) -> None:
     f'{name}{dtype and f" in {dtype}"} on {mesh.size} {device.device_kind} ({grid}); '
     f'{len(source):,} training examples of {config.data.source}, {plan.total:,} steps'
   )
-  if line := describe_passed_over(source.passed_over):
-    display.say(f'{config.data.source}: {line}')
-  if line := contrast_warning(sampled_contrasts(source)):
-    display.say(f'{config.data.source}: {line}')
+  for line in [*lines_about(source), contrast_warning(sampled_contrasts(source))]:
+    if line:
+      display.say(f'{config.data.source}: {line}')
   for line in plan.task.about:
     display.say(line)
   if plan.frozen:

@@ -70,6 +70,7 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
   yield from text.columns(rows)
   yield ''
   yield from class_table(summary['classes'], splits)
+  yield from summary['notes']
   if line := sources.describe_passed_over([PassedOver(**i) for i in summary['passed_over']]):
     yield line
   for name, split in splits.items():

@@ -58,6 +58,7 @@ class Source:
     spans: (split, begin, end) of the data set's own splits that the records are, in order; ()
       where that is unknown.
     passed_over: what the whole data set holds and is not read.
+    notes: lines on how the data set was read, which its user ought to know.
   """
 
   records: Records
@@ -65,6 +66,7 @@ class Source:
   describe: Callable[[int], str] = 'image {}'.format
   spans: tuple[Span, ...] = ()
   passed_over: tuple[PassedOver, ...] = ()
+  notes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.records)
@@ -81,6 +83,7 @@ class Source:
       lambda index: self.describe(int(indices[index])),
       spans,
       self.passed_over,
+      self.notes,
     )
 
 
@@ -121,6 +124,7 @@ class Concatenated:
     return self.parts[number], index - self.ends[number] + len(self.parts[number])
 
 
+COLUMN_KINDS = ('csv', 'parquet', 'tfds', 'hf')  # whose columns can be named
 MAX_PASSED_OVER = 10  # kinds of what is not read that a line names
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
 KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, name) -> Splits`
@@ -157,6 +161,38 @@ def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
     if not len(sources[use]):
       raise ValueError(f'{name} has no images in split {text!r}')
   return sources
+
+
+def with_columns(name: str, columns: str) -> str:
+  """A data set whose columns are named: 'csv:a.csv' and 'image=photo,label=kind'.
+
+  What comes out is 'csv:a.csv?image=photo&label=kind', which any command takes for a data set.
+  """
+  if not columns:
+    return name
+  if name.partition(':')[0] not in COLUMN_KINDS:
+    raise ValueError(f'data.columns is {columns!r}, but {name} has no columns to be named')
+  joint = '&' if '?' in name else '?'
+  return name + joint + '&'.join(column.strip() for column in columns.split(','))
+
+
+def split_columns(path: str, uses: Sequence[str]) -> tuple[str, dict[str, str]]:
+  """'a.csv?image=photo&label=kind' -> ('a.csv', {'image': 'photo', 'label': 'kind'}).
+
+  Raises:
+    ValueError: for a use that is none of `uses`, and one without a column.
+  """
+  if '?' not in path or os.path.exists(os.path.expanduser(path)):
+    return path, {}
+  path, _, text = path.partition('?')
+  columns = {}
+  for option in text.split('&'):
+    use, _, column = option.partition('=')
+    if use.strip() not in uses or not column.strip():
+      wanted = ', '.join(f'{use}=COLUMN' for use in uses)
+      raise ValueError(f'{path}: columns are named by {wanted}; got {option!r}')
+    columns[use.strip()] = column.strip()
+  return path, columns
 
 
 def splits_of(name: str) -> Splits:
@@ -246,7 +282,8 @@ def concatenate(parts: Sequence[Source]) -> Source:
   """Sources of one data set, one after another."""
   records = Concatenated(parts, tuple(itertools.accumulate(map(len, parts))))
   spans = tuple(span for part in parts for span in part.spans)
-  return Source(records, parts[0].classes, records.describe, spans, parts[0].passed_over)
+  first = parts[0]
+  return Source(records, first.classes, records.describe, spans, first.passed_over, first.notes)
 
 
 def cut_spans(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
@@ -271,6 +308,11 @@ def check_file(path: str) -> None:
       pass
   except OSError as error:
     raise ValueError(f'{printable(path)} cannot be read: {error.strerror}') from None
+
+
+def lines_about(source: Source) -> list[str]:
+  """What a user ought to know of how a data set was read, and of what was not."""
+  return [*source.notes, *filter(None, [describe_passed_over(source.passed_over)])]
 
 
 def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:

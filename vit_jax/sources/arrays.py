@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vit_jax import sources
-from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources import PassedOver, Record, Source, Splits
 from vit_jax.sources import classes as labelling
 from vit_jax.text import first_few, printable
 
@@ -31,8 +31,8 @@ def splits(kind: str, path: str) -> Splits:
   archive = Archive(path, printable(path))
   names = archive.splits()
   arrays = {split: archive.labels(label) for split, (_, label) in names.items()}
-  classes = archive.classes(arrays)
-  labels = {split: as_indices(array) for split, array in arrays.items()}
+  classes, first = archive.classes(arrays)
+  labels = {split: as_indices(array, first) for split, array in arrays.items()}
 
   def open_split(split: str) -> Source:
     images = archive.images(names[split][0])
@@ -41,7 +41,13 @@ def splits(kind: str, path: str) -> Splits:
       counts = f'{len(images)} {image} but {len(labels[split])} {label}'
       raise ValueError(f'{archive.where}: {counts}')
     describe = f'{archive.where}, image {{}} of {split}'.format
-    return Source(Pixels(images, labels[split]), classes, describe)
+    return Source(
+      Pixels(images, labels[split]),
+      classes,
+      describe,
+      passed_over=archive.passed_over(names),
+      notes=labelling.first_note(classes, first),
+    )
 
   result: dict[str, Callable[[], Source]]
   result = {split: functools.partial(open_split, split) for split in names}
@@ -140,22 +146,27 @@ class Archive:
       raise ValueError(f'{where}: label {labels[index]} of image {index} {problem}')
     return labels.astype(np.int32)
 
-  def classes(self, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Their names, by default the numbers up to the largest in train, without it in any split."""
+  def classes(self, labels: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], int]:
+    """Their names, and the label of the first.
+
+    By default they are the numbers up to the largest in train, without it in any split.
+    """
     if len({array.ndim for array in labels.values()}) > 1:
       raise ValueError(f'{self.where}: some splits are multi-label, others are not')
-    classes = self.class_names()
+    classes, first = self.class_names(), 0
     if classes is None:
       naming = [labels['train']] if 'train' in labels else [*labels.values()]
-      classes = self.numbered_classes(naming)
+      classes, first = self.numbered_classes(naming)
     for split, array in labels.items():
       if array.ndim == 2 and array.shape[1] != len(classes):
         counts = f'labels in {split} are for {array.shape[1]} classes; there are {len(classes)}'
         raise ValueError(f'{self.where}: {counts}')
-      if array.ndim == 1 and (largest := array.max(initial=-1)) >= len(classes):
-        problem = f'label {largest} in {split} is out of range of {len(classes)} classes'
+      is_outside = (array < first) | (array >= first + len(classes))
+      if array.ndim == 1 and is_outside.any():
+        problem = f'label {array[is_outside].max()} in {split} is out of range of '
+        problem += f'{len(classes)} classes' + f', numbered from {first}' * first
         raise ValueError(f'{self.where}: {problem}')
-    return classes
+    return classes, first
 
   def class_names(self) -> tuple[str, ...] | None:
     """The names that an array of the file holds; None where there is no such array."""
@@ -170,21 +181,31 @@ class Archive:
       n.decode('utf-8', 'replace') if isinstance(n, bytes) else n for n in array.tolist()
     )
 
-  def numbered_classes(self, splits: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """'0', '1' and so on, as many as the labels of some splits stand for."""
+  def passed_over(self, names: Mapping[str, tuple[str, str]]) -> tuple[PassedOver, ...]:
+    """The arrays that are neither images nor labels, by `splits`, nor names of classes."""
+    read = {name for pair in names.values() for name in pair}
+    return tuple(
+      PassedOver('unknown array', name)
+      for folded, name in self.names().items()
+      if name not in read and folded not in CLASSES
+    )
+
+  def numbered_classes(self, splits: Sequence[np.ndarray]) -> tuple[tuple[str, ...], int]:
+    """'0', '1' and so on, as many as the labels of some splits stand for, and the first label."""
     if splits[0].ndim == 2:
-      return labelling.numbered(splits[0].shape[1])
+      return labelling.numbered(splits[0].shape[1]), 0
     labels = np.concatenate(splits)
     count = int(labels.max(initial=-1)) + 1
     if gaps := labelling.gaps(np.unique(labels).tolist(), count):
       raise ValueError(f'{self.where}: {gaps}')
-    return labelling.numbered(count)
+    first = labelling.first_number(np.unique(labels).tolist())
+    return labelling.numbered(count - first, first), first
 
 
-def as_indices(labels: np.ndarray) -> np.ndarray:
-  """Labels (N,) as they are, (N, K) bool as (N, L) int32 padded with -1."""
+def as_indices(labels: np.ndarray, first: int) -> np.ndarray:
+  """Labels (N,) less the first number, (N, K) bool as (N, L) int32 padded with -1."""
   if labels.ndim == 1:
-    return labels
+    return labels - np.int32(first)
   return labelling.pad(np.nonzero(labels)[1], labels.sum(axis=1))
 
 

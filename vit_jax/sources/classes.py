@@ -9,12 +9,30 @@ import numpy as np
 
 MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
 MAX_GAPS = 10  # classes to a label, where labels are numbers: fewer images than that is a mistake
+NO_LABEL = (
+  '',
+  'nan',
+  '<na>',
+  '#n/a',
+  'n/a',
+  'null',
+)  # in any case, as programs write an empty cell
 MAX_LABELS = 64  # of an image, where its data set does not say how many there can be
 
 
-def numbered(count: int) -> tuple[str, ...]:
-  """The names of classes that have only numbers: '0', '1' and so on."""
-  return tuple(map(str, range(count)))
+def numbered(count: int, first: int = 0) -> tuple[str, ...]:
+  """The names of classes that have only numbers: '0', '1' and so on, or from another on."""
+  return tuple(map(str, range(first, first + count)))
+
+
+def first_number(labels: Iterable[int]) -> int:
+  """The number of the first class: 1 where labels count from there, else 0."""
+  return int(min(labels, default=0) == 1)
+
+
+def first_note(classes: Sequence[str], first: int) -> tuple[str, ...]:
+  """A line where the label of the first class is not 0."""
+  return (f'labels are numbered from {first}: classes are {classes[0]} to {classes[-1]}',) * first
 
 
 def check_classes(where: str, classes: Sequence[str]) -> None:

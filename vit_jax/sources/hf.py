@@ -1,7 +1,8 @@
 """Data sets of Hugging Face: 'hf:NAME[:CONFIGURATION]' of the Hub, or 'hf:PATH' of one's own.
 
 PATH is what `save_to_disk` wrote, a parquet file, or a folder that `load_dataset` takes. Images and
-labels are found by their type. Splits keep their names, but 'val' and 'valid' are 'validation'.
+labels are found by their type, or named by '?image=COLUMN&label=COLUMN'. Splits keep their names,
+but 'val' and 'valid' are 'validation'.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_jax.sources import Record, Source, Splits
-from vit_jax.sources.classes import numbered, pad_one
+from vit_jax.sources import PassedOver, Record, Source, Splits, split_columns
+from vit_jax.sources.classes import first_note, first_number, numbered, pad_one
 from vit_jax.text import first_line
 
 if TYPE_CHECKING:
@@ -27,14 +28,18 @@ RENAMED = {'val': 'validation', 'valid': 'validation'}
 
 def splits(kind: str, name: str) -> Splits:
   """The splits of a set, which is downloaded if it is neither a path nor in the cache."""
+  name, named = split_columns(name, ('image', 'label'))
   tables = load(name)
-  first = next(iter(tables.values()))
-  image = image_column(name, first.features)
-  label = label_column(name, first.features)
-  classes = class_names(tables, label)
+  features = next(iter(tables.values())).features
+  for column in named.values():
+    if column not in features:
+      raise ValueError(f'hf:{name} has no column {column!r} among {", ".join(features)}')
+  image = named.get('image') or image_column(name, features)
+  label = named.get('label') or label_column(name, features)
+  classes, first = class_names(tables, label)
   return {
     RENAMED.get(split, split): functools.partial(
-      open_split, f'{name}/{split}', table, image=image, label=label, classes=classes
+      open_split, Rows(f'{name}/{split}', table, image, label, first), classes
     )
     for split, table in tables.items()
   }
@@ -105,27 +110,38 @@ def is_integer(feature: 'FeatureType') -> bool:
   return 'int' in str(getattr(feature, 'dtype', ''))
 
 
-def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[str, ...]:
-  """The names of the classes; of a column of integers, 0 to the largest in any split."""
+def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[tuple[str, ...], int]:
+  """The names of the classes and the label of the first.
+
+  Where labels are mere integers, the names are 0, or else 1, to the largest in any split.
+  """
   feature = element_type(next(iter(tables.values())).features[label])
   if getattr(feature, 'names', None):
-    return tuple(feature.names)
-  largest = -1
+    return tuple(feature.names), 0
+  labels: set[int] = set()
   for table in tables.values():
     for batch in table.select_columns([label]).with_format('numpy').iter(batch_size=10_000):
-      largest = max(largest, *(np.max(value, initial=-1) for value in batch[label]))
-  return numbered(int(largest) + 1)
+      labels.update(*(np.ravel(value).tolist() for value in batch[label]))
+  labels -= {-1}  # of an image without a label
+  first = first_number(labels)
+  return numbered(max(labels, default=-1) + 1 - first, first), first
 
 
-def open_split(
-  name: str, table: 'Dataset', *, image: str, label: str, classes: tuple[str, ...]
-) -> Source:
+def open_split(rows: 'Rows', classes: tuple[str, ...]) -> Source:
   """A split as a source."""
   import datasets
 
-  columns = table.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-  rows = Rows(name, columns, image, label)
-  return Source(rows, classes, rows.describe)
+  columns = rows.table.select_columns([rows.image, rows.label])
+  table = columns.cast_column(rows.image, datasets.Image(decode=False))
+  unread = [name for name in rows.table.column_names if name not in (rows.image, rows.label)]
+  rows = dataclasses.replace(rows, table=table)
+  return Source(
+    rows,
+    classes,
+    rows.describe,
+    passed_over=tuple(PassedOver('unknown column', name) for name in unread),
+    notes=first_note(classes, rows.first),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +152,7 @@ class Rows:
   table: 'Dataset'
   image: str
   label: str
+  first: int  # the label of the first class
 
   def __len__(self) -> int:
     return len(self.table)
@@ -150,9 +167,10 @@ class Rows:
       data = pathlib.Path(image['path']).read_bytes()
     label = row[self.label]
     if not isinstance(label, list):
-      return {'image': data, 'label': np.int32(-1 if label is None else label)}
+      has_label = label is not None and label >= 0
+      return {'image': data, 'label': np.int32(label - self.first if has_label else -1)}
     try:
-      return {'image': data, 'label': pad_one(label)}
+      return {'image': data, 'label': pad_one([one - self.first for one in label])}
     except ValueError as error:
       raise ValueError(f'{self.name}[{index}]: {error}') from None
 

@@ -4,7 +4,6 @@ S classes of the data set, M of the model, K of both that are scored.
 """
 
 import collections
-import csv
 import dataclasses
 import json
 import os
@@ -15,8 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.sources import imagenet
-from vit_jax.sources.classes import MAX_GAPS
+from vit_jax.files import distinct
+from vit_jax.sources import delimited, imagenet
+from vit_jax.sources.classes import MAX_GAPS, NO_LABEL
 from vit_jax.text import first_few, nearest
 
 NAMED = 3  # classes that a line names
@@ -245,8 +245,8 @@ def read_map(
 ) -> tuple[int, ...]:
   """The model's class for each of a data set's; -1 for those that are not to be scored.
 
-  The file is .json, {class of the data: the model's, by name or number}, or .csv with columns
-  'data' and 'model'. A null, or an empty cell, is not scored.
+  The file is .json, {class of the data: the model's, by name or number}, or a table .csv with the
+  columns 'data' and 'model'. A null, or an empty cell, is not scored.
   """
   pairs = read_pairs(pathlib.Path(path))
   values: dict[int, object] = {}
@@ -263,17 +263,34 @@ def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
   """{class of the data: the model's} of a label map, not checked yet."""
   if not path.is_file():
     raise FileNotFoundError(f'{path}: there is no such file')
+  if path.suffix.lower() in ('.csv', '.tsv'):
+    return read_columns(path)
   try:
-    text = path.read_text('utf-8')
-    if path.suffix.lower() == '.csv':
-      return {row['data']: row['model'] for row in csv.DictReader(text.splitlines())}
-    pairs = json.loads(text)
-  except KeyError:
-    raise ValueError(f'{path} has not the columns data and model') from None
-  except (ValueError, csv.Error):
-    raise ValueError(f'{path} is damaged: neither JSON nor, as .csv, a table') from None
+    pairs = json.loads(path.read_text('utf-8-sig'), object_pairs_hook=distinct)
+  except ValueError as error:
+    reason = '' if isinstance(error, json.JSONDecodeError | UnicodeError) else f' ({error})'
+    raise ValueError(f'{path} is damaged: neither JSON nor, as .csv, a table{reason}') from None
   if not isinstance(pairs, dict):
     raise ValueError(f'{path} is no JSON object of a class of the data and one of the model each')
+  return pairs
+
+
+def read_columns(path: pathlib.Path) -> Mapping[str, str]:
+  """As `read_pairs`, of the columns 'data' and 'model' of a table."""
+  _, header = next(rows := delimited.read_rows(path), (0, []))
+  columns = [name.strip().lower() for name in header]
+  if not {'data', 'model'} <= set(columns):
+    raise ValueError(f'{path} has not the columns data and model')
+  pairs: dict[str, str] = {}
+  for line, row in rows:
+    if len(row) < len(columns):
+      raise ValueError(f'{path}, line {line}: {len(row)} fields instead of {len(columns)}')
+    cells = dict(zip(columns, map(str.strip, row)))
+    name, value = cells.get('data', ''), cells.get('model', '')
+    if pairs.setdefault(name, value) != value:
+      raise ValueError(
+        f'{path}, line {line}: {name!r} is {value!r} here and {pairs[name]!r} before'
+      )
   return pairs
 
 
@@ -282,7 +299,7 @@ def label_of(path: str | os.PathLike[str], value: object, model: Sequence[str]) 
 
   Where classes are called by numbers, a number is a name and not an index.
   """
-  if value is None or value == '':
+  if value is None or str(value).lower() in NO_LABEL:
     return -1
   if isinstance(value, int | str) and not isinstance(value, bool):
     name = str(value)

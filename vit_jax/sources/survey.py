@@ -253,6 +253,7 @@ def report(name: str, surveys: Mapping[str, Survey]) -> dict[str, Any]:
   return {
     'source': name,
     'classes': list(source.classes),
+    'notes': source.notes,
     'passed_over': [dataclasses.asdict(item) for item in source.passed_over],
     'splits': {split: summarize(survey) for split, survey in surveys.items()},
     'duplicates': {

@@ -4,36 +4,50 @@ N images, L labels of an image.
 """
 
 import array
-import csv
+import collections
 import dataclasses
 import functools
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vit_jax import sources
-from vit_jax.sources import Record, Source, Splits
+from vit_jax.sources import PassedOver, Record, Source, Splits, delimited
 from vit_jax.sources import classes as labelling
 from vit_jax.sources.folder import Files, is_inside
+from vit_jax.sources.labels import folded
 from vit_jax.text import first_few, printable
 
 if TYPE_CHECKING:
   import pyarrow as pa
   from pyarrow.parquet import ParquetFile
 
-PATHS, LABELS = ('path', 'file', 'filename', 'image', 'img'), ('label', 'class', 'target', 'labels')
+COLUMNS = {  # by use, the names of a column, in any case, spaces as underscores
+  'image': (
+    'path', 'file', 'filename', 'image', 'img', 'file_name', 'filepath', 'file_path', 'image_path',
+    'img_path', 'image_file', 'image_name', 'img_name', 'image_id', 'images', 'photo', 'picture',
+  ),
+  'label': (
+    'label', 'class', 'target', 'labels', 'category', 'class_name', 'classname', 'label_name',
+    'category_name', 'class_label', 'classes', 'tags', 'species', 'class_id', 'label_id',
+    'category_id', 'y',
+  ),
+  'split': ('split', 'subset', 'partition'),
+}  # fmt: skip
 NAMED = 5  # bad rows that an error names; it counts the others
-NUMBER = re.compile('[+-]?[0-9]{1,18}')  # which int64 holds
+NUMBER = re.compile('[+-]?(0|[1-9][0-9]{0,17})')  # which int64 holds; '007' is a name
 
 
 def splits(kind: str, path: str) -> Splits:
-  """The splits of a CSV or a Parquet file."""
-  return {'csv': csv_splits, 'parquet': parquet_splits}[kind](os.path.expanduser(path))
+  """The splits of a CSV or a Parquet file, of which '?image=COLUMN&label=COLUMN' names columns."""
+  path, columns = sources.split_columns(path, list(COLUMNS))
+  read = {'csv': csv_splits, 'parquet': parquet_splits}[kind]
+  return read(os.path.expanduser(path), columns)
 
 
 class Table:
@@ -53,6 +67,7 @@ class Table:
     self.multi_label = False
     self.errors: list[str] = []  # of the first NAMED rejected rows
     self.rejected, self.missing = 0, 0  # how many rows; how many images are not there
+    self.unread: list[str] = []  # names of columns
     root = os.fsencode(self.root)
     self.is_inside = functools.cache(
       lambda path: is_inside(root, os.fsencode(os.path.realpath(path)))
@@ -65,7 +80,7 @@ class Table:
     name = sources.SPLIT_NAMES.get((split or '').strip().lower())
     if path is not None and (error := self.path_error(path)):
       self.reject(row, error)
-    elif '' in labels:
+    elif any(label.lower() in labelling.NO_LABEL for label in labels):
       self.reject(row, 'no label')
     elif name is None:
       self.reject(row, f'unknown split {printable(split or "")!r}')
@@ -121,7 +136,7 @@ class Table:
     """The splits of the table, of `images` of all rows or else of the files at their paths.
 
     `classes` are what labels are numbers of; by default the labels of 'train', or without it of all
-    splits, sorted, if they are names, else 0 to the largest of them.
+    splits, sorted, if they are names, else 0, or 1, to the largest of them.
     """
     self.check()
     splits, counts = np.asarray(self.splits), np.asarray(self.counts)  # (N,)
@@ -136,13 +151,14 @@ class Table:
     is_naming = splits[rows] == sources.SPLITS.index('train')
     train = set(codes[is_naming | ('train' not in indices)].tolist())
     if all(map(NUMBER.fullmatch, self.names)):
-      classes, values, errors = numbered_labels(list(map(int, self.names)), train, classes)
+      meaning = numbered_labels(list(map(int, self.names)), train, classes)
     else:
-      classes, values, errors = named_labels(list(self.names), train)
-    self.reject_labels(codes, rows, errors)
-    labels = labelling.pad(np.asarray(values, np.int32)[codes], counts)  # (N, L)
+      meaning = named_labels(list(self.names), train)
+    self.reject_labels(codes, rows, meaning.errors)
+    labels = labelling.pad(np.asarray(meaning.labels, np.int32)[codes], counts)  # (N, L)
     labels = labels if self.multi_label else labels[:, 0]
-    return sources.with_validation(self.source(images, labels, classes), indices, labels)
+    source = self.source(images, labels, meaning)
+    return sources.with_validation(source, indices, labels)
 
   def reject_labels(self, codes: np.ndarray, rows: np.ndarray, errors: dict[int, str]) -> None:
     """Raises ValueError for rows with labels that are wrong, by `errors` of their codes."""
@@ -154,37 +170,58 @@ class Table:
     self.check()
 
   def source(
-    self, images: 'pa.ChunkedArray | None', labels: np.ndarray, classes: tuple[str, ...]
+    self, images: 'pa.ChunkedArray | None', labels: np.ndarray, meaning: 'Meaning'
   ) -> Source:
     """All rows."""
+    classes = meaning.classes
+    notes: dict[str, Any] = {
+      'passed_over': tuple(PassedOver('unknown column', name) for name in self.unread),
+      'notes': labelling.first_note(classes, meaning.first),
+    }
     if images is not None:
-      return Source(Cells(images, labels), classes, f'{self.where}, row {{}}'.format)
+      return Source(Cells(images, labels), classes, f'{self.where}, row {{}}'.format, **notes)
     offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
     paths = np.frombuffer(self.paths, np.uint8)
     files = Files(os.fsencode(self.root), paths, offsets, labels)
-    return Source(files, classes, files.describe)
+    return Source(files, classes, files.describe, **notes)
 
 
-Labels = tuple[tuple[str, ...], list[int], dict[int, str]]
-# The classes; of each code the number of its class; {code: what is wrong with it}
+class Meaning(NamedTuple):
+  """The meaning of the codes of a table's labels.
+
+  Fields:
+    classes: their names.
+    labels: the label of each code.
+    errors: {code: what is wrong with it}.
+    first: the number in the table of the first class, where it has numbers.
+  """
+
+  classes: tuple[str, ...]
+  labels: list[int]
+  errors: dict[int, str]
+  first: int = 0
 
 
-def named_labels(names: Sequence[str], train: set[int]) -> Labels:
+def named_labels(names: Sequence[str], train: set[int]) -> Meaning:
   """What labels mean that are names, each at its code; `train` are the codes in that split."""
   classes = tuple(sorted(names[code] for code in train))
-  numbers = {name: label for label, name in enumerate(classes)}
+  alike = collections.Counter(map(folded, classes))
+  exact = {name: label for label, name in enumerate(classes)}
+  near = {folded(name): label for name, label in exact.items() if alike[folded(name)] == 1}
+  labels = [exact.get(name, near.get(folded(name), -1)) for name in names]  # '1' may be '01'
   errors = {
     code: f'train lacks class {printable(name)!r}'
     for code, name in enumerate(names)
-    if name not in numbers
+    if labels[code] < 0
   }
-  return classes, [numbers.get(name, -1) for name in names], errors
+  return Meaning(classes, labels, errors)
 
 
-def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...] | None) -> Labels:
+def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...] | None) -> Meaning:
   """What labels mean that are numbers, each at its code: of `classes`, where these are known."""
   trained = {values[code] for code in train}
   count = len(classes) if classes else min(max(trained, default=-1) + 1, labelling.MAX_CLASSES)
+  first = 0 if classes else labelling.first_number(trained)
   errors = {}
   if not classes and (gaps := labelling.gaps(trained, count)):
     errors[values.index(max(trained))] = gaps
@@ -195,54 +232,70 @@ def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...]
       errors[code] = f'label {value} is out of range of {count:,} classes'
     elif not classes and value not in trained:
       errors[code] = f'train lacks label {value}'
-  return classes or labelling.numbered(count), values, errors
+  classes = classes or labelling.numbered(count - first, first)
+  return Meaning(classes, [value - first for value in values], errors, first)
 
 
-def find_column(names: Sequence[str], candidates: Sequence[str]) -> int | None:
-  """The index of the first of the candidates that is there, in any case."""
-  folded = [name.strip().lower() for name in names]
-  return next((folded.index(name) for name in candidates if name in folded), None)
+def find_columns(
+  table: Table, names: Sequence[str], named: Mapping[str, str]
+) -> tuple[int, int, int | None]:
+  """The indices of the columns of images, labels and splits; the table is told of the others.
+
+  By their names in `named`, by use, or else the first of COLUMNS that is there.
+  """
+  indices = {use: find_column(table, names, use, named.get(use)) for use in COLUMNS}
+  image, label, split = (indices[use] for use in ('image', 'label', 'split'))
+  if image is None or label is None:
+    use = 'image' if image is None else 'label'
+    first, *others = COLUMNS[use]
+    raise ValueError(
+      f'{table.where} has no column {first} (or {", ".join(others)}); it has {quoted(names)}: '
+      f'data.columns names them, as in {use}=COLUMN'
+    )
+  read = (image, label, split)
+  table.unread = [name for i, name in enumerate(names) if i not in read and name.strip()]
+  return image, label, split
 
 
-def find_columns(path: str, names: Sequence[str]) -> tuple[int, int, int | None]:
-  """The indices of the columns of images, labels and splits."""
-  image, label = find_column(names, PATHS), find_column(names, LABELS)
-  for index, candidates in ((image, PATHS), (label, LABELS)):
-    if index is None:
-      raise ValueError(
-        f'{printable(path)} has no column {candidates[0]} (or {", ".join(candidates[1:])}); it has '
-        f'{first_few([repr(printable(name)) for name in names]) or "none"}'
-      )
-  assert image is not None and label is not None
-  return image, label, find_column(names, ('split',))
+def find_column(table: Table, names: Sequence[str], use: str, name: str | None) -> int | None:
+  """The index of a column by its name, or else by those of its use; None where there is none."""
+  candidates = COLUMNS[use] if name is None else (as_column(name),)
+  headers = [as_column(header) for header in names]
+  index = next((headers.index(name) for name in candidates if name in headers), None)
+  if index is None and name is not None:
+    raise ValueError(f'{table.where} has no column {name!r}; it has {quoted(names)}')
+  return index
 
 
-def csv_splits(path: str) -> Splits:
+def as_column(name: str) -> str:
+  """A column's name without regard to case, and spaces and hyphens as underscores."""
+  return re.sub(r'[\s-]+', '_', name.strip().lower())
+
+
+def quoted(names: Sequence[str]) -> str:
+  return first_few([repr(printable(name)) for name in names]) or 'none'
+
+
+def csv_splits(path: str, columns: Mapping[str, str]) -> Splits:
   """The splits of a CSV file with a header: path, label and, if there is more than train, split.
 
   Labels are names, or numbers from 0; the labels of a multi-label image are joined by '|'.
   """
   sources.check_file(path)
   table = Table(path, 'line')
-  try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
-      reader = csv.reader(file, strict=True)
-      add_rows(table, ((reader.line_num, row) for row in reader if any(row)))
-  except UnicodeDecodeError:
-    raise ValueError(f'{table.where} is not UTF-8 text') from None
-  except (csv.Error, OSError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise ValueError(f'{table.where} cannot be read: {reason}') from None
+  add_rows(table, delimited.read_rows(path), columns)
   return table.open_splits()
 
 
-def add_rows(table: Table, lines: Iterable[tuple[int, list[str]]]) -> None:
-  """Adds (line number, row) of a CSV file, header first."""
+def add_rows(
+  table: Table, lines: Iterable[tuple[int, list[str]]], columns: Mapping[str, str]
+) -> None:
+  """Adds (line number, row) of a CSV file, header first; `columns` are named by their use."""
   lines = iter(lines)
   _, header = next(lines, (0, []))
-  image, label, split = find_columns(table.file, header)
+  image, label, split = find_columns(table, header, columns)
   for number, row in lines:
-    if len(row) != len(header):
+    if len(row) < len(header) or any(row[len(header) :]):  # empty ones may follow
       table.reject(number, f'{len(row)} fields instead of {len(header)}')
       continue
     labels = row[label].split('|')
@@ -268,7 +321,7 @@ class Cells:
     return {'image': self.column[int(index)].as_py(), 'label': self.labels[index]}
 
 
-def parquet_splits(path: str) -> Splits:
+def parquet_splits(path: str, columns: Mapping[str, str]) -> Splits:
   """The splits of a Parquet file with the columns of a CSV file, or with images as bytes.
 
   Images may also be as in Hugging Face's data sets: a struct of 'bytes' and 'path'; the names of
@@ -283,7 +336,7 @@ def parquet_splits(path: str) -> Splits:
   table = Table(path, 'row')
   try:
     with parquet.ParquetFile(path) as file:
-      images, classes = add_cells(table, file)
+      images, classes = add_cells(table, file, columns)
   except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
     reason = ' '.join(str(error).split())  # a KeyError: two columns of a name
     raise ValueError(f'{table.where} cannot be read: {reason}') from None
@@ -291,11 +344,11 @@ def parquet_splits(path: str) -> Splits:
 
 
 def add_cells(
-  table: Table, file: 'ParquetFile'
+  table: Table, file: 'ParquetFile', named: Mapping[str, str]
 ) -> tuple['pa.ChunkedArray | None', tuple[str, ...] | None]:
   """Adds the rows of a Parquet file; gives its images and classes, if it holds them."""
   schema = file.schema_arrow
-  image, label, split = find_columns(table.file, schema.names)
+  image, label, split = find_columns(table, schema.names, named)
   names = [schema.names[index] for index in (image, label, split) if index is not None]
   columns = file.read(columns=names)
   arrays = [columns.column(name) for name in names]
