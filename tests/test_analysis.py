@@ -603,9 +603,10 @@ def inspect(*words):
 OF_IMAGE = ('attention', 'rollout', 'evidence', 'occlusion')
 
 
-def test_inspect_writes_every_picture_with_its_arrays(tmp_path, photos, capsys):
+def test_inspect_writes_every_picture_with_the_arrays_of_the_analysis(tmp_path, photos, capsys):
   run, out = vit_of(), tmp_path / 'out'
-  assert inspect(saved(run, tmp_path), photos, '--out', out) == 0
+  words = ('--fusion', 'max', '--discard', '0.4', '--square', '3', '--stride', '2')
+  assert inspect(saved(run, tmp_path), photos, '--out', out, '--label', 'dog', *words) == 0
   output = capsys.readouterr()
   assert output.err == '' and str(out) in output.out
   expected = {'inspect.json', 'attention.html'}
@@ -619,12 +620,10 @@ def test_inspect_writes_every_picture_with_its_arrays(tmp_path, photos, capsys):
   index = json.loads((out / 'inspect.json').read_text())
   assert [image['folder'] for image in index['images']] == ['00_rose_0', '01_rose_1']
   assert index['images'][1]['predictions'] == run.predict(picture(1), top=5)
+  assert_arrays_of_analysis(run, out)
 
 
-def test_the_arrays_are_those_of_the_analysis(tmp_path, photos):
-  run, out = vit_of(), tmp_path / 'out'
-  words = ('--fusion', 'max', '--discard', '0.4', '--square', '3', '--stride', '2')
-  assert inspect(saved(run, tmp_path), photos, '--out', out, '--label', 'dog', *words) == 0
+def assert_arrays_of_analysis(run, out):
   whole = run.attention(picture(1))
   arrays = {path.stem: dict(np.load(path)) for path in (out / '01_rose_1').glob('*.npz')}
   close(arrays['attention']['maps'], whole.maps(), atol=1e-6)
