@@ -4,7 +4,6 @@ Each runs on eight devices, whole and interrupted, and on one.
 """
 
 import ast
-import contextlib
 import functools
 import io
 import pathlib
@@ -22,11 +21,12 @@ from tests.test_run import (
   cache,
   checkpoints_of,
   contents,
+  on_one_device,
   rows_of,
   shared,
-  stopped_at,
+  until,
 )
-from vit_jax import bundle, config, main, models, sharding, train
+from vit_jax import bundle, config, main, models, train
 from vit_jax import plan as plans
 from vit_jax.sources import open_splits
 from vit_jax.step import make_step, untraced
@@ -82,24 +82,22 @@ def vit_train(method, folder, name, fields=()):
   assert main.main(['--config=digits', f'--workdir={folder / name}', *flags]) == 0
 
 
+@functools.cache
 def plan_of(method, folder):
   return plans.make_plan(config.load('digits', words(method, folder)))
 
 
+@functools.cache
+def abstract_state(method, folder):
+  return train.abstract_state(plan_of(method, folder))
+
+
+@functools.cache
 def state_of(method, folder, name):
   """The last state that a run saved: {'step': 10, 'params/head/bias': array, ...}."""
-  like = train.abstract_state(plan_of(method, folder))
+  like = abstract_state(method, folder)
   with checkpoints_of(folder / name) as saved:
     return models.flat(jax.device_get(saved.restore_step(STEPS, like)))
-
-
-@contextlib.contextmanager
-def on_one_device():
-  """Meshes are of the first device alone."""
-  with pytest.MonkeyPatch.context() as patch:
-    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-    patch.setattr(sharding, 'make_mesh', one)
-    yield
 
 
 @pytest.fixture(scope='session')
@@ -109,9 +107,7 @@ def folder_of(tmp_path_factory, cache):
   def make(method, folder):
     bundle.write(folder / 'base', base())
     vit_train(method, folder, 'whole')
-    with pytest.MonkeyPatch.context() as patch, stopped_at(3, patch):
-      vit_train(method, folder, 'resumed')
-    assert not (folder / 'resumed/model').exists()
+    until(5, folder / 'whole', folder / 'resumed')
     vit_train(method, folder, 'resumed')
     with on_one_device():
       vit_train(method, folder, 'single', {'data.validation': ''})
