@@ -14,12 +14,14 @@ import pytest
 from tests.test_run import (
   assert_same_bits,
   cache,
+  checkpoints_of,
   contents,
   environment,
   names_by_step,
   python,
   rows_of,
   state_of,
+  until,
   vit_train,
   whole,
 )
@@ -33,32 +35,25 @@ def data_file(step):
   return max(step.rglob('d/*'), key=lambda file: file.stat().st_size)
 
 
-def flip_a_byte(step):
-  file = data_file(step)
-  data = bytearray(file.read_bytes())
-  data[len(data) // 2] ^= 1
-  file.write_bytes(data)
+def with_data(change):
+  """A fault: `change(data, middle)` in the place of a checkpoint's arrays."""
+
+  def fault(step):
+    file = data_file(step)
+    data = file.read_bytes()
+    file.write_bytes(change(data, len(data) // 2))
+
+  return fault
 
 
-def zero(step):
-  file = data_file(step)
-  data = bytearray(file.read_bytes())
-  middle = len(data) // 2
-  data[middle : middle + 64] = bytes(64)
-  file.write_bytes(data)
+def with_seal(change):
+  """A fault: `change(text)` in the place of a checkpoint's seal."""
 
+  def fault(step):
+    seal = step / 'seal.json'
+    seal.write_text(change(seal.read_text()))
 
-def truncate(step):
-  file = data_file(step)
-  file.write_bytes(file.read_bytes()[:-1])
-
-
-def delete_a_file(step):
-  data_file(step).unlink()
-
-
-def delete_the_manifest(step):
-  (step / 'state/manifest.ocdbt').unlink()
+  return fault
 
 
 def empty_the_folder(step):
@@ -70,81 +65,58 @@ def take_the_seal(step):
   (step / 'seal.json').unlink()
 
 
-def truncate_the_seal(step):
-  seal = step / 'seal.json'
-  seal.write_text(seal.read_text()[:-20])
-
-
-def empty_the_seal(step):
-  (step / 'seal.json').write_text('{}')
-
-
-def reshape_the_seal(step):
-  (step / 'seal.json').write_text('[1, 2]')
-
-
-FAULTS = (flip_a_byte, zero, truncate, delete_a_file, delete_the_manifest, empty_the_folder)
-FAULTS += (take_the_seal, truncate_the_seal, empty_the_seal, reshape_the_seal)
-
-
-@pytest.fixture
-def unfinished(whole, tmp_path):
-  """A run with the checkpoints 6, 7 and 8, and no model yet."""
-  run = tmp_path / 'run'
-  shutil.copytree(whole, run, ignore=shutil.ignore_patterns('model', '[1-5]'))
-  return run
+flip_a_byte = with_data(lambda data, n: data[:n] + bytes([data[n] ^ 1]) + data[n + 1 :])
+FAULTS = {
+  'a byte flipped': flip_a_byte,
+  'zeros': with_data(lambda data, n: data[:n] + bytes(64) + data[n + 64 :]),
+  'truncated': with_data(lambda data, _: data[:-1]),
+  'no file of data': lambda step: data_file(step).unlink(),
+  'no manifest': lambda step: (step / 'state/manifest.ocdbt').unlink(),
+  'an empty folder': empty_the_folder,
+  'no seal': take_the_seal,
+  'a truncated seal': with_seal(lambda text: text[:-20]),
+  'an empty seal': with_seal(lambda _: '{}'),
+  'a seal that is a list': with_seal(lambda _: '[1, 2]'),
+}
 
 
 def lines_on_damage(out):
   return [line for line in out.splitlines() if 'is damaged' in line]
 
 
-@pytest.mark.parametrize('fault', [flip_a_byte, empty_the_folder, take_the_seal])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_the_same(
-  fault, unfinished, whole, capsys
-):
-  fault(unfinished / 'checkpoints/8')
-  assert vit_train(unfinished) == 0
+def test_damaged_checkpoints_are_named_and_the_one_before_ends_the_same(whole, tmp_path, capsys):
+  run = until(8, whole, tmp_path / 'run')
+  saved, faults = run / 'checkpoints', {8: flip_a_byte, 7: take_the_seal, 6: empty_the_folder}
+  for step, fault in faults.items():
+    fault(saved / str(step))
+  # What a kill leaves, and what is someone's, is passed over.
+  for name in ('9.orbax-checkpoint-tmp', '8.orbax-checkpoint-tmp-123'):
+    (saved / name).mkdir()
+  (saved / 'notes.txt').write_text('mine')
+  assert vit_train(run) == 0
   output = capsys.readouterr()
-  [line] = lines_on_damage(output.out)
-  assert re.search(r'checkpoints/8 is damaged \(.+\): not used', line)
-  assert 'resumes at step 7' in output.out and output.err == ''
-  assert_same_bits(state_of(unfinished), state_of(whole))
-  assert contents(unfinished / 'model') == contents(whole / 'model')
-  assert rows_of(unfinished) == rows_of(whole)
+  lines = lines_on_damage(output.out)
+  assert len(lines) == len(faults)
+  for step, line in zip(faults, lines):
+    assert re.search(rf'checkpoints/{step} is damaged \(.+\): not used', line)
+  assert 'resumes at step 5' in output.out and output.err == ''
+  assert_same_bits(state_of(run), state_of(whole))
+  assert contents(run / 'model') == contents(whole / 'model')
+  assert rows_of(run) == rows_of(whole)
+  assert (saved / '8.damaged/seal.json').exists()  # set aside, not deleted
+  assert (saved / '8/seal.json').exists()
 
 
-def test_several_damaged_checkpoints_are_all_named(unfinished, whole, capsys):
-  flip_a_byte(unfinished / 'checkpoints/8')
-  truncate(unfinished / 'checkpoints/7')
-  assert vit_train(unfinished) == 0
-  out = capsys.readouterr().out
-  assert len(lines_on_damage(out)) == 2 and 'resumes at step 6' in out
-  assert_same_bits(state_of(unfinished), state_of(whole))
-  assert (unfinished / 'checkpoints/8.damaged/seal.json').exists()  # set aside, not deleted
-  assert (unfinished / 'checkpoints/8/seal.json').exists()
-
-
-def test_with_all_checkpoints_damaged_a_run_says_so_and_starts_anew(unfinished, whole, capsys):
-  for step in (6, 7, 8):
-    flip_a_byte(unfinished / f'checkpoints/{step}')
-  assert vit_train(unfinished) == 0
+def test_with_all_checkpoints_damaged_a_run_says_so_and_starts_anew(whole, tmp_path, capsys):
+  run = until(3, whole, tmp_path / 'run')
+  for step in (1, 2, 3):
+    flip_a_byte(run / f'checkpoints/{step}')
+  assert vit_train(run) == 0
   out = capsys.readouterr().out
   assert len(lines_on_damage(out)) == 3
   assert re.search('from the (beginning|start)|from step 0|starts (anew|again|over)', out)
-  assert_same_bits(state_of(unfinished), state_of(whole))
-  assert names_by_step(unfinished) == names_by_step(whole)
-
-
-def test_what_a_kill_leaves_in_the_folder_is_passed_over(unfinished, whole, capsys):
-  folder = unfinished / 'checkpoints'
-  (folder / '9.orbax-checkpoint-tmp').mkdir()
-  (folder / '8.orbax-checkpoint-tmp-123').mkdir()
-  (folder / 'notes.txt').write_text('mine')
-  shutil.rmtree(folder / '8')
-  assert vit_train(unfinished) == 0
-  assert lines_on_damage(capsys.readouterr().out) == []
-  assert_same_bits(state_of(unfinished), state_of(whole))
+  assert_same_bits(state_of(run), state_of(whole))
+  assert names_by_step(run) == names_by_step(whole)
 
 
 # The class by itself, on a state of two arrays
@@ -194,6 +166,16 @@ def test_the_best_is_kept_and_known_after_reopening(metric, best, reopened, tmp_
     assert saved.steps() == [best, 5]
 
 
+def test_the_newest_and_the_best_steps_are_kept_and_no_others(tmp_path):
+  curve = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.8, 5: 0.4, 6: 0.2, 7: 0.1, 8: 0.0}
+  for steps, kept in (([1, 2, 3, 4, 5], [2, 4, 5]), ([6, 7, 8], [2, 4, 7, 8])):
+    with saving(tmp_path, keep_best=2, keep_latest=2) as saved:
+      for step in steps:
+        saved.save(step, small(step), {'accuracy': curve[step]})
+      saved.wait()
+      assert saved.steps() == kept
+
+
 def test_orbax_0_12_seals_a_step_before_it_has_its_name(tmp_path, monkeypatch):
   names = []
   monkeypatch.setattr(checkpoint, 'seal', lambda folder: names.append(folder.name))
@@ -218,7 +200,7 @@ def test_every_fault_is_found_and_described(fault, tmp_path):
   with saving(tmp_path) as saved:
     saved.save(1, small(1))
   assert checkpoint.damage(tmp_path / '1') is None
-  fault(tmp_path / '1')
+  FAULTS[fault](tmp_path / '1')
   reason = checkpoint.damage(tmp_path / '1')
   assert reason and '\n' not in reason
 
@@ -263,7 +245,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_spares_the_others(t
   assert last == 'then 1'
 
 
-def test_a_run_on_a_full_disk_ends_with_one_line_and_resumes_at_the_step_before(
+def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_the_step_before(
   whole, tmp_path, monkeypatch, capsys
 ):
   """Which is there, though but one is to be kept: a step that is not sealed gets no name."""
@@ -280,10 +262,9 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_resumes_at_the_step_before(
     assert vit_train(tmp_path, fields) == 1
   [line] = capsys.readouterr().err.splitlines()
   assert 'checkpoints/3 could not be written' in line and 'No space left' in line
-  assert vit_train(tmp_path, fields) == 0
-  assert 'resumes at step 2' in capsys.readouterr().out
-  assert_same_bits(state_of(tmp_path), state_of(whole))
-  assert names_by_step(tmp_path) == names_by_step(whole)
+  with checkpoints_of(tmp_path) as saved:
+    assert saved.steps() == [2]
+  assert_same_bits(state_of(tmp_path, 2), state_of(whole, 2))
 
 
 def test_a_file_where_the_checkpoints_should_be_is_one_line(tmp_path, capsys):
