@@ -18,6 +18,7 @@ import vit_jax
 from tests.conftest import SIZE, drawn, flat, shapes, tiny
 from tests.test_processes import free_port
 from tests.test_run import (
+  PLAIN,
   TINY,
   assert_same_bits,
   cache,
@@ -30,7 +31,7 @@ from tests.test_run import (
   shared,
   started,
   state_of,
-  stopped_at,
+  until,
   vit_train,
   whole,
 )
@@ -331,6 +332,15 @@ def tuned(pretrained, **fields):
   return TUNE | unset | {'pretrained': pretrained} | fields
 
 
+def rewritten(whole, folder, section, **values):
+  """A copy of a run's model, with other values in a section of its description."""
+  shutil.copytree(whole / 'model', folder)
+  description = json.loads((folder / 'config.json').read_text())
+  description[section] |= values
+  (folder / 'config.json').write_text(json.dumps(description))
+  return folder
+
+
 def first_params(plan):
   return flat(jax.device_get(train.placed_state(plan).params))
 
@@ -378,19 +388,13 @@ def test_a_new_head_is_initialised_from_the_runs_seed_where_the_config_says_so(w
 
 
 def test_how_the_head_of_a_checkpoint_started_is_not_taken_from_it(whole, tmp_path):
-  shutil.copytree(whole / 'model', tmp_path / 'other')
-  file = tmp_path / 'other/config.json'
-  description = json.loads(file.read_text())
-  description['model']['head_init'] = 'normal'
-  file.write_text(json.dumps(description))
-  plan = plan_of(tuned(tmp_path / 'other'))
+  other = rewritten(whole, tmp_path / 'other', 'model', head_init='normal')
+  plan = plan_of(tuned(other))
   assert plan.task.model.head_init == 'zeros' and not first_params(plan)['head/kernel'].any()
   asked = plan.config.to_dict()
   asked['model'] |= {'width': None, 'head_init': None}
   (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
-  workdir.claim(
-    tmp_path / 'run', plan_of(tuned(tmp_path / 'other', **{'model.head_init': 'normal'})).config
-  )
+  workdir.claim(tmp_path / 'run', plan_of(tuned(other, **{'model.head_init': 'normal'})).config)
   resumed, checkpoint = plans.checkpoint_defaults(FrozenConfigDict(asked), tmp_path / 'run')
   assert checkpoint is None
   assert (resumed.model.width, resumed.model.head_init) == (TINY['model.width'], None)
@@ -413,13 +417,9 @@ def test_how_a_checkpoint_was_regularised_is_not_taken_from_it(whole):
 
 
 def test_pixels_are_the_configs_else_the_checkpoints_else_centred(whole, tmp_path):
-  shutil.copytree(whole / 'model', tmp_path / 'other')
-  file = tmp_path / 'other/config.json'
-  description = json.loads(file.read_text())
-  description['preprocess'] |= {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.2, 0.3]}
-  file.write_text(json.dumps(description))
-  data = plan_of(tuned(tmp_path / 'other')).config.data
-  assert (data.mean, data.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+  pixels = {'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.2, 0.3)}
+  data = plan_of(tuned(rewritten(whole, tmp_path / 'other', 'preprocess', **pixels))).config.data
+  assert (data.mean, data.std) == (pixels['mean'], pixels['std'])
   data = plan_of().config.data
   assert (data.mean, data.std) == ((0.5,) * 3,) * 2
 
@@ -505,31 +505,35 @@ def test_a_kept_head_for_other_classes_is_one_line(whole, tmp_path, capsys):
   assert 'is for 10 classes' in line and 'has 3: new_head=True starts with a new one' in line
 
 
-@pytest.fixture(scope='session')
-def fine_tuned(tmp_path_factory, cache, whole):
-  """A run that started from `whole` and was never stopped."""
-  fields = tuned(whole) | SHORT
-  return shared(tmp_path_factory, 'fine_tuned', lambda f: vit_train(f / 'run', fields)) / 'run'
-
-
 SHORT = {'schedule.warmup': 0, 'freeze.layers': 1, 'optimizer.layer_decay': 0.5}
 
 
+def short(run, **fields):
+  """Fields of `fine_tuned`."""
+  return tuned(run.parent / 'start') | SHORT | fields
+
+
+@pytest.fixture(scope='session')
+def fine_tuned(tmp_path_factory, cache, whole):
+  """A run that started from the model of `whole` and was never stopped; its checkpoint is gone."""
+
+  def make(folder):
+    shutil.copytree(whole / 'model', folder / 'start')
+    assert vit_train(folder / 'run', short(folder / 'run')) == 0
+    shutil.rmtree(folder / 'start')
+
+  return shared(tmp_path_factory, 'fine_tuned', make) / 'run'
+
+
 def test_a_fine_tuned_run_resumes_to_the_same_bits_without_its_checkpoint(
-  fine_tuned, whole, tmp_path, monkeypatch, capsys
+  fine_tuned, tmp_path, capsys
 ):
-  start = tmp_path / 'start/run'  # the card tells a path's last name: the same as the other's
-  shutil.copytree(whole / 'model', start)
-  fields = tuned(start) | SHORT
-  with stopped_at(1, monkeypatch):
-    assert vit_train(tmp_path / 'run', fields) == 0
-  assert capsys.readouterr().out.count('loaded') == 1
-  shutil.rmtree(start)
-  assert vit_train(tmp_path / 'run', fields) == 0
-  said = capsys.readouterr().out
-  assert 'resumes at step 1' in said and 'loaded' not in said
-  assert contents(tmp_path / 'run/model') == contents(fine_tuned / 'model')
-  assert rows_of(tmp_path / 'run') == rows_of(fine_tuned)
+  run = until(1, fine_tuned, tmp_path / 'run')
+  assert vit_train(run, short(fine_tuned)) == 0
+  out = capsys.readouterr().out
+  assert 'resumes at step 1' in out and 'loaded' not in out
+  assert contents(run / 'model') == contents(fine_tuned / 'model')
+  assert rows_of(run) == rows_of(fine_tuned)
 
 
 def test_a_fine_tuned_runs_config_tells_the_model_that_it_had(fine_tuned, whole):
@@ -546,10 +550,8 @@ def test_another_checkpoint_to_start_from_is_another_run(fine_tuned, capsys):
   assert 'holds another run: pretrained is' in line
 
 
-def test_another_regularisation_is_another_run_though_the_checkpoint_tells_none(
-  fine_tuned, whole, capsys
-):
-  assert vit_train(fine_tuned, tuned(whole) | SHORT | {'model.dropout': None}) == 2
+def test_another_regularisation_is_another_run_though_the_checkpoint_tells_none(fine_tuned, capsys):
+  assert vit_train(fine_tuned, short(fine_tuned, **{'model.dropout': None})) == 2
   [line] = capsys.readouterr().err.splitlines()
   assert 'holds another run: model.dropout is 0.0 there and None here' in line
 
@@ -604,7 +606,7 @@ def time_over_at(step, monkeypatch):
     yield limits
 
 
-def test_a_run_whose_time_is_over_saves_and_the_same_command_resumes_to_the_same_bits(
+def test_a_run_whose_time_is_over_saves_the_bits_that_another_limit_resumes_from(
   whole, tmp_path, monkeypatch, capsys
 ):
   limit = {'time_limit': '1h30m'}
@@ -615,24 +617,23 @@ def test_a_run_whose_time_is_over_saves_and_the_same_command_resumes_to_the_same
   assert 'stopped at step 3, saved: the same command resumes there' in said
   assert 5300 < limits[0] <= 5400  # compiling counts
   assert not (tmp_path / 'model').exists()
-  assert vit_train(tmp_path, {'time_limit': '2h'}) == 0
-  assert_same_bits(state_of(tmp_path), state_of(whole))
-  assert rows_of(tmp_path) == rows_of(whole)
-  assert contents(tmp_path / 'model') == contents(whole / 'model')
+  assert_same_bits(state_of(tmp_path), state_of(whole, 3))
+  assert rows_of(tmp_path) == rows_of(whole)[:3]
+  assert vit_train(whole, {'time_limit': '2h'}) == 0  # another limit is no other run
+
+
+ENDLESS = {'duration': '1000000 steps', 'checkpoint.every': 0, 'evaluation.every': 0}
 
 
 def test_a_time_limit_ends_a_run_by_the_clock(tmp_path, capsys):
-  fields = {'duration': '1000000 steps', 'time_limit': '1s', 'checkpoint.keep_latest': 1}
-  fields |= {'checkpoint.every': 0, 'evaluation.every': 0}
-  assert vit_train(tmp_path, fields) == 0
+  assert vit_train(tmp_path, PLAIN | ENDLESS | {'time_limit': '1s'}) == 0
   assert re.search(r'stopped at step [1-9]\d*, saved', capsys.readouterr().out)
 
 
 def test_two_processes_start_from_a_checkpoint_and_stop_in_time_at_the_same_step(
   cache, whole, tmp_path
 ):
-  fields = tuned(whole) | {'duration': '1000000 steps', 'time_limit': '1s', 'checkpoint.every': 0}
-  fields |= {'evaluation.every': 0, 'system.fsdp': 2}
+  fields = PLAIN | tuned(whole) | ENDLESS | {'time_limit': '1s', 'system.fsdp': 2}
   words = ['-m', 'vit_jax.main', '--config=digits', f'--workdir={tmp_path / "run"}', *flags(fields)]
   words += [f'--coordinator_address=127.0.0.1:{free_port()}', '--num_processes=2']
   env = environment(cache)
