@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
+from tests.test_run import contents
 from vit_jax import __main__ as commands
 from vit_jax import config, main, models
 
@@ -51,10 +52,6 @@ def vit(*words, capsys):
 def vit_train(line=COMMAND):
   """The exit code of `vit train ...`."""
   return main.main(shlex.split(line)[2:])
-
-
-def contents(folder):
-  return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
 
 
 def lines_of(folder):

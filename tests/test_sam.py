@@ -9,25 +9,17 @@ import optax
 import pytest
 
 from tests.conftest import flat
+from tests.test_optim import NAMES, RATE, close, make
 from vit_jax import optim
 
 pytestmark = pytest.mark.gpu
 
-NAMES = ['sgd', 'adam', 'adamw', 'adafactor', 'lion', 'lamb', 'muon']
-RATE, RADIUS = 0.1, 0.2
-
-
-def close(a, b, rtol=1e-5, atol=1e-7):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), a, b)
+RADIUS = 0.2
 
 
 def assert_same_bits(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
-
-
-def make(name, rate=RATE, **options):
-  return optim.make_optimizer(name, lambda step: jnp.asarray(rate), **options)
 
 
 def gradient(params, *_):

@@ -64,6 +64,8 @@ def test_a_loss_reads_what_is_fixed_and_the_average_as_it_is_before_the_update()
     average = 0.9 * average + 0.1 * w
   np.testing.assert_allclose(state.params['head']['w'], w, rtol=1e-6)
   np.testing.assert_allclose(state.ema['head']['w'], average, rtol=1e-6)
+  assert state.model_params is state.ema
+  assert state.replace(ema=None).model_params is state.params
 
 
 def test_without_an_average_a_loss_is_given_none():
