@@ -99,7 +99,7 @@ def pretraining(argument):
   config.model.name = name
   config.duration = '300 epochs'
   config.batch_size = 4096
-  config.data.preprocess = 'resize_small(256) | central_crop'
+  config.data.preprocess = "resize_small(256, method='area') | central_crop"
   config.objective.loss = 'sigmoid'
   config.optimizer.momentum_dtype = 'bfloat16'
   config.optimizer.weight_decay = 0.1

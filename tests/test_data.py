@@ -294,7 +294,7 @@ def test_antialiased_resizes_equal_pillow(name, size):
 
 @pytest.mark.quick
 @pytest.mark.parametrize('size', RESIZED)
-@pytest.mark.parametrize('method', transforms.METHODS)
+@pytest.mark.parametrize('method', sorted(transforms.METHODS.keys() & resample.RULES))
 def test_methods_are_the_rules_that_resample_weights_by_the_same_name(method, size):
   down, across = (resample.matrix(method, *sides) for sides in zip(PHOTO.shape, size))
   expected = np.einsum('yr,xc,rcd->yxd', down, across, PHOTO).clip(0, 255)
@@ -305,10 +305,12 @@ def test_methods_are_the_rules_that_resample_weights_by_the_same_name(method, si
 
 @pytest.mark.quick
 def test_an_unknown_method_is_an_error_that_lists_the_known():
-  methods = 'bilinear, bicubic, bilinear_antialias, bicubic_antialias'
+  methods = 'bilinear, bicubic, area, bilinear_antialias, bicubic_antialias'
   for step in ('resize(8', 'resize_small(8'):
-    with pytest.raises(ValueError, match=f"transform .* unknown method 'area'; known: {methods}"):
-      transforms.compose(f"{step}, method='area')", (4, 6))
+    with pytest.raises(
+      ValueError, match=f"transform .* unknown method 'lanczos'; known: {methods}"
+    ):
+      transforms.compose(f"{step}, method='lanczos')", (4, 6))
 
 
 @pytest.mark.quick
@@ -468,6 +470,26 @@ def test_transforms_draw_from_their_generator_alone():
   np.random.seed(1)
   np.testing.assert_array_equal(apply(line, seed=3), first)
   assert not np.array_equal(apply(line, seed=4), first)
+
+
+def overlaps(size, result):
+  """(result, size): how much of each pixel each of `result` equal parts of a side covers, of 1."""
+  edges = np.arange(result + 1) * size / result
+  pixels = np.arange(size)
+  low, high = np.maximum(edges[:-1, None], pixels), np.minimum(edges[1:, None], pixels + 1)
+  return np.maximum(high - low, 0) * result / size
+
+
+@pytest.mark.parametrize('side', [256, 128, 400])
+def test_area_is_the_mean_of_what_a_pixel_covers_without_its_fraction(side):
+  image = np.asarray(Image.open(pathlib.Path(__file__).parent / 'data/chelsea.png').convert('RGB'))
+  pixels = apply(f"resize_small({side}, method='area')", image)
+  height, width, _ = pixels.shape
+  rows, columns = overlaps(image.shape[0], height), overlaps(image.shape[1], width)
+  means = np.einsum('yh,hwc->ywc', rows, image.astype(float), optimize=True)
+  means = np.einsum('xw,ywc->yxc', columns, means, optimize=True)
+  assert (pixels - means > -1.001).all() and (pixels - means < 0.002).all()
+  assert np.abs(pixels - apply(f'resize_small({side})', image).astype(int)).max() > 9
 
 
 @pytest.mark.parametrize('name', ['resize', 'resize_small(5)', 'central_crop(3)'])

@@ -326,7 +326,7 @@ def test_every_task_of_vtab_is_a_recipe():
   'crop, line',
   [
     ('inception_crop', 'inception_crop | flip'),
-    ('resmall_crop', 'resize_small(448) | random_crop | flip'),
+    ('resmall_crop', "resize_small(448, method='area') | random_crop | flip"),
     ('resize_crop', 'resize(448) | random_crop | flip'),
   ],
 )

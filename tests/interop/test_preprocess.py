@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import safetensors.torch
+import torch
 from PIL import Image
 
 from tests.interop import peers
@@ -46,17 +46,20 @@ def timm_folder(folder, size=(224, 224), **values):
   return folder, lambda image: np.asarray(step(image)).transpose(1, 2, 0)
 
 
-def torchvision_file(folder):
-  module = peers.torchvision.models.VisionTransformer(224, 16, 1, 2, 128, 160)
-  safetensors.torch.save_file(module.state_dict(), folder / 'model.safetensors')
-  step = peers.torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.transforms()
+def torchvision_file(folder, weights, sizes):
+  """A file called and shaped as torchvision's, but for its depth, and what is done for it."""
+  side, patch, width, heads = sizes
+  module = peers.torchvision.models.VisionTransformer(side, patch, 1, heads, width, 64)
+  step = weights.transforms()
+  path = folder / weights.url.rsplit('/', 1)[-1]
+  torch.save(module.state_dict(), path)
   mean, std = np.array(step.mean), np.array(step.std)
 
   def apply(image):
     levels = np.asarray(step(image)).transpose(1, 2, 0) * std + mean
     return np.rint(levels * 255).astype(np.uint8)
 
-  return folder / 'model.safetensors', apply
+  return path, apply
 
 
 def transformers_folder(folder, kind, **values):
@@ -82,11 +85,28 @@ def hugging_face(line, kind, **values):
   return line, transformers_folder, {'kind': kind, **values}
 
 
+def torchvision(line, kind, weights, *sizes):
+  weights = peers.torchvision.models.get_model_weights(kind)[weights]
+  return line, torchvision_file, {'weights': weights, 'sizes': sizes}
+
+
+SWAG = "crop_ratio(ratio=1.0, method='bicubic_antialias')"
 CASES = {
-  'torchvision': (
+  'torchvision': torchvision(
     "crop_ratio(ratio=0.875, method='bilinear_antialias')",
-    torchvision_file,
-    {},
+    *('vit_b_16', 'IMAGENET1K_V1', 224, 16, 768, 12),
+  ),
+  'torchvision large': torchvision(
+    "resize_small(242, method='bilinear_antialias', rounding='down') | "
+    "central_crop(rounding='nearest')",
+    *('vit_l_16', 'IMAGENET1K_V1', 224, 16, 1024, 16),
+  ),
+  'torchvision SWAG': torchvision(SWAG, 'vit_b_16', 'IMAGENET1K_SWAG_E2E_V1', 384, 16, 768, 12),
+  'torchvision SWAG linear': torchvision(
+    SWAG, 'vit_l_16', 'IMAGENET1K_SWAG_LINEAR_V1', 224, 16, 1024, 16
+  ),
+  'torchvision SWAG huge': torchvision(
+    SWAG, 'vit_h_14', 'IMAGENET1K_SWAG_LINEAR_V1', 224, 14, 1280, 16
   ),
   'timm': timm("crop_ratio(ratio=0.9, method='bicubic_antialias')", crop_pct=0.9),
   'timm odd': timm("crop_ratio(ratio=0.965, method='bicubic_antialias')", crop_pct=0.965),
@@ -139,4 +159,20 @@ def test_a_file_that_is_read_gives_the_pixels_of_the_library_that_wrote_it(name,
   path, theirs = save(tmp_path, **values)
   checkpoint = convert.read(path, heads=2)
   assert checkpoint.preprocess['steps'] == line
+  assert checkpoint.notes == ()
   check_pixels(line, checkpoint.preprocess.get('size', checkpoint.size), theirs)
+
+
+def test_weights_of_torchvision_that_could_be_of_two_kinds_are_told(tmp_path):
+  _, save, values = CASES['torchvision']
+  path, _ = save(tmp_path, **values)
+  [note] = convert.read(path.rename(tmp_path / 'flowers.pth')).notes
+  assert 'IMAGENET1K_V1' in note and SWAG in note
+
+
+def test_bicubic_in_floats_is_refused_where_it_is_dinov3s(tmp_path):
+  folder, _ = transformers_folder(tmp_path, 'ViT', resample=3)
+  config = {'image_processor_type': 'DINOv3ViTImageProcessorFast', 'resample': 3}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='resample 3 of DINOv3ViTImageProcessorFast is not read'):
+    convert.read(folder)

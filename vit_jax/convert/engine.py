@@ -127,6 +127,8 @@ class Family:
     details: (their arrays, ours, config) -> fields of the model that our arrays do not show.
     preprocess: (config) -> fields of `bundle.Preprocess` that the file, or its kind, tells. In the
       place of `steps` it may have `fraction` and `method`: see `preprocess.crop_steps`.
+    published: (ours, file name) -> fields of `preprocess` that only a published file has, and lines
+      to say of them.
     resample: the rule by which their code resamples positions.
     separator: between the parts of a name.
     tidy: brings their arrays to the table's names, before `renames`.
@@ -148,6 +150,7 @@ class Family:
   table: tuple[Row, ...]
   details: Callable[[Arrays, Arrays, dict[str, Any]], dict[str, Any]]
   preprocess: Callable[[dict[str, Any]], dict[str, Any]]
+  published: Callable[[Arrays, str], tuple[dict[str, Any], tuple[str, ...]]] = lambda *_: ({}, ())
   resample: str = 'bicubic_antialias'
   separator: str = '.'
   tidy: Callable[[Arrays], Arrays] = unchanged

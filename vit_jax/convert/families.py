@@ -93,7 +93,7 @@ def read_dialect(path: pathlib.Path, heads: int | None, image_size: Size | None)
       # Beside several weight files, JSON that does not fit this one is of another
       ignored = f'the JSON beside it is ignored, as it does not fit: {one_line(error)}'
     checkpoint = recognised(str(path), arrays, {}, heads, image_size)
-    return dataclasses.replace(checkpoint, notes=(ignored,))
+    return dataclasses.replace(checkpoint, notes=(ignored, *checkpoint.notes))
   except ValueError as error:
     raise ValueError(f'{one_line(path)}: {one_line(error)}') from None
 
@@ -124,6 +124,7 @@ def recognised(
   fields = infer_fields(family, ours, details, sizes, faults)
   check_declared(declared, fields, family.contradictions(ours, config))
   size = architecture.image_size(fields, ours, sizes)
+  published, notes = family.published(ours, pathlib.PurePath(path).name)
   return Checkpoint(
     path=path,
     dialect=family.dialect,
@@ -132,8 +133,9 @@ def recognised(
     arrays=ours,
     size=size,
     classes=class_names(config, fields),
-    preprocess=prepared(preprocess, size),
+    preprocess=prepared(preprocess | published, size),
     resample=family.resample,
+    notes=notes,
     renamed=sum(name not in ours or name not in arrays for name in used),
     dropped=(*outside, *dropped),
     faults=faults,

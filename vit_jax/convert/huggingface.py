@@ -465,6 +465,10 @@ def preprocess(config: dict[str, Any], usual: str = 'ViT') -> dict[str, Any]:
   values = PROCESSORS[processor] | values
   if values['resample'] not in METHODS:
     raise ValueError(f'preprocessor_config.json: resample {values["resample"]} is none of 2 and 3')
+  if processor == 'DINOv3ViT' and METHODS[values['resample']] != 'bilinear_antialias':
+    raise ValueError(  # it resizes before it rounds, and bicubic leaves [0, 1]
+      f'preprocessor_config.json: resample {values["resample"]} of {named} is not read, 2 is'
+    )
   return {**steps_of(values), **levels(values)}
 
 

@@ -1,6 +1,10 @@
 """torchvision's names of its `vit_*` models."""
 
-from vit_jax.convert.engine import Exportable, ExportSpec, Family, always, rows
+import math
+import re
+from typing import Any
+
+from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, Family, always, rows
 from vit_jax.convert.timm import (
   BLOCKS,
   IMAGENET_MEAN,
@@ -35,6 +39,32 @@ VIT = rows(
 )
 
 
+# Width, patch and image of the weights that images come to as large as the crop, by bicubic: SWAG
+SWAG = {(768, 16, 384), (1024, 16, 512), (1280, 14, 518), (1280, 14, 224)}
+SWAG_STEPS = centre(1.0, 'bicubic_antialias')
+LARGE_STEPS = "resize_small(242, method='bilinear_antialias', rounding='down')"
+PUBLISHED = r'vit_[blh]_\d+(_lc)?(_swag)?-[0-9a-f]{8}\.pth'
+
+
+def published(ours: Arrays, file: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """The steps of torchvision's own weights, by their size and the name of their file.
+
+  Of 224 pixels there are two kinds of B/16 and L/16, which only the name tells apart.
+  """
+  kernel, table = ours['embed/kernel'], ours.get('positions')
+  if table is None:
+    return {}, ()
+  side = math.isqrt(table.shape[1] - 1) * kernel.shape[0]
+  kind = (kernel.shape[3], kernel.shape[0], side)
+  if kind in SWAG or '_swag' in file:
+    return {'steps': SWAG_STEPS}, ()
+  notes: tuple[str, ...] = ()
+  if kind in ((768, 16, 224), (1024, 16, 224)) and not re.fullmatch(PUBLISHED, file):
+    notes = (f'preprocessing is taken for IMAGENET1K_V1; of SWAG weights it is {SWAG_STEPS!r}',)
+  large = kind == (1024, 16, 224)
+  return {'steps': f"{LARGE_STEPS} | central_crop(rounding='nearest')"} if large else {}, notes
+
+
 FAMILIES = (
   Family(
     dialect='torchvision',
@@ -46,6 +76,7 @@ FAMILIES = (
     preprocess=always(  # of the files named V1: the shorter side to 8/7 of the size, its centre
       steps=centre(0.875, 'bilinear_antialias'), mean=IMAGENET_MEAN, std=IMAGENET_STD
     ),
+    published=published,
     resample='bicubic_align_corners',
   ),
 )

@@ -89,7 +89,8 @@ def preprocess_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str,
   config = {**configs.get('config.json', {})}
   if 'preprocessor_config.json' in configs:
     config['preprocessor'] = configs['preprocessor_config.json']
-  theirs = prepared(family.preprocess(config), ours.size)
+  published, _ = family.published(models.flat(source.params), '')
+  theirs = prepared(family.preprocess(config) | published, ours.size)
   lines = []
   if not preprocess.same_pixels(ours.steps, theirs['steps'], ours.size):
     lines.append(f'preprocessing is {ours.steps!r}, but its readers take {theirs["steps"]!r}')

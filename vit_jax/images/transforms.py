@@ -54,9 +54,17 @@ def resize_pillow(image: Image, size: tuple[int, int], name: str) -> Image:
   return np.asarray(pil.fromarray(image).resize(size, pil.Resampling[name]))
 
 
+def resize_area(image: Image, size: tuple[int, int]) -> Image:
+  """The mean of what each pixel covers, as tf.image.resize's 'area'; `size` is (width, height)."""
+  means = opencv().resize(image.astype(np.float32), size, interpolation=opencv().INTER_AREA)
+  # big_vision cuts the fraction off; a whole number may be 4e-5 short of itself here
+  return (means + 1e-3).astype(np.uint8)
+
+
 METHODS: dict[str, Callable[[Image, tuple[int, int]], Image]] = {
   'bilinear': functools.partial(resize_opencv, name='INTER_LINEAR'),  # tf.image.resize: Google
   'bicubic': functools.partial(resize_opencv, name='INTER_CUBIC'),
+  'area': resize_area,  # big_vision's resize_small
   # torchvision and Hugging Face, then timm and DeiT
   'bilinear_antialias': functools.partial(resize_pillow, name='BILINEAR'),
   'bicubic_antialias': functools.partial(resize_pillow, name='BICUBIC'),
