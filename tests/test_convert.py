@@ -23,6 +23,7 @@ from vit_jax.convert import (
   preprocess,
   resample,
   timm,
+  timm_names,
   torchvision,
   weights,
 )
@@ -523,7 +524,11 @@ def test_json_is_read_beside_a_weight_file_of_any_name(tmp_path):
 
 
 def test_json_of_another_weight_file_is_ignored_and_told(tmp_path):
-  timm_folder(tmp_path, CONFIGS['timm'] | {'model_args': {'depth': 9}}, 'mine.safetensors')
+  timm_folder(
+    tmp_path,
+    CONFIGS['timm'] | {'model_args': {'embed_dim': 16, 'num_heads': 2, 'depth': 9}},
+    'mine.safetensors',
+  )
   np.savez(tmp_path / 'other.npz', a=np.ones(1))
   adapted, text = loaded(tmp_path / 'mine.safetensors')
   assert 'JSON beside it is ignored' in text and 'blocks.2.norm1.weight is missing' in text
@@ -1052,7 +1057,7 @@ CONFIGS = {
     'num_classes': 5,
     'global_pool': 'token',
     'label_names': list('abcde'),
-    'model_args': {'num_heads': 2, 'act_layer': 'gelu'},
+    'model_args': {'embed_dim': 16, 'depth': 2, 'num_heads': 2, 'act_layer': 'gelu'},
     'pretrained_cfg': {
       'input_size': [3, 16, 16],
       'interpolation': 'bicubic',
@@ -1206,3 +1211,86 @@ def test_what_hugging_face_cannot_say_is_refused_by_name(fields, tmp_path):
   source = bundle.Bundle(model, drawn(shapes(model)), tuple('abcde'), preprocess, 'ViT-Ti/16')
   with pytest.raises(ValueError, match=r'no way to say .*layer_scale None'):
     convert.write(tmp_path / 'model', source, to='hf')
+
+
+# Names of timm's, and what wraps names
+
+
+@pytest.mark.parametrize(
+  'architecture, field, value',
+  [
+    ('vit_base_patch16_gap_224', 'num_heads', 16),
+    ('vit_giantopt_patch16_siglip_256', 'num_heads', 16),
+    ('vit_7b_patch16_dinov3.lvd1689m', 'num_heads', 32),
+    ('test_vit', 'num_heads', 2),
+    ('vit_base_patch16_224_in21k', 'num_heads', 12),
+    ('vit_large_patch14_clip_quickgelu_224', 'act_layer', 'quick_gelu'),
+  ],
+)
+def test_a_name_of_timms_says_what_the_arrays_do_not(architecture, field, value):
+  assert timm_names.called({}, architecture, 'VisionTransformer').arguments[field] == value
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'architecture': 'vit_base_patch16_rpn_224'}, 'block_fn'),
+    ({'architecture': 'beit_base_patch16_224'}, 'Beit'),
+    ({'architecture': 'vit_tiny_patch16_225'}, 'norm_layer'),
+    ({'act_layer': 'silu'}, 'act_layer'),
+    ({'global_pool': 'avgmax'}, 'global_pool'),
+    ({'scale_mlp_norm': True}, 'scale_mlp_norm'),
+    ({'depht': 2}, 'no argument depht'),
+  ],
+  ids=str,
+)
+def test_what_timm_computes_otherwise_is_refused_by_name(changes, said, tmp_path):
+  config = CONFIGS['timm']
+  top = {key: value for key, value in changes.items() if key in config}
+  args = {key: value for key, value in changes.items() if key not in config or key == 'global_pool'}
+  folder = timm_folder(tmp_path, config | top | {'model_args': config['model_args'] | args})
+  assert said in refused(vit_jax.load, folder)
+
+
+WRAPPINGS = {
+  'by torch.compile': lambda name: f'_orig_mod.{name}',
+  'by DataParallel': lambda name: f'module.{name}',
+  'by FSDP': lambda name: re.sub(r'(blocks\.\d+)', r'\1._fsdp_wrapped_module', name),
+  'by activation checkpointing': lambda name: re.sub(
+    r'(blocks\.\d+)', r'\1._checkpoint_wrapped_module', name
+  ),
+  'in chunks of blocks': lambda name: re.sub(r'blocks\.(\d+)', r'blocks.\1.\1', name),
+  'in net': lambda name: f'net.{name}',
+  'in student': lambda name: f'state_dict.student._orig_mod.module.{name}',
+  'anywhere': lambda name: f'some.thing.of.mine.{name}',
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPINGS.values(), ids=list(WRAPPINGS))
+def test_what_wraps_the_names_makes_no_difference(wrap, tmp_path):
+  params = params_of(small())
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params))
+  arrays = {wrap(name): np.ascontiguousarray(array) for name, array in theirs.items()}
+  save_file(arrays, tmp_path / 'some.safetensors')
+  assert_equal(loaded(tmp_path / 'some.safetensors')[0], params)
+
+
+def test_several_models_in_a_file_are_not_one(tmp_path):
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params_of(small())))
+  arrays = {f'{p}.{n}': np.ascontiguousarray(a) for n, a in theirs.items() for p in ('one', 'two')}
+  save_file(arrays, tmp_path / 'some.safetensors')
+  said = refused(vit_jax.load_params, tmp_path / 'some.safetensors', small())
+  assert 'several models, one.*, two.*' in said
+
+
+def test_positions_of_registers_are_part_of_them(tmp_path):
+  model = small(registers=4)
+  arrays = flat(params_of(model))
+  rows = np.random.default_rng(0).standard_normal((1, 4, model.width)).astype(np.float32)
+  theirs, _ = engine.to_theirs(TABLES['timm'], arrays)
+  table = arrays['positions']
+  theirs['pos_embed'] = np.concatenate([table[:, :1], rows, table[:, 1:]], axis=1)
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'a.safetensors')
+  actual, _ = loaded(tmp_path / 'a.safetensors', model)
+  np.testing.assert_array_equal(actual['registers'], arrays['registers'] + rows)
+  np.testing.assert_array_equal(actual['positions'], table)

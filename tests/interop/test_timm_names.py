@@ -1,144 +1,149 @@
-"""Every name of timm's plain Transformers: its details are ours, or it is refused.
+"""Every ViT-like name of timm's, and every argument of their constructors: equal, or refused."""
 
-timm's config.json holds only the arguments that differ from what a name stands for, so the name
-itself says the activation, epsilon and block. A block whose arrays have the usual names but which
-computes something else must not be taken for the usual one.
-"""
-
-import re
+import json
+import pathlib
 
 import pytest
 
 import vit_jax
-from tests.interop import ours, peers
+from tests.interop import ours, peers, timm_sweep, timm_table
+from vit_jax.convert import timm_names
 
 timm = peers.timm
-
-MODULES = ('vision_transformer', 'deit', 'eva', 'beit')
-ACTIVATIONS = {'GELU': 'gelu_erf', 'GELUTanh': 'gelu_tanh', 'QuickGELU': 'quick_gelu'}
-POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map', '': 'none'}
-PLAIN = ('Block', 'Attention', 'LayerNorm')
+SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'num_blocks')
 
 
-def small(arch):
-  side = 4 * int((re.search(r'patch(\d+)', arch) or ['', 16])[1])
-  sizes = dict(embed_dim=96, depth=1, num_heads=2, num_classes=5, img_size=side)
-  return timm.create_model(arch, **sizes)
+def kinds():
+  """One name for each different row of the table, sizes aside: the first."""
+  rows = timm_names.table()['architectures']
+  first = {}
+  for name in timm_table.names():
+    kind = {key: value for key, value in rows[name].items() if key not in SIZES}
+    first.setdefault(json.dumps(kind, sort_keys=True), name)
+  return sorted(first.values())
 
 
-def names():
-  return [name for module in MODULES for name in timm.list_models(module=module)]
+def test_the_table_is_what_timm_builds():
+  file = pathlib.Path(timm_names.__file__).with_name(timm_names.TABLE)
+  assert timm_table.text() == file.read_text()
 
 
-def is_plain(module):
-  block = module.blocks[0]
-  kinds = [type(part).__name__ for part in (block, getattr(block, 'attn', None))]
-  norm = type(getattr(block, 'norm1', None)).__name__
-  if (*kinds, norm) != PLAIN or 'Beit' in type(module).__name__:
-    return False
-  inner = [*block.attn.norm.parameters(), *block.mlp.norm.parameters()]  # as BEiT-3 has
-  return not inner and type(block.mlp).__name__ in ('Mlp', 'GluMlp')
+def test_the_table_has_every_name_of_timm():
+  assert len(timm_table.names()) == 341
+  assert set(timm_table.names()) <= timm_names.table()['architectures'].keys()
 
 
-def places_registers(module):
-  """Whether the table of positions has rows for registers, which no model of ours has."""
-  return module.num_reg_tokens and not module.no_embed_class
+@pytest.mark.parametrize('name', kinds())
+def test_a_name_without_arguments_gives_equal_logits_or_is_refused(name, tmp_path):
+  result = timm_sweep.result(name, tmp_path / 'model')
+  expected = 'refused' if timm_sweep.is_refused(name) else 'equal'
+  assert result.status == expected, result
+  assert result.status == 'equal' or name in result.line
 
 
-def details(module):
-  """What a plain model's name stands for, in our fields."""
-  block = module.blocks[0]
-  activation = type(block.mlp.act).__name__
-  values = {
-    'norm_eps': block.norm1.eps,
-    'pool': POOLS[module.global_pool],
-    'heads': block.attn.num_heads,
-    'swiglu': activation == 'SiLU',
-    'registers': module.num_reg_tokens,
-    'final_norm': final_norm(module),
-  }
-  if activation != 'SiLU':
-    values['activation'] = ACTIVATIONS[activation]
-  return values
-
-
-def final_norm(module):
-  if hasattr(module.fc_norm, 'weight'):
-    return 'pooled'
-  return 'tokens' if hasattr(module.norm, 'weight') else 'none'
-
-
-def test_every_plain_name_stands_for_what_timm_builds(tmp_path):
-  wrong, count = [], 0
-  for arch in names():
-    try:
-      module = small(arch)
-    except Exception:  # timm takes no such size: `sapiens2`
-      continue
-    if not is_plain(module):
-      continue
-    count += 1
-    peers.save_timm(module, tmp_path / arch)
-    try:
-      model = vit_jax.load(tmp_path / arch).model
-    except ValueError as error:
-      if not places_registers(module):
-        wrong.append(f'{arch}: {error}')
-      continue
-    wanted = details(module)
-    got = {field: getattr(model, field) for field in wanted}
-    if got != wanted:
-      differ = [
-        f'{key} {got[key]!r}, not {wanted[key]!r}' for key in wanted if got[key] != wanted[key]
-      ]
-      wrong.append(f'{arch}: {", ".join(differ)}')
-  assert not wrong, '\n'.join(wrong)
-  assert count > 150
-
-
-OTHERS = (
-  'vit_base_patch16_rpn_224',
-  'vit_base_patch16_xp_224',
-  'vit_small_patch16_18x2_224',
-  'vit_dwee_patch16_reg1_gap_256',
-  'vit_base_patch16_rope_224',
-  'vit_base_patch16_rope_mixed_224',
-  'vit_base_patch16_rope_ape_224',
-  'vit_base_patch16_rope_reg1_gap_256',
-  'vit_mediumd_patch16_rope_reg1_gap_256',
-  'vit_base_patch16_lingbot',
-  'vit_giant_patch16_lingbot',
-  'vit_pe_core_base_patch16_224',
-  'vit_pe_spatial_base_patch16_512',
-  'vit_tiny_patch16_dinov3_qkvb',
-  'vit_7b_patch16_dinov3',
-  'vit_huge_plus_patch16_dinov3',
-  'eva_giant_patch14_224',
-  'eva_large_patch14_196',
-  'eva02_tiny_patch14_224',
-  'eva02_base_patch14_224',
-  'eva02_base_patch16_clip_224',
-  'eva02_enormous_patch14_clip_224',
-  'beit_base_patch16_224',
-  'beitv2_base_patch16_224',
-  'beit3_base_patch16_224',
-  'aimv2_large_patch14_224',
-  'flexivit_small',
-  'test_vit',
-  'test_vit2',
-  'test_vit3',
-  'test_vit4',
+TINY = dict(img_size=64, embed_dim=64, depth=2, num_heads=4, num_classes=5)
+VIT = 'vit_tiny_patch16_224'
+DINOV3 = 'vit_small_patch16_dinov3'
+ARGUMENTS = (
+  (VIT, dict(global_pool='avg')),
+  (VIT, dict(global_pool='avg', fc_norm=False)),
+  (VIT, dict(global_pool='avg', pool_include_prefix=True)),
+  (VIT, dict(global_pool='avgmax')),
+  (VIT, dict(global_pool='max')),
+  (VIT, dict(global_pool='map')),
+  (VIT, dict(global_pool='map', pool_include_prefix=True)),
+  (VIT, dict(global_pool='map', class_token=False)),
+  (VIT, dict(global_pool='prr')),
+  (VIT, dict(global_pool='')),
+  (VIT, dict(global_pool='', class_token=False)),
+  (VIT, dict(num_heads=2)),
+  (VIT, dict(mlp_ratio=3)),
+  (VIT, dict(qkv_bias=False)),
+  (VIT, dict(qk_norm=True)),
+  (VIT, dict(scale_attn_norm=True)),
+  (VIT, dict(scale_mlp_norm=True)),
+  (VIT, dict(proj_bias=False)),
+  (VIT, dict(init_values=0.1)),
+  (VIT, dict(pos_embed='none')),
+  (VIT, dict(no_embed_class=True)),
+  (VIT, dict(reg_tokens=2)),
+  (VIT, dict(reg_tokens=2, no_embed_class=True)),
+  (VIT, dict(pre_norm=True)),
+  (VIT, dict(final_norm=False)),
+  (VIT, dict(fc_norm=True)),
+  (VIT, dict(dynamic_img_size=True)),
+  (VIT, dict(dynamic_img_pad=True)),
+  (VIT, dict(drop_rate=0.5, pos_drop_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5)),
+  (VIT, dict(patch_drop_rate=0.5, drop_path_rate=0.5)),
+  (VIT, dict(weight_init='jax', fix_init=True)),
+  (VIT, dict(embed_norm_layer='layernorm')),
+  (VIT, dict(norm_layer='rmsnorm')),
+  (VIT, dict(norm_layer='layernormfp32')),
+  (VIT, dict(act_layer='silu')),
+  (VIT, dict(act_layer='relu')),
+  (VIT, dict(act_layer='gelu_tanh')),
+  (VIT, dict(act_layer='quick_gelu')),
+  (VIT, dict(attn_layer='diff')),
+  ('vit_giant_patch14_dinov2', dict(img_size=56, act_layer='gelu', mlp_ratio=4)),
+  (DINOV3, dict(global_pool='token')),
+  (DINOV3, dict(global_pool='map')),
+  (DINOV3, dict(global_pool='')),
+  (DINOV3, dict(global_pool='max')),
+  (DINOV3, dict(num_kv_heads=2, attn_type='rope', qkv_fused=False)),
+  (DINOV3, dict(qkv_bias=True)),
+  (DINOV3, dict(qkv_bias=True, qkv_fused=False)),
+  (DINOV3, dict(qk_norm=True)),
+  (DINOV3, dict(swiglu_mlp=True)),
+  (DINOV3, dict(swiglu_mlp=True, swiglu_align_to=24)),
+  (DINOV3, dict(swiglu_mlp=True, scale_mlp=True)),
+  (DINOV3, dict(scale_mlp=True)),
+  (DINOV3, dict(scale_attn_inner=True)),
+  (DINOV3, dict(attn_type='rope', qkv_bias=True)),
+  (DINOV3, dict(attn_only_layer_scale=True)),
+  (DINOV3, dict(class_token=False)),
+  (DINOV3, dict(num_reg_tokens=0)),
+  (DINOV3, dict(use_abs_pos_emb=True)),
+  (DINOV3, dict(use_abs_pos_emb=True, no_embed_class=True)),
+  (DINOV3, dict(use_abs_pos_emb=True, use_rot_pos_emb=False, num_reg_tokens=0)),
+  (DINOV3, dict(use_rot_pos_emb=False)),
+  (DINOV3, dict(rope_type='cat')),
+  (DINOV3, dict(rope_type='cat', rope_grid_offset=1.0, rope_temperature=50.0)),
+  (DINOV3, dict(rope_type='cat', ref_feat_shape=7, rope_rotate_half=False)),
+  (DINOV3, dict(rope_type='mixed', rope_rotate_half=False)),
+  (DINOV3, dict(rope_grid_offset=0.5)),
+  (DINOV3, dict(rope_grid_indexing='xy')),
+  (DINOV3, dict(rope_temperature=50.0)),
+  (DINOV3, dict(rope_rotate_half=False)),
+  (DINOV3, dict(rope_shift_coords=0.1, rope_jitter_coords=1.1, rope_rescale_coords=1.1)),
+  (DINOV3, dict(use_post_norm=True)),
+  (DINOV3, dict(use_pre_transformer_norm=True)),
+  (DINOV3, dict(use_post_transformer_norm=False)),
+  (DINOV3, dict(use_fc_norm=True)),
+  (DINOV3, dict(use_fc_norm=True, use_post_transformer_norm=True)),
+  (DINOV3, dict(global_pool='map', attn_pool_num_heads=2)),
+  (DINOV3, dict(global_pool='map', attn_pool_mlp_ratio=2.0)),
+  (DINOV3, dict(ref_feat_shape=7)),
+  (DINOV3, dict(head_init_scale=0.5)),
 )
 
 
-@pytest.mark.parametrize('arch', OTHERS)
-def test_a_name_is_refused_or_right(arch, tmp_path):
-  module = peers.seeded(small(arch))
-  peers.save_timm(module, tmp_path / 'model')
+@pytest.mark.parametrize('name, args', ARGUMENTS, ids=str)
+def test_an_argument_is_honoured_or_refused(name, args, tmp_path):
+  module = peers.seeded(timm.create_model(name, **(TINY | args)))
+  peers.save_timm(module, tmp_path)
   try:
-    run = vit_jax.load(tmp_path / 'model')
-  except ValueError:
+    run = vit_jax.load(tmp_path)
+  except ValueError as error:
+    assert any(key in str(error) for key in args) or 'unexpected' in str(error), error
     return
-  images = ours.pictures(run.preprocess.size)  # a model of any size says that of its name
-  theirs = {'logits': peers.run(peers.logits_of, module, images)['logits'].numpy()}
-  ours.check_bisected(ours.trace(run, images), theirs)
+  images = ours.pictures(run.preprocess.size)
+  theirs = peers.run(peers.logits_of, module, images)['logits'].numpy()
+  assert ours.difference(ours.trace(run, images)['logits'], theirs) <= ours.TOLERANCE
+
+
+def test_the_arguments_tried_are_all_that_a_file_can_state():
+  code = {'block_fn', 'mlp_layer', 'embed_layer', 'device', 'dtype'}  # no JSON names them
+  tried = {key for _, args in ARGUMENTS for key in args} | TINY.keys() | code
+  tried |= {'patch_size', 'in_chans', 'rope_mrope_section'}
+  for constructor in ('VisionTransformer', 'Eva'):
+    assert timm_names.table()['defaults'][constructor].keys() <= tried

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vit_jax import models
 from vit_jax.convert.engine import Arrays
 from vit_jax.models import resnet
@@ -147,7 +149,35 @@ def may_be_square(arrays: Arrays) -> bool:
   table = arrays.get('positions')
   if table is None or table.ndim != 3:
     return True
-  return any(is_square(max(table.shape[1] - n, 0)) for n in {0, tokens(arrays)})
+  counts = {0, tokens(arrays), tokens(arrays) + registers(arrays)}
+  return any(is_square(max(table.shape[1] - n, 0)) for n in counts)
+
+
+def registers(arrays: Arrays) -> int:
+  """How many registers there are."""
+  return arrays['registers'].shape[1] if 'registers' in arrays else 0
+
+
+def fold_registers(arrays: Arrays, sizes: Sequence[Size]) -> Arrays:
+  """The arrays with the registers' own rows of the table of positions, if any, added to them.
+
+  No model here has such rows: the sum of both is all that it would read.
+  """
+  table, kernel, count = arrays.get('positions'), arrays.get('embed/kernel'), registers(arrays)
+  if not count or table is None or table.ndim != 3 or kernel is None:
+    return arrays
+  rows, first = table.shape[1], tokens(arrays)
+  patches = {cells(size, kernel.shape[:2]) for size in sizes}
+  squares = not any(is_square(max(rows - n, 0)) for n in {0, first})
+  if rows - first - count not in patches and not (
+    patches.isdisjoint((rows, rows - first)) and squares and is_square(rows - first - count)
+  ):
+    return arrays
+  others, placed, grid = np.split(table, [first, first + count], axis=1)
+  return arrays | {
+    'registers': arrays['registers'] + placed,
+    'positions': np.concatenate([others, grid], axis=1),
+  }
 
 
 def cells(size: Size, patch: Size) -> int:

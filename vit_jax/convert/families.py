@@ -105,7 +105,9 @@ def recognised(
   for model, sign in OUR_NAMES.items():
     if sign in arrays:
       return without_description(path, model, arrays, image_size)
-  if (match := unwrapped(arrays)) is None:
+  if (match := unwrapped(without_insertions(arrays))) is None:
+    if isinstance(name := config.get('architecture'), str):
+      timm.constructor({'architecture': name})  # refuses by name what no model here computes
     names = ', '.join(sorted(arrays)[:3])
     raise ValueError(f'{len(arrays)} arrays ({names}, ...) with the names of no known ViT')
   family, theirs, outside = match
@@ -121,6 +123,7 @@ def recognised(
   sizes = likely_sizes(
     ours, preprocess.get('size'), declared.get('size', ('', None))[1], image_size
   )
+  ours = architecture.fold_registers(ours, sizes)
   fields = infer_fields(family, ours, details, sizes, faults)
   check_declared(declared, fields, family.contradictions(ours, config))
   size = architecture.image_size(fields, ours, sizes)
@@ -263,21 +266,66 @@ def without_description(
   return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
 
 
+# What torch.compile, FSDP and activation checkpointing put into names, at any depth.
+INSERTIONS = r'(?<![^./])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[./]'
+
+
+def without_insertions(arrays: Arrays) -> Arrays:
+  """The arrays under the names that they had before they were compiled, sharded or chunked.
+
+  DINOv2 numbers its blocks 'blocks.CHUNK.LAYER' where FSDP wraps them in chunks.
+  """
+  names = {name: re.sub(INSERTIONS, '', name) for name in arrays}
+  chunk = re.compile(r'(?<![^./])blocks\.(\d+)\.(\d+)\.')
+  pairs = {(int(m[1]), int(m[2])) for name in names.values() for m in chunk.finditer(name)}
+  layers = {pair: layer for layer, pair in enumerate(sorted(pairs))}
+  return {
+    chunk.sub(lambda m: f'blocks.{layers[int(m[1]), int(m[2])]}.', new): arrays[name]
+    for name, new in names.items()
+  }
+
+
 def unwrapped(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
   """The family whose signs the names bear, its arrays without what wraps their names, the others.
 
   Of what stands round the names, such as an optimizer's state or a text tower, only the names of
-  what is left out are returned.
+  what is left out are returned. What wraps them is one of WRAPPERS, or whatever the one model in
+  the file has before all its names.
+
+  Raises ValueError if several models have nothing of WRAPPERS before their names.
   """
   for family in FAMILIES:
     if bears(family, arrays):
       return family, arrays, []
   for wrapper in WRAPPERS:
-    inside = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
+    inside = within(wrapper, arrays)
     if inside and (match := unwrapped(inside)):
       family, theirs, others = match
       outside = [name for name in arrays if not name.startswith(wrapper)]
       return family, theirs, outside + [wrapper + name for name in others]
+  return prefixed(arrays)
+
+
+def within(prefix: str, arrays: Arrays) -> Arrays:
+  """The arrays whose names have the prefix, without it."""
+  return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def prefixed(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
+  """As `unwrapped`, of arrays with any prefix that only one model has."""
+  matches: dict[str, Family] = {}
+  for family in FAMILIES:
+    pattern = re.compile(rf'(.*?[./]){family.signs[0]}')
+    prefixes = {match[1] for name in arrays if (match := pattern.fullmatch(name))}
+    for prefix in sorted(prefixes - matches.keys()):
+      if bears(family, within(prefix, arrays)):
+        matches[prefix] = family
+  if len(matches) > 1:
+    names = ', '.join(f'{prefix}*' for prefix in sorted(matches))
+    raise ValueError(f'it holds several models, {names}: save one of them')
+  for prefix, family in matches.items():
+    outside = [name for name in arrays if not name.startswith(prefix)]
+    return family, within(prefix, arrays), outside
   return None
 
 
@@ -295,6 +343,8 @@ def declared_heads(declared: Declared, theirs: Arrays, family: Family) -> int | 
     return None
   where, heads = declared['heads']
   width = patch_width(family, theirs)
+  if width and 'width' in declared:
+    check_declared({'width': declared['width']}, {'width': width, 'num_classes': 0})
   if width and width % heads:
     raise ValueError(f'{where} is {heads}, which does not divide the width {width}')
   return int(heads)

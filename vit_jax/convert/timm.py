@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import kinds
+from vit_jax.convert import kinds, timm_names
 from vit_jax.convert.engine import (
   CONV,
   HEADS_BIAS,
@@ -24,7 +24,6 @@ from vit_jax.convert.engine import (
   ExportSpec,
   Family,
   Line,
-  always,
   renamed,
   rows,
 )
@@ -126,8 +125,10 @@ EVA = rows(
     (f'{BLOCKS}/attention/value/bias', f'{THEIRS}.attn.v_bias', HEADS_BIAS),
     *((f'{BLOCKS}/scale{n}', f'{THEIRS}.gamma_{n}') for n in (1, 2)),
   ],
+  [(f'{QKV}/bias', f'{THEIRS}.attn.qkv.bias', HEADS_BIAS)],
   dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
   dense(f'{BLOCKS}/mlp/gate', f'{THEIRS}.mlp.fc1_g'),
+  dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
 )
 MIXER = rows(
   conv('embed', 'stem.proj'),
@@ -220,51 +221,62 @@ def named(config: dict[str, Any]) -> str:
   return str(config.get('architecture', tower.get('timm_model_name', '')))
 
 
+def constructor(
+  config: dict[str, Any], default: str = 'VisionTransformer'
+) -> timm_names.Call | None:
+  """The call of timm's that a configuration describes, checked; see `timm_names.called`."""
+  pool = config.get('model_cfg', {}).get('vision_cfg', {}).get('timm_pool')
+  if pool is not None:  # open_clip's argument for timm
+    config = config | {'model_args': {'global_pool': pool}}
+  described = timm_names.called(config, named(config), default)
+  if described is not None:
+    timm_names.check(described)
+  return described
+
+
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  """A VisionTransformer's fields, from timm's config.json where there is one."""
-  args, name = config.get('model_args', {}), named(config)
-  if re.search(OTHER, name):
-    raise ValueError(f'timm computes {name} otherwise than a ViT of these names')
+  """Fields by the configuration; for lone arrays the usual ones of a VisionTransformer."""
+  if (described := constructor(config)) is not None:
+    return timm_names.fields(described)
   fields: dict[str, Any] = {
-    'activation': 'quick_gelu' if 'quickgelu' in name else 'gelu_erf',
+    'activation': 'gelu_erf',
     'norm_eps': 1e-5 if 'pre_norm/scale' in ours else 1e-6,
     'stem_numerics': 'timm',
   }
-  if args.get('act_layer') or re.search(TANH, name):
-    act = args.get('act_layer', 'gelu_tanh')
-    if act not in ACTIVATIONS:
-      raise ValueError(f'config.json: act_layer {act!r} is none of {", ".join(ACTIVATIONS)}')
-    fields['activation'] = ACTIVATIONS[act]
-  pool = args.get('global_pool', config.get('global_pool'))
-  if pool is not None:
-    if pool not in POOLS:
-      raise ValueError(f'config.json: global_pool {pool!r} is none of {", ".join(POOLS)}')
-    fields['pool'] = POOLS[pool]
-  elif 'pool/probe' not in ours and 'fc_norm/scale' in ours:
+  if 'pool/probe' not in ours and 'fc_norm/scale' in ours:
     fields['pool'] = 'gap'
   return fields
 
 
+def eva_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  """Fields by the configuration; for lone arrays DINOv3's."""
+  usual = {'activation': 'gelu_erf', 'norm_eps': 1e-5, 'positions': 'rope', 'pool': 'gap'}
+  described = constructor(config, 'Eva')
+  return usual | {'stem_numerics': 'timm'} if described is None else timm_names.fields(described)
+
+
+def mixer_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  described = constructor(config, 'MlpMixer')
+  usual = {'activation': 'gelu_erf', 'norm_eps': 1e-6}
+  return usual if described is None else timm_names.fields(described)
+
+
+def bit_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  constructor(config, 'ResNetV2')
+  return {'numerics': 'timm'}
+
+
 def declared(config: dict[str, Any]) -> Declared:
   """What config.json says of the arrays' shapes."""
-  args, cfg = config.get('model_args', {}), config.get('pretrained_cfg', {})
-  keys = {
-    'width': 'embed_dim',
-    'depth': 'depth',
-    'heads': 'num_heads',
-    'num_classes': 'num_classes',
-  }
-  values = {ours: (f'config.json: {key}', args[key]) for ours, key in keys.items() if key in args}
-  classes = config.get('num_classes', cfg.get('num_classes'))
-  if classes is not None:
-    values.setdefault('num_classes', ('config.json: num_classes', classes))
+  described = constructor(config)
+  values = {} if described is None else timm_names.declared(described)
+  args, weights = config.get('model_args', {}), config.get('pretrained_cfg', {})
+  for where, source in (('model_args.', args), ('', config), ('pretrained_cfg.', weights)):
+    if 'num_classes' in source:
+      values.setdefault('num_classes', (f'config.json: {where}num_classes', source['num_classes']))
   if 'img_size' in args:
     values['size'] = ('config.json: img_size', sides(args['img_size']))
   return values
-
-
-def declared_classes(config: dict[str, Any]) -> Declared:
-  return {key: value for key, value in declared(config).items() if key == 'num_classes'}
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
@@ -312,28 +324,10 @@ OPEN_CLIP_OTHER = ('attentional_pool', 'final_ln_after_pool', 'global_average_po
 OPEN_CLIP_POOLS = {'tok': 'token', 'avg': 'gap'}
 
 
-def eva_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
-  fields = details(theirs, ours, config) | {'norm_eps': 1e-5, 'positions': 'rope'}
-  return {'pool': 'gap'} | fields
-
-
 def eva_promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   """The biases of queries and values: both or none."""
   biases = [f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'value')]
   return biases if any(name in ours for name in biases) else []
-
-
-# Architectures with the names of a ViT, but other positions or blocks.
-OTHER = r'_rpn_|_rope|_pe_|beit3|eva02'
-# The architectures whose code in timm takes the tanh form of GELU.
-TANH = r'base_patch32_siglip|(so400m|giantopt)_patch16_siglip|large_patch16_siglip(_gap)?_512'
-ACTIVATIONS = {
-  'gelu': 'gelu_erf',
-  'gelu_tanh': 'gelu_tanh',
-  'quick_gelu': 'quick_gelu',
-  'silu': 'gelu_erf',  # of a gated MLP, which takes SiLU whatever this says
-}
-POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map', '': 'none'}
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -404,6 +398,7 @@ PRETRAINED = {
   'mean': kinds.MEAN,
   'std': kinds.STD,
   'num_classes': kinds.CLASSES,
+  'global_pool': kinds.TEXT,
 }
 FIELDS = {
   'architecture': kinds.TEXT,
@@ -417,7 +412,9 @@ FIELDS = {
     'num_classes': kinds.CLASSES,
     'img_size': kinds.SIDES,
     'act_layer': kinds.TEXT,
+    'norm_layer': kinds.TEXT,
     'global_pool': kinds.TEXT,
+    'rope_temperature': kinds.POSITIVE,
   },
   'pretrained_cfg': PRETRAINED,
   'model_cfg': {
@@ -428,6 +425,7 @@ FIELDS = {
       'head_width': kinds.COUNT,
       'image_size': kinds.SIDES,
       'timm_model_name': kinds.TEXT,
+      'timm_pool': kinds.TEXT,
       'pool_type': kinds.TEXT,
       'act_kwargs': {'approximate': kinds.TEXT},
       'norm_kwargs': {'eps': kinds.EPSILON},
@@ -490,6 +488,7 @@ FAMILIES = (
   ),
   Family(
     signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed'),
+    tidy=tidy,
     renames=((r'\.fc1_x\.', '.fc1.'),),
     drops=(*DROPS, r'rope\..*'),
     **COMMON_EVA,
@@ -518,16 +517,16 @@ FAMILIES = (
     model='Mixer',
     signs=(r'stem\.proj\.weight', r'blocks\.0\.mlp_tokens\.fc1\.weight'),
     table=MIXER,
-    details=always(activation='gelu_erf', norm_eps=1e-6),
-    declared=declared_classes,
+    details=mixer_details,
+    declared=declared,
     **COMMON,
   ),
   Family(
     model='BiT',
     signs=(r'stem\.conv\.weight', r'stages\.0\.blocks\.0\.conv1\.weight'),
     table=BIT,
-    details=always(numerics='timm'),
-    declared=declared_classes,
+    details=bit_details,
+    declared=declared,
     **COMMON,
   ),
 )
@@ -572,6 +571,7 @@ def export_spec(source: Exportable) -> ExportSpec:
       'embed_bias': (True,) if model.pre_norm is rope else (True, False),
       'representation': (None,),
       'rope_theta': (100.0,),
+      'pool_prefix': pool_prefixes(model),
       **({'distillation': ('none',), 'pre_norm': (False,), 'qk_norm': (False,)} if rope else {}),
     },
     rewrites=rewrites,
@@ -583,6 +583,15 @@ def export_spec(source: Exportable) -> ExportSpec:
     finish=finish,
     configs={'config.json': described(source, *args(model, source.preprocess.size))},
   )
+
+
+def pool_prefixes(model: vit.ViT) -> tuple[bool | None, ...]:
+  """The values of the model's `pool_prefix` that timm can say: it has no 'none' without these."""
+  if model.pool == 'none':
+    return (True,) if model.prefix else (None, False, True)
+  if model.positions == 'rope':
+    return (None, model.pool == 'map')
+  return (None, False, True)
 
 
 def finish(theirs: Arrays) -> Arrays:
@@ -627,6 +636,7 @@ def vit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]
     architecture = 'vit_base_patch16_224'
   options = {  # of this model, and of the architecture by itself
     'class_token': (model.has_class_token, True),
+    'pool_include_prefix': (model.pools_prefix and model.pool in ('gap', 'map'), False),
     'no_embed_class': (bool(model.registers) or not model.cls_position, False),
     'reg_tokens': (model.registers, 0),
     'fc_norm': (model.final_norm == 'pooled', False),

@@ -5,7 +5,7 @@ D width, K classes.
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,16 @@ from vit_jax.convert.engine import Arrays, Checkpoint, Exportable, ExportSpec
 from vit_jax.convert.families import FAMILIES, class_names, prepared
 from vit_jax.text import first_few, nearest
 
+# Values that any dialect can say, of fields that few have another value to say for.
+SUPPORTED: Mapping[str, Sequence[Any]] = {'pool_prefix': (None,)}
+
 
 def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
   """The source's arrays in a dialect's names; ValueError names all that the dialect cannot say."""
   model = source.model
   refused = [
     f'{field} {getattr(model, field)!r}'
-    for field, values in spec.supported.items()
+    for field, values in {**SUPPORTED, **spec.supported}.items()
     if hasattr(model, field) and getattr(model, field) not in values
   ]
   params = models.flat(jax.device_get(source.params))

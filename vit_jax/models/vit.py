@@ -115,7 +115,9 @@ class ViT(nn.Module):
     width, depth, heads, mlp_dim: D, L, A, M.
     pool: 'token' (the class token), 'gap' (mean of the patch tokens), 'map' (attention pooling),
       'token_gap' (class token and mean, side by side) or 'none' (logits for every patch:
-      (N, T, K)).
+      (N, P, K)).
+    pool_prefix: whether the tokens before the patches are pooled too; None is as `pool` has it:
+      attention reads them, the mean and 'none' leave them out.
     class_token: whether there is one; None is as `pool` needs it.
     positions: 'learned', 'sincos2d' (fixed sine and cosine; Beyer et al., arXiv 2205.01580),
       'rope' (axial rotation of queries and keys, as DINOv3, arXiv 2508.10104) or 'none'.
@@ -158,6 +160,7 @@ class ViT(nn.Module):
   heads: int
   mlp_dim: int
   pool: str = 'token'
+  pool_prefix: bool | None = None
   class_token: bool | None = None
   positions: str = 'learned'
   cls_position: bool = True
@@ -260,6 +263,11 @@ class ViT(nn.Module):
     return needed if self.class_token is None else self.class_token
 
   @property
+  def pools_prefix(self) -> bool:
+    """Whether the tokens before the patches are pooled too."""
+    return self.pool == 'map' if self.pool_prefix is None else self.pool_prefix
+
+  @property
   def prefix(self) -> int:
     """How many tokens stand before the patches."""
     return self.has_class_token + (self.distillation != 'none') + self.registers
@@ -345,14 +353,15 @@ class ViT(nn.Module):
     self, x: Array, patches: int, *, train: bool, attention: bool
   ) -> tuple[Array, Array | None]:
     """(N, T, D) -> (N, D), or (N, patches, D) where pool is 'none'; and the map head's weights."""
+    pooled = x if self.pools_prefix else x[:, -patches:]
     if self.pool == 'token':
       return x[:, 0], None
     if self.pool == 'token_gap':
       return jnp.concatenate([x[:, 0], x[:, -patches:].mean(axis=1)], axis=-1), None  # (N, 2D)
     if self.pool == 'gap':
-      return x[:, -patches:].mean(axis=1), None
+      return pooled.mean(axis=1), None
     if self.pool == 'none':
-      return x[:, -patches:], None
+      return pooled, None
     return MapHead(
       attention=dict(
         heads=self.heads,
@@ -374,7 +383,7 @@ class ViT(nn.Module):
       ),
       norm_eps=self.norm_eps,
       name='pool',
-    )(x)
+    )(pooled)
 
   def flops(self, height: int, width: int, channels: int = 3) -> int:
     """Floating-point operations of one image's forward pass: 2 per multiply-add of a matmul.
@@ -390,12 +399,13 @@ class ViT(nn.Module):
       channels = resnet.channels(self.stem, self.stem_width)
     embed = 2 * patches * self.kernel_size[0] * self.kernel_size[1] * channels * d
     blocks = self.depth * (t * (8 * d * d + mlp) + 4 * t * t * d)
-    pool = 4 * d * d + t * (4 * d * d + 4 * d) + 4 * d * m if self.pool == 'map' else 0
+    read = t if self.pools_prefix else patches
+    pool = 4 * d * d + read * (4 * d * d + 4 * d) + 4 * d * m if self.pool == 'map' else 0
     pooled = 2 * d if self.pool == 'token_gap' else d
     tail = 2 * pooled * (self.representation or 0)
     tail += 2 * (self.representation or pooled) * self.num_classes
     tail += 2 * d * self.num_classes * (self.distillation == 'head')
-    return stem + embed + blocks + pool + tail * (patches if self.pool == 'none' else 1)
+    return stem + embed + blocks + pool + tail * (read if self.pool == 'none' else 1)
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:

@@ -1,0 +1,252 @@
+"""What a name of timm's stands for: its constructor's arguments, and what they are here.
+
+timm's config.json names an `architecture`, and holds only arguments that differ from what that name
+stands for. The table has them for every ViT-like name; tests/interop holds it against timm itself.
+Every argument is read, is shown by the arrays, computes the same whatever its value, or is refused.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+TABLE = 'timm_names.json'
+
+# Shown by the names and shapes of the arrays.
+SHOWN = (
+  'img_size', 'patch_size', 'in_chans', 'num_classes', 'embed_dim', 'depth', 'num_heads',
+  'mlp_ratio', 'qkv_bias', 'qk_norm', 'init_values', 'class_token', 'pos_embed', 'no_embed_class',
+  'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'num_reg_tokens', 'swiglu_mlp',
+  'swiglu_align_to', 'use_abs_pos_emb', 'use_pre_transformer_norm', 'use_post_transformer_norm',
+  'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs',
+)  # fmt: skip
+# What only training or initialisation reads, or only images that do not divide into patches.
+INERT = (
+  'drop_rate', 'pos_drop_rate', 'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate',
+  'drop_path_rate', 'weight_init', 'fix_init', 'head_init_scale', 'nlhb', 'zero_init_last',
+  'rope_shift_coords', 'rope_jitter_coords', 'rope_rescale_coords', 'dynamic_img_size',
+  'dynamic_img_pad',
+)  # fmt: skip
+
+ACTIVATIONS = {'gelu': 'gelu_erf', 'gelutanh': 'gelu_tanh', 'quickgelu': 'quick_gelu'}
+POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map', '': 'none'}
+SWIGLU = 'GluMlp(act_layer=SiLU, gate_last=False)'
+HYBRID = 'HybridEmbed(backbone={})'
+
+# The values that a model here computes, of arguments that the arrays do not show.
+SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
+  'VisionTransformer': {
+    'global_pool': tuple(POOLS),
+    'scale_attn_norm': (False,),
+    'scale_mlp_norm': (False,),
+    'proj_bias': (True,),
+    'pool_include_prefix': (False, True),
+    'embed_layer': ('PatchEmbed', HYBRID.format('ResNetV2'), HYBRID.format('Sequential')),
+    'embed_norm_layer': (None,),
+    'norm_layer': (None, 'layernorm'),
+    'act_layer': (None, *ACTIVATIONS),
+    'block_fn': ('Block',),
+    'mlp_layer': ('Mlp',),
+    'attn_layer': ('Attention', '', 'attn'),
+  },
+  'Eva': {
+    'global_pool': tuple(POOLS),
+    'num_kv_heads': (None,),
+    'qkv_fused': (True,),
+    'scale_mlp': (False,),
+    'scale_attn_inner': (False,),
+    'attn_type': ('eva',),
+    'norm_layer': ('layernorm',),
+    'attn_only_layer_scale': (False,),
+    'use_rot_pos_emb': (True,),
+    'rope_type': ('dinov3',),
+    'rope_grid_offset': (0,),
+    'rope_grid_indexing': ('ij',),
+    'rope_rotate_half': (True,),
+    'rope_mrope_section': (None,),
+    'use_post_norm': (False,),
+    'attn_pool_num_heads': (None,),
+    'attn_pool_mlp_ratio': (None,),
+    'ref_feat_shape': (None,),
+  },
+  'MlpMixer': {
+    'block_layer': ('MixerBlock',),
+    'mlp_layer': ('Mlp',),
+    'norm_layer': ('layernorm',),
+    'act_layer': tuple(ACTIVATIONS),
+    'stem_norm': (False,),
+    'global_pool': ('avg',),
+  },
+  'ResNetV2': {
+    'global_pool': ('avg',),
+    'output_stride': (32,),
+    'stem_type': ('fixed',),
+    'avg_down': (False,),
+    'preact': (True,),
+    'basic': (False,),
+    'bottle_ratio': (0.25,),
+    'act_layer': ('ReLU',),
+    'norm_layer': ('GroupNormAct(num_groups=32)',),
+    'conv_layer': ('StdConv2d(eps=1e-08)',),
+  },
+}
+# Of a gated MLP, whose gate takes SiLU.
+GATED = {'mlp_layer': (SWIGLU,), 'act_layer': ('silu',)}
+# What must be said of an architecture that the table does not have.
+UNSHOWN = ('num_heads', 'global_pool', 'norm_layer', 'act_layer')
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """The call of one of timm's constructors that a config.json describes.
+
+  Fields:
+    constructor: its class, 'VisionTransformer'.
+    architecture: the name in config.json.
+    arguments: every argument, by name.
+    stated: which of them config.json itself states.
+  """
+
+  constructor: str
+  architecture: str
+  arguments: Mapping[str, Any]
+  stated: frozenset[str]
+
+  def where(self, argument: str) -> str:
+    """Where an argument is said, for messages."""
+    if argument in self.stated:
+      return f'config.json: {argument}'
+    return f'config.json: {argument} of architecture {self.architecture}'
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+  """timm_names.json: `defaults` of constructors, `architectures`, `former` names of these."""
+  content: dict[str, Any] = json.loads(pathlib.Path(__file__).with_name(TABLE).read_text())
+  return content
+
+
+def called(config: Mapping[str, Any], architecture: str, default: str) -> Call | None:
+  """The call that config.json describes; None if it names no architecture and states no argument.
+
+  As in timm, arguments that config.json states come before those of the architecture, and those
+  before what `pretrained_cfg` says of the weights.
+
+  Args:
+    config: of config.json.
+    architecture: the name there, '' without one.
+    default: the constructor of an architecture that the table does not have.
+
+  Raises:
+    ValueError: if the table lacks the architecture and config.json does not state all that the
+      arrays do not show, or it states an argument that the constructor does not have.
+  """
+  stated = config.get('model_args', {})
+  if not architecture and not stated:
+    return None
+  row = dict(row_of(architecture, stated, default))
+  constructor = row.pop('constructor')
+  defaults = table()['defaults'].get(constructor)
+  if defaults is None:
+    raise ValueError(f'config.json: timm builds {architecture} by its {constructor}, no ViT here')
+  if unknown := [key for key in stated if key not in defaults]:
+    raise ValueError(f"config.json: timm's {constructor} has no argument {', '.join(unknown)}")
+  weights = {k: v for k, v in config.get('pretrained_cfg', {}).items() if k == 'global_pool'}
+  return Call(constructor, architecture, defaults | weights | row | stated, frozenset(stated))
+
+
+def row_of(architecture: str, stated: Mapping[str, Any], default: str) -> Mapping[str, Any]:
+  """The constructor and unusual arguments of an architecture; see `called`."""
+  name = architecture.split('.')[0]
+  rows = table()['architectures']
+  row: Mapping[str, Any] | None = rows.get(table()['former'].get(name, name))
+  if row is not None:
+    return row
+  required = [key for key in UNSHOWN if key in table()['defaults'][default]]
+  if lacking := [key for key in required if key not in stated]:
+    similar = ', '.join(difflib.get_close_matches(name, rows, n=3)) or 'none'
+    raise ValueError(
+      f'config.json: architecture {architecture!r} is none of timm {table()["timm"]} (like it: '
+      f'{similar}), and model_args does not say {", ".join(lacking)}'
+    )
+  return {'constructor': default}
+
+
+def plain(value: object) -> object:
+  """A name without the variation that timm does not mind: 'GELU' and 'gelu_tanh' as 'gelu', ..."""
+  return value.replace('_', '').lower() if isinstance(value, str) else value
+
+
+def norm(value: str | None) -> tuple[str, float]:
+  """The name and epsilon of a norm, such as 'LayerNorm(eps=1e-05)'; timm's usual one is 1e-6."""
+  match = re.fullmatch(r'(\w+)(?:\(eps=([-+.\de]+)\))?', value or 'layernorm')
+  if match is None:
+    return str(value), 0.0
+  return match[1].replace('_', '').lower().removesuffix('fp32'), float(match[2] or 1e-6)
+
+
+def check(call: Call) -> None:
+  """Raises ValueError that names every argument by which timm computes what no model here does."""
+  supported = SUPPORTED[call.constructor]
+  if is_gated(call):
+    supported = supported | GATED
+  refused = []
+  for argument, values in supported.items():
+    value = call.arguments[argument]
+    read = norm(value)[0] if argument == 'norm_layer' and isinstance(value, str) else value
+    if (plain(read), type(read) is bool) not in [(plain(v), type(v) is bool) for v in values]:
+      choices = ', '.join(repr(choice) for choice in values)
+      refused.append(f'{call.where(argument)} is {value!r}, but models here compute {choices}')
+  if refused:
+    raise ValueError('; '.join(refused))
+
+
+def is_gated(call: Call) -> bool:
+  return call.arguments.get('mlp_layer') == SWIGLU
+
+
+def fields(call: Call) -> dict[str, Any]:
+  """Fields of our model that the arrays do not show; `check` comes before."""
+  args = call.arguments
+  values: dict[str, Any] = {'norm_eps': norm(args['norm_layer'])[1]}
+  if 'act_layer' in args and not is_gated(call):
+    values['activation'] = ACTIVATIONS[str(plain(args['act_layer'] or 'gelu'))]
+  else:
+    values['activation'] = 'gelu_erf'
+  if call.constructor == 'MlpMixer':
+    return values
+  values |= {'pool': POOLS[args['global_pool']], 'stem_numerics': 'timm'}
+  values['pool_prefix'] = pool_prefix(call)
+  if call.constructor == 'Eva':
+    values |= {'positions': 'rope', 'rope_theta': float(args['rope_temperature'])}
+  return values
+
+
+def pool_prefix(call: Call) -> bool | None:
+  """`ViT.pool_prefix`, which is None where timm pools what is usual here."""
+  args = call.arguments
+  registers = args['num_reg_tokens' if call.constructor == 'Eva' else 'reg_tokens']
+  if not args['class_token'] and not registers:
+    return None
+  if args['global_pool'] == '':
+    return True
+  included = args.get('pool_include_prefix', args['global_pool'] == 'map')
+  return None if included == (args['global_pool'] == 'map') else included
+
+
+def declared(call: Call) -> dict[str, tuple[str, Any]]:
+  """What the arrays must agree with: see `engine.Family.declared`."""
+  keys = {
+    'width': 'embed_dim',
+    'depth': 'num_blocks' if call.constructor == 'MlpMixer' else 'depth',
+    'heads': 'num_heads',
+  }
+  return {
+    ours: (call.where(key), call.arguments[key])
+    for ours, key in keys.items()
+    if key in call.arguments
+  }
