@@ -344,7 +344,7 @@ def declared_heads(declared: Declared, theirs: Arrays, family: Family) -> int | 
   where, heads = declared['heads']
   width = patch_width(family, theirs)
   if width and 'width' in declared:
-    check_declared({'width': declared['width']}, {'width': width, 'num_classes': 0})
+    check_declared({'width': declared['width']}, {'width': width}, ())
   if width and width % heads:
     raise ValueError(f'{where} is {heads}, which does not divide the width {width}')
   return int(heads)
