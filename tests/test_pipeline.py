@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 import vit_jax
 from tests.conftest import forward
 from vit_jax import main as vit
-from vit_jax import pipeline, sources, workdir
+from vit_jax import pipeline, plan, sources, workdir
 from vit_jax.config import default
 from vit_jax.images import transforms
 from vit_jax.sources.columns import labelled_images
@@ -243,6 +244,38 @@ def test_data_that_changes_under_a_run_is_refused(tmp_path):
       workdir.claim(tmp_path, config, source)
   held = json.loads((tmp_path / 'data.json').read_text())
   assert held == {'images': 9, 'classes': ['cat', 'dog']}
+
+
+def test_a_run_resumes_where_its_data_now_is_and_says_so(tmp_path):
+  config, lines = default(), []
+  config.data.source, config.teacher.checkpoint = 'folder:/tmp/1/photos', '/tmp/1/teacher'
+  arguments = dict(fixed_crc=3, say=lines.append)
+  workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), **arguments)
+  config.data.source, config.teacher.checkpoint = 'folder:/tmp/2/photos', '/tmp/2/teacher'
+  with pytest.raises(ValueError, match='another teacher'):
+    workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), fixed_crc=4)
+  with pytest.raises(ValueError, match='9 training images there and 8 here'):
+    workdir.claim(tmp_path, config, data(8, 'cat', 'dog'), fixed_crc=3)
+  assert not lines
+  workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), **arguments)
+  assert len(lines) == 2
+  assert "data.source was 'folder:/tmp/1/photos' and is 'folder:/tmp/2/photos'" in lines[0]
+  workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), **arguments)
+  assert len(lines) == 2
+  (tmp_path / 'data.json').unlink()  # that number and classes are the same is not known then
+  config.data.source = 'folder:/tmp/3/photos'
+  with pytest.raises(ValueError, match='another run: data'):
+    workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), **arguments)
+
+
+@pytest.mark.parametrize('decay, total, said', [(0.9999, 1000, '90%'), (0.999, 2000, '14%')])
+def test_an_average_that_is_mostly_the_first_parameters_is_told(decay, total, said):
+  """An average a <- d a + (1 - d) p has the weight d^t left for what it began with."""
+  line = plan.describe_average(decay, total)
+  assert f'are to {said} the first ones after {total:,} steps' in line
+  shorter = float(re.search(r'--config.ema=([0-9.]+) leaves 1%', line)[1])
+  assert 0.005 < shorter**total < 0.02
+  assert not plan.describe_average(shorter, total) and not plan.describe_average(0.0, total)
 
 
 def test_a_run_may_resume_under_another_policy(tmp_path):

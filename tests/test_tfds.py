@@ -674,6 +674,20 @@ def test_parquet_and_folders_are_read_by_hugging_face(table, tmp_path):
     folder[1]
 
 
+def test_integers_from_1_are_as_many_classes_and_columns_may_be_named(table, tmp_path):
+  table = table.remove_columns('number').add_column('rank', [1, 2, 3, 3, 2, 1])
+  table.save_to_disk(tmp_path / 'ranks')
+  source = sources.open_source(f'hf:{tmp_path}/ranks?label=rank', 'train')
+  assert (source.classes, [label for _, label in all_of(source)]) == (
+    ('1', '2', '3'),
+    [0, 1, 2, 2, 1, 0],
+  )
+  assert source.notes == ('labels are numbered from 1: classes are 1 to 3',)
+  assert [(item.reason, item.kind) for item in source.passed_over] == [('unknown column', 'kind')]
+  with pytest.raises(ValueError, match="no column 'grade' among picture, kind, rank"):
+    sources.open_source(f'hf:{tmp_path}/ranks?label=grade', 'train')
+
+
 def test_columns_that_a_table_lacks_are_named(table, tmp_path):
   table.remove_columns('picture').save_to_disk(tmp_path / 'blind')
   with pytest.raises(ValueError, match='no column of images among kind, number'):

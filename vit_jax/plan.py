@@ -40,6 +40,7 @@ from vit_jax.text import error_line, nearest
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
 PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where there is no checkpoint
+MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
 # Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
 NOT_DEFAULTS = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
 
@@ -276,6 +277,16 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
   if extensions(config):
     check_extensions(plan)
   return plan
+
+
+def describe_average(decay: float, total: int) -> str:
+  """A line where the average is, at the end of the run, to over MAX_INITIAL what it began with."""
+  if decay**total <= MAX_INITIAL:
+    return ''
+  return (
+    f'the averaged parameters, which are the model, are to {decay**total:.0%} the first ones '
+    f'after {total:,} steps: --config.ema={0.01 ** (1 / total):.4g} leaves 1%'
+  )
 
 
 def log_every(duration: int | str | None, steps: Callable[[int | str], int], total: int) -> int:

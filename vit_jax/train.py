@@ -17,7 +17,7 @@ from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
 from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
-from vit_jax.plan import Plan
+from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
 from vit_jax.step import Measured, State, untraced
@@ -321,6 +321,8 @@ def introduce(training: Training, start: int) -> None:
     if line:
       display.say(f'{config.data.source}: {line}')
   for line in plan.task.about:
+    display.say(line)
+  if line := describe_average(config.ema, plan.total):
     display.say(line)
   if plan.frozen:
     display.say(plan.describe_frozen(params))

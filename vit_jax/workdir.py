@@ -9,12 +9,13 @@ import pathlib
 import platform
 import subprocess
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax import files
+from vit_jax.text import to_stderr
 
 # `vit doctor` and `vit bench` read versions and commit here, where jax may be broken and
 # ml_collections not installed: both are imported where they are used.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CONFIG, DATA, ENVIRONMENT = 'config.json', 'data.json', 'environment.json'
 MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
+# Where a run's data and its teacher are may differ too; what DATA keeps of them may not.
+LOCATIONS = {'data.source': ('images', 'classes'), 'teacher.checkpoint': ('fixed',)}
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -55,8 +58,12 @@ def claim(
   *,
   ranks: Mapping[str, int] | None = None,
   fixed_crc: int | None = None,
+  say: Callable[[str], object] = to_stderr,
 ) -> None:
   """Makes the folder this run's, or makes sure that it is.
+
+  A run may resume with its data elsewhere, such as in the folder of another job: it is the same if
+  it has as many images of the same classes.
 
   Args:
     workdir: the folder.
@@ -65,6 +72,7 @@ def claim(
     ranks: of its task, kept for those who read what was measured.
     fixed_crc: `checkpoint.tree_crc` of its task's `fixed` arrays, such as a teacher's, which must
       stay the same, too; None where it has none.
+    say: takes a line for each of LOCATIONS that differs.
 
   Raises:
     ValueError: if it holds a run with another config or other data; names what differs.
@@ -83,8 +91,11 @@ def claim(
   if jax.process_count() > 1:
     check_processes_agree(new_config)
   if (old_config := read_config(folder)) is not None:
-    check_config(folder, old_config, new_config)
-    check_data(folder / DATA, data)
+    old_data = read_data(folder / DATA) if 'images' in data else {}
+    moved = check_config(folder, old_config, new_config, same=old_data.keys() & data.keys())
+    check_data(folder, old_data, data)
+    for line in moved:
+      say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / DATA, data)
@@ -133,16 +144,26 @@ def read_ranks(folder: pathlib.Path) -> Mapping[str, int]:
 
 
 def check_config(
-  folder: pathlib.Path, old_config: dict[str, Any], new_config: dict[str, Any]
-) -> None:
-  """Raises ValueError if a run's config is not what it was, but for MAY_DIFFER."""
-  differing = [
-    f'{name} is {old!r} there and {new!r} here'
-    for name, old, new in differing_fields(old_config, new_config)
-    if not name.startswith(MAY_DIFFER)
-  ]
+  folder: pathlib.Path,
+  old_config: dict[str, Any],
+  new_config: dict[str, Any],
+  *,
+  same: Collection[str] = (),
+) -> list[str]:
+  """Lines on the LOCATIONS that differ, where what DATA keeps of them is among `same`.
+
+  Raises:
+    ValueError: if anything else of a run's config differs, but for MAY_DIFFER.
+  """
+  differing, moved = [], []
+  for name, old, new in differing_fields(old_config, new_config):
+    if new and set(LOCATIONS.get(name, ('',))) <= set(same):
+      moved.append(f'{name} was {old!r} and is {new!r}, with the same {LOCATIONS[name][0]}')
+    elif not name.startswith(MAY_DIFFER):
+      differing.append(f'{name} is {old!r} there and {new!r} here')
   if differing:
     raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
+  return moved
 
 
 def differing_fields(
@@ -157,15 +178,24 @@ def differing_fields(
       yield prefix + name, a, b
 
 
-def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
-  """Raises ValueError if a run's data is not what it was."""
-  if not file.exists() or 'images' not in data:
-    return
+def read_data(file: pathlib.Path) -> dict[str, Any]:
+  """What a run keeps of its data; {} where it keeps nothing."""
+  if not file.exists():
+    return {}
   try:
-    old = json.loads(file.read_text('utf-8'))
-    images, classes = old['images'], old['classes']
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(f'{file} is damaged: no description of data in JSON') from None
+    data = json.loads(file.read_text('utf-8'))
+    if data.keys() >= {'images', 'classes'}:
+      return data
+  except (ValueError, TypeError, AttributeError):
+    pass
+  raise ValueError(f'{file} is damaged: no description of data in JSON')
+
+
+def check_data(folder: pathlib.Path, old: dict[str, Any], data: dict[str, Any]) -> None:
+  """Raises ValueError if a run's data is not what it was."""
+  if not old:
+    return
+  images, classes = old['images'], old['classes']
   changes = []
   if old.get('fixed') != data.get('fixed'):
     changes.append('another teacher, whose arrays differ')
@@ -181,7 +211,7 @@ def check_data(file: pathlib.Path, data: dict[str, Any]) -> None:
       + ', in another order' * (not removed and not added)
     )
   if changes:
-    raise ValueError(f'{file.parent} holds a run on other data: {"; ".join(changes)}')
+    raise ValueError(f'{folder} holds a run on other data: {"; ".join(changes)}')
 
 
 def check_processes_agree(config: dict[str, Any]) -> None:
