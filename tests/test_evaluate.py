@@ -431,6 +431,7 @@ def test_a_data_set_without_a_split_of_its_own_is_measured_whole(whole, photos, 
   assert vit.main(list(map(str, words))) == 0
   streams = capsys.readouterr()
   assert '24 x 16 features' in streams.out and 'all of its images are measured' in streams.err
+  assert inputs.test_split(f'arrays:{tmp_path}/x.npz') == 'validation'  # for probes, a run's own
 
 
 # Features

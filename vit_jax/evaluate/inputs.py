@@ -56,8 +56,7 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
   name, note = on or data['source'], ''
   split = split or data.get('test') or data.get('validation') or ''
   if not split:
-    splits = sources.splits_of(name)
-    split = default_split(name, splits)
+    split = default_split(name) if on else test_split(name)
     if split == sources.ALL:
       note = f'{name} has no test or validation split of its own: all of its images are measured'
       note += ', also those that the run was trained on' * is_trained_on(path, name)
@@ -66,11 +65,7 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
 
 def open_test_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
   """As `open_split`, for what learns from 'train': never of images that are in it by default."""
-  if on and not split:
-    splits = sources.splits_of(on)
-    split = default_split(on, splits)
-    split = 'validation' if split == sources.ALL else split
-  return open_split(path, on=on, split=split)
+  return open_split(path, on=on, split=split or (test_split(on) if on else ''))
 
 
 def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -94,11 +89,18 @@ def is_trained_on(path: str | os.PathLike[str], name: str) -> bool:
   return False
 
 
-def default_split(name: str, splits: sources.Splits) -> str:
+def test_split(name: str) -> str:
+  """As `default_split`, but what is held out for validation instead of all images."""
+  split = default_split(name)
+  return 'validation' if split == sources.ALL else split
+
+
+def default_split(name: str) -> str:
   """The split of a data set that is measured on where none is asked for.
 
   All of its images, where what is held out of them for validation is our choice and not its own.
   """
+  splits = sources.splits_of(name)
   if 'test' in splits:
     return 'test'
   if isinstance(splits.get('validation'), sources.HeldOut):

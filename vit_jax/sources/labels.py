@@ -105,7 +105,8 @@ def match(
   """
   present = frozenset(data if present is None else present)
   if label_map:
-    alignment = Alignment(read_map(label_map, data, model), f'by {os.fspath(label_map)}')
+    mapping = read_map(label_map, data, model, needed=present)
+    alignment = Alignment(mapping, f'by {os.fspath(label_map)}')
   else:
     try:
       alignment = align(data, model, needed=() if restrict else present)
@@ -241,12 +242,16 @@ def scope(
 
 
 def read_map(
-  path: str | os.PathLike[str], data: Sequence[str], model: Sequence[str]
+  path: str | os.PathLike[str],
+  data: Sequence[str],
+  model: Sequence[str],
+  *,
+  needed: Collection[str],
 ) -> tuple[int, ...]:
   """The model's class for each of a data set's; -1 for those that are not to be scored.
 
   The file is .json, {class of the data: the model's, by name or number}, or a table .csv with the
-  columns 'data' and 'model'. A null, or an empty cell, is not scored.
+  columns 'data' and 'model'. A null, or an empty cell, is not scored. It has all of `needed`.
   """
   pairs = read_pairs(pathlib.Path(path))
   values: dict[int, object] = {}
@@ -254,9 +259,10 @@ def read_map(
     if label < 0:
       raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, data)}')
     values[label] = value
-  if missing := [name for label, name in enumerate(data) if label not in values]:
+  names = [name for label, name in enumerate(data) if label not in values]
+  if missing := [name for name in names if name in needed]:
     raise ValueError(f'{path} lacks {first_few(missing, NAMED)}, classes of the data')
-  return tuple(label_of(path, values[label], model) for label in range(len(data)))
+  return tuple(label_of(path, values.get(label), model) for label in range(len(data)))
 
 
 def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
