@@ -1294,3 +1294,45 @@ def test_positions_of_registers_are_part_of_them(tmp_path):
   actual, _ = loaded(tmp_path / 'a.safetensors', model)
   np.testing.assert_array_equal(actual['registers'], arrays['registers'] + rows)
   np.testing.assert_array_equal(actual['positions'], table)
+
+
+BIG_VISION_BIT = (  # as big_vision itself brings Big Transfer's names to its own
+  (r'^resnet/root_block/standardized_conv2d', 'root_block/conv_root'),
+  (r'^resnet/group_norm/', 'norm-pre-head/'),
+  (r'^resnet/head/conv2d/', 'head/'),
+  (r'^resnet/(block\d/unit\d\d)/a/proj/standardized_conv2d', r'\1/conv_proj'),
+  *(
+    (rf'^resnet/(block\d/unit\d\d)/{part}/{theirs}', rf'\1/{ours}{number}')
+    for number, part in enumerate('abc', 1)
+    for theirs, ours in (('standardized_conv2d', 'conv'), ('group_norm', 'gn'))
+  ),
+  ('gamma$', 'scale'),
+  ('beta$', 'bias'),
+)
+
+
+def as_big_vision(name, array):
+  """An array of Big Transfer's under big_vision's name, in its shape."""
+  for old, new in BIG_VISION_BIT:
+    name = re.sub(old, new, name)
+  if array.ndim == 1 and name != 'head/bias':
+    array = array[None, None, None]
+  return name, array[0, 0] if name == 'head/kernel' else array
+
+
+def test_bit_is_read_as_big_vision_saves_it_and_with_numbered_convolutions(tmp_path):
+  model = vit_jax.build('BiT-R50x1', num_classes=5, blocks=(2, 1, 1, 1))
+  params = drawn(shapes(model, (32, 32)))
+  look = bundle.Preprocess('resize', (32, 32))
+  source = bundle.Bundle(model, params, tuple('abcde'), look, 'BiT-R50x1')
+  convert.write(tmp_path / 'google.npz', source, to='npz')
+  arrays = dict(np.load(tmp_path / 'google.npz'))
+  conv = 'standardized_conv2d'
+  numbered = {name.replace(f'{conv}/', f'{conv}_7/'): array for name, array in arrays.items()}
+  renamed = dict(as_big_vision(name, array) for name, array in arrays.items())
+  for others, dialect in ((renamed, 'bigvision'), (numbered, 'google')):
+    np.savez(tmp_path / 'other.npz', **others)
+    checkpoint = convert.read(tmp_path / 'other.npz')
+    assert checkpoint.dialect == dialect and checkpoint.fields['numerics'] == 'bit'
+    again = vit_jax.load_params(tmp_path / 'other.npz', model, image_size=32, report=None)
+    assert_equal(again, params)

@@ -29,6 +29,8 @@ PUBLISHED = {
   'R26+ViT-B/32': 101_383_976,
   'R50+ViT-B/16': 98_659_112,
   'R50+ViT-L/32': 328_994_856,
+  'DeiT3-S/16': 22_059_496,
+  'DeiT3-B/16': 86_585_320,
   'Mixer-B/16': 59_880_472,
   'Mixer-B/32': 60_293_428,
   'Mixer-L/16': 208_196_168,
@@ -50,6 +52,11 @@ ALIASES = {
   'ViT-B/16': 'ViT-B_16 B_16 b16 B/16 vit-b/16 vit_base_patch16_224 deit_base_patch16_384.fb_in1k '
   'vit_base_patch16_384.augreg_in21k_ft_in1k',
   'ViT-So400m/14': 'So400m_14 vit_so400m_patch14_224',
+  'ViT-So150m/16': 'So150m_16 so150m/16 vit_so150m_patch16_256',
+  'ViT-g-opt/16': 'g-opt/16 ViT-g-opt_16 vit_giantopt_patch16_384',
+  'ViT-G-opt/16': 'G-opt/16',
+  'DeiT3-S/16': 'deit3_small_patch16_224 deit3_small_patch16_384.fb_in22k_ft_in1k DeiT3-S_16',
+  'DeiT3-H/14': 'deit3_huge_patch14_224',
   'ViT-g/14': 'g14 vit_giant_patch14_224',
   'ViT-G/14': 'G14 vit_gigantic_patch14_224',
   'R+ViT-Ti/16': 'R_Ti_16 vit_tiny_r_s16_p8_224',
@@ -58,6 +65,7 @@ ALIASES = {
   'R50+ViT-L/32': 'vit_large_r50_s32_224',
   'Mixer-B/16': 'Mixer-B_16 mixer_b16',
   'Mixer-L/16': 'mixer_l16_224.goog_in21k',
+  'Mixer-H/14': 'Mixer-H_14 mixer_h14',
   'BiT-R50x1': 'BiT-M-R50x1 resnetv2_50x1_bit',
   'BiT-R152x4': 'resnetv2_152x4_bit.goog_in21k',
 }

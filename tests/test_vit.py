@@ -36,8 +36,9 @@ def test_every_variant_builds_with_the_parameters_that_its_sizes_imply(name):
   assert models.count(model) == model.depth * block + outside
 
 
-def test_there_are_36_variants():
-  sizes, patches = ('Ti', 'S', 'M', 'B', 'L', 'So400m', 'H', 'g', 'G'), (8, 14, 16, 32)
+def test_there_are_48_variants():
+  sizes = ('Ti', 'S', 'M', 'B', 'So150m', 'L', 'So400m', 'H', 'g', 'g-opt', 'G', 'G-opt')
+  patches = (8, 14, 16, 32)
   assert set(models.VITS) == {f'ViT-{size}/{patch}' for size in sizes for patch in patches}
 
 

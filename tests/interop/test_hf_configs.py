@@ -241,3 +241,16 @@ def test_timms_preprocessing_goes_in_and_out(peer, tmp_path):
   for field in ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std'):
     if field in first:
       assert again[field] == first[field], field
+
+
+@pytest.mark.parametrize('kind', ['TimmWrapperForImageClassification', 'TimmWrapperModel'])
+def test_a_model_of_timm_is_read_as_transformers_saves_it(kind, tmp_path):
+  fields = {'img_size': 64, 'embed_dim': 64, 'depth': 1, 'num_heads': 2}
+  config = transformers.TimmWrapperConfig.from_dict(
+    {'architecture': 'deit3_small_patch16_224', 'num_classes': 7, 'model_args': fields}
+  )
+  module = peers.seeded(getattr(transformers, kind)(config))
+  module.save_pretrained(tmp_path)
+  images = ours.pictures((64, 64))
+  theirs = peers.run(peers.whichever, module, images)['logits'].numpy()
+  ours.check_bisected(ours.trace(vit_jax.load(tmp_path), images), {'logits': theirs})

@@ -124,6 +124,24 @@ BIT = rows(
   ],
 )
 
+BIG_VISION_UNIT = 'block{s}/unit{u:02d}'
+BIG_VISION_BIT = rows(
+  [('root/conv/kernel', 'root_block/conv_root/kernel')],
+  *(
+    [
+      (f'{UNIT}/norm{n}/scale', f'{BIG_VISION_UNIT}/gn{n}/scale', VECTOR),
+      (f'{UNIT}/norm{n}/bias', f'{BIG_VISION_UNIT}/gn{n}/bias', VECTOR),
+      (f'{UNIT}/conv{n}/kernel', f'{BIG_VISION_UNIT}/conv{n}/kernel'),
+    ]
+    for n in (1, 2, 3)
+  ),
+  [
+    (f'{UNIT}/conv_proj/kernel', f'{BIG_VISION_UNIT}/conv_proj/kernel'),
+    *((f'norm/{leaf}', f'norm-pre-head/{leaf}', VECTOR) for leaf in NORM),
+  ],
+  both('head', 'head', *KERNEL),
+)
+
 BLOCK = r'^(Transformer/encoderblock_\d+/)'
 OLD_TO_NEW = (
   (BLOCK + 'LayerNorm_2', r'\1LayerNorm_1'),
@@ -199,8 +217,17 @@ FAMILIES = (
   Family(
     dialect='google',
     model='BiT',
-    signs=('resnet/root_block/standardized_conv2d/kernel',),
+    signs=(r'resnet/root_block/standardized_conv2d(_\d+)?/kernel',),
     table=BIT,
+    renames=((r'/standardized_conv2d_\d+/', '/standardized_conv2d/'),),
+    details=always(numerics='bit'),
+    **COMMON,
+  ),
+  Family(
+    dialect='bigvision',
+    model='BiT',
+    signs=('root_block/conv_root/kernel', r'block1/unit01/gn1/scale'),
+    table=BIG_VISION_BIT,
     details=always(numerics='bit'),
     **COMMON,
   ),
@@ -208,7 +235,7 @@ FAMILIES = (
 
 
 def export_spec(source: Exportable) -> ExportSpec:
-  """vision_transformer's names; Mixer's and BiT's are the same in big_vision."""
+  """vision_transformer's names; big_vision has the same for Mixers, and reads these for BiT."""
   if isinstance(source.model, mixer.Mixer):
     return ExportSpec(MIXER, rewrites={'head_bias': 0.0}, reader_defaults=READER_DEFAULTS)
   if isinstance(source.model, resnet.ResNet):

@@ -271,8 +271,9 @@ def declared(config: dict[str, Any]) -> Declared:
   described = constructor(config)
   values = {} if described is None else timm_names.declared(described)
   args, weights = config.get('model_args', {}), config.get('pretrained_cfg', {})
+  headless = 'TimmWrapperModel' in config.get('architectures', ())  # saved through transformers
   for where, source in (('model_args.', args), ('', config), ('pretrained_cfg.', weights)):
-    if 'num_classes' in source:
+    if 'num_classes' in source and not headless:
       values.setdefault('num_classes', (f'config.json: {where}num_classes', source['num_classes']))
   if 'img_size' in args:
     values['size'] = ('config.json: img_size', sides(args['img_size']))
@@ -402,6 +403,7 @@ PRETRAINED = {
 }
 FIELDS = {
   'architecture': kinds.TEXT,
+  'architectures': kinds.TEXTS,
   'num_classes': kinds.CLASSES,
   'global_pool': kinds.TEXT,
   'label_names': kinds.TEXTS,

@@ -17,17 +17,21 @@ from vit_jax.models import layers, mixer, resnet, vit
 from vit_jax.text import error_line, nearest
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
-# g and G of Scaling ViT (2106.04560), So400m (2305.13035); M lies between S and B.
+# g and G of Scaling ViT (2106.04560), So400m (2305.13035); M lies between S and B. g-opt and G-opt
+# are big_vision's, of SigLIP 2 (2502.14786), So150m is timm's.
 SIZES = {
   'Ti': (192, 12, 768, 3),
   'S': (384, 12, 1536, 6),
   'M': (512, 12, 2048, 8),
   'B': (768, 12, 3072, 12),
+  'So150m': (896, 18, 2304, 14),
   'L': (1024, 24, 4096, 16),
   'So400m': (1152, 27, 4304, 16),
   'H': (1280, 32, 5120, 16),
   'g': (1408, 40, 6144, 16),
+  'g-opt': (1536, 40, 6144, 16),
   'G': (1664, 48, 8192, 16),
+  'G-opt': (1536, 48, 8192, 16),
 }
 PATCHES = (8, 14, 16, 32)
 
@@ -39,6 +43,13 @@ def vit_fields(size: str, patch: int) -> dict[str, Any]:
 
 
 VITS = {f'ViT-{size}/{patch}': vit_fields(size, patch) for size in SIZES for patch in PATCHES}
+
+# DeiT III (2204.07118): layer scale, and no position for the class token.
+DEIT3_SIZES = ('S/16', 'M/16', 'B/16', 'L/16', 'H/14')
+DEIT3 = {
+  f'DeiT3-{name}': VITS[f'ViT-{name}'] | {'layer_scale': 1e-6, 'cls_position': False}
+  for name in DEIT3_SIZES
+}
 
 # A ResNet's blocks before the patches: ViT's section 4.1, and How to train your ViT (2106.10270).
 # R+ViT-Ti/16 cuts the cells of its root, 4 pixels wide, into 8x8: its patch is 32, its name is 16.
@@ -55,13 +66,14 @@ MIXER_SIZES = {
   'S': (512, 8, 256, 2048),
   'B': (768, 12, 384, 3072),
   'L': (1024, 24, 512, 4096),
+  'H': (1280, 32, 640, 5120),
 }
 MIXERS = {
   f'Mixer-{size}/{patch}': dict(
     patch=(patch, patch), width=width, depth=depth, tokens_dim=tokens_dim, mlp_dim=mlp_dim
   )
   for size, (width, depth, tokens_dim, mlp_dim) in MIXER_SIZES.items()
-  for patch in (8, 16, 32)
+  for patch in ((14,) if size == 'H' else (8, 16, 32))
 }
 
 # Big Transfer's (1912.11370); its largest is four times as wide.
@@ -72,7 +84,7 @@ RESNETS = {
   for factor in ((1, 2, 3, 4) if depth == 'R152' else (1, 2, 3))
 }
 
-VARIANTS: dict[str, dict[str, Any]] = {**VITS, **HYBRIDS, **MIXERS, **RESNETS}
+VARIANTS: dict[str, dict[str, Any]] = {**VITS, **DEIT3, **HYBRIDS, **MIXERS, **RESNETS}
 
 Model = vit.ViT | mixer.Mixer | resnet.ResNet
 
@@ -82,9 +94,11 @@ TIMM_SIZES = {
   'medium': 'M',
   'base': 'B',
   'large': 'L',
+  'so150m': 'So150m',
   'so400m': 'So400m',
   'huge': 'H',
   'giant': 'g',
+  'giantopt': 'g-opt',
   'gigantic': 'G',
 }
 
@@ -92,9 +106,12 @@ TIMM_SIZES = {
 SPELLINGS = tuple(
   (re.compile(pattern, re.IGNORECASE), name)
   for pattern, name in (
-    (r'(?:vit[-_])?(?P<size>[a-z]+?(?:400m)?)[-_/]?(?P<patch>\d+)', 'ViT-{size}/{patch}'),
+    (r'(?:vit[-_])?(?P<size>[a-z]+?(?:[14][05]0m|-opt)?)[-_/]?(?P<patch>\d+)',
+     'ViT-{size}/{patch}'),
     (r'(?:vit|deit(?=_tiny_|_small_|_base_))_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)(?:_\d+)?',
      'ViT-{size}/{patch}'),
+    (r'deit3[-_](?P<size>[a-z]+)[-_/](?:patch)?(?P<patch>\d+)(?:_\d+)?',
+     'DeiT3-{size}/{patch}'),
     (r'(?P<stem>r\d*)[+_-](?:vit[-_])?(?P<size>[a-z]+)[-_/]?(?P<patch>\d+)',
      '{stem}+ViT-{size}/{patch}'),
     (r'vit_(?P<size>[a-z]+)_(?P<stem>r\d*)_s(?P<patch>\d+)(?:_p\d+)?(?:_\d+)?',
