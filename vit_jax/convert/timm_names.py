@@ -126,7 +126,7 @@ class Call:
 @functools.cache
 def table() -> dict[str, Any]:
   """timm_names.json: `defaults` of constructors, `architectures`, `former` names of these."""
-  content: dict[str, Any] = json.loads(pathlib.Path(__file__).with_name(TABLE).read_text())
+  content: dict[str, Any] = json.loads(pathlib.Path(__file__).with_name(TABLE).read_text('utf-8'))
   return content
 
 
