@@ -186,7 +186,7 @@ def embedded(grey, kernel):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('old, new', [(3, 1), (3, 3), (3, 6), (1, 1), (1, 3), (1, 4), (5, 5)])
+@pytest.mark.parametrize('old, new', [(3, 1), (3, 3), (3, 6), (1, 4), (5, 1), (2, 4), (5, 5)])
 def test_a_grey_patch_embeds_to_the_same_token_through_other_channels(old, new):
   grey, kernel = draw(4, 4), draw(4, 4, old, 2)
   result = resample.channels(kernel, new)
@@ -195,9 +195,11 @@ def test_a_grey_patch_embeds_to_the_same_token_through_other_channels(old, new):
 
 
 @pytest.mark.quick
-def test_a_kernel_for_channels_that_are_no_colours_is_an_error():
-  with pytest.raises(ValueError, match='for 3 channels of one for 4'):
-    resample.channels(draw(2, 2, 4, 1), 3)
+def test_a_kernel_for_other_channels_repeats_them_in_turn_at_their_whole_weight():
+  kernel = draw(2, 2, 5, 1)
+  np.testing.assert_array_equal(resample.channels(kernel, 2), kernel[:, :, [0, 1]] * 2.5)
+  turns = kernel[:, :, [0, 1, 2, 3, 4, 0, 1]] * np.float32(5 / 7)
+  np.testing.assert_allclose(resample.channels(kernel, 7), turns, rtol=1e-6)
   with pytest.raises(ValueError, match='for 0 channels of one for 3'):
     resample.channels(draw(2, 2, 3, 1), 0)
 

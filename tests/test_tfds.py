@@ -383,7 +383,7 @@ def test_unencoded_and_grey_tensors_are_images(tmp_path):
   write_tfrecords(tmp_path, spec, {'train': [{'picture': grey, 'kind': 2}]}, shards=1)
   record = sources.open_source(f'tfds:{tmp_path}', 'train')[0]
   assert record['label'] == 2
-  np.testing.assert_array_equal(record['image'], np.repeat(grey, 3, axis=-1))
+  np.testing.assert_array_equal(record['image'], grey)
 
 
 def test_dsprites_are_white_on_black(tmp_path):
@@ -393,7 +393,7 @@ def test_dsprites_are_white_on_black(tmp_path):
   examples = [example('train', 0) | {'image': dot.getvalue(), 'label_x_position': 13}]
   write_tfrecords(tmp_path, spec, {'train': examples}, name='dsprites', shards=1)
   source = sources.open_source(f'tfds:{tmp_path}?label=location', 'train')
-  assert source[0]['image'].tolist() == [[[0, 0, 0], [255, 255, 255]]]
+  assert source[0]['image'].tolist() == [[[0], [255]]]
   assert (source[0]['label'], len(source.classes)) == (6, 16)
 
 

@@ -39,7 +39,7 @@ class Filters:
   """The principal components of what a model looks at pixels with.
 
   Fields:
-    components: (n, rows, columns, 3) float32 of unit length, the first explains most; the largest
+    components: (n, rows, columns, C) float32 of unit length, the first explains most; the largest
       value of each is positive.
     variance: (n,) float32, the fraction of the filters' variance that each explains.
     count: of the filters.
@@ -53,7 +53,7 @@ class Filters:
 
 
 def filters(model: models.Model, params: Params, *, count: int = COMPONENTS) -> Filters:
-  """The first principal components of the RGB filters (ViT, arXiv 2010.11929, figure 7).
+  """The first principal components of the first filters (ViT, arXiv 2010.11929, figure 7).
 
   Each filter of the patch embedding is a point, its mean over filters is taken off. Of hybrids and
   BiT, whose patches are not of pixels, the filters are those of the ResNet's first convolution,
@@ -61,7 +61,7 @@ def filters(model: models.Model, params: Params, *, count: int = COMPONENTS) -> 
   """
   kernel, of = pixel_kernel(model, params)
   *shape, total = kernel.shape
-  points = kernel.reshape(-1, total).T.astype(np.float64)  # (filters, rows * columns * 3)
+  points = kernel.reshape(-1, total).T.astype(np.float64)  # (filters, rows * columns * C)
   _, scales, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
   axes = axes[: min(count, max(total - 1, 1))]
   largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
@@ -72,7 +72,7 @@ def filters(model: models.Model, params: Params, *, count: int = COMPONENTS) -> 
 
 
 def pixel_kernel(model: models.Model, params: Params) -> tuple[np.ndarray, str]:
-  """The kernel (rows, columns, 3, filters) that reads pixels, and its name."""
+  """The kernel (rows, columns, C, filters) that reads pixels, and its name."""
   if isinstance(model, resnet.ResNet):
     root, numerics = params['root'], model.numerics
   elif isinstance(model, vit.ViT) and model.stem is not None:
@@ -195,10 +195,10 @@ class Activations:
 
 
 def trace(run: bundle.Bundle, image: np.ndarray) -> Activations:
-  """Takes an image (H, W, 3) uint8, as `run.preprocess` makes it, through a model."""
+  """Takes an image (H, W, C) uint8, as `run.preprocess` makes it, through a model."""
   model, preprocess = run.model, run.preprocess
-  if image.dtype != np.uint8 or image.shape != (*preprocess.size, 3):
-    expected = 'x'.join(map(str, (*preprocess.size, 3)))
+  if image.dtype != np.uint8 or image.shape != preprocess.shape:
+    expected = 'x'.join(map(str, preprocess.shape))
     raise ValueError(f'an image here is uint8 {expected}, not {image.dtype} {image.shape}')
   arrays = traced_arrays(
     run.params, image[None], model=model, mean=tuple(preprocess.mean), std=tuple(preprocess.std)
@@ -218,7 +218,7 @@ def traced_arrays(
   mean: tuple[float, ...],
   std: tuple[float, ...],
 ) -> dict[str, Any]:
-  """The arrays of `Activations` of an image (1, H, W, 3) uint8; no attention weights are kept."""
+  """The arrays of `Activations` of an image (1, H, W, C) uint8; no attention weights are kept."""
   map_pool = getattr(model, 'pool', '') == 'map'
   logits, out = bundle.forward(model, params, images, mean=mean, std=std, attention=map_pool)
   layers: Any
@@ -343,7 +343,7 @@ class Attention:
 
 
 def attention(run: bundle.Bundle, image: np.ndarray) -> Attention:
-  """All attention weights of an image (H, W, 3) uint8, as `run.preprocess` makes it.
+  """All attention weights of an image (H, W, C) uint8, as `run.preprocess` makes it.
 
   `attention_summary` gives what pictures need of a model too large for this.
 
@@ -633,7 +633,7 @@ def occlusion(
   *,
   square: tuple[int, int],
   stride: tuple[int, int],
-  grey: Sequence[int] = (127, 127, 127),
+  grey: Sequence[int] = (127,),
 ) -> Occlusion:
   """Hides an image square by square (Zeiler and Fergus, arXiv 1311.2901, section 4.2).
 
@@ -641,11 +641,11 @@ def occlusion(
 
   Args:
     scores: of a list of images: (N, K).
-    image: (H, W, 3) uint8.
+    image: (H, W, C) uint8.
     label: of the class.
     square: height and width in pixels.
     stride: pixels between squares, down and across.
-    grey: of the square, uint8 RGB.
+    grey: of the square, uint8, of each channel or of all.
 
   Raises:
     ValueError: for a square that is larger than the image, or a stride below 1.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import convert, files, models
-from vit_jax.convert import adapt, bundles, writing
+from vit_jax.convert import adapt, bundles, engine, writing
 from vit_jax.convert.preprocess import Preprocess as Preprocess
 from vit_jax.convert.preprocess import scale_steps
 from vit_jax.images import decoding, transforms
@@ -91,7 +91,7 @@ def forward(
   std: Sequence[float],
   **options: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Logits (N, K) of uint8 images (N, height, width, 3), and the model's other outputs; `options`
+  """Logits (N, K) of uint8 images (N, height, width, C), and the model's other outputs; `options`
   are further arguments of the model's call, as `attention`.
   """
   logits, out = model.apply({'params': params}, normalize(images, mean, std), **options)
@@ -145,13 +145,18 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
     fields = models.default_fields(checkpoint.name) | checkpoint.fields
     model = models.build(checkpoint.name, **fields)
     preprocess = Preprocess(**{'steps': 'resize', 'size': checkpoint.size, **checkpoint.preprocess})
+    channels = engine.channels(checkpoint.arrays) or preprocess.channels
+    if preprocess.channels != channels:
+      raise ValueError(f'preprocess mean is for {preprocess.channels} channels, not {channels}')
     if native and preprocess.size != checkpoint.size:
       steps = scale_steps(preprocess.steps, preprocess.size, checkpoint.size)
       preprocess = dataclasses.replace(preprocess, steps=steps, size=checkpoint.size)
     check(model, preprocess, checkpoint.classes)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{description} does not describe a model: {error}') from None
-  params, _ = adapt.params(checkpoint, model, image_size=preprocess.size, new_head=None)
+  params, _ = adapt.params(
+    checkpoint, model, image_size=preprocess.size, channels=preprocess.channels, new_head=None
+  )
   card = ''  # others' is of their library
   if is_bundle and (folder / CARD).is_file():
     card = (folder / CARD).read_text('utf-8', errors='replace')
@@ -160,14 +165,15 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
   )
 
 
-def check_model(model: nn.Module, image_size: tuple[int, int]) -> None:
+def check_model(model: nn.Module, shape: tuple[int, int, int]) -> None:
   """Raises ValueError for a model from elsewhere that does not answer as ours do, on shapes alone.
 
-  It must take (1, height, width, 3) images, and give float32 (1, K) and a dict with 'pre_logits'.
+  It must take (1, height, width, channels) images, and give float32 (1, K) and a dict with
+  'pre_logits'.
   """
   if isinstance(model, models.Model):
     return
-  images = jax.ShapeDtypeStruct((1, *image_size, 3), np.float32)
+  images = jax.ShapeDtypeStruct((1, *shape), np.float32)
   try:
     answer, _ = jax.eval_shape(model.init_with_output, jax.eval_shape(jax.random.key, 0), images)
   except (Exception, SystemExit) as error:  # whatever it does
@@ -185,15 +191,20 @@ def check(model: models.Model, preprocess: Preprocess, classes: tuple[str, ...])
   if len(classes) != model.num_classes:
     raise ValueError(f'{len(classes)} classes for a head of {model.num_classes}')
   models.check_size(model, bundles.as_size(preprocess.size))
-  check_model(model, preprocess.size)
   for name, low in (('mean', -LARGEST), ('std', 1 / LARGEST)):
     values = getattr(preprocess, name)
     fine = isinstance(values, tuple | list) and all(type(value) in (int, float) for value in values)
-    if not fine or len(values) != 3 or not all(low <= value <= LARGEST for value in values):
+    if not fine or not values or not all(low <= value <= LARGEST for value in values):
       more = ' above 0' if low > 0 else ''
-      raise ValueError(f'preprocess {name} is {values}, not three finite numbers{more}')
+      raise ValueError(
+        f'preprocess {name} is {values}, not three finite numbers{more}, or as many as channels'
+      )
+  if len(preprocess.mean) != len(preprocess.std):
+    counts = f'{len(preprocess.mean)} channels, std for {len(preprocess.std)}'
+    raise ValueError(f'preprocess mean is for {counts}')
+  check_model(model, preprocess.shape)
   check_steps(preprocess.steps)
-  transforms.compose(preprocess.steps, preprocess.size)
+  transforms.compose(preprocess.steps, preprocess.size, preprocess.channels)
 
 
 def check_steps(steps: object) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
 from vit_jax import optim, pipeline, sources
+from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import presets
 from vit_jax.tasks import distil
 
@@ -26,6 +27,7 @@ RANGES = {  # min, and what it must be below
   'accumulate': (1, INF),
   'ema': (0, 1),
   'data.repeats': (1, INF),
+  'data.channels': (1, MAX_CHANNELS + 1),
   'objective.smoothing': (0, 1),
   'objective.mixup': (0, INF),
   'objective.cutmix': (0, INF),
@@ -48,11 +50,8 @@ RANGES = {  # min, and what it must be below
   'system.workers': (0, INF),
   'system.prefetch': (0, INF),
 }
-EXAMPLES = {  # where the default is None
-  'data.mean': (0.5, 0.5, 0.5),
-  'data.std': (0.5, 0.5, 0.5),
-  'system.log_every': '50 steps',
-}
+EXAMPLES = {'system.log_every': '50 steps'}  # where the default is None
+LEVELS = ('data.mean', 'data.std')  # None, or a number for each of data.channels
 
 Old = Callable[[ConfigDict, str], dict[str, str]]  # an old field's value -> overrides of today
 
@@ -231,7 +230,11 @@ def value_errors(config: ConfigDict) -> Iterator[str]:
   data, evaluation = config.data, config.evaluation
   if not data.train:
     yield 'data.train is empty, must name a split'
-  if data.std is not None and min(data.std) <= 0:
+  for field, values in (('data.mean', data.mean), ('data.std', data.std)):
+    if values is not None and len(values) != data.channels:
+      value = values[0] if len(values) == 1 else values
+      yield f'{field} is {value}, not tuple of {data.channels} or None, as data.channels is'
+  if data.std is not None and min(data.std, default=1) <= 0:
     yield f'data.std is {data.std}, must be positive'
   if data.bad_images not in pipeline.POLICIES:
     yield f'data.bad_images is {data.bad_images!r}; known: {", ".join(pipeline.POLICIES)}'
@@ -271,6 +274,9 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
 def as_field(field: str, value: object, standard: object, kind: type) -> object:
   """A value in the type of that field, by its default or its example."""
   example = EXAMPLES.get(field) if standard is None and value is not None else standard
+  if field in LEVELS and value is not None:
+    value = value if isinstance(value, tuple | list) else (value,)
+    example = (0.5,) * len(value)
   if field == 'time_limit' and type(value) is int:
     value = str(value)  # "'90' is not a time such as '11h'" helps more than "90 is not str"
   return coerced(value, example, kind)

@@ -53,7 +53,7 @@ def write(
 ) -> list[str]:
   """Writes a model for others to run or read: whole, and only if the check holds, or not at all.
 
-  'stablehlo' and 'onnx' are programs with the parameters inside: uint8 images (N, height, width, 3)
+  'stablehlo' and 'onnx' are programs with the parameters inside: uint8 images (N, height, width, C)
   go in, float32 probabilities (N, K) come out, for any N; a JSON file beside them, `beside`, has
   class names, preprocessing and versions. 'timm', 'hf' and 'npz' are `convert.write`'s; a folder
   gets the card of `source`, or a new one that tells of no training and no results.
@@ -131,14 +131,14 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 
 def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
   """Writes what a program is beside it."""
-  preprocess, size = source.preprocess, list(source.preprocess.size)
+  preprocess = source.preprocess
   description = {
     'format': FORMAT,
     'kind': to,
     'vit_jax': __version__,
     'jax': jax.__version__,
     'model': source.name,
-    'input': {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *size, 3]},
+    'input': {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *preprocess.shape]},
     'output': {'name': 'scores', 'dtype': 'float32', 'shape': output_shape(source)},
     'scores': source.scores,
     'classes': list(source.classes),
@@ -158,7 +158,7 @@ def digest(path: pathlib.Path) -> str:
 
 def output_shape(source: bundle.Bundle) -> list[str | int]:
   """The shape of scores: ['batch', K], or ['batch', patches, K] where patches are classified."""
-  images = jax.ShapeDtypeStruct((2, *source.preprocess.size, 3), jnp.uint8)
+  images = jax.ShapeDtypeStruct((2, *source.preprocess.shape), jnp.uint8)
   shape = jax.eval_shape(make_apply(source), source.params, images).shape
   return ['batch', *shape[1:]]
 
@@ -191,7 +191,7 @@ def written_sigmoid(logits: jax.Array) -> jax.Array:
 def any_batch(source: bundle.Bundle) -> jax.ShapeDtypeStruct:
   """uint8 images of the model's size, of which a batch has any number."""
   batch, *_ = jax.export.symbolic_shape('batch')
-  return jax.ShapeDtypeStruct((batch, *source.preprocess.size, 3), jnp.uint8)
+  return jax.ShapeDtypeStruct((batch, *source.preprocess.shape), jnp.uint8)
 
 
 def write_stablehlo(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
@@ -332,7 +332,7 @@ def compare_program(to: str, path: str, source: bundle.Bundle) -> tuple[str, boo
   run, apply = OPENERS[to](pathlib.Path(path)), jax.jit(make_apply(source))
   apart, odds_apart = 0.0, 0.0
   for count in BATCHES:
-    shape = (count, *source.preprocess.size, 3)
+    shape = (count, *source.preprocess.shape)
     images = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
     in_scores, in_odds = differences(run(images), np.asarray(apply(source.params, images)))
     apart, odds_apart = max(apart, in_scores), max(odds_apart, in_odds)
@@ -412,6 +412,7 @@ class Program:
     scores: 'softmax', fractions of one, or 'sigmoid', where an image may be of several classes.
     model: the name of its architecture.
     platforms: on which it runs.
+    channels: of its images, 3 for RGB.
     call: the function on uint8 arrays of the device, jitted; it holds the parameters.
   """
 
@@ -421,21 +422,22 @@ class Program:
   scores: str
   model: str
   platforms: tuple[str, ...]
+  channels: int
   call: Callable[[np.ndarray], jax.Array]
 
   def __repr__(self) -> str:
-    shape = ', '.join(map(str, (*self.size, 3)))
+    shape = ', '.join(map(str, (*self.size, self.channels)))
     signature = f'uint8 (N, {shape}) -> float32, {len(self.classes)} classes'
     return f'Program({self.model}, {signature}, {" ".join(self.platforms)})'
 
   def __call__(self, images: np.typing.ArrayLike) -> np.ndarray:
-    """uint8 (N, height, width, 3) RGB -> float32 (N, K) probabilities.
+    """uint8 (N, height, width, channels) -> float32 (N, K) probabilities.
 
     Raises:
       ValueError: for images of another shape or type.
     """
     images = np.asarray(images)
-    wanted = (*self.size, 3)
+    wanted = (*self.size, self.channels)
     if images.dtype != np.uint8 or images.shape[1:] != wanted or not len(images):
       raise ValueError(
         f'images are uint8 (N, {", ".join(map(str, wanted))}), not {images.dtype} {images.shape}'
@@ -475,10 +477,11 @@ def load(path: str | os.PathLike[str]) -> Program:
       scores=description['scores'],
       model=description['model'],
       platforms=tuple(exported.platforms),
+      channels=description['input']['shape'][3],
       call=functools.partial(jax.jit(exported.call), jax.device_put(params)),
     )
     images, scores = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
-    if images != (*program.size, 3) or scores != len(program.classes):
+    if images != (*program.size, program.channels) or scores != len(program.classes):
       raise ValueError(f'{beside(path).name} describes other images or classes')
     return program
   except Exception as error:  # of whatever kind: jax says by several that it is too old

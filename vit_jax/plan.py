@@ -39,7 +39,7 @@ from vit_jax.text import error_line, nearest
 
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
-PIXELS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # where there is no checkpoint
+PIXELS = ('mean', 'std')  # a number for each channel, 0.5 where there is no checkpoint
 MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
 # Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
 NOT_DEFAULTS = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
@@ -165,7 +165,7 @@ class Plan:
   def forward_flops(self) -> int:
     """FLOPs of the task's model for an image; 0 where they are not known."""
     count = getattr(self.task.model, 'flops', None)
-    return count(*self.config.image_size) if count else 0
+    return count(*self.config.image_size, self.config.data.channels) if count else 0
 
   @property
   def update_flops(self) -> int:
@@ -356,7 +356,7 @@ def check_extensions(plan: Plan) -> None:
       batch = abstract_batch(task.evaluation, config.batch_size)
       check_read(task, jax.eval_shape(task.measure, state.params, batch, task.fixed)[0], task.ranks)
     delivered = task.deliver(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), state.params))
-    bundle.check_model(delivered.model, config.image_size)
+    bundle.check_model(delivered.model, delivered.preprocess.shape)
     json.dumps(models.fields(delivered.model))
   except (Exception, SystemExit) as error:  # whatever they do
     raise ValueError(f'{", ".join(extensions(config))}: {error_line(error)}') from error
@@ -442,12 +442,14 @@ def checkpoint_defaults(
       checkpoint = open_pretrained(config)
       model, pixels = {'name': checkpoint.name, **checkpoint.fields}, checkpoint.preprocess
   skipped = {*NOT_DEFAULTS, *models.COMPUTE, *(['representation'] if config.new_head else [])}
-  whole = config.to_dict()
-  for section, defaults in (('model', model), ('data', pixels), ('data', PIXELS)):
-    for field, default in defaults.items():
-      decided = field in PIXELS if section == 'data' else field not in skipped
-      if decided and default is not None and whole[section].get(field, 0) in (None, ''):
-        whole[section][field] = models.tupled(default)
+  whole, channels = config.to_dict(), config.data.channels
+  for field, default in model.items():
+    if field not in skipped and default is not None and whole['model'].get(field, 0) in (None, ''):
+      whole['model'][field] = models.tupled(default)
+  fits = all(len(pixels.get(field) or ()) == channels for field in PIXELS)
+  for field in PIXELS:
+    if whole['data'][field] is None:
+      whole['data'][field] = models.tupled(pixels[field]) if fits else (0.5,) * channels
   return FrozenConfigDict(whole), checkpoint
 
 
@@ -485,6 +487,7 @@ def pretrained_start(
         checkpoint,
         model,
         image_size=config.image_size,
+        channels=config.data.channels,
         new_head=config.new_head,
         classes=classes if model.num_classes == len(classes) else (),
         seed=config.seed,
@@ -526,8 +529,8 @@ def make_transforms(
 ) -> dict[str, transforms.Transform]:
   """The config's transforms for 'train' and 'evaluation', tried on an image of the training set."""
   lines = {'train': data.augment, 'evaluation': data.preprocess}
-  composed = {use: transforms.compose(line, size) for use, line in lines.items()}
-  image = first_image(source)
+  composed = {use: transforms.compose(line, size, data.channels) for use, line in lines.items()}
+  image = first_image(source, data.channels)
   for use, transform in composed.items():
     height, width = output_size(transform, image, use)
     if (height, width) != tuple(size):
@@ -547,9 +550,10 @@ def output_size(transform: transforms.Transform, image: np.ndarray, use: str) ->
   except (Exception, SystemExit) as error:  # of a step from elsewhere, whatever it does
     raise ValueError(f'the {use} transforms fail: {error_line(error)}') from error
   is_array = isinstance(output, np.ndarray)
-  if not is_array or output.dtype != np.uint8 or output.shape[2:] != (3,):
+  channels = transform.channels
+  if not is_array or output.dtype != np.uint8 or output.shape[2:] != (channels,):
     form = f'{output.dtype} {output.shape}' if is_array else type(output).__name__
-    raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, 3)')
+    raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, {channels})')
   return output.shape[0], output.shape[1]
 
 

@@ -28,7 +28,8 @@ Source = str | os.PathLike[str] | np.ndarray
 class Run(bundle.Bundle):
   """A trained model, ready to use: see `bundle.Bundle` for its fields.
 
-  Images are given as a path, an array (H, W, 3) uint8, or a list of these.
+  Images are given as a path, an array (H, W, C) uint8, or a list of these: C is the channels that
+  the model takes, `preprocess.channels`, or 1 where these are 3.
   """
 
   def predict(self, images: Source | Sequence[Source], *, top: int = 5) -> list[Any]:
@@ -114,10 +115,12 @@ class Run(bundle.Bundle):
 
   def prepared(self, image: Source) -> np.ndarray:
     """An image as the model takes it: uint8, the size of `preprocess`."""
+    channels = self.preprocess.channels
     if not isinstance(image, np.ndarray):
-      image = read_image(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-      raise ValueError(f'an image is uint8 (H, W, 3), not {image.dtype} {image.shape}')
+      image = read_image(image, channels)
+    fits = image.ndim == 3 and image.shape[2] in {channels, 1 if channels == 3 else channels}
+    if image.dtype != np.uint8 or not fits or not image.size:
+      raise ValueError(f'an image is uint8 (H, W, {channels}), not {image.dtype} {image.shape}')
     return np.ascontiguousarray(self.transform(image, np.random.default_rng(0)))
 
   def forward(
@@ -137,7 +140,7 @@ class Run(bundle.Bundle):
 
   @functools.cached_property
   def transform(self) -> transforms.Step:
-    return transforms.compose(self.preprocess.steps, self.preprocess.size)
+    return self.preprocess.transform
 
   @functools.cached_property
   def apply(self) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
@@ -165,14 +168,14 @@ def load(path: str | os.PathLike[str]) -> Run:
   return Run(**vars(bundled) | {'params': jax.device_put(bundled.params)})
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-  """An image file as (H, W, 3) uint8; its errors name the file."""
+def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
+  """An image file as (H, W, C) uint8; its errors name the file."""
   try:
     if os.path.isdir(path):
       raise ValueError('no images in this folder')
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
       raise ValueError('not a regular file')
-    return transforms.decode(pathlib.Path(path).read_bytes())
+    return transforms.decode(pathlib.Path(path).read_bytes(), channels)
   except ValueError as error:
     raise ValueError(f'{os.fspath(path)}: {error}') from None
   except FileNotFoundError:

@@ -317,7 +317,8 @@ def introduce(training: Training, start: int) -> None:
     f'{name}{dtype and f" in {dtype}"} on {mesh.size} {device.device_kind} ({grid}); '
     f'{len(source):,} training examples of {config.data.source}, {plan.total:,} steps'
   )
-  for line in [*lines_about(source), contrast_warning(sampled_contrasts(source))]:
+  contrasts = sampled_contrasts(source, config.data.channels)
+  for line in [*lines_about(source), contrast_warning(contrasts)]:
     if line:
       display.say(f'{config.data.source}: {line}')
   for line in plan.task.about:

@@ -31,6 +31,7 @@ MAX_CLASSES = 12  # that a table names: all, or the largest half and the smalles
 MAX_NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
 SHEET = (8, 8)  # images, augmentations of each
 RANGES = {  # of flags: min, max
+  'channels': (1, decoding.MAX_CHANNELS),
   'count': (1, math.inf),
   'threads': (1, 1024),
   'size': (1, math.isqrt(decoding.MAX_PIXELS // math.prod(SHEET))),
@@ -144,7 +145,7 @@ def augmented_sheet(
 ) -> np.ndarray:
   """Images, a row each, as a training run with that seed sees them in its first epochs.
 
-  Of those that can be read, evenly over all; uint8 (rows * height, columns * width, 3).
+  Of those that can be read, evenly over all; uint8 (rows * height, columns * width, C).
   """
   readable = survey.readable
   if not len(readable):
@@ -157,16 +158,19 @@ def augmented_sheet(
     for epoch in range(epochs):
       batch.add(int(index), epoch)
   height, width = transform.size
-  grid = batch.arrays()['image'].reshape(rows, epochs, height, width, 3)
-  return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, epochs * width, 3)
+  grid = batch.arrays()['image'].reshape(rows, epochs, height, width, transform.channels)
+  return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, epochs * width, transform.channels)
 
 
 def png(image: np.ndarray) -> bytes:
-  """The PNG file of uint8 pixels (H, W, 3)."""
+  """The PNG file of uint8 pixels (H, W, C), C from 1 to 4: grey, with alpha, RGB, RGBA."""
   from PIL import Image
 
+  channels = image.shape[2]
+  if channels > 4:
+    raise ValueError(f'a PNG holds at most 4 channels, images have {channels}')
   file = io.BytesIO()
-  Image.fromarray(image).save(file, 'PNG')
+  Image.fromarray(image[..., 0] if channels == 1 else image).save(file, 'PNG')
   return file.getvalue()
 
 
@@ -246,7 +250,7 @@ def show(args: argparse.Namespace) -> int:
   began, total = time.perf_counter(), sum(map(len, splits.values()))
   with text.progress(total, unit='images') as advance:
     surveys = {
-      split: survey_split(source, threads=args.threads, advance=advance)
+      split: survey_split(source, threads=args.threads, advance=advance, channels=args.channels)
       for split, source in splits.items()
     }
   summary = report(args.source, surveys)
@@ -261,8 +265,10 @@ def show(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     split = next(iter(surveys))
     with files.replacing(out) as file:
-      file.write(png(augmented_sheet(surveys[split], transform, seed=args.seed)))
-    to_stderr(f'{out} shows images of {split}, {SHEET[1]} augmentations of each')
+      sheet = augmented_sheet(surveys[split], transform, seed=args.seed)
+      file.write(png(decoding.displayed(sheet)))
+    first = f', the first three of {args.channels} channels' * (args.channels not in (1, 3, 4))
+    to_stderr(f'{out} shows images of {split}, {SHEET[1]} augmentations of each{first}')
   return 3 if has_problems(summary) else 0
 
 
@@ -297,7 +303,7 @@ def check_transform(transform: transforms.Transform, source: Source) -> None:
   """Raises ValueError if it does not take the first image that can be read, or missizes it."""
   for index in range(min(len(source), pipeline.TRIES)):
     try:
-      image = transforms.as_pixels(source[index]['image'])
+      image = transforms.as_pixels(source[index]['image'], transform.channels)
       height, width, _ = transform(image, np.random.default_rng(0)).shape
     except (transforms.BadImage, OSError):
       continue
@@ -315,7 +321,7 @@ def training_transform(args: argparse.Namespace) -> transforms.Transform:
 
   config = default()
   size = (args.size, args.size) if args.size else tuple(config.image_size)
-  return transforms.compose(args.augment or config.data.augment, size)
+  return transforms.compose(args.augment or config.data.augment, size, args.channels)
 
 
 def split_to_save(name: str) -> str:

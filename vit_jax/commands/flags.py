@@ -245,6 +245,9 @@ def data(parser: argparse.ArgumentParser) -> None:
   show.add_argument('--out', help='gets a sheet of augmented images, a row each; SHEET.png')
   show.add_argument('--augment', help='training transforms of the sheet; default: as for training')
   show.add_argument('--size', type=int, help='pixels of a side in the sheet; default: 224')
+  show.add_argument(
+    '--channels', type=int, default=3, help='of images from files and in the sheet; default: RGB'
+  )
   show.add_argument('--seed', type=int, default=0, help='of the sheet, as of a run')
   show.add_argument('--threads', type=int, default=cores, help='that read; default: %(default)s')
   show.add_argument('--format', choices=TABLE, default='table')

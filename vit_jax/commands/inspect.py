@@ -136,7 +136,7 @@ def load_images(request: Request) -> tuple[list[Image], list[str]]:
   images: list[Image] = []
   failed: list[str] = []
   try:
-    sources = named_images(request.args)
+    sources = named_images(request.args, request.run.preprocess.channels)
   except (ValueError, OSError) as error:
     if request.args.images or request.args.on or request.args.split:
       raise
@@ -154,7 +154,7 @@ def load_images(request: Request) -> tuple[list[Image], list[str]]:
 Named = tuple[str, Callable[[], tuple[predict.Source, str]]]
 
 
-def named_images(args: argparse.Namespace) -> list[Named]:
+def named_images(args: argparse.Namespace, channels: int) -> list[Named]:
   """The names of the images asked for, and what reads each and tells its class."""
   for path in args.images:
     if not os.path.lexists(path):
@@ -163,7 +163,8 @@ def named_images(args: argparse.Namespace) -> list[Named]:
     paths = predict.image_files(args.images)
     return [(path, functools.partial(without_label, path)) for path in paths]
   if args.on or is_run(args.model):
-    return evenly_spaced(inputs.open_split(args.model, on=args.on, split=args.split), args.count)
+    split = inputs.open_split(args.model, on=args.on, split=args.split)
+    return evenly_spaced(split, args.count, channels)
   return []
 
 
@@ -181,15 +182,15 @@ def is_run(path: str) -> bool:
   return True
 
 
-def evenly_spaced(split: inputs.Split, count: int) -> list[Named]:
-  """Images that lie evenly in a split."""
+def evenly_spaced(split: inputs.Split, count: int, channels: int = 3) -> list[Named]:
+  """Images that lie evenly in a split, of the channels that the model takes."""
   source, total = split.source, len(split.source)
 
   def read(index: int) -> tuple[np.ndarray, str]:
     record = source[index]
     label = np.asarray(record.get('label', -1))
     name = source.classes[int(label)] if label.ndim == 0 and label >= 0 else ''
-    return transforms.as_pixels(record['image']), name
+    return transforms.as_pixels(record['image'], channels), name
 
   places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist()
   return [(source.describe(index), functools.partial(read, index)) for index in places]
@@ -275,7 +276,9 @@ def attended_image(
 
 def caption(image: Image) -> str:
   """An image's name without folders, and its class where that is known."""
-  return pathlib.Path(image.name).name + f', {image.label}' * bool(image.label)
+  channels = image.pixels.shape[2]
+  first = f', the first three of {channels} channels' * (channels not in (1, 3, 4))
+  return pathlib.Path(image.name).name + f', {image.label}' * bool(image.label) + first
 
 
 def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.convert import resample
-from vit_jax.convert.engine import Arrays, Checkpoint
+from vit_jax.convert.engine import Arrays, Checkpoint, first_kernel
 from vit_jax.models import layers, vit
 from vit_jax.sources import labels
 from vit_jax.text import nearest
@@ -236,9 +236,7 @@ def fit_norm(arrays: Arrays, wanted: dict[str, Any], model: vit.ViT, report: Rep
 
 def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Report) -> None:
   """The first kernel for the model's channels, and the patch kernel for its patch."""
-  patch = 'embed/kernel'
-  firsts = [name for name in ('root/conv/kernel', 'stem/root/conv/kernel') if name in arrays]
-  first = [*firsts, patch][0]
+  patch, first = 'embed/kernel', first_kernel(arrays)
   shapes = {
     name: wanted[name].shape
     for name in dict.fromkeys((first, patch))

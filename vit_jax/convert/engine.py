@@ -91,6 +91,21 @@ Declared = dict[str, tuple[str, Any]]  # by field: where it is said, and the val
 Line = tuple[Any, ...]  # the arguments of a Row
 
 
+FIRST_KERNELS = ('root/conv/kernel', 'stem/root/conv/kernel', 'embed/kernel')  # of which one is
+
+
+def first_kernel(names: Iterable[str]) -> str:
+  """The name of the kernel (P, P, C, D) that reads pixels; '' where there is none of ours."""
+  present = {*names}
+  return next((name for name in FIRST_KERNELS if name in present), '')
+
+
+def channels(arrays: Mapping[str, np.ndarray]) -> int | None:
+  """How many channels images have, C, by the kernel that reads them; None where it is not here."""
+  kernel = arrays.get(first_kernel(arrays))
+  return kernel.shape[2] if kernel is not None and kernel.ndim == 4 else None
+
+
 def unchanged(arrays: Arrays) -> Arrays:
   return arrays
 

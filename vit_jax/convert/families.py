@@ -23,7 +23,7 @@ from vit_jax.convert import (
   weights,
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Declared, Family
-from vit_jax.convert.preprocess import crop_steps
+from vit_jax.convert.preprocess import crop_steps, fit_levels
 from vit_jax.text import one_line
 
 FAMILIES: tuple[Family, ...] = (
@@ -119,7 +119,8 @@ def recognised(
   ours, faults = engine.to_ours(family.table, tidied, heads)
   faults = faults.respelled(engine.spelling(tidied, arrays))
   check_promises(family, tidied, ours, config, arrays, faults)
-  details, preprocess = family.details(tidied, ours, config), family.preprocess(config)
+  details = family.details(tidied, ours, config)
+  preprocess = family.preprocess(config)
   sizes = likely_sizes(
     ours, preprocess.get('size'), declared.get('size', ('', None))[1], image_size
   )
@@ -128,6 +129,7 @@ def recognised(
   check_declared(declared, fields, family.contradictions(ours, config))
   size = architecture.image_size(fields, ours, sizes)
   published, notes = family.published(ours, pathlib.PurePath(path).name)
+  preprocess, level_notes = fit_levels(preprocess | published, engine.channels(ours))
   return Checkpoint(
     path=path,
     dialect=family.dialect,
@@ -136,9 +138,9 @@ def recognised(
     arrays=ours,
     size=size,
     classes=class_names(config, fields),
-    preprocess=prepared(preprocess | published, size),
+    preprocess=prepared(preprocess, size),
     resample=family.resample,
-    notes=notes,
+    notes=(*notes, *level_notes),
     renamed=sum(name not in ours or name not in arrays for name in used),
     dropped=(*outside, *dropped),
     faults=faults,
@@ -263,7 +265,8 @@ def without_description(
   size = architecture.image_size(fields, arrays, sizes)
   classes = class_names({}, fields)
   name = architecture.variant(model, fields)
-  return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes)
+  preprocess, _ = fit_levels({}, engine.channels(arrays))
+  return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes, preprocess)
 
 
 # What torch.compile, FSDP and activation checkpointing put into names, at any depth.

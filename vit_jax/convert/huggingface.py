@@ -686,7 +686,8 @@ def export_spec(source: Exportable) -> ExportSpec:
   model = source.model
   if not isinstance(model, vit.ViT):
     raise ValueError(f'transformers has no {source.name}')
-  spec = SPECS[writable_kind(model)](model, sizes(model, source.preprocess.size))
+  shared = sizes(model, source.preprocess.size) | {'num_channels': source.preprocess.channels}
+  spec = SPECS[writable_kind(model)](model, shared)
   supported = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (model.rope_theta,)}
   rewrites = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0}
   return dataclasses.replace(
@@ -727,7 +728,6 @@ def sizes(model: vit.ViT, size: tuple[int, int]) -> dict[str, Any]:
     'layer_norm_eps': model.norm_eps,
     'image_size': size[0] if size[0] == size[1] else list(size),
     'patch_size': model.patch[0] if model.patch[0] == model.patch[1] else list(model.patch),
-    'num_channels': 3,
     'dtype': 'float32',
   }
 

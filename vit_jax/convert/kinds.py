@@ -32,8 +32,8 @@ def is_number(value: object) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
-def is_three(value: object) -> bool:
-  return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+def are_numbers(value: object) -> bool:
+  return isinstance(value, list) and bool(value) and all(map(is_number, value))
 
 
 SIDE = whole(1, 8192)  # pixels; a table of positions for more would fill the memory
@@ -45,8 +45,8 @@ FLAG = Kind('true or false', lambda v: isinstance(v, bool))
 POSITIVE = Kind('a number above 0', lambda v: is_number(v) and v > 0)
 SHARE = Kind('a number above 0 and up to 1', lambda v: is_number(v) and 0 < v <= 1)
 EPSILON = Kind('a number from 0 to 1', lambda v: is_number(v) and 0 <= v <= 1)
-MEAN = Kind('three numbers', is_three)
-STD = Kind('three numbers above 0', lambda v: is_three(v) and min(v) > 0)
+MEAN = Kind('a list of numbers, one a channel', are_numbers)
+STD = Kind('a list of numbers above 0, one a channel', lambda v: are_numbers(v) and min(v) > 0)
 SIDES = Kind(
   'one or two numbers of pixels up to 8,192',
   lambda v: SIDE.holds(v) or (isinstance(v, list) and len(v) in (1, 2) and all(map(SIDE.holds, v))),

@@ -16,13 +16,55 @@ class Preprocess:
   Fields:
     steps: a line for `vit_jax.images.transforms.compose`.
     size: (height, width) in pixels that the model takes.
-    mean, std: of pixels in [0, 1], per channel: the model sees (pixel - mean) / std.
+    mean, std: of pixels in [0, 1], per channel: the model sees (pixel - mean) / std. As many as
+      there are numbers in `mean` are the channels of an image.
   """
 
   steps: str
   size: tuple[int, int]
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+  @property
+  def channels(self) -> int:
+    """How many an image has: 1 grey, 3 RGB, 4 RGBA, or as many as its file or array."""
+    return len(self.mean)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of an image that the model takes."""
+    return (*self.size, self.channels)
+
+  @property
+  def transform(self) -> transforms.Transform:
+    """The steps as one function, from an image's file or pixels to `shape`."""
+    return transforms.compose(self.steps, self.size, self.channels)
+
+
+def fit_levels(fields: dict[str, Any], channels: int | None) -> tuple[dict[str, Any], list[str]]:
+  """Fields of `Preprocess` with a mean and a std for each channel, and what a user should know.
+
+  One number is of every channel. Those of RGB say nothing of images with other channels: these get
+  the default, 0.5.
+
+  Args:
+    fields: as a file tells them.
+    channels: of the images, by its first kernel; None where that is not known.
+
+  Raises:
+    ValueError: for any other number of them.
+  """
+  levels = {name: tuple(fields.get(name, (0.5,) * 3)) for name in ('mean', 'std')}
+  counts = {len(values) for values in levels.values()}
+  if channels is None or counts == {channels}:
+    return fields, []
+  if wrong := [name for name, values in levels.items() if len(values) not in (1, 3, channels)]:
+    raise ValueError(f'{wrong[0]} is {levels[wrong[0]]}, but images have {channels} channels')
+  if channels != 3 and 3 in counts:
+    note = f'mean and std are of RGB, images have {channels} channels: takes 0.5 for each'
+    return fields | dict.fromkeys(levels, (0.5,) * channels), [note] * ('mean' in fields)
+  tiled = {name: v * channels if len(v) == 1 else v for name, v in levels.items()}
+  return fields | tiled, []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,13 +107,13 @@ def patch_kernel(kernel: Array, new: tuple[int, int], rule: str = 'bilinear') ->
 def channels(kernel: Array, count: int) -> Array:
   """A patch embedding's kernel (P, Q, C, D) for images of `count` channels, as timm adapts it.
 
-  One channel takes the sum of three; more take them in turn, times C / count. A picture whose
+  One channel takes the sum of all; others take them in turn, times C / count. A picture whose
   channels are all equal then gives what it gave, where `count` is 1 or a multiple of C.
   """
   have = kernel.shape[2]
   if have == count:
     return kernel
-  if have not in (1, 3) or count < 1:
+  if count < 1:
     raise ValueError(f'cannot make a patch kernel for {count} channels of one for {have}')
   if count == 1:
     return kernel.sum(axis=2, keepdims=True)

@@ -413,6 +413,7 @@ FIELDS = {
     'num_heads': kinds.COUNT,
     'num_classes': kinds.CLASSES,
     'img_size': kinds.SIDES,
+    'in_chans': kinds.COUNT,
     'act_layer': kinds.TEXT,
     'norm_layer': kinds.TEXT,
     'global_pool': kinds.TEXT,
@@ -706,9 +707,10 @@ def crop_fraction(size: tuple[int, int], sides: tuple[int, int]) -> float:
 def described(source: Exportable, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
   """config.json as timm writes it."""
   model, prepared = source.model, source.preprocess
+  args = args | ({'in_chans': prepared.channels} if prepared.channels != 3 else {})
   resizing = parse_steps(prepared.steps, prepared.size)
   data: dict[str, Any] = {
-    'input_size': [3, *prepared.size],
+    'input_size': [prepared.channels, *prepared.size],
     'interpolation': resizing.method.split('_')[0] if resizing else 'bicubic',
     'crop_pct': (resizing.ratio or crop_fraction(prepared.size, resizing.sides))
     if resizing

@@ -86,6 +86,8 @@ def export_spec(source: Exportable) -> ExportSpec:
   """Square images and patches only: a side is one number there."""
   if not isinstance(source.model, vit.ViT):
     raise ValueError(f'torchvision has no {source.name} of our parameters')
+  if source.preprocess.channels != 3:
+    raise ValueError(f'torchvision has no way to say {source.preprocess.channels} channels')
   for part, sides in (('images', source.preprocess.size), ('patches', source.model.patch)):
     if sides[0] != sides[1]:
       raise ValueError(f'torchvision has no way to say {part} of {sides[0]}x{sides[1]} pixels')

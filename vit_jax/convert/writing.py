@@ -25,6 +25,7 @@ from vit_jax.convert import (
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Exportable, ExportSpec
 from vit_jax.convert.families import FAMILIES, class_names, prepared
+from vit_jax.convert.preprocess import fit_levels
 from vit_jax.text import first_few, nearest
 
 # Values that any dialect can say, of fields that few have another value to say for.
@@ -56,10 +57,15 @@ def rewritten(source: Exportable, arrays: Arrays, rewrites: Mapping[str, Any]) -
   rewrites = {field: value for field, value in rewrites.items() if field in fields}
   if all(fields[field] == value for field, value in rewrites.items()):
     return arrays
-  size = source.preprocess.size
+  size, channels = source.preprocess.size, source.preprocess.channels
   checkpoint = Checkpoint('', 'vit_jax', source.name, fields, arrays, size)
   params, _ = adapt.params(
-    checkpoint, model.clone(**rewrites), image_size=size, new_head=None, zero_biases=True
+    checkpoint,
+    model.clone(**rewrites),
+    image_size=size,
+    channels=channels,
+    new_head=None,
+    zero_biases=True,
   )
   return models.flat(params)
 
@@ -93,12 +99,16 @@ def preprocess_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str,
   if 'preprocessor_config.json' in configs:
     config['preprocessor'] = configs['preprocessor_config.json']
   published, _ = family.published(models.flat(source.params), '')
-  theirs = prepared(family.preprocess(config) | published, ours.size)
+  theirs, _ = fit_levels(family.preprocess(config) | published, ours.channels)
+  theirs = prepared(theirs, ours.size)
   lines = []
   if not preprocess.same_pixels(ours.steps, theirs['steps'], ours.size):
     lines.append(f'preprocessing is {ours.steps!r}, but its readers take {theirs["steps"]!r}')
   for name in ('mean', 'std'):
-    our_values, their_values = tuple(getattr(ours, name)), tuple(theirs.get(name, (0.5, 0.5, 0.5)))
+    our_values, their_values = (
+      tuple(getattr(ours, name)),
+      tuple(theirs.get(name, (0.5,) * ours.channels)),
+    )
     if our_values != their_values:
       lines.append(f'{name} is {our_values}, but its readers take {their_values}')
   return lines

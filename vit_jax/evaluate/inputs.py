@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import bundle, pipeline, sharding, sources
-from vit_jax.images import transforms
 from vit_jax.sources import Record, Source, columns
 from vit_jax.tasks import Batch
 from vit_jax.text import to_stderr
@@ -146,8 +145,8 @@ def preprocess_of(run: bundle.Bundle, split: Split, line: str = '') -> bundle.Pr
     return run.preprocess
   preprocess = dataclasses.replace(run.preprocess, steps=line)
   bundle.check_steps(line)
-  image = columns.first_image(split.source)
-  output = transforms.compose(line, preprocess.size)(image, np.random.default_rng(0)).shape
+  image = columns.first_image(split.source, preprocess.channels)
+  output = preprocess.transform(image, np.random.default_rng(0)).shape
   if output[:2] != tuple(preprocess.size):
     height, width = preprocess.size
     raise ValueError(
@@ -186,7 +185,7 @@ def placed_batches(
   on_each = -(-len(split.source) // mesh.size)
   rows = mesh.size * min(batch_size, 1 << (on_each - 1).bit_length())  # few shapes to compile
   unreadable = pipeline.Unreadable(split.source, say=say, limit=None)
-  transform = transforms.compose(preprocess.steps, preprocess.size)
+  transform = preprocess.transform
   with pipeline.evaluation_batches(
     split.source,
     columns.labelled_images(split.source, transform),

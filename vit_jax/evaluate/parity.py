@@ -40,7 +40,7 @@ def compare(ours: bundle.Bundle, sides: Mapping[str, tuple[str, str]]) -> tuple[
   Raises:
     ValueError: if a library does not open or run its file, or computes nothing that we do.
   """
-  images = random_images(ours.preprocess.size)
+  images = random_images(ours.preprocess.shape)
   trace = our_trace(ours, images)
   results: dict[str, Distances] = {}
   for side, (path, dialect) in sides.items():
@@ -92,8 +92,8 @@ def read_again(path: str, ours: bundle.Bundle) -> bundle.Bundle:
   """What was written, as a model: a lone file as the source's, whose fields it does not have."""
   if pathlib.Path(path).is_dir():
     return bundle.read(path, native=True)
-  size = ours.preprocess.size
-  params = bundle.load_params(path, ours.model, image_size=size, report=None)
+  size, channels = ours.preprocess.size, ours.preprocess.channels
+  params = bundle.load_params(path, ours.model, image_size=size, channels=channels, report=None)
   return dataclasses.replace(ours, params=params)
 
 
@@ -109,9 +109,9 @@ def usable(library: str) -> bool:
   return True
 
 
-def random_images(size: tuple[int, int]) -> np.ndarray:
-  """Two images (2, height, width, 3), uniform in [-1, 1]."""
-  return np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+def random_images(shape: tuple[int, int, int]) -> np.ndarray:
+  """Two images (2, height, width, channels), uniform in [-1, 1]."""
+  return np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
 
 
 def our_trace(ours: bundle.Bundle, images: np.ndarray) -> Trace:

@@ -1,11 +1,13 @@
 """Augmentations by Pillow: timm's RandAugment, TrivialAugment, 3-Augment, colour jitter, erasing.
 
-H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image.
+H, W pixels, C channels. A step takes an image (H, W, C) uint8 and a NumPy generator and returns
+such an image; C is 3 for the steps of COLOUR.
 Published recipes depend on how each library rounds, so there are two dialects of the same
 operations: TensorFlow's, which `randaug` draws from, and this one, of timm, torchvision and DeiT.
 The operations equal the originals pixel for pixel, the order in which they come up does not.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -32,6 +34,19 @@ Operation = Callable[['Picture', np.random.Generator], 'Picture']
 Fill = tuple[int, ...]
 
 
+def by_pillow(operation: Callable[['Picture'], 'Picture'], image: Image) -> Image:
+  """A function of a PIL image on an image (H, W, C): RGB as one, else every channel by itself.
+
+  A fourth channel by itself too: Pillow would take it for alpha and weigh the others by it.
+  """
+  from PIL import Image as pil
+
+  if image.shape[2] == 3:
+    return np.asarray(operation(pil.fromarray(image)))
+  bands = [pil.fromarray(band) for band in np.moveaxis(image, -1, 0)]
+  return np.stack([np.asarray(operation(band)) for band in bands], axis=-1)
+
+
 def pillow_step(operation: Operation) -> Step:
   """A step from a function of a PIL image and a generator."""
 
@@ -45,7 +60,7 @@ def pillow_step(operation: Operation) -> Step:
 
 def apply_pillow_table(image: 'Picture', table: np.ndarray) -> 'Picture':
   """A PIL image with each value looked up in (256,)."""
-  return image.point(table.tolist() * 3)  # one table for each channel
+  return image.point(table.tolist() * len(image.getbands()))  # one table for each channel
 
 
 def enhance(image: 'Picture', name: str, factor: float) -> 'Picture':
@@ -366,7 +381,8 @@ def grayscale(probability: float = 0.2) -> Step:
 def solarization(probability: float = 0.2, threshold: int = 128) -> Step:
   """Inverts what is not below the threshold, with that probability."""
   check_range('threshold', threshold, 0, 256)
-  return with_probability(probability, pillow_step(lambda image, rng: solarize(image, threshold)))
+  step = functools.partial(by_pillow, lambda picture: solarize(picture, threshold))
+  return with_probability(probability, lambda image, rng: step(image))
 
 
 def gaussian_blur(
@@ -375,7 +391,11 @@ def gaussian_blur(
   """Pillow's Gaussian blur with a uniform radius in pixels, with that probability."""
   check_range('radius_min', radius_min, 0, 100)
   check_range('radius_max', radius_max, radius_min, 100)
-  step = pillow_step(lambda image, rng: blur(image, rng.uniform(radius_min, radius_max)))
+
+  def step(image: Image, rng: np.random.Generator) -> Image:
+    radius = rng.uniform(radius_min, radius_max)
+    return by_pillow(lambda picture: blur(picture, radius), image)
+
   return with_probability(probability, step)
 
 
@@ -430,10 +450,11 @@ def shift_hue(image: 'Picture', shift: float) -> 'Picture':
   return pil.merge('HSV', (shifted, saturation, value)).convert('RGB')
 
 
-FILLS: dict[str, Callable[[tuple[int, int], np.random.Generator], np.ndarray | int]] = {
-  'pixel': lambda size, rng: noise((*size, 3), rng),
-  'const': lambda size, rng: GREY,
-  'rand': lambda size, rng: noise((3,), rng),
+# (height, width, channels) and a generator -> what fills a rectangle
+FILLS: dict[str, Callable[[tuple[int, int, int], np.random.Generator], np.ndarray | int]] = {
+  'pixel': lambda shape, rng: noise(shape, rng),
+  'const': lambda shape, rng: GREY,
+  'rand': lambda shape, rng: noise(shape[2:], rng),
 }
 
 
@@ -463,7 +484,7 @@ def random_erasing(
   check_choice('mode', mode, tuple(FILLS))
 
   def step(image: Image, rng: np.random.Generator) -> Image:
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
     for _ in range(10):  # as timm and torchvision try; a rectangle that does not fit is rare
       area = rng.uniform(area_min, area_max) * height * width
       ratio = math.exp(rng.uniform(math.log(ratio_min), -math.log(ratio_min)))
@@ -471,7 +492,7 @@ def random_erasing(
       if h < height and w < width:
         y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
         image = image.copy()
-        image[y : y + h, x : x + w] = FILLS[mode]((h, w), rng)
+        image[y : y + h, x : x + w] = FILLS[mode]((h, w, channels), rng)
         break
     return image
 
@@ -490,3 +511,7 @@ STEPS: dict[str, Callable[..., Step]] = {
     *(grayscale, solarization, gaussian_blur, color_jitter, random_erasing),
   )
 }
+COLOUR = (  # steps that mix the channels of a pixel, or weigh them as red, green and blue
+  *('randaug', 'rand_augment', 'trivial_augment', 'three_augment'),
+  *('grayscale', 'color_jitter'),
+)

@@ -1,7 +1,8 @@
 """Files in, images out: JPEG by libjpeg-turbo, at once or when it is known what of it is needed.
 
-H, W pixels. What is no JPEG, or an unusual one, is decoded by PIL. Files are hostile until decoded:
-all that is wrong with one is a BadImage, of one line.
+H, W pixels, C channels. What is no JPEG, or an unusual one, is decoded by PIL. Files are hostile
+until decoded: all that is wrong with one is a BadImage, of one line. Any picture becomes grey (1
+channel), RGB (3) or RGBA (4); for another number of channels a file must have as many bands.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import re
 import struct
 import types
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,8 @@ NEWER_FORMATS = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # that not 
 PROVIDERS = {'AVIF': 'Pillow 11.3', 'HEIF': 'the package pillow-heif'}  # what a format wants
 MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds; as Pillow has it
 MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels
+MAX_CHANNELS = 512  # as OpenCV has it
+PICTURES = (1, 3, 4)  # channels that every picture is converted to: grey, RGB, RGBA
 MAX_DENSITY = 1024  # pixels to a byte of a JPEG: a block of 64 takes a bit or more
 
 
@@ -57,19 +61,60 @@ class BadImage(ValueError):
   """The bytes of an image file that cannot be decoded."""
 
 
-def decode(data: bytes) -> Image:
-  """Bytes of an image file to (H, W, 3) uint8: first frame, upright by EXIF, alpha over white.
+def decode(data: bytes, channels: int = 3) -> Image:
+  """Bytes of an image file to (H, W, C) uint8: first frame, upright by EXIF.
+
+  Grey is the luminance of ITU-R 601, as Pillow's mode L has it. Where C is 1 or 3 an image with
+  alpha lies over white; where C is 4 one without alpha is opaque.
 
   Raises:
-    BadImage: if they are not an image, are cut short, or hold over MAX_PIXELS pixels.
+    BadImage: if they are not an image, are cut short, hold over MAX_PIXELS pixels, or have not the
+      C bands that other numbers than PICTURES ask for.
   """
-  image = decode_lazily(data)
+  image = decode_lazily(data, channels)
   return image.pixels() if isinstance(image, Encoded) else image
 
 
-def as_pixels(image: bytes | Image) -> Image:
-  """The pixels of an image that is the bytes of its file, or pixels already."""
-  return decode(image) if isinstance(image, bytes) else image
+def as_pixels(image: bytes | Image, channels: int = 3) -> Image:
+  """The pixels (H, W, C) of an image that is the bytes of its file, or pixels already."""
+  return decode(image, channels) if isinstance(image, bytes) else fit_channels(image, channels)
+
+
+def fit_channels(image: Image, channels: int) -> Image:
+  """Pixels (H, W, C) for a model of so many channels: one is repeated for three.
+
+  Raises:
+    ValueError: for any other number.
+  """
+  count = image.shape[-1]
+  if count == channels:
+    return image
+  if (count, channels) == (1, 3):
+    return np.repeat(image, 3, axis=-1)
+  raise ValueError(f'images have {count} channels, {channels} are wanted')
+
+
+def displayed(image: Image) -> Image:
+  """What is shown of an image (H, W, C), (H, W, 3): grey repeated, RGBA over white.
+
+  Of other numbers of channels the first three, or the last again where there are two.
+  """
+  count = image.shape[2]
+  if count == 4:
+    alpha = image[..., 3:] / 255
+    return np.rint(alpha * image[..., :3] + (1 - alpha) * 255).astype(np.uint8)
+  return image if count == 3 else image[..., np.minimum(range(3), count - 1)]
+
+
+def from_rgb(image: Image, channels: int) -> Image:
+  """Pixels (H, W, 3) in one of PICTURES: their luminance, themselves, or with opaque alpha."""
+  from PIL import Image as pil
+
+  if channels == 1:
+    return np.asarray(pil.fromarray(image).convert('L'))[..., None]
+  if channels == 4:
+    return np.concatenate([image, np.full((*image.shape[:2], 1), 255, np.uint8)], axis=-1)
+  return image
 
 
 class Encoded:
@@ -79,15 +124,16 @@ class Encoded:
     data: the file.
     stored: (height, width) of the pixels in the file.
     orientation: by EXIF, a key of ORIENTATIONS.
+    channels: of its pixels, of PICTURES.
     height_offset: of its height in the file, if fewer rows can be decoded; else 0.
-    shape: (height, width, 3), upright.
+    shape: (height, width, channels), upright.
   """
 
-  def __init__(self, data: bytes, stored: tuple[int, int]):
-    self.data, self.stored = data, stored
+  def __init__(self, data: bytes, stored: tuple[int, int], channels: int = 3):
+    self.data, self.stored, self.channels = data, stored, channels
     self.orientation, self.height_offset = jpeg_headers(data)
     swaps, _, _ = ORIENTATIONS[self.orientation]
-    self.shape = (*(stored[::-1] if swaps else stored), 3)
+    self.shape = (*(stored[::-1] if swaps else stored), channels)
 
   def pixels(self) -> Image:
     """All of it, upright."""
@@ -97,7 +143,7 @@ class Encoded:
       image = simplejpeg.decode_jpeg(self.data)
     except ValueError:
       image = self.decode_pillow()
-    return upright(image, self.orientation)
+    return from_rgb(upright(image, self.orientation), self.channels)
 
   def crop(self, box: tuple[int, int, int, int], min_size: tuple[int, int]) -> Image:
     """The part within a box (top, left, height, width), perhaps at 1/2, 1/4 or 1/8 of its size.
@@ -114,7 +160,7 @@ class Encoded:
       image, factor = self.decode_pillow(), 1
     if factor > 1:
       y, x, y_end, x_end = ((edge + factor // 2) // factor for edge in (y, x, y_end, x_end))
-    return upright(image[y:y_end, x:x_end], self.orientation)
+    return from_rgb(upright(image[y:y_end, x:x_end], self.orientation), self.channels)
 
   def rows(self, bottom: int, factor: int) -> Image:
     """At least the rows above `bottom`, as stored; all sides divided by 1, 2, 4 or 8."""
@@ -137,12 +183,12 @@ class Encoded:
     return image
 
 
-def decode_lazily(data: bytes) -> Encoded | Image:
+def decode_lazily(data: bytes, channels: int = 3) -> Encoded | Image:
   """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL."""
   import simplejpeg
 
   jpeg = data.startswith(JPEG)
-  if jpeg:
+  if jpeg and channels in PICTURES:
     try:
       height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -150,12 +196,12 @@ def decode_lazily(data: bytes) -> Encoded | Image:
     if colours in ('YCbCr', 'Gray', 'RGB'):  # PIL knows what Adobe's CMYK means
       check_pixels(height, width)
       check_jpeg(data, height * width)
-      return Encoded(data, (height, width))
-  image, orientation = decode_pillow(data)
+      return Encoded(data, (height, width), channels)
+  image, orientation = decode_pillow(data, channels)
   return upright(image, jpeg_headers(data)[0] if jpeg else orientation)
 
 
-def decode_pillow(data: bytes) -> tuple[Image, int]:
+def decode_pillow(data: bytes, channels: int = 3) -> tuple[Image, int]:
   """The pixels of an image file of any form, as stored, and its orientation by EXIF."""
   from PIL import Image as pil
 
@@ -178,7 +224,7 @@ def decode_pillow(data: bytes) -> tuple[Image, int]:
         check_jpeg(data, image.height * image.width)
       check_tiles(image)
       image.load()
-      return np.asarray(as_rgb(image)), exif_tag(image)
+      return as_channels(image, channels), exif_tag(image)
   except BadImage:
     raise
   except Exception as error:
@@ -256,10 +302,22 @@ def upright(image: Image, orientation: int) -> Image:
   """Pixels as stored, rotated and mirrored to be upright."""
   swaps, rows, columns = ORIENTATIONS[orientation]
   if swaps:
-    image = opencv().transpose(image)
+    image = by_channels(opencv().transpose, image)
   if rows or columns:
-    image = opencv().flip(image, -1 if rows and columns else int(columns))
+    code = -1 if rows and columns else int(columns)
+    image = by_channels(lambda part: opencv().flip(part, code), image)
   return image
+
+
+def by_channels(operation: Callable[[Image], Image], image: Image) -> Image:
+  """An operation of OpenCV on an image (H, W, C): RGB as one, else every channel by itself.
+
+  Several at once would be rounded otherwise, by how many there are; beyond four few operations go.
+  """
+  if image.shape[2] == 3:
+    return operation(image)
+  bands = [operation(band) for band in np.ascontiguousarray(np.moveaxis(image, -1, 0))]
+  return np.stack(bands, axis=-1)
 
 
 def edges(
@@ -332,6 +390,22 @@ def exif_tag(image: 'Picture') -> int:
   return orientation if orientation in ORIENTATIONS else 1
 
 
+def as_channels(image: 'Picture', channels: int) -> Image:
+  """The pixels (H, W, C) of a PIL image of any mode; see `decode`."""
+  if channels == 4 and has_alpha(image):
+    return np.asarray(image.convert('RGBA'))
+  if channels in PICTURES:
+    return from_rgb(np.asarray(as_rgb(image)), channels)
+  pixels = np.atleast_3d(np.asarray(image))
+  if pixels.shape[2] != channels or pixels.dtype != np.uint8:
+    raise BadImage(f'the file has {pixels.shape[2]} bands, {channels} channels are wanted')
+  return pixels
+
+
+def has_alpha(image: 'Picture') -> bool:
+  return image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
+
+
 def as_rgb(image: 'Picture') -> 'Picture':
   """A PIL image of any mode in RGB; of more than 8 bits by `as_levels`.
 
@@ -344,7 +418,7 @@ def as_rgb(image: 'Picture') -> 'Picture':
     raise BadImage('signed pixels: save it as unsigned 8 or 16 bits')
   if image.mode.startswith('I') or image.mode == 'F':
     return pil.fromarray(as_levels(image)).convert('RGB')
-  if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+  if has_alpha(image):
     image = image.convert('RGBA')
     white = pil.new('RGBA', image.size, 'white')
     return pil.alpha_composite(white, image).convert('RGB')

@@ -1,6 +1,6 @@
 """What a step is: an image in, an image out; and the checks of its arguments.
 
-H, W pixels.
+H, W pixels, C channels.
 """
 
 from collections.abc import Callable, Collection
@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.images.decoding import Image
 
-Step = Callable[[Image, np.random.Generator], Image]  # uint8 (H, W, 3), both
+Step = Callable[[Image, np.random.Generator], Image]  # uint8 (H, W, C), both
 
 GREY = 128  # fills empty pixels: autoaugment.py's replace_value, timm's _FILL
 RAMP = np.arange(256)  # the values of a byte, which a table maps

@@ -1,8 +1,9 @@
 """Images in, images out: the steps that a config names in a line.
 
-H, W pixels. A step takes an image (H, W, 3) uint8 and a NumPy generator and returns such an image;
-a line of steps, 'inception_crop(224) | flip', becomes one function by `compose`. Steps that draw
-nothing from the generator serve evaluation.
+H, W pixels, C channels. A step takes an image (H, W, C) uint8 and a NumPy generator and returns
+such an image; a line of steps, 'inception_crop(224) | flip', becomes one function by `compose`.
+Steps that draw nothing from the generator serve evaluation. Steps of geometry treat every channel
+alike; those of colour take RGB alone.
 """
 
 import ast
@@ -18,13 +19,16 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.images import augment
+from vit_jax.images.augment import by_pillow
 from vit_jax.images.decoding import (
   MAX_PIXELS,
   Encoded,
   Image,
+  by_channels,
   check_pixels,
   decode,
   decode_lazily,
+  fit_channels,
   opencv,
 )
 from vit_jax.images.decoding import BadImage as BadImage  # "as": these are names of this file too
@@ -44,14 +48,16 @@ def resize_image(image: Image, height: int, width: int, method: str = 'bilinear'
 def resize_opencv(image: Image, size: tuple[int, int], name: str) -> Image:
   """Half-pixel centres and no antialiasing; `size` is (width, height)."""
   cv2 = opencv()
-  return cv2.resize(image, size, interpolation=getattr(cv2, name))
+  method = getattr(cv2, name)
+  return by_channels(lambda part: cv2.resize(part, size, interpolation=method), image)
 
 
 def resize_pillow(image: Image, size: tuple[int, int], name: str) -> Image:
   """Half-pixel centres and antialiasing, always; `size` is (width, height)."""
   from PIL import Image as pil
 
-  return np.asarray(pil.fromarray(image).resize(size, pil.Resampling[name]))
+  method = pil.Resampling[name]
+  return by_pillow(lambda picture: picture.resize(size, method), image)
 
 
 def resize_area(image: Image, size: tuple[int, int]) -> Image:
@@ -236,7 +242,8 @@ def crop_box(
 def flip() -> Step:
   """Mirrors left and right with probability 1/2."""
   # OpenCV's, as a view with negative strides takes forty times as long to copy.
-  return lambda image, rng: opencv().flip(image, 1) if rng.random() < 0.5 else image
+  mirror = functools.partial(by_channels, lambda part: opencv().flip(part, 1))
+  return lambda image, rng: mirror(image) if rng.random() < 0.5 else image
 
 
 def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: float = 0.0) -> Step:
@@ -263,8 +270,10 @@ def affine(degrees: float = 0.0, shift: float = 0.0, zoom: float = 0.0, shear: f
     linear = scale * rotation @ np.array([[1, np.tan(shear_angle)], [0, 1]])
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     offset = centre - linear @ centre + rng.uniform(-shift, shift, 2) * (width, height)
-    matrix = np.column_stack([linear, offset])
-    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    matrix, size = np.column_stack([linear, offset]), (width, height)
+    return by_channels(
+      lambda part: cv2.warpAffine(part, matrix, size, flags=cv2.INTER_LINEAR), image
+    )
 
   return step
 
@@ -295,34 +304,50 @@ class Transform:
   Fields:
     steps: each takes what the one before gives.
     size: (height, width) that the model takes.
+    channels: that the model takes, C.
   """
 
   steps: tuple[Step, ...]
   size: tuple[int, int]
+  channels: int = 3
 
   def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
-    pixels: Any = image
+    pixels: Any
     if isinstance(image, bytes):  # a Lazy first step alone takes Encoded
       is_lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
-      pixels = decode_lazily(image) if is_lazy else decode(image)
+      pixels = (decode_lazily if is_lazy else decode)(image, self.channels)
+    else:
+      pixels = fit_channels(image, self.channels)
     for step in self.steps:
       pixels = step(pixels, rng)
     return pixels
 
 
-def compose(line: str, size: tuple[int, int]) -> Transform:
+def compose(line: str, size: tuple[int, int], channels: int = 3) -> Transform:
   """One function from a line such as 'resize_small(256) | central_crop(224) | flip'.
 
   Args:
     line: steps of STEPS, joined by '|', with literal arguments; where a step takes a height and a
       width, one number means a square and none means `size`.
     size: (height, width) that the model takes.
+    channels: that the model takes.
 
   Raises:
-    ValueError: for an unknown step or arguments that it does not take.
+    ValueError: for an unknown step or arguments that it does not take, and for a step of colour
+      where images are not RGB.
   """
-  steps = tuple(parse_step(text.strip(), size) for text in line.split('|') if text.strip())
-  return Transform(steps, (size[0], size[1]))
+  texts = [text.strip() for text in line.split('|') if text.strip()]
+  steps = tuple(parse_step(text, size) for text in texts)
+  if channels != 3 and (coloured := [text for text in texts if name_of(text) in augment.COLOUR]):
+    raise ValueError(
+      f'transform {coloured[0]!r} is of colour: it takes images of 3 channels, not {channels}'
+    )
+  return Transform(steps, (size[0], size[1]), channels)
+
+
+def name_of(text: str) -> str:
+  """The name of the step that 'name' or 'name(arguments)' stands for."""
+  return text.partition('(')[0].strip()
 
 
 def parse_step(text: str, size: tuple[int, int]) -> Step:

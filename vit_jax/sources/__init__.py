@@ -51,7 +51,7 @@ class Source:
   """One split of a data set, read by index.
 
   Fields:
-    records: any sequence of {'image': bytes of a file or uint8 (H, W, 3), 'label': int32}. In a
+    records: any sequence of {'image': bytes of a file or uint8 (H, W, C), 'label': int32}. In a
       multi-label data set 'label' is a vector, padded with -1.
     classes: the name of each label.
     describe: (index) -> what a message calls a record, a path where it has one.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vit_jax import sources
+from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import PassedOver, Record, Source, Splits
 from vit_jax.sources import classes as labelling
 from vit_jax.text import first_few, printable
@@ -22,7 +23,7 @@ CLASSES = ('classes', 'class_names')
 def splits(kind: str, path: str) -> Splits:
   """The splits of an archive with 'images' and 'labels', or 'x_train', 'train_labels' and so on.
 
-  Images are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), labels integers (N,) or (N, 1), or
+  Images are uint8 (N, H, W), which are grey, or (N, H, W, C), labels integers (N,) or (N, 1), or
   multi-label (N, K) of 0 and 1. 'classes' may name them. Without images for validation, they are a
   tenth of the training images.
   """
@@ -61,7 +62,7 @@ def splits(kind: str, path: str) -> Splits:
 class Pixels:
   """Labelled images in an array."""
 
-  images: np.ndarray  # (N, H, W) or (N, H, W, 1) grey, or (N, H, W, 3), uint8
+  images: np.ndarray  # (N, H, W) grey or (N, H, W, C), uint8
   labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
 
   def __len__(self) -> int:
@@ -69,9 +70,7 @@ class Pixels:
 
   def __getitem__(self, index: int) -> Record:
     image = self.images[index]
-    if image.ndim == 2:
-      image = image[..., None]  # (H, W, 1)
-    image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image  # (H, W, 3)
+    image = image[..., None] if image.ndim == 2 else image  # (H, W, C)
     return {'image': image, 'label': self.labels[index]}
 
 
@@ -120,14 +119,14 @@ class Archive:
     return {split: pairs[split] for split in sources.SPLITS if split in pairs}
 
   def images(self, name: str) -> np.ndarray:
-    """Uint8 (N, H, W) or (N, H, W, C), C 1 or 3."""
+    """Uint8 (N, H, W) or (N, H, W, C)."""
     file = os.stat(self.path)
     images = read_once(self, name, (file.st_mtime_ns, file.st_size))
     if images.dtype != np.uint8:
       raise ValueError(f'{self.where}, {name}: images are {images.dtype}, must be uint8 0 ... 255')
-    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] <= MAX_CHANNELS)
     if not is_image or 0 in images.shape[1:]:
-      wanted = '(N, H, W), (N, H, W, 1) or (N, H, W, 3)'
+      wanted = f'(N, H, W) or (N, H, W, C) of up to {MAX_CHANNELS} channels'
       raise ValueError(f'{self.where}, {name}: images are {images.shape}, must be {wanted}')
     return images
 

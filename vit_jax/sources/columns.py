@@ -1,6 +1,6 @@
 """The columns of a batch: what each array holds, and how a record of a source fills it.
 
-H, W pixels, L labels. Worker processes import this too.
+H, W pixels, C channels, L labels. Worker processes import this too.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def check_names(columns: Columns) -> None:
 
 
 def image(transform: transforms.Transform, *, view: int = 0) -> Column:
-  """The column of a record's 'image', transformed: uint8 (H, W, 3) of the transform's size."""
+  """The column of a record's 'image', transformed: uint8 (H, W, C) as the transform gives."""
 
   def fill(record: Record, rng: np.random.Generator) -> np.ndarray:
     pixels = transform(record['image'], rng)
@@ -62,7 +62,7 @@ def image(transform: transforms.Transform, *, view: int = 0) -> Column:
       raise ValueError(f'the transforms give {size} pixels, not {wanted}')
     return pixels
 
-  return Column((*transform.size, 3), np.uint8, fill, view)
+  return Column((*transform.size, transform.channels), np.uint8, fill, view)
 
 
 def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
@@ -79,17 +79,21 @@ def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
 
 
 def labelled_images(source: Source, transform: transforms.Transform) -> dict[str, Column]:
-  """The columns of a classifier: 'image' uint8 (H, W, 3), and 'label' int32 () or (L,)."""
+  """The columns of a classifier: 'image' uint8 (H, W, C), and 'label' int32 () or (L,)."""
   shape = label_shape(source)
   return {'image': image(transform), 'label': label(len(source.classes), shape=shape)}
 
 
-def first_image(source: Source) -> np.ndarray:
-  """The pixels of the first image that can be read, of the first TRIES; else a ValueError."""
+def first_image(source: Source, channels: int = 3) -> np.ndarray:
+  """The pixels (H, W, C) of the first image that can be read, of the first TRIES.
+
+  Raises:
+    ValueError: if none can, or the first has another number of channels.
+  """
   problem = ''
   for index in range(min(len(source), TRIES)):
     try:
-      return transforms.as_pixels(source[index]['image'])
+      return transforms.as_pixels(source[index]['image'], channels)
     except (transforms.BadImage, OSError) as error:
       problem = problem or f'{source.describe(index)}: {reason(error)}'
   raise ValueError(f'none of the first {TRIES} images can be read; {problem}')

@@ -100,14 +100,19 @@ class Survey:
     return tuple(self.source.classes[label] for label in labels)
 
 
-def survey_split(source: Source, *, threads: int, advance: Callable[[int], object]) -> Survey:
-  """Reads and decodes every image of a split once; `advance` takes how many more are done."""
+def survey_split(
+  source: Source, *, threads: int, advance: Callable[[int], object], channels: int = 3
+) -> Survey:
+  """Reads and decodes every image of a split once, files to so many channels.
+
+  `advance` takes how many more are done.
+  """
   count = len(source)
   survey = Survey(source)
   chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
 
   def read_chunk(indices: range) -> list[ImageFacts]:
-    return [read_image(source, index) for index in indices]
+    return [read_image(source, index, channels) for index in indices]
 
   with contextlib.closing(in_order(read_chunk, chunks, threads)) as results:
     for indices, images in zip(chunks, results):
@@ -134,7 +139,7 @@ def in_order(
     pool.shutdown(cancel_futures=True)
 
 
-def read_image(source: Source, index: int) -> ImageFacts:
+def read_image(source: Source, index: int, channels: int = 3) -> ImageFacts:
   """What reading and decoding an image tells of it."""
   labels, size = np.zeros(0, np.int64), 0
   try:
@@ -142,7 +147,7 @@ def read_image(source: Source, index: int) -> ImageFacts:
     labels = np.atleast_1d(record['label'])
     image = record['image']
     size = image.nbytes if isinstance(image, np.ndarray) else len(image)
-    pixels = decoding.as_pixels(image)
+    pixels = decoding.as_pixels(image, channels)
     height, width = pixels.shape[:2]
   except (decoding.BadImage, OSError) as error:
     return ImageFacts(labels, size, error=reason(error))
@@ -152,7 +157,7 @@ def read_image(source: Source, index: int) -> ImageFacts:
     height,
     width,
     digest(image),
-    likeness.fingerprint(pixels),
+    likeness.fingerprint(decoding.displayed(pixels)),
     contrast(pixels),
   )
 
@@ -172,14 +177,15 @@ def contrast_warning(contrasts: Sequence[int] | np.ndarray) -> str:
   )
 
 
-def sampled_contrasts(source: Source) -> list[int]:
+def sampled_contrasts(source: Source, channels: int = 3) -> list[int]:
   """The contrast of some images, evenly over all, of those that can be read."""
   contrasts = []
   for index in np.linspace(0, len(source) - 1, min(SAMPLES, len(source))).astype(int).tolist():
     with contextlib.suppress(decoding.BadImage, OSError):
       image = source[index].get('image')
       if image is not None:
-        contrasts.append(contrast(decoding.as_pixels(image)))
+        pixels = image if isinstance(image, np.ndarray) else decoding.decode(image, channels)
+        contrasts.append(contrast(pixels))
   return contrasts
 
 

@@ -119,7 +119,7 @@ class Columns:
   image: str
   label: str
   value: Callable[[Any], Any]  # (feature) -> the label, int32 or a vector of them
-  pixels: Callable[[Any], np.ndarray] | None  # (feature) -> uint8 (H, W, 3); None: a file's bytes
+  pixels: Callable[[Any], np.ndarray] | None  # (feature) -> uint8 (H, W, C); None: a file's bytes
   file: tuple[str, str] | tuple[()]  # name and, as JSON, feature of the file's name
 
 
@@ -217,7 +217,7 @@ def choose_columns(
     image=image,
     label=label,
     value=value,
-    pixels=PIXELS.get(dataset) if encoded else as_rgb,
+    pixels=PIXELS.get(dataset) if encoded else np.asarray,
     file=(file, as_json(features, file)) if file else (),
   ), classes
 
@@ -238,11 +238,11 @@ def choose_image(features: FeaturesDict, name: Name) -> str:
 
 
 def is_image(feature: FeatureConnector) -> bool:
-  """Whether it is an encoded image, or a tensor (H, W, 1 or 3) of uint8."""
+  """Whether it is an encoded image, or a tensor (H, W, C) of uint8."""
   if isinstance(feature, tfds.features.Image):
     return np.dtype(feature.np_dtype) in (np.uint8, np.uint16)
   is_tensor = type(feature) is tfds.features.Tensor and np.dtype(feature.np_dtype) == np.uint8
-  return is_tensor and len(feature.shape) == 3 and feature.shape[-1] in (1, 3)
+  return is_tensor and len(feature.shape) == 3 and feature.shape[-1] is not None
 
 
 def choose_label(dataset: str, features: FeaturesDict, name: Name) -> str:
@@ -266,17 +266,12 @@ def is_label(feature: FeatureConnector) -> bool:
   return isinstance(feature, tfds.features.ClassLabel)
 
 
-def as_rgb(image: np.ndarray) -> np.ndarray:
-  """(H, W, 1 or 3) uint8 as (H, W, 3)."""
-  return np.broadcast_to(image, (*image.shape[:2], 3))
-
-
 def brighten(image: bytes) -> np.ndarray:
   """The image of a file whose pixels are 0 and 1, as 0 and 255."""
   from PIL import Image
 
   with Image.open(io.BytesIO(image)) as file:
-    return as_rgb(255 * np.asarray(file.convert('L'))[..., None])
+    return 255 * np.asarray(file.convert('L'))[..., None]
 
 
 PIXELS = {'dsprites': brighten}  # sets whose files are not as they are meant to be seen

@@ -56,7 +56,7 @@ def classify(
   name: str = '',
   start: Callable[[], Start] | None = None,
 ) -> Task:
-  """The task of a model that gives (N, K) logits for (N, H, W, 3) images.
+  """The task of a model that gives (N, K) logits for (N, H, W, C) images.
 
   Args:
     model: a flax module, (images) -> logits and intermediates.
@@ -75,7 +75,7 @@ def classify(
   mixing: dict[str, Any] = dict(mixup=mixup, cutmix=cutmix)
 
   def init(key: Array) -> Params:
-    return model.init(key, jnp.zeros((1, *preprocess.size, 3)))['params']
+    return model.init(key, jnp.zeros((1, *preprocess.shape)))['params']
 
   def deliver(params: Params) -> bundle.Bundle:
     return bundle.Bundle(model, params, tuple(classes), preprocess, name, scores=scores)
@@ -112,7 +112,7 @@ def make_loss(
 ) -> Loss:
   """A task's loss: normalise, mix, apply, compare with targets.
 
-  Its sums are `losses.training_sums`. It names 'images' (N, H, W, 3) as the model saw them,
+  Its sums are `losses.training_sums`. It names 'images' (N, H, W, C) as the model saw them,
   'targets' (N, K), the model's intermediates and 'logits' (N, K).
 
   Args:

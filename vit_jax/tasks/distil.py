@@ -130,7 +130,7 @@ def distil(
       layer where F is not G.
 
   Args:
-    task: whose loss names 'images' (N, H, W, 3), as its model saw them, and what READS says.
+    task: whose loss names 'images' (N, H, W, C), as its model saw them, and what READS says.
     teacher: of `read_teacher`.
     mean, std: of the task's pixels.
     kind: of KINDS.
@@ -203,13 +203,13 @@ def teacher_answer(
 ) -> dict[str, Array]:
   """What the teacher makes of a student's images: 'logits' (N, K) of its classes, 'pre_logits'.
 
-  The images (N, H, W, 3) are normalised for the student, by `mean` and `std`.
+  The images (N, H, W, C) are normalised for the student, by `mean` and `std`.
   """
   source = teacher.bundle
   images = renormalized(images, (mean, std), (source.preprocess.mean, source.preprocess.std))
   height, width = source.preprocess.size
   if images.shape[1:3] != (height, width):
-    shape = (images.shape[0], height, width, images.shape[3])
+    shape = (images.shape[0], *source.preprocess.shape)
     images = jax.image.resize(images, shape, 'bilinear')  # smoothed first where it gets smaller
   logits, out = source.model.apply({'params': params}, images)
   if teacher.classes is not None:
@@ -274,7 +274,10 @@ def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
   *_, named = jax.eval_shape(task.loss, params, abstract_batch(task.columns, 1), key, fixed)
   if missing := [name for name in ('images', READS[kind]) if name not in named]:
     raise ValueError(f"the task's loss names no {missing[0]!r}, which teacher.kind {kind!r} reads")
-  images = jax.ShapeDtypeStruct((1, *source.preprocess.size, 3), jnp.float32)
+  count, channels = named['images'].shape[-1], source.preprocess.channels
+  if count != channels:
+    raise ValueError(f'the student sees images of {count} channels, the teacher {channels}')
+  images = jax.ShapeDtypeStruct((1, *source.preprocess.shape), jnp.float32)
   logits, out = jax.eval_shape(source.model.apply, {'params': source.params}, images)
   student = named[READS[kind]].shape[-1]
   if kind == 'features':

@@ -38,7 +38,7 @@ class ImageEncoder:
   start: Callable[[], Start] | None
 
   def init(self, key: Array) -> Params:
-    return self.model.init(key, jnp.zeros((1, *self.preprocess.size, 3)))['params']
+    return self.model.init(key, jnp.zeros((1, *self.preprocess.shape)))['params']
 
   def apply(self, params: Params, images: Array, **options: Any) -> tuple[Array, dict[str, Any]]:
     """The features (N, F) of uint8 images, and the intermediates; see `bundle.forward`."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import analysis
+from vit_jax.images.decoding import displayed
 from vit_jax.models import vit
 from vit_jax.views import html
 
@@ -29,7 +30,7 @@ class AttendedImage:
 
   Fields:
     name: of the image.
-    image: (H, W, 3) uint8, as the model took it.
+    image: (H, W, C) uint8, as the model took it.
     predictions: [{'label': 'rose', 'score': 0.98}, ...], best first; of a model without a head [].
     attention: all its weights.
   """
@@ -132,4 +133,4 @@ def image_facts(image: AttendedImage) -> dict[str, Any]:
   """An image as the page's script takes it."""
   predictions = [{'label': str(g['label']), 'score': float(g['score'])} for g in image.predictions]
   facts = {'name': image.name, 'width': image.image.shape[1], 'predictions': predictions}
-  return facts | {'src': html.data_uri(image.image)}
+  return facts | {'src': html.data_uri(displayed(image.image))}

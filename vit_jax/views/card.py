@@ -127,18 +127,23 @@ def listed(values: Sequence[float]) -> str:
   return ', '.join(f'{value:g}' for value in values)
 
 
+def colours(channels: int) -> str:
+  """What so many channels are, in words."""
+  return {1: 'grey', 3: 'RGB', 4: 'RGBA'}.get(channels, f'{channels} channels')
+
+
 def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:
   """What the model is."""
-  model, (height, width) = source.model, source.preprocess.size
+  model, (height, width, channels) = source.model, source.preprocess.shape
   sizes = ('patch', 'width', 'depth', 'heads', 'mlp_dim', 'blocks', 'width_factor', 'pool')
   shape = [f'{name} {dimensions(getattr(model, name))}' for name in sizes if hasattr(model, name)]
   rows = [
     ('architecture', f'{source.name}: {", ".join(shape)}'),
     ('parameters', f'{metrics.parameters(source.params):,}'),
-    ('images', f'{height} x {width} pixels (height x width), RGB'),
+    ('images', f'{height} x {width} pixels (height x width), {colours(channels)}'),
   ]
   if hasattr(model, 'flops'):
-    flops = f'{si(model.flops(height, width))} an image'
+    flops = f'{si(model.flops(height, width, channels))} an image'
     rows.append(('floating-point operations', flops))
   if source.classes:
     names = ', '.join(source.classes[:SHOWN]) + ', …' * (len(source.classes) > SHOWN)

@@ -10,7 +10,6 @@ import numpy as np
 
 from vit_jax import analysis, bundle, files, metrics, workdir
 from vit_jax.evaluate import inputs, results
-from vit_jax.images import transforms
 from vit_jax.models import vit
 from vit_jax.text import one_line
 from vit_jax.views.charts import Chart
@@ -31,7 +30,7 @@ class Mistake:
 
   Fields:
     name: what the data set calls it.
-    image: (H, W, 3) uint8, as the model took it.
+    image: (H, W, C) uint8, as the model took it.
     label, prediction: names of classes.
     confidence: the probability of the prediction.
     attention: (R, C), of `last_attention`; None for a model without attention.
@@ -212,7 +211,7 @@ def with_mistakes(facts: Facts, data: inputs.Split) -> Facts:
   """
   model, values = facts.model, facts.measured
   assert model is not None and values is not None
-  transform = transforms.compose(model.preprocess.steps, model.preprocess.size)
+  transform = model.preprocess.transform
   placed = dataclasses.replace(model, params=jax.device_put(model.params))
   mistakes = []
   for row in values['mistakes']:

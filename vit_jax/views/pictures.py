@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.images.decoding import displayed
+
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
@@ -81,10 +83,14 @@ def table(
 
 
 def filters(components: np.ndarray, title: str) -> bytes:
-  """Principal components (n, rows, columns, 3), each from its smallest to its largest value."""
-  n, height, width, _ = components.shape
+  """Principal components (n, rows, columns, C), each from its smallest to its largest value.
+
+  One channel is grey; of more than three the first three are shown.
+  """
+  n, height, width, channels = components.shape
   low, high = (f(axis=(1, 2, 3), keepdims=True) for f in (components.min, components.max))
   scaled = (components - low) / np.maximum(high - low, 1e-12)
+  scaled = scaled[..., np.minimum(range(3), channels - 1)]
   across = min(ACROSS, n)
   rows = math.ceil(n / across)
   blank = np.ones((rows * across - n, height, width, 3))
@@ -154,7 +160,7 @@ def attention(image: np.ndarray, maps: np.ndarray, title: str) -> bytes:
   wide = TILE * heads * columns / rows
   fig = figure(3.2 + wide, 1 + TILE * depth)
   photo_axes, map_axes = fig.subplots(1, 2, width_ratios=(2, max(wide, 1)))
-  photo_axes.imshow(image)
+  photo_axes.imshow(displayed(image))
   photo_axes.set_axis_off()
   photo_axes.set_anchor('N')
   names = (range(1, depth + 1), range(1, heads + 1))
@@ -182,9 +188,9 @@ def overlays(
   panels = fig.subplots(down, across, squeeze=False).reshape(-1)
   for axes in panels:
     axes.set_axis_off()
-  panels[0].imshow(image)
+  panels[0].imshow(displayed(image))
   for axes, field, caption in zip(panels[1:], fields, titles):
-    axes.imshow(image)
+    axes.imshow(displayed(image))
     axes.imshow(field, extent=edges(image), interpolation='nearest', alpha=0.6, cmap='inferno')
     axes.set_title(caption, fontsize=LABEL)
   entitle(fig, title)
@@ -192,7 +198,7 @@ def overlays(
 
 
 def edges(image: np.ndarray) -> tuple[float, float, float, float]:
-  """Left, right, bottom and top of an image (H, W, 3), whose pixels are whole numbers."""
+  """Left, right, bottom and top of an image (H, W, C), whose pixels are whole numbers."""
   height, width = image.shape[:2]
   return -0.5, width - 0.5, height - 0.5, -0.5
 
@@ -201,7 +207,7 @@ def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, min_lim
   """An image, and a field (R, C) or (H, W) beside it, red above zero and blue below.
 
   Args:
-    image: (H, W, 3) uint8.
+    image: (H, W, C) uint8.
     field: shown on one scale on both sides of zero; NaN is left white.
     label: of its values.
     title: of the figure.
@@ -212,7 +218,7 @@ def beside(image: np.ndarray, field: np.ndarray, label: str, title: str, min_lim
   height, width = image.shape[:2]
   fig = figure(6.4, 0.8 + 2.8 * height / width)
   photo, map_axes = fig.subplots(1, 2)
-  photo.imshow(image)
+  photo.imshow(displayed(image))
   overlay = map_axes.imshow(field, extent=edges(image), interpolation='nearest', **scale)
   for axes in (photo, map_axes):
     axes.set_axis_off()

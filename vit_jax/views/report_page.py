@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax import analysis, files, metrics, models
 from vit_jax.evaluate import accuracy, results
+from vit_jax.images.decoding import displayed
 from vit_jax.text import number, percent
 from vit_jax.views import charts, html, pictures
 from vit_jax.views.card import dimensions
@@ -147,7 +148,8 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def photo(image: np.ndarray) -> str:
-  """(H, W, 3) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
+  """(H, W, C) uint8 as the address of a JPEG, or of a small one as that of a PNG."""
+  image = displayed(image)
   if min(image.shape[:2]) < PHOTO:
     return html.data_uri(image)
   return html.data_uri(image, 'JPEG', quality=QUALITY)
