@@ -253,6 +253,7 @@ LETTERS = tuple('abcdefghijkl')
     (('cat', 'CAT'), ('CAT', 'cat'), [1, 0], 'by name'),
     (TWELVE, AS_TEXT, [AS_TEXT.index(name) for name in TWELVE], 'by name'),
     (('2', '1'), ('0', '1', '2'), [2, 1], 'by name'),
+    (('0',), TWELVE, [0], "by name; the data lacks 11 of the model's 12: 1, 2, 3 and 8 more"),
     (('01', '10'), ('1', '2', '10'), [0, 2], 'leading zeros'),
     (('7',), ('007', '7'), [1], 'by name'),
     (AS_TEXT, LETTERS, [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9], 'by their order'),

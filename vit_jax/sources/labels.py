@@ -175,11 +175,12 @@ def is_numbers(names: Sequence[str]) -> bool:
 
 
 def are_unnamed(data: Sequence[str], model: Sequence[str]) -> bool:
-  """Whether neither names its classes, and the model's are too many to be those of the data.
+  """Whether neither names its classes, of which the model has a thousand and ten times the data's.
 
   Numbers then say nothing: those of CIFAR-10 are not the first ten of ImageNet's.
   """
-  return is_numbers(data) and is_numbers(model) and len(model) >= MAX_GAPS * len(data)
+  is_larger = len(model) >= max(len(imagenet.synsets()), MAX_GAPS * len(data))
+  return is_larger and is_numbers(data) and is_numbers(model)
 
 
 def in_synsets(data: Sequence[str], model: Sequence[str]) -> tuple[str, ...]:
@@ -230,10 +231,10 @@ def scope(
 
   `present` are those of `data` that have images which ought to be scored.
   """
-  words = ''
+  words, matched = '', set(labels)
   if len(columns) < len(model):
     words += f', restricted to {len(columns)} of {len(model)}'
-  if lacking := [model[label] for label in columns if label not in labels]:
+  if lacking := [model[label] for label in columns if label not in matched]:
     words += f"; the data lacks {len(lacking):,} of the model's {len(model):,}: "
     words += first_few(lacking, NAMED)
   if outside := [name for name, label in zip(data, labels) if label < 0 and name in present]:
