@@ -12,7 +12,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import (
+  average_precision_score,
+  balanced_accuracy_score,
+  f1_score,
+  log_loss,
+  roc_auc_score,
+)
 
 import vit_jax
 from tests.conftest import SIZE, drawn, forward, shapes, tiny
@@ -23,7 +29,7 @@ from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.commands import evaluate
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, loop
 from vit_jax.sources import imagenet, labels, presets
-from vit_jax.tasks import classify
+from vit_jax.tasks import classify, measures
 
 __all__ = ['cache', 'whole']
 
@@ -172,7 +178,7 @@ def several(index):
   return [(index % 5, (index + 2) % 5, -1), (index % 5, -1, -1), (-1, -1, -1)][index % 3]
 
 
-def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
+def test_of_several_labels_any_is_right_and_a_softmax_skips_images_without_one():
   result = model_of()
   values = accuracy.evaluate_model(result, split_of(31, label=several))
   readable = [i for i in range(31) if i % 3 < 2]
@@ -187,19 +193,81 @@ def test_of_several_labels_any_is_right_and_images_without_one_are_skipped():
   assert 'mean_average_precision' not in values
 
 
-def test_sigmoid_scores_of_several_labels_are_held_against_one_half():
+def several_or_unknown(index):
+  return (-2, -2, -2) if index % 7 == 5 else several(index)
+
+
+def test_a_sigmoid_scores_images_of_no_class_as_negatives_and_skips_unknown_ones():
   result = model_of(scores='sigmoid')
-  values = accuracy.evaluate_model(result, split_of(31, label=several))
-  readable = [i for i in range(31) if i % 3 < 2]
-  logits = logits_of(result, 31)[readable]
-  truth = np.array([[k in several(i) for k in range(5)] for i in readable])
-  want = average_precision_score(truth, logits, average='macro')
-  assert values['mean_average_precision'] == pytest.approx(want, abs=1e-6)
+  values = accuracy.evaluate_model(result, split_of(31, label=several_or_unknown))
+  scored = [i for i in range(31) if i % 7 != 5]
+  assert (values['count'], values['unlabelled']) == (len(scored), 31 - len(scored))
+  logits = logits_of(result, 31)[scored]
+  truth = np.array([[k in several(i) for k in range(5)] for i in scored])
+  guess = logits > 0
+  wanted = {
+    'mean_average_precision': average_precision_score(truth, logits, average='macro'),
+    'auroc': roc_auc_score(truth, logits, average='macro'),
+    'f1_micro': f1_score(truth, guess, average='micro'),
+    'f1_macro': f1_score(truth, guess, average='macro'),
+    'f1_weighted': f1_score(truth, guess, average='weighted'),
+    'balanced_accuracy': np.mean([*map(balanced_accuracy_score, truth.T, guess.T)]),
+  }
+  assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
   for place, row in enumerate(values['classes']):
-    hits = ((logits[:, place] > 0) & truth[:, place]).sum()
+    hits = (guess[:, place] & truth[:, place]).sum()
     assert row['recall'] == pytest.approx(hits / truth[:, place].sum())
+    assert row['precision'] == pytest.approx(hits / guess[:, place].sum())
   per_class = np.where(truth, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits)))
   assert values['loss'] == pytest.approx(per_class.sum(1).mean(), rel=1e-5)
+  top = truth[np.arange(len(truth)), logits.argmax(1)]
+  right = np.where(truth.any(1), top, ~guess.any(1))
+  assert values['accuracy'] == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize('scores', ['softmax', 'sigmoid'])
+def test_measures_of_one_label_each_are_those_of_scikit_learn(scores):
+  result, count = model_of(scores=scores), 40
+  values = accuracy.evaluate_model(result, split_of(count, label=lambda i: [0, 0, 0, 2, 3][i % 5]))
+  truth, logits = np.array([0, 0, 0, 2, 3] * 8), logits_of(result, count)
+  guess, present = logits.argmax(1), [0, 2, 3]
+  ranked = softmax(logits) if scores == 'softmax' else logits
+  wanted = {
+    'f1_micro': f1_score(truth, guess, average='micro'),
+    'f1_macro': f1_score(truth, guess, average='macro'),
+    'f1_weighted': f1_score(truth, guess, average='weighted'),
+    'balanced_accuracy': np.mean([(guess[truth == k] == k).mean() for k in present]),
+    'auroc': np.mean([roc_auc_score(truth == k, ranked[:, k]) for k in present]),
+  }
+  assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+  assert 'mean_average_precision' not in values
+  if scores == 'softmax':
+    assert values['loss'] == pytest.approx(log_loss(truth, ranked, labels=range(5)), rel=1e-5)
+
+
+def test_the_area_under_the_curve_counts_equal_scores_by_half():
+  scores, truth = np.round(np.random.default_rng(0).normal(size=200)), np.arange(200) % 3 == 0
+  assert measures.auroc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
+  assert np.isnan(measures.auroc(scores, truth | True))
+
+
+def test_more_scores_than_are_held_are_not_measured_by_rank(monkeypatch):
+  monkeypatch.setattr(loop, 'LARGEST', 8 * 5)
+  monkeypatch.setattr(inputs, 'BATCH', 1)
+  values = accuracy.evaluate_model(
+    model_of(scores='sigmoid'), split_of(31, label=several), batch_size=1
+  )
+  assert values['auroc'] is values['mean_average_precision'] is None
+  assert 'AUROC not measured  mean average precision not measured' in ' '.join(
+    accuracy.lines(values)
+  )
+
+
+def test_labels_out_of_a_restricted_scope_make_an_image_unknown_and_no_negative():
+  targets = np.array([0, -1, 1])
+  rows = np.array([[0, 1], [1, -1], [-1, -1], [-2, -2]])
+  assert classify.rematched(rows, targets).tolist() == [[0, -1], [-2, -2], [-1, -1], [-2, -2]]
+  assert classify.rematched(np.array([2, 1, -1]), targets).tolist() == [1, -1, -1]
 
 
 def test_a_set_of_many_classes_has_no_confusion_matrix_but_its_largest_entries(monkeypatch):

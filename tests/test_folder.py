@@ -672,6 +672,53 @@ def test_multi_label_images_have_a_padded_vector(pets):
   assert labels.dtype == np.int32 and labels.tolist() == [[1, 0], [2, -1], [0, -1]]
 
 
+ANY = 'train/cat/1.png'
+
+
+def rows_of(name):
+  """The labels of the rows of 'train', where none is held out for validation."""
+  source = sources.open_source(name, 'train')
+  return source.classes, [source[i]['label'].tolist() for i in range(len(source))]
+
+
+def test_an_empty_label_is_no_class_in_a_multi_label_table_and_a_question_mark_unknown(pets):
+  labels = ['b|a', '', '?', 'a']
+  name = table(pets, [(ANY, label) for label in labels])
+  assert rows_of(name) == (('a', 'b'), [[1, 0], [-1, -1], [-2, -2], [0, -1]])
+  refused('line 4: . beside other labels', table(pets, [(ANY, 'a'), (ANY, 'b'), (ANY, 'a|?')]))
+
+
+def test_a_question_mark_is_unknown_where_each_image_has_one_label(pets):
+  assert rows_of(table(pets, [(ANY, label) for label in 'b?a'])) == (('a', 'b'), [1, -1, 0])
+
+
+def bits(pets, rows, header=('path', 'wet', 'cold', 'dark')):
+  return table(pets, [(ANY, *row) for row in rows], header)
+
+
+def test_columns_of_0_and_1_are_classes(pets):
+  rows = [(1, 0, 1), (0, 0, 0), ('', '?', ''), ('0.0', '1.0', 0)]
+  padded = [[0, 2], [-1, -1], [-2, -2], [1, -1]]
+  assert rows_of(bits(pets, rows)) == (('wet', 'cold', 'dark'), padded)
+
+
+def test_columns_of_which_each_row_has_one_give_a_label_each(pets):
+  assert rows_of(bits(pets, [(0, 1, 0), (1, 0, 0)])) == (('wet', 'cold', 'dark'), [1, 0])
+
+
+def test_a_column_that_is_not_0_and_1_is_no_class(pets):
+  refused("line 3: dark is '7', must be 0 or 1", bits(pets, [(0, 1, 0), (0, 1, 7)]))
+  refused('no column label .* are classes, of 0 and 1', bits(pets, [('mild', 1, 0), (0, 1, 0)]))
+
+
+def test_labels_with_a_fraction_are_a_regression_and_no_classes(pets):
+  refused('labels such as 1.5 are .* to regress', table(pets, [(ANY, '2'), (ANY, '1.5')]))
+  refused('labels are double, .* to regress', parquet(pets, {'image': [IMAGE], 'label': [0.5]}))
+  refused('labels are float64 .* to regress', arrays(pets, x=grey(2), y=[0.0, 1.0]))
+  for names in (('1.5', 'x'), ('e1', 'e2'), ('007', '008')):
+    assert rows_of(table(pets, [(ANY, name) for name in names]))[0] == names
+
+
 def test_multi_label_images_are_stratified_by_the_first(pets):
   name = table(pets, [('train/cat/1.png', label) for label in ['a|b', 'b|a'] * 10])
   source = sources.open_source(name, 'validation')
@@ -808,6 +855,11 @@ def test_parquet_may_hold_the_images(pets, pa, struct):
   assert batches(source, 1)[0]['image'].shape == (8, 4, 4, 3)
 
 
+def test_in_parquet_null_is_unknown_and_an_empty_list_no_class(pets):
+  name = parquet(pets, {'image': [IMAGE] * 4, 'label': [[1, 0], [], None, [0]]})
+  assert rows_of(name) == (('0', '1'), [[1, 0], [-1, -1], [-2, -2], [0, -1]])
+
+
 def test_parquet_lists_are_multi_label(pets):
   name = parquet(pets, {'image': [IMAGE] * 3, 'label': [[1], [0, 2], []]})
   source = sources.open_source(name, 'train[:1]+validation')
@@ -903,6 +955,13 @@ def test_arrays_of_0_and_1_are_multi_label(tmp_path, kind):
   source = sources.open_source(name, 'train')
   assert [source[i]['label'].tolist() for i in range(3)] == [[0, 2], [-1, -1], [1, -1]]
   assert source.classes == ('0', '1', '2', '3')
+
+
+@pytest.mark.parametrize('unknown', [[-1, -1], [np.nan, np.nan]])
+def test_a_row_of_an_array_that_is_minus_one_or_not_a_number_is_unknown(tmp_path, unknown):
+  hot = [[1, 1], [0, 0], unknown]
+  name = arrays(tmp_path, x_train=grey(3), y_train=hot, x_val=grey(3), y_val=hot)
+  assert rows_of(name)[1] == [[0, 1], [-1, -1], [-2, -2]]
 
 
 @pytest.mark.parametrize('kind', ['csv', 'arrays'])

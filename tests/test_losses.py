@@ -181,6 +181,18 @@ def test_any_label_of_a_multi_label_image_is_a_hit_and_none_never_is():
   same(alone, losses.training_sums(LOGITS, batch(LABELS), loss='sigmoid'))
 
 
+def test_an_image_of_no_class_is_a_negative_and_an_unknown_one_is_padding():
+  rows = batch(np.array([[0, 2], [-1, -1], [-2, -2], [1, -1], [-2, -2], [-1, -1]], np.int32))
+  sums = losses.training_sums(LOGITS, rows, loss='sigmoid')
+  counted = [0, 1, 3, 5]
+  y = np.float32([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+  same(sums['loss'], losses.sigmoid_cross_entropy(LOGITS[counted], y).sum())
+  assert int(sums['count']) == 4
+  alone = losses.training_sums(LOGITS, batch(np.array([0, -1, 1, 1, -1, 0])), loss='sigmoid')
+  subset = [0, 2, 3, 5]
+  same(alone, losses.training_sums(LOGITS[subset], batch(LABELS[subset], ONES[:4]), loss='sigmoid'))
+
+
 SIZE = (20, 32)
 BOTH = dict(mixup=0.8, cutmix=1.0)
 

@@ -21,7 +21,7 @@ from vit_jax import pipeline, sources
 from vit_jax.images import transforms
 from vit_jax.sources import presets, tfds_prepare, tfrecord
 from vit_jax.sources import tfds as tfds_sets
-from vit_jax.sources.classes import MAX_LABELS
+from vit_jax.sources.classes import MAX_LABELS, pad_one
 from vit_jax.sources.columns import labelled_images
 
 COUNTS = {'train': 20, 'test': 7}
@@ -372,6 +372,12 @@ def test_multi_label_images_have_padded_labels(tmp_path):
   assert plain.classes == CLASSES
 
 
+def test_an_empty_label_is_no_class_but_in_sets_whose_every_image_has_one():
+  assert pad_one([]).tolist() == [-1] * MAX_LABELS
+  assert pad_one([-1]).tolist() == tfds_sets.known_classes([]).tolist() == [-2] * MAX_LABELS
+  assert tfds_sets.known_classes([3])[:2].tolist() == [3, -1]
+
+
 def test_unencoded_and_grey_tensors_are_images(tmp_path):
   spec = tfds.features.FeaturesDict(
     {
@@ -686,6 +692,32 @@ def test_integers_from_1_are_as_many_classes_and_columns_may_be_named(table, tmp
   assert [(item.reason, item.kind) for item in source.passed_over] == [('unknown column', 'kind')]
   with pytest.raises(ValueError, match="no column 'grade' among picture, kind, rank"):
     sources.open_source(f'hf:{tmp_path}/ranks?label=grade', 'train')
+
+
+def test_a_table_of_hugging_face_says_no_class_and_unknown(table, tmp_path):
+  import datasets
+
+  lists, single = datasets.List(datasets.Value('int64')), datasets.Value('int64')
+  several = table.remove_columns(['kind', 'number']).add_column(
+    'label', [[0, 2], [], None, [1], [-1], [2]], feature=lists
+  )
+  several.save_to_disk(tmp_path / 'several')
+  source = sources.open_source(f'hf:{tmp_path}/several', 'train')
+  assert [source[i]['label'][:2].tolist() for i in range(6)] == [
+    [0, 2],
+    [-1, -1],
+    [-2, -2],
+    [1, -1],
+    [-2, -2],
+    [2, -1],
+  ]
+  plain = table.remove_columns(['kind', 'number'])
+  plain.add_column('label', [0, None, 1, 0, 1, 0], feature=single).save_to_disk(tmp_path / 'one')
+  source = sources.open_source(f'hf:{tmp_path}/one', 'train')
+  assert [int(source[i]['label']) for i in range(3)] == [0, -1, 1]
+  plain.add_column('label', [0.5] * 6).save_to_disk(tmp_path / 'age')
+  with pytest.raises(ValueError, match='age, label: numbers with a fraction'):
+    sources.open_source(f'hf:{tmp_path}/age', 'train')
 
 
 def test_columns_that_a_table_lacks_are_named(table, tmp_path):

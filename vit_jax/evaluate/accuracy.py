@@ -16,6 +16,8 @@ from vit_jax.sources import imagenet, labels
 from vit_jax.tasks import classify
 from vit_jax.text import columns, percent, to_stderr
 
+UNMEASURED = 'not measured'  # a mean over no class, or of more scores than are held
+
 
 def evaluate_model(
   run: bundle.Bundle,
@@ -45,7 +47,8 @@ def evaluate_model(
     'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
     'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
     lists of K counts, a row for each true class, and 'confused', its largest entries off the
-    diagonal; 'mistakes', the most confident ones, a dict of 'image', what messages call
+    diagonal; 'balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted' and 'auroc', see
+    `classify.measures`; 'mistakes', the most confident ones, a dict of 'image', what messages call
     it, its 'index' in the split, 'label' (the first of several), 'guess' (the prediction) and
     'confidence' for each.
     Multi-label images have no confusion (see `classify.measure`), and where the
@@ -66,7 +69,7 @@ def evaluate_model(
   )
   ready = inputs.preprocess_of(run, split, preprocess)
   task = classify.classify(run.model, classes=matched.names, preprocess=ready, scores=run.scores)
-  fixed = {'columns': matched.columns, 'targets': np.append(matched.targets, -1)}
+  fixed = {'columns': matched.columns, 'targets': matched.targets}
   mesh = sharding.make_mesh()
   params, fixed = sharding.place((run.params, fixed), mesh)
   examples = len(split.source)
@@ -125,19 +128,29 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     f'accuracy {values["accuracy"]:.2%}  top-{top[3:]} {values[top]:.2%}  '
     f'loss {values["loss"]:.4f}  calibration error {values["calibration_error"]:.2%}'
   )
-  if values.get('mean_average_precision') is not None:
-    measures += f'  mean average precision {values["mean_average_precision"]:.2%}'
   rows = by_recall(values['classes'])
   worst = [row for row in rows if row['count'] or row['precision'] is not None][: classify.CONFUSED]
   table = [('class', 'images', 'precision', 'recall')]
   for row in worst:
     precision, recall = (percent(row[key], 1) for key in ('precision', 'recall'))
     table.append((row['name'][:40], row['count'], precision, recall))
-  result = [measures, f'classes: {values["matched"]}', '', *columns(table)]
+  result = [measures, of_classes(values), f'classes: {values["matched"]}', '', *columns(table)]
   if others := unlisted(rows, worst):
     result.append(others)
   pairs = [f'{p["label"]} as {p["guess"]} {p["count"]}' for p in values['confused'][:5]]
   return result + ([f'most confused: {", ".join(pairs)}'] if pairs else [])
+
+
+def of_classes(values: Mapping[str, Any]) -> str:
+  """The measures that are a mean over classes, where `values` has them, on a line."""
+  names = ['balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted']
+  names += ['auroc', 'mean_average_precision']
+  shown = {
+    results.display_name(name): percent(values[name], 2) if values[name] is not None else UNMEASURED
+    for name in names
+    if name in values
+  }
+  return '  '.join(f'{name} {value}' for name, value in shown.items())
 
 
 def by_recall(classes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,16 @@ from vit_jax.tasks import Task
 
 FILE = 'evaluation.json'  # in the folder of a run: what became its model, measured
 COUNTS = ('count', 'unlabelled', 'bad_images', 'step')  # of an evaluation, and no measure
-FRACTIONS = ('accuracy', 'calibration_error', 'mean_average_precision')  # measures shown in percent
+FRACTIONS = (  # measures that are shown in percent
+  'accuracy',
+  'calibration_error',
+  'mean_average_precision',
+  'auroc',
+  'balanced_accuracy',
+  'f1_micro',
+  'f1_macro',
+  'f1_weighted',
+)
 
 
 def summarize(
@@ -156,4 +165,6 @@ def is_fraction(name: str) -> bool:
 
 def display_name(name: str) -> str:
   """The name of a measure for a reader: 'top5' -> 'top-5 accuracy'."""
-  return f'top-{name[3:]} accuracy' if is_top(name) else name.replace('_', ' ')
+  if is_top(name):
+    return f'top-{name[3:]} accuracy'
+  return name.replace('_', ' ').replace('auroc', 'AUROC').replace('f1', 'F1')

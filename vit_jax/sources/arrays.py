@@ -24,8 +24,9 @@ def splits(kind: str, path: str) -> Splits:
   """The splits of an archive with 'images' and 'labels', or 'x_train', 'train_labels' and so on.
 
   Images are uint8 (N, H, W), which are grey, or (N, H, W, C), labels integers (N,) or (N, 1), or
-  multi-label (N, K) of 0 and 1. 'classes' may name them. Without images for validation, they are a
-  tenth of the training images.
+  multi-label (N, K) of 0 and 1: a row of 0 is an image of no class, one of -1 or NaN an image whose
+  classes are not known. 'classes' may name them. Without images for validation, they are a tenth of
+  the training images.
   """
   path = os.path.expanduser(path)
   sources.check_file(path)
@@ -131,12 +132,12 @@ class Archive:
     return images
 
   def labels(self, name: str) -> np.ndarray:
-    """(N,) int32 from 0 on, or (N, K) bool."""
+    """(N,) int32 from 0 on, or (N, K) int8 of 0 and 1, or all -1 where classes are not known."""
     labels, where, largest = self.read(name), f'{self.where}, {name}', labelling.MAX_CLASSES - 1
     if labels.ndim == 2 and labels.shape[1] > 1:
-      if labels.dtype.kind not in 'biuf' or not np.isin(labels, (0, 1)).all():
-        raise ValueError(f'{where}: labels are {labels.shape}, must be 0 and 1, or one an image')
-      return labels.astype(bool)
+      return multi_hot(labels, where)
+    if labels.dtype.kind == 'f' and labels.size == len(labels):
+      raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, {labelling.REGRESSION}')
     if labels.dtype.kind not in 'iu' or labels.ndim not in (1, 2) or labels.size != len(labels):
       raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, must be integers (N,)')
     labels = labels.reshape(-1)  # (N,)
@@ -201,11 +202,26 @@ class Archive:
     return labelling.numbered(count - first, first), first
 
 
+def multi_hot(labels: np.ndarray, where: str) -> np.ndarray:
+  """Numbers (N, K) as int8 of 0 and 1, or all -1; ValueError for others."""
+  wanted = 'must be 0 and 1, a row of -1 or NaN where unknown, or one label an image'
+  if labels.dtype.kind not in 'biuf':
+    raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, {wanted}')
+  numbers = np.where(np.isnan(labels), -1, labels)
+  fits = np.isin(numbers, (0, 1)).all(1) | (numbers == -1).all(1)
+  for index in np.flatnonzero(~fits)[:1].tolist():
+    raise ValueError(f'{where}: labels {labels.shape} of image {index} {wanted}')
+  return numbers.astype(np.int8)
+
+
 def as_indices(labels: np.ndarray, first: int) -> np.ndarray:
-  """Labels (N,) less the first number, (N, K) bool as (N, L) int32 padded with -1."""
+  """Labels (N,) less the first number, (N, K) as (N, L) int32 padded with -1, or UNKNOWN."""
   if labels.ndim == 1:
     return labels - np.int32(first)
-  return labelling.pad(np.nonzero(labels)[1], labels.sum(axis=1))
+  is_label = labels > 0
+  padded = labelling.pad(np.nonzero(is_label)[1], is_label.sum(axis=1))
+  padded[labels.min(axis=1) < 0] = labelling.UNKNOWN
+  return padded
 
 
 def find_name(names: Mapping[str, str], kinds: Sequence[str], split: str) -> str | None:

@@ -1,6 +1,8 @@
 """Classes and labels of an image: what folders, tables and archives check, and how -1 fills up.
 
-N images, K classes, L labels of an image at most.
+N images, K classes, L labels of an image at most. In a multi-label set, an image whose labels are
+all -1 is of no class: a negative of each. One whose labels are UNKNOWN is neither trained on nor
+scored, as is, where every image has one label, one with -1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,6 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
+REGRESSION = (
+  'numbers with a fraction, which are a quantity to regress and no classes: these are names, or '
+  'integers from 0'
+)
 MAX_GAPS = 10  # classes to a label, where labels are numbers: fewer images than that is a mistake
 NO_LABEL = (
   '',
@@ -17,6 +23,7 @@ NO_LABEL = (
   'n/a',
   'null',
 )  # in any case, as programs write an empty cell
+UNKNOWN = -2  # all labels of an image of a multi-label set that nobody has labelled
 MAX_LABELS = 64  # of an image, where its data set does not say how many there can be
 
 
@@ -61,8 +68,13 @@ def pad(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
   return padded
 
 
-def pad_one(labels: Sequence[int] | np.ndarray) -> np.ndarray:
-  """The labels of one image as (MAX_LABELS,) int32 padded with -1."""
+def pad_one(labels: Sequence[int] | np.ndarray | None) -> np.ndarray:
+  """The labels of one image as (MAX_LABELS,) int32 padded with -1.
+
+  Unknown are those of None, and of -1 alone, by which TFDS marks what is not labelled.
+  """
+  if labels is None or (len(labels) and max(labels) < 0):
+    return np.full(MAX_LABELS, UNKNOWN, np.int32)
   if len(labels) > MAX_LABELS:
     raise ValueError(f'{len(labels)} labels; at most {MAX_LABELS} are taken')
   padded = np.full(MAX_LABELS, -1, np.int32)

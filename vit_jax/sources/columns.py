@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from vit_jax.images import transforms
-from vit_jax.sources import Record, Source
+from vit_jax.sources import Record, Source, classes
 from vit_jax.text import reason
 
 Fill = Callable[[Record, Any], ArrayLike]  # (record, NumPy generator or None) -> array
@@ -66,12 +66,16 @@ def image(transform: transforms.Transform, *, view: int = 0) -> Column:
 
 
 def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
-  """The column of a record's 'label', int32: () or (L,), -1 for none, else a ValueError."""
+  """The column of a record's 'label', int32: () or (L,), negative as `sources.classes` has it.
+
+  Another label is a ValueError.
+  """
+  lowest = classes.UNKNOWN if shape else -1
 
   def fill(record: Record, _: None) -> np.ndarray:
     labels = np.asarray(record['label'])
-    if labels.size and (labels.max() >= num_classes or labels.min() < -1):
-      wrong = next(n for n in labels.ravel() if not -1 <= n < num_classes)
+    if labels.size and (labels.max() >= num_classes or labels.min() < lowest):
+      wrong = next(n for n in labels.ravel() if not lowest <= n < num_classes)
       raise ValueError(f'label {wrong} is none of {num_classes} classes')
     return labels
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_jax.sources import PassedOver, Record, Source, Splits, split_columns
-from vit_jax.sources.classes import first_note, first_number, numbered, pad_one
+from vit_jax.sources.classes import REGRESSION, first_note, first_number, numbered, pad_one
 from vit_jax.text import first_line
 
 if TYPE_CHECKING:
@@ -36,10 +36,13 @@ def splits(kind: str, name: str) -> Splits:
       raise ValueError(f'hf:{name} has no column {column!r} among {", ".join(features)}')
   image = named.get('image') or image_column(name, features)
   label = named.get('label') or label_column(name, features)
+  if 'float' in str(getattr(features[label], 'dtype', '')):
+    raise ValueError(f'hf:{name}, {label}: {REGRESSION}')
   classes, first = class_names(tables, label)
+  multi_label = element_type(features[label]) is not features[label]
   return {
     RENAMED.get(split, split): functools.partial(
-      open_split, Rows(f'{name}/{split}', table, image, label, first), classes
+      open_split, Rows(f'{name}/{split}', table, image, label, first, multi_label), classes
     )
     for split, table in tables.items()
   }
@@ -78,7 +81,7 @@ def image_column(name: str, features: Mapping[str, 'FeatureType']) -> str:
 
 
 def label_column(name: str, features: Mapping[str, 'FeatureType']) -> str:
-  """The first of LABEL_NAMES that holds classes or integers, or the first column of classes.
+  """The first of LABEL_NAMES that holds classes or numbers, or the first column of classes.
 
   Raises:
     ValueError: if there is none, or there are only several columns of integers of other names.
@@ -90,7 +93,7 @@ def label_column(name: str, features: Mapping[str, 'FeatureType']) -> str:
     for key, feature in features.items()
     if isinstance(element_type(feature), datasets.ClassLabel)
   ]
-  numbers = [key for key, feature in features.items() if is_integer(element_type(feature))]
+  numbers = [key for key, feature in features.items() if is_number(key, element_type(feature))]
   for columns in (classes, numbers):
     named = [key for key in LABEL_NAMES if key in columns]
     if named or len(columns) == 1 or (columns and columns is classes):
@@ -106,8 +109,10 @@ def element_type(feature: 'FeatureType') -> 'FeatureType':
   return getattr(feature, 'feature', feature)
 
 
-def is_integer(feature: 'FeatureType') -> bool:
-  return 'int' in str(getattr(feature, 'dtype', ''))
+def is_number(name: str, feature: 'FeatureType') -> bool:
+  """Whether a column is of integers, or of any numbers and called a label."""
+  dtype = str(getattr(feature, 'dtype', ''))
+  return 'int' in dtype or ('float' in dtype and name in LABEL_NAMES)
 
 
 def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[tuple[str, ...], int]:
@@ -120,8 +125,8 @@ def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[tuple[str,
     return tuple(feature.names), 0
   labels: set[int] = set()
   for table in tables.values():
-    for batch in table.select_columns([label]).with_format('numpy').iter(batch_size=10_000):
-      labels.update(*(np.ravel(value).tolist() for value in batch[label]))
+    for batch in table.select_columns([label]).iter(batch_size=10_000):
+      labels.update(*(np.ravel(value).tolist() for value in batch[label] if value is not None))
   labels -= {-1}  # of an image without a label
   first = first_number(labels)
   return numbered(max(labels, default=-1) + 1 - first, first), first
@@ -146,13 +151,17 @@ def open_split(rows: 'Rows', classes: tuple[str, ...]) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """The rows of a table as records; an image is {'bytes', 'path'}, of which one may be None."""
+  """The rows of a table as records; an image is {'bytes', 'path'}, of which one may be None.
+
+  Classes are not known where a label, or the list of several, is None, or -1 alone; [] are none.
+  """
 
   name: str  # in messages
   table: 'Dataset'
   image: str
   label: str
   first: int  # the label of the first class
+  multi_label: bool
 
   def __len__(self) -> int:
     return len(self.table)
@@ -166,11 +175,12 @@ class Rows:
         raise OSError(f'{self.name}[{index}]: there is no image')
       data = pathlib.Path(image['path']).read_bytes()
     label = row[self.label]
-    if not isinstance(label, list):
+    if not self.multi_label:
       has_label = label is not None and label >= 0
       return {'image': data, 'label': np.int32(label - self.first if has_label else -1)}
     try:
-      return {'image': data, 'label': pad_one([one - self.first for one in label])}
+      labels = label and [one - self.first if one >= 0 else -1 for one in label]
+      return {'image': data, 'label': pad_one(labels)}
     except ValueError as error:
       raise ValueError(f'{self.name}[{index}]: {error}') from None
 

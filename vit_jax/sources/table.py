@@ -7,6 +7,7 @@ import array
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -41,6 +42,9 @@ COLUMNS = {  # by use, the names of a column, in any case, spaces as underscores
 }  # fmt: skip
 NAMED = 5  # bad rows that an error names; it counts the others
 NUMBER = re.compile('[+-]?(0|[1-9][0-9]{0,17})')  # which int64 holds; '007' is a name
+DECIMAL = re.compile(r'[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?', re.IGNORECASE)
+UNKNOWN = '?'  # the label of an image whose classes are not known, in any table
+BITS = {'0': False, '0.0': False, '1': True, '1.0': True}  # of a column that is a class
 
 
 def splits(kind: str, path: str) -> Splits:
@@ -64,8 +68,10 @@ class Table:
     self.rows, self.splits = array.array('q'), array.array('b')  # its number, that of its split
     self.names: dict[str, int] = {}  # {label: its code}
     self.codes, self.counts = array.array('q'), array.array('q')  # of all labels; labels of a row
+    self.unlabelled = array.array('q')  # rows of no class, which a multi-label table may have
+    self.unknown = array.array('q')  # the indices of rows whose classes are not known
     self.multi_label = False
-    self.errors: list[str] = []  # of the first NAMED rejected rows
+    self.errors: list[tuple[int, str]] = []  # the first NAMED rejected rows, and why
     self.rejected, self.missing = 0, 0  # how many rows; how many images are not there
     self.unread: list[str] = []  # names of columns
     root = os.fsencode(self.root)
@@ -76,19 +82,28 @@ class Table:
   def add(
     self, row: int, path: str | None, labels: Sequence[str], split: str | None = 'train'
   ) -> None:
-    """Takes a row, or rejects it; one that holds its image has no path."""
+    """Takes a row, or rejects it; one that holds its image has no path.
+
+    Labels are names. [] is of no class, and [UNKNOWN] says that the classes are not known.
+    """
     name = sources.SPLIT_NAMES.get((split or '').strip().lower())
     if path is not None and (error := self.path_error(path)):
       self.reject(row, error)
     elif any(label.lower() in labelling.NO_LABEL for label in labels):
       self.reject(row, 'no label')
+    elif UNKNOWN in labels and len(labels) > 1:
+      self.reject(row, f'{UNKNOWN} beside other labels')
     elif name is None:
       self.reject(row, f'unknown split {printable(split or "")!r}')
     else:
       encoded = os.fsencode(path or '')
       self.paths += encoded
       self.lengths.append(len(encoded))
-      labels = list(dict.fromkeys(labels))
+      if not labels:
+        self.unlabelled.append(row)
+      elif UNKNOWN in labels:
+        self.unknown.append(len(self.rows))
+      labels = [label for label in dict.fromkeys(labels) if label != UNKNOWN]
       self.codes.extend(self.names.setdefault(label, len(self.names)) for label in labels)
       self.counts.append(len(labels))
       self.rows.append(row)
@@ -98,7 +113,7 @@ class Table:
     """Notes what is wrong with a row."""
     self.rejected += 1
     if len(self.errors) < NAMED:
-      self.errors.append(f'{self.unit} {row}: {error}')
+      self.errors.append((row, error))
 
   def path_error(self, path: str) -> str | None:
     """What is wrong with a path. That nothing is there may be true of some, as of a bad image."""
@@ -123,9 +138,13 @@ class Table:
     return None if stat.S_ISREG(mode) else f'{name} is not a file'
 
   def check(self) -> None:
-    """Raises ValueError if a row is rejected."""
+    """Raises ValueError if a row is rejected, or without a label where each has to have one."""
+    if self.unlabelled and not self.multi_label:
+      self.rejected += len(self.unlabelled)
+      self.errors += [(row, 'no label') for row in self.unlabelled[:NAMED]]
     if self.rejected:
-      errors = '; '.join(self.errors)
+      first = sorted(self.errors)[:NAMED]
+      errors = '; '.join(f'{self.unit} {row}: {error}' for row, error in first)
       errors += f'; and {self.rejected - NAMED:,} more' * (self.rejected > NAMED)
       rows = f'{self.rejected:,} bad row{"s" * (self.rejected > 1)}'
       raise ValueError(f'{self.where}: {rows}: {errors}')
@@ -150,12 +169,16 @@ class Table:
     codes, rows = np.asarray(self.codes, np.int64), np.repeat(np.arange(len(splits)), counts)
     is_naming = splits[rows] == sources.SPLITS.index('train')
     train = set(codes[is_naming | ('train' not in indices)].tolist())
+    fractions = [name for name in self.names if '.' in name or 'e' in name.lower()]
+    if fractions and all(map(DECIMAL.fullmatch, self.names)):
+      raise ValueError(f'{self.where}: labels such as {fractions[0]} are {labelling.REGRESSION}')
     if all(map(NUMBER.fullmatch, self.names)):
       meaning = numbered_labels(list(map(int, self.names)), train, classes)
     else:
       meaning = named_labels(list(self.names), train)
     self.reject_labels(codes, rows, meaning.errors)
     labels = labelling.pad(np.asarray(meaning.labels, np.int32)[codes], counts)  # (N, L)
+    labels[np.asarray(self.unknown, np.int64)] = labelling.UNKNOWN if self.multi_label else -1
     labels = labels if self.multi_label else labels[:, 0]
     source = self.source(images, labels, meaning)
     return sources.with_validation(source, indices, labels)
@@ -236,23 +259,42 @@ def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...]
   return Meaning(classes, [value - first for value in values], errors, first)
 
 
+def find_class_columns(
+  table: Table, names: Sequence[str], named: Mapping[str, str], cells: Sequence[str]
+) -> list[int]:
+  """The indices of columns that are a class each, by the cells of the first row; [] if none are.
+
+  They are all columns but those of images and splits, hold 0 and 1, and there is none of labels.
+  """
+  image, label, split = (find_column(table, names, use, named.get(use)) for use in COLUMNS)
+  others = [i for i, name in enumerate(names) if i not in (image, split) and name.strip()]
+  bits = {*BITS, '', UNKNOWN}
+  if label is not None or len(others) < 2 or len(cells) < len(names):
+    return []
+  return others if all(cells[index].strip() in bits for index in others) else []
+
+
 def find_columns(
-  table: Table, names: Sequence[str], named: Mapping[str, str]
+  table: Table, names: Sequence[str], named: Mapping[str, str], *, classes: Sequence[int] = ()
 ) -> tuple[int, int, int | None]:
   """The indices of the columns of images, labels and splits; the table is told of the others.
 
-  By their names in `named`, by use, or else the first of COLUMNS that is there.
+  By their names in `named`, by use, or else the first of COLUMNS that is there. Where columns are
+  `classes`, the first of them is in the place of that of labels.
   """
   indices = {use: find_column(table, names, use, named.get(use)) for use in COLUMNS}
   image, label, split = (indices[use] for use in ('image', 'label', 'split'))
+  label = classes[0] if classes else label
   if image is None or label is None:
     use = 'image' if image is None else 'label'
     first, *others = COLUMNS[use]
     raise ValueError(
       f'{table.where} has no column {first} (or {", ".join(others)}); it has {quoted(names)}: '
       f'data.columns names them, as in {use}=COLUMN'
+      + ', or all but path and split are classes, of 0 and 1'
+      * (use == 'label')
     )
-  read = (image, label, split)
+  read = (image, label, split, *classes)
   table.unread = [name for i, name in enumerate(names) if i not in read and name.strip()]
   return image, label, split
 
@@ -279,29 +321,58 @@ def quoted(names: Sequence[str]) -> str:
 def csv_splits(path: str, columns: Mapping[str, str]) -> Splits:
   """The splits of a CSV file with a header: path, label and, if there is more than train, split.
 
-  Labels are names, or numbers from 0; the labels of a multi-label image are joined by '|'.
+  Labels are names, or numbers from 0; the labels of a multi-label image are joined by '|', and an
+  empty one is of no class. Without a column of labels, every other column is a class, of 0 and 1.
+  The label UNKNOWN, or a row of them, says that the classes of an image are not known.
   """
   sources.check_file(path)
   table = Table(path, 'line')
-  add_rows(table, delimited.read_rows(path), columns)
-  return table.open_splits()
+  classes = add_rows(table, delimited.read_rows(path), columns)
+  return table.open_splits(classes=classes)
 
 
 def add_rows(
   table: Table, lines: Iterable[tuple[int, list[str]]], columns: Mapping[str, str]
-) -> None:
-  """Adds (line number, row) of a CSV file, header first; `columns` are named by their use."""
+) -> tuple[str, ...] | None:
+  """Adds (line number, row) of a CSV file, header first; gives the classes that columns are.
+
+  `columns` are named by their use.
+  """
   lines = iter(lines)
   _, header = next(lines, (0, []))
-  image, label, split = find_columns(table, header, columns)
-  for number, row in lines:
+  first = next(lines, (0, []))
+  indices = find_class_columns(table, header, columns, first[1])
+  classes = tuple(header[index].strip() for index in indices)
+  image, label, split = find_columns(table, header, columns, classes=indices)
+  for number, row in itertools.chain([first] * bool(first[1]), lines):
     if len(row) < len(header) or any(row[len(header) :]):  # empty ones may follow
       table.reject(number, f'{len(row)} fields instead of {len(header)}')
       continue
-    labels = row[label].split('|')
-    table.multi_label |= len(labels) > 1
+    try:
+      bits = [row[index].strip() for index in indices]
+      labels = set_bits(bits, classes) if classes else split_labels(row[label])
+    except ValueError as error:
+      table.reject(number, str(error))
+      continue
+    table.multi_label |= len(labels) > 1 or bool(classes and not labels)
     in_split = 'train' if split is None else row[split]
-    table.add(number, row[image].strip(), [name.strip() for name in labels], in_split)
+    table.add(number, row[image].strip(), labels, in_split)
+  return classes or None
+
+
+def set_bits(cells: Sequence[str], classes: Sequence[str]) -> list[str]:
+  """The labels of an image, as numbers, by its cells in the columns of classes."""
+  if all(cell in ('', UNKNOWN) for cell in cells):
+    return [UNKNOWN]
+  for cell, name in zip(cells, classes):
+    if cell not in BITS:
+      raise ValueError(f'{printable(name)} is {printable(cell)!r}, must be 0 or 1')
+  return [str(label) for label, cell in enumerate(cells) if BITS[cell]]
+
+
+def split_labels(cell: str) -> list[str]:
+  """The names of an image's labels, by its cell; [] of an empty one."""
+  return [name.strip() for name in cell.split('|')] if cell.strip() else []
 
 
 # Parquet
@@ -325,7 +396,8 @@ def parquet_splits(path: str, columns: Mapping[str, str]) -> Splits:
   """The splits of a Parquet file with the columns of a CSV file, or with images as bytes.
 
   Images may also be as in Hugging Face's data sets: a struct of 'bytes' and 'path'; the names of
-  their classes are read too. The labels of a multi-label image are a list, or as in CSV.
+  their classes are read too. The labels of a multi-label image are a list, or as in CSV; null says
+  that they are not known.
   """
   sources.check_file(path)
   try:
@@ -361,7 +433,9 @@ def add_cells(
   for row, label in enumerate(labels):
     if is_valid[row]:
       path = None if paths is None else paths[row] or ''
-      table.add(row, path, label_names(label), str(in_split[row]))
+      is_unknown = label is None and table.multi_label
+      row_labels = [UNKNOWN] if is_unknown else label_names(label)
+      table.add(row, path, row_labels, str(in_split[row]))
     else:
       table.reject(row, 'no image')
   return images, class_names(schema, names[1])
@@ -402,7 +476,8 @@ def check_labels(table: Table, kind: 'pa.DataType') -> None:
     element = element.value_type
   labels = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string)
   if not any(is_type(element) for is_type in labels):
-    raise ValueError(f'{table.where}: labels are {kind}, must be names or integers')
+    wanted = labelling.REGRESSION if types.is_floating(element) else 'must be names or integers'
+    raise ValueError(f'{table.where}: labels are {kind}, {wanted}')
 
 
 def label_names(value: object) -> list[str]:
@@ -412,7 +487,7 @@ def label_names(value: object) -> list[str]:
   if isinstance(value, list):
     return [name for element in value for name in label_names(element)]
   if isinstance(value, str):
-    return [name.strip() for name in value.split('|')]
+    return split_labels(value)
   return [str(int(value) if isinstance(value, bool) else value)]
 
 

@@ -36,6 +36,7 @@ from vit_jax.text import first_line, nearest, to_stderr
 
 OPTIONS = ('data_dir', 'label', 'image')
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
+ALL_LABELLED = ('imagenet2012_real',)  # sets whose images without a label are not to be scored
 LABEL_NAMES = ('label', 'real_label', 'labels')  # the first that holds classes
 FILE_NAMES = ('file_name', 'filename', 'image/file_name', 'image/filename', 'name', 'id')
 # Open readers: no more than half of the files that a process may open
@@ -209,6 +210,7 @@ def choose_columns(
     multi_label = isinstance(feature, tfds.features.Sequence)
     classes = tuple((feature.feature if multi_label else feature).names)
     value = pad_one if multi_label else np.int32
+    value = known_classes if dataset in ALL_LABELLED else value
   texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
   file = next((key for key in FILE_NAMES if key in texts), '')
   encoded = isinstance(features[image], tfds.features.Image)
@@ -220,6 +222,11 @@ def choose_columns(
     pixels=PIXELS.get(dataset) if encoded else np.asarray,
     file=(file, as_json(features, file)) if file else (),
   ), classes
+
+
+def known_classes(labels: np.ndarray) -> np.ndarray:
+  """As `pad_one`, but an image without a class is one whose classes are not known."""
+  return pad_one(labels if len(labels) else None)
 
 
 def as_json(features: FeaturesDict, *keys: str) -> str:

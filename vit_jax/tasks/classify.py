@@ -28,6 +28,7 @@ from vit_jax.tasks import (
   Task,
   losses,
   means,
+  measures,
 )
 from vit_jax.text import nearest
 
@@ -38,6 +39,7 @@ TOP = 5  # ImageNet's top-5
 LARGEST_CONFUSION = 4096
 CONFUSED = 10  # pairs of classes that are listed: to be read at a glance
 MISTAKES = 12  # images that are listed, and shown in the report
+NO_CLASS = 'none'  # what the label of a multi-label image without one is called
 
 
 def classify(
@@ -89,7 +91,7 @@ def classify(
     read=read,
     ranks=RANKS,
     deliver=deliver,
-    details=functools.partial(details, names=tuple(classes)),
+    details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
     about=(f'{len(classes)} classes',),
     model=model,
@@ -160,27 +162,41 @@ def make_measure(
   """A task's measure: `measure` of the model's logits, without dropout or label smoothing.
 
   Where the data's classes are not the model's, `fixed` says which they are: 'columns' (K,), the
-  model's classes that are scored, and 'targets' (S + 1,), the index in `columns` of each of the
-  data's classes; the last, which label -1 indexes, is -1.
+  model's classes that are scored, and 'targets' (S,), the index in `columns` of each of the data's
+  classes, -1 for one that is not scored.
   """
 
   def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
     logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
     labels = batch['label']
     if 'columns' in fixed:
-      logits, labels = logits[:, fixed['columns']], fixed['targets'][labels]  # (N, M) -> (N, K)
+      logits, labels = logits[:, fixed['columns']], rematched(labels, fixed['targets'])  # (N, K)
     return measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
 
   return batch_measure
 
 
+def rematched(labels: Array, targets: Array) -> Array:
+  """Labels of the data's classes as those of scored ones, by `targets` (S,).
+
+  An image all of whose classes are not scored is not scored either: it becomes unknown.
+  """
+  matched = jnp.where(labels < 0, labels, targets[labels])
+  if labels.ndim == 1:
+    return matched
+  is_outside = (labels.max(-1) >= 0) & (matched.max(-1) < 0)  # (N,)
+  return jnp.where(is_outside[:, None], losses.UNKNOWN, matched)
+
+
 def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[Sums, Rows]:
   """What a batch adds to the measures of a split, and its predictions.
 
-  An image without a label adds nothing. Of multi-label images, a prediction is right if it is one
-  of the labels. The loss is then, of a softmax, the cross-entropy to equal parts for all labels,
-  and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives over one
-  half, otherwise the likeliest class is the one prediction.
+  An image whose classes are not known adds nothing. Of multi-label images, a prediction is right if
+  it is one of the labels. The loss is then, of a softmax, the cross-entropy to equal parts for all
+  labels, and of a sigmoid the sum over classes; and a sigmoid predicts every class that it gives
+  over one half, otherwise the likeliest class is the one prediction. An image of no class is a
+  negative of each: a sigmoid is right about it where it predicts none. A softmax always predicts
+  one, so that such an image adds nothing, as in ImageNet ReaL.
 
   Args:
     logits: (N, K).
@@ -192,25 +208,29 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     Sums over the images that count: () 'loss', 'correct', 'top' (right among the first TOP),
     'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
     likeliest class, and right ones.
-    Rows: (N,) 'label', the first of a multi-label image, 'guess', the prediction, its probability
-    as 'confidence', and 'right', each -1 where it does not count; of multi-label images how many as
-    'labels', and with a sigmoid (N, K) 'logits' and 'targets' too.
+    Rows: (N,) 'label', the first of a multi-label image and -1 of no class, 'guess', the
+    likeliest class, its probability as 'confidence', and 'right', each -1 where it does not count;
+    of multi-label images how many as 'labels', and with a sigmoid (N, K) 'logits' and 'targets'. Of
+    images of one label (N, K) 'logits', unless there are more than LARGEST_CONFUSION classes.
   """
   multi_label = losses.is_multi_label(labels)
   count = logits.shape[-1]
   y = losses.targets(labels, count)  # (N, K) of 0 and 1
-  counts = ((mask > 0) & (y.max(-1) > 0)).astype(jnp.float32)  # (N,)
+  is_positive = y.max(-1) > 0  # (N,) of some class
+  counts = (mask > 0) & losses.are_known(labels)  # (N,)
+  counts = (counts if scores == 'sigmoid' else counts & is_positive).astype(jnp.float32)
   goal = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
   loss = losses.LOSSES[scores](logits, goal)  # (N,)
   _, ranked = jax.lax.top_k(logits, min(TOP, count))  # (N, TOP)
-  right = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
+  hits = jnp.take_along_axis(y, ranked, 1)  # (N, TOP)
+  right = jnp.where(is_positive[:, None], hits, logits.max(-1, keepdims=True) <= 0)  # (N, TOP)
   confidence = getattr(jax.nn, scores)(logits).max(-1)  # (N,)
   predicted = jax.nn.one_hot(ranked[:, 0], count)
   if multi_label and scores == 'sigmoid':
     predicted = (logits > 0).astype(jnp.float32)
   # A bin is open below and closed above (Guo et al., arXiv 1706.04599)
   bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
-  parts = jnp.stack([jnp.ones_like(confidence), confidence, right[:, 0]], 1)  # (N, 3)
+  parts = jnp.stack([jnp.ones_like(confidence), confidence, hits[:, 0]], 1)  # (N, 3)
   sums = {
     'loss': jnp.where(counts > 0, loss, 0).sum(),
     'correct': (counts * right[:, 0]).sum(),
@@ -221,12 +241,14 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     'labelled': (counts[:, None] * y).sum(0),
     'bins': jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS),
   }
-  rows = {'label': y.argmax(-1), 'guess': ranked[:, 0]}
+  rows = {'label': jnp.where(is_positive, y.argmax(-1), -1), 'guess': ranked[:, 0]}
   rows |= {'confidence': confidence, 'right': right[:, 0]}
   rows |= {'labels': y.sum(-1)} if multi_label else {}
   rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
   if multi_label and scores == 'sigmoid':
     rows |= {'logits': logits, 'targets': y}
+  elif labels.ndim == 1 and count <= LARGEST_CONFUSION:
+    rows |= {'logits': logits}
   return sums, rows
 
 
@@ -244,20 +266,21 @@ def read(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def details(
-  sums: Mapping[str, Any], rows: Mapping[str, np.ndarray], *, names: Sequence[str]
+  sums: Mapping[str, Any], rows: Mapping[str, np.ndarray], *, names: Sequence[str], scores: str
 ) -> dict[str, Any]:
   """The details of an evaluation, from `measure` of a split: calibration, classes, mistakes.
 
   Returns:
+    What `measures.from_sums` gives, and `measures.from_ranks` where `measure` has logits;
     'matched', how the classes of data and model were; 'calibration', a dict for each bin;
-    'classes', a dict of 'name', 'count', 'precision' and 'recall' for each, None where that is
-    0 / 0; 'confusion', K lists of K counts, a row for each true class (None for more than
+    'classes', a dict of 'name', 'count', 'precision', 'recall' and 'f1' for each, None where
+    that is 0 / 0; 'confusion', K lists of K counts, a row for each true class (None for more than
     LARGEST_CONFUSION), and 'confused', its largest entries off the diagonal; 'mistakes', the most
     confident MISTAKES, of equal ones the first in the split: 'index' in the split, 'label', the
     first of a multi-label image, 'guess', the prediction, and 'confidence'. Of multi-label images
-    there is no confusion; with sigmoid scores there is 'mean_average_precision'.
+    there is no confusion.
   """
-  counts = rows['label'] >= 0
+  counts, multi_label = rows['right'] >= 0, 'labels' in rows
   wrong = np.flatnonzero(counts & (rows['right'] == 0))
   most_confident = wrong[np.argsort(-rows['confidence'][wrong], kind='stable')][:MISTAKES]
   values = {
@@ -268,7 +291,7 @@ def details(
     'mistakes': [
       {
         'index': int(index),
-        'label': names[rows['label'][index]],
+        'label': names[rows['label'][index]] if rows['label'][index] >= 0 else NO_CLASS,
         'guess': names[rows['guess'][index]],
         'confidence': float(rows['confidence'][index]),
       }
@@ -276,10 +299,11 @@ def details(
     ],
     'confusion': None,
   }
-  if 'labels' not in rows:
+  if not multi_label:
     values |= confusion(rows['label'][counts], rows['guess'][counts], names)
-  if 'targets' in rows:
-    values['mean_average_precision'] = average_precision(rows['logits'], rows['targets'], counts)
+  values |= measures.from_sums(sums, multi_label=multi_label)
+  if 'logits' in rows:
+    values |= measures.from_ranks(rows, counts, sigmoid=scores == 'sigmoid')
   return values
 
 
@@ -309,20 +333,10 @@ def by_class(sums: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, An
       'count': int(labelled),
       'precision': hits / predicted if predicted else None,
       'recall': hits / labelled if labelled else None,
+      'f1': 2 * hits / (predicted + labelled) if predicted + labelled else None,
     }
     for name, hits, predicted, labelled in zip(names, *parts)
   ]
-
-
-def average_precision(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> float | None:
-  """The mean over classes that have images; None where not all scores were held."""
-  from sklearn.metrics import average_precision_score
-
-  if len(logits) < len(counts):
-    return None
-  logits, targets = logits[counts], targets[counts]
-  present = targets.any(0)
-  return float(average_precision_score(targets[:, present], logits[:, present], average='macro'))
 
 
 def calibration(bins: np.ndarray) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def distil(
       layer = params[PROJECTION]
       student = student @ layer['kernel'] + layer['bias'][None]  # (N, F) -> (N, G)
     distances = distance(student, answer, kind=kind, temperature=temperature)  # (N,)
-    distance_sum = jnp.where(batch['mask'] > 0, distances, 0).sum()
+    distance_sum = jnp.where(losses.counted(batch) > 0, distances, 0).sum()
     total = (1 - weight) * task_loss + weight * distance_sum
     sums = {**sums, 'loss': total, 'task_loss': task_loss, 'teacher_loss': distance_sum}
     return total, sums, {**named, **{f'teacher/{name}': leaf for name, leaf in answer.items()}}

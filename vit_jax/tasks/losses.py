@@ -2,7 +2,8 @@
 
 N images, H x W pixels, C channels, K classes, at most L labels of one image. A batch is a dict of
 'image' (N, H, W, C) uint8, 'label', and 'mask' (N,), 1 for an image that counts and 0 for padding.
-Labels are (N,) int, (N, L) int with -1 where there are fewer, or (N, K) float.
+Labels are (N,) int, (N, L) int with -1 where there are fewer, or (N, K) float; `are_known` says
+which images have them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import lookup
+from vit_jax.sources.classes import UNKNOWN
 
 Array = jax.Array
 Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,)
@@ -35,6 +37,19 @@ def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array
 def is_multi_label(labels: Array) -> bool:
   """Whether they are (N, L) ints."""
   return labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def are_known(labels: Array) -> Array:
+  """(N,), whether the classes of an image are known: those of a multi-label one may be none."""
+  if is_multi_label(labels):
+    return labels.min(-1) > UNKNOWN
+  return labels >= 0 if labels.ndim == 1 else jnp.ones(len(labels), bool)
+
+
+def counted(batch: Mapping[str, Array]) -> Array:
+  """(N,), 1 for images that count: they are no padding, and their classes, if any, are known."""
+  mask = batch['mask'].astype(jnp.float32)
+  return mask * are_known(batch['label']) if 'label' in batch else mask
 
 
 def hits(logits: Array, labels: Array) -> Array:
@@ -84,23 +99,27 @@ def scores_of(loss: str | Loss, scores: str = '') -> str:
 
 
 def zero_padding(batch: Mapping[str, Array]) -> dict[str, Array]:
-  """The batch with zeros for its padding, which then spoils no gradient, whatever it held."""
+  """The batch with zeros for its padding, which then spoils no gradient, whatever it held.
+
+  An image whose classes are not known becomes padding too.
+  """
+  mask = counted(batch)
 
   def zero(rows: Array) -> Array:
-    return jnp.where(batch['mask'].reshape(-1, *(1,) * (rows.ndim - 1)) > 0, rows, 0)
+    return jnp.where(mask.reshape(-1, *(1,) * (rows.ndim - 1)) > 0, rows, 0)
 
-  return {**batch, 'image': zero(batch['image']), 'label': zero(batch['label'])}
+  return {**batch, 'image': zero(batch['image']), 'label': zero(batch['label']), 'mask': mask}
 
 
 def training_sums(
   logits: Array, batch: Mapping[str, Array], *, loss: str | Loss = 'softmax', smoothing: float = 0.0
 ) -> dict[str, Array]:
-  """Sums over the images that are no padding: 'loss', 'correct' (see `hits`), 'count'.
+  """Sums over the images that count: 'loss', 'correct' (see `hits`), 'count'.
 
-  An image without a label counts: of no class, the sigmoid loss learns from it. An evaluation,
-  `classify.measure`, leaves it out.
+  Those are no padding, and their classes are known. A multi-label image may be of no class, which
+  the sigmoid loss learns.
   """
-  labels, mask = batch['label'], batch['mask'].astype(jnp.float32)
+  labels, mask = batch['label'], counted(batch)
   image_loss = LOSSES[loss] if isinstance(loss, str) else loss
   losses = image_loss(logits, targets(labels, logits.shape[-1], smoothing=smoothing))  # (N,)
   if losses.shape != mask.shape:  # a mean, for one, would be summed as often as there are images
