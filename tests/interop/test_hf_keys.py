@@ -81,7 +81,7 @@ def edit(folder, **changes):
 
 def features(module, images):
   """Logits, or the projection, or the pooled features, or the mean of the tokens."""
-  output = module(images[:, : module.config.num_channels])
+  output = module(images)
   for field in ('logits', 'image_embeds', 'pooler_output'):
     if output.get(field) is not None:
       return {field: output[field]}
@@ -89,10 +89,10 @@ def features(module, images):
 
 
 def check_equal(run, module):
-  """The same features of grey images, which every number of channels shows alike."""
-  grey = ours.pictures(run.preprocess.size)[..., :1].repeat(3, axis=-1)
-  [(place, theirs)] = peers.run(features, module, grey).items()
-  out = ours.trace(run, grey)
+  """The same features of the same images."""
+  images = ours.pictures(run.preprocess.size)[..., : module.config.num_channels]
+  [(place, theirs)] = peers.run(features, module, images).items()
+  out = ours.trace(run, images)
   values = out['encoded'].mean(axis=1) if place == 'mean' else out['logits']
   assert ours.difference(values, theirs.numpy()) <= ours.TOLERANCE
 
@@ -154,3 +154,20 @@ def test_the_tower_of_a_larger_model_is_read_where_its_configuration_describes_i
     config = {part: config, 'text_config': {'model_type': 'bert', 'hidden_size': 8}}
   (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_type': 'pair'}))
   check_equal(vit_jax.load(tmp_path), module)
+
+
+@pytest.mark.parametrize('processor', [True, False])
+def test_an_image_that_does_not_divide_into_patches_is_cut_as_a_convolution_does(
+  processor, tmp_path
+):
+  module = save('siglip', tmp_path, image_size=40)
+  if processor:
+    look = {'image_processor_type': 'SiglipImageProcessor', 'size': {'height': 40, 'width': 40}}
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(look))
+  run = vit_jax.load(tmp_path)
+  resize = "resize(40, 40, method='bicubic_antialias')"
+  assert run.preprocess.steps == f'{resize} | corner_crop(32, 32)'
+  images = ours.pictures((40, 40))
+  [theirs] = peers.run(features, module, images).values()
+  actual = ours.trace(run, images[:, :32, :32])['logits']
+  assert ours.difference(actual, theirs.numpy()) <= ours.TOLERANCE

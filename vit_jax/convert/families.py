@@ -23,7 +23,7 @@ from vit_jax.convert import (
   weights,
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Declared, Family
-from vit_jax.convert.preprocess import crop_steps, fit_levels
+from vit_jax.convert.preprocess import crop_steps, fit_levels, whole_patches
 from vit_jax.text import one_line
 
 FAMILIES: tuple[Family, ...] = (
@@ -138,7 +138,7 @@ def recognised(
     arrays=ours,
     size=size,
     classes=class_names(config, fields),
-    preprocess=prepared(preprocess, size),
+    preprocess=prepared(preprocess, size, fields.get('patch')),
     resample=family.resample,
     notes=(*notes, *level_notes),
     renamed=sum(name not in ours or name not in arrays for name in used),
@@ -246,13 +246,20 @@ def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
   return [size for size in (*declared, None if architecture.may_be_square(ours) else hint) if size]
 
 
-def prepared(fields: dict[str, Any], size: Size) -> dict[str, Any]:
-  """Fields of `bundle.Preprocess`: a fraction of the image and a method become the steps."""
-  if 'fraction' not in fields:
-    return fields
-  others = {field: value for field, value in fields.items() if field not in ('fraction', 'method')}
-  steps = crop_steps(fields.get('size', size), fields['fraction'], fields['method'])
-  return others | {'steps': steps}
+def prepared(fields: dict[str, Any], size: Size, patch: Size | None = None) -> dict[str, Any]:
+  """Fields of `bundle.Preprocess`: a fraction of the image and a method become the steps.
+
+  Images that do not divide into patches are cut to the `size` that those cover.
+  """
+  if 'fraction' in fields:
+    steps = crop_steps(fields.get('size', size), fields['fraction'], fields['method'])
+    fields = {name: fields[name] for name in fields.keys() - {'fraction', 'method'}}
+    fields |= {'steps': steps}
+  if patch and 'size' in fields:
+    whole = tuple(side // part * part for side, part in zip(fields['size'], patch))
+    if whole == size != fields['size']:  # as SigLIP's patches of 14 pixels on images of 384
+      return fields | {'steps': whole_patches(fields['steps'], fields['size'], size), 'size': size}
+  return fields
 
 
 def without_description(

@@ -162,6 +162,20 @@ def crop_steps(size: tuple[int, int], fraction: float, method: str) -> str:
   return format_steps(Resizing(False, (side, side), method), size)
 
 
+def whole_patches(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
+  """The line for images of `size`, of which whole patches cover the `new` first pixels."""
+  height, width = size
+
+  def explicit(text: str) -> str:
+    name, _, arguments = text.strip().partition('(')
+    if name not in ('resize', 'central_crop', 'crop_ratio') or arguments[:1].isdigit():
+      return text.strip()
+    return f'{name}({height}, {width}' + (f', {arguments}' if arguments else ')')
+
+  crop = f'corner_crop({new[0]}, {new[1]})'
+  return ' | '.join([*map(explicit, steps.split('|')), crop])
+
+
 def scale_steps(steps: str, size: tuple[int, int], new: tuple[int, int]) -> str:
   """The line for images of another size, which shows the same part of them."""
   resizing = parse_steps(steps, size)

@@ -130,6 +130,17 @@ def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
   return step
 
 
+def corner_crop(height: int, width: int) -> Step:
+  """Cuts (height, width) from the top left: what a convolution of whole patches reads."""
+  check_sides(height, width)
+
+  def step(image: Image, rng: np.random.Generator) -> Image:
+    margins(image, height, width)
+    return image[:height, :width]
+
+  return step
+
+
 def crop_ratio(
   height: int, width: int, ratio: float = 0.875, *, method: str = 'bicubic_antialias'
 ) -> Step:
@@ -290,7 +301,7 @@ def check_sides(height: int, width: int) -> None:
 STEPS: dict[str, Callable[..., Step]] = {
   step.__name__: step
   for step in (
-    *(resize, resize_small, crop_ratio, central_crop),
+    *(resize, resize_small, crop_ratio, central_crop, corner_crop),
     *(random_crop, inception_crop, flip, affine),
   )
 } | augment.STEPS
