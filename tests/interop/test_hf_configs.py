@@ -174,6 +174,8 @@ BARE = {  # preprocessor_config.json that leaves things to the class that it nam
   'CLIP without normalization': ('CLIP', {**EDGE, 'do_normalize': False}),
   'ViT': ('ViT', {'size': {'height': 64, 'width': 64}}),
   'ViT of one number': ('ViT', {'size': 64}),
+  'ViT with a crop': ('ViT', {'size': {'height': 80, 'width': 72}, 'do_center_crop': True}),
+  'CLIP of one number for both': ('CLIP', {'size': 80, 'default_to_square': True}),
   'ViT of bytes': (
     'ViT',
     {'size': 64, 'do_rescale': False, 'image_mean': [127.5] * 3, 'image_std': [99.0] * 3},
@@ -198,7 +200,7 @@ def test_a_processor_takes_what_its_file_leaves_out_from_its_class(name, nested,
     (tmp_path / file.name).write_bytes(file.read_bytes())
   if 'feature_extractor_type' not in values:
     values = {'image_processor_type': f'{kind}ImageProcessor', **values}
-  if kind in ('CLIP', 'DeiT', 'Bit'):
+  if kind in ('CLIP', 'DeiT', 'Bit') or 'do_center_crop' in values:
     values = {**values, 'crop_size': 64}
   file = 'processor_config.json' if nested else 'preprocessor_config.json'
   (tmp_path / file).write_text(json.dumps({'image_processor': values} if nested else values))

@@ -420,18 +420,25 @@ CLIP_LOOK = {
   'resample': 3,
   'image_mean': CLIP_MEAN,
   'image_std': CLIP_STD,
-  'square': False,
+  'default_to_square': False,
 }
-SQUARE_LOOK = {'size': 224, 'resample': 2, 'image_mean': HALF, 'image_std': HALF, 'square': True}
-# What transformers' image processors take where their file tells nothing; `square` is whether one
-# number is both sides, or the shorter one.
+SQUARE_LOOK = {
+  'size': 224,
+  'resample': 2,
+  'image_mean': HALF,
+  'image_std': HALF,
+  'default_to_square': True,
+}
+# What transformers' image processors take where their file tells nothing; `default_to_square`
+# is whether one number is both sides, or the shorter one.
 PROCESSORS: dict[str, dict[str, Any]] = {
   'ViT': SQUARE_LOOK,
   'DINOv3ViT': SQUARE_LOOK | {'image_mean': IMAGENET_MEAN, 'image_std': IMAGENET_STD},
   'DeiT': SQUARE_LOOK | {'size': 256, 'resample': 3, 'crop_size': 224, 'do_center_crop': True},
   'Beit': SQUARE_LOOK | {'resample': 3, 'crop_size': 224},
-  'Blip': CLIP_LOOK | {'size': 384, 'do_center_crop': False, 'square': True},
-  'Siglip': SQUARE_LOOK | {'size': {'height': 224, 'width': 224}, 'resample': 3, 'square': False},
+  'Blip': CLIP_LOOK | {'size': 384, 'do_center_crop': False, 'default_to_square': True},
+  'Siglip': SQUARE_LOOK
+  | {'size': {'height': 224, 'width': 224}, 'resample': 3, 'default_to_square': False},
   'CLIP': CLIP_LOOK,
   'ChineseCLIP': CLIP_LOOK,
   'Bit': CLIP_LOOK,
@@ -478,7 +485,7 @@ def steps_of(values: dict[str, Any]) -> dict[str, Any]:
   crop = sides(values['crop_size']) if values.get('do_center_crop') else None
   fields: dict[str, Any] = {'size': crop} if crop else {}
   if values.get('do_resize', True):
-    size = edges(values['size'], square=values['square'])
+    size = edges(values['size'], square=values['default_to_square'])
     if isinstance(size, int):
       crop = crop or (size, size)  # where transformers crops nothing, its models take only squares
       steps.append(f"resize_small({size}, method='{method}', rounding='down')")
@@ -568,7 +575,10 @@ FIELDS = {
     'rescale_factor': kinds.POSITIVE,
     'image_mean': kinds.MEAN,
     'image_std': kinds.STD,
-    **dict.fromkeys(('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize'), kinds.FLAG),
+    'do_pad': kinds.one_of(False),
+    **dict.fromkeys(
+      ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'default_to_square'), kinds.FLAG
+    ),
   },
 }
 
