@@ -71,7 +71,7 @@ def finetuning(name, dataset):
     config.data.test = 'test'
     config.duration = '500 steps'
     config.schedule.warmup = '100 steps'
-  config.data.augment = 'resize(448) | random_crop | flip'
+  config.data.augment = 'resize(scale=7/6) | random_crop | flip'  # 448 for 384
   config.data.preprocess = 'resize'
   if row := next((row for row in published.RECOMMENDED.values() if row.file == file), None):
     recommended(config, row)
@@ -84,7 +84,7 @@ def recommended(config, row):
     config.schedule.learning_rate = row.learning_rate
   if row.image_size < 384:
     config.image_size = (row.image_size, row.image_size)
-    config.data.augment = 'resize(256) | random_crop | flip'
+    config.data.augment = 'resize(scale=8/7) | random_crop | flip'  # 256 for 224
 
 
 def pretraining(argument):
@@ -99,7 +99,7 @@ def pretraining(argument):
   config.model.name = name
   config.duration = '300 epochs'
   config.batch_size = 4096
-  config.data.preprocess = "resize_small(256, method='area') | central_crop"
+  config.data.preprocess = "resize_small(scale=8/7, method='area') | central_crop"
   config.objective.loss = 'sigmoid'
   config.optimizer.momentum_dtype = 'bfloat16'
   config.optimizer.weight_decay = 0.1

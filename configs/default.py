@@ -78,7 +78,9 @@ def get_config() -> ConfigDict:
   config.data.bad_images = 'substitute'  # another in the place of an unreadable one; or 'error'
   config.data.repeats = 1  # times that an image comes in a row, each augmented anew
   config.data.augment = 'inception_crop | flip'  # training transforms, see images/transforms.py
-  config.data.preprocess = 'resize_small(256) | central_crop'  # evaluation, prediction
+  config.data.preprocess = 'resize_small(scale=8/7) | central_crop'  # evaluation, prediction
+  # Of a resize that names no method; None: for folders and tables, people's own photos.
+  config.data.antialias = placeholder(bool)
   config.data.channels = 3  # of images: 1 grey, 3 RGB, 4 RGBA, or the bands of files and arrays
   # Of pixels in [0, 1], a number for each channel; None: the checkpoint's where it has as many,
   # else 0.5, by which the model sees [-1, 1].

@@ -34,8 +34,8 @@ def get_config(argument):
   if config.model.name in {**models.VITS, **models.HYBRIDS}:
     config.model.representation = models.VARIANTS[config.model.name]['width']
   config.batch_size = 4096
-  config.data.augment = 'resize(256) | random_crop | flip'
-  config.data.preprocess = 'resize(256) | central_crop'
+  config.data.augment = 'resize(scale=8/7) | random_crop | flip'
+  config.data.preprocess = 'resize(scale=8/7) | central_crop'
   config.optimizer.name = 'adam'
   config.schedule.warmup = '10000 steps'
   config.evaluation.patience = '20%'

@@ -25,8 +25,8 @@ from vit_jax.text import nearest
 
 CROPS = {
   'inception_crop': 'inception_crop',
-  'resmall_crop': "resize_small(448, method='area') | random_crop",
-  'resize_crop': 'resize(448) | random_crop',
+  'resmall_crop': "resize_small(scale=7/6, method='area') | random_crop",
+  'resize_crop': 'resize(scale=7/6) | random_crop',
 }
 BEST = {
   'imagenet2012': 'inception_crop',
@@ -51,7 +51,7 @@ def get_config(argument):
   if crop not in CROPS:
     raise ValueError(f'unknown crop {crop!r}{nearest(crop, list(CROPS))}')
   config.data.augment = f'{CROPS[crop]} | flip'
-  config.data.preprocess = "resize_small(448, method='area') | central_crop"
+  config.data.preprocess = "resize_small(scale=7/6, method='area') | central_crop"
   return config
 
 

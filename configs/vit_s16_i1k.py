@@ -34,7 +34,7 @@ def get_config(epochs=''):
   config.data.source = 'imagenet2012'
   config.data.test = 'test'
   config.data.augment = 'inception_crop | flip | randaug(2, 10)'
-  config.data.preprocess = "resize_small(256, method='area') | central_crop"
+  config.data.preprocess = "resize_small(scale=8/7, method='area') | central_crop"
 
   config.objective.mixup = 0.2
   config.optimizer.name = 'adamw'

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vit_jax import pipeline, sources
 from vit_jax.convert import resample
+from vit_jax.convert.preprocess import same_pixels
 from vit_jax.images import transforms
 from vit_jax.sources import digits
 from vit_jax.sources.columns import labelled_images
@@ -201,7 +202,52 @@ def test_a_line_of_transforms_gives_images_of_the_size_it_says(line, shape):
   assert (image.shape, image.dtype) == ((*shape, 3), np.uint8)
 
 
+@pytest.mark.parametrize(
+  'side, scale, whole', [(384, '7/6', 448), (224, '8/7', 256), (96, '7/6', 112)]
+)
+def test_a_scale_gives_the_published_sizes_and_follows_others(side, scale, whole):
+  assert apply(f'resize(scale={scale})', size=(side, side)).shape == (whole, whole, 3)
+  smaller = apply(f'resize_small(scale={scale})', size=(side, side)).shape
+  assert min(smaller[:2]) == whole
+  assert apply(f'resize_small({side}, scale={scale})').shape == smaller
+  for line in ('resize({}) | central_crop', 'resize_small({}) | central_crop'):
+    assert same_pixels(line.format(f'scale={scale}'), line.format(whole), (side, side))
+
+
+@pytest.mark.parametrize(
+  'line, expected',
+  [
+    ('resize', "resize(method='bilinear_antialias')"),
+    ('resize_small(scale=8/7)|flip', "resize_small(scale=8/7, method='bilinear_antialias') | flip"),
+    ("resize(8, method='bilinear')", "resize(8, method='bilinear')"),
+    ('crop_ratio | flip()', 'crop_ratio | flip()'),  # has it already
+    ('inception_crop()', "inception_crop(method='bilinear_antialias')"),
+    ('mine.steps:resize(3) | nope(1', 'mine.steps:resize(3) | nope(1'),
+  ],
+)
+def test_antialiasing_is_written_into_the_steps_that_name_no_method(line, expected):
+  assert transforms.antialiased(line) == expected
+
+
+@pytest.mark.parametrize(
+  'line, fraction',
+  [
+    ('resize(448) | random_crop(96) | flip', 0.0459),
+    ('resize_small(256) | central_crop(96)', 0.1406),
+    ('random_crop(100)', 1 / 16),
+    ('inception_crop(96)', 1),
+    ('', 1),
+  ],
+)
+def test_the_fraction_that_crops_leave_is_of_a_squares_area(line, fraction):
+  image = np.zeros((400, 900, 3), np.uint8)
+  assert transforms.crop_fraction(transforms.compose(line, (96, 96)), image) == pytest.approx(
+    fraction, abs=1e-4
+  )
+
+
 BAD_LINES = [
+  'resize(scale=1/0)', 'resize(scale="a")', 'resize_small(scale=0)', 'resize(8, scale=1e9)',
   'rezise', 'resize_small', 'resize(1, 2, 3)', 'resize(x)', 'resize(8', 'resize(8))', 'flip(1)',
   'resize(sid=3)', 'resize(8, height=9)', 'resize(*[1])', 'flip | nope', 'os.system("ls")',
   'resize(__import__("os"))', 'resize[8]', 'flip flip', 'random_crop(depth=3)',

@@ -376,6 +376,9 @@ def test_the_line_that_trains_on_photos_is_a_plan(among_photos):
   words = [word for word in line.split() if word.startswith('--config.')]
   ready = plan.make_plan(config.load('default', [word.removeprefix('--config.') for word in words]))
   assert ready.splits['train'].classes == ('rose', 'tulip')
+  assert 'antialias' in ready.config.data.augment
+  assert ready.task.deliver({}).preprocess.steps == ready.config.data.preprocess
+  assert "method='bilinear_antialias'" in ready.config.data.preprocess
   assert {use: len(source) for use, source in ready.splits.items()} == {
     'train': 72,
     'validation': 8,

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.conftest import SIZE, drawn, shapes, tiny
@@ -19,7 +20,9 @@ from tests.test_run import cache, contents, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, export, predict, sharding
 from vit_jax.commands.export import default_path
+from vit_jax.convert.preprocess import describe_steps
 from vit_jax.evaluate import results
+from vit_jax.images import transforms
 from vit_jax.models import attention
 from vit_jax.models import vit as vits
 from vit_jax.views import card
@@ -189,8 +192,60 @@ def test_the_file_beside_a_program_tells_all_that_its_caller_needs(program, sour
   assert description['output']['shape'] == ['batch', 5]
   assert description['preprocess'] == {
     'before': 'resize',
+    'described': {
+      'resize': {
+        'size': list(SIZE),
+        'keeps_aspect': False,
+        'rounding': 'down',
+        'interpolation': 'bilinear',
+        'antialias': False,
+      },
+      'crop': {'size': list(SIZE), 'rounding': 'down'},
+    },
     'inside': {'mean': [0.4, 0.5, 0.6], 'std': [0.2, 0.3, 0.25]},
   }
+
+
+@pytest.fixture(scope='module')
+def reference():
+  """What the documents' code in NumPy and Pillow defines."""
+  text = (pathlib.Path(__file__).parents[1] / 'docs' / 'export.md').read_text('utf-8')
+  (code,) = (
+    block for block in re.findall(r'```python\n(.*?)```', text, re.S) if 'prepare(' in block
+  )
+  names = {}
+  exec(code, names)
+  return names
+
+
+@pytest.mark.parametrize('size', [(32, 32), (24, 36)])
+@pytest.mark.parametrize(
+  'method', ['bilinear', 'bicubic', 'bilinear_antialias', 'bicubic_antialias']
+)
+@pytest.mark.parametrize(
+  'line',
+  [
+    'resize(method={})',
+    'resize(scale=7/6, method={}) | central_crop',
+    'resize_small(scale=8/7, method={}) | central_crop',
+    "resize_small(40, method={}, rounding='down') | central_crop(rounding='nearest')",
+    'crop_ratio(ratio=0.9, method={})',
+  ],
+)
+def test_the_reference_in_the_documents_gives_an_exports_pixels_to_a_grey_level(
+  line, method, size, reference
+):
+  preprocess = bundle.Preprocess(line.format(repr(method)), size)
+  described = describe_steps(preprocess)
+  for height, width in ((61, 83), (97, 50), (20, 27)):
+    noise = np.random.default_rng(height).integers(0, 256, (height // 3, width // 3, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = transforms.compose(preprocess.steps, size)(
+      np.asarray(picture), np.random.default_rng(0)
+    )
+    theirs = reference['prepare'](picture, **described)
+    assert theirs.shape == pixels.shape
+    assert np.abs(theirs.astype(int) - pixels).max() <= 1
 
 
 def test_a_loaded_program_knows_its_classes_size_and_preprocessing(program):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import config, pipeline, predict, sources
+from vit_jax import config, pipeline, plan, predict, sources
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import folder
 from vit_jax.sources.columns import labelled_images
@@ -577,7 +577,7 @@ def test_columns_may_be_named(pets):
   refused('no column path .*data.columns names them', name)
   source = f'data.source={name}'
   loaded = config.load('digits', [source, 'data.columns=image=photo 1, label=kind,split=fold'])
-  named = loaded.data.source
+  named = plan.with_data_options(loaded).data.source
   assert sources.open_source(named, 'train').classes == ('x', 'y')
   assert labels_of(named, 'validation') == (('x', 'y'), ['y'])
   refused("no column 'sort'; it has 'Photo 1', 'kind'", sources.with_columns(name, 'label=sort'))

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
-from vit_jax import optim, pipeline, sources
+from vit_jax import optim, pipeline
 from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import presets
 from vit_jax.tasks import distil
@@ -50,7 +50,7 @@ RANGES = {  # min, and what it must be below
   'system.workers': (0, INF),
   'system.prefetch': (0, INF),
 }
-EXAMPLES = {'system.log_every': '50 steps'}  # where the default is None
+EXAMPLES = {'data.antialias': True, 'system.log_every': '50 steps'}  # where the default is None
 LEVELS = ('data.mean', 'data.std')  # None, or a number for each of data.channels
 
 Old = Callable[[ConfigDict, str], dict[str, str]]  # an old field's value -> overrides of today
@@ -195,8 +195,6 @@ def literal(text: str) -> object:
 
 def validated(config: ConfigDict) -> FrozenConfigDict:
   """The config with its values in their fields' types, immutable: here alone they are checked.
-
-  The columns of its data become part of the source's name, by which all else opens it.
   All that is wrong is in one ValueError: fields first, then values, alone and with one another.
   """
   schema, fields = flat(default()), flat(config)
@@ -211,8 +209,6 @@ def validated(config: ConfigDict) -> FrozenConfigDict:
         errors.append(f'{field} {error}')
   if errors := errors or [*range_errors(clean), *value_errors(clean)]:
     raise ValueError('; '.join(errors))
-  data = clean.data
-  data.source, data.columns = sources.with_columns(data.source, data.columns), ''
   return FrozenConfigDict(clean)
 
 

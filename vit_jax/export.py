@@ -25,6 +25,7 @@ import numpy as np
 
 from vit_jax import __version__, bundle, convert, files, models
 from vit_jax.convert import weights, writing
+from vit_jax.convert.preprocess import describe_steps
 from vit_jax.models import resnet
 from vit_jax.text import nearest, one_line
 from vit_jax.views import card
@@ -144,6 +145,7 @@ def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
     'classes': list(source.classes),
     'preprocess': {
       'before': preprocess.steps,  # of an image file, by the caller
+      'described': describe_steps(preprocess),  # the same for others than vit_jax
       'inside': {'mean': list(preprocess.mean), 'std': list(preprocess.std)},
     },
     'sha256': digest(path),

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -40,6 +40,8 @@ from vit_jax.text import error_line, nearest
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
 PIXELS = ('mean', 'std')  # a number for each channel, 0.5 where there is no checkpoint
+OWN_PHOTOS = ('folder', 'csv', 'parquet')  # data that no published number comes from
+MIN_CROP = 0.25  # of an image's area: a smaller crop hardly shows what the image is of
 MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
 # Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
 NOT_DEFAULTS = ('head_bias', 'head_init', 'dropout', 'attention_dropout', 'drop_path')
@@ -240,6 +242,7 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
     ValueError: for a name, size or combination that cannot be.
     FileNotFoundError: if there is no such data or checkpoint.
   """
+  config = with_data_options(config)
   mesh = sharding.make_mesh(config.system.data, config.system.fsdp, config.system.tensor)
   check_division(config, mesh)
   splits = open_splits(config)
@@ -392,8 +395,10 @@ def classification(config: FrozenConfigDict, source: sources.Source, start: Star
   check_labels(config, source, scores)
   if teacher.checkpoint:
     distil.check_student(teacher.kind, model, scores)
+  image = first_image(source, data.channels)
+  crops = describe_crops(data, config.image_size, transform, image)
   by_token = bool(teacher.checkpoint) and teacher.kind == 'token'
-  return classify.classify(
+  task = classify.classify(
     model,
     classes=source.classes,
     preprocess=bundle.Preprocess(data.preprocess, config.image_size, data.mean, data.std),
@@ -406,6 +411,7 @@ def classification(config: FrozenConfigDict, source: sources.Source, start: Star
     start=start(model),
     **fields,
   )
+  return dataclasses.replace(task, about=(*task.about, *crops))
 
 
 def make_encoder(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> ImageEncoder:
@@ -541,6 +547,22 @@ def make_transforms(
   return composed
 
 
+def describe_crops(
+  data: FrozenConfigDict,
+  size: tuple[int, int],
+  composed: Mapping[str, transforms.Transform],
+  image: np.ndarray,
+) -> Iterator[str]:
+  """A line for each of the transforms whose crop leaves less than MIN_CROP of an image."""
+  for use, line in (('train', data.augment), ('evaluation', data.preprocess)):
+    fraction = transforms.crop_fraction(composed[use], image)
+    if fraction < MIN_CROP:
+      yield (
+        f'the {use} transforms {line!r} show {fraction:.1%} of an image at {size[0]}x{size[1]}: '
+        "'resize(scale=8/7)' and 'resize_small(scale=8/7)' follow image_size"
+      )
+
+
 def output_size(transform: transforms.Transform, image: np.ndarray, use: str) -> tuple[int, int]:
   """(height, width) of what transforms make of an image; ValueError if that is no image."""
   try:
@@ -555,6 +577,22 @@ def output_size(transform: transforms.Transform, image: np.ndarray, use: str) ->
     form = f'{output.dtype} {output.shape}' if is_array else type(output).__name__
     raise ValueError(f'the {use} transforms give {form}, must give uint8 (H, W, {channels})')
   return output.shape[0], output.shape[1]
+
+
+def with_data_options(config: FrozenConfigDict) -> FrozenConfigDict:
+  """The config with what `data.columns` and `data.antialias` make of its source and transforms.
+
+  The columns become part of the source's name, by which all else opens it; antialiasing part of
+  the lines, where the config asks for it or reads people's own photos.
+  """
+  whole = config.to_dict()
+  data, kind = whole['data'], config.data.source.partition(':')[0]
+  data['source'] = sources.with_columns(config.data.source, config.data.columns)
+  data['columns'] = ''
+  if kind in OWN_PHOTOS if config.data.antialias is None else config.data.antialias:
+    for field in ('augment', 'preprocess'):
+      data[field] = transforms.antialiased(data[field])
+  return FrozenConfigDict(whole)
 
 
 def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
   from vit_jax.sources import Source
 
 CONFIG, DATA, ENVIRONMENT = 'config.json', 'data.json', 'environment.json'
-MAY_DIFFER = ('system.', 'data.bad_images', 'time_limit')  # between the starts of a run
+# Between the starts of a run. What data.antialias says is in data.augment and data.preprocess.
+MAY_DIFFER = ('system.', 'data.bad_images', 'data.antialias', 'time_limit')
 # Where a run's data and its teacher are may differ too; what DATA keeps of them may not.
 LOCATIONS = {'data.source': ('images', 'classes'), 'teacher.checkpoint': ('fixed',)}
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's

@@ -88,6 +88,7 @@ class Resizing:
   ratio: float | None = dataclasses.field(default=None, compare=False)
 
 
+SIDES = ('height', 'width', 'side')  # parameters of steps, in pixels
 LINES = (['resize'], ['resize', 'central_crop'], ['resize_small', 'central_crop'], ['crop_ratio'])
 
 
@@ -117,13 +118,39 @@ def parse_call(text: str, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   """The name and all the arguments of a step that `transforms.compose` takes."""
   call: Any = ast.parse(text if '(' in text else f'{text}()', mode='eval').body
   arguments = inspect.signature(transforms.STEPS[call.func.id]).bind_partial(
-    *map(ast.literal_eval, call.args),
-    **{word.arg: ast.literal_eval(word.value) for word in call.keywords},
+    *map(transforms.literal, call.args),
+    **{word.arg: transforms.literal(word.value) for word in call.keywords},
   )
   arguments.apply_defaults()
   values = arguments.arguments
   height, width = (values['height'],) * 2 if 'height' in values else size
-  return call.func.id, {'height': height, 'width': width, **values}
+  values = {'height': height, 'width': width, 'side': max(size), **values}
+  sides = {name: transforms.scaled(values[name], values.get('scale', 1.0)) for name in SIDES}
+  return call.func.id, {**values, **sides}
+
+
+def describe_steps(preprocess: Preprocess) -> dict[str, Any] | None:
+  """What one of LINES does to an image, in full; None for another line.
+
+  'resize' is to 'size', of which the image, where 'keeps_aspect', comes to cover the sides: the
+  other is rounded 'down' or to the 'nearest'. Then the centre of 'crop' is cut out.
+  """
+  size = preprocess.size
+  resizing = parse_steps(preprocess.steps, size)
+  if resizing is None:
+    return None
+  is_covering = resizing.ratio is not None and size[0] != size[1]
+  interpolation, _, antialias = resizing.method.partition('_')
+  return {
+    'resize': {
+      'size': list(resizing.sides),
+      'keeps_aspect': not resizing.squash,
+      'rounding': 'nearest' if is_covering else resizing.rounding,
+      'interpolation': interpolation,
+      'antialias': bool(antialias) or interpolation == 'area',
+    },
+    'crop': {'size': list(size), 'rounding': resizing.crop},
+  }
 
 
 def format_steps(resizing: Resizing, size: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -79,19 +79,29 @@ ROUNDINGS = ('nearest', 'down')
 MAX_SIDE = 16_384  # pixels that a config may ask for; more is a mistake
 
 
-def resize(height: int, width: int, *, method: str = 'bilinear') -> Step:
-  """Squashes to (height, width) by one of METHODS."""
+def resize(height: int, width: int, *, scale: float = 1.0, method: str = 'bilinear') -> Step:
+  """Squashes to (height, width) times `scale` by one of METHODS."""
+  height, width = scaled(height, scale), scaled(width, scale)
   check_sides(height, width)
   check_choice('method', method, METHODS)
   return lambda image, rng: resize_image(image, height, width, method)
 
 
-def resize_small(side: int, *, method: str = 'bilinear', rounding: str = 'nearest') -> Step:
-  """Resizes so that the smaller side has `side` pixels, by one of METHODS; keeps the aspect.
+def scaled(side: int, scale: float) -> int:
+  """A side times a scale in whole pixels: 384 times 7/6 is 448."""
+  check_range('scale', scale, 0.01, 100)
+  return side if scale == 1 else round(side * scale)
+
+
+def resize_small(
+  side: int, *, scale: float = 1.0, method: str = 'bilinear', rounding: str = 'nearest'
+) -> Step:
+  """Resizes so that the smaller side has `side` times `scale` pixels; keeps the aspect.
 
   The longer side is rounded to the 'nearest', in float32 as big_vision does, or 'down', as
-  torchvision, timm and Hugging Face do.
+  torchvision, timm and Hugging Face do. By one of METHODS.
   """
+  side = scaled(side, scale)
   check_sides(side, side)
   check_choice('method', method, METHODS)
   check_choice('rounding', rounding, ROUNDINGS)
@@ -113,6 +123,16 @@ def scale_sides(height: int, width: int, side: int, rounding: str) -> tuple[int,
   return int(np.rint(np.float32(height) * factor)), int(np.rint(np.float32(width) * factor))
 
 
+@dataclasses.dataclass(frozen=True)
+class Crop:
+  """A step that cuts a part of an image out."""
+
+  step: Step
+
+  def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+    return self.step(image, rng)
+
+
 def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
   """Cuts (height, width) from the middle of an image that is at least as large.
 
@@ -127,7 +147,7 @@ def central_crop(height: int, width: int, *, rounding: str = 'down') -> Step:
     y, x = (half(excess / 2) for excess in margins(image, height, width))
     return image[y : y + height, x : x + width]
 
-  return step
+  return Crop(step)
 
 
 def corner_crop(height: int, width: int) -> Step:
@@ -181,7 +201,7 @@ def random_crop(height: int, width: int) -> Step:
     y, x = (int(rng.integers(excess + 1)) for excess in margins(image, height, width))
     return image[y : y + height, x : x + width]
 
-  return step
+  return Crop(step)
 
 
 def margins(image: Image, height: int, width: int) -> tuple[int, int]:
@@ -306,6 +326,7 @@ STEPS: dict[str, Callable[..., Step]] = {
   )
 } | augment.STEPS
 SIZED = ('height', 'width')  # the first parameters of a step that takes the model's size
+ANTIALIASED = {'bilinear': 'bilinear_antialias', 'bicubic': 'bicubic_antialias'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,11 +398,7 @@ def parse_step(text: str, size: tuple[int, int]) -> Step:
       raise ValueError('is not a call of one step')
     positional = [literal(argument) for argument in call.args]
     keywords = {str(word.arg): literal(word.value) for word in call.keywords}
-    if list(inspect.signature(make).parameters)[:2] == list(SIZED):
-      if not positional and not keywords.keys() & set(SIZED):
-        positional = list(size)
-      elif len(positional) == 1:
-        positional *= 2
+    positional = with_size(list(inspect.signature(make).parameters), positional, keywords, size)
     return make(*positional, **keywords)
   except (Exception, SystemExit) as error:
     if not isinstance(error, SyntaxError | ValueError | TypeError) and not lookup.is_path(name):
@@ -389,9 +406,53 @@ def parse_step(text: str, size: tuple[int, int]) -> Step:
     raise ValueError(f'transform {text!r}: {error}') from None
 
 
+def with_size(
+  parameters: list[str], positional: list[object], keywords: Collection[str], size: tuple[int, int]
+) -> list[object]:
+  """The positional arguments of a step, with the model's size where it takes one and has none."""
+  if parameters[:2] == list(SIZED):
+    if not positional and not set(keywords) & set(SIZED):
+      return list(size)
+    return positional * 2 if len(positional) == 1 else positional
+  if parameters[0:1] == ['side'] and 'scale' in keywords and 'side' not in keywords:
+    return positional or [max(size)]
+  return positional
+
+
+def antialiased(line: str) -> str:
+  """The line with antialiasing in each step that names no method and would not have it."""
+  return ' | '.join(antialiased_step(text.strip()) for text in line.split('|') if text.strip())
+
+
+def antialiased_step(text: str) -> str:
+  name, bracket, arguments = text.partition('(')
+  make = STEPS.get(name.strip())
+  method = inspect.signature(make).parameters.get('method') if make else None
+  if method is None or method.default not in ANTIALIASED or 'method' in arguments:
+    return text
+  before = arguments.rpartition(')')[0].strip() if bracket else ''
+  return f"{name.strip()}({before}{', ' * bool(before)}method='{ANTIALIASED[method.default]}')"
+
+
+def crop_fraction(transform: Transform, image: Image) -> float:
+  """The fraction of a square image's area that its `random_crop` and `central_crop` leave.
+
+  The square is that of the image's smaller side, so that an aspect counts for nothing.
+  """
+  side, fraction, rng = min(image.shape[:2]), 1.0, np.random.default_rng(0)
+  pixels = image[:side, :side]
+  for step in transform.steps:
+    before, pixels = pixels.shape, step(pixels, rng)
+    if isinstance(step, Crop):
+      fraction *= pixels.shape[0] * pixels.shape[1] / (before[0] * before[1])
+  return fraction
+
+
 def literal(argument: ast.expr) -> object:
-  """The value of a number or text in the source."""
+  """The value of a number, of two that are divided, or of a text in the source."""
   try:
+    if isinstance(argument, ast.BinOp) and isinstance(argument.op, ast.Div):
+      return ast.literal_eval(argument.left) / ast.literal_eval(argument.right)
     return ast.literal_eval(argument)
-  except ValueError:
+  except (ValueError, TypeError, ZeroDivisionError):
     raise ValueError(f'{ast.unparse(argument)} is not a number or a text in quotes') from None
