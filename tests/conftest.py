@@ -3,7 +3,9 @@
 VIT_JAX_TEST_DEVICE=gpu leaves the devices as they are, for the tests marked gpu.
 """
 
+import contextlib
 import functools
+import locale
 import logging
 import os
 import signal
@@ -25,6 +27,10 @@ from orbax.checkpoint import type_handlers
 import vit_jax
 from vit_jax import models
 
+# What tests write and read as text is UTF-8 in any locale; the library says so at each file. Before
+# TFDS is imported: protobuf takes names in JSON for others where `toupper('i')` is no I, in Turkish
+with contextlib.suppress(locale.Error):
+  locale.setlocale(locale.LC_CTYPE, 'C.UTF-8')
 # Ignored below `nohup make test &`, also by every process that a test starts, unless set here
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 on a GPU
