@@ -258,9 +258,7 @@ def load_params(
     ValueError: one that names every missing, unexpected and misshapen array; for a head of other
       classes than those named.
   """
-  check_arguments(model, channels, resample, seed)
-  if classes and len(classes) != getattr(model, 'num_classes', 0):
-    raise ValueError(f'{len(classes)} classes are named, the model has {model.num_classes}')
+  check_arguments(model, channels, resample, seed, classes)
   size = None if image_size is None else height_width(image_size)
   source = convert.read(path, heads=getattr(model, 'heads', None), image_size=size)
   params, changes = adapt.params(
@@ -288,7 +286,9 @@ def height_width(image_size: object) -> tuple[int, int]:
   return (int(sides[0]), int(sides[1]))
 
 
-def check_arguments(model: object, channels: object, resample: object, seed: object) -> None:
+def check_arguments(
+  model: object, channels: object, resample: object, seed: object, classes: Sequence[str]
+) -> None:
   """Raises ValueError for an argument of `load_params` of a wrong kind."""
   if not isinstance(model, nn.Module):
     advice = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
@@ -299,6 +299,9 @@ def check_arguments(model: object, channels: object, resample: object, seed: obj
     raise ValueError(f'seed is {seed!r}, not a whole number')
   if resample is not None and not isinstance(resample, str):
     raise ValueError(f'resample is {resample!r}, not the name of a rule')
+  count = getattr(model, 'num_classes', 0)
+  if classes and len(classes) != count:
+    raise ValueError(f'{len(classes)} classes are named, the model has {count}')
 
 
 def is_whole(value: object) -> TypeGuard[int]:
