@@ -446,6 +446,25 @@ def test_hugging_faces_preprocessing_comes_back_as_it_was(changes, steps, tmp_pa
   assert {name: written[name] for name in processor} == processor
 
 
+@pytest.mark.parametrize('scores', ['softmax', 'sigmoid'])
+def test_hugging_face_keeps_what_logits_become_and_others_say_that_they_do_not(scores, tmp_path):
+  run = dataclasses.replace(vit_jax.load(huggingface_folder(tmp_path)), scores=scores)
+  for to in ('hf', 'timm', 'npz'):
+    path = tmp_path / ('a.npz' if to == 'npz' else to)
+    notes = convert.write(path, run, to=to)
+    is_kept = to == 'hf' or scores == 'softmax'
+    assert vit_jax.load(path).scores == (scores if is_kept else 'softmax')
+    line = 'scores are a sigmoid of the logits, but its readers take their softmax'
+    assert (line in notes) == (not is_kept)
+
+
+def test_a_regression_of_hugging_face_is_refused(tmp_path):
+  folder = huggingface_folder(tmp_path)
+  edited(folder, lambda config: {**config, 'problem_type': 'regression'}, 'config.json')
+  with pytest.raises(ValueError, match='problem_type is "regression", not one of "single_label'):
+    vit_jax.load(folder)
+
+
 @pytest.mark.parametrize(
   'classes', [('0', '180', '270', '90', 'LABEL_4'), ('0', '1', '10', '2', '3'), tuple('01234')]
 )

@@ -138,6 +138,7 @@ def recognised(
     arrays=ours,
     size=size,
     classes=class_names(config, fields),
+    scores=scores_of(config),
     preprocess=prepared(preprocess, size, fields.get('patch')),
     resample=family.resample,
     notes=(*notes, *level_notes),
@@ -397,6 +398,11 @@ def configuration(path: pathlib.Path) -> dict[str, Any]:
   if isinstance(config.get('image_processor'), dict):  # of processor_config.json
     config['preprocessor'] = config['image_processor']
   return config
+
+
+def scores_of(config: dict[str, Any]) -> str:
+  """What logits become: a softmax, unless transformers' configuration says otherwise."""
+  return kinds.PROBLEMS[config.get('problem_type', 'single_label_classification')]
 
 
 def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:

@@ -563,6 +563,7 @@ TOWER_FIELDS = {
 }
 FIELDS = {
   'architectures': kinds.TEXTS,
+  'problem_type': kinds.one_of(*kinds.PROBLEMS),  # 'regression' has no classes
   'id2label': kinds.LABELS,
   'projection_dim': kinds.COUNT,
   'quantization_config': kinds.Kind('null: weights must be of numbers', lambda v: False),
@@ -946,13 +947,18 @@ ACTS = {'gelu_erf': 'gelu', 'gelu_tanh': 'gelu_pytorch_tanh', 'quick_gelu': 'qui
 
 
 def labels(source: Exportable) -> dict[str, Any]:
-  """The names of the classes, as config.json has them: LABEL_0 ... where all are their numbers."""
+  """The classes, as config.json has them: what logits become, and their names.
+
+  These are LABEL_0 ... where all are their numbers.
+  """
   if not source.classes or source.model.head_bias is None:
     return {}
   names = list(source.classes)
   if names == [str(i) for i in range(len(names))]:
     names = [f'LABEL_{i}' for i in range(len(names))]
+  problems = {scores: problem for problem, scores in kinds.PROBLEMS.items()}
   return {
+    'problem_type': problems[source.scores],
     'id2label': {str(i): name for i, name in enumerate(names)},
     'label2id': {name: i for i, name in enumerate(names)},
   }

@@ -56,6 +56,10 @@ LABELS = Kind(
   'an object with a text for each label',
   lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())),
 )
+PROBLEMS = {  # transformers' problem_type, and what its logits become
+  'single_label_classification': 'softmax',
+  'multi_label_classification': 'sigmoid',
+}
 Fields = Mapping[str, Any]  # the Kind of each field that is read, or the Fields of an object
 
 

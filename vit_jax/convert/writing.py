@@ -24,7 +24,7 @@ from vit_jax.convert import (
   weights,
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Exportable, ExportSpec
-from vit_jax.convert.families import FAMILIES, class_names, prepared
+from vit_jax.convert.families import FAMILIES, class_names, prepared, scores_of
 from vit_jax.convert.preprocess import fit_levels
 from vit_jax.text import first_few, nearest
 
@@ -85,11 +85,14 @@ def notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> l
 
 
 def class_notes(source: Exportable, configs: Mapping[str, Any]) -> list[str]:
-  """Whether names of classes are lost to a reader of what is written."""
-  theirs = class_names(configs.get('config.json', {}), models.fields(source.model))
-  if source.classes == theirs:
-    return []
-  return [f'classes are {first_few(source.classes, 3)}, but its readers take their numbers']
+  """Where classes are called, or scored, otherwise by a reader of what is written."""
+  config = configs.get('config.json', {})
+  scores, lines = scores_of(config), []
+  if source.classes != class_names(config, models.fields(source.model)):
+    lines += [f'classes are {first_few(source.classes, 3)}, but its readers take their numbers']
+  if source.classes and source.scores != scores:
+    lines += [f'scores are a {source.scores} of the logits, but its readers take their {scores}']
+  return lines
 
 
 def preprocess_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any]) -> list[str]:
