@@ -4,6 +4,8 @@ N images, H, W pixels, C channels.
 """
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -111,3 +113,65 @@ def test_a_picture_of_any_channels_can_be_displayed():
   np.testing.assert_array_equal(decoding.displayed(BANDS), BANDS[..., :3])
   over_white = decoding.decode(encoded(RGBA)).astype(int)
   assert np.abs(decoding.displayed(RGBA) - over_white).max() <= 1  # Pillow rounds twice
+
+
+def tiff(bands, *, bits=8, order='<', planar=1, predictor=1, rows=4, alpha=None, compression=8):
+  """A TIFF of bands (H, W, C) in strips, as its specification has it; `compression` 8 is zlib."""
+  height, width, count = bands.shape
+  values = bands.astype(f'{order}u{bits // 8}')
+  planes = np.moveaxis(values, -1, 0)[..., None] if planar == 2 else values[None]
+  if predictor == 2:
+    planes = np.diff(planes, axis=2, prepend=planes.dtype.type(0))
+  strips = [plane[i : i + rows].tobytes() for plane in planes for i in range(0, height, rows)]
+  strips = [zlib.compress(strip) if compression == 8 else strip for strip in strips]
+  offsets = 8 + np.cumsum([0, *map(len, strips)])
+  tags = {
+    **{256: [width], 257: [height], 258: [bits] * count, 259: [compression], 262: [1]},
+    **{273: offsets[:-1], 277: [count], 278: [rows], 279: [*map(len, strips)], 284: [planar]},
+    **{317: [predictor], 338: [alpha or 0] * (count - 1), 339: [1] * count},
+  }
+  extra, entries, end = b'', b'', int(offsets[-1])
+  for tag, numbers in tags.items():
+    kind, form = (4, 'I') if tag in (273, 279) else (3, 'H')
+    packed = struct.pack(f'{order}{len(numbers)}{form}', *map(int, numbers))
+    if len(packed) > 4:
+      place, extra = end + len(extra), extra + packed
+      packed = struct.pack(f'{order}I', place)
+    entries += struct.pack(f'{order}HHI', tag, kind, len(numbers)) + packed.ljust(4, b'\0')
+  header = {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(f'{order}I', end + len(extra))
+  directory = struct.pack(f'{order}H', len(tags)) + entries + bytes(4)
+  return header + b''.join(strips) + extra + directory
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('options', [
+  {}, dict(compression=1), dict(order='>'), dict(planar=2), dict(predictor=2),
+  dict(planar=2, predictor=2), dict(rows=5), dict(rows=12, planar=2),
+])  # fmt: skip
+@pytest.mark.parametrize('bits', [8, 16])
+def test_the_bands_of_a_tiff_are_its_channels(options, bits):
+  wide = BANDS.astype(np.uint16) * 257 if bits == 16 else BANDS
+  np.testing.assert_array_equal(decoding.decode(tiff(wide, bits=bits, **options), 5), BANDS)
+
+
+@pytest.mark.quick
+def test_pages_of_grey_are_channels_too():
+  file = io.BytesIO()
+  first, *others = (Image.fromarray(BANDS[..., i]) for i in range(5))
+  first.save(file, 'TIFF', save_all=True, append_images=others)
+  np.testing.assert_array_equal(decoding.decode(file.getvalue(), 5), BANDS)
+  with pytest.raises(decoding.BadImage, match='1 bands, 6 channels'):
+    decoding.decode(file.getvalue(), 6)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('channels', [1, 3, 4, 6])
+def test_a_tiff_of_other_bands_than_those_wanted_names_both(channels):
+  with pytest.raises(decoding.BadImage, match=f'has 5 bands, {channels} channels are wanted'):
+    decoding.decode(tiff(BANDS), channels)
+
+
+@pytest.mark.quick
+def test_bands_that_are_stored_in_parts_that_do_not_fit_are_refused():
+  with pytest.raises(decoding.BadImage, match='bands of 12 rows in parts of 5'):
+    decoding.decode(tiff(BANDS, planar=2, rows=5), 5)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.images import tiff
+
 if TYPE_CHECKING:
   from PIL.Image import Image as Picture
 
@@ -209,9 +211,13 @@ def decode_pillow(data: bytes, channels: int = 3) -> tuple[Image, int]:
     raise BadImage('the file is empty')
   silence_pillow()
   check_webp(data)
+  banded = read_bands(data, channels)
+  file = io.BytesIO(banded.data if banded else data)
   try:
-    image = pil.open(io.BytesIO(data), formats=tuple(dict.fromkeys(formats().values())))
+    image = pil.open(file, formats=tuple(dict.fromkeys(formats().values())))
   except pil.UnidentifiedImageError:
+    if count := tiff.band_count(data):
+      raise BadImage(f'the file has {count} bands, {channels} channels are wanted') from None
     raise BadImage('not an image') from None
   except pil.DecompressionBombError:
     raise BadImage(f'its pixels exceed the limit of {MAX_PIXELS:,}') from None
@@ -224,11 +230,25 @@ def decode_pillow(data: bytes, channels: int = 3) -> tuple[Image, int]:
         check_jpeg(data, image.height * image.width)
       check_tiles(image)
       image.load()
-      return as_channels(image, channels), exif_tag(image)
+      orientation = exif_tag(image)
+      return as_channels(image, channels, banded), orientation
   except BadImage:
     raise
   except Exception as error:
     raise damaged(error) from None
+
+
+def read_bands(data: bytes, channels: int) -> tiff.Banded | None:
+  """A TIFF of as many bands as channels, which are no colours; None of a picture."""
+  count = tiff.band_count(data)
+  if not count or (count != channels and channels in (1, 3)):
+    return None  # Pillow may read some of them as RGB
+  if count != channels:
+    raise BadImage(f'the file has {count} bands, {channels} channels are wanted')
+  try:
+    return tiff.as_grey(data)
+  except ValueError as error:
+    raise BadImage(str(error)) from None
 
 
 def damaged(error: Exception) -> BadImage:
@@ -390,16 +410,34 @@ def exif_tag(image: 'Picture') -> int:
   return orientation if orientation in ORIENTATIONS else 1
 
 
-def as_channels(image: 'Picture', channels: int) -> Image:
+def as_channels(image: 'Picture', channels: int, banded: tiff.Banded | None = None) -> Image:
   """The pixels (H, W, C) of a PIL image of any mode; see `decode`."""
+  if banded:
+    return as_levels(image, banded.pixels(np.asarray(image)))
+  if channels not in (1, 3) and has_pages(image, channels):
+    return as_levels(image, np.stack([page(image, i) for i in range(channels)], axis=-1))
   if channels == 4 and has_alpha(image):
     return np.asarray(image.convert('RGBA'))
   if channels in PICTURES:
     return from_rgb(np.asarray(as_rgb(image)), channels)
-  pixels = np.atleast_3d(np.asarray(image))
-  if pixels.shape[2] != channels or pixels.dtype != np.uint8:
-    raise BadImage(f'the file has {pixels.shape[2]} bands, {channels} channels are wanted')
-  return pixels
+  if len(image.getbands()) != channels:
+    raise BadImage(f'the file has {len(image.getbands())} bands, {channels} channels are wanted')
+  return np.asarray(image)
+
+
+def has_pages(image: 'Picture', count: int) -> bool:
+  """Whether a file is a TIFF of so many pages."""
+  return image.format == 'TIFF' and getattr(image, 'n_frames', 1) == count
+
+
+def page(image: 'Picture', index: int) -> Image:
+  """The values (H, W) of a page of a TIFF, which is grey and as large as the first."""
+  size = image.size
+  image.seek(index)
+  check_tiles(image)
+  if len(image.getbands()) > 1 or image.mode == 'P' or image.size != size:
+    raise BadImage(f'page {index + 1} is {image.mode} {image.size}, not grey of {size}')
+  return np.asarray(image)
 
 
 def has_alpha(image: 'Picture') -> bool:
@@ -414,10 +452,9 @@ def as_rgb(image: 'Picture') -> 'Picture':
   """
   from PIL import Image as pil
 
-  if SIGNED in tiff_tag(image, SAMPLE_FORMAT) and image.mode == 'L':
-    raise BadImage('signed pixels: save it as unsigned 8 or 16 bits')
+  check_signed(image)
   if image.mode.startswith('I') or image.mode == 'F':
-    return pil.fromarray(as_levels(image)).convert('RGB')
+    return pil.fromarray(as_levels(image, np.asarray(image))).convert('RGB')
   if has_alpha(image):
     image = image.convert('RGBA')
     white = pil.new('RGBA', image.size, 'white')
@@ -429,13 +466,21 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 SIGNED = 2  # a sample format
 
 
-def as_levels(image: 'Picture') -> Image:
-  """The grey levels (H, W) uint8 of a PIL image of mode 'I', 'I;16' or 'F'.
+def check_signed(image: 'Picture') -> None:
+  """Raises BadImage for signed bytes, which Pillow takes for unsigned ones."""
+  if SIGNED in tiff_tag(image, SAMPLE_FORMAT) and image.mode == 'L':
+    raise BadImage('signed pixels: save it as unsigned 8 or 16 bits')
+
+
+def as_levels(image: 'Picture', values: np.ndarray) -> Image:
+  """The levels uint8 of values, of any shape, of a PIL image of one band.
 
   Of 16 bits, or of the 12 that a TIFF says, the upper 8. Other integers must be levels 0 to 255;
   floats too, or fractions of white, 0 to 1, which are times 255. Inverted where white is zero.
   """
-  values = np.asarray(image)
+  check_signed(image)
+  if image.mode in ('L', '1'):  # Pillow itself inverts these
+    return values.astype(np.uint8) * np.uint8(255 if image.mode == '1' else 1)
   if image.mode.startswith('I;16'):
     bits = min(tiff_tag(image, BITS) or (16,))
     levels = values >> (bits - 8)
