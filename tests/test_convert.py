@@ -1259,7 +1259,7 @@ def test_a_name_of_timms_says_what_the_arrays_do_not(architecture, field, value)
     ({'architecture': 'vit_tiny_patch16_225'}, 'norm_layer'),
     ({'act_layer': 'silu'}, 'act_layer'),
     ({'global_pool': 'avgmax'}, 'global_pool'),
-    ({'scale_mlp_norm': True}, 'scale_mlp_norm'),
+    ({'embed_norm_layer': 'rmsnorm'}, 'embed_norm_layer'),
     ({'depht': 2}, 'no argument depht'),
   ],
   ids=str,
@@ -1270,6 +1270,13 @@ def test_what_timm_computes_otherwise_is_refused_by_name(changes, said, tmp_path
   args = {key: value for key, value in changes.items() if key not in config or key == 'global_pool'}
   folder = timm_folder(tmp_path, config | top | {'model_args': config['model_args'] | args})
   assert said in refused(vit_jax.load, folder)
+
+
+@pytest.mark.parametrize('constructor', timm_names.SUPPORTED)
+def test_every_argument_of_timms_is_read_shown_inert_or_held_to_values(constructor):
+  arguments = timm_names.table()['defaults'][constructor].keys()
+  read = {*timm_names.READ, *timm_names.SHOWN, *timm_names.INERT, 'embed_norm_layer'}
+  assert arguments <= read | timm_names.SUPPORTED[constructor].keys()
 
 
 WRAPPINGS = {

@@ -135,7 +135,7 @@ def position_tables(
     family = 'a ViT without positions' if isinstance(model, vit.ViT) else family_name(model)
     raise ValueError(f'{family} has no position embeddings')
   rows, columns = patch_grid(model, size)
-  if kind == 'learned':
+  if model.has_table:
     table = np.asarray(params['positions'], np.float32)[0]
     if len(table) != model.position_rows + rows * columns:
       raise ValueError(f'{len(table)} position embeddings are not of {rows}x{columns} patches')
@@ -143,7 +143,7 @@ def position_tables(
   if kind == 'sincos2d':
     table, of = vit.sincos2d(rows, columns, model.width), 'fixed sines and cosines'
   else:
-    angles = vit.rope2d(rows, columns, model.width // model.heads, model.rope_theta)
+    angles = np.asarray(model.rope(rows, columns))
     table, of = np.concatenate([*angles], axis=1), 'rotations of queries and keys'
   return np.zeros((0, table.shape[1]), np.float32), table, of
 

@@ -104,7 +104,7 @@ def seeded(module: torch.nn.Module) -> torch.nn.Module:
   None is left at an initial zero or one, where it would hide that it was lost; activations stay
   near 1 and logits too, as the tolerance on them is absolute.
   """
-  norms = ('LayerNorm', 'GroupNorm')
+  norms = ('LayerNorm', 'GroupNorm', 'RmsNorm')
   dense = ('Linear', 'Conv')
   with torch.no_grad():
     for prefix, child in module.named_modules():

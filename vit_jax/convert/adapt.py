@@ -138,7 +138,7 @@ def differing(source: Checkpoint, model: models.Model) -> list[str]:
   """Fields that no array shows, by which the same arrays would compute something else."""
   read = dict.fromkeys(MEANING, True)
   read['stem_numerics'] = getattr(model, 'stem', None) is not None
-  read['rope_theta'] = getattr(model, 'positions', None) == 'rope'
+  read['rope_theta'] = 'rope' in getattr(model, 'positions', '')
   pairs = {f: (source.fields.get(f), getattr(model, f, None)) for f in MEANING if read[f]}
   return [
     f'{field} is {theirs} there, {ours} in the model'
@@ -166,11 +166,11 @@ def fit_tokens(
   rows, table = split_positions(arrays, tokens)
   if table is None and source.fields.get('positions') == 'sincos2d':
     table = vit.sincos2d(*grid, model.width)[None]
-    if model.positions == 'learned':
+    if model.has_table:
       report.adapted.append('positions (sines and cosines: the checkpoint has no table)')
       report.initialised.add('positions')
   add_tokens(arrays, rows, wanted, model, report)
-  if table is None or (model.positions != 'learned' and source.fields['positions'] == 'sincos2d'):
+  if table is None or (not model.has_table and source.fields['positions'] == 'sincos2d'):
     return
   table = regridded(table, grid, cells(image_size, model.patch), rule, report)
   if model.cls_position:

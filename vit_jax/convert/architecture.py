@@ -64,6 +64,9 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
       part[0] for part in ('query', 'key', 'value') if f'{blocks}/attention/{part}/bias' in arrays
     ) or 'none',
     'qk_norm': f'{blocks}/attention/query_norm/scale' in arrays,
+    'attention_norm': f'{blocks}/attention/norm/scale' in arrays,
+    'mlp_norm': f'{blocks}/mlp/norm/scale' in arrays,
+    'embed_norm': 'embed_norm/scale' in arrays,
     'swiglu': f'{blocks}/mlp/gate/kernel' in arrays,
     'pre_norm': 'pre_norm/scale' in arrays,
     **head(arrays),
@@ -78,6 +81,9 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
     fields['registers'] = arrays['registers'].shape[1]
   if f'{blocks}/scale1' in arrays:
     fields['layer_scale'] = 1e-5
+  if 'pool/mlp/up/kernel' in arrays:
+    pool_mlp_dim = arrays['pool/mlp/up/kernel'].shape[1]
+    fields['pool_mlp_dim'] = None if pool_mlp_dim == fields['mlp_dim'] else pool_mlp_dim
   if 'pre_logits/kernel' in arrays:
     fields['representation'] = arrays['pre_logits/kernel'].shape[1]
   return fields

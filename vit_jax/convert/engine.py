@@ -228,13 +228,18 @@ class Faults:
 
 
 def to_ours(
-  table: Sequence[Row], arrays: Mapping[str, np.ndarray], heads: int
+  table: Sequence[Row],
+  arrays: Mapping[str, np.ndarray],
+  heads: int,
+  *,
+  pool_heads: int | None = None,
 ) -> tuple[Arrays, Faults]:
   """Their arrays in our names and forms, layers stacked, float32.
 
   Rows of which a file has nothing are left out: what a model needs is compared later. There
   are as many layers as most rows have: of a row with fewer, the rest is missing; an array that no
-  row takes, or of a layer beyond, is unexpected.
+  row takes, or of a layer beyond, is unexpected. Attention pooling has as many heads as the blocks,
+  unless `pool_heads` says how many.
   """
   ours: Arrays = {}
   faults = Faults()
@@ -253,7 +258,8 @@ def to_ours(
         continue
       taken.update(names)
       faults.missing.extend(absent)
-      fill(ours, row, key, names, arrays, heads, faults)
+      pooling = row.ours.startswith('pool/')
+      fill(ours, row, key, names, arrays, (pooling and pool_heads) or heads, faults)
   faults.unexpected.extend(name for name in arrays if name not in taken)
   return ours, faults
 

@@ -116,7 +116,8 @@ def recognised(
   used, dropped = split_dropped(family, theirs)
   tidied = engine.renamed(family.tidy(used), family.renames)
   heads = declared_heads(declared, tidied, family) or heads or published_heads(family, tidied)
-  ours, faults = engine.to_ours(family.table, tidied, heads)
+  pool_heads = declared.get('pool_heads', ('', None))[1]
+  ours, faults = engine.to_ours(family.table, tidied, heads, pool_heads=pool_heads)
   faults = faults.respelled(engine.spelling(tidied, arrays))
   check_promises(family, tidied, ours, config, arrays, faults)
   details = family.details(tidied, ours, config)

@@ -65,12 +65,15 @@ SPINE: Lines = [
   ('registers', 'reg_token'),
   ('positions', 'pos_embed'),
   *conv('embed', 'patch_embed.proj'),
+  *norm('embed_norm', 'patch_embed.norm'),
   *norm('pre_norm', 'norm_pre'),
   *norm(f'{BLOCKS}/norm1', f'{THEIRS}.norm1'),
   *norm(f'{BLOCKS}/attention/query_norm', f'{THEIRS}.attn.q_norm'),
   *norm(f'{BLOCKS}/attention/key_norm', f'{THEIRS}.attn.k_norm'),
   *merged(f'{BLOCKS}/attention/out', f'{THEIRS}.attn.proj'),
+  *norm(f'{BLOCKS}/attention/norm', f'{THEIRS}.attn.norm'),
   *norm(f'{BLOCKS}/norm2', f'{THEIRS}.norm2'),
+  *norm(f'{BLOCKS}/mlp/norm', f'{THEIRS}.mlp.norm'),
   *dense(f'{BLOCKS}/mlp/down', f'{THEIRS}.mlp.fc2'),
   *norm('encoder/norm', 'norm'),
   *norm('fc_norm', 'fc_norm'),
@@ -109,26 +112,39 @@ def stem() -> Lines:
 
 
 QKV = f'{BLOCKS}/attention/{{query,key,value}}'
+BIASES: Lines = [
+  (f'{BLOCKS}/attention/{part}/bias', f'{THEIRS}.attn.{part[0]}_bias', HEADS_BIAS)
+  for part in ('query', 'value')
+]
+APART = [  # queries, keys and values in arrays of their own
+  line
+  for part in ('query', 'key', 'value')
+  for line in projected(f'{BLOCKS}/attention/{part}', f'{THEIRS}.attn.{part[0]}_proj')
+]
+GATE = [
+  *dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
+  *dense(f'{BLOCKS}/mlp/gate', f'{THEIRS}.mlp.fc1_g'),
+  *dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
+]
 VIT = rows(
   stem(),
   SPINE,
   projected(QKV, f'{THEIRS}.attn.qkv'),
   [(f'{BLOCKS}/scale{n}', f'{THEIRS}.ls{n}.gamma') for n in (1, 2)],
-  dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
-  dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
+  GATE,
+  BIASES,
+  APART,
 )
 EVA = rows(
   SPINE,
   [
     (f'{QKV}/kernel', f'{THEIRS}.attn.qkv.weight', HEADS_IN),
-    (f'{BLOCKS}/attention/query/bias', f'{THEIRS}.attn.q_bias', HEADS_BIAS),
-    (f'{BLOCKS}/attention/value/bias', f'{THEIRS}.attn.v_bias', HEADS_BIAS),
+    *BIASES,
     *((f'{BLOCKS}/scale{n}', f'{THEIRS}.gamma_{n}') for n in (1, 2)),
   ],
   [(f'{QKV}/bias', f'{THEIRS}.attn.qkv.bias', HEADS_BIAS)],
-  dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
-  dense(f'{BLOCKS}/mlp/gate', f'{THEIRS}.mlp.fc1_g'),
-  dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
+  GATE,
+  APART,
 )
 MIXER = rows(
   conv('embed', 'stem.proj'),
@@ -418,6 +434,10 @@ FIELDS = {
     'norm_layer': kinds.TEXT,
     'global_pool': kinds.TEXT,
     'rope_temperature': kinds.POSITIVE,
+    'rope_grid_offset': kinds.NUMBER,
+    'ref_feat_shape': kinds.SIDES,
+    'attn_pool_num_heads': kinds.COUNT,
+    'attn_pool_mlp_ratio': kinds.POSITIVE,
   },
   'pretrained_cfg': PRETRAINED,
   'model_cfg': {
@@ -467,6 +487,7 @@ RENAMES = (
   (r'^register_tokens$', 'reg_token'),
   (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'),
   (r'^(blocks\.\d+\.mlp)\.w3\.', r'\1.fc2.'),
+  (r'\.mlp\.fc1_x\.', '.mlp.fc1.'),
   (r'^(patch_embed\.backbone)\.(conv|norm)\.', r'\1.stem.\2.'),
 )
 PATCHES = r'patch_embed\.proj\.weight'

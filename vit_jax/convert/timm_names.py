@@ -22,7 +22,8 @@ SHOWN = (
   'mlp_ratio', 'qkv_bias', 'qk_norm', 'init_values', 'class_token', 'pos_embed', 'no_embed_class',
   'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'num_reg_tokens', 'swiglu_mlp',
   'swiglu_align_to', 'use_abs_pos_emb', 'use_pre_transformer_norm', 'use_post_transformer_norm',
-  'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs',
+  'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs', 'qkv_fused',
+  'attn_type', 'attn_pool_mlp_ratio',
 )  # fmt: skip
 # What only training or initialisation reads, or only images that do not divide into patches.
 INERT = (
@@ -32,7 +33,21 @@ INERT = (
   'dynamic_img_pad',
 )  # fmt: skip
 
+# Read whatever its value.
+READ = (
+  'scale_attn_norm', 'scale_mlp_norm', 'scale_attn_inner', 'scale_mlp', 'proj_bias',
+  'pool_include_prefix', 'use_rot_pos_emb', 'rope_grid_offset', 'rope_temperature',
+  'rope_rotate_half', 'ref_feat_shape', 'attn_pool_num_heads',
+)  # fmt: skip
+
+NORMS = {'layernorm': 'layer', 'rmsnorm': 'rms'}
 ACTIVATIONS = {'gelu': 'gelu_erf', 'gelutanh': 'gelu_tanh', 'quickgelu': 'quick_gelu'}
+POSITIONS = {  # by whether there is a table, and a rotation
+  (False, False): 'none',
+  (True, False): 'learned',
+  (False, True): 'rope',
+  (True, True): 'learned_rope',
+}
 POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map', '': 'none'}
 SWIGLU = 'GluMlp(act_layer=SiLU, gate_last=False)'
 HYBRID = 'HybridEmbed(backbone={})'
@@ -41,13 +56,8 @@ HYBRID = 'HybridEmbed(backbone={})'
 SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
   'VisionTransformer': {
     'global_pool': tuple(POOLS),
-    'scale_attn_norm': (False,),
-    'scale_mlp_norm': (False,),
-    'proj_bias': (True,),
-    'pool_include_prefix': (False, True),
     'embed_layer': ('PatchEmbed', HYBRID.format('ResNetV2'), HYBRID.format('Sequential')),
-    'embed_norm_layer': (None,),
-    'norm_layer': (None, 'layernorm'),
+    'norm_layer': (None, *NORMS),
     'act_layer': (None, *ACTIVATIONS),
     'block_fn': ('Block',),
     'mlp_layer': ('Mlp',),
@@ -56,22 +66,12 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
   'Eva': {
     'global_pool': tuple(POOLS),
     'num_kv_heads': (None,),
-    'qkv_fused': (True,),
-    'scale_mlp': (False,),
-    'scale_attn_inner': (False,),
-    'attn_type': ('eva',),
-    'norm_layer': ('layernorm',),
+    'norm_layer': tuple(NORMS),
     'attn_only_layer_scale': (False,),
-    'use_rot_pos_emb': (True,),
-    'rope_type': ('dinov3',),
-    'rope_grid_offset': (0,),
-    'rope_grid_indexing': ('ij',),
-    'rope_rotate_half': (True,),
+    'rope_type': ('cat', 'dinov3'),
+    'rope_grid_indexing': ('ij', 'xy'),
     'rope_mrope_section': (None,),
     'use_post_norm': (False,),
-    'attn_pool_num_heads': (None,),
-    'attn_pool_mlp_ratio': (None,),
-    'ref_feat_shape': (None,),
   },
   'MlpMixer': {
     'block_layer': ('MixerBlock',),
@@ -95,7 +95,11 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
   },
 }
 # Of a gated MLP, whose gate takes SiLU.
-GATED = {'mlp_layer': (SWIGLU,), 'act_layer': ('silu',)}
+GATED = {
+  'mlp_layer': (SWIGLU, 'SwiGLU'),
+  'act_layer': ('silu',),
+  'global_pool': ('token', 'avg', ''),  # attention pooling would take SiLU, too
+}
 # What must be said of an architecture that the table does not have.
 UNSHOWN = ('num_heads', 'global_pool', 'norm_layer', 'act_layer')
 
@@ -194,6 +198,8 @@ def check(call: Call) -> None:
   supported = SUPPORTED[call.constructor]
   if is_gated(call):
     supported = supported | GATED
+  if call.arguments.get('embed_norm_layer') is not None:  # no model has two kinds of norms
+    supported = supported | {'embed_norm_layer': (call.arguments['norm_layer'],)}
   refused = []
   for argument, values in supported.items():
     value = call.arguments[argument]
@@ -206,13 +212,14 @@ def check(call: Call) -> None:
 
 
 def is_gated(call: Call) -> bool:
-  return call.arguments.get('mlp_layer') == SWIGLU
+  return call.arguments.get('mlp_layer') in GATED['mlp_layer']
 
 
 def fields(call: Call) -> dict[str, Any]:
   """Fields of our model that the arrays do not show; `check` comes before."""
   args = call.arguments
-  values: dict[str, Any] = {'norm_eps': norm(args['norm_layer'])[1]}
+  kind, eps = norm(args['norm_layer'])
+  values: dict[str, Any] = {'norm_eps': eps}
   if 'act_layer' in args and not is_gated(call):
     values['activation'] = ACTIVATIONS[str(plain(args['act_layer'] or 'gelu'))]
   else:
@@ -220,10 +227,43 @@ def fields(call: Call) -> dict[str, Any]:
   if call.constructor == 'MlpMixer':
     return values
   values |= {'pool': POOLS[args['global_pool']], 'stem_numerics': 'timm'}
-  values['pool_prefix'] = pool_prefix(call)
-  if call.constructor == 'Eva':
-    values |= {'positions': 'rope', 'rope_theta': float(args['rope_temperature'])}
-  return values
+  values |= {'pool_prefix': pool_prefix(call), 'norm': NORMS[kind]}
+  return values | (eva_fields(args) if call.constructor == 'Eva' else vit_fields(args))
+
+
+def vit_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields that only a VisionTransformer's arguments say."""
+  return {
+    'attention_norm': args['scale_attn_norm'],
+    'mlp_norm': args['scale_mlp_norm'],
+    'embed_norm': args['embed_norm_layer'] is not None,
+    'proj_bias': args['proj_bias'],
+  }
+
+
+def eva_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields that only an Eva's arguments say."""
+  learned, rotated = args['use_abs_pos_emb'], args['use_rot_pos_emb']
+  values: dict[str, Any] = {
+    'attention_norm': args['scale_attn_inner'],
+    'mlp_norm': args['scale_mlp'],
+    'positions': POSITIONS[learned, rotated],
+  }
+  if args['global_pool'] == 'map':
+    values['pool_heads'] = args['attn_pool_num_heads']
+  if not rotated:
+    return values
+  cells, reference = args['rope_type'] == 'cat', args['ref_feat_shape']
+  if isinstance(reference, int):
+    reference = [reference, reference]
+  return values | {
+    'rope_theta': float(args['rope_temperature']),
+    'rope_grid': 'cells' if cells else 'centres',
+    'rope_offset': float(args['rope_grid_offset']),
+    'rope_reference': tuple(reference) if cells and reference else None,
+    'rope_axes': 'xy' if args['rope_grid_indexing'] == 'xy' else 'yx',
+    'rope_interleaved': not args['rope_rotate_half'],
+  }
 
 
 def pool_prefix(call: Call) -> bool | None:
@@ -245,8 +285,12 @@ def declared(call: Call) -> dict[str, tuple[str, Any]]:
     'depth': 'num_blocks' if call.constructor == 'MlpMixer' else 'depth',
     'heads': 'num_heads',
   }
-  return {
+  values = {
     ours: (call.where(key), call.arguments[key])
     for ours, key in keys.items()
     if key in call.arguments
   }
+  heads = call.arguments.get('attn_pool_num_heads')
+  if heads and call.arguments['global_pool'] == 'map':
+    values['pool_heads'] = (call.where('attn_pool_num_heads'), heads)
+  return values

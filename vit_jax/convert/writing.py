@@ -29,7 +29,22 @@ from vit_jax.convert.preprocess import fit_levels
 from vit_jax.text import first_few, nearest
 
 # Values that any dialect can say, of fields that few have another value to say for.
-SUPPORTED: Mapping[str, Sequence[Any]] = {'pool_prefix': (None,)}
+SUPPORTED: Mapping[str, Sequence[Any]] = {
+  'pool_prefix': (None,),
+  'pool_heads': (None,),
+  'pool_mlp_dim': (None,),
+  'positions': ('learned', 'sincos2d', 'rope', 'none'),
+  'rope_grid': ('centres',),
+  'rope_offset': (0.0,),
+  'rope_reference': (None,),
+  'rope_axes': ('yx',),
+  'rope_interleaved': (False,),
+  'norm': ('layer',),
+  'embed_norm': (False,),
+  'attention_norm': (False,),
+  'mlp_norm': (False,),
+  'proj_bias': (True,),
+}
 
 
 def translated(source: Exportable, spec: ExportSpec, to: str) -> Arrays:
@@ -124,7 +139,7 @@ def size_notes(source: Exportable, spec: ExportSpec, configs: Mapping[str, Any])
   fields = {**models.fields(source.model), **spec.rewrites}
   height, width = source.preprocess.size
   rows, columns = (side // patch for side, patch in zip((height, width), source.model.patch))
-  if 'tokens_dim' in fields or fields.get('positions') == 'learned':
+  if 'tokens_dim' in fields or str(fields.get('positions')).startswith('learned'):
     tokens = source.model.prefix - source.model.registers if 'registers' in fields else 0
     table = rows * columns + (tokens if fields.get('cls_position') else 0)
     if rows == columns:

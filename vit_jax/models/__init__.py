@@ -234,6 +234,9 @@ def tupled(value: Any) -> Any:
 CHOICES: dict[str, tuple[str, ...]] = {
   'pool': vit.POOLS,
   'positions': vit.POSITIONS,
+  'rope_grid': vit.ROPE_GRIDS,
+  'rope_axes': vit.ROPE_AXES,
+  'norm': tuple(layers.NORMS),
   'distillation': vit.DISTILLATION,
   'final_norm': vit.FINAL_NORMS,
   'qkv_bias': vit.QKV_BIASES,
@@ -294,8 +297,10 @@ def conflicts(model: vit.ViT) -> list[str]:
   wrong, width = [], model.width
   if width % model.heads:
     wrong.append(f'width {width} does not divide into {model.heads} heads')
-  elif model.positions == 'rope' and width // model.heads % 4:
+  elif 'rope' in model.positions and width // model.heads % 4:
     wrong.append(f'rope positions need heads that 4 divides, got {width // model.heads} wide ones')
+  if model.pool == 'map' and width % (model.pool_heads or 1):
+    wrong.append(f'width {width} does not divide into {model.pool_heads} heads of the pool')
   if model.positions == 'sincos2d' and width % 4:
     wrong.append(f'sincos2d positions need a width that 4 divides, got {width}')
   if model.pool in ('token', 'token_gap') and model.class_token is False:

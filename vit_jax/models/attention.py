@@ -11,12 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from vit_jax.models.layers import NORMS
+
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
 
 
 class MultiHeadAttention(nn.Module):
-  """Multi-head attention of queries on tokens; returns the weights too when asked for them."""
+  """Multi-head attention of queries on tokens; returns the weights too when asked for them.
+
+  Fields:
+    norm: kind of the norms, a row of `layers.NORMS`.
+    out_norm: whether what the heads give is normalised, all of them together, before `out`.
+    out_bias: whether `out` has a bias.
+    interleaved: whether the rotation's pairs are neighbours; otherwise they are halves of a head.
+  """
 
   heads: int
   dropout: float
@@ -26,6 +35,10 @@ class MultiHeadAttention(nn.Module):
   dtype: DTypeLike
   train: bool
   return_weights: bool
+  norm: str = 'layer'
+  out_norm: bool = False
+  out_bias: bool = True
+  interleaved: bool = False
 
   @nn.compact
   def __call__(
@@ -42,16 +55,25 @@ class MultiHeadAttention(nn.Module):
     q = project(name='query', use_bias='q' in self.qkv_bias)(queries)  # (N, S, A, D/A)
     k = project(name='key', use_bias='k' in self.qkv_bias)(tokens)  # (N, T, A, D/A)
     v = project(name='value', use_bias='v' in self.qkv_bias)(tokens)
+    norm = functools.partial(NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
     if self.qk_norm:
-      norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
       q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
     if rope is not None:
-      q, k = rotated(q, rope), rotated(k, rope)
+      q, k = (rotated(heads, rope, interleaved=self.interleaved) for heads in (q, k))
     if self.return_weights or (self.train and self.dropout):
       x, weights = self.explicit(q, k, v)
     else:
       x, weights = fused_attention(q, k, v), None
-    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name='out')
+    if self.out_norm:
+      x = norm(name='norm')(x.reshape(*x.shape[:2], width)).reshape(x.shape)
+    out = nn.DenseGeneral(
+      width,
+      axis=(-2, -1),
+      use_bias=self.out_bias,
+      kernel_init=xavier,
+      dtype=self.dtype,
+      name='out',
+    )
     return out(x), weights  # (N, S, D)
 
   def explicit(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -75,26 +97,58 @@ def has_flash_attention() -> bool:
   return jax.default_backend() == 'gpu' and capability[:1].isdigit() and float(capability) >= 8
 
 
-def rotated(x: Array, rope: Array) -> Array:
-  """Heads (N, T, A, D/A) with the last P tokens rotated by `rope` (2, P, D/A)."""
-  sin, cos = rope[:, None, :, None]  # (1, P, 1, D/A)
-  prefix, patches = jnp.split(x, [x.shape[1] - sin.shape[1]], axis=1)
-  first, second = jnp.split(patches.astype(jnp.float32), 2, axis=-1)
-  result = jnp.concatenate([first, second], axis=-1) * cos
-  result += jnp.concatenate([-second, first], axis=-1) * sin
-  return jnp.concatenate([prefix, result.astype(x.dtype)], axis=1)
+def rotated(x: Array, rope: Array, *, interleaved: bool = False) -> Array:
+  """Heads (N, T, A, D/A) with the last P tokens rotated by `rope` (2, P, D/A).
 
-
-def rope2d(rows: int, columns: int, width: int, theta: float) -> np.ndarray:
-  """Sines and cosines (2, rows * columns, width) of DINOv3's axial rotation (arXiv 2508.10104).
-
-  A patch's centre lies in [-1, 1] along each axis; the first quarter of the angles belongs to its
-  row, the second to its column, and both are repeated for the other half of the rotated pairs.
+  The pairs that are rotated are a head's two halves, or with `interleaved` neighbouring channels.
   """
-  y = (np.arange(rows) + 0.5) / rows * 2 - 1
-  x = (np.arange(columns) + 0.5) / columns * 2 - 1
-  centres = np.stack(np.meshgrid(y, x, indexing='ij'), axis=-1).reshape(rows * columns, 2)
+  prefix, patches = jnp.split(x, [x.shape[1] - rope.shape[1]], axis=1)
+  n, p, heads, width = patches.shape
+  sin, cos = rope[:, None, :, None, : width // 2]  # (1, P, 1, D/2A)
+  pairs = patches.astype(jnp.float32)
+  if interleaved:
+    first, second = jnp.moveaxis(pairs.reshape(n, p, heads, width // 2, 2), -1, 0)
+  else:
+    first, second = jnp.split(pairs, 2, axis=-1)
+  turned = (first * cos - second * sin, second * cos + first * sin)
+  result = jnp.stack(turned, -1) if interleaved else jnp.concatenate(turned, -1)
+  return jnp.concatenate([prefix, result.reshape(patches.shape).astype(x.dtype)], axis=1)
+
+
+def rope2d(
+  rows: int,
+  columns: int,
+  width: int,
+  theta: float,
+  *,
+  grid: str = 'centres',
+  offset: float = 0.0,
+  reference: tuple[int, int] | None = None,
+  axes: str = 'yx',
+) -> np.ndarray:
+  """Sines and cosines (2, rows * columns, width) of an axial rotation.
+
+  The first quarter of the angles belongs to one axis, the second to the other, and both are
+  repeated for the other half of the rotated pairs.
+
+  Args:
+    rows, columns: of the patches.
+    width: of a head.
+    theta: base of the frequencies.
+    grid: where a patch lies: its centre in [-1, 1] along each axis, a whole turn to 1 ('centres':
+      DINOv3, arXiv 2508.10104), or its number ('cells': EVA-02, arXiv 2303.11331).
+    offset: added to the number of a patch.
+    reference: rows and columns to which 'cells' are scaled: those of pre-training.
+    axes: which axis comes first, 'yx' or 'xy'.
+  """
+  sides = (rows, columns)
+  if grid == 'centres':
+    places = [2 * np.pi * ((np.arange(n) + 0.5 + offset) / n * 2 - 1) for n in sides]
+  else:
+    places = [(np.arange(n) + offset) / n * m for n, m in zip(sides, reference or sides)]
+  y, x = np.meshgrid(*places, indexing='ij')
+  pair = np.stack([y, x] if axes == 'yx' else [x, y], axis=-1).reshape(rows * columns, 2)
   frequencies = theta ** -(np.arange(width // 4) / (width // 4))
-  angles = 2 * np.pi * (centres[:, :, None] * frequencies).reshape(rows * columns, -1)
+  angles = (pair[:, :, None] * frequencies).reshape(rows * columns, -1)
   angles = np.tile(angles, (1, 2))  # (rows * columns, width)
   return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_erf': functools.partial(nn.gelu, approximate=False),  # timm, Hugging Face, torchvision
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
 }
+NORMS: dict[str, Callable[..., nn.Module]] = {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}
 HEAD_INITS = {
   'zeros': nn.initializers.zeros,
   'normal': nn.initializers.normal(0.02),  # timm, DeiT: they truncate at 2, 100 deviations away
@@ -68,6 +69,9 @@ class Mlp(nn.Module):
   Fields:
     hidden: M.
     kernel_init, bias_init: of all its dense layers.
+    use_bias: whether they have biases.
+    norm: kind of a norm before the last dense layer, a row of NORMS; '' leaves it out.
+    norm_eps: its epsilon.
   """
 
   hidden: int
@@ -78,11 +82,18 @@ class Mlp(nn.Module):
   kernel_init: nn.initializers.Initializer
   bias_init: nn.initializers.Initializer
   swiglu: bool = False
+  use_bias: bool = True
+  norm: str = ''
+  norm_eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     dense = functools.partial(
-      nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype
+      nn.Dense,
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
+      bias_init=self.bias_init,
+      dtype=self.dtype,
     )
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
     h = dense(self.hidden, name='up')(x)  # (N, T, M)
@@ -90,7 +101,10 @@ class Mlp(nn.Module):
       h = h * nn.silu(dense(self.hidden, name='gate')(x))
     else:
       h = ACTIVATIONS[self.activation](h)
-    return drop(dense(x.shape[-1], name='down')(drop(h)))  # (N, T, D)
+    h = drop(h)
+    if self.norm:
+      h = NORMS[self.norm](epsilon=self.norm_eps, dtype=self.dtype, name='norm')(h)
+    return drop(dense(x.shape[-1], name='down')(h))  # (N, T, D)
 
 
 def stochastic_depth(y: Array, rate: Array, key: Array) -> Array:
@@ -136,8 +150,9 @@ class StackedBlocks(nn.Module):
     x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, *shared)
     if not self.final_norm:
       return x, out
-    norm = nn.LayerNorm(epsilon=self.block['norm_eps'], dtype=self.block['dtype'], name='norm')
-    return norm(x), out
+    norm = NORMS[self.block.get('norm', 'layer')]
+    eps, dtype = self.block['norm_eps'], self.block['dtype']
+    return norm(epsilon=eps, dtype=dtype, name='norm')(x), out
 
 
 def default_unroll(depth: int, *, train: bool) -> int:

@@ -20,7 +20,9 @@ from vit_jax.models.layers import Mlp
 Array = jax.Array
 
 POOLS = ('token', 'gap', 'map', 'token_gap', 'none')
-POSITIONS = ('learned', 'sincos2d', 'rope', 'none')
+POSITIONS = ('learned', 'sincos2d', 'rope', 'learned_rope', 'none')
+ROPE_GRIDS = ('centres', 'cells')
+ROPE_AXES = ('yx', 'xy')
 FINAL_NORMS = ('tokens', 'pooled', 'none')
 QKV_BIASES = ('qkv', 'qv', 'none')
 DISTILLATION = ('none', 'token', 'head')
@@ -37,7 +39,12 @@ class Block(nn.Module):
   qkv_bias: str
   qk_norm: bool
   layer_scale: float | None
+  norm: str
   norm_eps: float
+  attention_norm: bool
+  mlp_norm: bool
+  proj_bias: bool
+  rope_interleaved: bool
   dropout: float
   attention_dropout: float
   drop_path: bool
@@ -50,7 +57,7 @@ class Block(nn.Module):
     self, x: Array, drop_rate: Array, rope: Array | None
   ) -> tuple[Array, dict[str, Array]]:
     """(N, T, D), (), (2, P, D/A) -> (N, T, D) and what this layer leaves for analysis."""
-    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    norm = functools.partial(layers.NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
     y = norm(name='norm1')(x)
     y, weights = MultiHeadAttention(
       heads=self.heads,
@@ -61,6 +68,10 @@ class Block(nn.Module):
       dtype=self.dtype,
       train=self.train,
       return_weights=self.return_weights,
+      norm=self.norm,
+      out_norm=self.attention_norm,
+      out_bias=self.proj_bias,
+      interleaved=self.rope_interleaved,
       name='attention',
     )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
@@ -72,6 +83,9 @@ class Block(nn.Module):
       dropout=self.dropout,
       dtype=self.dtype,
       train=self.train,
+      use_bias=self.proj_bias,
+      norm=self.norm if self.mlp_norm else '',
+      norm_eps=self.norm_eps,
       name='mlp',
     )(norm(name='norm2')(x))
     x = x + self.branch(y, drop_rate, 'scale2')
@@ -102,7 +116,8 @@ class MapHead(nn.Module):
     x, weights = MultiHeadAttention(**self.attention, name='attention')(
       jnp.tile(probe, (n, 1, 1)), x
     )
-    norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.attention['dtype'], name='norm')
+    kind, dtype = layers.NORMS[self.attention['norm']], self.attention['dtype']
+    norm = kind(epsilon=self.norm_eps, dtype=dtype, name='norm')
     return (x + ViTMlp(**self.mlp, name='mlp')(norm(x)))[:, 0], weights
 
 
@@ -120,9 +135,12 @@ class ViT(nn.Module):
       attention reads them, the mean and 'none' leave them out.
     class_token: whether there is one; None is as `pool` needs it.
     positions: 'learned', 'sincos2d' (fixed sine and cosine; Beyer et al., arXiv 2205.01580),
-      'rope' (axial rotation of queries and keys, as DINOv3, arXiv 2508.10104) or 'none'.
+      'rope' (axial rotation of queries and keys, as DINOv3, arXiv 2508.10104), 'learned_rope'
+      (both) or 'none'.
     cls_position: class and distillation token have rows of their own in the learned table.
-    rope_theta: base of the rotation's frequencies.
+    rope_theta, rope_grid, rope_offset, rope_reference, rope_axes: of the rotation, see
+      `attention.rope2d`.
+    rope_interleaved: neighbouring channels of a head are rotated, not its halves.
     representation: width of a tanh layer before the head; None leaves it out.
     registers: extra tokens that only attention reads (Darcet et al., arXiv 2309.16588).
     distillation: DeiT's token (arXiv 2012.12877) is absent ('none'), there ('token'), or there
@@ -137,12 +155,17 @@ class ViT(nn.Module):
     embed_bias: the patch embedding has a bias.
     qkv_bias: which of queries, keys and values have one: 'qkv', 'qv' or 'none'.
     qk_norm: LayerNorm of queries and keys per head, in the blocks.
+    proj_bias: the blocks' projection after the heads, and their MLPs, have biases.
+    attention_norm, mlp_norm: norms before the last dense layer of attention and of the MLP.
     swiglu: gated MLP of hidden width `mlp_dim`, in the blocks.
-    pre_norm: LayerNorm before the first block.
-    final_norm: LayerNorm of all 'tokens' after the last block, of what is 'pooled' from them, or
+    embed_norm: norm of the embedded patches, before positions.
+    pre_norm: norm before the first block.
+    final_norm: norm of all 'tokens' after the last block, of what is 'pooled' from them, or
       'none'.
     activation: 'gelu_tanh', 'gelu_erf' or 'quick_gelu'.
-    norm_eps: epsilon of every LayerNorm.
+    norm: 'layer' for LayerNorm, 'rms' for RMSNorm (arXiv 1910.07467).
+    norm_eps: epsilon of every norm.
+    pool_heads, pool_mlp_dim: of attention pooling; None is as in the blocks.
     head_bias: initial bias of the head, -10 suits a sigmoid loss over many classes; None leaves
       it out.
     head_init: how the kernel of the head, and of a distillation head, starts: 'zeros', or 'normal'
@@ -165,6 +188,11 @@ class ViT(nn.Module):
   positions: str = 'learned'
   cls_position: bool = True
   rope_theta: float = 100.0
+  rope_grid: str = 'centres'
+  rope_offset: float = 0.0
+  rope_reference: tuple[int, int] | None = None
+  rope_axes: str = 'yx'
+  rope_interleaved: bool = False
   representation: int | None = None
   registers: int = 0
   distillation: str = 'none'
@@ -178,11 +206,18 @@ class ViT(nn.Module):
   embed_bias: bool = True
   qkv_bias: str = 'qkv'
   qk_norm: bool = False
+  proj_bias: bool = True
+  attention_norm: bool = False
+  mlp_norm: bool = False
   swiglu: bool = False
+  embed_norm: bool = False
   pre_norm: bool = False
   final_norm: str = 'tokens'
   activation: str = 'gelu_tanh'
+  norm: str = 'layer'
   norm_eps: float = 1e-6
+  pool_heads: int | None = None
+  pool_mlp_dim: int | None = None
   head_bias: float | None = 0.0
   head_init: str = 'zeros'
   dtype: str = 'float32'
@@ -218,7 +253,7 @@ class ViT(nn.Module):
     x = self.add_tokens(x.reshape(n, rows * columns, self.width), (rows, columns))  # (N, T, D)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     if self.pre_norm:
-      x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='pre_norm')(x)
+      x = self.normalise('pre_norm', x)
     out['embedded'] = x
     x, per_layer = layers.StackedBlocks(
       layer=Block,
@@ -244,7 +279,7 @@ class ViT(nn.Module):
     if weights is not None:
       out['pool_attention'] = weights
     if self.final_norm == 'pooled':
-      x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='fc_norm')(x)
+      x = self.normalise('fc_norm', x)
     if self.representation:
       x = nn.tanh(nn.Dense(self.representation, dtype=self.dtype, name='pre_logits')(x))
     out['pre_logits'] = x
@@ -261,6 +296,11 @@ class ViT(nn.Module):
     """Whether token 0 is a class token."""
     needed = self.pool in ('token', 'token_gap')
     return needed if self.class_token is None else self.class_token
+
+  @property
+  def has_table(self) -> bool:
+    """Whether positions are learned, alone or beside a rotation."""
+    return self.positions in ('learned', 'learned_rope')
 
   @property
   def pools_prefix(self) -> bool:
@@ -283,6 +323,10 @@ class ViT(nn.Module):
     stride = 1 if self.stem is None else resnet.stride(self.stem)
     return self.patch[0] // stride, self.patch[1] // stride
 
+  def normalise(self, name: str, x: Array) -> Array:
+    """A norm over the last axis."""
+    return layers.NORMS[self.norm](epsilon=self.norm_eps, dtype=self.dtype, name=name)(x)
+
   def classify(self, name: str, x: Array) -> Array:
     """(N, D) -> (N, K) float32."""
     head = layers.classifier(self.num_classes, self.head_bias, init=self.head_init, name=name)
@@ -303,7 +347,8 @@ class ViT(nn.Module):
     embed = layers.PatchEmbed(
       self.width, self.kernel_size, self.embed_bias, self.dtype, name='embed'
     )
-    return embed(x)
+    x = embed(x)
+    return self.normalise('embed_norm', x) if self.embed_norm else x
 
   def add_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
     """Adds positions and the tokens before the patches: (N, rows * columns, D) -> (N, T, D)."""
@@ -313,7 +358,7 @@ class ViT(nn.Module):
       prefix.append(self.param('cls', zeros, (1, 1, self.width)))
     if self.distillation != 'none':
       prefix.append(self.param('dist', normal, (1, 1, self.width)))
-    if self.positions == 'learned':
+    if self.has_table:
       rows = self.position_rows
       table = self.param('positions', normal, (1, rows + x.shape[1], self.width))
       x = x + table[:, rows:].astype(x.dtype)
@@ -327,9 +372,19 @@ class ViT(nn.Module):
 
   def rope(self, rows: int, columns: int) -> Array | None:
     """Sines and cosines (2, rows * columns, D/A) where positions are a rotation."""
-    if self.positions != 'rope':
+    if 'rope' not in self.positions:
       return None
-    return jnp.asarray(rope2d(rows, columns, self.width // self.heads, self.rope_theta))
+    angles = rope2d(
+      rows,
+      columns,
+      self.width // self.heads,
+      self.rope_theta,
+      grid=self.rope_grid,
+      offset=self.rope_offset,
+      reference=self.rope_reference,
+      axes=self.rope_axes,
+    )
+    return jnp.asarray(angles)
 
   def block_fields(self, *, train: bool, attention: bool) -> dict[str, Any]:
     """The fields of a `Block`, but for its stochastic depth."""
@@ -341,7 +396,12 @@ class ViT(nn.Module):
       qkv_bias=self.qkv_bias,
       qk_norm=self.qk_norm,
       layer_scale=self.layer_scale,
+      norm=self.norm,
       norm_eps=self.norm_eps,
+      attention_norm=self.attention_norm,
+      mlp_norm=self.mlp_norm,
+      proj_bias=self.proj_bias,
+      rope_interleaved=self.rope_interleaved,
       dropout=self.dropout,
       attention_dropout=self.attention_dropout,
       dtype=self.dtype,
@@ -364,17 +424,18 @@ class ViT(nn.Module):
       return pooled, None
     return MapHead(
       attention=dict(
-        heads=self.heads,
+        heads=self.pool_heads or self.heads,
         dropout=0.0,
         qkv_bias='qkv',
         qk_norm=False,
+        norm=self.norm,
         norm_eps=self.norm_eps,
         dtype=self.dtype,
         train=train,
         return_weights=attention,
       ),
       mlp=dict(
-        hidden=self.mlp_dim,
+        hidden=self.pool_mlp_dim or self.mlp_dim,
         activation=self.activation,
         swiglu=False,
         dropout=0.0,
@@ -400,7 +461,8 @@ class ViT(nn.Module):
     embed = 2 * patches * self.kernel_size[0] * self.kernel_size[1] * channels * d
     blocks = self.depth * (t * (8 * d * d + mlp) + 4 * t * t * d)
     read = t if self.pools_prefix else patches
-    pool = 4 * d * d + read * (4 * d * d + 4 * d) + 4 * d * m if self.pool == 'map' else 0
+    pool = 4 * d * d + read * (4 * d * d + 4 * d) + 4 * d * (self.pool_mlp_dim or m)
+    pool = pool if self.pool == 'map' else 0
     pooled = 2 * d if self.pool == 'token_gap' else d
     tail = 2 * pooled * (self.representation or 0)
     tail += 2 * (self.representation or pooled) * self.num_classes
