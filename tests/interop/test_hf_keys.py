@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import transformers
 
 import vit_jax
@@ -29,6 +31,7 @@ MODELS = {  # the class, its configuration, and fields of a tiny one
   'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTConfig', {'num_register_tokens': 3}),
   'clip': ('CLIPVisionModelWithProjection', 'CLIPVisionConfig', {'projection_dim': 48}),
   'siglip': ('SiglipVisionModel', 'SiglipVisionConfig', {}),
+  'aimv2': ('Aimv2VisionModel', 'Aimv2VisionConfig', {'use_head': False}),
 }
 # Of training, of losses, of what else a model gives, and of transformers itself: an image's
 # features and logits are the same whatever they say.
@@ -51,6 +54,7 @@ OTHERS = {
   'num_channels': 1,
   'hidden_act': 'gelu_pytorch_tanh',
   'layer_norm_eps': 0.5,
+  'rms_norm_eps': 0.5,
   'mlp_ratio': 3,
   'num_register_tokens': 2,
   'pooler_act': 'relu',
@@ -171,3 +175,28 @@ def test_an_image_that_does_not_divide_into_patches_is_cut_as_a_convolution_does
   [theirs] = peers.run(features, module, images).values()
   actual = ours.trace(run, images[:, :32, :32])['logits']
   assert ours.difference(actual, theirs.numpy()) <= ours.TOLERANCE
+
+
+APPLE = (
+  (r'embeddings\.patch_embed\.', 'preprocessor.patchifier.proj.'),
+  (r'embeddings\.rms_norm\.', 'preprocessor.patchifier.norm.'),
+  (r'encoder\.layers\.(\d+)\.attention\.out_proj', r'trunk.blocks.\1.attn.proj'),
+  (r'encoder\.layers\.(\d+)\.rms_norm([12])', r'trunk.blocks.\1.norm_\2'),
+  (r'encoder\.layers\.(\d+)\.ffn\.gate_proj', r'trunk.blocks.\1.mlp.fc1'),
+  (r'encoder\.layers\.(\d+)\.ffn\.down_proj', r'trunk.blocks.\1.mlp.fc2'),
+  (r'encoder\.layers\.(\d+)\.ffn\.up_proj', r'trunk.blocks.\1.mlp.fc3'),
+  (r'^rms_norm', 'trunk.post_trunk_norm'),
+)
+
+
+def test_aimv2_is_read_in_apples_names_with_heads_of_128_channels(tmp_path):
+  module = save('aimv2', tmp_path, hidden_size=256)
+  arrays = peers.renamed(peers.arrays(tmp_path), APPLE)
+  heads = 'encoder.layers.0.attention.{}_proj.weight'
+  parts = [arrays.pop(heads.format(part)) for part in 'qkv']
+  arrays['trunk.blocks.0.attn.qkv.weight'] = np.concatenate(parts)
+  arrays['preprocessor.pos_embed'] = arrays.pop('embeddings.position_embedding.weight')[None]
+  path = tmp_path / 'apple' / 'model.safetensors'
+  path.parent.mkdir()
+  safetensors.numpy.save_file(arrays, path)
+  check_equal(vit_jax.load(path), module)

@@ -147,6 +147,7 @@ class Family:
     published: (ours, file name) -> fields of `preprocess` that only a published file has, and lines
       to say of them.
     resample: the rule by which their code resamples positions.
+    head_width: channels of a head of the published models; None is as `architecture.heads` says.
     separator: between the parts of a name.
     tidy: brings their arrays to the table's names, before `renames`.
     renames: regular expressions for other spellings of the table's names.
@@ -169,6 +170,7 @@ class Family:
   preprocess: Callable[[dict[str, Any]], dict[str, Any]]
   published: Callable[[Arrays, str], tuple[dict[str, Any], tuple[str, ...]]] = lambda *_: ({}, ())
   resample: str = 'bicubic_antialias'
+  head_width: int | None = None
   separator: str = '.'
   tidy: Callable[[Arrays], Arrays] = unchanged
   renames: tuple[tuple[str, str], ...] = ()

@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.convert import (
+  aimv2,
   architecture,
   bundles,
   engine,
@@ -29,6 +30,7 @@ from vit_jax.text import one_line
 FAMILIES: tuple[Family, ...] = (
   *google.FAMILIES,
   *huggingface.FAMILIES,
+  *aimv2.FAMILIES,
   *torchvision.FAMILIES,
   *timm.FAMILIES,
 )
@@ -367,6 +369,8 @@ def published_heads(family: Family, theirs: Arrays) -> int:
   width = patch_width(family, theirs)
   if not width or family.model != 'ViT':
     return 1
+  if family.head_width:
+    return max(width // family.head_width, 1)
   names = {row.ours: row for row in family.table}
   norms = engine.counted(names['encoder/blocks/norm1/scale'], theirs)
   depth = max(norms.values(), default=0)
