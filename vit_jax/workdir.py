@@ -28,7 +28,10 @@ CONFIG, DATA, ENVIRONMENT = 'config.json', 'data.json', 'environment.json'
 # Between the starts of a run. What data.antialias says is in data.augment and data.preprocess.
 MAY_DIFFER = ('system.', 'data.bad_images', 'data.antialias', 'time_limit')
 # Where a run's data and its teacher are may differ too; what DATA keeps of them may not.
-LOCATIONS = {'data.source': ('images', 'classes'), 'teacher.checkpoint': ('fixed',)}
+LOCATIONS = {
+  'data.source': ({'images', 'classes'}, 'as many images of the same classes'),
+  'teacher.checkpoint': ({'fixed'}, 'the same arrays'),
+}
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -158,8 +161,8 @@ def check_config(
   """
   differing, moved = [], []
   for name, old, new in differing_fields(old_config, new_config):
-    if new and set(LOCATIONS.get(name, ('',))) <= set(same):
-      moved.append(f'{name} was {old!r} and is {new!r}, with the same {LOCATIONS[name][0]}')
+    if new and name in LOCATIONS and LOCATIONS[name][0] <= set(same):
+      moved.append(f'{name} was {old!r} and is {new!r}, with {LOCATIONS[name][1]}')
     elif not name.startswith(MAY_DIFFER):
       differing.append(f'{name} is {old!r} there and {new!r} here')
   if differing:

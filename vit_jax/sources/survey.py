@@ -45,8 +45,8 @@ class Survey:
   Fields:
     source: the split.
     sides: (N, 2) height and width; 0 for an image that cannot be read.
-    digests: (N,) uint64 hashes of the bytes as they are stored, pixels where there is no file; two
-      different images among 14 million share one with a probability of 5e-6.
+    digests: (N,) uint64 hashes of the pixels; two different images among 14 million share one with
+      a probability of 5e-6.
     fingerprints: (N, likeness.SIZE) of the pictures.
     contrasts: (N,) levels from the darkest to the lightest value of an image.
     label_codes: (N,) the code in `label_sets` of all the labels of an image.
@@ -156,7 +156,7 @@ def read_image(source: Source, index: int, channels: int = 3) -> ImageFacts:
     size,
     height,
     width,
-    digest(image),
+    digest(pixels),
     likeness.fingerprint(decoding.displayed(pixels)),
     contrast(pixels),
   )
@@ -189,11 +189,10 @@ def sampled_contrasts(source: Source, channels: int = 3) -> list[int]:
   return contrasts
 
 
-def digest(image: bytes | np.ndarray) -> int:
-  """Equal for equal files, and for equal pixels of images that have no file."""
-  if isinstance(image, np.ndarray):
-    image = repr(image.shape).encode() + image.tobytes()
-  return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'little')
+def digest(image: decoding.Image) -> int:
+  """Equal for equal pixels, in whatever file."""
+  data = repr(image.shape).encode() + image.tobytes()
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
 
 
 Place = tuple[str, int]  # a split and an index in it
