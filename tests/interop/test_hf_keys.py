@@ -1,10 +1,12 @@
 """Every key of Hugging Face's configurations is read, or refused, or changes nothing."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 import transformers
 
 import vit_jax
@@ -200,3 +202,35 @@ def test_aimv2_is_read_in_apples_names_with_heads_of_128_channels(tmp_path):
   path.parent.mkdir()
   safetensors.numpy.save_file(arrays, path)
   check_equal(vit_jax.load(path), module)
+
+
+def naflex(module, images):
+  """What SigLIP 2's NaFlex gives for images (N, C, height, width) of whole patches."""
+  n, channels, height, width = images.shape
+  rows, columns = height // 16, width // 16
+  patches = images.reshape(n, channels, rows, 16, columns, 16).permute(0, 2, 4, 3, 5, 1)
+  output = module(
+    pixel_values=patches.reshape(n, rows * columns, -1),
+    pixel_attention_mask=torch.ones(n, rows * columns),
+    spatial_shapes=torch.tensor([[rows, columns]] * n),
+  )
+  return {'logits': output.pooler_output}
+
+
+def test_naflex_is_read_at_its_own_size_and_resampled_to_others(tmp_path):
+  config = transformers.Siglip2VisionConfig(
+    **{key: value for key, value in TINY.items() if key != 'image_size'}, num_patches=9
+  )
+  module = peers.seeded(transformers.Siglip2VisionModel(config))
+  module.save_pretrained(tmp_path)
+  run = vit_jax.load(tmp_path)
+  assert run.preprocess.size == (48, 48)
+  for size in ((48, 48), (64, 32)):
+    images = ours.pictures(size)
+    theirs = peers.run(naflex, module, images)['logits'].numpy()
+    params = vit_jax.load_params(tmp_path, run.model, image_size=size, report=None)
+    actual = ours.trace(dataclasses.replace(run, params=params), images)
+    ours.check_bisected(actual, {'logits': theirs})
+  edit(tmp_path, num_patches=4)
+  with pytest.raises(ValueError, match='num_patches is 4, but the arrays have 9'):
+    vit_jax.load(tmp_path)

@@ -140,6 +140,7 @@ class Family:
     dialect: 'google', 'bigvision', 'timm', 'huggingface' or 'torchvision'.
     model: the family: 'ViT', 'Mixer' or 'BiT'.
     signs: patterns, each of which some name of such a file matches.
+    fits: (their arrays) -> whether their shapes are the family's, beside the signs.
     table: the names and rules.
     details: (their arrays, ours, config) -> fields of the model that our arrays do not show.
     preprocess: (config) -> fields of `bundle.Preprocess` that the file, or its kind, tells. In the
@@ -168,6 +169,7 @@ class Family:
   table: tuple[Row, ...]
   details: Callable[[Arrays, Arrays, dict[str, Any]], dict[str, Any]]
   preprocess: Callable[[dict[str, Any]], dict[str, Any]]
+  fits: Callable[[Arrays], bool] = lambda arrays: True
   published: Callable[[Arrays, str], tuple[dict[str, Any], tuple[str, ...]]] = lambda *_: ({}, ())
   resample: str = 'bicubic_antialias'
   head_width: int | None = None

@@ -344,11 +344,15 @@ def prefixed(arrays: Arrays) -> tuple[Family, Arrays, list[str]] | None:
 
 
 def bears(family: Family, arrays: Arrays) -> bool:
-  """Whether some name matches each of the family's signs, and none one that begins with '!'."""
-  return all(
+  """Whether some name matches each of the family's signs, and none one that begins with '!'.
+
+  Shapes must fit too.
+  """
+  signs = all(
     any(re.fullmatch(sign.removeprefix('!'), name) for name in arrays) != sign.startswith('!')
     for sign in family.signs
   )
+  return signs and family.fits(arrays)
 
 
 def declared_heads(declared: Declared, theirs: Arrays, family: Family) -> int | None:

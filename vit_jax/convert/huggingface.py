@@ -185,7 +185,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
       'clip',
     )
   },
-  'siglip': {'siglip_vision_model': SIGLIP_DEFAULTS, 'siglip': SIGLIP_DEFAULTS},
+  'siglip': {
+    'siglip_vision_model': SIGLIP_DEFAULTS,
+    'siglip': SIGLIP_DEFAULTS,
+    'siglip2_vision_model': SIGLIP_DEFAULTS | {'num_patches': 256},
+  },
 }
 MODEL_TYPES = {name: defaults for kind in DEFAULTS.values() for name, defaults in kind.items()}
 
@@ -369,6 +373,8 @@ def contradictions(ours: Arrays, config: dict[str, Any]) -> list[str]:
     actual['head_dim'] = config['hidden_size'] // config['num_attention_heads']
   if 'head/kernel' in ours and 'head/bias' not in ours:
     actual['projection_dim'] = ours['head/kernel'].shape[1]
+  if table is not None:
+    actual['num_patches'] = table.shape[1]
   wrong = [
     f'{key} is {config[key]}, but the arrays have {value}'
     for key, value in actual.items()
@@ -439,6 +445,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
   'Blip': CLIP_LOOK | {'size': 384, 'do_center_crop': False, 'default_to_square': True},
   'Siglip': SQUARE_LOOK
   | {'size': {'height': 224, 'width': 224}, 'resample': 3, 'default_to_square': False},
+  'Siglip2': SQUARE_LOOK | {'max_num_patches': 256, 'patch_size': 16},
   'CLIP': CLIP_LOOK,
   'ChineseCLIP': CLIP_LOOK,
   'Bit': CLIP_LOOK,
@@ -470,6 +477,8 @@ def preprocess(config: dict[str, Any], usual: str = 'ViT') -> dict[str, Any]:
     names = ', '.join(f'{name}ImageProcessor' for name in PROCESSORS)
     raise ValueError(f'preprocessor_config.json: image_processor_type {named} is none of {names}')
   values = PROCESSORS[processor] | values
+  if 'max_num_patches' in values:
+    values['size'] = math.isqrt(values['max_num_patches']) * values['patch_size']
   if values['resample'] not in METHODS:
     raise ValueError(f'preprocessor_config.json: resample {values["resample"]} is none of 2 and 3')
   if processor == 'DINOv3ViT' and METHODS[values['resample']] != 'bilinear_antialias':
@@ -545,6 +554,7 @@ TOWER_FIELDS = {
   'num_attention_heads': kinds.COUNT,
   'intermediate_size': kinds.COUNT,
   'pooler_output_size': kinds.COUNT,
+  'num_patches': kinds.COUNT,
   'mlp_ratio': kinds.POSITIVE,
   'num_channels': kinds.COUNT,
   'head_dim': kinds.COUNT,
@@ -577,11 +587,34 @@ FIELDS = {
     'image_mean': kinds.MEAN,
     'image_std': kinds.STD,
     'do_pad': kinds.one_of(False),
+    'max_num_patches': kinds.COUNT,
+    'patch_size': kinds.SIDE,
     **dict.fromkeys(
       ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'default_to_square'), kinds.FLAG
     ),
   },
 }
+
+
+def is_naflex(arrays: Arrays) -> bool:
+  """Whether patches are embedded by a matrix: SigLIP 2's NaFlex (arXiv 2502.14786)."""
+  return any(n.endswith('patch_embedding.weight') and a.ndim == 2 for n, a in arrays.items())
+
+
+def with_kernel(arrays: Arrays) -> Arrays:
+  """NaFlex's matrix (D, P * P * 3) as a convolution's kernel (D, 3, P, P)."""
+  out: Arrays = {}
+  for name, array in arrays.items():
+    if name.endswith('patch_embedding.weight') and array.ndim == 2:
+      side = math.isqrt(array.shape[1] // 3)
+      if array.shape[1] != 3 * side**2:
+        raise ValueError(f'{name} has shape {array.shape}, of no square patches of 3 channels')
+      array = array.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+    out[name] = array
+  return out
+
+
+NAFLEX_NOTE = 'NaFlex at a fixed size: images are squashed, where its processor keeps their aspect'
 
 
 def joined(arrays: Arrays) -> Arrays:
@@ -625,6 +658,15 @@ COMMON: dict[str, Any] = dict(
   declared=declared,
   contradictions=contradictions,
   promises=promises,
+)
+SIGLIP_COMMON: dict[str, Any] = dict(
+  signs=(
+    r'(vision_model\.)?embeddings\.patch_embedding\.weight',
+    r'(vision_model\.)?encoder\.layers\.0\.layer_norm1\.weight',
+  ),
+  table=SIGLIP,
+  renames=((r'^vision_model\.', ''),),
+  **COMMON,
 )
 FAMILIES = (
   Family(
@@ -679,15 +721,17 @@ FAMILIES = (
     **COMMON,
   ),
   Family(
-    signs=(
-      r'(vision_model\.)?embeddings\.patch_embedding\.weight',
-      r'(vision_model\.)?encoder\.layers\.0\.layer_norm1\.weight',
-    ),
-    table=SIGLIP,
+    fits=is_naflex,
+    tidy=with_kernel,
+    resample='bilinear_antialias',
+    preprocess=preprocess,
+    published=lambda ours, file: ({}, (NAFLEX_NOTE,)),
+    **SIGLIP_COMMON,
+  ),
+  Family(
     resample='bicubic',
     preprocess=functools.partial(preprocess, usual='Siglip'),
-    renames=((r'^vision_model\.', ''),),
-    **COMMON,
+    **SIGLIP_COMMON,
   ),
 )
 
