@@ -3,14 +3,20 @@
 N images, H, W pixels, C channels.
 """
 
+import dataclasses
 import io
+import pathlib
+import shutil
 import struct
 import zlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import vit_jax
+from vit_jax import bundle, config, convert, export, main, models, plan
 from vit_jax.images import decoding, transforms
 
 RNG = np.random.default_rng(0)
@@ -175,3 +181,140 @@ def test_a_tiff_of_other_bands_than_those_wanted_names_both(channels):
 def test_bands_that_are_stored_in_parts_that_do_not_fit_are_refused():
   with pytest.raises(decoding.BadImage, match='bands of 12 rows in parts of 5'):
     decoding.decode(tiff(BANDS, planar=2, rows=5), 5)
+
+
+FLAGS = {
+  **{
+    'model.patch': (4, 4),
+    'model.width': 8,
+    'model.depth': 1,
+    'model.heads': 1,
+    'model.unroll': 1,
+  },
+  **{'model.mlp_dim': 8, 'batch_size': 8, 'duration': '2 steps', 'schedule.warmup': '0 steps'},
+  **{'checkpoint.every': '1 steps', 'checkpoint.keep_latest': 2, 'system.report': False},
+  **{'data.test': '', 'data.channels': 1, 'image_size': 8, 'evaluation.every': '2 steps'},
+  **{'data.augment': 'random_crop | flip', 'data.preprocess': 'resize'},
+}
+
+
+def vit_train(source, workdir, **fields):
+  values = FLAGS | {'data.source': source} | fields
+  words = [f'--config.{name}={value}' for name, value in values.items()]
+  return main.main(['--config=digits', f'--workdir={workdir}', *words])
+
+
+def plan_of(source, **fields):
+  values = FLAGS | {'data.source': source} | fields
+  return plan.make_plan(config.load('digits', [f'{name}={v}' for name, v in values.items()]))
+
+
+def folder_of(root, images):
+  """A data set of image files in two classes, named 'folder:...'."""
+  for index, image in enumerate(images):
+    file = root / f'class {index % 2}' / f'{index}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+  return f'folder:{root}'
+
+
+@pytest.fixture(scope='module')
+def grey_run(tmp_path_factory):
+  """A run of two steps on a folder of grey PNGs, and that folder."""
+  root = tmp_path_factory.mktemp('grey')
+  images = RNG.integers(0, 256, (24, 9, 9), np.uint8)
+  source = folder_of(root / 'photos', images)
+  assert vit_train(source, root / 'run') == 0
+  return root / 'run', source
+
+
+def parameters(run):
+  return models.flat(jax.device_get(vit_jax.load(run).params))
+
+
+def test_a_run_on_grey_images_resumes_as_if_it_had_not_stopped(grey_run, tmp_path):
+  run, source = grey_run
+  shutil.copytree(run, tmp_path / 'run')
+  for part in ('checkpoints/2', 'model'):
+    shutil.rmtree(tmp_path / 'run' / part)
+  assert vit_train(source, tmp_path / 'run') == 0
+  once, twice = parameters(run), parameters(tmp_path / 'run')
+  assert once['embed/kernel'].shape == (4, 4, 1, 8)
+  assert all(np.array_equal(once[name], twice[name]) for name in once)
+
+
+def test_a_model_of_grey_images_predicts_of_a_file_what_it_predicts_of_its_pixels(grey_run):
+  run, (folder,) = vit_jax.load(grey_run[0]), grey_run[1].split(':')[1:]
+  file = next(pathlib.Path(folder).rglob('*.png'))
+  pixels = np.asarray(Image.open(file))[..., None]
+  assert run.preprocess.channels == 1
+  assert run.predict(file) == run.predict(pixels)
+  with pytest.raises(ValueError, match=r'\(H, W, 1\), not uint8 \(9, 9, 3\)'):
+    run.predict(np.repeat(pixels, 3, axis=-1))
+
+
+def test_a_program_of_a_model_of_grey_images_takes_one_channel(grey_run, tmp_path):
+  run, path = vit_jax.load(grey_run[0]), tmp_path / 'grey.stablehlo'
+  assert 'differs by 0 ' in run.export(path)[-1]
+  program, images = export.load(path), RNG.integers(0, 256, (2, 8, 8, 1), np.uint8)
+  assert 'uint8 (N, 8, 8, 1)' in repr(program)
+  np.testing.assert_array_equal(program(images), run.forward([*images])['scores'])
+
+
+@pytest.mark.parametrize('to, said', [('timm', '"in_chans": 1'), ('hf', '"num_channels": 1')])
+def test_a_model_of_grey_images_is_the_same_after_another_dialect(grey_run, to, said, tmp_path):
+  run, images = vit_jax.load(grey_run[0]), RNG.integers(0, 256, (2, 8, 8, 1), np.uint8)
+  assert convert.write(tmp_path / to, run, to=to) == []
+  again = vit_jax.load(tmp_path / to)
+  assert said in (tmp_path / to / 'config.json').read_text()
+  assert again.preprocess == dataclasses.replace(run.preprocess, steps=again.preprocess.steps)
+  scores = [one.forward([*images])['scores'] for one in (run, again)]
+  np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_torchvision_has_no_way_to_say_grey(grey_run, tmp_path):
+  with pytest.raises(ValueError, match='torchvision has no way to say 1 channels'):
+    convert.write(tmp_path / 'grey.pth', vit_jax.load(grey_run[0]), to='torchvision')
+
+
+def test_an_archive_of_bands_gives_batches_and_a_gradient_of_all_of_them(tmp_path):
+  images, labels = RNG.integers(0, 256, (24, 8, 8, 5), np.uint8), np.arange(24) % 2
+  np.savez(tmp_path / 'bands.npz', images=images, labels=labels)
+  made = plan_of(f'arrays:{tmp_path}/bands.npz', **{'data.channels': 5})
+  assert made.config.data.mean == (0.5,) * 5
+  column, record = made.task.columns['image'], made.splits['train'][0]
+  assert column.shape == (8, 8, 5)
+  assert column.fill(record, np.random.default_rng(0)).shape == (8, 8, 5)
+  params = jax.device_get(made.task.init(jax.random.key(0)))
+  params['head']['kernel'] = np.ones_like(params['head']['kernel']) * [[1, -1]]
+  batch = {
+    'image': images[:8],
+    'label': labels[:8].astype(np.int32),
+    'mask': np.ones(8, np.float32),
+  }
+  loss = jax.jit(jax.grad(lambda p: made.task.loss(p, batch, jax.random.key(1), {})[0]))
+  gradient = np.asarray(loss(params)['embed']['kernel'])  # (4, 4, 5, 8)
+  assert (np.abs(gradient).max(axis=(0, 1, 3)) > 0).all()
+
+
+@pytest.mark.parametrize('channels, message', [
+  (4, 'images have 5 channels, 4 are wanted'),
+  ('0', 'data.channels is 0'),
+])  # fmt: skip
+def test_a_run_with_other_channels_than_its_images_is_refused(channels, message, tmp_path):
+  images = RNG.integers(0, 256, (24, 8, 8, 5), np.uint8)
+  np.savez(tmp_path / 'bands.npz', images=images, labels=np.arange(24) % 2)
+  with pytest.raises(ValueError, match=message):
+    plan_of(f'arrays:{tmp_path}/bands.npz', **{'data.channels': channels})
+
+
+def test_a_checkpoint_of_rgb_starts_a_run_on_grey_at_the_sum_of_its_channels(tmp_path):
+  source = folder_of(tmp_path / 'photos', RNG.integers(0, 256, (24, 9, 9), np.uint8))
+  model = vit_jax.build('ViT-Ti/16', patch=4, width=8, depth=1, heads=1, mlp_dim=8, num_classes=2)
+  params = jax.device_get(model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))['params'])
+  looks = bundle.Preprocess('resize', (8, 8), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+  bundle.write(tmp_path / 'rgb', bundle.Bundle(model, params, ('a', 'b'), looks, 'ViT-Ti/16'))
+  made = plan_of(source, pretrained=tmp_path / 'rgb', **{'model.name': ''})
+  kernel = made.task.start().params['embed']['kernel']
+  np.testing.assert_allclose(kernel, params['embed']['kernel'].sum(2, keepdims=True), atol=1e-6)
+  assert (made.config.data.mean, made.config.data.std) == ((0.5,), (0.5,))

@@ -44,8 +44,8 @@ class Preprocess:
 def fit_levels(fields: dict[str, Any], channels: int | None) -> tuple[dict[str, Any], list[str]]:
   """Fields of `Preprocess` with a mean and a std for each channel, and what a user should know.
 
-  One number is of every channel. Those of RGB say nothing of images with other channels: these get
-  the default, 0.5.
+  One number is of every channel. Of three that are RGB's, images of other channels get the mean
+  value for each, as timm has it.
 
   Args:
     fields: as a file tells them.
@@ -55,16 +55,18 @@ def fit_levels(fields: dict[str, Any], channels: int | None) -> tuple[dict[str, 
     ValueError: for any other number of them.
   """
   levels = {name: tuple(fields.get(name, (0.5,) * 3)) for name in ('mean', 'std')}
-  counts = {len(values) for values in levels.values()}
-  if channels is None or counts == {channels}:
+  if channels is None or all(len(values) == channels for values in levels.values()):
     return fields, []
-  if wrong := [name for name, values in levels.items() if len(values) not in (1, 3, channels)]:
-    raise ValueError(f'{wrong[0]} is {levels[wrong[0]]}, but images have {channels} channels')
-  if channels != 3 and 3 in counts:
-    note = f'mean and std are of RGB, images have {channels} channels: takes 0.5 for each'
-    return fields | dict.fromkeys(levels, (0.5,) * channels), [note] * ('mean' in fields)
-  tiled = {name: v * channels if len(v) == 1 else v for name, v in levels.items()}
-  return fields | tiled, []
+  notes = []
+  for name, values in levels.items():
+    if len(values) not in (1, 3, channels):
+      raise ValueError(f'{name} is {list(values)}, but images have {channels} channels')
+    if len(values) != channels:
+      levels[name] = (sum(values) / len(values),) * channels
+      notes += [f'{name} is of RGB, images have {channels} channels: takes its mean value'] * (
+        name in fields and len(values) == 3
+      )
+  return fields | levels, notes
 
 
 @dataclasses.dataclass(frozen=True)
