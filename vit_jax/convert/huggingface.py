@@ -267,7 +267,7 @@ def dinov2_hidden(width: int, ratio: float, gated: bool) -> int:
   return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
 
-def completed(theirs: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(theirs: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """config.json of a tower, with what transformers takes where it is silent; {} without one.
 
   Raises ValueError if its model_type is of other arrays.
@@ -303,7 +303,7 @@ PARTS = {  # what every file of a kind has
 
 def promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   """The arrays that every file of the kind has, and those that config.json tells of."""
-  tower = completed(theirs, config)
+  tower = with_defaults(theirs, config)
   parts = [*PARTS[kind(theirs)], *attention_biases(theirs, ours, tower)]
   if kind(theirs) == 'dinov3':
     parts += BIASES if tower else ()
@@ -345,7 +345,7 @@ def classifiers(config: dict[str, Any]) -> list[str]:
 def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Fields from config.json; without one, those of the kind's published files."""
   defaults = next(iter(DEFAULTS[kind(theirs)].values()))
-  config = completed(theirs, config)
+  config = with_defaults(theirs, config)
   act = config.get('hidden_act', defaults['hidden_act'])
   if 'encoder/blocks/mlp/gate/kernel' in ours:
     if 'use_gated_mlp' in config and act not in ('silu', 'swish'):
@@ -569,6 +569,7 @@ TOWER_FIELDS = {
   **dict.fromkeys(('proj_bias', 'mlp_bias'), kinds.one_of(True)),
   **dict.fromkeys(('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'), kinds.FLAG),
   'pruned_heads': kinds.one_of({}),
+  **dict.fromkeys(('rope_parameters', 'rope_scaling'), kinds.ABSENT),
   **dict.fromkeys(('is_decoder', 'add_cross_attention'), kinds.one_of(False)),
 }
 FIELDS = {
@@ -576,7 +577,7 @@ FIELDS = {
   'problem_type': kinds.one_of(*kinds.PROBLEMS),  # 'regression' has no classes
   'id2label': kinds.LABELS,
   'projection_dim': kinds.COUNT,
-  'quantization_config': kinds.Kind('null: weights must be of numbers', lambda v: False),
+  'quantization_config': kinds.ABSENT,
   'preprocessor': {
     'image_processor_type': kinds.TEXT,
     'feature_extractor_type': kinds.TEXT,

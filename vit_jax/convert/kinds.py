@@ -52,6 +52,7 @@ SIDES = Kind(
   'one or two numbers of pixels up to 8,192',
   lambda v: SIDE.holds(v) or (isinstance(v, list) and len(v) in (1, 2) and all(map(SIDE.holds, v))),
 )
+ABSENT = Kind('null: it is not read', lambda v: False)
 TEXTS = Kind('a list of text', lambda v: isinstance(v, list) and all(map(TEXT.holds, v)))
 LABELS = Kind(
   'an object with a text for each label',
