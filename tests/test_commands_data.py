@@ -213,6 +213,8 @@ def test_images_of_hardly_any_levels_are_told(monkeypatch, capsys):
   assert splits['train']['contrast'] == {'min': 15, 'median': 15, 'max': 15}
   assert 'use 15 of 255 levels' in splits['train']['warning'] and not splits['test']['warning']
   assert survey.sampled_contrasts(sets['train']) == [15] * 4
+  others = [(BROKEN, 0), (np.zeros((2, 2, 3), np.float32), 0), (None, 0), (PIXELS, 0)]
+  assert survey.sampled_contrasts(source(others)) == [survey.contrast(PIXELS)]
 
 
 def test_a_table_says_what_is_wrong_and_names_a_few(mine, capsys):

@@ -19,7 +19,7 @@ from vit_jax.sources import Source, likeness
 from vit_jax.text import reason
 
 MIN_CONTRAST = 64  # levels, a quarter of all; photographs have some 200
-SAMPLES = 32  # images that tell how many levels a set has
+SAMPLES = 16  # images that tell how many levels a set has
 CHUNK = 16  # images that a thread reads in one go, so that small ones cost little to hand over
 T = TypeVar('T')
 U = TypeVar('U')
@@ -181,11 +181,12 @@ def sampled_contrasts(source: Source, channels: int = 3) -> list[int]:
   """The contrast of some images, evenly over all, of those that can be read."""
   contrasts = []
   for index in np.linspace(0, len(source) - 1, min(SAMPLES, len(source))).astype(int).tolist():
-    with contextlib.suppress(decoding.BadImage, OSError):
+    with contextlib.suppress(ValueError, OSError):
       image = source[index].get('image')
-      if image is not None:
-        pixels = image if isinstance(image, np.ndarray) else decoding.decode(image, channels)
-        contrasts.append(contrast(pixels))
+      if isinstance(image, bytes):
+        contrasts.append(contrast(decoding.decode(image, channels)))
+      elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        contrasts.append(contrast(image))
   return contrasts
 
 
