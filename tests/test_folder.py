@@ -570,6 +570,15 @@ def test_columns_go_by_the_names_of_other_programs(pets, image, label):
   assert [(item.reason, item.kind) for item in passed_over] == [('unknown column', 'width')]
 
 
+def test_an_image_may_be_called_without_its_suffix(pets):
+  write(pets, '6.b.JPG')
+  rows = [('train/cat/1', 'x'), ('6.b', 'y'), ('train/dog/2.png', 'y')]
+  name = table(pets, rows, ('image_id', 'dx'), name='ids.csv')
+  source = sources.open_source(f'{name}?label=dx', 'train+validation')
+  files = [os.path.relpath(source.describe(index), pets) for index in range(len(source))]
+  assert sorted(files) == ['6.b.JPG', 'train/cat/1.png', 'train/dog/2.png']
+
+
 def test_columns_may_be_named(pets):
   rows = [('train/cat/1.png', 'x', 'train'), ('train/dog/2.png', 'y', 'train')]
   rows = [(*row, 'z') for row in [*rows, ('val/dog/4.png', 'y', 'val')]]

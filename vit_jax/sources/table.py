@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vit_jax import sources
+from vit_jax.images import decoding
 from vit_jax.sources import PassedOver, Record, Source, Splits, delimited
 from vit_jax.sources import classes as labelling
 from vit_jax.sources.folder import Files, is_inside
@@ -87,6 +88,7 @@ class Table:
     Labels are names. [] is of no class, and [UNKNOWN] says that the classes are not known.
     """
     name = sources.SPLIT_NAMES.get((split or '').strip().lower())
+    path = path and self.with_suffix(path)
     if path is not None and (error := self.path_error(path)):
       self.reject(row, error)
     elif any(label.lower() in labelling.NO_LABEL for label in labels):
@@ -108,6 +110,14 @@ class Table:
       self.counts.append(len(labels))
       self.rows.append(row)
       self.splits.append(sources.SPLITS.index(name))
+
+  def with_suffix(self, path: str) -> str:
+    """The path of an image that may be called without its suffix, as by a column of identifiers."""
+    if os.path.splitext(path)[1].lower() in decoding.formats():
+      return path
+    suffixes = [form for suffix in decoding.formats() for form in (suffix, suffix.upper())]
+    full = os.path.join(self.root, path)
+    return path + next((suffix for suffix in ['', *suffixes] if os.path.exists(full + suffix)), '')
 
   def reject(self, row: int, error: str) -> None:
     """Notes what is wrong with a row."""
