@@ -90,6 +90,7 @@ ARGUMENTS = (
   (DINOV3, dict(global_pool='')),
   (DINOV3, dict(global_pool='max')),
   (DINOV3, dict(num_kv_heads=2, attn_type='rope', qkv_fused=False)),
+  (DINOV3, dict(num_kv_heads=2, attn_type='rope', qkv_fused=False, qk_norm=True)),
   (DINOV3, dict(qkv_bias=True)),
   (DINOV3, dict(qkv_bias=True, qkv_fused=False)),
   (DINOV3, dict(qk_norm=True)),

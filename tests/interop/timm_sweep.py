@@ -53,6 +53,7 @@ def reductions(name: str) -> Iterator[dict[str, Any]]:
     yield {'num_classes': 5, 'layers': [1, 1, 1, 1]}
   if 'embed_dim' in args:
     small['img_size'] = image_side(name)
+    small |= {'num_kv_heads': args['num_kv_heads'][7:9]} if args.get('num_kv_heads') else {}
     yield {'embed_dim': 8 * args.get('num_heads', 8)} | small
   yield small
   yield {'num_classes': 5}

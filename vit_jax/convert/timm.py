@@ -178,7 +178,41 @@ def tidy(arrays: Arrays) -> Arrays:
       side = round((array.shape[1] / 3) ** 0.5)
       array = array.reshape(array.shape[0], 3, side, side)
     out[re.sub(r'(blocks\.\d+\.mlp)\.fc1\.', gated(arrays), name)] = array
+  return with_scales(with_heads(out))
+
+
+def with_heads(arrays: Arrays) -> Arrays:
+  """Keys and values with a head for each query's: those of a group are equal, as grouped queries
+  (arXiv 2305.13245) read them.
+  """
+  out = dict(arrays)
+  for name, queries in arrays.items():
+    if not (match := re.fullmatch(r'(blocks\.\d+\.attn\.)q_proj\.(weight|bias)', name)):
+      continue
+    width = arrays.get(f'{match[1]}q_norm.weight', queries).shape[0]  # of a head
+    for part in ('k', 'v'):
+      array = arrays.get(f'{match[1]}{part}_proj.{match[2]}', queries)
+      if len(array) != len(queries) and array.size and len(array) % width == 0:
+        heads = array.reshape(-1, width, *array.shape[1:])
+        groups = np.repeat(heads, len(queries) // len(array), axis=0)
+        out[f'{match[1]}{part}_proj.{match[2]}'] = groups.reshape(-1, *array.shape[1:])
   return out
+
+
+def with_scales(arrays: Arrays) -> Arrays:
+  """Ones for the layer scale of MLPs where only attention has one, as in Sapiens2.
+
+  Its queries are apart from the keys, and normalised: elsewhere an array that is not in the file is
+  missed.
+  """
+  match = re.compile(r'(blocks\.\d+\.)gamma_1')
+  blocks = [block[1] for name in arrays if (block := match.fullmatch(name))]
+  signs = ('attn.q_proj.weight', 'attn.q_norm.weight')
+  if any(f'{block}gamma_2' in arrays for block in blocks) or not all(
+    f'{block}{sign}' in arrays for block in blocks for sign in signs
+  ):
+    return arrays
+  return arrays | {f'{block}gamma_2': np.ones_like(arrays[f'{block}gamma_1']) for block in blocks}
 
 
 def gated(arrays: Arrays) -> Callable[[re.Match[str]], str]:
@@ -514,7 +548,7 @@ FAMILIES = (
     signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed'),
     tidy=tidy,
     renames=((r'\.fc1_x\.', '.fc1.'),),
-    drops=(*DROPS, r'rope\..*'),
+    drops=(*DROPS, r'rope\.(?!freqs).*'),
     **COMMON_EVA,
   ),
   Family(

@@ -23,7 +23,7 @@ SHOWN = (
   'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'num_reg_tokens', 'swiglu_mlp',
   'swiglu_align_to', 'use_abs_pos_emb', 'use_pre_transformer_norm', 'use_post_transformer_norm',
   'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs', 'qkv_fused',
-  'attn_type', 'attn_pool_mlp_ratio',
+  'attn_type', 'attn_pool_mlp_ratio', 'num_kv_heads', 'attn_only_layer_scale',
 )  # fmt: skip
 # What only training or initialisation reads, or only images that do not divide into patches.
 INERT = (
@@ -65,9 +65,7 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
   },
   'Eva': {
     'global_pool': tuple(POOLS),
-    'num_kv_heads': (None,),
     'norm_layer': tuple(NORMS),
-    'attn_only_layer_scale': (False,),
     'rope_type': ('cat', 'dinov3'),
     'rope_grid_indexing': ('ij', 'xy'),
     'rope_mrope_section': (None,),
@@ -200,6 +198,8 @@ def check(call: Call) -> None:
     supported = supported | GATED
   if call.arguments.get('embed_norm_layer') is not None:  # no model has two kinds of norms
     supported = supported | {'embed_norm_layer': (call.arguments['norm_layer'],)}
+  if call.constructor == 'Eva' and not call.arguments['qk_norm']:  # the width of a head is unknown
+    supported = supported | {'num_kv_heads': (None,), 'attn_only_layer_scale': (False,)}
   refused = []
   for argument, values in supported.items():
     value = call.arguments[argument]
