@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
   config.data.validation = 'validation'  # evaluated during training; '': none
   config.data.test = ''  # evaluated once, with the final model; '': none
   config.data.bad_images = 'substitute'  # another in the place of an unreadable one; or 'error'
+  config.data.balance = False  # sample every class as often, in an epoch of as many images
   config.data.repeats = 1  # times that an image comes in a row, each augmented anew
   config.data.augment = 'inception_crop | flip'  # training transforms, see images/transforms.py
   config.data.preprocess = 'resize_small(scale=8/7) | central_crop'  # evaluation, prediction
@@ -88,11 +89,14 @@ def get_config() -> ConfigDict:
   config.data.std = placeholder(tuple)
 
   config.objective = ConfigDict(type_safe=False)
-  config.objective.loss = 'softmax'  # or 'sigmoid', for multi-label too; or 'package.module:name'
+  # 'sigmoid', for multi-label too; 'focal', of the same scores; 'softmax_focal'; or 'module:name'
+  config.objective.loss = 'softmax'
   config.objective.scores = ''  # what logits become, softmax or sigmoid; '': what the loss says
   config.objective.smoothing = 0.0  # label smoothing
   config.objective.mixup = 0.0  # a of Beta(a, a), by which images of a batch are blended; 0: not
   config.objective.cutmix = 0.0  # the same for a box of one in another; with mixup, either in turn
+  config.objective.class_weights = ''  # 'balanced', or a .json or .csv of each class's weight
+  config.objective.gamma = 2.0  # of the focal losses: how little is learned from what is sure
 
   config.teacher = ConfigDict(type_safe=False)  # a model that is learned from too, docs/teacher.md
   config.teacher.checkpoint = ''  # a run, file, URL or published name; '': none

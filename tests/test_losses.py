@@ -164,6 +164,39 @@ def test_an_unknown_loss_is_an_error_that_lists_the_known_ones():
     classify.make_loss(model, mean=(0.5,) * 3, std=(0.5,) * 3, loss='hinge')
 
 
+WEIGHTS = (0.5, 2.0, 1.0, 3.0)
+
+
+def test_class_weights_are_of_an_image_by_its_class_and_of_a_sigmoids_positives():
+  options = dict(mean=(0.5,) * 3, std=(0.5,) * 3, class_weights=WEIGHTS)
+  rows, key = batch(image=IMAGES), jax.random.key(0)
+  logits, _ = model(
+    {'params': PARAMS}, bundle.normalize(IMAGES, (0.5,) * 3, (0.5,) * 3), train=1, rngs=0
+  )
+  total, sums, _ = classify.make_loss(model, **options)(PARAMS, rows, key, {})
+  each = losses.softmax_cross_entropy(logits, one_hot(LABELS))
+  same(total, (np.array(WEIGHTS)[LABELS] * each).sum())
+  assert int(sums['count']) == N
+  total, _, _ = classify.make_loss(model, loss='sigmoid', **options)(PARAMS, rows, key, {})
+  y, p = one_hot(LABELS), 1 / (1 + np.exp(-np.float64(logits)))
+  same(total, -(np.array(WEIGHTS) * y * np.log(p) + (1 - y) * np.log(1 - p)).sum())
+
+
+def test_focal_losses_are_the_cross_entropies_times_a_power_of_what_is_not_sure():
+  y, p = one_hot(LABELS), 1 / (1 + np.exp(-np.float64(LOGITS)))
+  terms = y * (1 - p) ** 1.5 * np.log(p) + (1 - y) * p**1.5 * np.log(1 - p)
+  same(losses.focal(LOGITS, y, gamma=1.5), -terms.sum(-1))
+  same(losses.focal(LOGITS, y, gamma=0.0), losses.sigmoid_cross_entropy(LOGITS, y))
+  shares = np.exp(losses.softmax_cross_entropy(LOGITS, y) * -1)
+  same(losses.softmax_focal(LOGITS, y, gamma=1.5), -((1 - shares) ** 1.5) * np.log(shares))
+  same(losses.softmax_focal(LOGITS, y, gamma=0.0), losses.softmax_cross_entropy(LOGITS, y))
+
+
+def test_class_weights_of_a_loss_from_elsewhere_are_refused():
+  with pytest.raises(ValueError, match=r'class_weights are of softmax, .* not of another loss'):
+    losses.weighted(losses.hits, class_weights=WEIGHTS)
+
+
 MULTI_LABEL = np.array([[0, 2], [3, -1], [1, 1], [-1, -1], [2, 3], [0, -1]], np.int32)
 
 

@@ -31,6 +31,7 @@ RANGES = {  # min, and what it must be below
   'objective.smoothing': (0, 1),
   'objective.mixup': (0, INF),
   'objective.cutmix': (0, INF),
+  'objective.gamma': (0, INF),
   'optimizer.weight_decay': (0, INF),
   'optimizer.clip': (0, INF),
   'optimizer.b1': (0, 1),

@@ -21,6 +21,7 @@ import numpy as np
 
 from vit_jax.images.decoding import BadImage
 from vit_jax.sources import Source
+from vit_jax.sources.balance import Groups
 from vit_jax.sources.columns import TRIES, Columns
 from vit_jax.text import reason, to_stderr
 
@@ -133,6 +134,7 @@ def training_batches(
   seed: int,
   start: int = 0,
   repeats: int = 1,
+  groups: Groups | None = None,
   unreadable: Unreadable | None = None,
   reading: Reading = Reading(),
 ) -> AbstractContextManager[Iterator[HostBatch]]:
@@ -146,6 +148,8 @@ def training_batches(
     start: the step that the run resumes at.
     repeats: times that an image comes in a row, each augmented anew; an epoch then holds
       N / repeats images ("repeated augmentation", arXiv 1902.05509).
+    groups: that are to be equally likely, see `balanced_order`; None takes every record once in an
+      epoch.
     unreadable: takes the images that could not be read; None stops at the first.
     reading: by this process.
 
@@ -161,7 +165,8 @@ def training_batches(
     for position in range(first, first + rows):
       epoch, offset = divmod(position, len(source))
       image, repeat = divmod(offset, repeats)
-      batch.add(int(order(len(source), seed, epoch)[image]), epoch, repeat)
+      indices = order if groups is None else functools.partial(balanced_order, groups)
+      batch.add(int(indices(len(source), seed, epoch)[image]), epoch, repeat)
     return batch.arrays()
 
   unreadable = unreadable or Unreadable(source, policy='error')
@@ -220,6 +225,26 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
   # BatchBuilder's counters end in a repeat, which is never that large: no stream is used twice.
   rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, 2**63]))
   return rng.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
+
+
+@functools.lru_cache(maxsize=2)
+def balanced_order(groups: Groups, count: int, seed: int, epoch: int) -> np.ndarray:
+  """As many indices as an epoch has, in which each group comes as often as another, but for one.
+
+  A group that is smaller than its part comes whole, again and again; of a larger one it is another
+  choice in each epoch.
+  """
+  rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, 2**63]))
+  number = len(groups.indices)
+  part, extra = divmod(count, number)
+  sizes = part + (rng.permutation(number) < extra)
+  parts = [
+    np.concatenate([rng.permutation(group) for _ in range(-(-size // len(group)))] or [group])[
+      :size
+    ]
+    for group, size in zip(groups.indices, sizes.tolist())
+  ]
+  return rng.permutation(np.concatenate(parts))
 
 
 class BatchBuilder:

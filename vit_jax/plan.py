@@ -30,6 +30,7 @@ from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, published
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
+from vit_jax.sources import balance
 from vit_jax.sources.classes import check_classes
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
@@ -60,6 +61,7 @@ class Plan:
     splits: sources by use: 'train', 'validation', 'test'; the last two may be absent.
     total, evaluate_every, checkpoint_every, patience, log_every: durations in steps; 0 is never.
     time_limit: in seconds; 0 is none.
+    groups: of training examples that are sampled alike; None samples each example alike.
   """
 
   config: FrozenConfigDict
@@ -75,6 +77,7 @@ class Plan:
   patience: int
   log_every: int
   time_limit: int
+  groups: balance.Groups | None = None
 
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
@@ -104,6 +107,7 @@ class Plan:
       seed=config.seed,
       start=start,
       repeats=config.data.repeats,
+      groups=self.groups,
       unreadable=unreadable,
       reading=reading,
     ) as batches:
@@ -276,6 +280,7 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
     patience=steps(config.evaluation.patience),
     log_every=log_every(config.system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
+    groups=balance.class_groups(splits['train']) if config.data.balance else None,
   )
   if extensions(config):
     check_extensions(plan)
@@ -393,6 +398,7 @@ def classification(config: FrozenConfigDict, source: sources.Source, start: Star
   loss = losses.named_loss(fields.pop('loss'))
   scores = losses.scores_of(loss, fields.pop('scores'))
   check_labels(config, source, scores)
+  weights = balance.class_weights(fields.pop('class_weights'), source, scores=scores)
   if teacher.checkpoint:
     distil.check_student(teacher.kind, model, scores)
   image = first_image(source, data.channels)
@@ -406,6 +412,8 @@ def classification(config: FrozenConfigDict, source: sources.Source, start: Star
     evaluation=evaluation,
     loss=loss,
     scores=scores,
+    class_weights=weights,
+    about=balance.described(source, balanced=bool(weights) or data.balance),
     output='head' if by_token else 'logits',
     name=config.model.name,
     start=start(model),

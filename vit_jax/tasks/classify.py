@@ -54,8 +54,11 @@ def classify(
   smoothing: float = 0.0,
   mixup: float = 0.0,
   cutmix: float = 0.0,
+  class_weights: Sequence[float] = (),
+  gamma: float = 2.0,
   output: str = 'logits',
   name: str = '',
+  about: Sequence[str] = (),
   start: Callable[[], Start] | None = None,
 ) -> Task:
   """The task of a model that gives (N, K) logits for (N, H, W, C) images.
@@ -66,15 +69,18 @@ def classify(
     preprocess: of the images that it takes.
     columns, evaluation: 'image' and 'label', see `sources.columns.labelled_images`; None where no
       images are read by this task.
-    loss, smoothing, mixup, cutmix: see `make_loss`.
+    loss, smoothing, mixup, cutmix, class_weights, gamma: see `make_loss`. An evaluation's loss
+      has none of them.
     scores: what logits become, 'softmax' or 'sigmoid': the loss that is measured is the
       cross-entropy of these, whatever the model was trained with.
     output: see `make_loss`.
     name: of the variant that the model was built from.
+    about: lines on the data, that are printed when training starts.
     start: gives parameters to start with.
   """
   stats: dict[str, Any] = dict(mean=tuple(preprocess.mean), std=tuple(preprocess.std))
-  mixing: dict[str, Any] = dict(mixup=mixup, cutmix=cutmix)
+  options: dict[str, Any] = dict(mixup=mixup, cutmix=cutmix, smoothing=smoothing)
+  options |= dict(class_weights=class_weights, gamma=gamma)
 
   def init(key: Array) -> Params:
     return model.init(key, jnp.zeros((1, *preprocess.shape)))['params']
@@ -86,14 +92,14 @@ def classify(
     columns=columns or {},
     evaluation=evaluation or {},
     init=init,
-    loss=make_loss(model.apply, loss=loss, smoothing=smoothing, output=output, **mixing, **stats),
+    loss=make_loss(model.apply, loss=loss, output=output, **options, **stats),
     measure=make_measure(model, scores=scores, **stats),
     read=read,
     ranks=RANKS,
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
-    about=(f'{len(classes)} classes',),
+    about=(f'{len(classes)} classes', *about),
     model=model,
   )
 
@@ -110,6 +116,8 @@ def make_loss(
   smoothing: float = 0.0,
   mixup: float = 0.0,
   cutmix: float = 0.0,
+  class_weights: Sequence[float] = (),
+  gamma: float = 2.0,
   output: str = 'logits',
 ) -> Loss:
   """A task's loss: normalise, mix, apply, compare with targets.
@@ -124,12 +132,17 @@ def make_loss(
     smoothing: label smoothing, in [0, 1).
     mixup, cutmix: a of the Beta(a, a) that a batch's images are mixed by; 0: not. 'correct' then
       asks for the class with the larger weight.
+    class_weights: K numbers, or () for none, that multiply a class's terms: with a softmax all that
+      it has, with a sigmoid those of its positives. The sum is over images, and its mean by their
+      number, not by their weights.
+    gamma: the focusing power of the focal losses.
     output: what is trained: 'logits', or an intermediate (N, K) such as 'head'.
   """
   if isinstance(loss, str) and loss not in losses.LOSSES:
     raise ValueError(f'unknown loss {loss!r}{nearest(loss, list(losses.LOSSES))}')
   if min(mixup, cutmix) < 0:
     raise ValueError(f'mixup {mixup} and cutmix {cutmix} must be at least 0')
+  loss = losses.weighted(loss, class_weights=class_weights, gamma=gamma)
 
   def batch_loss(
     params: Params, batch: Batch, key: Array, fixed: Fixed

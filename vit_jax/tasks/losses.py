@@ -6,6 +6,7 @@ Labels are (N,) int, (N, L) int with -1 where there are fewer, or (N, K) float; 
 which images have them.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -15,7 +16,7 @@ from vit_jax import lookup
 from vit_jax.sources.classes import UNKNOWN
 
 Array = jax.Array
-Loss = Callable[[Array, Array], Array]  # (logits (N, K), targets (N, K)) -> (N,)
+Loss = Callable[..., Array]  # (logits (N, K), targets (N, K)) -> (N,)
 
 MIXING = 0x6D6978  # 'mix', folded into a step's key, to be no key of dropout's
 
@@ -60,18 +61,70 @@ def hits(logits: Array, labels: Array) -> Array:
   return top == (labels if labels.ndim == 1 else labels.argmax(-1))
 
 
-def softmax_cross_entropy(logits: Array, y: Array) -> Array:
-  """-sum_k y_k log softmax(logits)_k for each image: (N, K), (N, K) -> (N,)."""
-  return -jnp.sum(y * jax.nn.log_softmax(logits), axis=-1)
+Weights = Array | float  # (1, K) of classes, or 1
 
 
-def sigmoid_cross_entropy(logits: Array, y: Array) -> Array:
-  """-sum_k y_k log s(logits_k) + (1 - y_k) log s(-logits_k): (N, K), (N, K) -> (N,)."""
-  per_class = y * jax.nn.log_sigmoid(logits) + (1 - y) * jax.nn.log_sigmoid(-logits)
-  return -jnp.sum(per_class, axis=-1)
+def softmax_cross_entropy(logits: Array, y: Array, *, weights: Weights = 1.0) -> Array:
+  """-sum_k w_k y_k log softmax(logits)_k for each image: (N, K), (N, K) -> (N,)."""
+  return -jnp.sum(weights * y * jax.nn.log_softmax(logits), axis=-1)
 
 
-LOSSES: dict[str, Loss] = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
+def sigmoid_cross_entropy(logits: Array, y: Array, *, weights: Weights = 1.0) -> Array:
+  """-sum_k w_k y_k log s(logits_k) + (1 - y_k) log s(-logits_k): (N, K), (N, K) -> (N,)."""
+  return focal(logits, y, weights=weights, gamma=0.0)
+
+
+def focal(logits: Array, y: Array, *, weights: Weights = 1.0, gamma: float = 2.0) -> Array:
+  """The sigmoid cross-entropy, each term times (1 - p)^gamma, p being its probability.
+
+  Lin et al., arXiv 1708.02002, equation 4; their alpha is a weight of alpha / (1 - alpha), but for
+  a factor of the whole. (N, K), (N, K) -> (N,).
+  """
+  log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+  if not gamma:
+    return -jnp.sum(weights * y * log_p + (1 - y) * log_q, axis=-1)
+  positive, negative = jnp.exp(gamma * log_q) * log_p, jnp.exp(gamma * log_p) * log_q
+  return -jnp.sum(weights * y * positive + (1 - y) * negative, axis=-1)
+
+
+def softmax_focal(logits: Array, y: Array, *, weights: Weights = 1.0, gamma: float = 2.0) -> Array:
+  """-sum_k w_k y_k (1 - p_k)^gamma log p_k, p = softmax(logits): (N, K), (N, K) -> (N,)."""
+  log_p = jax.nn.log_softmax(logits)
+  # Of 0 the power's gradient is not finite where gamma is below 1
+  others = jnp.maximum(1 - jnp.exp(log_p), jnp.finfo(jnp.float32).eps)
+  return -jnp.sum(weights * y * others**gamma * log_p, axis=-1)
+
+
+LOSSES: dict[str, Loss] = {
+  'softmax': softmax_cross_entropy,
+  'sigmoid': sigmoid_cross_entropy,
+  'focal': focal,
+  'softmax_focal': softmax_focal,
+}
+SCORES = {  # what the logits of a loss become
+  'softmax': 'softmax',
+  'sigmoid': 'sigmoid',
+  'focal': 'sigmoid',
+  'softmax_focal': 'softmax',
+}
+FOCAL = ('focal', 'softmax_focal')  # those that take gamma
+
+
+def weighted(
+  loss: str | Loss, *, class_weights: Sequence[float] = (), gamma: float = 2.0
+) -> str | Loss:
+  """A named loss with a weight for each class, () for none, and the focusing power of FOCAL.
+
+  A function of somebody else's is taken as it is.
+  """
+  if not isinstance(loss, str):
+    if class_weights:
+      raise ValueError(f'objective.class_weights are of {", ".join(LOSSES)}, not of another loss')
+    return loss
+  options: dict[str, Weights] = {'gamma': gamma} if loss in FOCAL else {}
+  if class_weights:
+    options['weights'] = jnp.asarray(class_weights, jnp.float32)[None]
+  return functools.partial(LOSSES[loss], **options) if options else loss
 
 
 def named_loss(name: str) -> str | Loss:
@@ -81,20 +134,21 @@ def named_loss(name: str) -> str | Loss:
 
 
 def scores_of(loss: str | Loss, scores: str = '') -> str:
-  """What logits that were trained with a loss become, a name of LOSSES.
+  """What logits that were trained with a loss become, 'softmax' or 'sigmoid'.
 
   The config says it by `scores`; '' leaves it to the loss, a function to its attribute `scores`.
   """
-  chosen = scores or (loss if isinstance(loss, str) else getattr(loss, 'scores', ''))
+  chosen = scores or (SCORES[loss] if isinstance(loss, str) else getattr(loss, 'scores', ''))
   if not chosen:
     raise ValueError(
       'the loss has no attribute scores: set objective.scores to softmax or sigmoid, as which its '
       'logits are read'
     )
-  if chosen not in LOSSES:
+  if chosen not in SCORES.values():
     raise ValueError(f'scores are {chosen!r}, must be softmax or sigmoid')
-  if isinstance(loss, str) and chosen != loss:
-    raise ValueError(f'objective.scores is {chosen!r}, but a {loss} loss makes {loss} scores')
+  if isinstance(loss, str) and chosen != SCORES[loss]:
+    made = SCORES[loss]
+    raise ValueError(f'objective.scores is {chosen!r}, but a {loss} loss makes {made} scores')
   return chosen
 
 

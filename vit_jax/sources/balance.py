@@ -1,0 +1,161 @@
+"""Classes that differ in how many images they have: counts, weights in a loss, groups to sample.
+
+N images, K classes, L labels of an image at most. Images whose classes are not known count nowhere.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vit_jax import files
+from vit_jax.sources import Source, labels_of
+from vit_jax.sources.classes import UNKNOWN
+from vit_jax.sources.labels import hint
+from vit_jax.text import first_few, printable
+
+BALANCED = 'balanced'  # class weights by the inverse of their counts
+WORTH_SAYING = 10  # times that classes differ by, from which on a line says so
+NAMED = 3  # classes that an error names
+
+
+def read_labels(source: Source) -> np.ndarray:
+  """The labels of all records, (N,) or (N, L): in memory, or else read one after another."""
+  labels = labels_of(source)
+  if labels is None:
+    labels = np.stack([read_label(source, index) for index in range(len(source))])
+  return labels
+
+
+def read_label(source: Source, index: int) -> np.ndarray:
+  """The label of a record; unknown where it cannot be read."""
+  try:
+    return np.asarray(source[index]['label'], np.int32)
+  except OSError:
+    shape = np.shape(source[0]['label']) if index else ()
+    return np.full(shape, UNKNOWN if shape else -1, np.int32)
+  except KeyError:
+    raise ValueError(f'{source.describe(index)} has no label to balance classes by') from None
+
+
+def are_known(labels: np.ndarray) -> np.ndarray:
+  """(N,), whether the classes of each image are known."""
+  return labels >= 0 if labels.ndim == 1 else labels.min(1) > UNKNOWN
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """(K,), how many images each class has."""
+  return np.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def class_weights(spec: str, source: Source, *, scores: str) -> tuple[float, ...]:
+  """The weight of each class in a loss: () for '', those of BALANCED, or of a file.
+
+  BALANCED are, of n images and K classes that have any, n / (K n_c) for a softmax, as
+  scikit-learn's, so that the mean weight of an image is 1; and for a sigmoid (n - n_c) / n_c, the
+  negatives to a positive, as torch's `pos_weight`. A class without images has 1.
+
+  Args:
+    spec: '', BALANCED or a file: .json of {class: weight}, or .csv of the columns class and weight.
+    source: of training.
+    scores: what logits become, 'softmax' or 'sigmoid'.
+  """
+  if not spec:
+    return ()
+  if spec != BALANCED:
+    return read_weights(spec, source.classes)
+  labels = read_labels(source)
+  counts, total = class_counts(labels, len(source.classes)), int(are_known(labels).sum())
+  shares = total - counts if scores == 'sigmoid' else total / max((counts > 0).sum(), 1)
+  weights = np.where(counts > 0, shares / np.maximum(counts, 1), 1.0)
+  return tuple(weights.tolist())
+
+
+def read_weights(path: str, classes: Sequence[str]) -> tuple[float, ...]:
+  """The weights of all classes in a file; a ValueError names those that are wrong or missing."""
+  weights = read_file(pathlib.Path(os.path.expanduser(path)))
+  for name, weight in weights.items():
+    if name not in classes:
+      raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, classes)}')
+    if not 0 <= weight < math.inf:
+      raise ValueError(f'{path}: the weight of {name!r} is {weight:g}, must be at least 0, finite')
+  if missing := [name for name in classes if name not in weights]:
+    raise ValueError(f'{path} lacks a weight for {first_few(missing, NAMED)}')
+  if not any(weights.values()):
+    raise ValueError(f'{path}: every weight is 0')
+  return tuple(weights[name] for name in classes)
+
+
+def read_file(path: pathlib.Path) -> Mapping[str, float]:
+  """{class: weight} of a file, not checked yet."""
+  if not path.is_file():
+    raise FileNotFoundError(f'objective.class_weights: there is no {path}, nor is it {BALANCED!r}')
+  try:
+    if path.suffix.lower() == '.csv':
+      with path.open(encoding='utf-8-sig', newline='') as file:
+        return {row['class'].strip(): float(row['weight']) for row in csv.DictReader(file)}
+    return {name: as_number(value) for name, value in files.read_object(path).items()}
+  except (KeyError, TypeError, AttributeError):
+    raise ValueError(f'{path} must have the columns class and weight') from None
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f'{path} is no {{class: weight}} of numbers: {error}') from None
+
+
+def as_number(value: object) -> float:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f'{value!r} is no number')
+  return float(value)
+
+
+def described(source: Source, *, balanced: bool) -> list[str]:
+  """Lines on the classes of training, where labels are in memory: unknown ones, and imbalance.
+
+  `balanced` says that something is done about it.
+  """
+  labels = labels_of(source)
+  if labels is None or not len(labels):
+    return []
+  lines = []
+  if unknown := int((~are_known(labels)).sum()):
+    lines.append(f'{unknown:,} images are not trained on, as their classes are unknown')
+  counts = class_counts(labels, len(source.classes))
+  present = np.flatnonzero(counts)
+  if len(present) < 2:
+    return lines
+  largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
+  times = counts[largest] / counts[smallest]
+  if times >= WORTH_SAYING:
+    (most, fewest) = (printable(source.classes[label]) for label in (largest, smallest))
+    line = f'classes differ by {times:,.0f} times: {counts[largest]:,} images of {most}, '
+    line += f'{counts[smallest]:,} of {fewest}'
+    lines.append(line + '; see objective.class_weights and data.balance' * (not balanced))
+  return lines
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Groups:
+  """The indices of each class's images; of a multi-label set, also of those of no class."""
+
+  indices: tuple[np.ndarray, ...]
+
+
+def class_groups(source: Source) -> Groups:
+  """The groups that balanced sampling makes equally likely; none is empty."""
+  labels = read_labels(source)
+  if labels.ndim == 1:
+    labels = labels[:, None]  # (N, L)
+    is_none = np.zeros(len(labels), bool)
+  else:
+    is_none = are_known(labels) & (labels.max(1) < 0)
+  rows, columns = np.nonzero(labels >= 0)
+  classes = labels[rows, columns]
+  order = np.argsort(classes, kind='stable')
+  groups = np.split(rows[order], np.cumsum(np.bincount(classes))[:-1]) if len(rows) else []
+  groups = [group for group in (*groups, np.flatnonzero(is_none)) if len(group)]
+  if not groups:
+    raise ValueError('data.balance: no training image has a label')
+  return Groups(tuple(groups))
