@@ -235,6 +235,7 @@ def test_antialiasing_is_written_into_the_steps_that_name_no_method(line, expect
     ('resize(448) | random_crop(96) | flip', 0.0459),
     ('resize_small(256) | central_crop(96)', 0.1406),
     ('random_crop(100)', 1 / 16),
+    ('resize(200) | corner_crop(100)', 1 / 4),
     ('inception_crop(96)', 1),
     ('', 1),
   ],

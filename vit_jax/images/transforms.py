@@ -158,7 +158,7 @@ def corner_crop(height: int, width: int) -> Step:
     margins(image, height, width)
     return image[:height, :width]
 
-  return step
+  return Crop(step)
 
 
 def crop_ratio(
@@ -435,7 +435,7 @@ def antialiased_step(text: str) -> str:
 
 
 def crop_fraction(transform: Transform, image: Image) -> float:
-  """The fraction of a square image's area that its `random_crop` and `central_crop` leave.
+  """The fraction of a square image's area that its crops to a size leave.
 
   The square is that of the image's smaller side, so that an aspect counts for nothing.
   """
