@@ -25,6 +25,7 @@ RGBA = RNG.integers(0, 256, (12, 10, 4), np.uint8)
 BANDS = RNG.integers(0, 256, (12, 10, 5), np.uint8)
 GEOMETRY = (  # steps that treat every channel alike
   *('resize(7, 9)', "resize(7, method='bicubic')", "resize(7, method='bicubic_antialias')"),
+  *("resize(7, method='area')", 'corner_crop(7)'),
   *('resize_small(9) | random_crop(7)', 'crop_ratio(7)', 'inception_crop(7)', 'flip'),
   *('affine(30, 0.1, 0.2, 10)', "random_erasing(1.0, mode='const')"),
   *('gaussian_blur(1.0)', 'solarization(1.0)'),
@@ -270,6 +271,14 @@ def test_a_model_of_grey_images_is_the_same_after_another_dialect(grey_run, to, 
   assert again.preprocess == dataclasses.replace(run.preprocess, steps=again.preprocess.steps)
   scores = [one.forward([*images])['scores'] for one in (run, again)]
   np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_a_checkpoint_keeps_its_channels_unless_others_are_asked_for(grey_run):
+  model = vit_jax.load(grey_run[0]).model
+  kernel = vit_jax.load_params(grey_run[0], model)['embed']['kernel']
+  assert kernel.shape == (4, 4, 1, 8)
+  three = vit_jax.load_params(grey_run[0], model, channels=3, report=None)['embed']['kernel']
+  np.testing.assert_allclose(three, np.repeat(kernel, 3, axis=2) / 3, rtol=1e-6)
 
 
 def test_torchvision_has_no_way_to_say_grey(grey_run, tmp_path):

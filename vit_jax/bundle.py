@@ -222,7 +222,7 @@ def load_params(
   model: models.Model,
   *,
   image_size: int | tuple[int, int] | None = None,
-  channels: int = 3,
+  channels: int | None = None,
   resample: str | None = None,
   new_head: bool = False,
   classes: Sequence[str] = (),
@@ -242,7 +242,7 @@ def load_params(
     model: which they are for.
     image_size: (height, width) in pixels that it will take, or one number for both; None is the
       size that the checkpoint is for.
-    channels: of the images.
+    channels: of the images; None is those of the checkpoint, 3 where no kernel tells.
     resample: 'bilinear_align_corners' (Google), 'bicubic_antialias' (timm), 'bicubic' (Hugging
       Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
       that of the checkpoint's own kind.
@@ -265,7 +265,7 @@ def load_params(
     source,
     model,
     image_size=size or source.size,
-    channels=channels,
+    channels=channels or engine.channels(source.arrays) or 3,
     rule=resample,
     new_head=new_head,
     classes=classes,
@@ -293,8 +293,8 @@ def check_arguments(
   if not isinstance(model, nn.Module):
     advice = f': vit_jax.build({model!r}) gives one' if isinstance(model, str) else ''
     raise ValueError(f'model is {model!r:.80}, not a model{advice}')
-  if not is_whole(channels):
-    raise ValueError(f'channels is {channels!r}, not a whole number')
+  if channels is not None and (not is_whole(channels) or channels < 1):
+    raise ValueError(f'channels is {channels!r}, not a whole number from 1 on')
   if not is_whole(seed):
     raise ValueError(f'seed is {seed!r}, not a whole number')
   if resample is not None and not isinstance(resample, str):

@@ -37,7 +37,7 @@ from vit_jax.workdir import ROOT, installed, source
 
 MODES = ('train', 'infer')
 CLASSES = 1000  # ImageNet's
-HALF = (0.5, 0.5, 0.5)  # mean and std of images in [-1, 1]
+HALF = (0.5,)  # mean and std of images in [-1, 1], for every channel
 BATCHES = 4  # of random images that the steps rotate among, as no training reads one again
 PACKAGES = ('jax', 'jaxlib', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy', 'torch', 'timm')
 
@@ -52,6 +52,7 @@ class Case:
       (normalise, forward; with parameters stored in the type of the computation).
     batch: images of a step.
     image_size: pixels of a side.
+    channels: of the images.
     dtype: of the computation; None is bfloat16, on a CPU float32.
     unroll, depth: of the model; None leaves its own.
   """
@@ -60,6 +61,7 @@ class Case:
   mode: str = 'train'
   batch: int = 8
   image_size: int = 224
+  channels: int = 3
   dtype: str | None = None
   unroll: int | None = None
   depth: int | None = None
@@ -74,7 +76,12 @@ class Case:
 
   def flops(self) -> int:
     """FLOPs of one image: a training step is three forward passes."""
-    return self.build().flops(self.image_size, self.image_size) * (3 if self.mode == 'train' else 1)
+    forward = self.build().flops(self.image_size, self.image_size, self.channels)
+    return forward * (3 if self.mode == 'train' else 1)
+
+  def images(self, count: int) -> tuple[int, int, int, int]:
+    """The shape of so many images."""
+    return (count, self.image_size, self.image_size, self.channels)
 
   def arguments(self) -> list[str]:
     """The words after `vit bench` that stand for it."""
@@ -162,7 +169,7 @@ STEPS = {'train': training, 'infer': inference}
 
 def random_params(model: nn.Module, case: Case) -> models.Tree:
   """Random parameters, all of them in use; filled by NumPy, as jitting `init` takes seconds."""
-  images = jax.ShapeDtypeStruct((1, case.image_size, case.image_size, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct(case.images(1), jnp.float32)
   rng = np.random.default_rng(0)
 
   def sample(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -175,10 +182,9 @@ def random_params(model: nn.Module, case: Case) -> models.Tree:
 def synthetic(case: Case) -> list[Batch]:
   """Batches of random images and labels, on the device."""
   rng = np.random.default_rng(1)
-  shape = (case.batch, case.image_size, case.image_size, 3)
   return [
     {
-      'image': jnp.asarray(rng.integers(256, size=shape, dtype=np.uint8)),
+      'image': jnp.asarray(rng.integers(256, size=case.images(case.batch), dtype=np.uint8)),
       'label': jnp.asarray(rng.integers(CLASSES, size=case.batch, dtype=np.int32)),
       'mask': jnp.ones(case.batch, jnp.float32),
     }

@@ -275,6 +275,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--mode', choices=('train', 'infer', 'both'), default='both')
   parser.add_argument('--batch', type=positive, default=8, help='images of a step')
   parser.add_argument('--image-size', type=positive, default=224, help='pixels')
+  parser.add_argument('--channels', type=positive, default=3, help='of the images')
   parser.add_argument('--dtype', help='default: bfloat16, on a CPU float32')
   parser.add_argument('--unroll', type=positive, help='layers per iteration of the compiled loop')
   parser.add_argument('--depth', type=positive, help="layers, if not the model's own")

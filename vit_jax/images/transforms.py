@@ -62,7 +62,8 @@ def resize_pillow(image: Image, size: tuple[int, int], name: str) -> Image:
 
 def resize_area(image: Image, size: tuple[int, int]) -> Image:
   """The mean of what each pixel covers, as tf.image.resize's 'area'; `size` is (width, height)."""
-  means = opencv().resize(image.astype(np.float32), size, interpolation=opencv().INTER_AREA)
+  cv2, values = opencv(), image.astype(np.float32)
+  means = by_channels(lambda part: cv2.resize(part, size, interpolation=cv2.INTER_AREA), values)
   # big_vision cuts the fraction off; a whole number may be 4e-5 short of itself here
   return (means + 1e-3).astype(np.uint8)
 
