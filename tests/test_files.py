@@ -870,3 +870,10 @@ def test_writing_makes_no_second_copy_of_everything(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**22, suffix
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf'), -float('inf')])
+def test_a_json_file_has_null_for_a_number_that_is_not_finite(number, tmp_path):
+  files.write_json(tmp_path / 'a.json', {'loss': [1.5, number], 'best': number})
+  text = (tmp_path / 'a.json').read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == {'loss': [1.5, None], 'best': None}
