@@ -124,7 +124,6 @@ APART = [  # queries, keys and values in arrays of their own
 GATE = [
   *dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
   *dense(f'{BLOCKS}/mlp/gate', f'{THEIRS}.mlp.fc1_g'),
-  *dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
 ]
 VIT = rows(
   stem(),
@@ -132,6 +131,7 @@ VIT = rows(
   projected(QKV, f'{THEIRS}.attn.qkv'),
   [(f'{BLOCKS}/scale{n}', f'{THEIRS}.ls{n}.gamma') for n in (1, 2)],
   GATE,
+  dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
   BIASES,
   APART,
 )
@@ -179,6 +179,18 @@ def tidy(arrays: Arrays) -> Arrays:
       array = array.reshape(array.shape[0], 3, side, side)
     out[re.sub(r'(blocks\.\d+\.mlp)\.fc1\.', gated(arrays), name)] = array
   return with_scales(with_heads(out))
+
+
+def tidy_eva(arrays: Arrays) -> Arrays:
+  """The same with the two layers of a gated MLP's joint array apart, as Eva mostly has them."""
+  out: Arrays = {}
+  for name, array in tidy(arrays).items():
+    if '.mlp.w12.' in name:
+      gate, up = np.split(array, 2)
+      out |= {name.replace('w12', 'fc1_g'): gate, name.replace('w12', 'fc1'): up}
+    else:
+      out[name] = array
+  return out
 
 
 def with_heads(arrays: Arrays) -> Arrays:
@@ -546,7 +558,7 @@ FAMILIES = (
   ),
   Family(
     signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed'),
-    tidy=tidy,
+    tidy=tidy_eva,
     renames=((r'\.fc1_x\.', '.fc1.'),),
     drops=(*DROPS, r'rope\.(?!freqs).*'),
     **COMMON_EVA,
