@@ -193,7 +193,6 @@ def test_what_saving_logs_is_not_told(searched):
   assert (searched / 'absl.log').read_text() == ''
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
