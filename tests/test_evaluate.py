@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -501,6 +502,21 @@ def test_a_data_set_without_a_split_of_its_own_is_measured_whole(whole, photos, 
   streams = capsys.readouterr()
   assert '24 x 16 features' in streams.out and 'all of its images are measured' in streams.err
   assert inputs.test_split(f'arrays:{tmp_path}/x.npz') == 'validation'  # for probes, a run's own
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'features'])
+def test_what_a_data_set_holds_and_is_not_read_is_said(photos, tmp_path, command, capsys):
+  (photos / 'rose' / 'phone.heif2').write_bytes(b'0')
+  shutil.copytree(photos / 'tulip', photos / 'Tulip')
+  bundle.write(tmp_path / 'model', model_of(3, names=('Tulip', 'rose', 'tulip')))
+  words = [command, tmp_path / 'model', '--on', f'folder:{photos}']
+  assert (
+    vit.main([*map(str, words), *['--out', f'{tmp_path}/f.npz'] * (command == 'features')]) == 0
+  )
+  lines = ''.join(capsys.readouterr()).splitlines()
+  assert 'passed over: 1 .heif2 (no image format that is read)' in lines
+  alone = 'case, Unicode form or leading zeros alone'
+  assert f"classes that differ in {alone}: 'Tulip' and 'tulip'" in lines
 
 
 # Features

@@ -112,5 +112,6 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
   if 'train_split' in values:
     title += f'; by {args.method} from split {values["train_split"]}'
     title += f', {values["train_count"]} images'
-  values = {'model': args.model, 'method': args.method, 'preprocess': args.preprocess} | values
-  return values, [title + ''.join(left_out), *([data.note] if data.note else []), *text]
+  request = {'model': args.model, 'method': args.method, 'preprocess': args.preprocess}
+  values = request | {'notes': [*data.notes]} | values
+  return values, [title + ''.join(left_out), *data.notes, *text]

@@ -40,8 +40,8 @@ def extract_to_file(args: argparse.Namespace) -> Features:
     split = inputs.image_split(predict.image_files(args.images))
   else:
     split = inputs.open_split(args.model, on=args.on, split=args.split)
-  if split.note:
-    to_stderr(split.note)
+  for line in split.notes:
+    to_stderr(line)
   features = extract(run, split, preprocess=args.preprocess, batch_size=args.batch_size)
   write(args.out, features, [split.source.describe(index) for index in features.indices.tolist()])
   return features

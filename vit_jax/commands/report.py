@@ -66,8 +66,8 @@ def measure(
   is_previous = previous and (data.name, data.split) == (previous['source'], previous['split'])
   if is_previous and not batch_size:
     return with_evaluation(facts, previous, data)
-  if data.note:
-    say(data.note)
+  for line in data.notes:
+    say(line)
   rows = batch_size or training_batch(facts.config)
   try:
     values = files.finite(accuracy.evaluate_model(facts.model, data, batch_size=rows, say=say))

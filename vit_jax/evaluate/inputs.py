@@ -30,13 +30,13 @@ class Split:
     name: of the data set, as `sources.open_source` takes it.
     split: in TFDS's language.
     source: its images.
-    note: a line on why it is this split, where that may surprise.
+    notes: lines on why it is this split, where that may surprise, and on how it was read.
   """
 
   name: str
   split: str
   source: Source
-  note: str = ''
+  notes: tuple[str, ...] = ()
 
 
 def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:
@@ -52,14 +52,16 @@ def open_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -
     FileNotFoundError, ValueError: if there is no such data, or nothing says which.
   """
   data = {} if on else data_of(path)
-  name, note = on or data['source'], ''
+  name, notes = on or data['source'], []
   split = split or data.get('test') or data.get('validation') or ''
   if not split:
     split = default_split(name) if on else test_split(name)
     if split == sources.ALL:
-      note = f'{name} has no test or validation split of its own: all of its images are measured'
-      note += ', also those that the run was trained on' * is_trained_on(path, name)
-  return Split(name, split, sources.open_source(name, split), note)
+      line = f'{name} has no test or validation split of its own: all of its images are measured'
+      line += ', also those that the run was trained on' * is_trained_on(path, name)
+      notes.append(line)
+  source = sources.open_source(name, split)
+  return Split(name, split, source, (*notes, *sources.lines_about(source)))
 
 
 def open_test_split(path: str | os.PathLike[str], *, on: str = '', split: str = '') -> Split:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit_jax import lookup
+from vit_jax.sources.classes import alike_note
 from vit_jax.text import error_line, first_few, nearest, printable
 
 Record = dict[str, Any]
@@ -312,7 +313,12 @@ def check_file(path: str) -> None:
 
 def lines_about(source: Source) -> list[str]:
   """What a user ought to know of how a data set was read, and of what was not."""
-  return [*source.notes, *filter(None, [describe_passed_over(source.passed_over)])]
+  return [*notes_about(source), *filter(None, [describe_passed_over(source.passed_over)])]
+
+
+def notes_about(source: Source) -> list[str]:
+  """What a user ought to know of how a data set was read."""
+  return [*source.notes, *filter(None, [alike_note(source.classes)])]
 
 
 def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:

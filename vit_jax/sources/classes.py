@@ -5,9 +5,14 @@ all -1 is of no class: a negative of each. One whose labels are UNKNOWN is neith
 scored, as is, where every image has one label, one with -1.
 """
 
+import collections
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from vit_jax.text import first_few, printable
 
 MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
 REGRESSION = (
@@ -24,6 +29,8 @@ NO_LABEL = (
   'null',
 )  # in any case, as programs write an empty cell
 UNKNOWN = -2  # all labels of an image of a multi-label set that nobody has labelled
+NUMBER = re.compile('[0-9]{1,18}')
+NAMED = 3  # groups of classes that a line names
 MAX_LABELS = 64  # of an image, where its data set does not say how many there can be
 
 
@@ -40,6 +47,23 @@ def first_number(labels: Iterable[int]) -> int:
 def first_note(classes: Sequence[str], first: int) -> tuple[str, ...]:
   """A line where the label of the first class is not 0."""
   return (f'labels are numbered from {first}: classes are {classes[0]} to {classes[-1]}',) * first
+
+
+def folded(name: str) -> str:
+  """A name without regard to case, Unicode form and the leading zeros of a number."""
+  name = unicodedata.normalize('NFC', name).casefold()
+  return str(int(name)) if NUMBER.fullmatch(name) else name
+
+
+def alike_note(classes: Sequence[str]) -> str:
+  """A line on classes that are several by spelling alone, as 'Cat' and 'cat'; '' without any."""
+  groups = collections.defaultdict(set)
+  for name in classes:
+    groups[folded(name)].add(name)
+  alike = [sorted(names) for names in groups.values() if len(names) > 1]
+  named = [' and '.join(repr(printable(name)) for name in names) for names in alike]
+  differ = 'differ in case, Unicode form or leading zeros alone'
+  return f'classes that {differ}: {first_few(named, NAMED)}' if named else ''
 
 
 def check_classes(where: str, classes: Sequence[str]) -> None:

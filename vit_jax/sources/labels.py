@@ -8,19 +8,16 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from vit_jax.files import distinct
 from vit_jax.sources import delimited, imagenet
-from vit_jax.sources.classes import MAX_GAPS, NO_LABEL
+from vit_jax.sources.classes import MAX_GAPS, NO_LABEL, NUMBER, folded
 from vit_jax.text import first_few, nearest
 
 NAMED = 3  # classes that a line names
-NUMBER = re.compile('[0-9]{1,18}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +141,6 @@ def match_spelling(data: Sequence[str], model: Sequence[str]) -> list[int]:
   times, times_in_model = collections.Counter(data), collections.Counter(model)
   index = {name: label for label, name in enumerate(model)}
   return [index[name] if times[name] == times_in_model[name] == 1 else -1 for name in data]
-
-
-def folded(name: str) -> str:
-  """A name without regard to case, Unicode form and the leading zeros of a number."""
-  name = unicodedata.normalize('NFC', name).casefold()
-  return str(int(name)) if NUMBER.fullmatch(name) else name
 
 
 def match_numbers(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax.images import decoding
-from vit_jax.sources import Source, likeness
+from vit_jax.sources import Source, likeness, notes_about
 from vit_jax.text import reason
 
 MIN_CONTRAST = 64  # levels, a quarter of all; photographs have some 200
@@ -259,7 +259,7 @@ def report(name: str, surveys: Mapping[str, Survey]) -> dict[str, Any]:
   return {
     'source': name,
     'classes': list(source.classes),
-    'notes': source.notes,
+    'notes': notes_about(source),
     'passed_over': [dataclasses.asdict(item) for item in source.passed_over],
     'splits': {split: summarize(survey) for split, survey in surveys.items()},
     'duplicates': {

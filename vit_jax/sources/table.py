@@ -21,8 +21,8 @@ from vit_jax import sources
 from vit_jax.images import decoding
 from vit_jax.sources import PassedOver, Record, Source, Splits, delimited
 from vit_jax.sources import classes as labelling
+from vit_jax.sources.classes import folded
 from vit_jax.sources.folder import Files, is_inside
-from vit_jax.sources.labels import folded
 from vit_jax.text import first_few, printable
 
 if TYPE_CHECKING:
