@@ -78,7 +78,7 @@ def test_a_jpeg_that_is_decoded_in_part_has_the_channels_too(channels):
 
 @pytest.mark.quick
 def test_a_file_of_other_bands_than_those_wanted_is_a_bad_image():
-  with pytest.raises(decoding.BadImage, match='3 bands, 5 channels are wanted'):
+  with pytest.raises(decoding.BadImage, match='3 bands, wanted 5'):
     decoding.decode(encoded(RGB, 'JPEG'), 5)
 
 
@@ -88,7 +88,7 @@ def test_pixels_of_other_channels_than_those_wanted_are_refused_but_for_grey():
   np.testing.assert_array_equal(transformed(grey, '', 3), np.repeat(grey, 3, axis=-1))
   np.testing.assert_array_equal(transformed(BANDS, '', 5), BANDS)
   for image, channels in ((RGB, 1), (BANDS, 3), (grey, 4)):
-    message = f'images have {image.shape[-1]} channels, {channels} are wanted'
+    message = f'images have {image.shape[-1]} channels, wanted {channels}'
     with pytest.raises(ValueError, match=message):
       transformed(image, '', channels)
 
@@ -167,14 +167,14 @@ def test_pages_of_grey_are_channels_too():
   first, *others = (Image.fromarray(BANDS[..., i]) for i in range(5))
   first.save(file, 'TIFF', save_all=True, append_images=others)
   np.testing.assert_array_equal(decoding.decode(file.getvalue(), 5), BANDS)
-  with pytest.raises(decoding.BadImage, match='1 bands, 6 channels'):
+  with pytest.raises(decoding.BadImage, match='1 bands, wanted 6'):
     decoding.decode(file.getvalue(), 6)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize('channels', [1, 3, 4, 6])
 def test_a_tiff_of_other_bands_than_those_wanted_names_both(channels):
-  with pytest.raises(decoding.BadImage, match=f'has 5 bands, {channels} channels are wanted'):
+  with pytest.raises(decoding.BadImage, match=f'has 5 bands, wanted {channels}'):
     decoding.decode(tiff(BANDS), channels)
 
 
@@ -307,7 +307,7 @@ def test_an_archive_of_bands_gives_batches_and_a_gradient_of_all_of_them(tmp_pat
 
 
 @pytest.mark.parametrize('channels, message', [
-  (4, 'images have 5 channels, 4 are wanted'),
+  (4, 'images have 5 channels, wanted 4'),
   ('0', 'data.channels is 0'),
 ])  # fmt: skip
 def test_a_run_with_other_channels_than_its_images_is_refused(channels, message, tmp_path):
@@ -327,3 +327,11 @@ def test_a_checkpoint_of_rgb_starts_a_run_on_grey_at_the_sum_of_its_channels(tmp
   kernel = made.task.start().params['embed']['kernel']
   np.testing.assert_allclose(kernel, params['embed']['kernel'].sum(2, keepdims=True), atol=1e-6)
   assert (made.config.data.mean, made.config.data.std) == ((0.5,), (0.5,))
+
+
+def test_a_configuration_of_other_channels_than_the_kernel_is_refused(grey_run, tmp_path):
+  convert.write(tmp_path / 'timm', vit_jax.load(grey_run[0]), to='timm')
+  file = tmp_path / 'timm' / 'config.json'
+  file.write_text(file.read_text().replace('"in_chans": 1', '"in_chans": 2'))
+  with pytest.raises(ValueError, match='in_chans is 2, but the kernel has 1'):
+    vit_jax.load(tmp_path / 'timm')

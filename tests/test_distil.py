@@ -553,3 +553,9 @@ def test_the_page_has_every_kind_and_every_field():
   assert [coded(row[0]) for row in table('kind', PAGE)] == [[kind] for kind in distil.KINDS]
   documented = [name for row in table('field', PAGE) for name in coded(row[0])]
   assert documented == [f'config.teacher.{name}' for name in config.default().teacher]
+
+
+def test_a_teacher_of_other_channels_is_refused():
+  grey = linear(looks=dict(mean=(0.5,), std=(0.5,)))
+  with pytest.raises(ValueError, match='images of 3 channels, the teacher 1'):
+    distil.distil(student_task(), distil.Teacher(grey), **HALVES)

@@ -267,8 +267,8 @@ def show(args: argparse.Namespace) -> int:
     with files.replacing(out) as file:
       sheet = augmented_sheet(surveys[split], transform, seed=args.seed)
       file.write(png(decoding.displayed(sheet)))
-    first = f', the first three of {args.channels} channels' * (args.channels not in (1, 3, 4))
-    to_stderr(f'{out} shows images of {split}, {SHEET[1]} augmentations of each{first}')
+    words = [f'{out} shows images of {split}', f'{SHEET[1]} augmentations of each']
+    to_stderr(', '.join(filter(None, [*words, decoding.omitted_channels(args.channels)])))
   return 3 if has_problems(summary) else 0
 
 

@@ -19,6 +19,7 @@ from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
+from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
 from vit_jax.text import nearest, one_line, progress, reason, si
 from vit_jax.views import attention, pictures
@@ -276,9 +277,8 @@ def attended_image(
 
 def caption(image: Image) -> str:
   """An image's name without folders, and its class where that is known."""
-  channels = image.pixels.shape[2]
-  first = f', the first three of {channels} channels' * (channels not in (1, 3, 4))
-  return pathlib.Path(image.name).name + f', {image.label}' * bool(image.label) + first
+  words = pathlib.Path(image.name).name, image.label, omitted_channels(image.pixels.shape[2])
+  return ', '.join(filter(None, words))
 
 
 def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int) -> dict[str, Any]:
@@ -320,10 +320,13 @@ def image_count(images: Sequence[Image]) -> str:
 
 def filters(run: predict.Run) -> Drawing:
   result = analysis.filters(run.model, run.params)
-  rows, columns = result.components.shape[1:3]
+  _, rows, columns, channels = result.components.shape
+  omitted = omitted_channels(channels)
   title = (
     f'{len(result.components)} principal components of the {result.count} filters '
     f'of {rows}x{columns} pixels of {result.of}: {result.variance.sum():.1%} of their variance'
+    + f'; {omitted}'
+    * bool(omitted)
   )
   arrays = {'components': result.components, 'variance': result.variance}
   return Drawing(pictures.filters(result.components, title), arrays, title)

@@ -24,6 +24,7 @@ from vit_jax.convert.engine import (
   ExportSpec,
   Family,
   Line,
+  channels,
   renamed,
   rows,
 )
@@ -537,7 +538,19 @@ RENAMES = (
   (r'^(patch_embed\.backbone)\.(conv|norm)\.', r'\1.stem.\2.'),
 )
 PATCHES = r'patch_embed\.proj\.weight'
-COMMON: dict[str, Any] = dict(dialect='timm', preprocess=preprocess, fields=FIELDS)
+
+
+def contradictions(ours: Arrays, config: dict[str, Any]) -> list[str]:
+  """Where the kernel reads other channels than the configuration says."""
+  said, count = config.get('model_args', {}).get('in_chans'), channels(ours)
+  if said in (None, count) or count is None:
+    return []
+  return [f'config.json: in_chans is {said}, but the kernel has {count}']
+
+
+COMMON: dict[str, Any] = dict(
+  dialect='timm', preprocess=preprocess, fields=FIELDS, contradictions=contradictions
+)
 COMMON_EVA = COMMON | dict(
   model='ViT', table=EVA, details=eva_details, declared=declared, promises=eva_promises
 )

@@ -93,7 +93,7 @@ def fit_channels(image: Image, channels: int) -> Image:
     return image
   if (count, channels) == (1, 3):
     return np.repeat(image, 3, axis=-1)
-  raise ValueError(f'images have {count} channels, {channels} are wanted')
+  raise ValueError(f'images have {count} channels, wanted {channels}')
 
 
 def displayed(image: Image) -> Image:
@@ -106,6 +106,11 @@ def displayed(image: Image) -> Image:
     alpha = image[..., 3:] / 255
     return np.rint(alpha * image[..., :3] + (1 - alpha) * 255).astype(np.uint8)
   return image if count == 3 else image[..., np.minimum(range(3), count - 1)]
+
+
+def omitted_channels(channels: int) -> str:
+  """What to say beside a picture of `displayed` that lacks some; '' where it has all."""
+  return f'the first three of {channels} channels' if channels > 4 else ''
 
 
 def from_rgb(image: Image, channels: int) -> Image:
@@ -217,7 +222,7 @@ def decode_pillow(data: bytes, channels: int = 3) -> tuple[Image, int]:
     image = pil.open(file, formats=tuple(dict.fromkeys(formats().values())))
   except pil.UnidentifiedImageError:
     if count := tiff.band_count(data):
-      raise BadImage(f'the file has {count} bands, {channels} channels are wanted') from None
+      raise BadImage(f'the file has {count} bands, wanted {channels}') from None
     raise BadImage('not an image') from None
   except pil.DecompressionBombError:
     raise BadImage(f'its pixels exceed the limit of {MAX_PIXELS:,}') from None
@@ -244,7 +249,7 @@ def read_bands(data: bytes, channels: int) -> tiff.Banded | None:
   if not count or (count != channels and channels in (1, 3)):
     return None  # Pillow may read some of them as RGB
   if count != channels:
-    raise BadImage(f'the file has {count} bands, {channels} channels are wanted')
+    raise BadImage(f'the file has {count} bands, wanted {channels}')
   try:
     return tiff.as_grey(data)
   except ValueError as error:
@@ -421,7 +426,7 @@ def as_channels(image: 'Picture', channels: int, banded: tiff.Banded | None = No
   if channels in PICTURES:
     return from_rgb(np.asarray(as_rgb(image)), channels)
   if len(image.getbands()) != channels:
-    raise BadImage(f'the file has {len(image.getbands())} bands, {channels} channels are wanted')
+    raise BadImage(f'the file has {len(image.getbands())} bands, wanted {channels}')
   return np.asarray(image)
 
 

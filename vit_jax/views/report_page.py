@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax import analysis, files, metrics, models
 from vit_jax.evaluate import accuracy, results
-from vit_jax.images.decoding import displayed
+from vit_jax.images.decoding import displayed, omitted_channels
 from vit_jax.text import number, percent
 from vit_jax.views import charts, html, pictures
 from vit_jax.views.card import dimensions
@@ -181,6 +181,8 @@ def mistakes(facts: Facts) -> str:
   if not facts.mistakes:
     return '<p>Their images could not be read.</p>'
   caption = '<p>The surest first.'
+  if omitted := omitted_channels(facts.mistakes[0].image.shape[2]):
+    caption += f' Shown are {omitted}.'
   if facts.mistakes[0].attention is not None:
     caption += (
       ' Beside each image: how much of each patch the tokens that the head reads take up in the '
