@@ -27,6 +27,7 @@ PHOTO = 64  # pixels of a side, from which on a photo is embedded as a JPEG
 QUALITY = 90  # of it
 SIZES = ('patch', 'width', 'depth')  # that a config may replace
 NUMBERS = 8  # of the picture's first panel
+OF_CLASSES = ('balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted', 'auroc')  # of the card
 
 
 # The page
@@ -58,6 +59,7 @@ def headlines(facts: Facts) -> list[tuple[str, str]]:
     pairs += [
       (measure_text(name, value), f'{results.display_name(name)} {on}')
       for name, value in results.numbers(values).items()
+      if name not in OF_CLASSES
     ]
   for use, logged in metrics.model_results(facts.rows, facts.step).items():
     where = (data.get('source'), data.get(use))
