@@ -105,7 +105,7 @@ def test_splits_share_the_class_map_of_train(pets):
   assert sources.open_source(f'folder:{pets}', 'validation').classes == ('cat', 'dog')
 
 
-@pytest.mark.parametrize('name', ['VAL', 'Validation', 'valid'])
+@pytest.mark.parametrize('name', ['VAL', 'Validation', 'valid', 'val_set'])
 def test_names_of_splits_are_read_in_any_case(tmp_path, name):
   write(tmp_path / 'd', 'TRAIN/a/1.png', 'TRAIN/b/2.png', f'{name}/A/3.png')
   assert labelled(f'folder:{tmp_path}/d', 'validation') == [(f'{name}/A/3.png', 'a')]
@@ -192,6 +192,16 @@ def test_classes_without_split_folders_are_for_training(tmp_path):
   train, held = labelled(f'folder:{tmp_path}/d'), labelled(f'folder:{tmp_path}/d', 'validation')
   assert len(train) == 36 and len(held) == 4
   refused("no split 'test'", f'folder:{tmp_path}/d', 'test')
+
+
+def test_folders_called_training_set_and_test_set_are_splits_and_no_classes(tmp_path):
+  splits = ('training_set', 'test_set')
+  write(
+    tmp_path / 'd', *(f'{s}/{c}/{i}.png' for s in splits for c in ('cats', 'dogs') for i in '01')
+  )
+  assert [*sources.splits_of(f'folder:{tmp_path}/d')] == ['train', 'validation', 'test']
+  source = sources.open_source(f'folder:{tmp_path}/d', 'test')
+  assert source.classes == ('cats', 'dogs') and len(source) == 4
 
 
 def test_without_validation_a_tenth_of_each_class_is_held_out(tmp_path):

@@ -357,11 +357,16 @@ def overlap(a: Source, b: Source) -> int:
 SPLIT_NAMES = {  # that folders, tables and archives may give a split
   'train': 'train',
   'training': 'train',
+  'train_set': 'train',
+  'training_set': 'train',
   'val': 'validation',
   'valid': 'validation',
   'validation': 'validation',
+  'val_set': 'validation',
+  'validation_set': 'validation',
   'test': 'test',
   'testing': 'test',
+  'test_set': 'test',
 }
 SPLITS = ('train', 'validation', 'test')  # in this order
 HELD_OUT = 0.1  # of the training images, where there are none for validation

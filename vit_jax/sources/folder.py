@@ -28,7 +28,7 @@ SYSTEM_FOLDERS = (  # that archives, storage devices and desktops make: previews
   b'System Volume Information',
 )  # fmt: skip
 RECENT = 2_000_000_000  # ns: FAT counts times in steps of two seconds, the coarsest in use
-FORMAT = 2  # of the index in the cache
+FORMAT = 3  # of the index in the cache
 
 
 @dataclasses.dataclass(frozen=True)
