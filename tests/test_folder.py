@@ -243,7 +243,7 @@ def test_names_need_not_be_utf8(tmp_path):
   'names, text',
   [
     (['val/bird/1.png', 'test/cow/2.png'], "train lacks class 'bird' in validation, 'cow' in test"),
-    (['train/bird/notes.txt'], "no images of class 'bird' in train"),
+    (['train/bird/notes.txt'], "no images of class 'bird' in train; passed over: 1 .txt"),
     (['valid/dog/1.png'], 'several folders of validation: val, valid'),
   ],
 )

@@ -304,7 +304,10 @@ def check_walk(
     raise ValueError(f'{printable(os.path.join(walk.root, first))} holds no class folders')
   empty = [repr(printable(name)) for name, size in zip(names, sizes) if not size]
   if empty and 'train' in splits:
-    raise ValueError(f'{where}: no images of class {first_few(empty)} in train')
+    reasons = filter(None, [sources.describe_passed_over(walk.passed_over)])
+    raise ValueError(
+      '; '.join([f'{where}: no images of class {first_few(empty)} in train', *reasons])
+    )
   folder = os.path.join(first, names[0])
   if len(names) == 1 and os.path.join(folder, b'train') in walk.folders:
     within = printable(os.path.join(walk.root, folder))
