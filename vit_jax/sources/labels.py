@@ -109,8 +109,8 @@ def match(
       alignment = align(data, model, needed=() if restrict else present)
     except ValueError as error:
       raise ValueError(
-        f'{error}; --label_map FILE can say which class is which, --restrict leaves out those '
-        'that are not in both'
+        f'{error}; vit evaluate --label_map FILE says which class is which, --restrict leaves out '
+        'those that are not in both'
       ) from None
   scored = present if subset is None else present & frozenset(subset)
   labels = [label if name in scored else -1 for name, label in zip(data, alignment.labels)]
