@@ -590,8 +590,13 @@ def test_a_name_with_a_bar_stays_in_its_cell(source):
 def test_a_finished_run_has_a_card_with_the_measures_of_its_model(whole):
   text = (whole / 'model' / 'README.md').read_text()
   held = results.read(whole)
-  numbers = (f'{held[name]:.4f}' for name in ('accuracy', 'top5', 'loss', 'calibration_error'))
-  assert f'| digits, split test | 359 | {" | ".join(numbers)} | 8 |' in text
+  rows = [[cell.strip() for cell in line.split('|')] for line in text.splitlines()]
+  (columns,) = [row for row in rows if 'top-5 accuracy' in row]
+  (row,) = [row for row in rows if 'digits, split test' in row]
+  names = ('accuracy', 'top5', 'loss', 'calibration_error', 'f1_macro', 'balanced_accuracy')
+  cells = {name: row[columns.index(results.display_name(name))] for name in names}
+  assert cells == {name: f'{held[name]:.4f}' for name in names}
+  assert row[2] == '359' and row[-2] == '8'
   assert '| data | digits, split train |' in text
 
 
