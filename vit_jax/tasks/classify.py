@@ -241,9 +241,6 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
   predicted = jax.nn.one_hot(ranked[:, 0], count)
   if multi_label and scores == 'sigmoid':
     predicted = (logits > 0).astype(jnp.float32)
-  # A bin is open below and closed above (Guo et al., arXiv 1706.04599)
-  bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
-  parts = jnp.stack([jnp.ones_like(confidence), confidence, hits[:, 0]], 1)  # (N, 3)
   sums = {
     'loss': jnp.where(counts > 0, loss, 0).sum(),
     'correct': (counts * right[:, 0]).sum(),
@@ -252,7 +249,7 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     'hits': (counts[:, None] * predicted * y).sum(0),
     'predicted': (counts[:, None] * predicted).sum(0),
     'labelled': (counts[:, None] * y).sum(0),
-    'bins': jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS),
+    'bins': calibration_bins(confidence, hits[:, 0], counts),
   }
   rows = {'label': jnp.where(is_positive, y.argmax(-1), -1), 'guess': ranked[:, 0]}
   rows |= {'confidence': confidence, 'right': right[:, 0]}
@@ -263,6 +260,16 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
   elif labels.ndim == 1 and count <= LARGEST_CONFUSION:
     rows |= {'logits': logits}
   return sums, rows
+
+
+def calibration_bins(confidence: Array, right: Array, counts: Array) -> Array:
+  """(BINS, 3): images that count, their confidence and how many are right, each by confidence.
+
+  A bin is open below and closed above (Guo et al., arXiv 1706.04599).
+  """
+  bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
+  parts = jnp.stack([jnp.ones_like(confidence), confidence, right], 1)  # (N, 3)
+  return jax.ops.segment_sum(jnp.where(counts[:, None] > 0, parts, 0), bins, BINS)
 
 
 def read(sums: Mapping[str, Any]) -> dict[str, float]:
