@@ -168,12 +168,12 @@ def test_the_best_is_kept_and_known_after_reopening(metric, best, reopened, tmp_
 
 def test_the_newest_and_the_best_steps_are_kept_and_no_others(tmp_path):
   curve = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.8, 5: 0.4, 6: 0.2, 7: 0.1, 8: 0.0}
-  for steps, kept in (([1, 2, 3, 4, 5], [2, 4, 5]), ([6, 7, 8], [2, 4, 7, 8])):
+  for steps, remaining in (([1, 2, 3, 4, 5], [2, 4, 5]), ([6, 7, 8], [2, 4, 7, 8])):
     with saving(tmp_path, keep_best=2, keep_latest=2) as saved:
       for step in steps:
         saved.save(step, small(step), {'accuracy': curve[step]})
       saved.wait()
-      assert saved.steps() == kept
+      assert saved.steps() == remaining
 
 
 def test_orbax_0_12_seals_a_step_before_it_has_its_name(tmp_path, monkeypatch):
