@@ -619,7 +619,8 @@ def test_a_run_whose_time_is_over_saves_the_bits_that_another_limit_resumes_from
   assert not (tmp_path / 'model').exists()
   assert_same_bits(state_of(tmp_path), state_of(whole, 3))
   assert rows_of(tmp_path) == rows_of(whole)[:3]
-  assert vit_train(whole, {'time_limit': '2h'}) == 0  # another limit is no other run
+  finished = shutil.copytree(whole, tmp_path / 'finished')
+  assert vit_train(finished, {'time_limit': '2h'}) == 0  # another limit is no other run
 
 
 ENDLESS = {'duration': '1000000 steps', 'checkpoint.every': 0, 'evaluation.every': 0}

@@ -464,7 +464,7 @@ def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes
   printed, held = json.loads(capsys.readouterr().out), results.read(trained)
   assert (held.pop('step'), held.pop('use')) == (12, 'test')
   assert close(held, {name: printed[name] for name in held})
-  assert printed.keys() - held.keys() == {'model', 'method', 'preprocess'}
+  assert printed.keys() - held.keys() == {'model', 'method', 'preprocess', 'notes'}
   assert whole.measured == held | {'step': 12, 'use': 'test'} and whole.left_out == []
   names = ('accuracy', 'top-5 accuracy', 'loss', 'calibration error')
   on = 'on 359 images, split test of digits'
