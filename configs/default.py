@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
   config.model.rope_reference = placeholder(tuple)  # rows and columns that cells are scaled to
   config.model.rope_axes = placeholder(str)  # which comes first: 'yx' or 'xy'
   config.model.rope_interleaved = placeholder(bool)  # neighbouring channels, not halves of a head
+  config.model.relative_positions = placeholder(str)  # bias by distance: 'table', 'mlp' or 'none'
+  config.model.relative_hidden = placeholder(int)  # width of the hidden layer of 'mlp'
   config.model.representation = placeholder(int)  # width of a tanh layer before the head
   config.model.registers = placeholder(int)  # extra tokens that no output reads
   config.model.distillation = placeholder(str)  # 'none', 'token', or 'head': one of its own
@@ -65,6 +67,7 @@ def get_config() -> ConfigDict:
   config.model.qkv_bias = placeholder(str)  # which have one: 'qkv', 'qv' or 'none'
   config.model.qk_norm = placeholder(bool)  # LayerNorm of queries and keys
   config.model.proj_bias = placeholder(bool)  # of the projection after the heads, and of the MLPs
+  config.model.post_norm = placeholder(bool)  # norms after attention and MLP, not before
   config.model.attention_norm = placeholder(bool)  # before the projection after the heads
   config.model.mlp_norm = placeholder(bool)  # before the last layer of each MLP
   config.model.swiglu = placeholder(bool)  # gated MLP

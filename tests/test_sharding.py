@@ -262,7 +262,7 @@ def test_minus_one_takes_the_devices_that_the_others_leave():
 
 @pytest.mark.quick
 def test_every_rule_is_for_a_parameter_that_a_model_has():
-  hybrid = dict(patch=4, stem=(1,), stem_width=32, distillation='head')
+  hybrid = dict(relative_positions='mlp', patch=4, stem=(1,), stem_width=32, distillation='head')
   mixer = vit_jax.build('Mixer-S/32', patch=4, width=16)
   names = flat(
     {

@@ -129,7 +129,7 @@ def test_remat_recomputes_the_forward_pass(plain):
 @pytest.mark.gpu
 def test_scanned_layers_equal_a_loop_over_slices_of_their_parameters(plain):
   model, params, _, _, out = plain
-  block = vit.Block(**model.block_fields(train=False, attention=False), drop_path=False)
+  block = vit.Block(**model.block_fields((2, 3), train=False, attention=False), drop_path=False)
   layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0, None)[0])
   x = out['embedded']
   for i in range(model.depth):
@@ -334,6 +334,22 @@ BLOCKS = 'encoder/blocks/'
       set(),
     ),
     (
+      dict(relative_positions='table'),
+      {BLOCKS + 'attention/relative/table': (3, 3 * 5 + 3, 2)},
+      set(),
+    ),
+    (
+      dict(relative_positions='mlp', relative_hidden=7),
+      {
+        BLOCKS + 'attention/relative/up/kernel': (3, 2, 7),
+        BLOCKS + 'attention/relative/up/bias': (3, 7),
+        BLOCKS + 'attention/relative/down/kernel': (3, 7, 2),
+        BLOCKS + 'attention/relative/down/bias': (3, 2),
+      },
+      set(),
+    ),
+    (dict(post_norm=True), {}, set()),
+    (
       dict(swiglu=True),
       {BLOCKS + 'mlp/gate/kernel': (3, 16, 24), BLOCKS + 'mlp/gate/bias': (3, 24)},
       set(),
@@ -469,6 +485,55 @@ def test_rotary_positions_have_no_parameters_but_make_the_order_matter():
   assert np.abs(logits[0] - logits[1]).max() > 1e-3
   other = forward(tiny(positions='rope', rope_theta=2.0, **fields), params, images)[0]
   assert np.abs(logits[0] - other).max() > 1e-4
+
+
+def bias_by_distance(table, rows, columns):
+  """The bias (A, T, T) of a class token and patches, pair by pair."""
+  last = (2 * rows - 1) * (2 * columns - 1)
+  tokens = [None, *np.ndindex(rows, columns)]
+
+  def row(query, key):
+    if query is None or key is None:
+      return last + (2 if query is key else 0 if query is None else 1)
+    down, across = np.subtract(query, key)
+    return (down + rows - 1) * (2 * columns - 1) + across + columns - 1
+
+  return np.array([[table[row(query, key)] for key in tokens] for query in tokens]).transpose(
+    2, 0, 1
+  )
+
+
+def log_table(p, rows, columns):
+  """What an MLP of the logarithms of distances gives for each, and zeros for the class token."""
+  pairs = np.array([*np.ndindex(2 * rows - 1, 2 * columns - 1)]) - (rows - 1, columns - 1)
+  hidden = np.sign(pairs) * np.log1p(np.abs(pairs)) @ p['up']['kernel'] + p['up']['bias'][None]
+  table = np.maximum(hidden, 0) @ p['down']['kernel'] + p['down']['bias'][None]
+  return np.concatenate([table, np.zeros((3, table.shape[1]))])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('kind', ['table', 'mlp'])
+def test_relative_positions_bias_the_scores_by_distance(plain, kind):
+  model = tiny(relative_positions=kind)
+  params = drawn(shapes(model))
+  logits, out = forward(model, params, plain[2], attention=True)
+  p = sliced(params, 0)['attention']['relative']
+  bias = bias_by_distance(p['table'] if kind == 'table' else log_table(p, 2, 3), 2, 3)
+  weights = plain[4]['attention'][0] * np.exp(bias)
+  close(out['attention'][0], weights / weights.sum(-1, keepdims=True))
+  close(forward(model, params, plain[2])[0], logits)
+
+
+@pytest.mark.gpu
+def test_norms_after_attention_and_mlp_say_what_these_add(plain):
+  params = jax.tree.map(np.copy, plain[1])
+  blocks = params['encoder']['blocks']
+  for norm in ('norm1', 'norm2'):
+    blocks[norm]['scale'][:] = 0
+  _, out = forward(tiny(post_norm=True), params, plain[2])
+  added = blocks['norm1']['bias'] + blocks['norm2']['bias']  # (L, D)
+  expected = out['embedded'] + added.sum(axis=0)[None, None]
+  close(out['blocks'][-1], expected)
 
 
 @pytest.mark.gpu
@@ -654,7 +719,7 @@ def test_drop_path_rates_rise_linearly_from_zero_and_kept_branches_are_scaled():
   )  # leaves one branch in a layer
   images = np.repeat(pictures(1, (4, 4)), n, 0)
   _, out = forward(model, params, images, jax.random.key(5, impl='rbg'), train=True)
-  block = vit.Block(**model.block_fields(train=False, attention=False), drop_path=False)
+  block = vit.Block(**model.block_fields((2, 3), train=False, attention=False), drop_path=False)
   layer = jax.jit(lambda params, x: block.apply({'params': params}, x, 0.0, None)[0])
   x, all_dropped = out['embedded'], np.full(n, True)
   for i, rate in enumerate((0.0, 0.25, 0.5)):

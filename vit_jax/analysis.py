@@ -267,7 +267,7 @@ def block(
 ) -> tuple[Array, Array]:
   """A layer's output (T, D) and its weights (A, T, T), of its input (T, D)."""
   layer_params = jax.tree.map(lambda leaf: leaf[layer], params['encoder']['blocks'])
-  module = vit.Block(**model.block_fields(train=False, attention=True), drop_path=False)
+  module = vit.Block(**model.block_fields(grid, train=False, attention=True), drop_path=False)
   x, out = module.apply({'params': layer_params}, tokens[None], jnp.zeros(()), model.rope(*grid))
   return x[0], out['attention'][0]
 

@@ -20,6 +20,8 @@ BATCH = P(('data', 'fsdp'))
 RULES: tuple[tuple[str, P], ...] = (
   (r'blocks/attention/(query|key|value)/kernel$', P(None, 'fsdp', 'tensor', None)),  # L, D, A, D/A
   (r'blocks/attention/(query|key|value)/bias$', P(None, 'tensor', None)),
+  (r'blocks/attention/relative/(table|down/kernel)$', P(None, None, 'tensor')),  # L, rows or M, A
+  (r'blocks/attention/relative/down/bias$', P(None, 'tensor')),
   (r'blocks/attention/out/kernel$', P(None, 'tensor', None, 'fsdp')),  # L, A, D/A, D
   (r'blocks/(mlp|channels)/(up|gate)/kernel$', P(None, 'fsdp', 'tensor')),  # L, D, M
   (r'blocks/(mlp|channels|tokens)/(up|gate)/bias$', P(None, 'tensor')),

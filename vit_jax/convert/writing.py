@@ -39,11 +39,13 @@ SUPPORTED: Mapping[str, Sequence[Any]] = {
   'rope_reference': (None,),
   'rope_axes': ('yx',),
   'rope_interleaved': (False,),
+  'relative_positions': ('none',),
   'norm': ('layer',),
   'embed_norm': (False,),
   'attention_norm': (False,),
   'mlp_norm': (False,),
   'proj_bias': (True,),
+  'post_norm': (False,),
 }
 
 

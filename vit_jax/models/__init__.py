@@ -234,6 +234,7 @@ def tupled(value: Any) -> Any:
 CHOICES: dict[str, tuple[str, ...]] = {
   'pool': vit.POOLS,
   'positions': vit.POSITIONS,
+  'relative_positions': vit.RELATIVE_POSITIONS,
   'rope_grid': vit.ROPE_GRIDS,
   'rope_axes': vit.ROPE_AXES,
   'norm': tuple(layers.NORMS),

@@ -4,6 +4,7 @@ N images, S queries, T tokens, D width, A heads, P patches.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,8 @@ class MultiHeadAttention(nn.Module):
     out_norm: whether what the heads give is normalised, all of them together, before `out`.
     out_bias: whether `out` has a bias.
     interleaved: whether the rotation's pairs are neighbours; otherwise they are halves of a head.
+    relative: module that biases the scores by relative positions, see `RelativePositions`; None
+      leaves it out.
   """
 
   heads: int
@@ -39,6 +42,7 @@ class MultiHeadAttention(nn.Module):
   out_norm: bool = False
   out_bias: bool = True
   interleaved: bool = False
+  relative: Callable[..., nn.Module] | None = None
 
   @nn.compact
   def __call__(
@@ -60,10 +64,13 @@ class MultiHeadAttention(nn.Module):
       q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
     if rope is not None:
       q, k = (rotated(heads, rope, interleaved=self.interleaved) for heads in (q, k))
+    bias = None
+    if self.relative is not None:
+      bias = self.relative(name='relative')(tokens.shape[1])
     if self.return_weights or (self.train and self.dropout):
-      x, weights = self.explicit(q, k, v)
+      x, weights = self.explicit(q, k, v, bias)
     else:
-      x, weights = fused_attention(q, k, v), None
+      x, weights = fused_attention(q, k, v, bias), None
     if self.out_norm:
       x = norm(name='norm')(x.reshape(*x.shape[:2], width)).reshape(x.shape)
     out = nn.DenseGeneral(
@@ -76,19 +83,83 @@ class MultiHeadAttention(nn.Module):
     )
     return out(x), weights  # (N, S, D)
 
-  def explicit(self, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+  def explicit(
+    self, q: Array, k: Array, v: Array, bias: Array | None = None
+  ) -> tuple[Array, Array]:
     """Attention with its weights in memory: softmax in float32, dropout on the weights."""
     scores = jnp.einsum('nsad,ntad->nast', q, k, preferred_element_type=jnp.float32)
-    weights = nn.softmax(scores * q.shape[-1] ** -0.5)  # (N, A, S, T)
+    scores = scores * q.shape[-1] ** -0.5
+    weights = nn.softmax(scores if bias is None else scores + bias)  # (N, A, S, T)
     dropped = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
     return jnp.einsum('nast,ntad->nsad', dropped.astype(v.dtype), v), weights
 
 
-def fused_attention(q: Array, k: Array, v: Array) -> Array:
-  """cuDNN flash attention where the device and the type allow it, XLA elsewhere."""
+class RelativePositions(nn.Module):
+  """A bias of the scores by head and by how far a query's patch lies from a key's.
+
+  Tokens before the patches are at three distances more: to a patch, of a patch, to each other.
+
+  Fields:
+    kind: 'table', a number for each distance (BEiT, arXiv 2106.08254), or 'mlp', two layers over
+      the logarithm of the distance (Swin V2, arXiv 2111.09883), 0 for tokens before the patches.
+    hidden: width of the first of those layers.
+    heads: A.
+    grid: rows R and columns C of the patches.
+  """
+
+  kind: str
+  hidden: int
+  heads: int
+  grid: tuple[int, int]
+
+  @nn.compact
+  def __call__(self, tokens: int) -> Array:
+    """The float32 bias (1, A, T, T) of T tokens, the patches last."""
+    rows, columns = self.grid
+    prefix = tokens - rows * columns
+    distances = (2 * rows - 1) * (2 * columns - 1)
+    if self.kind == 'table':
+      zeros, shape = nn.initializers.zeros, (distances + 3 * (prefix > 0), self.heads)
+      table = self.param('table', zeros, shape)
+    else:
+      hidden = nn.relu(nn.Dense(self.hidden, name='up')(log_distances(rows, columns)))
+      table = nn.Dense(self.heads, name='down')(hidden)  # (distances, A)
+      table = jnp.pad(table, ((0, 3 * (prefix > 0)), (0, 0)))
+    bias = table[relative_index(rows, columns, prefix)]  # (T, T, A)
+    return jnp.moveaxis(bias, -1, 0)[None].astype(jnp.float32)
+
+
+def relative_index(rows: int, columns: int, prefix: int) -> np.ndarray:
+  """The row (T, T) of a table of distances for each query and key, `prefix` tokens first.
+
+  Distances (query less key) go from the most negative row to the most positive, columns within
+  rows; then come prefix to patch, patch to prefix and prefix to prefix.
+  """
+  y, x = np.divmod(np.arange(rows * columns), columns)
+  down, across = y[:, None] - y + rows - 1, x[:, None] - x + columns - 1
+  last = (2 * rows - 1) * (2 * columns - 1)
+  index = np.full((prefix + len(y),) * 2, last + 2)
+  index[:prefix, prefix:], index[prefix:, :prefix] = last, last + 1
+  index[prefix:, prefix:] = down * (2 * columns - 1) + across
+  return index
+
+
+def log_distances(rows: int, columns: int) -> np.ndarray:
+  """sign(d) log(1 + |d|) of all distances down and across: (distances, 2), as a table has them."""
+  down, across = np.mgrid[1 - rows : rows, 1 - columns : columns]
+  distances = np.stack([down.ravel(), across.ravel()], axis=-1)
+  return (np.sign(distances) * np.log1p(np.abs(distances))).astype(np.float32)
+
+
+def fused_attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+  """cuDNN flash attention where the device and the type allow it, XLA elsewhere.
+
+  Scores take a float32 `bias` (1, A, S, T), which cuDNN would round to the type of `q`: XLA again.
+  """
   fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-  cudnn = fits and q.shape[1] == k.shape[1] and has_flash_attention()
-  return jax.nn.dot_product_attention(q, k, v, implementation='cudnn' if cudnn else 'xla')
+  cudnn = fits and bias is None and q.shape[1] == k.shape[1] and has_flash_attention()
+  implementation = 'cudnn' if cudnn else 'xla'
+  return jax.nn.dot_product_attention(q, k, v, bias, implementation=implementation)
 
 
 def has_flash_attention() -> bool:

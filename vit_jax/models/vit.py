@@ -5,6 +5,7 @@ K classes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,13 +15,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vit_jax.models import layers, resnet
-from vit_jax.models.attention import MultiHeadAttention, rope2d, xavier
+from vit_jax.models.attention import MultiHeadAttention, RelativePositions, rope2d, xavier
 from vit_jax.models.layers import Mlp
 
 Array = jax.Array
 
 POOLS = ('token', 'gap', 'map', 'token_gap', 'none')
 POSITIONS = ('learned', 'sincos2d', 'rope', 'learned_rope', 'none')
+RELATIVE_POSITIONS = ('none', 'table', 'mlp')
 ROPE_GRIDS = ('centres', 'cells')
 ROPE_AXES = ('yx', 'xy')
 FINAL_NORMS = ('tokens', 'pooled', 'none')
@@ -30,7 +32,9 @@ ViTMlp = functools.partial(Mlp, kernel_init=xavier, bias_init=nn.initializers.no
 
 
 class Block(nn.Module):
-  """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x))."""
+  """Encoder block: x + attention(norm(x)), then x + mlp(norm(x)); with `post_norm` the norms come
+  after attention and MLP: x + norm(attention(x)), then x + norm(mlp(x)).
+  """
 
   heads: int
   mlp_dim: int
@@ -44,7 +48,9 @@ class Block(nn.Module):
   attention_norm: bool
   mlp_norm: bool
   proj_bias: bool
+  post_norm: bool
   rope_interleaved: bool
+  relative: Callable[..., nn.Module] | None
   dropout: float
   attention_dropout: float
   drop_path: bool
@@ -57,8 +63,9 @@ class Block(nn.Module):
     self, x: Array, drop_rate: Array, rope: Array | None
   ) -> tuple[Array, dict[str, Array]]:
     """(N, T, D), (), (2, P, D/A) -> (N, T, D) and what this layer leaves for analysis."""
-    norm = functools.partial(layers.NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
-    y = norm(name='norm1')(x)
+    kind = functools.partial(layers.NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
+    norm1, norm2 = kind(name='norm1'), kind(name='norm2')
+    y = x if self.post_norm else norm1(x)
     y, weights = MultiHeadAttention(
       heads=self.heads,
       dropout=self.attention_dropout,
@@ -72,10 +79,11 @@ class Block(nn.Module):
       out_norm=self.attention_norm,
       out_bias=self.proj_bias,
       interleaved=self.rope_interleaved,
+      relative=self.relative,
       name='attention',
     )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
-    x = x + self.branch(y, drop_rate, 'scale1')
+    x = x + self.branch(norm1(y) if self.post_norm else y, drop_rate, 'scale1')
     y = ViTMlp(
       hidden=self.mlp_dim,
       activation=self.activation,
@@ -87,8 +95,8 @@ class Block(nn.Module):
       norm=self.norm if self.mlp_norm else '',
       norm_eps=self.norm_eps,
       name='mlp',
-    )(norm(name='norm2')(x))
-    x = x + self.branch(y, drop_rate, 'scale2')
+    )(x if self.post_norm else norm2(x))
+    x = x + self.branch(norm2(y) if self.post_norm else y, drop_rate, 'scale2')
     return x, {'blocks': x} if weights is None else {'blocks': x, 'attention': weights}
 
   def branch(self, y: Array, drop_rate: Array, name: str) -> Array:
@@ -141,6 +149,9 @@ class ViT(nn.Module):
     rope_theta, rope_grid, rope_offset, rope_reference, rope_axes: of the rotation, see
       `attention.rope2d`.
     rope_interleaved: neighbouring channels of a head are rotated, not its halves.
+    relative_positions: a bias of attention's scores by the distance of patches, beside
+      `positions`: 'table', 'mlp' or 'none'; see `attention.RelativePositions`.
+    relative_hidden: width of the hidden layer of 'mlp'.
     representation: width of a tanh layer before the head; None leaves it out.
     registers: extra tokens that only attention reads (Darcet et al., arXiv 2309.16588).
     distillation: DeiT's token (arXiv 2012.12877) is absent ('none'), there ('token'), or there
@@ -156,6 +167,7 @@ class ViT(nn.Module):
     qkv_bias: which of queries, keys and values have one: 'qkv', 'qv' or 'none'.
     qk_norm: LayerNorm of queries and keys per head, in the blocks.
     proj_bias: the blocks' projection after the heads, and their MLPs, have biases.
+    post_norm: the blocks' norms come after attention and MLP, not before.
     attention_norm, mlp_norm: norms before the last dense layer of attention and of the MLP.
     swiglu: gated MLP of hidden width `mlp_dim`, in the blocks.
     embed_norm: norm of the embedded patches, before positions.
@@ -193,6 +205,8 @@ class ViT(nn.Module):
   rope_reference: tuple[int, int] | None = None
   rope_axes: str = 'yx'
   rope_interleaved: bool = False
+  relative_positions: str = 'none'
+  relative_hidden: int = 128
   representation: int | None = None
   registers: int = 0
   distillation: str = 'none'
@@ -207,6 +221,7 @@ class ViT(nn.Module):
   qkv_bias: str = 'qkv'
   qk_norm: bool = False
   proj_bias: bool = True
+  post_norm: bool = False
   attention_norm: bool = False
   mlp_norm: bool = False
   swiglu: bool = False
@@ -262,7 +277,7 @@ class ViT(nn.Module):
       unroll=self.unroll,
       remat=self.remat,
       final_norm=self.final_norm == 'tokens',
-      block=self.block_fields(train=train, attention=attention),
+      block=self.block_fields((rows, columns), train=train, attention=attention),
       name='encoder',
     )(x, self.rope(rows, columns))
     out |= per_layer
@@ -386,8 +401,15 @@ class ViT(nn.Module):
     )
     return jnp.asarray(angles)
 
-  def block_fields(self, *, train: bool, attention: bool) -> dict[str, Any]:
-    """The fields of a `Block`, but for its stochastic depth."""
+  def block_fields(self, grid: tuple[int, int], *, train: bool, attention: bool) -> dict[str, Any]:
+    """The fields of a `Block`, but for its stochastic depth, where `grid` is of the patches."""
+    relative = functools.partial(
+      RelativePositions,
+      kind=self.relative_positions,
+      hidden=self.relative_hidden,
+      heads=self.heads,
+      grid=grid,
+    )
     return dict(
       heads=self.heads,
       mlp_dim=self.mlp_dim,
@@ -401,7 +423,9 @@ class ViT(nn.Module):
       attention_norm=self.attention_norm,
       mlp_norm=self.mlp_norm,
       proj_bias=self.proj_bias,
+      post_norm=self.post_norm,
       rope_interleaved=self.rope_interleaved,
+      relative=None if self.relative_positions == 'none' else relative,
       dropout=self.dropout,
       attention_dropout=self.attention_dropout,
       dtype=self.dtype,
