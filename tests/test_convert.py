@@ -1259,8 +1259,8 @@ def test_a_name_of_timms_says_what_the_arrays_do_not(architecture, field, value)
 @pytest.mark.parametrize(
   'changes, said',
   [
-    ({'architecture': 'vit_base_patch16_rpn_224'}, 'block_fn'),
-    ({'architecture': 'beit_base_patch16_224'}, 'Beit'),
+    ({'architecture': 'vit_base_patch16_18x2_224'}, 'block_fn'),
+    ({'architecture': 'samvit_base_patch16'}, 'VisionTransformerSAM'),
     ({'architecture': 'vit_tiny_patch16_225'}, 'norm_layer'),
     ({'act_layer': 'silu'}, 'act_layer'),
     ({'global_pool': 'avgmax'}, 'global_pool'),

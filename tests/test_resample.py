@@ -22,6 +22,17 @@ import pytest
 from vit_jax.convert import resample
 
 RULES = list(resample.RULES)
+
+
+@pytest.mark.parametrize('old, new', [(4, 6), (6, 4), (14, 24), (1, 3)])
+def test_relative_positions_of_another_grid_are_means_of_old_ones_and_mirrored(old, new):
+  weights = resample.relative_matrix(old, new)
+  assert weights.shape == (2 * new - 1, 2 * old - 1)
+  np.testing.assert_allclose(weights.sum(axis=1), 1)
+  np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-12)
+  np.testing.assert_array_equal(weights[new - 1], np.eye(2 * old - 1)[old - 1])  # no distance
+
+
 with np.load(pathlib.Path(__file__).parent / 'data' / 'resample.npz') as file:
   PEERS = dict(file)
 

@@ -64,6 +64,23 @@ def checked(run, size, rule, built, theirs):
 
 
 SIZES = [(96, 96), (64, 96), (128, 48)]
+RELATIVE = ('beit_base_patch16_224', 'vit_relpos_base_patch16_clsgap_224')
+
+
+@pytest.mark.parametrize('size', [*SIZES, (32, 32)])
+@pytest.mark.parametrize('name', RELATIVE)
+def test_relative_positions_are_for_images_of_another_size_as_in_timm(name, size, tmp_path):
+  args = dict(img_size=64, embed_dim=32, depth=2, num_heads=4, num_classes=5)
+  module = peers.seeded(peers.timm.create_model(name, **args))
+  peers.save_timm(module, tmp_path)
+  module.set_input_size(size)
+  theirs = peers.run(peers.logits_of, module, ours.pictures(size))['logits']
+  model = vit_jax.load(tmp_path).model
+  params = vit_jax.load_params(tmp_path, model, image_size=size)
+  actual = ours.apply(model, params, ours.pictures(size))['logits']
+  assert ours.difference(np.asarray(actual), theirs.numpy()) <= ours.TOLERANCE
+
+
 TIMM = (
   'vit token',
   'vit no_embed_class',

@@ -44,6 +44,8 @@ def test_a_name_without_arguments_gives_equal_logits_or_is_refused(name, tmp_pat
 TINY = dict(img_size=64, embed_dim=64, depth=2, num_heads=4, num_classes=5)
 VIT = 'vit_tiny_patch16_224'
 DINOV3 = 'vit_small_patch16_dinov3'
+BEIT = 'beit_base_patch16_224'
+RELPOS = 'test_vit_relpos'
 ARGUMENTS = (
   (VIT, dict(global_pool='avg')),
   (VIT, dict(global_pool='avg', fc_norm=False)),
@@ -125,6 +127,29 @@ ARGUMENTS = (
   (DINOV3, dict(global_pool='map', attn_pool_mlp_ratio=2.0)),
   (DINOV3, dict(ref_feat_shape=7)),
   (DINOV3, dict(head_init_scale=0.5)),
+  (BEIT, dict(global_pool='token')),
+  (BEIT, dict(global_pool='')),
+  (BEIT, dict(use_fc_norm=False)),
+  (BEIT, dict(qkv_bias=False)),
+  (BEIT, dict(swiglu_mlp=True, scale_mlp=True)),
+  (BEIT, dict(scale_mlp=True)),
+  (BEIT, dict(init_values=None)),
+  (BEIT, dict(use_abs_pos_emb=True)),
+  (BEIT, dict(use_abs_pos_emb=True, use_rel_pos_bias=False)),
+  (BEIT, dict(use_shared_rel_pos_bias=True)),
+  (BEIT, dict(use_shared_rel_pos_bias=True, use_rel_pos_bias=False)),
+  (BEIT, dict(img_size=[64, 32])),
+  (RELPOS, dict(global_pool='')),
+  (RELPOS, dict(class_token=True)),
+  (RELPOS, dict(class_token=True, global_pool='token', fc_norm=False)),
+  (RELPOS, dict(class_token=True, rel_pos_type='bias')),
+  (RELPOS, dict(rel_pos_type='bias')),
+  (RELPOS, dict(rel_pos_type='bias', shared_rel_pos=True)),
+  (RELPOS, dict(rel_pos_type='mlp_swin')),
+  (RELPOS, dict(rel_pos_dim=24)),
+  (RELPOS, dict(shared_rel_pos=True)),
+  (RELPOS, dict(qk_norm=True)),
+  (RELPOS, dict(img_size=[64, 32])),
 )
 
 
@@ -146,5 +171,5 @@ def test_the_arguments_tried_are_all_that_a_file_can_state():
   code = {'block_fn', 'mlp_layer', 'embed_layer', 'device', 'dtype'}  # no JSON names them
   tried = {key for _, args in ARGUMENTS for key in args} | TINY.keys() | code
   tried |= {'patch_size', 'in_chans', 'rope_mrope_section'}
-  for constructor in ('VisionTransformer', 'Eva'):
+  for constructor in ('VisionTransformer', 'Eva', 'Beit', 'VisionTransformerRelPos'):
     assert timm_names.table()['defaults'][constructor].keys() <= tried

@@ -111,6 +111,8 @@ def table() -> dict[str, Any]:
   constructors = {
     'VisionTransformer': timm.models.VisionTransformer,
     'Eva': timm.models.Eva,
+    'Beit': timm.models.Beit,
+    'VisionTransformerRelPos': timm.models.VisionTransformerRelPos,
     'MlpMixer': timm.models.MlpMixer,
     'ResNetV2': timm.models.ResNetV2,
   }

@@ -14,13 +14,22 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.convert import resample
+from vit_jax.convert.architecture import RELATIVE
 from vit_jax.convert.engine import Arrays, Checkpoint, first_kernel
 from vit_jax.models import layers, vit
 from vit_jax.sources import labels
 from vit_jax.text import nearest
 
 SHOWN = 8  # names in a line of a report
-MEANING = ('activation', 'norm_eps', 'stem_numerics', 'numerics', 'rope_theta', 'heads')
+MEANING = (
+  'activation',
+  'norm_eps',
+  'stem_numerics',
+  'numerics',
+  'rope_theta',
+  'heads',
+  'post_norm',
+)
 
 
 @dataclasses.dataclass
@@ -105,6 +114,7 @@ def params(
   arrays = dict(source.arrays)
   if isinstance(model, vit.ViT):
     fit_tokens(arrays, source, model, image_size, rule or source.resample, report)
+    fit_relative(arrays, source, model, image_size, report)
     fit_norm(arrays, wanted, model, report)
   fit_kernels(arrays, wanted, rule or source.resample, report)
   fit_head(arrays, wanted, model, new_head, seed, report)
@@ -187,6 +197,27 @@ def regridded(
     return table
   report.resampled.append(f'positions {old[0]}x{old[1]} -> {new[0]}x{new[1]} ({rule})')
   return np.asarray(resample.positions(table[0], old, new, rule)[None])
+
+
+def fit_relative(
+  arrays: Arrays,
+  source: Checkpoint,
+  model: vit.ViT,
+  image_size: tuple[int, int],
+  report: Report,
+) -> None:
+  """A table of relative positions (L, distances + others, A) on the model's grid."""
+  old = cells(source.size, source.fields.get('patch', model.patch))
+  new = cells(image_size, model.patch)
+  table = arrays.get(RELATIVE)
+  if table is None or new == old or model.relative_positions != 'table':
+    return
+  if table.ndim != 3 or table.shape[1] - (2 * old[0] - 1) * (2 * old[1] - 1) not in (0, 3):
+    return  # `check` says so
+  arrays[RELATIVE] = np.stack([resample.relative_positions(layer, old, new) for layer in table])
+  report.resampled.append(
+    f'relative positions {old[0]}x{old[1]} -> {new[0]}x{new[1]} (geometric, as BEiT)'
+  )
 
 
 def split_positions(arrays: Arrays, tokens: list[str]) -> tuple[Arrays, np.ndarray | None]:

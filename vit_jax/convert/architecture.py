@@ -20,6 +20,7 @@ Size = tuple[int, int]  # height and width
 HEADS = {
   (width, depth): heads for width, depth, _, heads in models.SIZES.values() if width != 64 * heads
 }
+RELATIVE = 'encoder/blocks/attention/relative/table'  # (L, distances and others, A)
 MIXING = 'encoder/blocks/tokens/up/kernel'  # (L, T, S): a Mixer's tokens
 
 
@@ -56,6 +57,7 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
     'mlp_dim': arrays[f'{blocks}/mlp/up/kernel'].shape[2],
     'class_token': 'cls' in arrays,
     'pool': 'map' if 'pool/probe' in arrays else 'token' if 'cls' in arrays else 'gap',
+    'relative_positions': relative_kind(arrays),
     'positions': 'learned' if 'positions' in arrays else 'none',
     'distillation': 'head' if 'head_dist/kernel' in arrays else 'none',
     'final_norm': 'tokens' if has(arrays, 'encoder/norm/') else 'none',
@@ -81,6 +83,8 @@ def infer_vit(arrays: Arrays) -> dict[str, Any]:
     fields['registers'] = arrays['registers'].shape[1]
   if f'{blocks}/scale1' in arrays:
     fields['layer_scale'] = 1e-5
+  if (hidden := arrays.get(f'{blocks}/attention/relative/up/kernel')) is not None:
+    fields['relative_hidden'] = hidden.shape[2]
   if 'pool/mlp/up/kernel' in arrays:
     pool_mlp_dim = arrays['pool/mlp/up/kernel'].shape[1]
     fields['pool_mlp_dim'] = None if pool_mlp_dim == fields['mlp_dim'] else pool_mlp_dim
@@ -111,6 +115,12 @@ def infer_resnet(arrays: Arrays) -> dict[str, Any]:
 
 
 INFER = {'ViT': infer_vit, 'Mixer': infer_mixer, 'BiT': infer_resnet}
+
+
+def relative_kind(arrays: Arrays) -> str:
+  """`ViT.relative_positions`."""
+  layer = RELATIVE.removesuffix('table')
+  return 'table' if RELATIVE in arrays else 'mlp' if has(arrays, layer) else 'none'
 
 
 def has(arrays: Arrays, layer: str) -> bool:
@@ -153,6 +163,8 @@ def may_be_square(arrays: Arrays) -> bool:
   if (mixing := arrays.get(MIXING)) is not None and mixing.ndim == 3:
     return is_square(mixing.shape[1])
   table = arrays.get('positions')
+  if table is None and RELATIVE in arrays:
+    return is_square(relative_distances(arrays))
   if table is None or table.ndim != 3:
     return True
   counts = {0, tokens(arrays), tokens(arrays) + registers(arrays)}
@@ -215,6 +227,8 @@ def image_size(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Size]) ->
     count = arrays[MIXING].shape[1]
   elif 'positions' in arrays:
     count = arrays['positions'].shape[1] - (tokens(arrays) if fields['cls_position'] else 0)
+  elif RELATIVE in arrays:
+    return relative_size(patch, relative_distances(arrays), sizes)
   else:
     usual = (patch[0] * max(1, round(224 / patch[0])), patch[1] * max(1, round(224 / patch[1])))
     return next(iter(sizes), usual)
@@ -224,6 +238,23 @@ def image_size(fields: dict[str, Any], arrays: Arrays, sizes: Sequence[Size]) ->
   if not is_square(count):
     raise ValueError(f'positions of {count} patches are no square grid: give image_size')
   return (math.isqrt(count) * patch[0], math.isqrt(count) * patch[1])
+
+
+def relative_distances(arrays: Arrays) -> int:
+  """How many distances between patches the table of relative positions has."""
+  return arrays[RELATIVE].shape[1] - (3 if tokens(arrays) + registers(arrays) else 0)
+
+
+def relative_size(patch: Size, distances: int, sizes: Sequence[Size]) -> Size:
+  """`image_size` by that many distances between patches."""
+  for size in sizes:
+    down, across = (2 * (side // part) - 1 for side, part in zip(size, patch))
+    if cells(size, patch) and down * across == distances:
+      return size
+  side = (math.isqrt(max(distances, 0)) + 1) // 2
+  if (2 * side - 1) ** 2 != distances:
+    raise ValueError(f'{distances} relative positions are of no square grid: give image_size')
+  return (side * patch[0], side * patch[1])
 
 
 def variant(family: str, fields: dict[str, Any]) -> str:

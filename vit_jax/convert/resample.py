@@ -91,6 +91,37 @@ def positions(table: Array, grid: tuple[int, int], new_grid: tuple[int, int], ru
   return field.reshape(-1, field.shape[-1]).astype(np.float32)  # (R' C', D)
 
 
+def relative_positions(table: Array, grid: tuple[int, int], new_grid: tuple[int, int]) -> Array:
+  """A table of relative positions (distances + others, A) of one grid for another, float32.
+
+  BEiT's rule, as timm has it (arXiv 2106.08254): `relative_matrix` down and across. What stands
+  after the distances of patches, of other tokens, stays as it is.
+  """
+  sides = [2 * n - 1 for n in grid]
+  distances = sides[0] * sides[1]
+  down, across = (relative_matrix(*pair) for pair in zip(grid, new_grid))
+  field = np.reshape(table[:distances], (*sides, -1))
+  field = np.einsum('yr,xc,rca->yxa', down, across, field, optimize=True)
+  patches = field.reshape(-1, field.shape[-1])
+  return np.concatenate([patches, table[distances:]]).astype(np.float32)
+
+
+def relative_matrix(old: int, new: int) -> Array:
+  """(2 new - 1, 2 old - 1): values at the distances of `old` patches, taken to those of `new`.
+
+  Old distances are spread as 0, 1, 1 + q, 1 + q + q^2, ..., so that near ones stay, and linear
+  interpolation reads the new ones between; beyond the last, the last goes on.
+  """
+  low, high, q = 1.01, 1.5, 1.0  # between which timm bisects for q
+  while high - low > 1e-6:
+    q = (low + high) / 2
+    low, high = (low, q) if (1 - q ** (old - 1)) / (1 - q) > new - 1 else (q, high)
+  spread = np.cumsum(q ** np.arange(old - 1))
+  places = np.concatenate([-spread[::-1], [0], spread])
+  wanted = np.arange(1 - new, new)
+  return np.stack([np.interp(wanted, places, row) for row in np.eye(2 * old - 1)], axis=1)
+
+
 def patch_kernel(kernel: Array, new: tuple[int, int], rule: str = 'bilinear') -> Array:
   """A patch embedding's kernel (P, Q, C, D) for patches of another size: (P', Q', C, D) float32.
 

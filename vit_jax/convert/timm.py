@@ -126,6 +126,11 @@ GATE = [
   *dense(f'{BLOCKS}/mlp/up', f'{THEIRS}.mlp.fc1'),
   *dense(f'{BLOCKS}/mlp/gate', f'{THEIRS}.mlp.fc1_g'),
 ]
+RELATIVE = [  # BEiT's; VisionTransformerRelPos's
+  (f'{BLOCKS}/attention/relative/table', f'{THEIRS}.attn.relative_position_bias_table'),
+  *dense(f'{BLOCKS}/attention/relative/up', f'{THEIRS}.attn.mlp.fc1'),
+  *dense(f'{BLOCKS}/attention/relative/down', f'{THEIRS}.attn.mlp.fc2'),
+]
 VIT = rows(
   stem(),
   SPINE,
@@ -135,6 +140,7 @@ VIT = rows(
   dense(f'{BLOCKS}/mlp/{{gate,up}}', f'{THEIRS}.mlp.w12'),
   BIASES,
   APART,
+  RELATIVE,
 )
 EVA = rows(
   SPINE,
@@ -179,7 +185,7 @@ def tidy(arrays: Arrays) -> Arrays:
       side = round((array.shape[1] / 3) ** 0.5)
       array = array.reshape(array.shape[0], 3, side, side)
     out[re.sub(r'(blocks\.\d+\.mlp)\.fc1\.', gated(arrays), name)] = array
-  return with_scales(with_heads(out))
+  return with_relative_positions(with_scales(with_heads(out)))
 
 
 def tidy_eva(arrays: Arrays) -> Arrays:
@@ -226,6 +232,27 @@ def with_scales(arrays: Arrays) -> Arrays:
   ):
     return arrays
   return arrays | {f'{block}gamma_2': np.ones_like(arrays[f'{block}gamma_1']) for block in blocks}
+
+
+def with_relative_positions(arrays: Arrays) -> Arrays:
+  """Relative positions in every layer's attention, where all layers share them.
+
+  A table of all and one of each, of which BEiT adds up what it reads, are their sum.
+  """
+  shared = re.compile(r'(?:rel_pos_bias|shared_rel_pos)\.(.+)')
+  layers = {match[0] for name in arrays if (match := re.match(r'blocks\.\d+\.', name))}
+  out = {
+    re.sub(r'(blocks\.\d+\.attn\.)rel_pos\.', r'\1', name): array
+    for name, array in arrays.items()
+    if not shared.fullmatch(name)
+  }
+  for name, array in arrays.items():
+    if match := shared.fullmatch(name):
+      for layer in layers:
+        single = out.get(f'{layer}attn.{match[1]}')
+        both = array if single is None or single.shape != array.shape else single + array
+        out[f'{layer}attn.{match[1]}'] = both
+  return out
 
 
 def gated(arrays: Arrays) -> Callable[[re.Match[str]], str]:
@@ -528,7 +555,7 @@ DROPS = (
   r'pre_logits\..*',
   r'(.*\.)?mask_token',
   r'decoder.*',
-  r'.*\.(relative_position_index|attn_mask)',
+  r'.*\.(relative_position_index|rel_coords_log|attn_mask)',
 )
 RENAMES = (
   (r'^register_tokens$', 'reg_token'),
@@ -570,7 +597,7 @@ FAMILIES = (
     **COMMON_EVA,
   ),
   Family(
-    signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed'),
+    signs=(PATCHES, r'blocks\.0\.gamma_1', r'!pos_embed', r'!.*\.relative_position_bias_table'),
     tidy=tidy_eva,
     renames=((r'\.fc1_x\.', '.fc1.'),),
     drops=(*DROPS, r'rope\.(?!freqs).*'),

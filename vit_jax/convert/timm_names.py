@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 TABLE = 'timm_names.json'
@@ -23,7 +23,8 @@ SHOWN = (
   'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'num_reg_tokens', 'swiglu_mlp',
   'swiglu_align_to', 'use_abs_pos_emb', 'use_pre_transformer_norm', 'use_post_transformer_norm',
   'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs', 'qkv_fused',
-  'attn_type', 'attn_pool_mlp_ratio', 'num_kv_heads', 'attn_only_layer_scale',
+  'attn_type', 'attn_pool_mlp_ratio', 'num_kv_heads', 'attn_only_layer_scale', 'rel_pos_dim',
+  'shared_rel_pos',
 )  # fmt: skip
 # What only training or initialisation reads, or only images that do not divide into patches.
 INERT = (
@@ -37,7 +38,8 @@ INERT = (
 READ = (
   'scale_attn_norm', 'scale_mlp_norm', 'scale_attn_inner', 'scale_mlp', 'proj_bias',
   'pool_include_prefix', 'use_rot_pos_emb', 'rope_grid_offset', 'rope_temperature',
-  'rope_rotate_half', 'ref_feat_shape', 'attn_pool_num_heads',
+  'rope_rotate_half', 'ref_feat_shape', 'attn_pool_num_heads', 'use_rel_pos_bias',
+  'use_shared_rel_pos_bias',
 )  # fmt: skip
 
 NORMS = {'layernorm': 'layer', 'rmsnorm': 'rms'}
@@ -59,7 +61,7 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     'embed_layer': ('PatchEmbed', HYBRID.format('ResNetV2'), HYBRID.format('Sequential')),
     'norm_layer': (None, *NORMS),
     'act_layer': (None, *ACTIVATIONS),
-    'block_fn': ('Block',),
+    'block_fn': ('Block', 'ResPostBlock'),
     'mlp_layer': ('Mlp',),
     'attn_layer': ('Attention', '', 'attn'),
   },
@@ -70,6 +72,18 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     'rope_grid_indexing': ('ij', 'xy'),
     'rope_mrope_section': (None,),
     'use_post_norm': (False,),
+  },
+  'Beit': {
+    'global_pool': ('token', 'avg', ''),
+    'norm_layer': tuple(NORMS),
+  },
+  'VisionTransformerRelPos': {
+    'global_pool': ('token', 'avg', ''),
+    'rel_pos_type': ('mlp', 'bias'),
+    'embed_layer': ('PatchEmbed',),
+    'norm_layer': (None, *NORMS),
+    'act_layer': (None, *ACTIVATIONS),
+    'block_fn': ('RelPosBlock', 'ResPostRelPosBlock'),
   },
   'MlpMixer': {
     'block_layer': ('MixerBlock',),
@@ -228,12 +242,13 @@ def fields(call: Call) -> dict[str, Any]:
     return values
   values |= {'pool': POOLS[args['global_pool']], 'stem_numerics': 'timm'}
   values |= {'pool_prefix': pool_prefix(call), 'norm': NORMS[kind]}
-  return values | (eva_fields(args) if call.constructor == 'Eva' else vit_fields(args))
+  return values | ONLY[call.constructor](args)
 
 
 def vit_fields(args: Mapping[str, Any]) -> dict[str, Any]:
   """Fields that only a VisionTransformer's arguments say."""
   return {
+    'post_norm': args['block_fn'] == 'ResPostBlock',
     'attention_norm': args['scale_attn_norm'],
     'mlp_norm': args['scale_mlp_norm'],
     'embed_norm': args['embed_norm_layer'] is not None,
@@ -266,11 +281,37 @@ def eva_fields(args: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def beit_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields that only a Beit's arguments say."""
+  relative = args['use_rel_pos_bias'] or args['use_shared_rel_pos_bias']
+  return {
+    'positions': POSITIONS[bool(args['use_abs_pos_emb']), False],
+    'relative_positions': 'table' if relative else 'none',
+    'mlp_norm': args['scale_mlp'],
+  }
+
+
+def relpos_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields that only a VisionTransformerRelPos's arguments say."""
+  return {
+    'relative_positions': 'mlp' if args['rel_pos_type'] == 'mlp' else 'table',
+    'post_norm': args['block_fn'] == 'ResPostRelPosBlock',
+  }
+
+
+ONLY: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+  'VisionTransformer': vit_fields,
+  'Eva': eva_fields,
+  'Beit': beit_fields,
+  'VisionTransformerRelPos': relpos_fields,
+}
+
+
 def pool_prefix(call: Call) -> bool | None:
   """`ViT.pool_prefix`, which is None where timm pools what is usual here."""
   args = call.arguments
-  registers = args['num_reg_tokens' if call.constructor == 'Eva' else 'reg_tokens']
-  if not args['class_token'] and not registers:
+  registers = args.get('num_reg_tokens', args.get('reg_tokens', 0))
+  if not args.get('class_token', True) and not registers:  # a Beit has one, unasked
     return None
   if args['global_pool'] == '':
     return True
