@@ -39,7 +39,7 @@ READ = (
   'scale_attn_norm', 'scale_mlp_norm', 'scale_attn_inner', 'scale_mlp', 'proj_bias',
   'pool_include_prefix', 'use_rot_pos_emb', 'rope_grid_offset', 'rope_temperature',
   'rope_rotate_half', 'ref_feat_shape', 'attn_pool_num_heads', 'use_rel_pos_bias',
-  'use_shared_rel_pos_bias',
+  'use_shared_rel_pos_bias', 'use_post_norm',
 )  # fmt: skip
 
 NORMS = {'layernorm': 'layer', 'rmsnorm': 'rms'}
@@ -71,7 +71,6 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     'rope_type': ('cat', 'dinov3'),
     'rope_grid_indexing': ('ij', 'xy'),
     'rope_mrope_section': (None,),
-    'use_post_norm': (False,),
   },
   'Beit': {
     'global_pool': ('token', 'avg', ''),
@@ -262,6 +261,7 @@ def eva_fields(args: Mapping[str, Any]) -> dict[str, Any]:
   values: dict[str, Any] = {
     'attention_norm': args['scale_attn_inner'],
     'mlp_norm': args['scale_mlp'],
+    'post_norm': bool(args['use_post_norm']),
     'positions': POSITIONS[learned, rotated],
   }
   if args['global_pool'] == 'map':

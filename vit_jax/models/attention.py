@@ -158,8 +158,7 @@ def fused_attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> 
   """
   fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
   cudnn = fits and bias is None and q.shape[1] == k.shape[1] and has_flash_attention()
-  implementation = 'cudnn' if cudnn else 'xla'
-  return jax.nn.dot_product_attention(q, k, v, bias, implementation=implementation)
+  return jax.nn.dot_product_attention(q, k, v, bias, implementation='cudnn' if cudnn else 'xla')
 
 
 def has_flash_attention() -> bool:
