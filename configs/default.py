@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
   config.model.qk_norm = placeholder(bool)  # LayerNorm of queries and keys
   config.model.proj_bias = placeholder(bool)  # of the projection after the heads, and of the MLPs
   config.model.post_norm = placeholder(bool)  # norms after attention and MLP, not before
+  config.model.parallel = placeholder(bool)  # MLPs read what attention reads
   config.model.attention_norm = placeholder(bool)  # before the projection after the heads
   config.model.mlp_norm = placeholder(bool)  # before the last layer of each MLP
   config.model.swiglu = placeholder(bool)  # gated MLP

@@ -468,6 +468,7 @@ OTHER = dict(
   qk_norm=True,
   proj_bias=False,
   post_norm=True,
+  parallel=True,
   attention_norm=True,
   mlp_norm=True,
   embed_norm=True,

@@ -348,7 +348,7 @@ BLOCKS = 'encoder/blocks/'
       },
       set(),
     ),
-    (dict(post_norm=True), {}, set()),
+    (dict(post_norm=True, parallel=True), {}, set()),
     (
       dict(swiglu=True),
       {BLOCKS + 'mlp/gate/kernel': (3, 16, 24), BLOCKS + 'mlp/gate/bias': (3, 24)},
@@ -522,6 +522,20 @@ def test_relative_positions_bias_the_scores_by_distance(plain, kind):
   weights = plain[4]['attention'][0] * np.exp(bias)
   close(out['attention'][0], weights / weights.sum(-1, keepdims=True))
   close(forward(model, params, plain[2])[0], logits)
+
+
+@pytest.mark.gpu
+def test_a_parallel_block_adds_what_attention_and_mlp_say_of_the_same(plain):
+  def first(model, *silent):
+    params = jax.tree.map(np.copy, plain[1])
+    for part, layer in silent:
+      for leaf in params['encoder']['blocks'][part][layer].values():
+        leaf[:] = 0
+    return forward(model, params, plain[2])[1]['blocks'][0] - plain[4]['embedded']
+
+  attention = first(tiny(), ('mlp', 'down'))
+  mlp = first(tiny(), ('attention', 'out'))
+  close(first(tiny(parallel=True)), attention + mlp)
 
 
 @pytest.mark.gpu

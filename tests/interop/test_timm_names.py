@@ -46,6 +46,7 @@ VIT = 'vit_tiny_patch16_224'
 DINOV3 = 'vit_small_patch16_dinov3'
 BEIT = 'beit_base_patch16_224'
 RELPOS = 'test_vit_relpos'
+RPN = 'vit_relpos_small_patch16_rpn_224'
 ARGUMENTS = (
   (VIT, dict(global_pool='avg')),
   (VIT, dict(global_pool='avg', fc_norm=False)),
@@ -165,6 +166,13 @@ def test_an_argument_is_honoured_or_refused(name, args, tmp_path):
   images = ours.pictures(run.preprocess.size)
   theirs = peers.run(peers.logits_of, module, images)['logits'].numpy()
   assert ours.difference(ours.trace(run, images)['logits'], theirs) <= ours.TOLERANCE
+
+
+def test_lone_arrays_that_do_not_show_the_place_of_norms_are_refused(tmp_path):
+  peers.save_timm(peers.seeded(timm.create_model(RPN, **TINY)), tmp_path)
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(ValueError, match="norms come before attention or after: keep timm's config"):
+    vit_jax.load(tmp_path)
 
 
 def test_the_arguments_tried_are_all_that_a_file_can_state():

@@ -29,6 +29,7 @@ MEANING = (
   'rope_theta',
   'heads',
   'post_norm',
+  'parallel',
 )
 
 

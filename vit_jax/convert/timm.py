@@ -255,6 +255,34 @@ def with_relative_positions(arrays: Arrays) -> Arrays:
   return out
 
 
+def tidy_parallel(arrays: Arrays) -> Arrays:
+  """A ParallelScalingBlock's arrays under the names of a Block's.
+
+  What attention and MLP share, a norm and a layer scale, each of them gets.
+  """
+  out: Arrays = {}
+  for name, array in arrays.items():
+    match = re.fullmatch(r'(blocks\.\d+\.)(in_norm|in_proj|ls)\.(\w+)', name)
+    if match is None:
+      out[name] = array
+    elif match[2] == 'in_proj':
+      hidden = len(array) - 3 * len(arrays.get(f'{match[1]}in_norm.weight', array))
+      mlp, qkv = np.split(array, [max(hidden, 0)])
+      out |= {f'{match[1]}mlp.fc1.{match[3]}': mlp, f'{match[1]}attn.qkv.{match[3]}': qkv}
+    else:
+      part = match[2].removeprefix('in_')
+      out |= {f'{match[1]}{part}{n}.{match[3]}': array for n in (1, 2)}
+  return tidy(renamed(out, PARALLEL_RENAMES))
+
+
+PARALLEL_RENAMES = (
+  (r'^(blocks\.\d+)\.([qk]_norm)\.', r'\1.attn.\2.'),
+  (r'^(blocks\.\d+)\.attn_out_proj\.', r'\1.attn.proj.'),
+  (r'^(blocks\.\d+)\.mlp_out_proj\.', r'\1.mlp.fc2.'),
+  (r'^(blocks\.\d+)\.mlp_bias$', r'\1.mlp.fc1.bias'),
+)
+
+
 def gated(arrays: Arrays) -> Callable[[re.Match[str]], str]:
   """What stands for 'blocks.0.mlp.fc1.': it holds two layers where the next reads half its rows."""
 
@@ -328,6 +356,11 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   """Fields by the configuration; for lone arrays the usual ones of a VisionTransformer."""
   if (described := constructor(config)) is not None:
     return timm_names.fields(described)
+  if f'{BLOCKS}/attention/relative/up/kernel' in ours and f'{BLOCKS}/scale1' not in ours:
+    raise ValueError(
+      'arrays with relative positions by an MLP and without layer scale do not show whether norms '
+      "come before attention or after: keep timm's config.json beside them"
+    )
   fields: dict[str, Any] = {
     'activation': 'gelu_erf',
     'norm_eps': 1e-5 if 'pre_norm/scale' in ours else 1e-6,
@@ -336,6 +369,10 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   if 'pool/probe' not in ours and 'fc_norm/scale' in ours:
     fields['pool'] = 'gap'
   return fields
+
+
+def parallel_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  return details(theirs, ours, config) | {'parallel': True}
 
 
 def eva_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
@@ -610,6 +647,17 @@ FAMILIES = (
     tidy=tidy,
     renames=RENAMES,
     details=details,
+    declared=declared,
+    drops=DROPS,
+    **COMMON,
+  ),
+  Family(
+    model='ViT',
+    signs=(PATCHES, r'blocks\.0\.in_norm\.weight', r'blocks\.0\.in_proj\.weight'),
+    table=VIT,
+    tidy=tidy_parallel,
+    renames=RENAMES,
+    details=parallel_details,
     declared=declared,
     drops=DROPS,
     **COMMON,

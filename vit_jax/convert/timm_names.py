@@ -61,7 +61,7 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     'embed_layer': ('PatchEmbed', HYBRID.format('ResNetV2'), HYBRID.format('Sequential')),
     'norm_layer': (None, *NORMS),
     'act_layer': (None, *ACTIVATIONS),
-    'block_fn': ('Block', 'ResPostBlock'),
+    'block_fn': ('Block', 'ResPostBlock', 'ParallelScalingBlock'),
     'mlp_layer': ('Mlp',),
     'attn_layer': ('Attention', '', 'attn'),
   },
@@ -248,6 +248,7 @@ def vit_fields(args: Mapping[str, Any]) -> dict[str, Any]:
   """Fields that only a VisionTransformer's arguments say."""
   return {
     'post_norm': args['block_fn'] == 'ResPostBlock',
+    'parallel': args['block_fn'] == 'ParallelScalingBlock',
     'attention_norm': args['scale_attn_norm'],
     'mlp_norm': args['scale_mlp_norm'],
     'embed_norm': args['embed_norm_layer'] is not None,

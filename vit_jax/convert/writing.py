@@ -46,6 +46,7 @@ SUPPORTED: Mapping[str, Sequence[Any]] = {
   'mlp_norm': (False,),
   'proj_bias': (True,),
   'post_norm': (False,),
+  'parallel': (False,),
 }
 
 

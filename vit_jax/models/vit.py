@@ -33,7 +33,8 @@ ViTMlp = functools.partial(Mlp, kernel_init=xavier, bias_init=nn.initializers.no
 
 class Block(nn.Module):
   """Encoder block: x + attention(norm(x)), then x + mlp(norm(x)); with `post_norm` the norms come
-  after attention and MLP: x + norm(attention(x)), then x + norm(mlp(x)).
+  after attention and MLP: x + norm(attention(x)), then x + norm(mlp(x)). With `parallel` the MLP
+  reads what attention reads (ViT-22B, arXiv 2302.05442).
   """
 
   heads: int
@@ -49,6 +50,7 @@ class Block(nn.Module):
   mlp_norm: bool
   proj_bias: bool
   post_norm: bool
+  parallel: bool
   rope_interleaved: bool
   relative: Callable[..., nn.Module] | None
   dropout: float
@@ -83,7 +85,8 @@ class Block(nn.Module):
       name='attention',
     )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
-    x = x + self.branch(norm1(y) if self.post_norm else y, drop_rate, 'scale1')
+    after = x + self.branch(norm1(y) if self.post_norm else y, drop_rate, 'scale1')
+    x = x if self.parallel else after
     y = ViTMlp(
       hidden=self.mlp_dim,
       activation=self.activation,
@@ -96,7 +99,7 @@ class Block(nn.Module):
       norm_eps=self.norm_eps,
       name='mlp',
     )(x if self.post_norm else norm2(x))
-    x = x + self.branch(norm2(y) if self.post_norm else y, drop_rate, 'scale2')
+    x = after + self.branch(norm2(y) if self.post_norm else y, drop_rate, 'scale2')
     return x, {'blocks': x} if weights is None else {'blocks': x, 'attention': weights}
 
   def branch(self, y: Array, drop_rate: Array, name: str) -> Array:
@@ -167,6 +170,7 @@ class ViT(nn.Module):
     qkv_bias: which of queries, keys and values have one: 'qkv', 'qv' or 'none'.
     qk_norm: LayerNorm of queries and keys per head, in the blocks.
     proj_bias: the blocks' projection after the heads, and their MLPs, have biases.
+    parallel: the blocks' MLPs read what attention reads, not what it gives.
     post_norm: the blocks' norms come after attention and MLP, not before.
     attention_norm, mlp_norm: norms before the last dense layer of attention and of the MLP.
     swiglu: gated MLP of hidden width `mlp_dim`, in the blocks.
@@ -222,6 +226,7 @@ class ViT(nn.Module):
   qk_norm: bool = False
   proj_bias: bool = True
   post_norm: bool = False
+  parallel: bool = False
   attention_norm: bool = False
   mlp_norm: bool = False
   swiglu: bool = False
@@ -424,6 +429,7 @@ class ViT(nn.Module):
       mlp_norm=self.mlp_norm,
       proj_bias=self.proj_bias,
       post_norm=self.post_norm,
+      parallel=self.parallel,
       rope_interleaved=self.rope_interleaved,
       relative=None if self.relative_positions == 'none' else relative,
       dropout=self.dropout,
