@@ -692,6 +692,50 @@ def test_a_patch_kernel_is_resized_and_keeps_the_grid_of_positions(old, new, tmp
   assert f'embed/kernel {old}x{old} -> {model.patch[0]}x{model.patch[1]}' in text
 
 
+def jax_resized(field, new):
+  """A field (R, C, D) as FlexiViT's model resizes its table of positions."""
+  return jax.image.resize(field, (*new, field.shape[-1]), 'linear')
+
+
+def pi_resized(kernel, new):
+  """A kernel (P, P, C, D) by FlexiViT's pseudo-inverse, pixel by pixel, without antialiasing."""
+  old = kernel.shape[:2]
+  pixels = np.eye(old[0] * old[1], dtype=np.float32).reshape(*old, -1)
+  resize = jax.image.resize(pixels, (*new, pixels.shape[-1]), 'linear', antialias=False)
+  inverse = np.linalg.pinv(np.asarray(resize, np.float64).reshape(-1, pixels.shape[-1]).T)
+  return (inverse @ kernel.reshape(-1, kernel.shape[2] * kernel.shape[3])).reshape(
+    *new, *kernel.shape[2:]
+  )
+
+
+@pytest.mark.parametrize('patch, grid', [(8, (7, 7)), (2, (2, 3))], ids=str)
+def test_a_flexivit_of_big_vision_is_resized_as_its_model_does_it(patch, grid, tmp_path):
+  path, params = saved(tmp_path, small(cls_position=False), big_vision=True)
+  path = path.rename(tmp_path / 'flexivit_b_i1k.npz')
+  size = (grid[0] * patch, grid[1] * patch)
+  adapted, text = loaded(path, small(cls_position=False, patch=patch), image_size=size)
+  positions = jax_resized(params['positions'].reshape(4, 4, -1), grid)
+  actual = adapted['positions'].reshape(*grid, -1)
+  np.testing.assert_allclose(actual, positions, atol=2e-6, rtol=0)  # JAX's float32 coordinates
+  kernel = pi_resized(params['embed']['kernel'], (patch, patch))
+  np.testing.assert_allclose(adapted['embed']['kernel'], kernel, atol=1e-6, rtol=0)
+  assert '(bilinear_antialias)' in text and '(pseudo-inverse, bilinear)' in text
+
+
+@pytest.mark.parametrize(
+  'architecture, rule',
+  [
+    ('flexivit_small.1200ep_in1k', 'bilinear'),
+    ('vit_large_patch16_radio_v3', 'bilinear'),
+    ('vit_base_patch16_radio_v3.c_radio', 'bilinear_align_corners'),
+    ('vit_small_patch16_224', 'bicubic_antialias'),
+  ],
+)
+def test_timm_resamples_positions_by_the_architecture(architecture, rule):
+  assert (timm.resample_of({'architecture': architecture}, '') or 'bicubic_antialias') == rule
+  assert (timm.resample_of({}, f'{architecture}.pth') or 'bicubic_antialias') == rule
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_kernel_for_other_channels_sums_to_the_same_over_equal_ones(channels, tmp_path):
   path, params = saved(tmp_path)

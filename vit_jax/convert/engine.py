@@ -148,6 +148,8 @@ class Family:
     published: (ours, file name) -> fields of `preprocess` that only a published file has, and lines
       to say of them.
     resample: the rule by which their code resamples positions.
+    resample_of: (config, file name) -> the rule of a file whose positions it resamples otherwise,
+      '' of others.
     head_width: channels of a head of the published models; None is as `architecture.heads` says.
     separator: between the parts of a name.
     tidy: brings their arrays to the table's names, before `renames`.
@@ -172,6 +174,7 @@ class Family:
   fits: Callable[[Arrays], bool] = lambda arrays: True
   published: Callable[[Arrays, str], tuple[dict[str, Any], tuple[str, ...]]] = lambda *_: ({}, ())
   resample: str = 'bicubic_antialias'
+  resample_of: Callable[[dict[str, Any], str], str] = lambda config, file: ''
   head_width: int | None = None
   separator: str = '.'
   tidy: Callable[[Arrays], Arrays] = unchanged

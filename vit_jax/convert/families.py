@@ -131,7 +131,8 @@ def recognised(
   fields = infer_fields(family, ours, details, sizes, faults)
   check_declared(declared, fields, family.contradictions(ours, config))
   size = architecture.image_size(fields, ours, sizes)
-  published, notes = family.published(ours, pathlib.PurePath(path).name)
+  file = pathlib.PurePath(path).name
+  published, notes = family.published(ours, file)
   preprocess, level_notes = fit_levels(preprocess | published, engine.channels(ours))
   return Checkpoint(
     path=path,
@@ -143,7 +144,7 @@ def recognised(
     classes=class_names(config, fields),
     scores=scores_of(config),
     preprocess=prepared(preprocess, size, fields.get('patch')),
-    resample=family.resample,
+    resample=family.resample_of(config, file) or family.resample,
     notes=(*notes, *level_notes),
     renamed=sum(name not in ours or name not in arrays for name in used),
     dropped=(*outside, *dropped),

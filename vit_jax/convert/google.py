@@ -174,6 +174,11 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   return {'activation': 'gelu_tanh', 'norm_eps': 1e-6, 'positions': kind}
 
 
+def resample_of(config: dict[str, Any], file: str) -> str:
+  """FlexiViT (arXiv 2212.08013) resizes its positions by `jax.image.resize`: for files named so."""
+  return 'bilinear_antialias' if 'flexi' in file.lower() else ''
+
+
 DROPS = (r'txt/.*', r't', r'b', r'opt/.*', r'.*mask_token')
 COMMON: dict[str, Any] = dict(
   resample='bilinear_align_corners',
@@ -198,6 +203,7 @@ FAMILIES = (
     signs=('embedding/kernel', r'Transformer/encoderblock(_0)?/LayerNorm_0/scale'),
     table=BIG_VISION,
     tidy=unstacked,
+    resample_of=resample_of,
     renames=(
       (r'^Transformer/pos_embedding$', 'pos_embedding'),
       (r'^probe$', f'{MAP}/probe'),

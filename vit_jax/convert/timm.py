@@ -452,6 +452,17 @@ OPEN_CLIP_OTHER = ('attentional_pool', 'final_ln_after_pool', 'global_average_po
 OPEN_CLIP_POOLS = {'tok': 'token', 'avg': 'gap'}
 
 
+def resample_of(config: dict[str, Any], file: str) -> str:
+  """FlexiViT and C-RADIO are bilinear, by the architecture, or of a lone file by its name.
+
+  As in timm, C-RADIO v3 of the sizes B and H takes the corners for the ends of the table.
+  """
+  name = named(config) or file
+  if re.search('(base|huge)_patch16_radio_v3', name):
+    return 'bilinear_align_corners'
+  return 'bilinear' if 'flexi' in name or 'radio' in name else ''
+
+
 def eva_promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   """The biases of queries and values: both or none."""
   biases = [f'{BLOCKS}/attention/{part}/bias' for part in ('query', 'value')]
@@ -644,6 +655,7 @@ FAMILIES = (
     model='ViT',
     signs=(PATCHES, r'blocks\.0\.norm1\.weight'),
     table=VIT,
+    resample_of=resample_of,
     tidy=tidy,
     renames=RENAMES,
     details=details,
