@@ -141,6 +141,7 @@ def test_the_rules_told_are_those_that_there_are():
     coded(rule)[0]: resample.Rule(kernels[kernel], yes[corners], yes[antialias])
     for rule, kernel, corners, antialias, _ in table('rule')
   }
+  rules |= {f'{name}_square': rule._replace(square=True) for name, rule in rules.items()}
   assert rules == resample.RULES
 
 

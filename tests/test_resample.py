@@ -11,6 +11,7 @@ reads 'positions RULE GRID NEW_GRID PEER', 'patch_kernel RULE SIZE NEW_SIZE PEER
                 set to float64, without which it is off by 2e-5), models.adapt_input_conv
   torchvision   models.vision_transformer.interpolate_embeddings
   transformers  ViTModel(config).embeddings.interpolate_pos_encoding
+  naflexvit     timm's NaFlexEmbeds(pos_embed_ar_preserving=True)._apply_learned_pos_embed
 """
 
 import pathlib
@@ -126,12 +127,21 @@ def test_the_same_size_changes_no_bit(rule):
   np.testing.assert_array_equal(resample.patch_kernel(kernel, (2, 3), rule), kernel)
 
 
-@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('rule', [rule for rule in RULES if not resample.RULES[rule].square])
 def test_rows_then_columns_equal_both_at_once(rule):
   table = draw(35, 4)
   rows = resample.positions(table, (7, 5), (4, 5), rule)
   result = resample.positions(rows, (4, 5), (4, 9), rule)
   np.testing.assert_allclose(result, resample.positions(table, (7, 5), (4, 9), rule), atol=1e-6)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('rule', [rule for rule in RULES if resample.RULES[rule].square])
+def test_a_square_rule_gives_the_corner_of_a_square_grid(rule):
+  table = draw(16, 4)
+  result = resample.positions(table, (4, 4), (5, 9), rule)
+  square = resample.positions(table, (4, 4), (9, 9), rule.removesuffix('_square'))
+  np.testing.assert_array_equal(result, square[: 5 * 9])
 
 
 @pytest.mark.parametrize('rule', RULES)

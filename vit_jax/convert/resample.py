@@ -22,11 +22,14 @@ class Rule(NamedTuple):
       of their cells do (half-pixel centres).
     antialias: whether the kernel widens as the grid shrinks, and what of it lies beyond the edge is
       left out; otherwise the values at the edge go on for ever.
+    square: whether a grid of positions that is no square is the corner of the square on its longer
+      side, so that neighbours are as far apart in both directions.
   """
 
   kernel: Callable[[Array], Array]
   align_corners: bool = False
   antialias: bool = False
+  square: bool = False
 
 
 def triangle(distance: Array) -> Array:
@@ -52,6 +55,8 @@ RULES = {
   'bicubic': Rule(TORCH),  # Hugging Face, but for DINOv2 with registers
   'bicubic_align_corners': Rule(TORCH, align_corners=True),  # torchvision
 }
+# Where timm's NaFlexVit preserves the aspect ratio
+RULES |= {f'{name}_square': rule._replace(square=True) for name, rule in RULES.items()}
 
 
 def matrix(rule: str, old: int, new: int) -> Array:
@@ -63,7 +68,7 @@ def matrix(rule: str, old: int, new: int) -> Array:
     raise ValueError(f'unknown rule {rule!r}; known: {", ".join(RULES)}')
   if min(old, new) < 1:
     raise ValueError(f'cannot resize a side from {old} to {new}')
-  kernel, align_corners, antialias = RULES[rule]
+  kernel, align_corners, antialias, _ = RULES[rule]
   if align_corners:
     places = np.arange(new) * (old - 1) / max(new - 1, 1)
   else:
@@ -85,7 +90,11 @@ def positions(table: Array, grid: tuple[int, int], new_grid: tuple[int, int], ru
   rows, columns = grid
   if len(table) != rows * columns:
     raise ValueError(f'{len(table)} position embeddings do not make a grid of {rows}x{columns}')
-  down, across = matrix(rule, rows, new_grid[0]), matrix(rule, columns, new_grid[1])
+  if grid == new_grid:
+    return np.asarray(table, np.float32)
+  sides = (max(new_grid),) * 2 if rule in RULES and RULES[rule].square else new_grid
+  down, across = matrix(rule, rows, sides[0]), matrix(rule, columns, sides[1])
+  down, across = down[: new_grid[0]], across[: new_grid[1]]
   field = np.reshape(table, (rows, columns, -1))  # (R, C, D)
   field = np.einsum('yr,xc,rcd->yxd', down, across, field, optimize=True)  # (R', C', D)
   return field.reshape(-1, field.shape[-1]).astype(np.float32)  # (R' C', D)
