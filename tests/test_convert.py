@@ -736,6 +736,21 @@ def test_timm_resamples_positions_by_the_architecture(architecture, rule):
   assert (timm.resample_of({}, f'{architecture}.pth') or 'bicubic_antialias') == rule
 
 
+@pytest.mark.parametrize(
+  'name, rule',
+  [
+    ('base_patch16_gap', 'bicubic_antialias'),
+    ('base_patch16_par_gap', 'bicubic_antialias_square'),
+    ('base_patch16_parfac_gap', 'bilinear_square'),
+    ('base_patch16_siglip', 'bilinear_antialias'),
+    ('base_patch16_radio_v3', 'bilinear_align_corners_square'),
+    ('large_patch16_radio_v3', 'bilinear_square'),
+  ],
+)
+def test_a_naflexvit_resamples_positions_as_its_arguments_say(name, rule):
+  assert timm.naflex_resample_of({'architecture': f'naflexvit_{name}'}, '') == rule
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_kernel_for_other_channels_sums_to_the_same_over_equal_ones(channels, tmp_path):
   path, params = saved(tmp_path)

@@ -57,6 +57,18 @@ def test_the_patch_kernel_is_timms_resample_patch_embed(side):
   assert ours.difference(actual.transpose(3, 2, 0, 1), theirs.numpy()) <= 2e-5
 
 
+@pytest.mark.parametrize('name', ['par_gap', 'parfac_gap', 'siglip'])
+def test_a_naflexvit_is_equal_on_images_of_no_square(name, tmp_path):
+  fields = dict(embed_dim=64, depth=1, num_heads=4, num_classes=5)
+  module = peers.seeded(peers.timm.create_model(f'naflexvit_base_patch16_{name}', **fields))
+  peers.save_timm(module, tmp_path)
+  model, size = vit_jax.load(tmp_path).model, (96, 320)
+  params = vit_jax.load_params(tmp_path, model, image_size=size)
+  images = ours.pictures(size)
+  theirs = peers.run(peers.logits_of, module, images)['logits'].numpy()
+  assert ours.difference(ours.apply(model, params, images)['logits'], theirs) <= ours.TOLERANCE
+
+
 def checked(run, size, rule, built, theirs):
   params = vit_jax.load_params(built.path, run.model, image_size=size, resample=rule)
   actual = ours.apply(run.model, params, ours.pictures(size))

@@ -47,6 +47,7 @@ DINOV3 = 'vit_small_patch16_dinov3'
 BEIT = 'beit_base_patch16_224'
 RELPOS = 'test_vit_relpos'
 RPN = 'vit_relpos_small_patch16_rpn_224'
+NAFLEX = 'naflexvit_base_patch16_gap'
 ARGUMENTS = (
   (VIT, dict(global_pool='avg')),
   (VIT, dict(global_pool='avg', fc_norm=False)),
@@ -151,6 +152,41 @@ ARGUMENTS = (
   (RELPOS, dict(shared_rel_pos=True)),
   (RELPOS, dict(qk_norm=True)),
   (RELPOS, dict(img_size=[64, 32])),
+  *(
+    (NAFLEX, dict(patch_size=32) | args)  # 12 x 12 patches of images of 384 pixels
+    for args in (
+      dict(class_token=True, reg_tokens=0, global_pool='token', fc_norm=False),
+      dict(global_pool='map', fc_norm=False, pool_include_prefix=True),
+      dict(global_pool='map', attn_pool_num_heads=2, attn_pool_mlp_ratio=2.0),
+      dict(global_pool='avg', pool_include_prefix=True),
+      dict(global_pool='', final_norm=False),
+      dict(global_pool='max'),
+      dict(pos_embed='none'),
+      dict(pos_embed='factorized', pos_embed_grid_size=(5, 7)),
+      dict(pos_embed_grid_size=(9, 16)),  # as many as 12 x 12
+      dict(pos_embed_interp_mode='bilinear', pos_embed_ar_preserving=True),
+      dict(pos_embed_interp_mode='nearest-exact', pos_embed_antialias=False),
+      dict(pos_embed_antialias=False),
+      dict(pos_embed_antialias=False, pos_embed_align_corners=True),
+      dict(pos_embed_align_corners=True),
+      dict(pos_embed_use_grid_sample=True, use_key_only_attn_mask=True),
+      dict(enable_patch_interpolator=True, dynamic_img_pad=True),
+      dict(embed_proj_type='conv'),
+      dict(patchify_channels_last=False),
+      dict(pre_norm=True, norm_layer='rmsnorm'),
+      dict(embed_norm_layer='layernorm', norm_layer='layernorm'),
+      dict(scale_attn_inner_norm=True, scale_mlp_norm=True),
+      dict(qkv_bias=False, qk_norm=True, proj_bias=False),
+      dict(act_layer='gelu_tanh', attn_layer='attn', init_values=None),
+      dict(rope_type='axial'),
+      dict(rope_type='dinov3', rope_grid_offset=0.5, rope_grid_indexing='xy'),
+      dict(rope_type='axial', rope_ref_feat_shape=(7, 7), rope_rotate_half=True),
+      dict(attn_type='eva'),
+      dict(attn_type='rope', attn_gated=True, qkv_fused=False),
+      dict(swiglu_mlp=True, swiglu_align_to=24),
+      dict(attn_type='rope', qkv_fused=False, num_kv_heads=2, attn_only_layer_scale=True),
+    )
+  ),
 )
 
 
@@ -168,6 +204,15 @@ def test_an_argument_is_honoured_or_refused(name, args, tmp_path):
   assert ours.difference(ours.trace(run, images)['logits'], theirs) <= ours.TOLERANCE
 
 
+def test_a_naflexvit_under_the_name_of_another_constructor_is_refused(tmp_path):
+  peers.save_timm(timm.create_model(VIT, use_naflex=True, depth=1), tmp_path)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['model_args'].pop('use_naflex', None)  # as where the environment says it
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=f'architecture {VIT} is a VisionTransformer, .* NaFlexVit'):
+    vit_jax.load(tmp_path)
+
+
 def test_lone_arrays_that_do_not_show_the_place_of_norms_are_refused(tmp_path):
   peers.save_timm(peers.seeded(timm.create_model(RPN, **TINY)), tmp_path)
   (tmp_path / 'config.json').unlink()
@@ -179,5 +224,7 @@ def test_the_arguments_tried_are_all_that_a_file_can_state():
   code = {'block_fn', 'mlp_layer', 'embed_layer', 'device', 'dtype'}  # no JSON names them
   tried = {key for _, args in ARGUMENTS for key in args} | TINY.keys() | code
   tried |= {'patch_size', 'in_chans', 'rope_mrope_section'}
-  for constructor in ('VisionTransformer', 'Eva', 'Beit', 'VisionTransformerRelPos'):
+  tried |= {'input_norm_layer'}  # no code reads it
+  constructors = ('VisionTransformer', 'Eva', 'Beit', 'VisionTransformerRelPos', 'NaFlexVit')
+  for constructor in constructors:
     assert timm_names.table()['defaults'][constructor].keys() <= tried

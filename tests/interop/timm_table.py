@@ -4,6 +4,7 @@
 to. No model is built: the call of the constructor is caught just before it.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from tests.interop import peers
 from vit_jax.convert import timm_names
 
 timm = peers.timm
+naflexvit = timm.models.naflexvit
 
 # timm's modules of plain Transformers and Mixers over patches, one resolution throughout: 341 names
 # in timm 1.0.31. BiT's names, which are ResNets, come from another module.
@@ -96,13 +98,21 @@ def spelled(value: Any) -> Any:
   return value
 
 
+def arguments_in(caught: Caught) -> dict[str, Any]:
+  """The arguments of a call; those of NaFlexVit are in an object, but for the sizes."""
+  arguments = dict(caught.arguments)
+  if (cfg := arguments.pop('cfg', None)) is not None:
+    arguments |= {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
+  return arguments
+
+
 def arguments_of(constructor: type) -> dict[str, Any]:
   """Names and defaults of the arguments that a model of ours may read."""
   parameters = inspect.signature(constructor).parameters.values()
   return {
     p.name: None if p.default is p.empty else spelled(p.default)
     for p in parameters
-    if p.name not in ('device', 'dtype') and p.kind is p.POSITIONAL_OR_KEYWORD
+    if p.name not in ('cfg', 'device', 'dtype') and p.kind is p.POSITIONAL_OR_KEYWORD
   }
 
 
@@ -117,11 +127,13 @@ def table() -> dict[str, Any]:
     'ResNetV2': timm.models.ResNetV2,
   }
   defaults = {name: arguments_of(constructor) for name, constructor in constructors.items()}
+  embedding = arguments_of(naflexvit.NaFlexVitCfg)
+  defaults['NaFlexVit'] = embedding | arguments_of(naflexvit.NaFlexVit)
   architectures = {}
   for arch, caught in calls().items():
     kind = caught.constructor.__name__.removesuffix('Distilled')  # its own arrays show that
     usual = defaults.get(kind, {})
-    values = {key: spelled(value) for key, value in caught.arguments.items() if key in usual}
+    values = {key: spelled(v) for key, v in arguments_in(caught).items() if key in usual}
     # The pool of pretrained_cfg comes before the usual one, but not before one that a name states
     unusual = {k: v for k, v in values.items() if v != usual[k] or k == 'global_pool'}
     architectures[arch] = {'constructor': kind, **unusual}

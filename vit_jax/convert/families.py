@@ -247,8 +247,10 @@ def check_declared(
 
 def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
   """Sizes of images that positions may be for; the last counts only where they are no square."""
-  *declared, hint = sizes
-  return [size for size in (*declared, None if architecture.may_be_square(ours) else hint) if size]
+  preprocessed, declared, hint = sizes
+  hint = None if architecture.may_be_square(ours) else hint
+  pair = (declared, preprocessed) if 'positions' in ours else (preprocessed, declared)
+  return [size for size in (*pair, hint) if size]
 
 
 def prepared(fields: dict[str, Any], size: Size, patch: Size | None = None) -> dict[str, Any]:

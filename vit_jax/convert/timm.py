@@ -200,6 +200,37 @@ def tidy_eva(arrays: Arrays) -> Arrays:
   return out
 
 
+def tidy_naflex(arrays: Arrays) -> Arrays:
+  """A NaFlexVit's arrays as a VisionTransformer's: patches as kernels, positions as one table."""
+  out: Arrays = {}
+  for name, array in arrays.items():
+    name = re.sub(r'^embeds\.(?=(proj|norm)\.)', 'patch_embed.', name).removeprefix('embeds.')
+    if name == 'patch_embed.proj.weight' and array.ndim == 2:
+      array = kernel_of_pixels(array)
+    if name == 'pos_embed' and array.ndim == 4:
+      array = array.reshape(1, -1, array.shape[-1])  # (1, T, D)
+    out[name] = array
+  rows, columns = out.get('pos_embed_y'), out.get('pos_embed_x')
+  if rows is not None and columns is not None and rows.ndim == columns.ndim == 3:
+    del out['pos_embed_y'], out['pos_embed_x']
+    grid = rows[:, :, None] + columns[:, None]
+    out['pos_embed'] = grid.reshape(1, -1, grid.shape[-1])
+  return out
+
+
+def kernel_of_pixels(matrix: np.ndarray) -> np.ndarray:
+  """Weights (D, P * P * C) of square patches, the channels last, as a kernel (D, C, P, P).
+
+  Images have 3 channels where that leaves a square, otherwise 1.
+  """
+  pixels = matrix.shape[1]
+  for count in (3, 1):
+    side = math.isqrt(pixels // count)
+    if pixels == count * side**2:
+      return matrix.reshape(-1, side, side, count).transpose(0, 3, 1, 2)
+  raise ValueError(f'embeds.proj.weight has shape {matrix.shape}, of no square patches')
+
+
 def with_heads(arrays: Arrays) -> Arrays:
   """Keys and values with a head for each query's: those of a group are equal, as grouped queries
   (arXiv 2305.13245) read them.
@@ -375,6 +406,20 @@ def parallel_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> di
   return details(theirs, ours, config) | {'parallel': True}
 
 
+def naflex_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  """Fields by the configuration; for lone arrays the usual ones of a NaFlexVit."""
+  usual = {'activation': 'gelu_erf', 'norm_eps': 1e-6, 'stem_numerics': 'timm'}
+  described = constructor(config, 'NaFlexVit')
+  if described is None:
+    return usual | ({'pool_prefix': False} if 'pool/probe' in ours else {})
+  if described.constructor != 'NaFlexVit':
+    raise ValueError(
+      f'config.json: architecture {described.architecture} is a {described.constructor}, but the '
+      'arrays are of a NaFlexVit'
+    )
+  return timm_names.fields(described)
+
+
 def eva_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
   """Fields by the configuration; for lone arrays DINOv3's."""
   usual = {'activation': 'gelu_erf', 'norm_eps': 1e-5, 'positions': 'rope', 'pool': 'gap'}
@@ -402,7 +447,9 @@ def declared(config: dict[str, Any]) -> Declared:
   for where, source in (('model_args.', args), ('', config), ('pretrained_cfg.', weights)):
     if 'num_classes' in source and not headless:
       values.setdefault('num_classes', (f'config.json: {where}num_classes', source['num_classes']))
-  if 'img_size' in args:
+  if described is not None and described.constructor == 'NaFlexVit':
+    values['size'] = timm_names.table_size(described)
+  elif 'img_size' in args:
     values['size'] = ('config.json: img_size', sides(args['img_size']))
   return values
 
@@ -461,6 +508,11 @@ def resample_of(config: dict[str, Any], file: str) -> str:
   if re.search('(base|huge)_patch16_radio_v3', name):
     return 'bilinear_align_corners'
   return 'bilinear' if 'flexi' in name or 'radio' in name else ''
+
+
+def naflex_resample_of(config: dict[str, Any], file: str) -> str:
+  described = constructor(config, 'NaFlexVit')
+  return '' if described is None else timm_names.resampling(described.arguments)
 
 
 def eva_promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
@@ -671,6 +723,18 @@ FAMILIES = (
     renames=RENAMES,
     details=parallel_details,
     declared=declared,
+    drops=DROPS,
+    **COMMON,
+  ),
+  Family(
+    model='ViT',
+    signs=(r'embeds\.proj\.weight', r'blocks\.0\.norm1\.weight'),
+    table=VIT,
+    tidy=tidy_naflex,
+    renames=RENAMES,
+    details=naflex_details,
+    declared=declared,
+    resample_of=naflex_resample_of,
     drops=DROPS,
     **COMMON,
   ),

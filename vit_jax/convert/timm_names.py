@@ -24,14 +24,16 @@ SHOWN = (
   'swiglu_align_to', 'use_abs_pos_emb', 'use_pre_transformer_norm', 'use_post_transformer_norm',
   'use_fc_norm', 'num_blocks', 'layers', 'channels', 'width_factor', 'stem_chs', 'qkv_fused',
   'attn_type', 'attn_pool_mlp_ratio', 'num_kv_heads', 'attn_only_layer_scale', 'rel_pos_dim',
-  'shared_rel_pos',
+  'shared_rel_pos', 'embed_proj_type',
 )  # fmt: skip
-# What only training or initialisation reads, or only images that do not divide into patches.
+# What only training or initialisation reads, or images that do not divide into patches, or batches
+# of several sizes; and a NaFlexVit's rotations, which are refused by their type.
 INERT = (
   'drop_rate', 'pos_drop_rate', 'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate',
   'drop_path_rate', 'weight_init', 'fix_init', 'head_init_scale', 'nlhb', 'zero_init_last',
   'rope_shift_coords', 'rope_jitter_coords', 'rope_rescale_coords', 'dynamic_img_size',
-  'dynamic_img_pad',
+  'dynamic_img_pad', 'input_norm_layer', 'use_key_only_attn_mask', 'pos_embed_use_grid_sample',
+  'enable_patch_interpolator', 'rope_ref_feat_shape', 'rope_grid_indexing', 'rope_mrope_section',
 )  # fmt: skip
 
 # Read whatever its value.
@@ -39,7 +41,9 @@ READ = (
   'scale_attn_norm', 'scale_mlp_norm', 'scale_attn_inner', 'scale_mlp', 'proj_bias',
   'pool_include_prefix', 'use_rot_pos_emb', 'rope_grid_offset', 'rope_temperature',
   'rope_rotate_half', 'ref_feat_shape', 'attn_pool_num_heads', 'use_rel_pos_bias',
-  'use_shared_rel_pos_bias', 'use_post_norm',
+  'use_shared_rel_pos_bias', 'use_post_norm', 'scale_attn_inner_norm',
+  'scale_mlp_norm', 'pos_embed_grid_size', 'pos_embed_ar_preserving', 'pos_embed_antialias',
+  'pos_embed_align_corners',
 )  # fmt: skip
 
 NORMS = {'layernorm': 'layer', 'rmsnorm': 'rms'}
@@ -83,6 +87,22 @@ SUPPORTED: dict[str, dict[str, tuple[object, ...]]] = {
     'norm_layer': (None, *NORMS),
     'act_layer': (None, *ACTIVATIONS),
     'block_fn': ('RelPosBlock', 'ResPostRelPosBlock'),
+  },
+  'NaFlexVit': {
+    'global_pool': tuple(POOLS),
+    'pos_embed_interp_mode': ('bicubic', 'bilinear'),
+    'rope_type': ('', 'none'),
+    'patchify_channels_last': (True,),
+    'norm_layer': (None, *NORMS),
+    'act_layer': (None, *ACTIVATIONS),
+    'block_fn': (None,),
+    'mlp_layer': (None,),
+    'attn_layer': (None, '', 'attn'),
+    'attn_type': ('standard',),
+    'attn_gated': (False,),
+    'swiglu_mlp': (False,),
+    'num_kv_heads': (None,),
+    'attn_only_layer_scale': (False,),
   },
   'MlpMixer': {
     'block_layer': ('MixerBlock',),
@@ -213,6 +233,8 @@ def check(call: Call) -> None:
     supported = supported | {'embed_norm_layer': (call.arguments['norm_layer'],)}
   if call.constructor == 'Eva' and not call.arguments['qk_norm']:  # the width of a head is unknown
     supported = supported | {'num_kv_heads': (None,), 'attn_only_layer_scale': (False,)}
+  if call.arguments.get('pos_embed_antialias'):  # no rule has both
+    supported = supported | {'pos_embed_align_corners': (False,)}
   refused = []
   for argument, values in supported.items():
     value = call.arguments[argument]
@@ -300,12 +322,42 @@ def relpos_fields(args: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def naflex_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields that only a NaFlexVit's arguments say."""
+  return {
+    'attention_norm': args['scale_attn_inner_norm'],
+    'mlp_norm': args['scale_mlp_norm'],
+    'embed_norm': args['embed_norm_layer'] is not None,
+    'proj_bias': args['proj_bias'],
+    'pool_heads': args['attn_pool_num_heads'] if args['global_pool'] == 'map' else None,
+  }
+
+
 ONLY: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
   'VisionTransformer': vit_fields,
   'Eva': eva_fields,
   'Beit': beit_fields,
   'VisionTransformerRelPos': relpos_fields,
+  'NaFlexVit': naflex_fields,
 }
+
+
+def resampling(args: Mapping[str, Any]) -> str:
+  """The rule of `resample.RULES` by which a NaFlexVit resamples its positions."""
+  if args['pos_embed'] == 'factorized':
+    rule = 'bilinear'
+  else:
+    rule = args['pos_embed_interp_mode']
+    rule += '_align_corners' if args['pos_embed_align_corners'] else ''
+    rule += '_antialias' if args['pos_embed_antialias'] else ''
+  return f'{rule}_square' if args['pos_embed_ar_preserving'] else rule
+
+
+def table_size(call: Call) -> tuple[str, tuple[int, int]]:
+  """Where a NaFlexVit's table of positions is said, and the (height, width) that it is for."""
+  grid, patch = call.arguments['pos_embed_grid_size'], call.arguments['patch_size']
+  patch = [patch, patch] if isinstance(patch, int) else patch
+  return call.where('pos_embed_grid_size'), (grid[0] * patch[0], grid[1] * patch[1])
 
 
 def pool_prefix(call: Call) -> bool | None:
