@@ -398,6 +398,40 @@ def test_timm_squashes_what_it_says_it_squashes(share, steps, tmp_path):
   assert vit_jax.load(folder).preprocess.steps == steps
 
 
+def test_timms_first_configuration_of_one_level_is_read_as_the_newer(tmp_path):
+  cfg = {
+    'input_size': [3, 24, 24],
+    'interpolation': 'bilinear',
+    'crop_pct': 0.95,
+    'mean': [0.1, 0.2, 0.3],
+    'std': [0.4, 0.5, 0.6],
+    'global_pool': 'avg',
+    'num_classes': 5,
+  }
+  shared = {'architecture': 'vit_tiny_patch16_224', 'model_args': CONFIGS['timm']['model_args']}
+  newer = {'label_names': list('abcde'), 'pretrained_cfg': cfg}
+  runs = []
+  for name, config in (('newer', newer), ('first', {'labels': list('abcde')} | cfg)):
+    (tmp_path / name).mkdir()
+    runs.append(vit_jax.load(timm_folder(tmp_path / name, shared | config)))
+  [expected, run] = runs
+  assert (run.preprocess, run.classes) == (expected.preprocess, tuple('abcde'))
+  assert run.preprocess.steps == "crop_ratio(ratio=0.95, method='bilinear_antialias')"
+  assert (run.preprocess.size, run.preprocess.mean) == ((24, 24), (0.1, 0.2, 0.3))
+  assert run.model == expected.model and run.model.pool == 'gap'
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [({'mean': 0.5}, 'config.json: mean is 0.5'), ({'num_classes': 7}, 'num_classes is 7, but the')],
+  ids=str,
+)
+def test_timms_first_configuration_is_held_to_its_kinds_and_arrays(changes, said, tmp_path):
+  args = CONFIGS['timm']['model_args']
+  config = {'architecture': 'vit_tiny_patch16_224', 'model_args': args} | changes
+  assert said in refused(vit_jax.load, timm_folder(tmp_path, config))
+
+
 @pytest.mark.parametrize('size', [SQUARE, (16, 24)], ids=str)
 @pytest.mark.parametrize(
   'changes',

@@ -424,7 +424,8 @@ def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ..
   """
   count = fields['num_classes']
   numbers = tuple(map(str, range(count)))
-  key = 'id2label' if 'id2label' in config else 'label_names'
+  keys = ('id2label', 'label_names', 'labels')  # the last as timm had it first
+  key = next((key for key in keys if key in config), '')
   named = config.get(key, {})
   if not named or not count or fields['head_bias'] is None:
     return numbers

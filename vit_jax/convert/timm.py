@@ -442,7 +442,7 @@ def declared(config: dict[str, Any]) -> Declared:
   """What config.json says of the arrays' shapes."""
   described = constructor(config)
   values = {} if described is None else timm_names.declared(described)
-  args, weights = config.get('model_args', {}), config.get('pretrained_cfg', {})
+  args, weights = config.get('model_args', {}), timm_names.pretrained(config)
   headless = 'TimmWrapperModel' in config.get('architectures', ())  # saved through transformers
   for where, source in (('model_args.', args), ('', config), ('pretrained_cfg.', weights)):
     if 'num_classes' in source and not headless:
@@ -528,11 +528,13 @@ METHODS = {'bicubic': 'bicubic_antialias', 'bilinear': 'bilinear_antialias'}
 
 
 def preprocess(config: dict[str, Any]) -> dict[str, Any]:
-  """From `pretrained_cfg`: the shorter side resized, then the centre; or squashed."""
+  """From what config.json says of the weights: the shorter side resized, then the centre; or
+  squashed. What it does not say is timm's default, but for the size, which the arrays tell.
+  """
   if 'model_cfg' in config or 'preprocess_cfg' in config:
     return openai_preprocess(config)
-  cfg = config.get('pretrained_cfg')
-  if not cfg:
+  cfg = timm_names.pretrained(config)
+  if not cfg and 'architecture' not in config:
     return {'steps': centre(0.9, 'bicubic_antialias')}
   mode, interpolation = cfg.get('crop_mode', 'center'), cfg.get('interpolation', 'bicubic')
   if mode not in ('center', 'squash'):
@@ -544,7 +546,7 @@ def preprocess(config: dict[str, Any]) -> dict[str, Any]:
   size = tuple(cfg.get('input_size', (3, 224, 224))[1:])
   fraction, method = cfg.get('crop_pct', 0.875), METHODS[interpolation]
   levels = {
-    'size': size,
+    **({'size': size} if 'input_size' in cfg or mode == 'squash' else {}),
     'mean': tuple(cfg.get('mean', IMAGENET_MEAN)),
     'std': tuple(cfg.get('std', IMAGENET_STD)),
   }
@@ -591,12 +593,11 @@ PRETRAINED = {
   'num_classes': kinds.CLASSES,
   'global_pool': kinds.TEXT,
 }
-FIELDS = {
+FIELDS = PRETRAINED | {  # at the top, too, in files from before there was `pretrained_cfg`
   'architecture': kinds.TEXT,
   'architectures': kinds.TEXTS,
-  'num_classes': kinds.CLASSES,
-  'global_pool': kinds.TEXT,
   'label_names': kinds.TEXTS,
+  'labels': kinds.TEXTS,
   'model_args': {
     'embed_dim': kinds.COUNT,
     'depth': kinds.LAYERS,

@@ -190,8 +190,15 @@ def called(config: Mapping[str, Any], architecture: str, default: str) -> Call |
     raise ValueError(f'config.json: timm builds {architecture} by its {constructor}, no ViT here')
   if unknown := [key for key in stated if key not in defaults]:
     raise ValueError(f"config.json: timm's {constructor} has no argument {', '.join(unknown)}")
-  weights = {k: v for k, v in config.get('pretrained_cfg', {}).items() if k == 'global_pool'}
+  weights = {k: v for k, v in pretrained(config).items() if k == 'global_pool'}
   return Call(constructor, architecture, defaults | weights | row | stated, frozenset(stated))
+
+
+def pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What config.json says of the weights: `pretrained_cfg`, or as timm had it first, at the top."""
+  usual = config if 'architecture' in config else {}
+  weights: Mapping[str, Any] = config.get('pretrained_cfg', usual)
+  return weights
 
 
 def row_of(architecture: str, stated: Mapping[str, Any], default: str) -> Mapping[str, Any]:
