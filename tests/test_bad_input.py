@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ def test_one_class_is_nothing_to_learn(tmp_path, capsys):
   fields = {'data.source': f'arrays:{tmp_path}/one.npz', 'data.test': ''}
   assert vit_train(tmp_path / 'run', fields) == 2
   assert "one.npz has only one class, '0'; at least two are needed" in one_line(capsys)
+
+
+def test_a_class_without_images_is_nothing_to_learn(tmp_path, capsys):
+  image = cv2.imencode('.png', np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+  for name in ('cat', 'dog', 'emu'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for number in range(6):
+      suffix = 'txt' if name == 'emu' else 'png'
+      (tmp_path / 'photos' / name / f'{number}.{suffix}').write_bytes(image)
+  fields = {'data.source': f'folder:{tmp_path}/photos', 'data.test': ''}
+  assert vit_train(tmp_path / 'run', fields | {'batch_size': 8, 'accumulate': 1}) == 2
+  line = one_line(capsys)
+  assert "photos: no images of class 'emu' in train; passed over: 6 .txt" in line
 
 
 @pytest.mark.parametrize('case', ['a field', 'heads', 'a data set'])

@@ -243,7 +243,6 @@ def test_names_need_not_be_utf8(tmp_path):
   'names, text',
   [
     (['val/bird/1.png', 'test/cow/2.png'], "train lacks class 'bird' in validation, 'cow' in test"),
-    (['train/bird/notes.txt'], "no images of class 'bird' in train; passed over: 1 .txt"),
     (['valid/dog/1.png'], 'several folders of validation: val, valid'),
   ],
 )
@@ -262,6 +261,20 @@ def test_a_folder_of_one_class_or_without_train_can_be_measured(tmp_path):
   assert labelled(name, 'test') == [('test/b/1.png', 'b')]
   assert sources.open_source(name, 'all').classes == ('a', 'b')
   refused("no split 'train'", name)
+
+
+@pytest.mark.parametrize('below', ['', 'train/', 'test/'])
+def test_a_folder_with_an_empty_class_can_be_measured(below, tmp_path):
+  names = [f'{below}{name}' for name in ('cat/1.png', 'dog/2.png', 'emu/notes.txt')]
+  name = f'folder:{write(tmp_path / "d", *names)}'
+  source = sources.open_source(name, 'all')
+  assert (source.classes, len(source)) == (('cat', 'dog', 'emu'), 2)
+  assert source.empty_classes == (() if below == 'test/' else ('emu',))
+
+
+def test_a_folder_whose_images_are_not_read_says_why(tmp_path):
+  name = f'folder:{write(tmp_path / "d", "cat/1.heic", "dog/2.heic")}'
+  refused("no images in split 'train'; passed over: 2 .heic", name)
 
 
 def test_all_is_every_split_each_image_once(pets):

@@ -36,7 +36,7 @@ from vit_jax.sources.columns import check_names, first_image, label_shape, label
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import Batch, Params, Start, Sums, Task, abstract_batch, classify, distil, losses
 from vit_jax.tasks.encoder import ImageEncoder
-from vit_jax.text import error_line, nearest
+from vit_jax.text import error_line, first_few, nearest, printable
 
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
@@ -638,6 +638,10 @@ def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
 def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) -> None:
   """Raises ValueError for labels that a loss with such scores cannot learn."""
   check_classes(config.data.source, source.classes)
+  if source.empty_classes:
+    names = first_few([repr(printable(name)) for name in source.empty_classes])
+    message = f'{config.data.source}: no images of class {names} in train'
+    raise ValueError(sources.explained(message, source))
   if scores == 'softmax' and label_shape(source):
     raise ValueError(
       f"images of {config.data.source} are multi-label: objective.loss must be 'sigmoid'"

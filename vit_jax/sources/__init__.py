@@ -60,6 +60,7 @@ class Source:
       where that is unknown.
     passed_over: what the whole data set holds and is not read.
     notes: lines on how the data set was read, which its user ought to know.
+    empty_classes: those of the classes that the data set names and has no image of to train on.
   """
 
   records: Records
@@ -68,6 +69,7 @@ class Source:
   spans: tuple[Span, ...] = ()
   passed_over: tuple[PassedOver, ...] = ()
   notes: tuple[str, ...] = ()
+  empty_classes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.records)
@@ -78,13 +80,11 @@ class Source:
   def subset(self, indices: Sequence[int] | np.ndarray) -> 'Source':
     """The records at some indices, as a source."""
     spans = cut_spans(self.spans, indices) if isinstance(indices, range) else ()
-    return Source(
-      Subset(self.records, indices),
-      self.classes,
-      lambda index: self.describe(int(indices[index])),
-      spans,
-      self.passed_over,
-      self.notes,
+    return dataclasses.replace(
+      self,
+      records=Subset(self.records, indices),
+      describe=lambda index: self.describe(int(indices[index])),
+      spans=spans,
     )
 
 
@@ -160,7 +160,7 @@ def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
   sources = {use: select(name, splits, text) for use, text in texts.items()}
   for use, text in texts.items():
     if not len(sources[use]):
-      raise ValueError(f'{name} has no images in split {text!r}')
+      raise ValueError(explained(f'{name} has no images in split {text!r}', sources[use]))
   return sources
 
 
@@ -283,8 +283,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
   """Sources of one data set, one after another."""
   records = Concatenated(parts, tuple(itertools.accumulate(map(len, parts))))
   spans = tuple(span for part in parts for span in part.spans)
-  first = parts[0]
-  return Source(records, first.classes, records.describe, spans, first.passed_over, first.notes)
+  return dataclasses.replace(parts[0], records=records, describe=records.describe, spans=spans)
 
 
 def cut_spans(spans: Sequence[Span], indices: range) -> tuple[Span, ...]:
@@ -319,6 +318,11 @@ def lines_about(source: Source) -> list[str]:
 def notes_about(source: Source) -> list[str]:
   """What a user ought to know of how a data set was read."""
   return [*source.notes, *filter(None, [alike_note(source.classes)])]
+
+
+def explained(message: str, source: Source) -> str:
+  """A message on what lacks, and what is not read, where anything is."""
+  return '; '.join(filter(None, [message, describe_passed_over(source.passed_over)]))
 
 
 def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:
@@ -393,7 +397,7 @@ def with_validation(
   splits: dict[str, Callable[[], Source]]
   splits = {split: functools.partial(source.subset, indices[split]) for split in indices}
   if 'train' in indices and 'validation' not in indices:
-    train = np.asarray(indices['train'])
+    train = np.asarray(indices['train'], np.int64)  # which an empty range would not give
     first = labels[train] if labels.ndim == 1 else labels[train, 0]
     others, held_out = (train[side] for side in hold_out(first, HELD_OUT))
     splits['train'] = functools.partial(source.subset, others)

@@ -74,8 +74,22 @@ def splits(kind: str, path: str) -> Splits:
   indices = {
     split: range(end - count, end) for (split, count), end in zip(index.counts.items(), ends)
   }
-  source = Source(index.files, index.classes, index.files.describe, passed_over=index.passed_over)
+  source = Source(
+    index.files,
+    index.classes,
+    index.files.describe,
+    passed_over=index.passed_over,
+    empty_classes=empty_classes(index, indices.get('train', range(0))),
+  )
   return sources.with_validation(source, indices, index.files.labels)
+
+
+def empty_classes(index: 'Index', train: range) -> tuple[str, ...]:
+  """The classes without an image in 'train', which names them; none where there is no such."""
+  if not train:
+    return ()
+  present = set(index.files.labels[train.start : train.stop].tolist())
+  return tuple(name for label, name in enumerate(index.classes) if label not in present)
 
 
 def indexed(root: bytes) -> 'Index':
@@ -262,7 +276,7 @@ def make_index(root: bytes) -> Index:
       sizes.append(len(lengths) - begin)
     counts[split] = len(lengths) - before
   classes = tuple(name.decode('utf-8', 'backslashreplace') for name in names)
-  check_walk(walk, splits, names, sizes)
+  check_walk(walk, splits, names)
   pass_over_strays(walk, splits)
   if unknown:
     raise ValueError(f'{printable(root)}: train lacks class {first_few(unknown)}')
@@ -290,24 +304,12 @@ def pass_over_strays(walk: Walk, splits: Mapping[str, bytes]) -> None:
       walk.pass_over(name, f'in {printable(name)}, which is no split')
 
 
-def check_walk(
-  walk: Walk, splits: Mapping[str, bytes], names: Sequence[bytes], sizes: Sequence[int]
-) -> None:
-  """Raises ValueError for a folder that is no data set.
-
-  `names` are those of the classes, `sizes` how many images each class folder of the first split
-  holds; sizes of other splits may follow.
-  """
+def check_walk(walk: Walk, splits: Mapping[str, bytes], names: Sequence[bytes]) -> None:
+  """Raises ValueError for a folder that is no data set; `names` are those of the classes."""
   walk.check_links()
   where, (first, *_) = printable(walk.root), splits.values()
   if not names:
     raise ValueError(f'{printable(os.path.join(walk.root, first))} holds no class folders')
-  empty = [repr(printable(name)) for name, size in zip(names, sizes) if not size]
-  if empty and 'train' in splits:
-    reasons = filter(None, [sources.describe_passed_over(walk.passed_over)])
-    raise ValueError(
-      '; '.join([f'{where}: no images of class {first_few(empty)} in train', *reasons])
-    )
   folder = os.path.join(first, names[0])
   if len(names) == 1 and os.path.join(folder, b'train') in walk.folders:
     within = printable(os.path.join(walk.root, folder))
