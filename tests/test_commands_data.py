@@ -484,9 +484,7 @@ def test_save_ends_with_3_and_names_what_show_calls_unreadable(monkeypatch, tmp_
   assert captured.err.splitlines() == [
     f'vit data: {bad["image"]}: {bad["reason"]}' for bad in shown
   ]
-  assert (
-    captured.out == f'1 images of arrays:mine, split validation, are in {tmp_path}; 2 are not\n'
-  )
+  assert captured.out == f'1 image of arrays:mine, split validation, in {tmp_path}; 2 not\n'
 
 
 def test_save_takes_the_test_split_where_there_is_one(mine, tmp_path, capsys):

@@ -305,7 +305,7 @@ def test_arrays_that_a_configuration_promises_are_named_where_they_lack(part, tm
     (dict(num_hidden_layers=1), 'num_hidden_layers is 1, but the arrays have 2'),
     (dict(hidden_size=32), 'hidden_size is 32, but the arrays have 16'),
     (dict(num_attention_heads=3), 'num_attention_heads is 3, which does not divide the width 16'),
-    (dict(id2label={'0': 'a'}), 'id2label has 1 names for 5 classes'),
+    (dict(id2label={'0': 'a'}), 'id2label has 1 name for 5 classes'),
     (dict(id2label={k: k for k in 'abcde'}), 'id2label names no label 0'),
     (dict(id2label='hello'), 'id2label is "hello", not an object with a text'),
     (dict(id2label={str(k): k for k in range(5)}), 'id2label is .*, not an object with a text'),

@@ -345,12 +345,13 @@ def test_classes_are_matched(theirs, ours, columns, options):
 @pytest.mark.parametrize(
   'theirs, ours, said',
   [
+    (('fox',), NAMES, 'the data has 1 class and the model 5; not among the model.s: fox;'),
     (('dog', 'fox'), NAMES, 'the data has 2 classes and the model 5; not among the model.s: fox;'),
     (LETTERS, NAMES, "not among the model's: a, b, c and 9 more; the model's: ant, bee, cat and 2"),
     (('1', '2', '3'), ('0', '1', '2'), "not among the model's: 3; the model's: 0, 1, 2;"),
     (('x', 'y', 'z'), ('1', '2', '3'), "not among the model's: x, y, z; the model's: 1, 2, 3;"),
     (('007', '7'), ('07', '1'), "not among the model's: 007, 7;"),
-    (NUMBERS[:10], NUMBERS, 'the model 1000, which have numbers for names'),
+    (NUMBERS[:10], NUMBERS, 'the model 1,000, which have numbers for names'),
     (('ant', 'bee'), ('ant', 'bee', 'bee'), 'some have the same name'),
     ((), NAMES, '0 of the classes'),
   ],

@@ -22,7 +22,7 @@ from vit_jax.convert import adapt, bundles, engine, writing
 from vit_jax.convert.preprocess import Preprocess as Preprocess
 from vit_jax.convert.preprocess import scale_steps
 from vit_jax.images import decoding, transforms
-from vit_jax.text import error_line, to_stderr
+from vit_jax.text import error_line, quantity, to_stderr
 
 FORMAT = 1
 CARD = 'README.md'
@@ -55,7 +55,8 @@ class Bundle:
 
   def __repr__(self) -> str:
     size = 'x'.join(map(str, self.preprocess.size))
-    return f'{type(self).__name__}({self.name}, {size} pixels, {len(self.classes)} classes)'
+    classes = quantity(len(self.classes), 'class')
+    return f'{type(self).__name__}({self.name}, {size} pixels, {classes})'
 
   @property
   def names_images(self) -> bool:

@@ -27,7 +27,7 @@ from vit_jax import __version__, bundle, convert, files, models
 from vit_jax.convert import weights, writing
 from vit_jax.convert.preprocess import describe_steps
 from vit_jax.models import resnet
-from vit_jax.text import nearest, one_line
+from vit_jax.text import nearest, one_line, quantity
 from vit_jax.views import card
 
 FORMAT = 1
@@ -429,7 +429,7 @@ class Program:
 
   def __repr__(self) -> str:
     shape = ', '.join(map(str, (*self.size, self.channels)))
-    signature = f'uint8 (N, {shape}) -> float32, {len(self.classes)} classes'
+    signature = f'uint8 (N, {shape}) -> float32, {quantity(len(self.classes), "class")}'
     return f'Program({self.model}, {signature}, {" ".join(self.platforms)})'
 
   def __call__(self, images: np.typing.ArrayLike) -> np.ndarray:

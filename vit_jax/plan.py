@@ -36,7 +36,7 @@ from vit_jax.sources.columns import check_names, first_image, label_shape, label
 from vit_jax.step import State, Step, make_state, make_step
 from vit_jax.tasks import Batch, Params, Start, Sums, Task, abstract_batch, classify, distil, losses
 from vit_jax.tasks.encoder import ImageEncoder
-from vit_jax.text import error_line, first_few, nearest, printable
+from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
@@ -493,8 +493,8 @@ def pretrained_start(
     old_classes, new_classes = checkpoint.fields.get('num_classes', 0), model.num_classes
     if not config.new_head and old_classes != new_classes:
       raise ValueError(
-        f'the head of {config.pretrained} is for {old_classes:,} classes, {config.data.source} has '
-        f'{new_classes:,}: new_head=True starts with a new one'
+        f'the head of {config.pretrained} is for {quantity(old_classes, "class")}, '
+        f'{config.data.source} has {new_classes:,}: new_head=True starts with a new one'
       )
     return Start(
       *adapt.params(
@@ -630,7 +630,7 @@ def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
     if use != 'train' and (shared := sources.overlap(train, source)):
       raise ValueError(
         f'data.{use} {data[use]!r} overlaps data.train {data.train!r} of {name}: '
-        f'{shared:,} images are in both'
+        f'{quantity(shared, "image")} in common'
       )
   return splits
 
@@ -655,5 +655,5 @@ def check_division(config: FrozenConfigDict, mesh: Mesh) -> None:
   if config.batch_size % (config.accumulate * parts):
     raise ValueError(
       f'batch_size {config.batch_size} does not divide into accumulate={config.accumulate} '
-      f'micro-batches on {parts} device{"s" * (parts != 1)}'
+      f'micro-batches on {quantity(parts, "device")}'
     )

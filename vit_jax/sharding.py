@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax import models
 from vit_jax.models import Tree
+from vit_jax.text import quantity
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
@@ -50,7 +51,7 @@ def make_mesh(
     shape[shape.index(-1)] = count // fixed
   if min(shape) < 1 or int(np.prod(shape)) != count:
     sizes = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, (data, fsdp, tensor)))
-    raise ValueError(f'mesh ({sizes}) does not fit {count} device{"s" * (count != 1)}')
+    raise ValueError(f'mesh ({sizes}) does not fit {quantity(count, "device")}')
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

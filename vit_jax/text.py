@@ -82,6 +82,12 @@ def number(value: float | None, form: str = '') -> str:
   return format(value, form or (',.0f' if abs(value) >= 1000 else '.4g'))
 
 
+def quantity(count: int, noun: str) -> str:
+  """'1 class', '2 classes' or '1,000 images': so many of what a noun in the singular names."""
+  plural = f'{noun}es' if noun.endswith('s') else f'{noun}s'
+  return f'{count:,} {noun if count == 1 else plural}'
+
+
 def percent(value: float | None, digits: int = 2) -> str:
   """0.98765 -> '98.77%'; '-' for None."""
   return number(value, f'.{digits}%')

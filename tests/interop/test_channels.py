@@ -59,4 +59,4 @@ def test_a_mean_of_rgb_becomes_its_mean_value_for_grey_as_in_timm(tmp_path, caps
   run = vit_jax.load(tmp_path / 'timm')
   np.testing.assert_allclose(run.preprocess.mean, expected['mean'])
   np.testing.assert_allclose(run.preprocess.std, expected['std'])
-  assert 'mean is of RGB, images have 1 channels: takes its mean value' in capsys.readouterr().err
+  assert 'mean is of RGB, images have 1 channel: takes its mean value' in capsys.readouterr().err

@@ -25,7 +25,7 @@ from vit_jax.commands import warn
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import PassedOver, Source, columns, presets
 from vit_jax.sources.survey import Survey, has_problems, report, survey_split
-from vit_jax.text import printable, reason, to_stderr
+from vit_jax.text import printable, quantity, reason, to_stderr
 
 MAX_CLASSES = 12  # that a table names: all, or the largest half and the smallest
 MAX_NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
@@ -339,8 +339,8 @@ def save(args: argparse.Namespace) -> int:
   written, failed = save_images(source, args.folder, count=args.count)
   for line in failed:
     warn('data', printable(line))
-  names = f'{printable(args.source)}, split {split}, are in {printable(args.folder)}'
-  print(f'{written} images of {names}' + f'; {len(failed)} are not' * bool(failed))
+  names = f'{printable(args.source)}, split {split}, in {printable(args.folder)}'
+  print(f'{quantity(written, "image")} of {names}' + f'; {len(failed)} not' * bool(failed))
   return 3 if failed else 0
 
 

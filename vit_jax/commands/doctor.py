@@ -7,7 +7,7 @@ import shutil
 import sys
 
 from vit_jax.commands import compiled
-from vit_jax.text import reason
+from vit_jax.text import quantity, reason
 from vit_jax.workdir import PACKAGES, installed
 
 
@@ -37,7 +37,7 @@ def check_devices() -> list[str]:
     devices = jax.devices()
   except Exception as error:  # of whatever kind a broken driver or plugin raises
     return [f'JAX does not start: {reason(error)}']
-  print(f'{len(devices)} {jax.default_backend()} device{"s" * (len(devices) > 1)}:')
+  print(f'{quantity(len(devices), f"{jax.default_backend()} device")}:')
   for device in devices:
     stats = device.memory_stats() or {}
     memory = f', {stats["bytes_limit"] / 2**30:.0f} GiB' if 'bytes_limit' in stats else ''

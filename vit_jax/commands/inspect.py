@@ -21,7 +21,7 @@ from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
-from vit_jax.text import nearest, one_line, progress, reason, si
+from vit_jax.text import nearest, one_line, progress, quantity, reason, si
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -315,7 +315,7 @@ def image_drawings(
 
 def image_count(images: Sequence[Image]) -> str:
   """'1 image' or '2 images'."""
-  return f'{len(images)} image{"s" * (len(images) != 1)}'
+  return quantity(len(images), 'image')
 
 
 def filters(run: predict.Run) -> Drawing:

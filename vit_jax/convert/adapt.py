@@ -18,7 +18,7 @@ from vit_jax.convert.architecture import RELATIVE
 from vit_jax.convert.engine import Arrays, Checkpoint, first_kernel
 from vit_jax.models import layers, vit
 from vit_jax.sources import labels
-from vit_jax.text import nearest
+from vit_jax.text import nearest, quantity
 
 SHOWN = 8  # names in a line of a report
 MEANING = (
@@ -277,7 +277,7 @@ def fit_kernels(arrays: Arrays, wanted: dict[str, Any], rule: str, report: Repor
   if first in shapes and arrays[first].shape[2] != shapes[first][2]:
     old, new = arrays[first].shape[2], shapes[first][2]
     arrays[first] = np.asarray(resample.channels(arrays[first], new), np.float32)
-    report.adapted.append(f'{first} from {old} channels to {new}')
+    report.adapted.append(f'{first} from {quantity(old, "channel")} to {new}')
   if patch in shapes and arrays[patch].shape[:2] != shapes[patch][:2]:
     side, new_side = arrays[patch].shape[:2], shapes[patch][:2]
     method = 'bilinear' if rule.startswith('bilinear') else 'bicubic_antialias'
@@ -325,7 +325,7 @@ def fit_head(
     if bias not in wanted:
       arrays.pop(bias, None)
     start = '' if model.head_init == 'zeros' else f', starts {model.head_init}'
-    report.reset.append(f'{head} ({old:,} classes there, {new:,} here{start})')
+    report.reset.append(f'{head} ({quantity(old, "class")} there, {new:,} here{start})')
 
 
 def order_heads(arrays: Arrays, source: Checkpoint, classes: Sequence[str], report: Report) -> None:

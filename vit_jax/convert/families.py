@@ -25,7 +25,7 @@ from vit_jax.convert import (
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Declared, Family
 from vit_jax.convert.preprocess import crop_steps, fit_levels, whole_patches
-from vit_jax.text import one_line
+from vit_jax.text import one_line, quantity
 
 FAMILIES: tuple[Family, ...] = (
   *google.FAMILIES,
@@ -240,7 +240,8 @@ def check_declared(
   wrong += contradictions
   where, count = declared.get('num_classes', ('', 0))
   if count and count != fields['num_classes']:
-    wrong.append(f'{where} is {count}, but the head has {fields["num_classes"] or "no"} classes')
+    actual = quantity(fields['num_classes'], 'class') if fields['num_classes'] else 'no classes'
+    wrong.append(f'{where} is {count}, but the head has {actual}')
   if wrong:
     raise ValueError('; '.join(wrong))
 
@@ -430,7 +431,9 @@ def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ..
   if not named or not count or fields['head_bias'] is None:
     return numbers
   if len(named) != count:
-    raise ValueError(f'config.json: {key} has {len(named)} names for {count} classes')
+    raise ValueError(
+      f'config.json: {key} has {quantity(len(named), "name")} for {quantity(count, "class")}'
+    )
   if isinstance(named, dict) and (lacking := [k for k in numbers if k not in named]):
     raise ValueError(f'config.json: {key} names no label {lacking[0]}')
   labels = [named[k] for k in numbers] if isinstance(named, dict) else [*named]

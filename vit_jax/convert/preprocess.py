@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from vit_jax.images import transforms
+from vit_jax.text import quantity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,12 @@ def fit_levels(fields: dict[str, Any], channels: int | None) -> tuple[dict[str, 
   notes = []
   for name, values in levels.items():
     if len(values) not in (1, 3, channels):
-      raise ValueError(f'{name} is {list(values)}, but images have {channels} channels')
+      raise ValueError(f'{name} is {list(values)}, but images have {quantity(channels, "channel")}')
     if len(values) != channels:
       levels[name] = (sum(values) / len(values),) * channels
-      notes += [f'{name} is of RGB, images have {channels} channels: takes its mean value'] * (
-        name in fields and len(values) == 3
-      )
+      notes += [
+        f'{name} is of RGB, images have {quantity(channels, "channel")}: takes its mean value'
+      ] * (name in fields and len(values) == 3)
   return fields | levels, notes
 
 

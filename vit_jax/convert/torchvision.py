@@ -17,6 +17,7 @@ from vit_jax.convert.timm import (
   projected,
 )
 from vit_jax.models import vit
+from vit_jax.text import quantity
 
 THEIRS = 'encoder.layers.encoder_layer_{i}'
 VIT = rows(
@@ -87,7 +88,9 @@ def export_spec(source: Exportable) -> ExportSpec:
   if not isinstance(source.model, vit.ViT):
     raise ValueError(f'torchvision has no {source.name} of our parameters')
   if source.preprocess.channels != 3:
-    raise ValueError(f'torchvision has no way to say {source.preprocess.channels} channels')
+    raise ValueError(
+      f'torchvision has no way to say {quantity(source.preprocess.channels, "channel")}'
+    )
   for part, sides in (('images', source.preprocess.size), ('patches', source.model.patch)):
     if sides[0] != sides[1]:
       raise ValueError(f'torchvision has no way to say {part} of {sides[0]}x{sides[1]} pixels')

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.sources import Record, Source, columns
 from vit_jax.tasks import Batch
-from vit_jax.text import to_stderr
+from vit_jax.text import quantity, to_stderr
 
 BATCH = 256  # images at a time on each device
 
@@ -116,7 +116,9 @@ def check_apart(first: Split, second: Split) -> None:
   """Raises ValueError if two splits of a data set have images in common."""
   if common := sources.overlap(first.source, second.source):
     splits = f'splits {first.split!r} and {second.split!r} of {first.name}'
-    raise ValueError(f'{splits} have {common} images in common: see --train, --validation, --split')
+    raise ValueError(
+      f'{splits} have {quantity(common, "image")} in common: see --train, --validation, --split'
+    )
 
 
 class Paths(Sequence[Record]):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_jax.images import tiff
+from vit_jax.text import quantity
 
 if TYPE_CHECKING:
   from PIL.Image import Image as Picture
@@ -93,7 +94,7 @@ def fit_channels(image: Image, channels: int) -> Image:
     return image
   if (count, channels) == (1, 3):
     return np.repeat(image, 3, axis=-1)
-  raise ValueError(f'images have {count} channels, wanted {channels}')
+  raise ValueError(f'images have {quantity(count, "channel")}, wanted {channels}')
 
 
 def displayed(image: Image) -> Image:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vit_jax import lookup
 from vit_jax.sources.classes import alike_note
-from vit_jax.text import error_line, first_few, nearest, printable
+from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
@@ -257,7 +257,8 @@ def open_whole(name: str, splits: Splits, split: str) -> Source:
     parts = {each: open_whole(name, splits, each) for each in splits}
     for first, second in itertools.combinations(parts, 2):
       if common := overlap(parts[first], parts[second]):
-        raise ValueError(f'{name}: splits {first} and {second} have {common:,} images in common')
+        images = quantity(common, 'image')
+        raise ValueError(f'{name}: splits {first} and {second} have {images} in common')
     return concatenate([*parts.values()])
   if split not in splits:
     raise ValueError(f'{name} has no split {split!r}{nearest(split, list(splits))}')

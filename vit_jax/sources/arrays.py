@@ -14,7 +14,7 @@ from vit_jax import sources
 from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import PassedOver, Record, Source, Splits
 from vit_jax.sources import classes as labelling
-from vit_jax.text import first_few, printable
+from vit_jax.text import first_few, printable, quantity
 
 IMAGES, LABELS = ('images', 'image', 'x'), ('labels', 'label', 'y')
 CLASSES = ('classes', 'class_names')
@@ -159,12 +159,13 @@ class Archive:
       classes, first = self.numbered_classes(naming)
     for split, array in labels.items():
       if array.ndim == 2 and array.shape[1] != len(classes):
-        counts = f'labels in {split} are for {array.shape[1]} classes; there are {len(classes)}'
+        count = quantity(array.shape[1], 'class')
+        counts = f'labels in {split} are for {count}; there are {len(classes)}'
         raise ValueError(f'{self.where}: {counts}')
       is_outside = (array < first) | (array >= first + len(classes))
       if array.ndim == 1 and is_outside.any():
         problem = f'label {array[is_outside].max()} in {split} is out of range of '
-        problem += f'{len(classes)} classes' + f', numbered from {first}' * first
+        problem += quantity(len(classes), 'class') + f', numbered from {first}' * first
         raise ValueError(f'{self.where}: {problem}')
     return classes, first
 

@@ -21,7 +21,7 @@ import numpy as np
 from vit_jax import files, sources
 from vit_jax.images import decoding
 from vit_jax.sources import PassedOver, Record, Source, Splits
-from vit_jax.text import first_few, printable
+from vit_jax.text import first_few, printable, quantity
 
 SYSTEM_FOLDERS = (  # that archives, storage devices and desktops make: previews, and deleted files
   b'__MACOSX', b'@eaDir', b'@Recycle', b'#recycle', b'#snapshot', b'$RECYCLE.BIN', b'lost+found',
@@ -217,9 +217,10 @@ class Walk:
   def check_links(self) -> None:
     """Raises ValueError if links lead out of the root."""
     if self.outside:
-      count, links = len(self.outside), first_few(names_of(sorted(self.outside)))
-      where = printable(self.root)
-      raise ValueError(f'{where}: {count:,} links lead out of the folder: {links}')
+      where, links = printable(self.root), first_few(names_of(sorted(self.outside)))
+      lead = 'leads' if len(self.outside) == 1 else 'lead'
+      count = quantity(len(self.outside), 'link')
+      raise ValueError(f'{where}: {count} {lead} out of the folder: {links}')
 
   @property
   def passed_over(self) -> tuple[PassedOver, ...]:

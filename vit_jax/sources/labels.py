@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.files import distinct
 from vit_jax.sources import delimited, imagenet
 from vit_jax.sources.classes import MAX_GAPS, NO_LABEL, NUMBER, folded
-from vit_jax.text import first_few, nearest
+from vit_jax.text import first_few, nearest, quantity
 
 NAMED = 3  # classes that a line names
 
@@ -187,7 +187,7 @@ def unmatched(
   data: Sequence[str], model: Sequence[str], missing: Sequence[str], *, unnamed: bool
 ) -> str:
   """The error where classes cannot be matched."""
-  message = f'the data has {len(data)} classes and the model {len(model)}'
+  message = f'the data has {quantity(len(data), "class")} and the model {len(model):,}'
   if unnamed:
     return f'{message}, which have numbers for names'
   message += f"; not among the model's: {first_few(missing, NAMED)}" * bool(missing)

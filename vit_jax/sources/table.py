@@ -23,7 +23,7 @@ from vit_jax.sources import PassedOver, Record, Source, Splits, delimited
 from vit_jax.sources import classes as labelling
 from vit_jax.sources.classes import folded
 from vit_jax.sources.folder import Files, is_inside
-from vit_jax.text import first_few, printable
+from vit_jax.text import first_few, printable, quantity
 
 if TYPE_CHECKING:
   import pyarrow as pa
@@ -156,7 +156,7 @@ class Table:
       first = sorted(self.errors)[:NAMED]
       errors = '; '.join(f'{self.unit} {row}: {error}' for row, error in first)
       errors += f'; and {self.rejected - NAMED:,} more' * (self.rejected > NAMED)
-      rows = f'{self.rejected:,} bad row{"s" * (self.rejected > 1)}'
+      rows = quantity(self.rejected, 'bad row')
       raise ValueError(f'{self.where}: {rows}: {errors}')
 
   def open_splits(

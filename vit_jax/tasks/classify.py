@@ -30,7 +30,7 @@ from vit_jax.tasks import (
   means,
   measures,
 )
-from vit_jax.text import nearest
+from vit_jax.text import nearest, quantity
 
 RANKS = {'accuracy': 1, 'loss': -1}
 BINS = 15  # of the calibration error, as Guo et al. (arXiv 1706.04599) have it
@@ -99,7 +99,7 @@ def classify(
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
-    about=(f'{len(classes)} classes', *about),
+    about=(quantity(len(classes), 'class'), *about),
     model=model,
   )
 

@@ -25,7 +25,7 @@ from vit_jax.tasks import (
   abstract_batch,
   losses,
 )
-from vit_jax.text import nearest, to_stderr
+from vit_jax.text import nearest, quantity, to_stderr
 
 KINDS = ('logits', 'hard', 'token', 'features')
 READS = {'logits': 'logits', 'hard': 'logits', 'token': 'head_dist', 'features': 'pre_logits'}
@@ -54,7 +54,8 @@ class Teacher:
     size = 'x'.join(map(str, self.bundle.preprocess.size))
     source = f' of {self.path}' if self.path else ''
     matched = f' ({self.matched})' * bool(self.matched)
-    return f'{self.bundle.name}{source}, {size} pixels, {len(self.bundle.classes)} classes{matched}'
+    classes = quantity(len(self.bundle.classes), 'class')
+    return f'{self.bundle.name}{source}, {size} pixels, {classes}{matched}'
 
 
 def read_teacher(
@@ -276,7 +277,8 @@ def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
     raise ValueError(f"the task's loss names no {missing[0]!r}, which teacher.kind {kind!r} reads")
   count, channels = named['images'].shape[-1], source.preprocess.channels
   if count != channels:
-    raise ValueError(f'the student sees images of {count} channels, the teacher {channels}')
+    sees = f'images of {quantity(count, "channel")}'
+    raise ValueError(f'the student sees {sees}, the teacher {channels}')
   images = jax.ShapeDtypeStruct((1, *source.preprocess.shape), jnp.float32)
   logits, out = jax.eval_shape(source.model.apply, {'params': source.params}, images)
   student = named[READS[kind]].shape[-1]
@@ -284,5 +286,5 @@ def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
     return student, out['pre_logits'].shape[-1]
   count = logits.shape[-1] if teacher.classes is None else len(teacher.classes)
   if student != count:
-    raise ValueError(f'the student scores {student} classes, the teacher {count}')
+    raise ValueError(f'the student scores {quantity(student, "class")}, the teacher {count}')
   return student, count

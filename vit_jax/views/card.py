@@ -12,7 +12,7 @@ import jax
 from vit_jax import __version__, bundle, files, metrics
 from vit_jax.evaluate import results
 from vit_jax.models import mixer, resnet, vit
-from vit_jax.text import number, one_line, si
+from vit_jax.text import number, one_line, quantity, si
 
 SHOWN = 20  # class names
 CLASSIFY = 'classify'  # the task that config.objective is for
@@ -114,7 +114,7 @@ Images are RGB. Before the model they go through {steps}.
 
 
 def kinds(source: bundle.Bundle) -> str:
-  return f'{len(source.classes)} classes' if source.classes else 'features without classes'
+  return quantity(len(source.classes), 'class') if source.classes else 'features without classes'
 
 
 def steps(source: bundle.Bundle) -> str:
@@ -129,7 +129,7 @@ def listed(values: Sequence[float]) -> str:
 
 def colours(channels: int) -> str:
   """What so many channels are, in words."""
-  return {1: 'grey', 3: 'RGB', 4: 'RGBA'}.get(channels, f'{channels} channels')
+  return {1: 'grey', 3: 'RGB', 4: 'RGBA'}.get(channels, quantity(channels, 'channel'))
 
 
 def model_rows(source: bundle.Bundle) -> list[tuple[str, str]]:

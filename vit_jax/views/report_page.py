@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax import analysis, files, metrics, models
 from vit_jax.evaluate import accuracy, results
 from vit_jax.images.decoding import displayed, omitted_channels
-from vit_jax.text import number, percent
+from vit_jax.text import number, percent, quantity
 from vit_jax.views import charts, html, pictures
 from vit_jax.views.card import dimensions
 from vit_jax.views.facts import Facts, Mistake, seconds_of_steps
@@ -82,7 +82,7 @@ def measure_text(name: str, value: float | None) -> str:
 
 def measured_on(values: dict[str, Any]) -> str:
   """The images that `Facts.measured` is of."""
-  return f'{values["count"]:,} images, split {values["split"]} of {values["source"]}'
+  return f'{quantity(values["count"], "image")}, split {values["split"]} of {values["source"]}'
 
 
 def training(facts: Facts) -> list[tuple[str, str]]:
