@@ -378,6 +378,33 @@ def test_timms_configuration_is_held_to_its_arrays(args, top, said, tmp_path):
   assert said in refused(vit_jax.load, folder)
 
 
+@pytest.mark.parametrize(
+  'config, arrays, said',
+  [
+    ({'pos_embed_grid_size': [4]}, {}, 'pos_embed_grid_size is [4], not rows and columns'),
+    ({'pos_embed_antialias': 'no'}, {}, 'pos_embed_antialias is "no", not true or false'),
+    ({'rope_type': 'axial'}, {}, "rope_type is 'axial', but models here compute"),
+    ({}, {'embeds.proj.weight': (16, 50)}, 'embeds.proj.weight has shape (16, 50), of no square'),
+    ({}, {'embeds.pos_embed_y': (1, 4, 16)}, 'embeds.pos_embed_y is unexpected'),
+    ({}, {f'embeds.pos_embed_{axis}': (1, 600, 16) for axis in 'xy'}, 'are of 600 cells'),
+  ],
+  ids=str,
+)
+def test_a_naflexvit_that_is_none_is_refused_in_a_line(config, arrays, said, tmp_path):
+  theirs, _ = engine.to_theirs(TABLES['timm'], flat(params_of(small(pool='gap'))))
+  names = (('patch_embed.', 'embeds.'), ('pos_embed', 'embeds.pos_embed'))
+  for old, new in names:
+    theirs = {name.replace(old, new): array for name, array in theirs.items()}
+  theirs |= {name: np.zeros(shape, np.float32) for name, shape in arrays.items()}
+  if len(arrays) == 2:
+    del theirs['embeds.pos_embed']
+  save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, tmp_path / 'model.safetensors')
+  args = {'embed_dim': 16, 'depth': 2, 'num_heads': 2, 'patch_size': 4} | config
+  described = {'architecture': 'naflexvit_base_patch16_gap', 'model_args': args}
+  (tmp_path / 'config.json').write_text(json.dumps(described))
+  assert said in refused(vit_jax.load, tmp_path)
+
+
 def timm_folder(path, config, file='model.safetensors', size=SQUARE, **fields):
   theirs, _ = engine.to_theirs(TABLES['timm'], flat(params_of(small(**fields), size)))
   save_file({n: np.ascontiguousarray(a) for n, a in theirs.items()}, path / file)

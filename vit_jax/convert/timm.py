@@ -59,6 +59,7 @@ def conv(ours: str, theirs: str) -> Lines:
   return [(f'{ours}/kernel', f'{theirs}.weight', CONV), (f'{ours}/bias', f'{theirs}.bias')]
 
 
+LONGEST = 512  # patches on a side of a grid: 8,192 pixels by 16
 BLOCKS, THEIRS = 'encoder/blocks', 'blocks.{i}'
 SPINE: Lines = [
   ('cls', 'cls_token'),
@@ -211,11 +212,23 @@ def tidy_naflex(arrays: Arrays) -> Arrays:
       array = array.reshape(1, -1, array.shape[-1])  # (1, T, D)
     out[name] = array
   rows, columns = out.get('pos_embed_y'), out.get('pos_embed_x')
-  if rows is not None and columns is not None and rows.ndim == columns.ndim == 3:
+  if rows is not None and columns is not None and are_factors(rows, columns):
     del out['pos_embed_y'], out['pos_embed_x']
-    grid = rows[:, :, None] + columns[:, None]
+    grid = rows[:, :, None] + columns[:, None]  # (1, R, C, D)
     out['pos_embed'] = grid.reshape(1, -1, grid.shape[-1])
   return out
+
+
+def are_factors(rows: np.ndarray, columns: np.ndarray) -> bool:
+  """Whether arrays are a table for rows (1, R, D) and one for columns (1, C, D) of a grid.
+
+  One for more than LONGEST is refused: the grid would fill the memory.
+  """
+  if not rows.ndim == columns.ndim == 3 or rows.shape[::2] != columns.shape[::2]:
+    return False
+  if (longest := max(rows.shape[1], columns.shape[1])) > LONGEST:
+    raise ValueError(f'embeds.pos_embed_y and _x are of {longest:,} cells, more than {LONGEST}')
+  return True
 
 
 def kernel_of_pixels(matrix: np.ndarray) -> np.ndarray:
@@ -583,6 +596,10 @@ INPUT = kinds.Kind(
   'channels, height and width in pixels up to 8,192',
   lambda v: isinstance(v, list) and len(v) == 3 and all(map(kinds.SIDE.holds, v)),
 )
+GRID = kinds.Kind(
+  'rows and columns up to 8,192',
+  lambda v: isinstance(v, list) and len(v) == 2 and all(map(kinds.SIDE.holds, v)),
+)
 PRETRAINED = {
   'input_size': INPUT,
   'crop_pct': kinds.SHARE,
@@ -613,6 +630,14 @@ FIELDS = PRETRAINED | {  # at the top, too, in files from before there was `pret
     'ref_feat_shape': kinds.SIDES,
     'attn_pool_num_heads': kinds.COUNT,
     'attn_pool_mlp_ratio': kinds.POSITIVE,
+    'patch_size': kinds.SIDES,
+    'pos_embed_grid_size': GRID,
+    'pos_embed_antialias': kinds.FLAG,
+    'pos_embed_align_corners': kinds.FLAG,
+    'pos_embed_ar_preserving': kinds.FLAG,
+    'scale_attn_inner_norm': kinds.FLAG,
+    'scale_mlp_norm': kinds.FLAG,
+    'proj_bias': kinds.FLAG,
   },
   'pretrained_cfg': PRETRAINED,
   'model_cfg': {

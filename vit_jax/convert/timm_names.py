@@ -363,8 +363,8 @@ def resampling(args: Mapping[str, Any]) -> str:
 def table_size(call: Call) -> tuple[str, tuple[int, int]]:
   """Where a NaFlexVit's table of positions is said, and the (height, width) that it is for."""
   grid, patch = call.arguments['pos_embed_grid_size'], call.arguments['patch_size']
-  patch = [patch, patch] if isinstance(patch, int) else patch
-  return call.where('pos_embed_grid_size'), (grid[0] * patch[0], grid[1] * patch[1])
+  patch = [patch] if isinstance(patch, int) else patch
+  return call.where('pos_embed_grid_size'), (grid[0] * patch[0], grid[1] * patch[-1])
 
 
 def pool_prefix(call: Call) -> bool | None:
