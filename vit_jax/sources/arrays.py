@@ -208,7 +208,7 @@ def multi_hot(labels: np.ndarray, where: str) -> np.ndarray:
   wanted = 'must be 0 and 1, a row of -1 or NaN where unknown, or one label an image'
   if labels.dtype.kind not in 'biuf':
     raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, {wanted}')
-  numbers = np.where(np.isnan(labels), -1, labels)
+  numbers = np.nan_to_num(labels.astype(np.float64), nan=-1)
   fits = np.isin(numbers, (0, 1)).all(1) | (numbers == -1).all(1)
   for index in np.flatnonzero(~fits)[:1].tolist():
     raise ValueError(f'{where}: labels {labels.shape} of image {index} {wanted}')
