@@ -125,7 +125,7 @@ def recognised(
   details = family.details(tidied, ours, config)
   preprocess = family.preprocess(config)
   sizes = likely_sizes(
-    ours, preprocess.get('size'), declared.get('size', ('', None))[1], image_size
+    ours, image_size, preprocess.get('size'), declared.get('size', ('', None))[1]
   )
   ours = architecture.fold_registers(ours, sizes)
   fields = infer_fields(family, ours, details, sizes, faults)
@@ -246,9 +246,10 @@ def check_declared(
     raise ValueError('; '.join(wrong))
 
 
-def likely_sizes(ours: Arrays, *sizes: Size | None) -> list[Size]:
-  """Sizes of images that positions may be for; the last counts only where they are no square."""
-  preprocessed, declared, hint = sizes
+def likely_sizes(
+  ours: Arrays, hint: Size | None, preprocessed: Size | None = None, declared: Size | None = None
+) -> list[Size]:
+  """Sizes of images that positions may be for; `hint` counts only where they are no square."""
   hint = None if architecture.may_be_square(ours) else hint
   pair = (declared, preprocessed) if 'positions' in ours else (preprocessed, declared)
   return [size for size in (*pair, hint) if size]
