@@ -46,12 +46,17 @@ def test_labels_that_are_not_in_memory_are_read():
   assert balance.read_labels(apart).tolist() == SINGLE.tolist()
 
 
-@pytest.mark.parametrize('suffix', ['json', 'csv'])
-def test_weights_are_read_from_a_file_by_the_names_of_classes(tmp_path, suffix):
-  weights = {'tulip': 3, 'rose': 0.5, 'lily': 2}
-  rows = '\n'.join(['class,weight', *(f'{name},{weight}' for name, weight in weights.items())])
-  file = tmp_path / f'weights.{suffix}'
-  file.write_text(json.dumps(weights) if suffix == 'json' else rows)
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('weights.json', '{"tulip": 3, "rose": 0.5, "lily": 2}'),
+    ('weights.csv', 'class,weight\ntulip,3\nrose,0.5\nlily,2\n'),
+    ('weights.csv', '\ufeffWeight;Class\n3; "Tulip"\n0.5;ROSE\n2;lily\n'),  # by a spreadsheet
+  ],
+)
+def test_weights_are_read_from_a_file_by_the_names_of_classes(tmp_path, name, text):
+  file = tmp_path / name
+  file.write_text(text)
   assert balance.class_weights(str(file), source_of(SINGLE), scores='softmax') == (0.5, 2, 3)
 
 
@@ -61,7 +66,7 @@ def test_weights_are_read_from_a_file_by_the_names_of_classes(tmp_path, suffix):
     ({'rose': 1, 'lilly': 1, 'tulip': 1}, "'lilly' is no class of the data; did you mean lily"),
     ({'rose': 1, 'tulip': 1}, 'lacks a weight for lily'),
     ({'rose': -1, 'lily': 1, 'tulip': 1}, "'rose' is -1, must be at least 0"),
-    ({'rose': 'x', 'lily': 1, 'tulip': 1}, "'x' is no number"),
+    ({'rose': 'x', 'lily': 1, 'tulip': 1}, "'rose' is 'x', must be at least 0, a finite number"),
     (dict.fromkeys(NAMES, 0), 'every weight is 0'),
     ([1, 2, 3], 'weights.json'),
   ],

@@ -3,19 +3,17 @@
 N images, K classes, L labels of an image at most. Images whose classes are not known count nowhere.
 """
 
-import csv
+import contextlib
 import dataclasses
 import math
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax import files
 from vit_jax.sources import Source, labels_of
 from vit_jax.sources.classes import UNKNOWN
-from vit_jax.sources.labels import hint
+from vit_jax.sources.labels import hint, match_names, read_pairs
 from vit_jax.text import first_few, printable
 
 BALANCED = 'balanced'  # class weights by the inverse of their counts
@@ -60,7 +58,8 @@ def class_weights(spec: str, source: Source, *, scores: str) -> tuple[float, ...
   negatives to a positive, as torch's `pos_weight`. A class without images has 1.
 
   Args:
-    spec: '', BALANCED or a file: .json of {class: weight}, or .csv of the columns class and weight.
+    spec: '', BALANCED or a file: .json of {class: weight}, or .csv of the columns
+      class and weight.
     source: of training.
     scores: what logits become, 'softmax' or 'sigmoid'.
   """
@@ -77,38 +76,33 @@ def class_weights(spec: str, source: Source, *, scores: str) -> tuple[float, ...
 
 def read_weights(path: str, classes: Sequence[str]) -> tuple[float, ...]:
   """The weights of all classes in a file; a ValueError names those that are wrong or missing."""
-  weights = read_file(pathlib.Path(os.path.expanduser(path)))
-  for name, weight in weights.items():
-    if name not in classes:
+  path = os.path.expanduser(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'objective.class_weights: there is no {path}, nor is it {BALANCED!r}')
+  pairs = read_pairs(path, ('class', 'weight'))
+  weights: dict[int, float] = {}
+  for (name, value), label in zip(pairs.items(), match_names([*pairs], classes)):
+    if label < 0:
       raise ValueError(f'{path}: {name!r} is no class of the data{hint(name, classes)}')
-    if not 0 <= weight < math.inf:
-      raise ValueError(f'{path}: the weight of {name!r} is {weight:g}, must be at least 0, finite')
-  if missing := [name for name in classes if name not in weights]:
+    weights[label] = as_weight(path, name, value)
+  if missing := [name for label, name in enumerate(classes) if label not in weights]:
     raise ValueError(f'{path} lacks a weight for {first_few(missing, NAMED)}')
   if not any(weights.values()):
     raise ValueError(f'{path}: every weight is 0')
-  return tuple(weights[name] for name in classes)
+  return tuple(weights[label] for label in range(len(classes)))
 
 
-def read_file(path: pathlib.Path) -> Mapping[str, float]:
-  """{class: weight} of a file, not checked yet."""
-  if not path.is_file():
-    raise FileNotFoundError(f'objective.class_weights: there is no {path}, nor is it {BALANCED!r}')
-  try:
-    if path.suffix.lower() == '.csv':
-      with path.open(encoding='utf-8-sig', newline='') as file:
-        return {row['class'].strip(): float(row['weight']) for row in csv.DictReader(file)}
-    return {name: as_number(value) for name, value in files.read_object(path).items()}
-  except (KeyError, TypeError, AttributeError):
-    raise ValueError(f'{path} must have the columns class and weight') from None
-  except (ValueError, csv.Error) as error:
-    raise ValueError(f'{path} is no {{class: weight}} of numbers: {error}') from None
-
-
-def as_number(value: object) -> float:
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError(f'{value!r} is no number')
-  return float(value)
+def as_weight(path: str, name: str, value: object) -> float:
+  """A number of a file, or the text of one; ValueError for others."""
+  weight = math.nan
+  if isinstance(value, int | float | str) and not isinstance(value, bool):
+    with contextlib.suppress(ValueError, OverflowError):
+      weight = float(value)
+  if not 0 <= weight < math.inf:
+    raise ValueError(
+      f'{path}: the weight of {name!r} is {value!r}, must be at least 0, a finite number'
+    )
+  return weight
 
 
 def described(source: Source, *, balanced: bool) -> list[str]:

@@ -245,7 +245,7 @@ def read_map(
   The file is .json, {class of the data: the model's, by name or number}, or a table .csv with the
   columns 'data' and 'model'. A null, or an empty cell, is not scored. It has all of `needed`.
   """
-  pairs = read_pairs(pathlib.Path(path))
+  pairs = read_pairs(path, ('data', 'model'))
   values: dict[int, object] = {}
   for (name, value), label in zip(pairs.items(), match_names(list(pairs), data)):
     if label < 0:
@@ -257,34 +257,43 @@ def read_map(
   return tuple(label_of(path, values.get(label), model) for label in range(len(data)))
 
 
-def read_pairs(path: pathlib.Path) -> Mapping[str, object]:
-  """{class of the data: the model's} of a label map, not checked yet."""
+def read_pairs(path: str | os.PathLike[str], columns: tuple[str, str]) -> Mapping[str, object]:
+  """What a file says of classes, by their names: an object of JSON, or two columns of a table.
+
+  Args:
+    path: of a .json, or of a .csv or .tsv as spreadsheets write it.
+    columns: the title of that of names, and of that of values.
+
+  Raises:
+    FileNotFoundError, ValueError: if it is not there, or neither.
+  """
+  path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f'{path}: there is no such file')
   if path.suffix.lower() in ('.csv', '.tsv'):
-    return read_columns(path)
+    return read_columns(path, *columns)
   try:
     pairs = json.loads(path.read_text('utf-8-sig'), object_pairs_hook=distinct)
   except ValueError as error:
     reason = '' if isinstance(error, json.JSONDecodeError | UnicodeError) else f' ({error})'
     raise ValueError(f'{path} is damaged: neither JSON nor, as .csv, a table{reason}') from None
   if not isinstance(pairs, dict):
-    raise ValueError(f'{path} is no JSON object of a class of the data and one of the model each')
+    raise ValueError(f'{path} is no JSON object of {" and ".join(columns)}')
   return pairs
 
 
-def read_columns(path: pathlib.Path) -> Mapping[str, str]:
-  """As `read_pairs`, of the columns 'data' and 'model' of a table."""
+def read_columns(path: pathlib.Path, first: str, second: str) -> Mapping[str, str]:
+  """As `read_pairs`, of two columns of a table."""
   _, header = next(rows := delimited.read_rows(path), (0, []))
   columns = [name.strip().lower() for name in header]
-  if not {'data', 'model'} <= set(columns):
-    raise ValueError(f'{path} has not the columns data and model')
+  if not {first, second} <= set(columns):
+    raise ValueError(f'{path} has not the columns {first} and {second}')
   pairs: dict[str, str] = {}
   for line, row in rows:
     if len(row) < len(columns):
       raise ValueError(f'{path}, line {line}: {len(row)} fields instead of {len(columns)}')
     cells = dict(zip(columns, map(str.strip, row)))
-    name, value = cells.get('data', ''), cells.get('model', '')
+    name, value = cells.get(first, ''), cells.get(second, '')
     if pairs.setdefault(name, value) != value:
       raise ValueError(
         f'{path}, line {line}: {name!r} is {value!r} here and {pairs[name]!r} before'
