@@ -695,15 +695,16 @@ PATCHES = r'patch_embed\.proj\.weight'
 
 def contradictions(ours: Arrays, config: dict[str, Any]) -> list[str]:
   """Where the kernel reads other channels than the configuration says."""
-  said, count = config.get('model_args', {}).get('in_chans'), channels(ours)
-  if said in (None, count) or count is None:
+  stated, count = config.get('model_args', {}).get('in_chans'), channels(ours)
+  if stated in (None, count) or count is None:
     return []
-  return [f'config.json: in_chans is {said}, but the kernel has {count}']
+  return [f'config.json: in_chans is {stated}, but the kernel has {count}']
 
 
 COMMON: dict[str, Any] = dict(
   dialect='timm', preprocess=preprocess, fields=FIELDS, contradictions=contradictions
 )
+COMMON_VIT = COMMON | dict(model='ViT', table=VIT, renames=RENAMES, declared=declared, drops=DROPS)
 COMMON_EVA = COMMON | dict(
   model='ViT', table=EVA, details=eva_details, declared=declared, promises=eva_promises
 )
@@ -730,39 +731,24 @@ FAMILIES = (
     **COMMON_EVA,
   ),
   Family(
-    model='ViT',
     signs=(PATCHES, r'blocks\.0\.norm1\.weight'),
-    table=VIT,
-    resample_of=resample_of,
     tidy=tidy,
-    renames=RENAMES,
     details=details,
-    declared=declared,
-    drops=DROPS,
-    **COMMON,
+    resample_of=resample_of,
+    **COMMON_VIT,
   ),
   Family(
-    model='ViT',
     signs=(PATCHES, r'blocks\.0\.in_norm\.weight', r'blocks\.0\.in_proj\.weight'),
-    table=VIT,
     tidy=tidy_parallel,
-    renames=RENAMES,
     details=parallel_details,
-    declared=declared,
-    drops=DROPS,
-    **COMMON,
+    **COMMON_VIT,
   ),
   Family(
-    model='ViT',
     signs=(r'embeds\.proj\.weight', r'blocks\.0\.norm1\.weight'),
-    table=VIT,
     tidy=tidy_naflex,
-    renames=RENAMES,
     details=naflex_details,
-    declared=declared,
     resample_of=naflex_resample_of,
-    drops=DROPS,
-    **COMMON,
+    **COMMON_VIT,
   ),
   Family(
     model='ViT',
