@@ -35,9 +35,10 @@ from tests.test_run import (
   vit_train,
   whole,
 )
-from vit_jax import bundle, convert, optim, sources, stopping, train, workdir
+from vit_jax import bundle, convert, optim, sources, train, workdir
 from vit_jax import plan as plans
 from vit_jax.convert import adapt
+from vit_jax.guards import stopping
 from vit_jax.step import State, make_step, untraced
 from vit_jax.tasks import classify
 

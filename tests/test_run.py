@@ -25,8 +25,9 @@ import pytest
 
 import vit_jax
 from tests.compiling import xla_flags
-from vit_jax import bundle, checkpoint, config, main, metrics, models, sharding, stopping, train
+from vit_jax import bundle, checkpoint, config, main, metrics, models, sharding, train
 from vit_jax import plan as plans
+from vit_jax.guards import stopping
 from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import classify, losses, means
 

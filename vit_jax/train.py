@@ -17,11 +17,11 @@ from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
 from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
+from vit_jax.guards.stopping import interruption, time_limit
 from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
 from vit_jax.step import Measured, State, untraced
-from vit_jax.stopping import interruption, time_limit
 from vit_jax.tasks import Batch, Fixed, Params
 from vit_jax.views import card
 from vit_jax.workdir import record

@@ -1,0 +1,1 @@
+"""What keeps a run from being lost: each module guards against one way of it."""
