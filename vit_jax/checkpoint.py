@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from vit_jax import files, models
+from vit_jax.guards import processes
 from vit_jax.models import Tree
 
 SEAL = 'seal.json'
@@ -154,7 +155,7 @@ class Checkpoints:
 
     self.wait()
     folder = self.folder / str(step)
-    if not agreed(reason := damage(folder) if jax.process_index() == 0 else None):
+    if not processes.agreed(reason := damage(folder) if jax.process_index() == 0 else None):
       items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
       try:
         return self.manager.restore(step, args=items)['state']
@@ -164,7 +165,7 @@ class Checkpoints:
     self.say(f'checkpoint {folder} is damaged ({reason}): not used')
     if jax.process_index() == 0:
       os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
-    sync(f'step {step} is set aside')
+    processes.sync(f'step {step} is set aside')
     self.manager.reload()
     return None
 
@@ -229,20 +230,3 @@ def unused(path: pathlib.Path) -> pathlib.Path:
   """The path itself, or with the first number that makes it new."""
   names = (path.with_name(f'{path.name}{number}') for number in itertools.count(2))
   return next(name for name in itertools.chain([path], names) if not name.exists())
-
-
-def agreed(value: object) -> bool:
-  """Whether the first process's value is true, for all processes alike."""
-  if jax.process_count() == 1:
-    return bool(value)
-  from jax.experimental import multihost_utils
-
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(bool(value))))
-
-
-def sync(name: str) -> None:
-  """Waits for all processes."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)

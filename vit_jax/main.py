@@ -5,7 +5,6 @@ python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FI
 
 import argparse
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, INPUT_ERRORS, Ended, compiled, ending
 from vit_jax.commands.flags import overrides
+from vit_jax.guards.processes import start_processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,39 +64,6 @@ def parser() -> argparse.ArgumentParser:
   hosts.add_argument('--num_processes', type=int)
   hosts.add_argument('--process_id', type=int)
   return flags
-
-
-def start_processes(args: argparse.Namespace) -> None:
-  """Joins the other processes of a run on several hosts, where flags or environment name them."""
-  flags = {
-    name: getattr(args, name) for name in ('coordinator_address', 'num_processes', 'process_id')
-  }
-  values = {
-    name: os.environ.get(f'JAX_{name.upper()}') if flag is None else flag
-    for name, flag in flags.items()
-  }
-  named = {name: value for name, value in values.items() if value is not None}
-  if args.distributed and not named:
-    initialize(None, None, None)
-  elif named:
-    if missing := ', '.join(name for name in values if name not in named):
-      raise ValueError(f'several hosts need {missing} too; there is {named}')
-    try:
-      count, index = int(named['num_processes']), int(named['process_id'])
-    except ValueError:
-      raise ValueError(f'num_processes and process_id are whole numbers, got {named}') from None
-    if not 0 <= index < count:
-      raise ValueError(f'process_id is {index}, must lie in 0..{count - 1}')
-    initialize(named['coordinator_address'], count, index)
-
-
-def initialize(address: str | None, count: int | None, index: int | None) -> None:
-  import jax
-
-  try:
-    jax.distributed.initialize(address, count, index)
-  except RuntimeError as error:
-    raise ValueError(f'cannot join the other processes: {error}') from error
 
 
 if __name__ == '__main__':

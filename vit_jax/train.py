@@ -17,6 +17,7 @@ from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
 from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
+from vit_jax.guards import processes
 from vit_jax.guards.stopping import interruption, time_limit
 from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
@@ -75,7 +76,7 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
   folder = pathlib.Path(workdir)
   ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
-  if checkpoint.agreed(bundles.exists(folder / 'model')):
+  if processes.agreed(bundles.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   if jax.process_index() == 0:
@@ -346,4 +347,4 @@ def finish(training: Training, state: State, step: int, evaluate: Evaluator) -> 
   if jax.process_index() == 0:
     bundle.write(training.folder / 'model', model)
     card.write(training.folder, model, plan.config, step=step)
-  checkpoint.sync('bundle')
+  processes.sync('bundle')
