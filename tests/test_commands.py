@@ -70,7 +70,7 @@ def test_bad_input_is_one_line_and_two(capsys):
     raise ValueError('a\nb\x1b[31m')
 
   assert commands.run('name', command) == 2
-  assert capsys.readouterr().err == 'vit name: a b [31m\n'
+  assert capsys.readouterr().err == 'vit name: a b\\x1b[31m\n'
 
 
 def test_a_file_of_the_system_is_named_before_what_is_wrong_with_it(capsys, tmp_path):

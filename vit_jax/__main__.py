@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from vit_jax import __version__, commands
 from vit_jax.commands import compiled, flags
-from vit_jax.text import nearest
+from vit_jax.text import nearest, to_stderr
 
 COMMANDS = {
   'train': 'train a model, or resume a run',
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'vit_jax {__version__}')
     return 0
   if name not in COMMANDS:
-    print(f'vit: unknown command {name!r}{nearest(name, list(COMMANDS))}', file=sys.stderr)
+    to_stderr(f'vit: unknown command {name!r}{nearest(name, list(COMMANDS))}')
     return 2
   try:
     code = call(name, words[1:])

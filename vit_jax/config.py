@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import os
 import pathlib
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from vit_jax import optim, pipeline
 from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import presets
 from vit_jax.tasks import distil
+from vit_jax.text import to_stderr
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
 INF = float('inf')
@@ -177,12 +177,12 @@ def assign_old(config: ConfigDict, field: str, text: str) -> str:
   """Sets one of OLD, and prints its name of today; returns what is wrong with it, or ''."""
   new = OLD[field]
   if new is None:
-    print(f'--config.{field} has no effect: there is nothing like it', file=sys.stderr)
+    to_stderr(f'--config.{field} has no effect: there is nothing like it')
     return ''
   values = {new: text} if isinstance(new, str) else new(config, text)
   today = [f'{name}={value}' for name, value in values.items()]
   flags = ' '.join(f'--config.{override}' for override in today)
-  print(f'--config.{field}={text} is now {flags}', file=sys.stderr)
+  to_stderr(f'--config.{field}={text} is now {flags}')
   return '; '.join(error for override in today if (error := assign(config, override)))
 
 

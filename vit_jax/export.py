@@ -27,7 +27,7 @@ from vit_jax import __version__, bundle, convert, files, models
 from vit_jax.convert import weights, writing
 from vit_jax.convert.preprocess import describe_steps
 from vit_jax.models import resnet
-from vit_jax.text import nearest, one_line, quantity
+from vit_jax.text import nearest, one_line, quantity, to_stdout
 from vit_jax.views import card
 
 FORMAT = 1
@@ -325,7 +325,7 @@ def compare(to: str, path: str, folder: str) -> int:
   source = bundle.read(folder)
   compared = compare_program if to in PROGRAMS else compare_parameters
   line, fine = compared(to, path, source)
-  print(line)
+  to_stdout(line)
   return 0 if fine else 3
 
 

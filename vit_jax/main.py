@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, INPUT_ERRORS, Ended, compiled, ending
-from vit_jax.commands.flags import overrides
+from vit_jax.commands.flags import Parser, overrides
 from vit_jax.guards.processes import start_processes
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-  flags = argparse.ArgumentParser(
+  flags = Parser(
     prog='vit train',
     description='Trains a model, or resumes a run where it was.',
     epilog='--config.FIELD=VALUE replaces a field: --config.schedule.learning_rate=3e-4',

@@ -241,7 +241,7 @@ class Display:
 
   def say(self, line: str) -> None:
     """A line that stays, above the bar."""
-    self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    self.console.print(text.message_line(line), highlight=False, markup=False, soft_wrap=True)
 
   def compiled(self, name: str, function: jax.stages.Wrapped, *args: Tree) -> Callable[..., Any]:
     """A jitted function compiled for such arguments; shows that, then says how long it took."""

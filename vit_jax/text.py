@@ -13,14 +13,49 @@ if TYPE_CHECKING:
   from rich.progress import Progress
 
 
+LINE = 300  # characters of a message
+TAIL = 80  # of them those of its end, which may say what to do
+URL = re.compile(
+  r'(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^/?#\s\'"]*@)?(?P<path>[^?#\s\'"]*)'
+  r'(?P<query>[?#][^\s\'"]*)?',
+  re.IGNORECASE,
+)
+HUB_TOKEN = re.compile(r'\bhf_\w{16,}')  # of Hugging Face
+INVISIBLE = frozenset('\u115f\u1160\u2800\u3164\uffa0')  # letters without ink: fillers, a blank
+MASK = '***'
+
+
 def one_line(text: object) -> str:
-  """The text without line breaks and control characters."""
-  return ''.join(c if c.isprintable() else ' ' for c in str(text))
+  """The text without line breaks, as `printable` has it."""
+  return printable(' '.join(str(text).splitlines()))
 
 
 def printable(path: bytes | str) -> str:
-  """A path, or other text, on one line: what cannot be printed as Python writes it."""
-  return ''.join(c if c.isprintable() else escaped(c) for c in os.fsdecode(path))
+  """A path, or other text, on one line: what cannot be printed as Python writes it.
+
+  That is what steers a terminal, changes the direction of writing or is not visible.
+  """
+  text = os.fsdecode(path)
+  return ''.join(c if c.isprintable() and c not in INVISIBLE else escaped(c) for c in text)
+
+
+def redacted(text: str) -> str:
+  """The text without what may let others in: of a URL user, password and query; hub tokens.
+
+  'https://me:pw@host/a.npz?sig=1' -> 'https://***@host/a.npz?***'.
+  """
+  return HUB_TOKEN.sub(f'hf_{MASK}', URL.sub(redacted_url, text))
+
+
+def redacted_url(url: re.Match[str]) -> str:
+  user, query = f'{MASK}@' * bool(url['user']), f'?{MASK}' * len((url['query'] or '')[1:2])
+  return f'{url["scheme"]}{user}{url["path"]}{query}'
+
+
+def message_line(text: object) -> str:
+  """A message for a terminal: one line, without secrets, of a long one the two ends."""
+  line = redacted(one_line(text))
+  return line if len(line) <= LINE else f'{line[: LINE - TAIL - 3]}...{line[-TAIL:]}'
 
 
 def escaped(character: str) -> str:
@@ -62,8 +97,14 @@ def error_line(error: BaseException) -> str:
 
 
 def to_stderr(line: object) -> None:
-  """Prints a line to standard error: where reports and warnings go unless a caller takes them."""
-  print(line, file=sys.stderr)
+  """Prints a message to standard error: where notes and warnings go unless a caller takes them."""
+  print(message_line(line), file=sys.stderr)
+
+
+def to_stdout(*lines: object) -> None:
+  """Prints lines of a result, of any length, without what steers a terminal and without secrets."""
+  for line in lines:
+    print(redacted(printable(str(line))))
 
 
 def si(number: float) -> str:
@@ -141,5 +182,7 @@ def progress(
   Yields a function that takes how much more is done; a total of None is not known.
   """
   with progress_bars(unit=unit) as bars:
-    task = bars.add_task(description, total=total, note='' if unit == 'bytes' else unit)
+    task = bars.add_task(
+      message_line(description), total=total, note='' if unit == 'bytes' else unit
+    )
     yield lambda count: bars.advance(task, count)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax import files
-from vit_jax.text import to_stderr
+from vit_jax.text import redacted, to_stderr
 
 # `vit doctor` and `vit bench` read versions and commit here, where jax may be broken and
 # ml_collections not installed: both are imported where they are used.
@@ -108,7 +108,12 @@ def claim(
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
   """A config as a file of JSON gives it back, with lists for tuples."""
-  return json.loads(files.as_json(config.to_dict()))
+  return json.loads(files.as_json(config.to_dict()), object_hook=without_secrets)
+
+
+def without_secrets(section: dict[str, Any]) -> dict[str, Any]:
+  """A section of a config as files of a run have it, see `text.redacted`."""
+  return {k: redacted(v) if isinstance(v, str) else v for k, v in section.items()}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -119,7 +124,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
   if not file.exists():
     return None
   try:
-    config = json.loads(file.read_text('utf-8'))
+    config = json.loads(file.read_text('utf-8'), object_hook=without_secrets)
   except ValueError:
     config = None
   if not isinstance(config, dict):
@@ -235,7 +240,7 @@ def record(folder: pathlib.Path, command: str) -> None:
   devices = jax.devices()
   versions = {name: installed(name) for name in PACKAGES}
   environment = {
-    'command': command,
+    'command': redacted(command),
     'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     **{name: value for name, value in source().items() if value is not None},
     'python': platform.python_version(),

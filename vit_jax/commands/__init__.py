@@ -1,10 +1,9 @@
 """Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from vit_jax.text import one_line
+from vit_jax.text import one_line, to_stderr
 
 BAD_INPUT = 2  # exit code, as of argparse
 INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
@@ -53,4 +52,4 @@ def message(error: BaseException) -> str:
 
 def warn(name: str, line: str) -> None:
   """Prints a line beside the results of a command to standard error."""
-  print(f'vit {name}: {line}', file=sys.stderr)
+  to_stderr(f'vit {name}: {line}')

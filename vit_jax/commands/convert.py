@@ -6,6 +6,7 @@ import os
 from vit_jax import bundle, convert
 from vit_jax.commands import ending, warn
 from vit_jax.evaluate import parity
+from vit_jax.text import to_stdout
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
   for line in (*checkpoint.notes, *model.defects, *notes):
     warn('convert', line)
   size = 'x'.join(map(str, model.preprocess.size))
-  print(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')
+  to_stdout(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')
   return compare(args, model, checkpoint.dialect) if args.check else 0
 
 
@@ -31,5 +32,5 @@ def compare(args: argparse.Namespace, model: bundle.Bundle, dialect: str) -> int
   sides = {'read': (args.source, dialect), 'written': (args.destination, args.to)}
   with ending(3, ValueError, OSError, prefix='--check: '):
     line, equal = parity.compare(model, sides)
-  print(line)
+  to_stdout(line)
   return 0 if equal else 3

@@ -25,7 +25,7 @@ from vit_jax.commands import warn
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import PassedOver, Source, columns, presets
 from vit_jax.sources.survey import Survey, has_problems, report, survey_split
-from vit_jax.text import printable, quantity, reason, to_stderr
+from vit_jax.text import printable, quantity, reason, to_stderr, to_stdout
 
 MAX_CLASSES = 12  # that a table names: all, or the largest half and the smallest
 MAX_NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
@@ -258,9 +258,8 @@ def show(args: argparse.Namespace) -> int:
   if args.format == 'json':
     print(files.as_json(summary, indent=1))
   else:
-    for line in report_lines(summary):
-      print(line)
-    print(f'read {total:,} images at {summary["images_per_second"]:,.0f} images/s')
+    to_stdout(*report_lines(summary))
+    to_stdout(f'read {total:,} images at {summary["images_per_second"]:,.0f} images/s')
   if out and transform:
     sys.stdout.flush()
     split = next(iter(surveys))
@@ -340,7 +339,7 @@ def save(args: argparse.Namespace) -> int:
   for line in failed:
     warn('data', printable(line))
   names = f'{printable(args.source)}, split {split}, in {printable(args.folder)}'
-  print(f'{quantity(written, "image")} of {names}' + f'; {len(failed)} not' * bool(failed))
+  to_stdout(f'{quantity(written, "image")} of {names}' + f'; {len(failed)} not' * bool(failed))
   return 3 if failed else 0
 
 
@@ -361,8 +360,7 @@ def list_presets(args: argparse.Namespace) -> int:
     splits = ', '.join(f'{split} {meaning}' for split, meaning in preset.splits.items())
     steps = f'{preset.steps:,}' if preset.steps else ''
     rows.append([name, preset.source, f'{preset.classes:,}', steps, splits])
-  for line in text.columns(rows):
-    print(line)
+  to_stdout(*text.columns(rows))
   return 0
 
 

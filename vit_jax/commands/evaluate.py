@@ -9,6 +9,7 @@ from vit_jax import bundle, files
 from vit_jax.commands import warn
 from vit_jax.commands.features import check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
+from vit_jax.text import to_stdout
 
 Evaluation = tuple[dict[str, Any], list[str]]  # as JSON, and as text
 
@@ -19,7 +20,10 @@ def run(args: argparse.Namespace) -> int:
   if args.out:
     with files.replacing(args.out) as file:
       file.write(files.as_json(values).encode())
-  print(files.as_json(values) if args.format == 'json' else '\n'.join(text))
+  if args.format == 'json':
+    print(files.as_json(values))
+  else:
+    to_stdout(*text)
   return 0
 
 

@@ -7,6 +7,7 @@ import pathlib
 from vit_jax import bundle
 from vit_jax.commands import warn
 from vit_jax.export import PROGRAMS, SUFFIXES, check_path, target, write
+from vit_jax.text import to_stdout
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
   for line in notes:
     warn('export', line)
   size = 'x'.join(map(str, source.preprocess.size))
-  print(f'{path}: {source.name}, {size} pixels, {len(source.classes)} classes')
+  to_stdout(f'{path}: {source.name}, {size} pixels, {len(source.classes)} classes')
   if result:
-    print(result)
+    to_stdout(result)
   return 0
 
 

@@ -8,7 +8,7 @@ from vit_jax import bundle, predict
 from vit_jax.commands import warn
 from vit_jax.evaluate import inputs
 from vit_jax.evaluate.features import Features, check_suffix, extract, write
-from vit_jax.text import to_stderr
+from vit_jax.text import to_stderr, to_stdout
 
 
 def run(args: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
   features = extract_to_file(args)
   count, width = features.values.shape
   bad = f'; {features.bad_images} could not be read' * bool(features.bad_images)
-  print(f'{count} x {width} features are in {args.out}{bad}')
+  to_stdout(f'{count} x {width} features are in {args.out}{bad}')
   return 3 if features.bad_images else 0
 
 

@@ -7,6 +7,9 @@ work. tests/test_commands.py compares the choices written out here with the tabl
 import argparse
 import os
 from collections.abc import Sequence
+from typing import NoReturn
+
+from vit_jax.text import message_line
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
 DATA_SET = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
@@ -17,10 +20,17 @@ PICTURES = (
 )  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+  """One whose errors are lines as of any command."""
+
+  def error(self, message: str) -> NoReturn:
+    super().error(message_line(message))
+
+
 def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
   """The flags of `vit NAME`; exits with 2 and the usage where they are wrong."""
   fields, words = overrides(words) if name == 'vtab' else ([], words)
-  parser = argparse.ArgumentParser(prog=f'vit {name}', allow_abbrev=name != 'vtab')
+  parser = Parser(prog=f'vit {name}', allow_abbrev=name != 'vtab')
   globals()[name](parser)
   return parser.parse_args(words, argparse.Namespace(overrides=fields))
 
@@ -61,6 +71,11 @@ def predict(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('files', nargs='+', help='images, and folders of images')
   parser.add_argument('--top', type=int, default=3, help='classes per image')
   parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
+  parser.add_argument(
+    '--quote-formulas',
+    action='store_true',
+    help='csv: an apostrophe before names that a spreadsheet would compute',
+  )
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:

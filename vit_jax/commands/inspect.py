@@ -21,7 +21,7 @@ from vit_jax.evaluate import inputs
 from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
-from vit_jax.text import nearest, one_line, progress, quantity, reason, si
+from vit_jax.text import nearest, one_line, progress, quantity, reason, si, to_stdout
 from vit_jax.views import attention, pictures
 
 INDEX = 'inspect.json'
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
   args.only = args.only or NAMES
   with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
     lines, failed = draw_all(args)
-  print('\n'.join(lines))
+  to_stdout(*lines)
   for line in failed:
     warn('inspect', line)
   return 3 if failed else 0

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vit_jax import models, text
 from vit_jax.commands import flags
@@ -13,8 +14,16 @@ from vit_jax.files import as_json
 def run(args: argparse.Namespace) -> int:
   """A table of all variants, or of a model's files in AugReg's index."""
   check_flags(args)
-  lines = files(args) if args.augreg else variants(args.name, args.image_size)
-  print('\n'.join(lines))
+  if not args.augreg:
+    text.to_stdout(*variants(args.name, args.image_size))
+    return 0
+  short, matches = published_files(args)
+  best = matches[: args.top]
+  if args.format == 'json':
+    print(as_json({'model': short, 'adapt': args.adapt, 'count': len(matches), 'files': best}))
+  else:
+    total = f'{len(best)} of {len(matches)} files of {short} in {args.index}'
+    text.to_stdout(*published.table(best), total)
   return 0
 
 
@@ -46,8 +55,8 @@ def index_file(name: str) -> pathlib.Path:
   return path
 
 
-def files(args: argparse.Namespace) -> Iterator[str]:
-  """What AugReg's index has of a model, as a table or JSON."""
+def published_files(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+  """A model's short name and what AugReg's index has of it, best first."""
   if args.top < 1:
     raise ValueError(f'--top must be at least 1, got {args.top}')
   short = published.short_name(args.augreg)
@@ -57,13 +66,7 @@ def files(args: argparse.Namespace) -> Iterator[str]:
     file = published.RECOMMENDED.get(short)
     also = f'; without an index, the recommended file is {file.file}' if file else ''
     raise FileNotFoundError(f'{error}{also}') from None
-  matches = published.matches(published.read_index(path), args.augreg, args.adapt)
-  best = matches[: args.top]
-  if args.format == 'json':
-    yield as_json({'model': short, 'adapt': args.adapt, 'count': len(matches), 'files': best})
-  else:
-    yield from published.table(best)
-    yield f'{len(best)} of {len(matches)} files of {short} in {args.index}'
+  return short, published.matches(published.read_index(path), args.augreg, args.adapt)
 
 
 def check_flags(args: argparse.Namespace) -> None:

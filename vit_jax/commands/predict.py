@@ -6,19 +6,25 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from vit_jax.commands import warn
 from vit_jax.files import as_json
 from vit_jax.predict import BATCH, Run, image_files, load
+from vit_jax.text import printable, to_stdout
+
+FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how what a spreadsheet computes begins
+Predictions = Iterator[tuple[str, list[dict[str, Any]]]]  # of each file, its classes, best first
 
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if some files could not be read."""
   if args.top < 1:
     raise ValueError(f'--top must be at least 1, got {args.top}')
+  if args.quote_formulas and args.format != 'csv':
+    raise ValueError('--quote-formulas is of --format csv')
   model = load(args.run)
   model.check_classes()
   for line in model.defects:
@@ -26,7 +32,12 @@ def run(args: argparse.Namespace) -> int:
   failed: list[str] = []
   paths = image_files(args.files, say=functools.partial(warn, 'predict'))
   rows = predictions(model, paths, args.top, failed)
-  write(args.format, rows, sys.stdout)
+  if args.format == 'json':
+    write_json(rows)
+  elif args.format == 'csv':
+    write_csv(rows, quote_formulas=args.quote_formulas)
+  else:
+    write_table(rows)
   for line in failed:
     warn('predict', line)
   return 3 if failed else 0
@@ -34,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def predictions(
   run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = BATCH
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+) -> Predictions:
   """(file, ranked classes) of every file that can be read; a line in `failed` for the others."""
 
   def prepared(file: str) -> np.ndarray | str:
@@ -54,18 +65,33 @@ def predictions(
         yield from ((file, run.ranked(row, top)) for (file, _), row in zip(good, scores))
 
 
-def write(form: str, rows: Iterator[tuple[str, list[dict[str, Any]]]], out: TextIO) -> None:
-  """Predictions as a table, as CSV (a line per class) or as one JSON list."""
-  if form == 'json':
-    result = [{'file': file, 'predictions': ranked} for file, ranked in rows]
-    print(as_json(result, indent=1), file=out)
-  elif form == 'csv':
-    table = csv.writer(out)
-    table.writerow(['file', 'rank', 'label', 'score'])
-    for file, ranked in rows:
-      for rank, prediction in enumerate(ranked, 1):
-        table.writerow([file, rank, prediction['label'], f'{prediction["score"]:.6f}'])
-  else:
-    for file, ranked in rows:
-      classes = (f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked)
-      print(file, *classes, sep='  ', file=out)
+def write_json(rows: Predictions) -> None:
+  """One list of all files."""
+  print(as_json([{'file': file, 'predictions': ranked} for file, ranked in rows], indent=1))
+
+
+def write_csv(rows: Predictions, *, quote_formulas: bool) -> None:
+  """A line for each class of a file, quoted as RFC 4180 says.
+
+  Names are as they are, but on a terminal, which they could steer. With `quote_formulas` one that a
+  spreadsheet would compute has an apostrophe before it.
+  """
+  is_terminal = sys.stdout.isatty()
+
+  def cell(name: str) -> str:
+    formula = quote_formulas and name.startswith(FORMULA)
+    return "'" * formula + (printable(name) if is_terminal else name)
+
+  table = csv.writer(sys.stdout)
+  table.writerow(['file', 'rank', 'label', 'score'])
+  for file, ranked in rows:
+    for rank, prediction in enumerate(ranked, 1):
+      score = f'{prediction["score"]:.6f}'
+      table.writerow([cell(file), rank, cell(prediction['label']), score])
+
+
+def write_table(rows: Predictions) -> None:
+  """A line for each file."""
+  for file, ranked in rows:
+    classes = (f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked)
+    to_stdout('  '.join([file, *classes]))

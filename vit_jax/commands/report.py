@@ -10,7 +10,7 @@ import jax
 from vit_jax import files, lookup
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.evaluate import accuracy, inputs, results
-from vit_jax.text import one_line, to_stderr
+from vit_jax.text import one_line, to_stderr, to_stdout
 from vit_jax.views.facts import ERRORS, Facts, own_evaluation, read, with_evaluation, with_omission
 from vit_jax.views.report import PAGE, PICTURE, write
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     write(facts)
   for line in facts.left_out:
     warn('report', line)
-  print(facts.folder / PAGE, facts.folder / PICTURE, sep='\n')
+  to_stdout(facts.folder / PAGE, facts.folder / PICTURE)
   return 3 if facts.left_out else 0
 
 

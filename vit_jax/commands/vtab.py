@@ -22,7 +22,7 @@ from vit_jax import config, files, metrics, plan, train
 from vit_jax.commands import warn
 from vit_jax.evaluate import results
 from vit_jax.sources import presets
-from vit_jax.text import columns, nearest, one_line, percent, to_stderr
+from vit_jax.text import columns, nearest, one_line, percent, redacted, to_stderr, to_stdout
 
 RESULT = 'vtab.json'
 WHOLE = 'evaluation.patience=0'  # so that the last parameters are those that are measured
@@ -107,7 +107,10 @@ def run(args: argparse.Namespace) -> int:
       report = sweep(make_protocol(args), names)
   except Stopped:
     return 0  # the run has said so
-  print(files.as_json(report) if args.format == 'json' else '\n'.join(lines(report)))
+  if args.format == 'json':
+    print(files.as_json(report))
+  else:
+    to_stdout(*lines(report))
   return 3 if report['failed'] else 0
 
 
@@ -130,7 +133,7 @@ def sweep(protocol: Protocol, tasks: Sequence[str]) -> dict[str, Any]:
   A task that fails is reported and left out, and the sweep continues. What the file has of
   this model's other tasks stays there.
   """
-  report: dict[str, Any] = {'model': protocol.model, 'tasks': previous_results(protocol)}
+  report: dict[str, Any] = {'model': redacted(protocol.model), 'tasks': previous_results(protocol)}
   report |= {'failed': {}, 'means': {}}
   protocol.check(tasks[0])
   protocol.workdir.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,7 @@ def previous_results(protocol: Protocol) -> dict[str, Any]:
   """The finished tasks of this model that the file tells of."""
   try:
     previous = read_results(protocol.workdir)
-    return dict(previous['tasks']) if previous['model'] == protocol.model else {}
+    return dict(previous['tasks']) if previous['model'] == redacted(protocol.model) else {}
   except (ValueError, KeyError, TypeError):
     return {}
 
