@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.convert import huggingface, kinds
 from vit_jax.convert.engine import TABLE, Arrays, Declared, Family, rows
 from vit_jax.convert.huggingface import attention
+from vit_jax.convert.huggingface_images import preprocess
 from vit_jax.convert.timm import BLOCKS, conv, dense, merged, projected
 
 LAYER = 'encoder.layers.{i}'
@@ -82,7 +83,7 @@ FAMILIES = tuple(
     signs=signs,
     table=table,
     details=details,
-    preprocess=lambda config: huggingface.preprocess(config, usual='CLIP'),
+    preprocess=lambda config: preprocess(config, usual='CLIP'),
     renames=((r'^vision_model\.', ''),),
     head_width=128,
     drops=huggingface.DROPS,

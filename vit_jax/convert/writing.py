@@ -17,9 +17,9 @@ from vit_jax.convert import (
   architecture,
   engine,
   google,
-  huggingface,
+  huggingface_writing,
   preprocess,
-  timm,
+  timm_writing,
   torchvision,
   weights,
 )
@@ -179,8 +179,8 @@ FILE_WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {
 WRITERS: dict[str, Callable[[Exportable], ExportSpec]] = {
   'npz': google.export_spec,
   'bigvision': google.big_vision_export_spec,
-  'timm': timm.export_spec,
-  'hf': huggingface.export_spec,
+  'timm': timm_writing.export_spec,
+  'hf': huggingface_writing.export_spec,
   'torchvision': torchvision.export_spec,
 }
 TORCH = ('.pth', '.safetensors', '.pt', '.bin')
@@ -234,5 +234,5 @@ def write(path: str | os.PathLike[str], source: Exportable, *, to: str) -> list[
   FILE_WRITERS[form](path, arrays)
   lines = notes(source, spec, {})
   if to == 'timm':
-    lines.append(f'open it with {timm.call(path, spec.configs["config.json"])}')
+    lines.append(f'open it with {timm_writing.call(path, spec.configs["config.json"])}')
   return lines
