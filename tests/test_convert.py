@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import vit_jax
 from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from tests.google_names import MIXER_LEAVES, google_arrays
-from vit_jax import bundle, convert, models
+from vit_jax import bundle, convert, files, models
 from vit_jax.convert import (
   engine,
   families,
@@ -448,6 +448,19 @@ def test_timms_first_configuration_of_one_level_is_read_as_the_newer(tmp_path):
   assert run.model == expected.model and run.model.pool == 'gap'
 
 
+def test_timms_names_of_classes_are_read_where_its_builder_reads_them(tmp_path):
+  args = {'model_args': CONFIGS['timm']['model_args'], 'architecture': 'vit_tiny_patch16_224'}
+  names = {str(i): name for i, name in enumerate('edcba')}
+  run = vit_jax.load(timm_folder(tmp_path, args | {'pretrained_cfg': {'label_names': names}}))
+  assert run.classes == tuple('edcba')
+  for file in tmp_path.iterdir():
+    file.unlink()
+  both = {'label_names': list('abcde'), 'pretrained_cfg': {'label_names': names}}
+  assert vit_jax.load(timm_folder(tmp_path, args | both)).classes == tuple('abcde')
+  edited(tmp_path, lambda config: config | {'label_names': {'0': 'a'}})
+  assert 'label_names has 1 name for 5 classes' in refused(vit_jax.load, tmp_path)
+
+
 @pytest.mark.parametrize(
   'changes, said',
   [({'mean': 0.5}, 'config.json: mean is 0.5'), ({'num_classes': 7}, 'num_classes is 7, but the')],
@@ -716,6 +729,25 @@ def test_positions_are_resampled_to_any_size_by_the_rule_asked_for(rule, size, t
   assert f'positions 4x4 -> {new[0]}x{new[1]} ({rule})' in text
   others = {name: leaf for name, leaf in params.items() if name != 'positions'}
   assert_equal({n: leaf for n, leaf in adapted.items() if n != 'positions'}, others)
+
+
+@pytest.mark.quick
+def test_a_bundle_resamples_positions_as_the_code_does_that_it_comes_from(tmp_path):
+  path, _ = saved(tmp_path)
+  bundle.write(tmp_path / 'b', vit_jax.load(path))
+  for to in ('timm', 'hf'):
+    convert.write(tmp_path / to, vit_jax.load(tmp_path / 'b'), to=to)
+    bundle.write(tmp_path / f'{to}-b', vit_jax.load(tmp_path / to))
+  rules = {'b': 'bilinear_align_corners', 'timm-b': 'bicubic_antialias', 'hf-b': 'bicubic'}
+  for folder, rule in rules.items():
+    assert f'positions 4x4 -> 6x6 ({rule})' in loaded(tmp_path / folder, image_size=24)[1]
+  config = json.loads((tmp_path / 'b' / 'config.json').read_text())
+  files.write_json(tmp_path / 'b' / 'config.json', config | {'resample': 'nearest'})
+  with pytest.raises(ValueError, match="resample is 'nearest', none of bilinear_align_corners"):
+    vit_jax.load(tmp_path / 'b')
+  del config['resample']  # as earlier versions wrote it
+  files.write_json(tmp_path / 'b' / 'config.json', config)
+  assert '(bicubic_antialias)' in loaded(tmp_path / 'b', image_size=24)[1]
 
 
 def test_one_number_is_a_square_and_none_is_the_size_of_the_file(tmp_path):

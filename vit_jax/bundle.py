@@ -21,6 +21,7 @@ from vit_jax import convert, files, models
 from vit_jax.convert import adapt, bundles, engine, writing
 from vit_jax.convert.preprocess import Preprocess as Preprocess
 from vit_jax.convert.preprocess import scale_steps
+from vit_jax.convert.resample import DEFAULT_RULE
 from vit_jax.images import decoding, transforms
 from vit_jax.text import error_line, quantity, to_stderr
 
@@ -41,6 +42,8 @@ class Bundle:
     name: the variant that `vit_jax.build` made it from.
     scores: what logits become: 'softmax', fractions of one, or 'sigmoid', where an image may be of
       several classes.
+    resample: the rule for its positions at another image size, of `convert.resample.RULES`: that of
+      the code which it comes from.
     card: the text of README.md in its folder; '' where there is none. It is of these parameters:
       who replaces them gives `card=''` too.
   """
@@ -51,6 +54,7 @@ class Bundle:
   preprocess: Preprocess
   name: str
   scores: str = 'softmax'
+  resample: str = DEFAULT_RULE
   card: str = ''
 
   def __repr__(self) -> str:
@@ -111,6 +115,7 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'preprocess': dataclasses.asdict(bundle.preprocess),
     'classes': list(bundle.classes),
     'scores': bundle.scores,
+    'resample': bundle.resample,
   }
   arrays = models.flat(jax.device_get(bundle.params))
   writing.write_folder(folder, arrays, {bundles.DESCRIPTION: description})
@@ -162,7 +167,14 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
   if is_bundle and (folder / CARD).is_file():
     card = (folder / CARD).read_text('utf-8', errors='replace')
   return Bundle(
-    model, params, checkpoint.classes, preprocess, checkpoint.name, checkpoint.scores, card
+    model,
+    params,
+    checkpoint.classes,
+    preprocess,
+    checkpoint.name,
+    scores=checkpoint.scores,
+    resample=checkpoint.resample,
+    card=card,
   )
 
 
@@ -246,7 +258,7 @@ def load_params(
     channels: of the images; None is those of the checkpoint, 3 where no kernel tells.
     resample: 'bilinear_align_corners' (Google), 'bicubic_antialias' (timm), 'bicubic' (Hugging
       Face), 'bicubic_align_corners' (torchvision) or another of `convert.resample.RULES`; None is
-      that of the checkpoint's own kind.
+      that of the checkpoint's own kind, which a bundle keeps.
     new_head: start with a new head even if the checkpoint's fits.
     classes: the names of the model's classes, in whose order the columns of a head that fits are
       then put; by default they stay in the checkpoint's.

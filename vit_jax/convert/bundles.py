@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax import files, models
 from vit_jax.convert import weights
 from vit_jax.convert.engine import Checkpoint
+from vit_jax.convert.resample import DEFAULT_RULE, RULES
 
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
 SCORES = ('softmax', 'sigmoid')
@@ -32,6 +33,7 @@ def read(folder: pathlib.Path) -> Checkpoint:
       classes=tuple(description['classes']),
       preprocess=preprocess,
       scores=as_scores(description.get('scores', 'softmax')),
+      resample=as_rule(description.get('resample', DEFAULT_RULE)),
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
@@ -42,6 +44,13 @@ def as_scores(scores: object) -> str:
   if not isinstance(scores, str) or scores not in SCORES:
     raise ValueError(f'scores are {scores!r}, not {" or ".join(SCORES)}')
   return scores
+
+
+def as_rule(rule: object) -> str:
+  """Raises ValueError if it is no rule for a table of positions."""
+  if not isinstance(rule, str) or rule not in RULES:
+    raise ValueError(f'resample is {rule!r}, none of {", ".join(RULES)}')
+  return rule
 
 
 def as_size(size: object) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.convert import kinds
 from vit_jax.convert.preprocess import Preprocess
+from vit_jax.convert.resample import DEFAULT_RULE
 
 Arrays = dict[str, np.ndarray]
 
@@ -173,7 +174,7 @@ class Family:
   preprocess: Callable[[dict[str, Any]], dict[str, Any]]
   fits: Callable[[Arrays], bool] = lambda arrays: True
   published: Callable[[Arrays, str], tuple[dict[str, Any], tuple[str, ...]]] = lambda *_: ({}, ())
-  resample: str = 'bicubic_antialias'
+  resample: str = DEFAULT_RULE
   resample_of: Callable[[dict[str, Any], str], str] = lambda config, file: ''
   head_width: int | None = None
   separator: str = '.'
@@ -457,7 +458,7 @@ class Checkpoint:
   size: tuple[int, int]
   classes: tuple[str, ...] = ()
   preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
-  resample: str = 'bicubic_antialias'
+  resample: str = DEFAULT_RULE
   renamed: int = 0
   dropped: tuple[str, ...] = ()
   faults: Faults = dataclasses.field(default_factory=Faults)

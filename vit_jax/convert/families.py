@@ -427,16 +427,17 @@ def class_names(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ..
   count = fields['num_classes']
   numbers = tuple(map(str, range(count)))
   keys = ('id2label', 'label_names', 'labels')  # the last as timm had it first
+  nested = config.get('pretrained_cfg', {})
+  config = config if any(key in config for key in keys) else nested
   key = next((key for key in keys if key in config), '')
+  where = f'config.json: {"pretrained_cfg." * (config is nested)}{key}'
   named = config.get(key, {})
   if not named or not count or fields['head_bias'] is None:
     return numbers
   if len(named) != count:
-    raise ValueError(
-      f'config.json: {key} has {quantity(len(named), "name")} for {quantity(count, "class")}'
-    )
+    raise ValueError(f'{where} has {quantity(len(named), "name")} for {quantity(count, "class")}')
   if isinstance(named, dict) and (lacking := [k for k in numbers if k not in named]):
-    raise ValueError(f'config.json: {key} names no label {lacking[0]}')
+    raise ValueError(f'{where} names no label {lacking[0]}')
   labels = [named[k] for k in numbers] if isinstance(named, dict) else [*named]
   if labels == [f'LABEL_{k}' for k in numbers]:  # transformers' word for no name
     return numbers

@@ -58,6 +58,10 @@ LABELS = Kind(
   'an object with a text for each label',
   lambda v: isinstance(v, dict) and all(map(TEXT.holds, v.values())),
 )
+NAMES = Kind(
+  'a list of text, or an object with a text for each label',
+  lambda v: TEXTS.holds(v) or LABELS.holds(v),
+)
 PROBLEMS = {  # transformers' problem_type, and what its logits become
   'single_label_classification': 'softmax',
   'multi_label_classification': 'sigmoid',

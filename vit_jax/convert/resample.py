@@ -55,6 +55,7 @@ RULES = {
   'bicubic': Rule(TORCH),  # Hugging Face, but for DINOv2 with registers
   'bicubic_align_corners': Rule(TORCH, align_corners=True),  # torchvision
 }
+DEFAULT_RULE = 'bicubic_antialias'  # of models of ours, and of files that no code resamples
 # Where timm's NaFlexVit preserves the aspect ratio
 RULES |= {f'{name}_square': rule._replace(square=True) for name, rule in RULES.items()}
 

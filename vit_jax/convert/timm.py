@@ -194,10 +194,10 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   """Fields by the configuration; for lone arrays the usual ones of a VisionTransformer."""
   if (described := constructor(config)) is not None:
     return timm_names.fields(described)
-  if f'{BLOCKS}/attention/relative/up/kernel' in ours and f'{BLOCKS}/scale1' not in ours:
+  if may_be_post_norm(ours):
     raise ValueError(
-      'arrays with relative positions by an MLP and without layer scale do not show whether norms '
-      "come before attention or after: keep timm's config.json beside them"
+      'the arrays do not show whether norms come before attention or after, as in names with rpn: '
+      "keep timm's config.json beside them"
     )
   fields: dict[str, Any] = {
     'activation': 'gelu_erf',
@@ -207,6 +207,19 @@ def details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, A
   if 'pool/probe' not in ours and 'fc_norm/scale' in ours:
     fields['pool'] = 'gap'
   return fields
+
+
+def may_be_post_norm(ours: Arrays) -> bool:
+  """Whether arrays are as those of timm's ViTs with norms after attention, `vit_*_rpn_*`.
+
+  These have no layer scale, and an MLP for relative positions, or neither class token nor biases of
+  queries, keys and values.
+  """
+  if f'{BLOCKS}/scale1' in ours:
+    return False
+  query = f'{BLOCKS}/attention/query'
+  bare = f'{query}/kernel' in ours and not {'cls', f'{query}/bias'} & ours.keys()
+  return bare or f'{BLOCKS}/attention/relative/up/kernel' in ours
 
 
 def parallel_details(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
@@ -403,12 +416,12 @@ PRETRAINED = {
   'std': kinds.STD,
   'num_classes': kinds.CLASSES,
   'global_pool': kinds.TEXT,
+  'label_names': kinds.NAMES,
+  'labels': kinds.NAMES,
 }
 FIELDS = PRETRAINED | {  # at the top, too, in files from before there was `pretrained_cfg`
   'architecture': kinds.TEXT,
   'architectures': kinds.TEXTS,
-  'label_names': kinds.TEXTS,
-  'labels': kinds.TEXTS,
   'model_args': {
     'embed_dim': kinds.COUNT,
     'depth': kinds.LAYERS,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vit_jax import bundle, convert
-from vit_jax.convert import timm as timm_names
+from vit_jax.convert import timm_writing
 
 LIBRARIES = {'timm': 'timm', 'hf': 'transformers', 'torchvision': 'torchvision'}
 TO = {'huggingface': 'hf'}
@@ -145,7 +145,7 @@ def open_timm(path: pathlib.Path, ours: bundle.Bundle) -> Module:
 
   if path.is_dir() and (path / 'config.json').is_file():
     return timm.create_model(f'local-dir:{path}', pretrained=True)
-  config = timm_names.export_spec(ours).configs['config.json']
+  config = timm_writing.export_spec(ours).configs['config.json']
   file = path / 'model.safetensors' if path.is_dir() else path
   return timm.create_model(
     config['architecture'],
