@@ -1,13 +1,18 @@
 """Published checkpoints: fetched once, whole or not at all; AugReg's files by name and by index."""
 
+import base64
 import contextlib
 import functools
+import hashlib
+import http.client
 import http.server
 import io
 import json
 import pathlib
 import sys
 import threading
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from tests.conftest import SIZE, drawn, flat, shapes, tiny
 from vit_jax import __main__ as vit
 from vit_jax import bundle, config, convert, models
 from vit_jax import plan as plans
-from vit_jax.convert import published
+from vit_jax.convert import download, published
 
 pytestmark = pytest.mark.quick
 WEIGHTS = b'weights' * 50_000  # more than a pipe holds
@@ -28,11 +33,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     self.server.asked.append(self.path)
+    self.server.authorized.append(self.headers.get('Authorization', ''))
     body = self.server.files.get(self.path)
     if self.path == '/moved.npz':
       self.send_response(302)
       self.send_header('Location', '/a.npz')
       self.end_headers()
+    elif self.path.startswith('/elsewhere.npz'):
+      self.send_response(302)
+      self.send_header('Location', f'http://localhost:{self.server.server_port}/a.npz')
+      self.end_headers()
+    elif self.path == '/slow.npz':
+      self.answer(b'', len(WEIGHTS))
+      while not self.server.gone.wait(0.02):
+        self.wfile.write(b'w')
+    elif self.path == '/endless.npz':
+      self.answer(WEIGHTS, None)
     elif self.path == '/short.npz':
       self.answer(WEIGHTS[:1000], len(WEIGHTS))
     elif self.path == '/silent.npz':
@@ -46,7 +62,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def answer(self, body, length):
     self.send_response(200)
-    self.send_header('Content-Length', str(length))
+    if length is not None:
+      self.send_header('Content-Length', str(length))
+    for name, value in self.server.headers.items():
+      self.send_header(name, value)
     self.end_headers()
     with contextlib.suppress(ConnectionError):
       self.wfile.write(body)
@@ -62,7 +81,8 @@ def server(tmp_path, monkeypatch):
   monkeypatch.setenv('no_proxy', '*')
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
   server.daemon_threads = False  # they end before the test does
-  server.files, server.asked, server.gone = {'/a.npz': WEIGHTS}, [], threading.Event()
+  server.files, server.asked, server.authorized = {'/a.npz': WEIGHTS}, [], []
+  server.headers, server.gone = {}, threading.Event()
   server.url = f'http://127.0.0.1:{server.server_port}'
   monkeypatch.setattr(published, 'GOOGLE', f'{server.url}/')
   thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
@@ -127,16 +147,76 @@ def test_a_moved_file_is_followed(server):
     ('/short.npz', 'only 1,000 of 350,000 bytes came'),
     ('/silent.npz', 'timed out'),
     ('/negative.npz', 'many'),
+    ('/slow.npz', 'slower than 10,000 bytes a second'),
   ],
 )
 def test_what_cannot_be_fetched_whole_is_one_line_and_leaves_nothing(
   server, monkeypatch, path, reason
 ):
-  monkeypatch.setattr(published, 'TIMEOUT', 0.3)
+  monkeypatch.setattr(download, 'TIMEOUT', 0.3)
   line = refused(server.url + path)
   assert line.startswith(f'{server.url}{path} cannot be fetched (') and reason in line
   assert 'give its path' in line
   assert in_cache() == []
+
+
+@pytest.mark.parametrize('path', ['/a.npz', '/endless.npz'])
+def test_no_more_comes_than_the_limit(server, monkeypatch, path):
+  monkeypatch.setattr(download, 'LIMIT', 1000)
+  assert 'exceed the limit of 1,000' in refused(server.url + path)
+  assert in_cache() == []
+
+
+@pytest.mark.parametrize('page', [b'<!DOCTYPE html>', b'\n<!-- x --> <HTML lang="en">', b'<head>'])
+def test_a_page_of_html_is_no_checkpoint(server, page):
+  server.files['/page.npz'] = page
+  assert 'it is a page of HTML, not a file' in refused(f'{server.url}/page.npz')
+  assert in_cache() == []
+
+
+def test_a_file_has_the_digest_that_its_publisher_names(server):
+  sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+  md5 = base64.b64encode(hashlib.md5(WEIGHTS).digest()).decode()
+  paths = [f'/vit-{sha256[:8]}.pth', f'/clip/{sha256}/ViT.pt', '/augreg/a.npz']
+  server.headers = {'x-goog-hash': f'crc32c=AAAAAA==,md5={md5}'}
+  for path in paths:
+    server.files[path] = WEIGHTS[:-1] + b'x'
+    assert 'published is' in refused(server.url + path)
+    server.files[path] = WEIGHTS
+    assert published.local(server.url + path).read_bytes() == WEIGHTS
+
+
+def test_user_and_password_go_to_their_host_alone_and_into_no_name(server):
+  url = f'http://me:p%40ss@{server.url.partition("//")[2]}'
+  published.local(f'{url}/elsewhere.npz?sig=secret')
+  assert [bool(header) for header in server.authorized] == [True, False]
+  assert base64.b64decode(server.authorized[0].partition(' ')[2]) == b'me:p@ss'
+  line = refused(f'{url}/none.npz?sig=secret')
+  assert line.startswith(f'there is no http://***@{server.url.partition("//")[2]}/none.npz?***')
+  assert not any('ss' in str(path) or 'secret' in str(path) for path in in_cache())
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'internal', 'follows'),
+  [
+    ('https://8.8.8.8/a', 'https://8.8.4.4/a', False, True),
+    ('http://8.8.8.8/a', 'https://8.8.4.4/a', False, True),
+    ('https://8.8.8.8/a', 'http://8.8.8.8/a', False, False),
+    ('http://8.8.8.8/a', 'ftp://8.8.8.8/a', False, False),
+    ('https://8.8.8.8/a', 'https://127.0.0.1/a', False, False),
+    ('https://8.8.8.8/a', 'https://2130706433/a', False, False),  # the same address
+    ('https://8.8.8.8/a', 'https://[::1]/a', False, False),
+    ('https://8.8.8.8/a', 'https://169.254.169.254/a', False, False),
+    ('https://8.8.8.8/a', 'https://10.0.0.1/a', False, False),
+    ('https://10.0.0.2/a', 'https://10.0.0.1/a', True, True),
+  ],
+)
+def test_a_redirect_stays_in_the_open(old, new, internal, follows):
+  assert download.is_internal(old.split('/')[2]) is internal
+  arguments = (urllib.request.Request(old), None, 302, 'Found', http.client.HTTPMessage(), new)
+  with contextlib.nullcontext() if follows else pytest.raises(urllib.error.URLError, match='leads'):
+    request = download.Redirects(internal=internal).redirect_request(*arguments)
+    assert request.full_url == new
 
 
 def test_a_file_that_there_is_not_is_one_line(server):
@@ -155,7 +235,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(server, monkeypatch):
     out.write(b'some')
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(published, 'copy', full)
+  monkeypatch.setattr(download, 'copy', full)
   assert 'No space left on device' in refused(f'{server.url}/a.npz')
   assert in_cache() == []
 

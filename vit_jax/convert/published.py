@@ -7,26 +7,25 @@ pre-trained on ImageNet or ImageNet-21k with all kinds of augmentation and regul
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import http.client
 import math
 import pathlib
 import re
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from vit_jax import files, models, text
+from vit_jax.convert import download
 from vit_jax.sources import presets
-from vit_jax.text import nearest, progress
+from vit_jax.text import nearest, redacted
 
 GOOGLE = 'https://storage.googleapis.com/'
 AUGREG = 'gs://vit_models/augreg'
 INDEX = f'{AUGREG}/index.csv'
 SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.bin')
-TIMEOUT = 60.0  # seconds without an answer, or without a byte of it
-BLOCK = 1 << 20  # bytes
 
 
 # One checkpoint
@@ -75,9 +74,9 @@ def fetched(url: str) -> pathlib.Path:
   host = parts.netloc.rpartition('@')[2].replace(':', '_')
   names = [part for part in parts.path.split('/') if part not in ('', '.', '..')]
   if not host or not names or address.endswith('/'):
-    raise ValueError(f'{url} names no file')
-  if parts.query:
-    names.insert(-1, urllib.parse.quote(parts.query, safe=''))
+    raise ValueError(f'{redacted(url)} names no file')
+  if parts.query:  # which may be a signature
+    names.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
   file = cache().joinpath(host, *names)
   if not file.is_file():
     fetch(address, file)
@@ -90,7 +89,9 @@ def web_address(url: str) -> str:
   if scheme == 'gs':
     return GOOGLE + urllib.parse.quote(address, safe='/+')
   if scheme not in ('http', 'https'):
-    raise ValueError(f'{url} is neither a path nor a URL of the kind https://... or gs://...')
+    raise ValueError(
+      f'{redacted(url)} is neither a path nor a URL of the kind https://... or gs://...'
+    )
   return url
 
 
@@ -101,41 +102,27 @@ def cache() -> pathlib.Path:
 
 def fetch(address: str, file: pathlib.Path) -> None:
   """Gets what is at an address, whole or not at all: else FileNotFoundError."""
+  shown = redacted(address)
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer, files.replacing(file) as out:
-      promised = answer.headers.get('Content-Length')
-      size = int(promised) if promised else None
-      copied = copy(answer, out, size, file.name)
-      if size is not None and copied != size:
-        raise EOFError(f'only {copied:,} of {size:,} bytes came')
+    with download.request(address) as answer, files.replacing(file) as out:
+      download.copy(answer, out, file.name, download.published_digest(address, answer.headers))
   except urllib.error.HTTPError as error:
     with error:
       if error.code in (404, 410):
-        raise FileNotFoundError(f'there is no {address} ({error.code} {error.reason})') from None
-      raise unfetched(address, f'{error.code} {error.reason}') from None
+        raise FileNotFoundError(f'there is no {shown} ({error.code} {error.reason})') from None
+      raise unfetched(shown, f'{error.code} {error.reason}') from None
   except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
-    raise unfetched(address, getattr(error, 'reason', '') or error) from None
+    raise unfetched(shown, getattr(error, 'reason', '') or error) from None
 
 
 def unfetched(address: str, reason: object) -> FileNotFoundError:
   """An error of one line that says what to do."""
-  why = ' '.join(str(reason or type(reason).__name__).split())
+  why = redacted(' '.join(str(reason or type(reason).__name__).split()))
   return FileNotFoundError(
     f'{address} cannot be fetched ({why}): try again, or fetch it elsewhere, for example by curl '
     f'-O, and give its path'
   )
-
-
-def copy(answer: IO[bytes], out: IO[bytes], size: int | None, name: str) -> int:
-  """Writes what comes, under a progress bar on a terminal; how many bytes that was."""
-  count = 0
-  with progress(size, description=f'fetching {name}', unit='bytes') as advance:
-    while block := answer.read(BLOCK):
-      out.write(block)
-      advance(len(block))
-      count += len(block)
-  return count
 
 
 # AugReg
