@@ -25,7 +25,7 @@ import pytest
 
 import vit_jax
 from tests.compiling import xla_flags
-from vit_jax import bundle, checkpoint, config, main, metrics, models, sharding, train
+from vit_jax import bundle, checkpoint, commands, config, main, metrics, models, sharding, train
 from vit_jax import plan as plans
 from vit_jax.guards import stopping
 from vit_jax.step import make_state, make_step, untraced
@@ -210,13 +210,14 @@ def whole(tmp_path_factory, cache):
 def stopped_at(step, monkeypatch):
   """Asks the loop to stop after that step of this start, as a signal does."""
 
-  @contextlib.contextmanager
-  def interruption(say):
-    countdown = iter(range(step - 1, -1, -1))
-    yield lambda: next(countdown) == 0
+  add, steps = train.Watch.add, []
+
+  def counted(self, *measured):
+    steps.append(add(self, *measured))
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, 'interruption', interruption)
+    patch.setattr(train.Watch, 'add', counted)
+    patch.setattr(stopping, 'asked', lambda: len(steps) >= step)
     yield
 
 
@@ -368,22 +369,6 @@ def test_a_kill_between_log_and_checkpoint_leaves_every_step_in_the_metrics_once
   assert re.search('resumes at step (50|100)', out)
   assert (interrupted / 'sigkill.jsonl').read_text().count('\n') >= 55
   assert rows_of(interrupted / 'sigkill') == rows_of(interrupted / 'never')
-
-
-@pytest.mark.parametrize('before', [signal.default_int_handler, signal.SIG_IGN], ids=['', 'nohup'])
-def test_a_second_signal_ends_at_once(before):
-  said = []
-  usual = signal.signal(signal.SIGINT, before)
-  try:
-    with stopping.interruption(said.append) as asked:
-      assert not asked()
-      signal.raise_signal(signal.SIGINT)
-      assert asked() and len(said) == 1
-      with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-  finally:
-    signal.signal(signal.SIGINT, usual)
 
 
 def test_ctrl_c_outside_the_loop_is_one_line_and_130(tmp_path, monkeypatch, capsys):
@@ -593,7 +578,7 @@ def test_an_update_that_is_itself_not_finite_is_named(rate):
 
 def test_a_run_that_overflows_ends_with_one_line_and_its_last_checkpoint_finite(tmp_path, capsys):
   fields = PLAIN | {'schedule.learning_rate': 1e37, 'schedule.warmup': '1 steps'}
-  assert vit_train(tmp_path, fields) == 1
+  assert vit_train(tmp_path, fields) == commands.NOT_FINITE
   [line] = capsys.readouterr().err.splitlines()
   assert re.search(r'vit train: step \d+: .+ is not finite; nothing of it was saved', line)
   state = state_of(tmp_path, fields=fields)

@@ -4,12 +4,9 @@ JAX is imported by what a command calls, so that help, versions and wrong flags 
 """
 
 import importlib
-import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 from vit_jax import __version__, commands
@@ -52,9 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = call(name, words[1:])
     sys.stdout.flush()
     return code
-  except KeyboardInterrupt:
-    print(f'vit {name}: interrupted', file=sys.stderr)
-    return 130
   except BrokenPipeError:  # the reader, such as `head`, has had enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -70,42 +64,8 @@ def call(name: str, words: Sequence[str]) -> int:
 
 
 def console() -> NoReturn:
-  """`main` as a process of its own: it ends with the code, and SIGTERM leaves nothing half done."""
-  for number in (signal.SIGINT, signal.SIGTERM):  # training has handlers of its own
-    signal.signal(number, stop)
-  sys.unraisablehook = stop_again
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
-  code: int | str | None
-  try:
-    code = main()
-  except SystemExit as error:
-    code = error.code
-  if isinstance(code, int) and code in (130, 143):
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # XLA may crash at shutdown if a compilation was cut off
-  sys.exit(code)
-
-
-def stop(number: int, frame: FrameType | None) -> NoReturn:
-  """Unwinds the command, so that what is unfinished is removed."""
-  raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-
-def stop_again(unraisable: 'sys.UnraisableHookArgs') -> None:
-  """Stops again where Python dropped the exception of `stop`, as it does inside a callback.
-
-  Nothing can be raised from here; a timer's signal, 10 ms on, finds the interpreter outside of it.
-  """
-  if not isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
-    sys.__unraisablehook__(unraisable)
-    return
-  interrupted = isinstance(unraisable.exc_value, KeyboardInterrupt)
-  number = signal.SIGINT if interrupted else signal.SIGTERM
-  signal.signal(signal.SIGALRM, lambda _, frame: stop(number, frame))
-  signal.setitimer(signal.ITIMER_REAL, 0.01)
+  """`main` as a process of its own."""
+  commands.console(main)
 
 
 if __name__ == '__main__':

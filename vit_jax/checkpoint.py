@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from vit_jax import files, models
-from vit_jax.guards import processes
+from vit_jax.guards import processes, stopping
 from vit_jax.models import Tree
 
 SEAL = 'seal.json'
@@ -87,7 +87,8 @@ class Checkpoints:
     ranked = None if metrics is None else metrics | {'step': float(step)}
     state_args, sums_args = ocp.args.StandardSave(state), ocp.args.JsonSave(sums or {})
     items = ocp.args.Composite(state=state_args, sums=sums_args)
-    with jax.transfer_guard_device_to_host('allow'):  # the copy that is meant
+    allowed = jax.transfer_guard_device_to_host('allow')  # the copy that is meant
+    with stopping.phase('save'), allowed:
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
   def seal_saved(self) -> None:
@@ -105,7 +106,8 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""
     try:
-      self.manager.wait_until_finished()
+      with stopping.phase('save'):
+        self.manager.wait_until_finished()
     except Exception as error:  # whatever the storage raised in the background
       step = self.folder / str(self.saving)
       raise OSError(f'checkpoint {step} could not be written: {error}') from error

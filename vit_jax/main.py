@@ -10,16 +10,17 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax import commands
-from vit_jax.commands import BAD_INPUT, INPUT_ERRORS, Ended, compiled, ending
+from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending
 from vit_jax.commands.flags import Parser, overrides
-from vit_jax.guards.processes import start_processes
+from vit_jax.guards import stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains, or resumes a run.
 
   Returns:
-    0 when it finished, or was stopped and saved; 1 when it failed; 2 for bad input.
+    0 when it finished, or was stopped and saved; 1 when it failed; 2 for bad input; 4 for numbers
+    that are not finite. `commands` has them all.
   """
   start = 'python -m vit_jax.main' if argv is None else 'vit train'
   words = list(sys.argv[1:] if argv is None else argv)
@@ -29,23 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
   # What Orbax logs is either meant, or raised as well.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   command = f'{start} {shlex.join(words)}'
-  return commands.run('train', lambda: run(args, fields, command=command), errors=())
+  with stopping.phase('run'):
+    return commands.run('train', lambda: run(args, fields, command=command), errors=())
 
 
 def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
   """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
   with ending(BAD_INPUT, *INPUT_ERRORS):
-    start_processes(args)
-    from vit_jax import config, plan, train
-    from vit_jax.pipeline import DataError
+    with stopping.phase('import'):
+      from vit_jax.guards.processes import start_processes
 
-    ready = plan.make_plan(config.load(args.config, fields), args.workdir)
-    ready.claim(args.workdir)
-  try:  # another error of training is ours, and shows where it is
-    with ending(1, FloatingPointError, OSError, DataError):
-      train.train(ready, args.workdir, command=command)
-  except KeyboardInterrupt:
-    raise Ended('interrupted; the same command resumes from the last checkpoint', 130) from None
+      start_processes(args)
+      from vit_jax import config, plan, train
+      from vit_jax.pipeline import DataError
+
+    with stopping.phase('data'):
+      ready = plan.make_plan(config.load(args.config, fields), args.workdir)
+      ready.claim(args.workdir)
+  with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
+    train.train(ready, args.workdir, command=command)
   return 0
 
 
@@ -67,4 +70,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  commands.console(main)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from vit_jax import files, optim, text
+from vit_jax.guards import stopping
 from vit_jax.models import Tree
 
 T = TypeVar('T')
@@ -250,7 +251,8 @@ class Display:
     if not self.console.is_terminal:
       self.say(f'compiling the {name} ...')
     began = time.perf_counter()
-    result = function.lower(*args).compile()
+    with stopping.phase('compile'):
+      result = function.lower(*args).compile()
     self.bars.update(self.task, description=before)
     self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result

@@ -17,8 +17,7 @@ from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
 from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
-from vit_jax.guards import processes
-from vit_jax.guards.stopping import interruption, time_limit
+from vit_jax.guards import processes, stopping
 from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
@@ -96,7 +95,8 @@ def run_to_end(
   ends: float,
 ) -> bool:
   """Trains from the saved state, or a first one, to the model, or to where it is stopped."""
-  start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
+  with stopping.phase('restore'):
+    start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   fixed = sharding.place(plan.task.fixed, plan.mesh)
   log = metrics.Log(folder, start=start, others=plan.loggers(folder))
   unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
@@ -118,42 +118,42 @@ def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> 
   if plan.config.system.report:
     from vit_jax.views import report  # what it needs is loaded when it is needed
 
-    report.after_training(folder, say)
+    with stopping.phase('report'):
+      report.after_training(folder, say)
   use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'
   say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
 
 
-def loop(training: Training, state: State, step: int, evaluate: 'Evaluator') -> tuple[int, State]:
+def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') -> tuple[int, State]:
   """Updates until the end, or until patience, time or the user ends it: the last step and state."""
-  plan, saved = training.plan, training.saved
-  stale = is_stale(training, step)
-  if stale or step == plan.total:
+  plan, saved, step = training.plan, training.saved, start
+  if is_stale(training, step) or step == plan.total:
     return step, state
   with (
-    interruption(training.display.say) as interrupted,
-    time_limit(training.ends, plan.config.time_limit, training.display.say) as over,
+    stopping.time_limit(training.ends, plan.config.time_limit, training.display.say) as over,
     plan.training_batches(step, training.unreadable['train']) as batches,
     jax.transfer_guard('disallow'),
   ):
-    first = next(batches)
+    with stopping.phase('data'):
+      first = next(batches)
     update = training.display.compiled('training step', updater(plan), state, first, training.fixed)
-    batches = itertools.chain([first], batches)
-    watch = Watch(training, saved.sums_at(step) if step else {})
-    while step < plan.total and not stale:
-      batch = watch.meter.waiting(lambda: next(batches))
-      state, measured = update(state, batch, training.fixed)
-      step += 1
-      watch.add(step, state, batch, measured)
-      stop = interrupted() or over() or saved.interrupted(step)
-      evaluates = due(step, plan.evaluate_every, plan.total)
-      if evaluates or stop or step == plan.total or due(step, plan.checkpoint_every, plan.total):
-        with watch.settled(state):
-          values = evaluate(step, state) if evaluates else None
-          saved.save(step, state, values, watch.meter.state())
-          stale = is_stale(training, step)
-      if stop:
-        break
-    watch.settle(state)
+    watch = Watch(training, itertools.chain([first], batches), saved.sums_at(step) if step else {})
+    with stopping.phase('loop'):
+      while step < plan.total and (batch := watch.next_batch()):
+        state, measured = update(state, batch, training.fixed)
+        step += 1
+        watch.add(step, state, batch, measured)
+        if stopping.asked() or over() or saved.interrupted(step):
+          break
+        if due(step, plan.evaluate_every, plan.total) or due(
+          step, plan.checkpoint_every, plan.total
+        ):
+          watch.save(step, state, evaluate)
+          if is_stale(training, step):
+            break
+      if step > max(start, saved.saving):
+        watch.save(step, state, evaluate)
+      watch.settle(state)
   return step, state
 
 
@@ -216,7 +216,10 @@ class Evaluator:
     """The task's numbers on a split; and with rows kept all there is, as JSON."""
     training = self.training
     task, unreadable = training.plan.task, training.unreadable[use]
-    with training.plan.evaluation_batches(use, unreadable) as batches:
+    with (
+      stopping.phase('test' if use == 'test' else 'evaluation'),
+      training.plan.evaluation_batches(use, unreadable) as batches,
+    ):
       first = next(batches)
       if self.compiled is None:
         measure = evaluation.jit_measure(task.measure, first)
@@ -240,12 +243,31 @@ class Evaluator:
 
 
 class Watch:
-  """Reads each step's numbers one step later, so that the device never waits for them."""
+  """The loop's other half: it takes batches, reads what steps measure, and saves.
 
-  def __init__(self, training: Training, sums: dict[str, Any]):
-    self.training = training
+  Each step's numbers are read one step later, so that the device never waits for them.
+  """
+
+  def __init__(self, training: Training, batches: Iterator[Batch], sums: dict[str, Any]):
+    self.training, self.batches = training, batches
     self.meter = metrics.Meter(training.plan.task.read, sums)
     self.pending: tuple[int, Batch, Measured] | None = None
+
+  def next_batch(self) -> Batch | None:
+    """The next batch; None where a signal ends the wait for it."""
+    with contextlib.suppress(stopping.Stopped), stopping.phase('data'):
+      return self.meter.waiting(lambda: next(self.batches))
+    return None
+
+  def save(self, step: int, state: State, evaluate: 'Evaluator') -> None:
+    """Saves a state, with its evaluation if that is due and no signal ends it."""
+    plan, values = self.training.plan, None
+    self.settle(state)
+    with self.meter.paused():
+      if due(step, plan.evaluate_every, plan.total):
+        with contextlib.suppress(stopping.Stopped):
+          values = evaluate(step, state)
+      self.training.saved.save(step, state, values, self.meter.state())
 
   def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:
     """Takes the numbers of the update to `step`, and reads those of the one before."""
@@ -278,13 +300,6 @@ class Watch:
     values['bad_images'] = self.training.unreadable['train'].count
     self.training.log.write(step, metrics.prefixed('train', values))
     self.training.display.show(step, values)
-
-  @contextlib.contextmanager
-  def settled(self, state: State) -> Iterator[None]:
-    """Reads what is pending, and keeps what follows out of the rates."""
-    self.settle(state)
-    with self.meter.paused():
-      yield
 
 
 def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Batch) -> str:
@@ -345,6 +360,8 @@ def finish(training: Training, state: State, step: int, evaluate: Evaluator) -> 
   evaluate.last(step, state)
   model = plan.task.deliver(sharding.gathered(state.model_params))
   if jax.process_index() == 0:
-    bundle.write(training.folder / 'model', model)
-    card.write(training.folder, model, plan.config, step=step)
+    with stopping.phase('bundle'):
+      bundle.write(training.folder / 'model', model)
+    with stopping.phase('card'):
+      card.write(training.folder, model, plan.config, step=step)
   processes.sync('bundle')

@@ -1,11 +1,21 @@
-"""Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags."""
+"""Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags; and how commands end."""
 
 import contextlib
+import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
+from vit_jax.guards import stopping
 from vit_jax.text import one_line, to_stderr
 
-BAD_INPUT = 2  # exit code, as of argparse
+# Exit codes. 0: finished, or a run that was stopped and is resumed by the same line. A second
+# signal, and the first of a command that cannot be resumed, ends with 128 and its number.
+FAILED = 1
+BAD_INPUT = 2  # of usage or data, as of argparse
+INCOMPLETE = 3  # something was left out, or compared and differs: a line says so
+NOT_FINITE = 4  # a loss or gradient of training
+INTERRUPTED = 130  # 128 + SIGINT
 INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
@@ -15,6 +25,21 @@ class Ended(Exception):
   def __init__(self, message: str, code: int) -> None:
     super().__init__(message)
     self.code = code
+
+
+def console(main: Callable[[], int]) -> NoReturn:
+  """Runs a command as a process of its own; signals that end it leave nothing half done."""
+  stopping.install()
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
+  try:
+    code = main()
+  except SystemExit as error:  # of argparse
+    code = error.code if isinstance(error.code, int) else bool(error.code)
+  except KeyboardInterrupt as error:  # before the command has begun, or when it has ended
+    code = interrupted('', error)
+  stopping.leave(code)
 
 
 def run(
@@ -30,6 +55,17 @@ def run(
   except Ended as error:
     warn(name, str(error))
     return error.code
+  except KeyboardInterrupt as error:
+    return interrupted(name, error)
+
+
+def interrupted(name: str, error: KeyboardInterrupt) -> int:
+  """The exit code of a command that a signal ended, with a line that says so."""
+  if isinstance(error, stopping.Stopped):
+    warn(name, str(error))
+    return error.code
+  warn(name, 'interrupted')
+  return INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -52,4 +88,4 @@ def message(error: BaseException) -> str:
 
 def warn(name: str, line: str) -> None:
   """Prints a line beside the results of a command to standard error."""
-  to_stderr(f'vit {name}: {line}')
+  to_stderr(f'vit {name}: {line}' if name else f'vit: {line}')

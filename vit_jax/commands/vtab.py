@@ -31,7 +31,7 @@ SWEPT = ('data.train=train', 'data.validation=validation', 'data.test=', WHOLE)
 GROUP = {task: group for group, tasks in presets.VTAB.items() for task in tasks}
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
   """A run was stopped, and saved."""
 
 
@@ -92,7 +92,7 @@ class Protocol:
       finished = train.train(ready, folder)
     jax.clear_caches()  # of dozens of runs, compiled programs would pile up
     if not finished:
-      raise Stopped
+      raise RunStopped
     return folder
 
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     else:
       names = [task_name(task) for task in args.tasks or GROUP]
       report = sweep(make_protocol(args), names)
-  except Stopped:
+  except RunStopped:
     return 0  # the run has said so
   if args.format == 'json':
     print(files.as_json(report))

@@ -5,6 +5,8 @@ import os
 
 import numpy as np
 
+from vit_jax.guards import stopping
+
 
 def start_processes(args: argparse.Namespace) -> None:
   """Joins the other processes of a run on several hosts, where flags or environment name them."""
@@ -37,6 +39,7 @@ def initialize(address: str | None, count: int | None, index: int | None) -> Non
     jax.distributed.initialize(address, count, index)
   except RuntimeError as error:
     raise ValueError(f'cannot join the other processes: {error}') from error
+  stopping.join()
 
 
 def agreed(value: object) -> bool:

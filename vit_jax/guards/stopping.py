@@ -1,46 +1,200 @@
-"""What ends a run before its last step: SIGTERM, Ctrl-C, the time limit."""
+"""What ends a process before its work is done: SIGTERM, Ctrl-C, the time limit of a run.
+
+Standard library alone, to be imported before anything slow. The first signal is handled in Python's
+main thread, by an exception or, where a run can be saved, by `asked`. Python hears no signal while
+C++ runs, as XLA's compiler does for minutes; so the signals' numbers also go through a pipe to a
+thread, which ends the process where the main thread does not, and at once for the second signal.
+"""
 
 import contextlib
+import multiprocessing
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
 
-import jax
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAVING = ('loop', 'save')  # phases that end by themselves, soon, and with everything saved
+GRACE = 5.0  # seconds that the main thread has to unwind, before its process is ended
+CLEANUP = 5.0  # seconds for what is removed then, on a disk that may not answer
+EXIT = 20.0  # seconds that threads of others have at the end of a process that was not stopped
+SHOW_CURSOR = b'\x1b[?25h'
+
+
+class Stopped(KeyboardInterrupt):
+  """The first signal, raised in the main thread: what is unfinished is removed on its way out.
+
+  Its text is a line for the user; `code` is the exit code: in a phase of a run 0, for the same line
+  resumes it, else 128 and the signal's number.
+  """
+
+  def __init__(self, number: int, phase: str | None):
+    self.code = 0 if phase else 128 + number
+    during = f' during {phase}; the same command resumes' if phase else ''
+    super().__init__(f'stopped by {signal.Signals(number).name}{during}')
+
+
+class Process:
+  """What this process is doing, and the first signal that came to it."""
+
+  def __init__(self) -> None:
+    self.phases: list[str] = []
+    self.cleanups: list[Callable[[], object]] = []
+    self.number: int | None = None  # of the first signal
+    self.asked = False
+    self.is_one_of_many = False
+
+  @property
+  def phase(self) -> str | None:
+    """The innermost phase; None outside a run."""
+    return self.phases[-1] if self.phases else None
+
+  @property
+  def saves(self) -> bool:
+    """Whether the phase ends by itself, with the run saved; several processes end one together."""
+    return self.phase in SAVING or (self.is_one_of_many and 'loop' in self.phases)
+
+  def receive(self, number: int, frame: FrameType | None = None) -> None:
+    """Handles the first signal, in the main thread; the second is for `watch`."""
+    if self.number is not None:
+      return
+    self.number = number
+    if self.is_one_of_many and self.saves:
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX has it, and tells all: they stop at one step
+      return
+    if 'loop' in self.phases or self.saves:
+      self.asked = True
+      line = f'{signal.Signals(number).name}: saving after this step; once more ends at once'
+      threading.Thread(target=print, args=(line,), kwargs={'flush': True}, daemon=True).start()
+    if not self.saves:
+      raise Stopped(number, self.phase)
+
+  def raise_again(self, unraisable: 'sys.UnraisableHookArgs') -> None:
+    """Raises `Stopped` again where Python dropped it, as it does inside a callback.
+
+    Nothing can be raised from here; a timer's signal, 10 ms on, finds the interpreter elsewhere.
+    """
+    number = self.number
+    if number is None or not isinstance(unraisable.exc_value, Stopped):
+      sys.__unraisablehook__(unraisable)
+      return
+    self.number = None
+    signal.signal(signal.SIGALRM, lambda *_: self.receive(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+  def watch(self, pipe: int) -> None:
+    """Ends the process at the second signal, or where the first is not obeyed."""
+    first = next_signal(pipe)
+    obeyed = time.monotonic()
+    while not (second := next_signal(pipe, timeout=0.1)):
+      if self.saves:
+        obeyed = time.monotonic()
+      elif time.monotonic() - obeyed > GRACE:
+        stopped = Stopped(first, self.phase)
+        self.end(stopped.code, f'vit: {stopped}\n')
+    self.end(128 + second)
+
+  def end(self, code: int, line: str = '') -> NoReturn:
+    """Ends the process from any thread, without what the main thread would do on its way out."""
+    cleaner = threading.Thread(target=self.clean_up, args=(line,), daemon=True)
+    cleaner.start()
+    cleaner.join(CLEANUP)
+    os._exit(code)
+
+  def clean_up(self, line: str = '') -> None:
+    """Ends worker processes, removes what must not outlive this, frees the terminal."""
+    for child in multiprocessing.active_children():
+      child.kill()
+    for function in reversed(self.cleanups):
+      with contextlib.suppress(Exception):
+        function()
+    for terminal in filter(os.isatty, (1, 2)):
+      os.write(terminal, SHOW_CURSOR)
+    os.write(2, line.encode())
+
+
+PROCESS = Process()  # signals come to a process, and so this is one for each
+
+
+def install() -> None:
+  """Takes SIGINT and SIGTERM over: the first statement of a process, in its main thread.
+
+  A Ctrl-C that was ignored, as below `nohup` or `&` of a script, is answered like any other.
+  """
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  for number in SIGNALS:
+    signal.signal(number, PROCESS.receive)
+  os.register_at_fork(after_in_child=uninstall)
+  sys.unraisablehook = PROCESS.raise_again
+  threading.Thread(target=PROCESS.watch, args=(reading,), name='signals', daemon=True).start()
+
+
+def uninstall() -> None:
+  """Leaves signals to Python's defaults, as a process forked from this one must."""
+  signal.set_wakeup_fd(-1)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def next_signal(pipe: int, *, timeout: float | None = None) -> int:
+  """The number of the next of SIGNALS that is read from a pipe; 0 when the time is over."""
+  while select.select([pipe], [], [], timeout)[0]:
+    if (number := os.read(pipe, 1)[0]) in SIGNALS:
+      return number
+  return 0
+
+
+def join() -> None:
+  """Leaves SIGTERM to JAX, whose notice reaches every process of a run: they end at one step."""
+  PROCESS.is_one_of_many = True
+
+
+def asked() -> bool:
+  """Whether a first signal asks a run to save and end."""
+  return PROCESS.asked
 
 
 @contextlib.contextmanager
-def interruption(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-  """SIGTERM and Ctrl-C ask the loop to end after its step; the second one ends it at once.
+def phase(name: str) -> Iterator[None]:
+  """Names what a run does inside, for what a signal does there.
 
-  With several processes SIGTERM is left to JAX, whose notice reaches all of them through
-  `Checkpoints.interrupted`, so that they stop at the same step. A Ctrl-C that was ignored before,
-  as below `nohup` or `&` of a script, is answered like any other.
+  In 'loop' and 'save' the first signal sets `asked`; elsewhere it raises `Stopped`, in a phase
+  inside of 'loop' both, and `Stopped` again at the beginning of any later one.
   """
-  asked = threading.Event()
-  handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-  signals = [signal.SIGINT, signal.SIGTERM] if handles else []
-
-  def ask(number: int, _: object) -> None:
-    say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
-    asked.set()
-    restore()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-      signal.signal(signal.SIGINT, signal.default_int_handler)
-
-  before = {number: signal.getsignal(number) for number in signals}
-
-  def restore() -> None:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-  for number in signals:
-    signal.signal(number, ask)
+  if PROCESS.asked and PROCESS.number and name not in SAVING:
+    raise Stopped(PROCESS.number, name)
+  PROCESS.phases.append(name)
   try:
-    yield asked.is_set
+    yield
   finally:
-    restore()
+    PROCESS.phases.pop()
+
+
+def at_exit(function: Callable[[], object]) -> None:
+  """Has a function called before the process is ended at once, as by a second signal.
+
+  It may be called from another thread, when what it removes is gone already.
+  """
+  PROCESS.cleanups.append(function)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends a process that has done what it could, whatever threads of others still wait for."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if PROCESS.number is not None:
+    PROCESS.end(code)  # XLA may crash at shutdown if a compilation was cut off
+  timer = threading.Timer(EXIT, os._exit, [code])
+  timer.daemon = True
+  timer.start()
+  sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -48,8 +202,10 @@ def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[
   """Asks the loop to end after its step when the run's time is over: when `time.monotonic()` ends.
 
   With several processes the first one's clock counts: it tells the others as a scheduler would, by
-  a SIGTERM to itself, see `interruption`.
+  a SIGTERM to itself, see `Checkpoints.interrupted`.
   """
+  import jax  # which is slow
+
   over = threading.Event()
 
   def end() -> None:

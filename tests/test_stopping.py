@@ -1,0 +1,107 @@
+"""Signals, in real processes: what the first and the second do in each phase, and what remains."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_run import ROOT
+
+# A command that waits in a phase, as the test's words say, and has a file that must not remain.
+WAITING = """
+import contextlib, pathlib, signal, sys, time, weakref
+from vit_jax import commands
+from vit_jax.guards import stopping
+
+phases, obeys, debris = sys.argv[1].split(), sys.argv[2], pathlib.Path(sys.argv[3])
+stopping.GRACE = 0.2
+
+class Item:
+  pass
+
+def wait():
+  print('ready', flush=True)
+  while not stopping.asked():
+    time.sleep(0.01)
+
+def main():
+  debris.touch()
+  stopping.at_exit(lambda: debris.unlink(missing_ok=True))
+  with contextlib.ExitStack() as stack:
+    for phase in phases:
+      stack.enter_context(stopping.phase(phase))
+    if obeys == 'in C++':  # where the main thread gets no signal
+      signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+      print('ready', flush=True)
+      time.sleep(60)
+    elif obeys == 'in a callback':  # where Python drops what is raised
+      item = Item()
+      finalizer = weakref.ref(item, lambda _: wait())
+      del item
+      time.sleep(60)
+    else:
+      wait()
+      if obeys == 'saves slowly':
+        time.sleep(60)
+  with stopping.phase('test'):
+    return 7
+
+commands.console(lambda: commands.run('train', main))
+"""
+
+
+def signalled(tmp_path, phases, obeys, *numbers):
+  """(exit code, lines of stdout, of stderr, whether a file is left) of a process after signals."""
+  words = [sys.executable, '-c', WAITING, phases, obeys, str(tmp_path / 'debris')]
+  with subprocess.Popen(
+    words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    lines = []
+    for number in numbers:  # each when a line is there: 'ready', then what the first signal says
+      lines.append(process.stdout.readline().strip())
+      process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+  lines += out.splitlines()
+  return process.returncode, lines, err.splitlines(), (tmp_path / 'debris').exists()
+
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+SAVES = 'SIGTERM: saving after this step; once more ends at once'
+OBEYS = ('in Python', 'in C++', 'in a callback')
+
+
+@pytest.mark.parametrize('obeys', OBEYS)
+@pytest.mark.parametrize('phases', ['run import', 'run compile'])
+def test_a_first_signal_ends_a_run_that_has_nothing_to_save_with_zero(phases, obeys, tmp_path):
+  code, lines, err, remains = signalled(tmp_path, phases, obeys, TERM)
+  assert (code, lines, remains) == (0, ['ready'], False)
+  assert len(err) == 1
+  assert err[0].endswith(f': stopped by SIGTERM during {phases[4:]}; the same command resumes')
+
+
+@pytest.mark.parametrize('number', [INT, TERM])
+@pytest.mark.parametrize('obeys', OBEYS)
+def test_a_first_signal_ends_a_command_that_cannot_resume_with_its_own_code(
+  obeys, number, tmp_path
+):
+  code, lines, err, remains = signalled(tmp_path, '', obeys, number)
+  assert (code, lines, remains) == (128 + number, ['ready'], False)
+  assert len(err) == 1 and err[0].endswith(f': stopped by {signal.Signals(number).name}')
+
+
+def test_a_run_that_saves_ends_before_its_next_phase(tmp_path):
+  code, lines, err, remains = signalled(tmp_path, 'run loop', 'in Python', TERM)
+  assert (code, lines, remains) == (0, ['ready', SAVES], False)
+  assert err == ['vit train: stopped by SIGTERM during test; the same command resumes']
+
+
+def test_a_run_that_saves_is_left_to_do_so_until_a_second_signal(tmp_path):
+  code, lines, err, remains = signalled(tmp_path, 'run loop save', 'saves slowly', TERM, INT)
+  assert (code, lines, err, remains) == (130, ['ready', SAVES], [], False)
+
+
+def test_a_wait_for_data_is_left_at_once(tmp_path):
+  code, lines, err, remains = signalled(tmp_path, 'run loop data', 'in Python', TERM)
+  assert (code, lines, remains) == (0, ['ready', SAVES], False)
+  assert err == ['vit train: stopped by SIGTERM during data; the same command resumes']
