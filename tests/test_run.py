@@ -27,7 +27,7 @@ import vit_jax
 from tests.compiling import xla_flags
 from vit_jax import bundle, checkpoint, commands, config, main, metrics, models, sharding, train
 from vit_jax import plan as plans
-from vit_jax.guards import stopping
+from vit_jax.guards import owner, stopping
 from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import classify, losses, means
 
@@ -272,6 +272,25 @@ def test_the_report_is_written_when_nothing_of_the_run_is_on_the_devices(
   params = 4 * metrics.parameters(vit_jax.load(tmp_path).params)
   assert len(freed) == 1 and freed[0] < params / 2  # of a state of four times as much
   assert capsys.readouterr().out.splitlines()[-1].startswith('the model is in ')
+
+
+def test_the_second_of_two_starts_ends_with_2_and_the_name_of_the_first(whole, tmp_path, capsys):
+  run = until(6, whole, tmp_path / 'run')
+  with owner.Owner(run):
+    before = contents(run)
+    assert vit_train(run) == 2
+    assert contents(run) == before
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'vit train: {run} is in use: process {os.getpid()} on ')
+
+
+def test_the_status_of_a_finished_run_says_what_it_came_to(whole):
+  status = owner.read(whole)
+  assert (status['state'], status['step'], status['total']) == ('finished', STEPS, STEPS)
+  assert (status['eta_seconds'], status['stale']) == (0, False)
+  measured = status['last_evaluation']
+  assert (measured['step'], measured['split'], measured['count']) == (STEPS, 'test', 359)
+  assert not (whole / owner.LOCK).exists()
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole, capsys):

@@ -123,10 +123,10 @@ def test_a_task_is_searched_on_800_trained_on_1000_and_tested_once(searched):
 def test_what_was_done_is_not_done_again_and_a_stopped_sweep_goes_on(tasks, monkeypatch, capsys):
   trained = []
 
-  def stopped(ready, folder):
+  def stopped(ready, folder, **options):
     trained.append(folder.name)
     first = folder.name == 'rate_0.1' and trained.count(folder.name) == 1
-    return not first and real(ready, folder)
+    return not first and real(ready, folder, **options)
 
   def models():
     return {path: path.stat().st_mtime_ns for path in (tasks / 'runs').glob('*/*/model/*')}

@@ -4,6 +4,7 @@ python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FI
 """
 
 import argparse
+import contextlib
 import logging
 import shlex
 import sys
@@ -36,19 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
   """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
-  with ending(BAD_INPUT, *INPUT_ERRORS):
-    with stopping.phase('import'):
-      from vit_jax.guards.processes import start_processes
+  with contextlib.ExitStack() as stack:
+    with ending(BAD_INPUT, *INPUT_ERRORS):
+      with stopping.phase('import'):
+        from vit_jax.guards.processes import start_processes
 
-      start_processes(args)
-      from vit_jax import config, plan, train
-      from vit_jax.pipeline import DataError
+        start_processes(args)
+        from vit_jax import config, plan, train
+        from vit_jax.pipeline import DataError
 
-    with stopping.phase('data'):
-      ready = plan.make_plan(config.load(args.config, fields), args.workdir)
-      ready.claim(args.workdir)
-  with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
-    train.train(ready, args.workdir, command=command)
+      owner = stack.enter_context(train.owned(args.workdir))
+      with stopping.phase('data'):
+        ready = plan.make_plan(config.load(args.config, fields), args.workdir)
+        ready.claim(args.workdir)
+    with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
+      train.train(ready, args.workdir, command=command, owner=owner)
   return 0
 
 

@@ -18,6 +18,7 @@ from vit_jax.convert import bundles
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.guards import processes, stopping
+from vit_jax.guards.owner import Owner
 from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
@@ -49,21 +50,38 @@ class Training:
 
   plan: Plan
   fixed: Fixed  # the task's, on the mesh
-  folder: pathlib.Path
+  owner: Owner
   saved: checkpoint.Checkpoints
   log: metrics.Log
   display: metrics.Display
   unreadable: dict[str, pipeline.Unreadable]  # by use of the split
   ends: float  # when the time limit is over, in `time.monotonic()`
 
+  @property
+  def folder(self) -> pathlib.Path:
+    """The run's."""
+    return self.owner.folder
 
-def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> bool:
+
+def owned(workdir: str | os.PathLike[str]) -> Owner:
+  """A context in which a run's folder is this process's, or its first process's."""
+  return Owner(workdir, first=jax.process_index() == 0)
+
+
+def train(
+  plan: Plan,
+  workdir: str | os.PathLike[str],
+  *,
+  command: str = '',
+  owner: Owner | None = None,
+) -> bool:
   """Runs or resumes a run; writes the model at its end.
 
   Args:
     plan: of `make_plan`.
     workdir: the run's folder, which `claim` has made this plan's.
     command: the line that was typed, for the record; '' where there was none.
+    owner: of the folder, where the caller has taken it already.
 
   Returns:
     Whether the run is finished: False if it was interrupted or its time was over, and it is saved.
@@ -71,36 +89,46 @@ def train(plan: Plan, workdir: str | os.PathLike[str], *, command: str = '') -> 
   Raises:
     FloatingPointError: when a loss or gradient is not finite; names the step and the tensor.
     OSError: when the record or a checkpoint cannot be written.
+    ValueError: when the folder is in use.
   """
-  folder = pathlib.Path(workdir)
+  with contextlib.nullcontext(owner) if owner else owned(workdir) as owner:
+    return start(plan, owner, command)
+
+
+def start(plan: Plan, owner: Owner, command: str) -> bool:
+  """`train` in a folder that is this process's."""
+  folder = owner.folder
   ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
   if processes.agreed(bundles.exists(folder / 'model')):
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
+  owner.update(state='starting', total=plan.total)
   if jax.process_index() == 0:
     record(folder, command)
   with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
-    finished = run_to_end(plan, folder, saved, display, ends)
+    finished = run_to_end(plan, owner, saved, display, ends)
   if finished:  # and nothing of it is left on the devices
     report_end(plan, folder, display.say)
+  owner.update(state='finished' if finished else 'stopped')
   return finished
 
 
 def run_to_end(
   plan: Plan,
-  folder: pathlib.Path,
+  owner: Owner,
   saved: checkpoint.Checkpoints,
   display: metrics.Display,
   ends: float,
 ) -> bool:
   """Trains from the saved state, or a first one, to the model, or to where it is stopped."""
+  folder = owner.folder
   with stopping.phase('restore'):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   fixed = sharding.place(plan.task.fixed, plan.mesh)
   log = metrics.Log(folder, start=start, others=plan.loggers(folder))
   unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-  training = Training(plan, fixed, folder, saved, log, display, unreadable, ends)
+  training = Training(plan, fixed, owner, saved, log, display, unreadable, ends)
   introduce(training, start)
   with contextlib.closing(log), display:
     evaluate = Evaluator(training)
@@ -236,6 +264,7 @@ class Evaluator:
   def report(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes the numbers of a split to the log, and shows them on a line."""
     self.training.log.write(step, metrics.prefixed(split, values))
+    self.training.owner.update(last_evaluation={'step': step, 'split': split, **values})
     bad = values.get('bad_images')
     counts = f'{values["count"]:.0f} images' + f', {bad} unreadable' * bool(bad)
     measures = {k: value for k, value in values.items() if k not in ('count', 'bad_images')}
@@ -289,6 +318,7 @@ class Watch:
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
     self.training.display.step(step)
+    self.training.owner.update(step=step)
     if due(step, self.training.plan.log_every, self.training.plan.total):
       self.log(step)
 
@@ -300,6 +330,9 @@ class Watch:
     values['bad_images'] = self.training.unreadable['train'].count
     self.training.log.write(step, metrics.prefixed('train', values))
     self.training.display.show(step, values)
+    rate, images = values['images_per_second'], (plan.total - step) * plan.config.batch_size
+    eta = round(images / rate) if rate else None
+    self.training.owner.update(state='training', images_per_second=rate, eta_seconds=eta)
 
 
 def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Batch) -> str:

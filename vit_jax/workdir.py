@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax import files
+from vit_jax.guards.owner import folder_of
 from vit_jax.text import redacted, to_stderr
 
 # `vit doctor` and `vit bench` read versions and commit here, where jax may be broken and
@@ -84,9 +85,7 @@ def claim(
   """
   import jax
 
-  if not str(workdir) or '://' in str(workdir):
-    raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
-  folder = pathlib.Path(workdir)
+  folder = folder_of(workdir)
   new_config = as_json(config)
   data: dict[str, Any] = {}
   data |= {'images': len(source), 'classes': list(source.classes)} if source else {}

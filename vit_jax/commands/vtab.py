@@ -85,11 +85,12 @@ class Protocol:
     """Trains a run, or resumes it; its folder."""
     overrides = [*self.overrides, f'schedule.learning_rate={rate}', *splits]
     recipe = config.load(f'{self.recipe}:{self.model},{task}', overrides)
-    ready = plan.make_plan(recipe, folder)
-    ready.claim(folder)
-    to_stderr(f'{folder}: {task}, rate {rate:g}')
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-      finished = train.train(ready, folder)
+    with train.owned(folder) as owner:
+      ready = plan.make_plan(recipe, folder)
+      ready.claim(folder)
+      to_stderr(f'{folder}: {task}, rate {rate:g}')
+      with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        finished = train.train(ready, folder, owner=owner)
     jax.clear_caches()  # of dozens of runs, compiled programs would pile up
     if not finished:
       raise RunStopped
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
       report = read_results(pathlib.Path(args.workdir))
     else:
       names = [task_name(task) for task in args.tasks or GROUP]
-      report = sweep(make_protocol(args), names)
+      with train.owned(args.workdir):  # of two sweeps one would undo the other's results
+        report = sweep(make_protocol(args), names)
   except RunStopped:
     return 0  # the run has said so
   if args.format == 'json':

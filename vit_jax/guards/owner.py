@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import os
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from vit_jax import files
-from vit_jax.guards import lock
-from vit_jax.text import one_line, to_stderr
+from vit_jax.guards import lock, stopping
+from vit_jax.text import message_line, to_stderr
 
 LOCK, STATUS = 'lock.json', 'status.json'
 CONFIG = 'config.json'  # which every run's folder has
@@ -25,6 +24,13 @@ ENDED = ('finished', 'stopped', 'failed')  # states without a process
 JOIN = 2.0  # seconds that its thread may take to end
 
 Status = dict[str, files.JSON]
+
+
+def folder_of(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """A run's folder as it was typed; ValueError for what is none."""
+  if not str(workdir) or '://' in str(workdir):
+    raise ValueError(f'--workdir is {str(workdir)!r}, must be a folder, the same for all hosts')
+  return pathlib.Path(workdir)
 
 
 class Owner:
@@ -45,7 +51,7 @@ class Owner:
     first: bool = True,
     say: Callable[[str], object] = to_stderr,
   ):
-    self.folder, self.first, self.say = pathlib.Path(folder), first, say
+    self.folder, self.first, self.say = folder_of(folder), first, say
     self.status: Status = {}
     self.wake, self.ended = threading.Event(), threading.Event()
     self.thread = threading.Thread(target=self.watch, name='owner', daemon=True)
@@ -71,6 +77,7 @@ class Owner:
     except lock.Taken as taken:
       raise ValueError(f'{self.folder} is in use: {taken}{progress(self.folder)}') from None
     lock.sweep(self.path)
+    stopping.at_exit(self.release)
     self.thread.start()
     return self
 
@@ -80,14 +87,15 @@ class Owner:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    if isinstance(error, Exception):
-      self.update(state='failed', message=one_line(error)[:300])
+    if self.status and isinstance(error, Exception):
+      self.update(state='failed', message=message_line(error))
     self.release()
 
   def update(self, *, state: str | None = None, **fields: files.JSON) -> None:
     """Changes what `status.json` says: within seconds, and at once where the state changes."""
-    self.status = self.status | fields | ({'state': state} if state else {})
-    if state:
+    changes = state not in (None, self.status.get('state'))
+    self.status = self.status | fields | ({'state': state} if changes else {})
+    if changes:
       self.wake.set()
 
   def release(self) -> None:
@@ -132,9 +140,9 @@ class Owner:
   def lose(self) -> None:
     """Ends the process, before it writes what another has begun to."""
     holder = lock.read(self.path)
+    self.ended.set()
     self.say(f'{self.folder} was taken over by {holder}: this process ends, and saves nothing')
-    sys.stdout.flush()
-    os._exit(1)
+    stopping.PROCESS.end(1)
 
   def write(self) -> None:
     """Writes `status.json`, if there is anything to say, the folder is ours and its disk well."""
