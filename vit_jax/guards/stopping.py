@@ -44,6 +44,7 @@ class Process:
 
   def __init__(self) -> None:
     self.phases: list[str] = []
+    self.phase_listeners: list[Callable[[str], object]] = []
     self.cleanups: list[Callable[[], object]] = []
     self.number: int | None = None  # of the first signal
     self.asked = False
@@ -56,8 +57,19 @@ class Process:
 
   @property
   def saves(self) -> bool:
-    """Whether the phase ends by itself, with the run saved; several processes end one together."""
-    return self.phase in SAVING or (self.is_one_of_many and 'loop' in self.phases)
+    """Whether the phase ends by itself, with the run saved."""
+    return self.phase in SAVING or self.saves_together
+
+  @property
+  def saves_together(self) -> bool:
+    """Whether this process is in the loop of many, which end it at one step."""
+    return self.is_one_of_many and 'loop' in self.phases
+
+  def report_phase(self) -> None:
+    """Tells the listeners which phase is the innermost."""
+    if self.phases:
+      for listener in self.phase_listeners:
+        listener(self.phases[-1])
 
   def receive(self, number: int, frame: FrameType | None = None) -> None:
     """Handles the first signal, in the main thread; the second is for `watch`."""
@@ -152,7 +164,7 @@ def next_signal(pipe: int, *, timeout: float | None = None) -> int:
 
 
 def join() -> None:
-  """Leaves SIGTERM to JAX, whose notice reaches every process of a run: they end at one step."""
+  """Has a signal raise nothing in the loop, where the other processes may wait for this one."""
   PROCESS.is_one_of_many = True
 
 
@@ -168,13 +180,20 @@ def phase(name: str) -> Iterator[None]:
   In 'loop' and 'save' the first signal sets `asked`; elsewhere it raises `Stopped`, in a phase
   inside of 'loop' both, and `Stopped` again at the beginning of any later one.
   """
-  if PROCESS.asked and PROCESS.number and name not in SAVING:
+  if PROCESS.asked and PROCESS.number and name not in SAVING and not PROCESS.saves_together:
     raise Stopped(PROCESS.number, name)
   PROCESS.phases.append(name)
+  PROCESS.report_phase()
   try:
     yield
   finally:
     PROCESS.phases.pop()
+    PROCESS.report_phase()
+
+
+def watch_phases(function: Callable[[str], object]) -> None:
+  """Has a function called with the innermost phase, in its thread, whenever that is another."""
+  PROCESS.phase_listeners.append(function)
 
 
 def at_exit(function: Callable[[], object]) -> None:
@@ -183,6 +202,11 @@ def at_exit(function: Callable[[], object]) -> None:
   It may be called from another thread, when what it removes is gone already.
   """
   PROCESS.cleanups.append(function)
+
+
+def end(code: int, line: str = '') -> NoReturn:
+  """Ends the process at once, from any thread, after what `at_exit` has; the line is printed."""
+  PROCESS.end(code, line)
 
 
 def leave(code: int) -> NoReturn:
@@ -208,7 +232,7 @@ def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[
 
   over = threading.Event()
 
-  def end() -> None:
+  def expire() -> None:
     say(f'the time limit, {limit}, is over: saving')
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -218,7 +242,7 @@ def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[
   if ends == float('inf') or jax.process_index() > 0:
     yield over.is_set
     return
-  timer = threading.Timer(max(ends - time.monotonic(), 0), end)
+  timer = threading.Timer(max(ends - time.monotonic(), 0), expire)
   timer.daemon = True
   timer.start()
   try:
