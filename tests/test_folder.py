@@ -685,10 +685,41 @@ def test_numbers_with_leading_zeros_are_names(pets):
   assert labels_of(table(pets, both, header)) == (('007', '7', '8'), ['007', '7', '8'])
 
 
-@pytest.mark.parametrize('label', ['nan', 'NaN', '', '<NA>', '#N/A'])
-def test_an_empty_cell_is_no_label_as_whatever_it_is_written(pets, label):
-  rows = [('train/cat/1.png', 'x'), ('train/dog/2.png', 'y'), ('train/dog/3.png', label)]
-  refused('1 bad row: line 4: no label', table(pets, rows))
+MISSING = ['nan', 'NaN', '', '<NA>', '#N/A', 'N/A', 'NULL', 'None', 'NA']
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet'])
+@pytest.mark.parametrize('label', MISSING)
+def test_a_missing_label_is_unknown_as_whatever_it_is_written_and_is_counted(pets, kind, label):
+  labels = ['none', label, 'b']
+  if kind == 'csv':
+    name = table(pets, [(ANY, text) for text in labels])
+  else:
+    name = parquet(pets, {'image': [IMAGE] * 3, 'label': labels})
+  assert rows_of(name) == (('b', 'none'), [1, -1, 0])
+  (note,) = sources.open_source(name, 'train').notes
+  assert f"labels read as missing, so that their images are of unknown class: 1 '{label}'" in note
+
+
+def test_another_text_may_be_what_is_missing(pets):
+  name = table(pets, [(ANY, label) for label in ('None', '-', 'b')])
+  assert rows_of(f'{name}?missing=-') == (('None', 'b'), [0, -1, 1])
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'arrays'])
+def test_whole_floats_are_numbers_of_classes_and_that_is_told(pets, kind):
+  """As pandas writes integers beside missing ones."""
+  labels = [0.0, 2.0, float('nan'), 1.0]
+  if kind == 'csv':
+    name = table(pets, [(ANY, label) for label in labels])
+  elif kind == 'parquet':
+    name = parquet(pets, {'image': [IMAGE] * 4, 'label': labels})
+  else:
+    name = arrays(pets, x_train=grey(4), y_train=labels, x_val=grey(4), y_val=labels)
+  assert rows_of(name) == (('0', '1', '2'), [0, 2, -1, 1])
+  assert sources.open_source(name, 'train').notes[0] == (
+    'labels such as 0.0 are whole, so they are read as numbers of classes'
+  )
 
 
 def test_labels_may_leave_gaps_of_nine_classes_in_ten(pets):
@@ -717,7 +748,7 @@ def test_an_empty_label_is_no_class_in_a_multi_label_table_and_a_question_mark_u
   labels = ['b|a', '', '?', 'a']
   name = table(pets, [(ANY, label) for label in labels])
   assert rows_of(name) == (('a', 'b'), [[1, 0], [-1, -1], [-2, -2], [0, -1]])
-  refused('line 4: . beside other labels', table(pets, [(ANY, 'a'), (ANY, 'b'), (ANY, 'a|?')]))
+  refused("line 4: '.' beside other labels", table(pets, [(ANY, 'a'), (ANY, 'b'), (ANY, 'a|?')]))
 
 
 def test_a_question_mark_is_unknown_where_each_image_has_one_label(pets):
@@ -729,13 +760,32 @@ def bits(pets, rows, header=('path', 'wet', 'cold', 'dark')):
 
 
 def test_columns_of_0_and_1_are_classes(pets):
-  rows = [(1, 0, 1), (0, 0, 0), ('', '?', ''), ('0.0', '1.0', 0)]
+  rows = [(1, 0, True), (0, 0, 0), ('', '?', 'nan'), ('0.0', '1.0', False)]
   padded = [[0, 2], [-1, -1], [-2, -2], [1, -1]]
   assert rows_of(bits(pets, rows)) == (('wet', 'cold', 'dark'), padded)
 
 
 def test_columns_of_which_each_row_has_one_give_a_label_each(pets):
   assert rows_of(bits(pets, [(0, 1, 0), (1, 0, 0)])) == (('wet', 'cold', 'dark'), [1, 0])
+
+
+ONE_HOT = [[0, 1, 0], [1, 0, 1], [-1, -1, -1], [0, 0, 0]]
+
+
+def test_lists_of_0_and_1_in_parquet_are_one_for_each_class(pets):
+  """A list of numbers of classes holds none of them twice."""
+  name = parquet(pets, {'image': [IMAGE] * 4, 'label': ONE_HOT})
+  assert rows_of(name) == (('0', '1', '2'), [[1, -1], [0, 2], [-2, -2], [-1, -1]])
+  name = parquet(pets, {'image': [IMAGE] * 2, 'label': [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]})
+  assert rows_of(name) == (('0', '1', '2'), [1, 0])
+  refused('one-hot or', parquet(pets, {'image': [IMAGE] * 2, 'label': [[0, 1, 0], [0, 0]]}))
+
+
+def test_columns_of_parquet_of_0_and_1_are_classes(pets):
+  rows = [(True, 0.0), (False, 1.0), (None, None), (False, 0.0)]
+  wet, cold = zip(*rows)
+  name = parquet(pets, {'image': [IMAGE] * 4, 'wet': wet, 'cold': cold})
+  assert rows_of(name) == (('wet', 'cold'), [[0], [1], [-2], [-1]])
 
 
 def test_a_column_that_is_not_0_and_1_is_no_class(pets):
@@ -745,8 +795,8 @@ def test_a_column_that_is_not_0_and_1_is_no_class(pets):
 
 def test_labels_with_a_fraction_are_a_regression_and_no_classes(pets):
   refused('labels such as 1.5 are .* to regress', table(pets, [(ANY, '2'), (ANY, '1.5')]))
-  refused('labels are double, .* to regress', parquet(pets, {'image': [IMAGE], 'label': [0.5]}))
-  refused('labels are float64 .* to regress', arrays(pets, x=grey(2), y=[0.0, 1.0]))
+  refused('such as 0.5 are .* to regress', parquet(pets, {'image': [IMAGE], 'label': [0.5]}))
+  refused('such as 0.5 are .* to regress', arrays(pets, x=grey(2), y=[0.5, 1.0]))
   for names in (('1.5', 'x'), ('e1', 'e2'), ('007', '008')):
     assert rows_of(table(pets, [(ANY, name) for name in names]))[0] == names
 
@@ -761,7 +811,7 @@ def test_every_bad_row_is_counted_and_the_first_are_named(pets):
   good = ('train/cat/1.png', 'x', 'train')
   bad = [
     ('', 'x', 'train'),
-    ('train/cat/1.png', ' ', 'train'),
+    ('train/cat/1.png', 'x|', 'train'),
     ('train/cat/1.png', 'x', 'trian'),
     ('../pets2/1.png', 'x', 'train'),
     ('train/cat', 'x', 'train'),
@@ -772,7 +822,7 @@ def test_every_bad_row_is_counted_and_the_first_are_named(pets):
   assert str(pets / 'table.csv') in message
   for text in (
     'line 3: no path;',
-    'line 4: no label;',
+    "line 4: '' beside other labels;",
     "line 5: unknown split 'trian';",
     'line 6: ../pets2/1.png leads out of',
     'line 7: train/cat is not a file; and 2 more',
@@ -903,8 +953,8 @@ def test_parquet_lists_are_multi_label(pets):
   'columns, text',
   [
     ({'image': [IMAGE, None], 'label': [0, 1]}, 'row 1: no image'),
-    ({'image': [IMAGE, IMAGE], 'label': [0, None]}, 'row 1: no label'),
-    ({'image': [IMAGE, IMAGE], 'label': [0.5, 1.0]}, 'labels are double'),
+    ({'image': [IMAGE, IMAGE], 'label': [b'a', b'b']}, 'labels are binary'),
+    ({'image': [IMAGE, IMAGE], 'label': [[0, 1], [1, 0]]}, 'are one-hot or the numbers of 2'),
     ({'image': [1, 2], 'label': [0, 1]}, 'images are int64'),
     ({'image': [IMAGE, IMAGE], 'label': [0, -1]}, 'row 1: label -1 is negative'),
     ({'image': [IMAGE, IMAGE]}, 'no column label'),
@@ -1027,7 +1077,7 @@ def test_arrays_may_name_their_classes(tmp_path):
     (dict(x=grey(2), y=[0, 1], x_test=grey(1), y_test=[2]), 'label 2 in test is out of range of 2'),
     (dict(x=grey(2), y=[0, 2**40]), 'exceeds'),
     (dict(x=grey(2), y=[0, 20]), 'label 20 stands for 21 classes, of which 2 have images'),
-    (dict(x=grey(2), y=[0.0, 1.5]), 'labels are float64'),
+    (dict(x=grey(2), y=[0.0, 1.5]), 'labels such as 1.5 are'),
     (dict(x=grey(2), y=[[0, 2], [1, 0]]), 'must be 0 and 1'),
     (dict(x=grey(2), y=[[0, 1], [1, 0]], classes=['a']), 'for 2 classes; there are 1'),
     (dict(x=grey(2), y=[0, 1], classes=[1, 2]), r'must be names \(K,\)'),

@@ -716,8 +716,30 @@ def test_a_table_of_hugging_face_says_no_class_and_unknown(table, tmp_path):
   source = sources.open_source(f'hf:{tmp_path}/one', 'train')
   assert [int(source[i]['label']) for i in range(3)] == [0, -1, 1]
   plain.add_column('label', [0.5] * 6).save_to_disk(tmp_path / 'age')
-  with pytest.raises(ValueError, match='age, label: numbers with a fraction'):
+  with pytest.raises(
+    ValueError, match=r'age, label: labels such as 0.5 are numbers with a fraction'
+  ):
     sources.open_source(f'hf:{tmp_path}/age', 'train')
+
+
+@pytest.mark.parametrize(
+  'labels, classes, expected',
+  [
+    ([0.0, 2.0, None, 1.0, 0.0, 0.0], '012', [0, 2, -1, 1, 0, 0]),
+    ([[0, 1, 0], [1, 0, 0]] * 3, '012', [1, 0] * 3),
+    ([[0, 1, 1], [0, 0, 0], None] * 2, '012', [[1, 2], [-1, -1], [-2, -2]] * 2),
+    ([[0, 1], [1]] * 3, '01', [[0, 1], [1, -1]] * 3),
+  ],
+)
+def test_a_table_of_hugging_face_has_whole_floats_and_one_hot_lists(
+  table, tmp_path, labels, classes, expected
+):
+  plain = table.remove_columns(['kind', 'number']).add_column('label', labels)
+  plain.save_to_disk(tmp_path / 'labels')
+  source = sources.open_source(f'hf:{tmp_path}/labels', 'train')
+  assert source.classes == tuple(classes)
+  assert sources.labels_of(source).tolist() == expected  # in memory: no image is read for them
+  assert [source[i]['label'].tolist() for i in range(6)] == expected
 
 
 def test_columns_that_a_table_lacks_are_named(table, tmp_path):

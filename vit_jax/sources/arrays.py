@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import sources
 from vit_jax.images.decoding import MAX_CHANNELS
-from vit_jax.sources import PassedOver, Record, Source, Splits
+from vit_jax.sources import PassedOver, Record, Source, Splits, encodings
 from vit_jax.sources import classes as labelling
 from vit_jax.text import first_few, printable, quantity
 
@@ -25,8 +25,8 @@ def splits(kind: str, path: str) -> Splits:
 
   Images are uint8 (N, H, W), which are grey, or (N, H, W, C), labels integers (N,) or (N, 1), or
   multi-label (N, K) of 0 and 1: a row of 0 is an image of no class, one of -1 or NaN an image whose
-  classes are not known. 'classes' may name them. Without images for validation, they are a tenth of
-  the training images.
+  classes are not known. Floats (N,) are labels where all are whole, or NaN: not known. 'classes'
+  may name them. Without images for validation, they are a tenth of the training images.
   """
   path = os.path.expanduser(path)
   sources.check_file(path)
@@ -34,6 +34,7 @@ def splits(kind: str, path: str) -> Splits:
   names = archive.splits()
   arrays = {split: archive.labels(label) for split, (_, label) in names.items()}
   classes, first = archive.classes(arrays)
+  float_labels = archive.float_labels([label for _, label in names.values()])
   labels = {split: as_indices(array, first) for split, array in arrays.items()}
 
   def open_split(split: str) -> Source:
@@ -48,7 +49,7 @@ def splits(kind: str, path: str) -> Splits:
       classes,
       describe,
       passed_over=archive.passed_over(names),
-      notes=labelling.first_note(classes, first),
+      notes=(*labelling.first_note(classes, first), *encodings.float_note(float_labels)),
     )
 
   result: dict[str, Callable[[], Source]]
@@ -132,19 +133,21 @@ class Archive:
     return images
 
   def labels(self, name: str) -> np.ndarray:
-    """(N,) int32 from 0 on, or (N, K) int8 of 0 and 1, or all -1 where classes are not known."""
+    """(N,) int32 from 0 on, or (N, K) int8 of 0 and 1; -1, or a row of it, is not known."""
     labels, where, largest = self.read(name), f'{self.where}, {name}', labelling.MAX_CLASSES - 1
     if labels.ndim == 2 and labels.shape[1] > 1:
       return multi_hot(labels, where)
-    if labels.dtype.kind == 'f' and labels.size == len(labels):
-      raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, {labelling.REGRESSION}')
+    if is_float_column(labels):
+      return whole_numbers(labels.reshape(-1), where, largest)
     if labels.dtype.kind not in 'iu' or labels.ndim not in (1, 2) or labels.size != len(labels):
       raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, must be integers (N,)')
-    labels = labels.reshape(-1)  # (N,)
-    for index in np.flatnonzero((labels < 0) | (labels > largest))[:1].tolist():
-      problem = 'is negative' if labels[index] < 0 else f'exceeds {largest:,}'
-      raise ValueError(f'{where}: label {labels[index]} of image {index} {problem}')
-    return labels.astype(np.int32)
+    return in_range(labels.reshape(-1), where, largest).astype(np.int32)
+
+  def float_labels(self, names: Sequence[str]) -> list[str]:
+    """The first label of each array of labels that are floats, one for an image, as text."""
+    arrays = [self.read(name) for name in names]
+    numbers = [array[~np.isnan(array)] for array in arrays if is_float_column(array)]
+    return [str(array[0]) for array in numbers if len(array)]
 
   def classes(self, labels: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], int]:
     """Their names, and the label of the first.
@@ -162,7 +165,7 @@ class Archive:
         count = quantity(array.shape[1], 'class')
         counts = f'labels in {split} are for {count}; there are {len(classes)}'
         raise ValueError(f'{self.where}: {counts}')
-      is_outside = (array < first) | (array >= first + len(classes))
+      is_outside = (array >= 0) & ((array < first) | (array >= first + len(classes)))
       if array.ndim == 1 and is_outside.any():
         problem = f'label {array[is_outside].max()} in {split} is out of range of '
         problem += quantity(len(classes), 'class') + f', numbered from {first}' * first
@@ -196,11 +199,34 @@ class Archive:
     if splits[0].ndim == 2:
       return labelling.numbered(splits[0].shape[1]), 0
     labels = np.concatenate(splits)
+    labels = labels[labels >= 0]
     count = int(labels.max(initial=-1)) + 1
     if gaps := labelling.gaps(np.unique(labels).tolist(), count):
       raise ValueError(f'{self.where}: {gaps}')
     first = labelling.first_number(np.unique(labels).tolist())
     return labelling.numbered(count - first, first), first
+
+
+def is_float_column(labels: np.ndarray) -> bool:
+  """Whether labels are floats, one for an image."""
+  return labels.dtype.kind == 'f' and labels.ndim > 0 and labels.size == len(labels)
+
+
+def whole_numbers(labels: np.ndarray, where: str, largest: int) -> np.ndarray:
+  """Floats (N,) as int32, NaN as -1; ValueError for others than the numbers of classes."""
+  is_number = ~np.isnan(labels)
+  for value in labels[is_number & (labels != np.floor(labels))][:1].tolist():
+    raise ValueError(f'{where}: labels such as {value} are {encodings.REGRESSION}')
+  in_range(np.where(is_number, labels, 0), where, largest)
+  return np.where(is_number, labels, -1).astype(np.int32)
+
+
+def in_range(labels: np.ndarray, where: str, largest: int) -> np.ndarray:
+  """The labels (N,); ValueError for one below 0 or above the largest."""
+  for index in np.flatnonzero((labels < 0) | (labels > largest))[:1].tolist():
+    problem = 'is negative' if labels[index] < 0 else f'exceeds {largest:,}'
+    raise ValueError(f'{where}: label {labels[index]} of image {index} {problem}')
+  return labels
 
 
 def multi_hot(labels: np.ndarray, where: str) -> np.ndarray:
@@ -218,7 +244,7 @@ def multi_hot(labels: np.ndarray, where: str) -> np.ndarray:
 def as_indices(labels: np.ndarray, first: int) -> np.ndarray:
   """Labels (N,) less the first number, (N, K) as (N, L) int32 padded with -1, or UNKNOWN."""
   if labels.ndim == 1:
-    return labels - np.int32(first)
+    return np.where(labels < 0, np.int32(-1), labels - np.int32(first))
   is_label = labels > 0
   padded = labelling.pad(np.nonzero(is_label)[1], is_label.sum(axis=1))
   padded[labels.min(axis=1) < 0] = labelling.UNKNOWN

@@ -15,19 +15,7 @@ import numpy as np
 from vit_jax.text import first_few, printable
 
 MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
-REGRESSION = (
-  'numbers with a fraction, which are a quantity to regress and no classes: these are names, or '
-  'integers from 0'
-)
 MAX_GAPS = 10  # classes to a label, where labels are numbers: fewer images than that is a mistake
-NO_LABEL = (
-  '',
-  'nan',
-  '<na>',
-  '#n/a',
-  'n/a',
-  'null',
-)  # in any case, as programs write an empty cell
 UNKNOWN = -2  # all labels of an image of a multi-label set that nobody has labelled
 NUMBER = re.compile('[0-9]{1,18}')
 NAMED = 3  # groups of classes that a line names

@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.sources import PassedOver, Record, Source, Splits, split_columns
-from vit_jax.sources.classes import REGRESSION, first_note, first_number, numbered, pad_one
-from vit_jax.text import first_line
+from vit_jax.sources import PassedOver, Record, Source, Splits, encodings, split_columns
+from vit_jax.sources import classes as labelling
+from vit_jax.text import first_line, quantity
 
 if TYPE_CHECKING:
   from datasets import Dataset
@@ -36,13 +36,10 @@ def splits(kind: str, name: str) -> Splits:
       raise ValueError(f'hf:{name} has no column {column!r} among {", ".join(features)}')
   image = named.get('image') or image_column(name, features)
   label = named.get('label') or label_column(name, features)
-  if 'float' in str(getattr(features[label], 'dtype', '')):
-    raise ValueError(f'hf:{name}, {label}: {REGRESSION}')
-  classes, first = class_names(tables, label)
-  multi_label = element_type(features[label]) is not features[label]
+  labels = read_labels(f'hf:{name}, {label}', tables, label)
   return {
     RENAMED.get(split, split): functools.partial(
-      open_split, Rows(f'{name}/{split}', table, image, label, first, multi_label), classes
+      open_split, f'{name}/{split}', table, (image, label), labels, split
     )
     for split, table in tables.items()
   }
@@ -115,74 +112,129 @@ def is_number(name: str, feature: 'FeatureType') -> bool:
   return 'int' in dtype or ('float' in dtype and name in LABEL_NAMES)
 
 
-def class_names(tables: Mapping[str, 'Dataset'], label: str) -> tuple[tuple[str, ...], int]:
-  """The names of the classes and the label of the first.
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """The labels of a set.
 
-  Where labels are mere integers, the names are 0, or else 1, to the largest in any split.
+  Fields:
+    classes: their names.
+    arrays: by split, (N,) int32, or (N, L) padded with -1, as `sources.classes` has them.
+    notes: lines on how they were read.
   """
-  feature = element_type(next(iter(tables.values())).features[label])
-  if getattr(feature, 'names', None):
-    return tuple(feature.names), 0
-  labels: set[int] = set()
-  for table in tables.values():
-    for batch in table.select_columns([label]).iter(batch_size=10_000):
-      labels.update(*(np.ravel(value).tolist() for value in batch[label] if value is not None))
-  labels -= {-1}  # of an image without a label
-  first = first_number(labels)
-  return numbered(max(labels, default=-1) + 1 - first, first), first
+
+  classes: tuple[str, ...]
+  arrays: Mapping[str, np.ndarray]
+  notes: tuple[str, ...]
 
 
-def open_split(rows: 'Rows', classes: tuple[str, ...]) -> Source:
-  """A split as a source."""
+def read_labels(where: str, tables: Mapping[str, 'Dataset'], column: str) -> Labels:
+  """The labels in a column, of which no image is read.
+
+  Where they are mere integers, classes are called 0, or else 1, to the largest in any split. Lists
+  are of several labels, or of a 0 or 1 for each class. Classes are not known where a label, or the
+  list of several, is None, NaN, or -1 alone; [] are none.
+  """
+  feature = next(iter(tables.values())).features[column]
+  element = element_type(feature)
+  dtype = str(getattr(element, 'dtype', element))
+  if not any(kind in dtype for kind in ('int', 'float', 'bool')):
+    raise ValueError(f'{where}: labels are {dtype}, must be numbers, or classes: a ClassLabel')
+  names = tuple(getattr(element, 'names', None) or ())
+  values = {split: column_values(table, column) for split, table in tables.items()}
+  is_list, length = element is not feature, 0
+  if is_list:
+    lists = (labels for split in values.values() for labels in split if labels is not None)
+    length = encodings.one_hot_length(where, lists, count=len(names))
+  as_labels = encodings.from_one_hot if length else as_list
+  rows = {split: [as_labels(value) for value in each] for split, each in values.items()}
+  texts = sorted({str(label) for each in rows.values() for row in each for label in row or ()})
+  numbers = set(encodings.class_numbers(where, texts) or ())
+  classes, first = names or labelling.numbered(length), 0
+  if not classes:
+    classes, first = numbered_classes(where, numbers)
+  if wrong := sorted(number for number in numbers if not first <= number < first + len(classes)):
+    raise ValueError(f'{where}: label {wrong[0]} is none of {quantity(len(classes), "class")}')
+  known = [row for each in rows.values() for row in each if row is not None]
+  multi_label = is_list and not (length and all(len(row) == 1 for row in known))
+  width = max([1, *map(len, known)]) if multi_label else 0
+  arrays = {split: as_array(each, first, width) for split, each in rows.items()}
+  notes = (*labelling.first_note(classes, first), *encodings.float_note(texts))
+  return Labels(classes, arrays, notes)
+
+
+def column_values(table: 'Dataset', column: str) -> list[Any]:
+  """What a column holds."""
+  batches = table.select_columns([column]).iter(batch_size=10_000)
+  return [value for batch in batches for value in batch[column]]
+
+
+def as_list(value: Any) -> list[float] | None:
+  """The labels of an image; None where they are not known."""
+  values = value if isinstance(value, list) else [value]
+  if value is None or encodings.are_unknown(values):
+    return None
+  return [label for label in values if label != -1]
+
+
+def numbered_classes(where: str, numbers: Collection[int]) -> tuple[tuple[str, ...], int]:
+  """The names of classes that have only numbers, and the first of these."""
+  first = labelling.first_number(numbers)
+  count = min(max(numbers, default=-1) + 1, labelling.MAX_CLASSES)
+  if gaps := labelling.gaps(numbers, count):
+    raise ValueError(f'{where}: {gaps}')
+  return labelling.numbered(count - first, first), first
+
+
+def as_array(rows: Sequence[Sequence[float] | None], first: int, width: int) -> np.ndarray:
+  """The labels of each row, less the first: (N,), or (N, width) padded with -1 unless that is 0."""
+  unknown = labelling.UNKNOWN if width else -1
+  labels = np.full((len(rows), max(width, 1)), -1, np.int32)
+  for index, row in enumerate(rows):
+    if row is None:
+      labels[index] = unknown
+    else:
+      labels[index, : len(row)] = np.asarray(row, np.int32) - first
+  return labels if width else labels[:, 0]
+
+
+def open_split(
+  name: str, table: 'Dataset', columns: tuple[str, str], labels: Labels, split: str
+) -> Source:
+  """A split as a source, of its columns of images and of labels."""
   import datasets
 
-  columns = rows.table.select_columns([rows.image, rows.label])
-  table = columns.cast_column(rows.image, datasets.Image(decode=False))
-  unread = [name for name in rows.table.column_names if name not in (rows.image, rows.label)]
-  rows = dataclasses.replace(rows, table=table)
+  images = table.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
+  rows = Rows(name, images, columns[0], labels.arrays[split])
+  unread = [column for column in table.column_names if column not in columns]
   return Source(
     rows,
-    classes,
+    labels.classes,
     rows.describe,
     passed_over=tuple(PassedOver('unknown column', name) for name in unread),
-    notes=first_note(classes, rows.first),
+    notes=labels.notes,
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """The rows of a table as records; an image is {'bytes', 'path'}, of which one may be None.
-
-  Classes are not known where a label, or the list of several, is None, or -1 alone; [] are none.
-  """
+  """The rows of a table as records; an image is {'bytes', 'path'}, of which one may be None."""
 
   name: str  # in messages
   table: 'Dataset'
   image: str
-  label: str
-  first: int  # the label of the first class
-  multi_label: bool
+  labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
 
   def __len__(self) -> int:
-    return len(self.table)
+    return len(self.labels)
 
   def __getitem__(self, index: int) -> Record:
-    row = self.table[index]
-    image = row[self.image] or {'bytes': None, 'path': None}
+    image = self.table[index][self.image] or {'bytes': None, 'path': None}
     data = image['bytes']
     if data is None:
       if image['path'] is None:
         raise OSError(f'{self.name}[{index}]: there is no image')
       data = pathlib.Path(image['path']).read_bytes()
-    label = row[self.label]
-    if not self.multi_label:
-      has_label = label is not None and label >= 0
-      return {'image': data, 'label': np.int32(label - self.first if has_label else -1)}
-    try:
-      labels = label and [one - self.first if one >= 0 else -1 for one in label]
-      return {'image': data, 'label': pad_one(labels)}
-    except ValueError as error:
-      raise ValueError(f'{self.name}[{index}]: {error}') from None
+    return {'image': data, 'label': self.labels[index]}
 
   def describe(self, index: int) -> str:
     """'beans/train[17]', and the name of its file where that is known."""

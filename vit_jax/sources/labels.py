@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from vit_jax.files import distinct
-from vit_jax.sources import delimited, imagenet
-from vit_jax.sources.classes import MAX_GAPS, NO_LABEL, NUMBER, folded
+from vit_jax.sources import delimited, encodings, imagenet
+from vit_jax.sources.classes import MAX_GAPS, NUMBER, folded
 from vit_jax.text import first_few, nearest, quantity
 
 NAMED = 3  # classes that a line names
@@ -306,7 +306,7 @@ def label_of(path: str | os.PathLike[str], value: object, model: Sequence[str]) 
 
   Where classes are called by numbers, a number is a name and not an index.
   """
-  if value is None or str(value).lower() in NO_LABEL:
+  if value is None or (str(value) not in model and encodings.is_missing(str(value))):
     return -1
   if isinstance(value, int | str) and not isinstance(value, bool):
     name = str(value)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ import numpy as np
 
 from vit_jax import sources
 from vit_jax.images import decoding
-from vit_jax.sources import PassedOver, Record, Source, Splits, delimited
+from vit_jax.sources import PassedOver, Record, Source, Splits, delimited, encodings
 from vit_jax.sources import classes as labelling
 from vit_jax.sources.classes import folded
 from vit_jax.sources.folder import Files, is_inside
@@ -42,17 +43,21 @@ COLUMNS = {  # by use, the names of a column, in any case, spaces as underscores
   'split': ('split', 'subset', 'partition'),
 }  # fmt: skip
 NAMED = 5  # bad rows that an error names; it counts the others
-NUMBER = re.compile('[+-]?(0|[1-9][0-9]{0,17})')  # which int64 holds; '007' is a name
-DECIMAL = re.compile(r'[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?', re.IGNORECASE)
 UNKNOWN = '?'  # the label of an image whose classes are not known, in any table
-BITS = {'0': False, '0.0': False, '1': True, '1.0': True}  # of a column that is a class
+# Of a column that is a class, in lower case
+BITS = {'0': False, '0.0': False, 'false': False, '1': True, '1.0': True, 'true': True}
+OPTIONS = (*COLUMNS, 'missing')  # 'missing': the one text that stands for no label
 
 
 def splits(kind: str, path: str) -> Splits:
-  """The splits of a CSV or a Parquet file, of which '?image=COLUMN&label=COLUMN' names columns."""
-  path, columns = sources.split_columns(path, list(COLUMNS))
+  """The splits of a CSV or a Parquet file, of which '?image=COLUMN&label=COLUMN' names columns.
+
+  '?missing=TEXT' says which labels are missing, by default those of `encodings.is_missing`.
+  """
+  path, options = sources.split_columns(path, OPTIONS)
+  missing = options.pop('missing', None)
   read = {'csv': csv_splits, 'parquet': parquet_splits}[kind]
-  return read(os.path.expanduser(path), columns)
+  return read(os.path.expanduser(path), options, missing)
 
 
 class Table:
@@ -62,15 +67,16 @@ class Table:
   counted in the unit 'line' or 'row'.
   """
 
-  def __init__(self, file: str, unit: str):
-    self.file, self.where, self.unit = file, printable(file), unit
+  def __init__(self, file: str, unit: str, missing: str | None = None):
+    self.file, self.where, self.unit, self.missing_text = file, printable(file), unit, missing
     self.root = os.path.realpath(os.path.dirname(os.path.abspath(file)))
     self.paths, self.lengths = bytearray(), array.array('q')
     self.rows, self.splits = array.array('q'), array.array('b')  # its number, that of its split
     self.names: dict[str, int] = {}  # {label: its code}
     self.codes, self.counts = array.array('q'), array.array('q')  # of all labels; labels of a row
-    self.unlabelled = array.array('q')  # rows of no class, which a multi-label table may have
+    self.unlabelled = array.array('q')  # indices of rows of no class, or of one that is missing
     self.unknown = array.array('q')  # the indices of rows whose classes are not known
+    self.missing_labels: collections.Counter[str] = collections.Counter()  # as they are written
     self.multi_label = False
     self.errors: list[tuple[int, str]] = []  # the first NAMED rejected rows, and why
     self.rejected, self.missing = 0, 0  # how many rows; how many images are not there
@@ -89,12 +95,11 @@ class Table:
     """
     name = sources.SPLIT_NAMES.get((split or '').strip().lower())
     path = path and self.with_suffix(path)
+    missing = [label for label in labels if self.is_missing(label)]
     if path is not None and (error := self.path_error(path)):
       self.reject(row, error)
-    elif any(label.lower() in labelling.NO_LABEL for label in labels):
-      self.reject(row, 'no label')
-    elif UNKNOWN in labels and len(labels) > 1:
-      self.reject(row, f'{UNKNOWN} beside other labels')
+    elif missing and len(labels) > 1:
+      self.reject(row, f'{printable(missing[0])!r} beside other labels')
     elif name is None:
       self.reject(row, f'unknown split {printable(split or "")!r}')
     else:
@@ -102,14 +107,33 @@ class Table:
       self.paths += encoded
       self.lengths.append(len(encoded))
       if not labels:
-        self.unlabelled.append(row)
-      elif UNKNOWN in labels:
+        self.unlabelled.append(len(self.rows))
+      if missing:
         self.unknown.append(len(self.rows))
-      labels = [label for label in dict.fromkeys(labels) if label != UNKNOWN]
+        self.missing_labels.update(missing)
+        labels = []
+      labels = list(dict.fromkeys(labels))
       self.codes.extend(self.names.setdefault(label, len(self.names)) for label in labels)
       self.counts.append(len(labels))
       self.rows.append(row)
       self.splits.append(sources.SPLITS.index(name))
+
+  def is_missing(self, label: str) -> bool:
+    """Whether a label says that the classes of an image are not known."""
+    if self.missing_text is None:
+      return label == UNKNOWN or encodings.is_missing(label)
+    return label in ('', UNKNOWN, self.missing_text)
+
+  def missing_note(self) -> tuple[str, ...]:
+    """A line on the labels that are missing, but for UNKNOWN, which says so."""
+    counts = self.missing_labels + collections.Counter(
+      {'': len(self.unlabelled) * (not self.multi_label)}
+    )
+    texts = [f'{count:,} {text!r}' for text, count in counts.most_common() if text != UNKNOWN]
+    return (
+      f'labels read as missing, so that their images are of unknown class: {first_few(texts)}; '
+      'data.columns=missing=TEXT names another',
+    ) * bool(texts)
 
   def with_suffix(self, path: str) -> str:
     """The path of an image that may be called without its suffix, as by a column of identifiers."""
@@ -148,10 +172,7 @@ class Table:
     return None if stat.S_ISREG(mode) else f'{name} is not a file'
 
   def check(self) -> None:
-    """Raises ValueError if a row is rejected, or without a label where each has to have one."""
-    if self.unlabelled and not self.multi_label:
-      self.rejected += len(self.unlabelled)
-      self.errors += [(row, 'no label') for row in self.unlabelled[:NAMED]]
+    """Raises ValueError if a row is rejected."""
     if self.rejected:
       first = sorted(self.errors)[:NAMED]
       errors = '; '.join(f'{self.unit} {row}: {error}' for row, error in first)
@@ -179,13 +200,11 @@ class Table:
     codes, rows = np.asarray(self.codes, np.int64), np.repeat(np.arange(len(splits)), counts)
     is_naming = splits[rows] == sources.SPLITS.index('train')
     train = set(codes[is_naming | ('train' not in indices)].tolist())
-    fractions = [name for name in self.names if '.' in name or 'e' in name.lower()]
-    if fractions and all(map(DECIMAL.fullmatch, self.names)):
-      raise ValueError(f'{self.where}: labels such as {fractions[0]} are {labelling.REGRESSION}')
-    if all(map(NUMBER.fullmatch, self.names)):
-      meaning = numbered_labels(list(map(int, self.names)), train, classes)
-    else:
+    numbers = encodings.class_numbers(self.where, list(self.names))
+    if numbers is None:
       meaning = named_labels(list(self.names), train)
+    else:
+      meaning = numbered_labels(numbers, train, classes)
     self.reject_labels(codes, rows, meaning.errors)
     labels = labelling.pad(np.asarray(meaning.labels, np.int32)[codes], counts)  # (N, L)
     labels[np.asarray(self.unknown, np.int64)] = labelling.UNKNOWN if self.multi_label else -1
@@ -209,7 +228,11 @@ class Table:
     classes = meaning.classes
     notes: dict[str, Any] = {
       'passed_over': tuple(PassedOver('unknown column', name) for name in self.unread),
-      'notes': labelling.first_note(classes, meaning.first),
+      'notes': (
+        *labelling.first_note(classes, meaning.first),
+        *(encodings.float_note(self.names) if meaning.is_numbers else ()),
+        *self.missing_note(),
+      ),
     }
     if images is not None:
       return Source(Cells(images, labels), classes, f'{self.where}, row {{}}'.format, **notes)
@@ -227,12 +250,14 @@ class Meaning(NamedTuple):
     labels: the label of each code.
     errors: {code: what is wrong with it}.
     first: the number in the table of the first class, where it has numbers.
+    is_numbers: whether the table has the numbers of classes and not their names.
   """
 
   classes: tuple[str, ...]
   labels: list[int]
   errors: dict[int, str]
   first: int = 0
+  is_numbers: bool = False
 
 
 def named_labels(names: Sequence[str], train: set[int]) -> Meaning:
@@ -266,7 +291,7 @@ def numbered_labels(values: list[int], train: set[int], classes: tuple[str, ...]
     elif not classes and value not in trained:
       errors[code] = f'train lacks label {value}'
   classes = classes or labelling.numbered(count - first, first)
-  return Meaning(classes, [value - first for value in values], errors, first)
+  return Meaning(classes, [value - first for value in values], errors, first, True)
 
 
 def find_class_columns(
@@ -278,10 +303,10 @@ def find_class_columns(
   """
   image, label, split = (find_column(table, names, use, named.get(use)) for use in COLUMNS)
   others = [i for i, name in enumerate(names) if i not in (image, split) and name.strip()]
-  bits = {*BITS, '', UNKNOWN}
   if label is not None or len(others) < 2 or len(cells) < len(names):
     return []
-  return others if all(cells[index].strip() in bits for index in others) else []
+  cells = [cells[index].strip() for index in others]
+  return others if all(cell.lower() in BITS or table.is_missing(cell) for cell in cells) else []
 
 
 def find_columns(
@@ -328,15 +353,15 @@ def quoted(names: Sequence[str]) -> str:
   return first_few([repr(printable(name)) for name in names]) or 'none'
 
 
-def csv_splits(path: str, columns: Mapping[str, str]) -> Splits:
+def csv_splits(path: str, columns: Mapping[str, str], missing: str | None) -> Splits:
   """The splits of a CSV file with a header: path, label and, if there is more than train, split.
 
   Labels are names, or numbers from 0; the labels of a multi-label image are joined by '|', and an
   empty one is of no class. Without a column of labels, every other column is a class, of 0 and 1.
-  The label UNKNOWN, or a row of them, says that the classes of an image are not known.
+  The label UNKNOWN, one that is missing, or a row of them, says that the classes are not known.
   """
   sources.check_file(path)
-  table = Table(path, 'line')
+  table = Table(path, 'line', missing)
   classes = add_rows(table, delimited.read_rows(path), columns)
   return table.open_splits(classes=classes)
 
@@ -360,7 +385,7 @@ def add_rows(
       continue
     try:
       bits = [row[index].strip() for index in indices]
-      labels = set_bits(bits, classes) if classes else split_labels(row[label])
+      labels = set_bits(table, bits, classes) if classes else split_labels(row[label])
     except ValueError as error:
       table.reject(number, str(error))
       continue
@@ -370,14 +395,14 @@ def add_rows(
   return classes or None
 
 
-def set_bits(cells: Sequence[str], classes: Sequence[str]) -> list[str]:
+def set_bits(table: Table, cells: Sequence[str], classes: Sequence[str]) -> list[str]:
   """The labels of an image, as numbers, by its cells in the columns of classes."""
-  if all(cell in ('', UNKNOWN) for cell in cells):
+  if all(map(table.is_missing, cells)):
     return [UNKNOWN]
   for cell, name in zip(cells, classes):
-    if cell not in BITS:
+    if cell.lower() not in BITS:
       raise ValueError(f'{printable(name)} is {printable(cell)!r}, must be 0 or 1')
-  return [str(label) for label, cell in enumerate(cells) if BITS[cell]]
+  return [str(label) for label, cell in enumerate(cells) if BITS[cell.lower()]]
 
 
 def split_labels(cell: str) -> list[str]:
@@ -402,12 +427,12 @@ class Cells:
     return {'image': self.column[int(index)].as_py(), 'label': self.labels[index]}
 
 
-def parquet_splits(path: str, columns: Mapping[str, str]) -> Splits:
+def parquet_splits(path: str, columns: Mapping[str, str], missing: str | None) -> Splits:
   """The splits of a Parquet file with the columns of a CSV file, or with images as bytes.
 
   Images may also be as in Hugging Face's data sets: a struct of 'bytes' and 'path'; the names of
-  their classes are read too. The labels of a multi-label image are a list, or as in CSV; null says
-  that they are not known.
+  their classes are read too. The labels of a multi-label image are a list, of them or of 0 and 1
+  for each class, or as in CSV; null says that they are not known.
   """
   sources.check_file(path)
   try:
@@ -415,7 +440,7 @@ def parquet_splits(path: str, columns: Mapping[str, str]) -> Splits:
     from pyarrow import parquet
   except ImportError:
     raise ValueError(f'{printable(path)}: to read Parquet files, pip install pyarrow') from None
-  table = Table(path, 'row')
+  table = Table(path, 'row', missing)
   try:
     with parquet.ParquetFile(path) as file:
       images, classes = add_cells(table, file, columns)
@@ -430,25 +455,25 @@ def add_cells(
 ) -> tuple['pa.ChunkedArray | None', tuple[str, ...] | None]:
   """Adds the rows of a Parquet file; gives its images and classes, if it holds them."""
   schema = file.schema_arrow
-  image, label, split = find_columns(table, schema.names, named)
-  names = [schema.names[index] for index in (image, label, split) if index is not None]
-  columns = file.read(columns=names)
-  arrays = [columns.column(name) for name in names]
-  check_labels(table, arrays[1].type)
-  images, paths = image_column(table, arrays[0])
-  labels = arrays[1].to_pylist()
-  table.multi_label = any(isinstance(value, list) or '|' in str(value) for value in labels)
-  in_split = ['train'] * len(labels) if split is None else arrays[2].to_pylist()
-  is_valid = [True] * len(labels) if images is None else images.is_valid().to_pylist()
-  for row, label in enumerate(labels):
-    if is_valid[row]:
-      path = None if paths is None else paths[row] or ''
-      is_unknown = label is None and table.multi_label
-      row_labels = [UNKNOWN] if is_unknown else label_names(label)
-      table.add(row, path, row_labels, str(in_split[row]))
-    else:
+  hot = class_columns(table, file, named)
+  image, label, split = find_columns(table, schema.names, named, classes=hot)
+  indices = [image, *(hot or [label]), *([] if split is None else [split])]
+  columns = file.read(columns=[schema.names[index] for index in indices])
+  images, paths = image_column(table, columns.column(schema.names[image]))
+  if hot:
+    classes: tuple[str, ...] | None = tuple(schema.names[index].strip() for index in hot)
+    labels = labels_of_bits(table, columns, [schema.names[index] for index in hot])
+  else:
+    classes = class_names(schema, schema.names[label])
+    labels, classes = labels_of_cells(table, columns.column(schema.names[label]), classes)
+  splits = columns.column(schema.names[split]).to_pylist() if split is not None else None
+  for row, names in enumerate(labels):
+    if images is not None and not images[row].is_valid:
       table.reject(row, 'no image')
-  return images, class_names(schema, names[1])
+    else:
+      path = None if paths is None else paths[row] or ''
+      table.add(row, path, names, 'train' if splits is None else str(splits[row]))
+  return images, classes
 
 
 def image_column(
@@ -476,6 +501,60 @@ def image_column(
   raise ValueError(f'{table.where}: images are {column.type}, must be paths or bytes')
 
 
+def class_columns(table: Table, file: 'ParquetFile', named: Mapping[str, str]) -> list[int]:
+  """As `find_class_columns`, of a Parquet file, whose classes are columns of numbers."""
+  from pyarrow import types
+
+  schema = file.schema_arrow
+  is_number = (types.is_boolean, types.is_integer, types.is_floating)
+  names = [field.name for field in schema if any(is_type(field.type) for is_type in is_number)]
+  first = next(file.iter_batches(batch_size=1, columns=names), None)
+  cells = dict(zip(names, first.columns)) if first is not None and len(first) else {}
+  return find_class_columns(
+    table,
+    schema.names,
+    named,
+    [as_cell(cells[name][0].as_py()) if name in cells else 'other' for name in schema.names],
+  )
+
+
+def labels_of_bits(table: Table, columns: 'pa.Table', classes: Sequence[str]) -> list[list[str]]:
+  """The labels of each row, as numbers, by its cells in the columns of classes."""
+  labels = []
+  cells = [map(as_cell, columns.column(name).to_pylist()) for name in classes]
+  for row, bits in enumerate(zip(*cells)):
+    try:
+      labels.append(set_bits(table, bits, classes))
+    except ValueError as error:
+      raise ValueError(f'{table.where}: row {row}: {error}') from None
+  table.multi_label = any(len(names) != 1 for names in labels)
+  return labels
+
+
+def labels_of_cells(
+  table: Table, column: 'pa.ChunkedArray', classes: tuple[str, ...] | None
+) -> tuple[list[list[str]], tuple[str, ...] | None]:
+  """The labels of each row by its cell, as a CSV file has them, and the classes.
+
+  These have numbers for names where cells are lists of a 0 or 1 for each.
+  """
+  check_labels(table, column.type)
+  cells = column.to_pylist()
+  lists = [cell for cell in cells if isinstance(cell, list)]
+  length = 0
+  if not any(isinstance(value, str) for cell in lists for value in cell):
+    numbers = ([math.nan if value is None else value for value in cell] for cell in lists)
+    length = encodings.one_hot_length(table.where, numbers, count=len(classes or ()))
+  if length:
+    bits = map(encodings.from_one_hot, cells)
+    labels = [[''] if row is None else list(map(str, row)) for row in bits]
+    table.multi_label = any(len(names) != 1 for names in labels)
+    return labels, classes or labelling.numbered(length)
+  labels = list(map(label_names, cells))
+  table.multi_label = bool(lists) or any(len(names) > 1 for names in labels)
+  return labels, classes
+
+
 def check_labels(table: Table, kind: 'pa.DataType') -> None:
   """Raises ValueError if a column of a type cannot be labels."""
   from pyarrow import types
@@ -484,21 +563,26 @@ def check_labels(table: Table, kind: 'pa.DataType') -> None:
   element = kind.value_type if is_list else kind
   if types.is_dictionary(element):
     element = element.value_type
-  labels = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string)
+  labels = (
+    types.is_integer, types.is_boolean, types.is_floating, types.is_null,
+    types.is_string, types.is_large_string,
+  )  # fmt: skip
   if not any(is_type(element) for is_type in labels):
-    wanted = labelling.REGRESSION if types.is_floating(element) else 'must be names or integers'
-    raise ValueError(f'{table.where}: labels are {kind}, {wanted}')
+    raise ValueError(f'{table.where}: labels are {kind}, must be names or integers')
 
 
 def label_names(value: object) -> list[str]:
-  """A label, or a list of them, as a CSV file has them."""
-  if value is None:
-    return ['']
+  """A label, or a list of them, as a CSV file has them; one that is null is missing."""
   if isinstance(value, list):
     return [name for element in value for name in label_names(element)]
-  if isinstance(value, str):
-    return split_labels(value)
-  return [str(int(value) if isinstance(value, bool) else value)]
+  return split_labels(value) if isinstance(value, str) else [as_cell(value)]
+
+
+def as_cell(value: object) -> str:
+  """A value as the text of a cell of a CSV file, empty where it is null."""
+  if value is None:
+    return ''
+  return str(int(value) if isinstance(value, bool) else value)
 
 
 def class_names(schema: 'pa.Schema', column: str) -> tuple[str, ...] | None:
