@@ -189,6 +189,19 @@ def timm_family(arch: str, **fields: Any) -> Callable[[pathlib.Path], Peer]:
 CLIP_TINY = dict(embed_dim=128, num_heads=2)  # as every CLIP, heads of 64
 
 TIMM = {
+  'beit': timm_family('beit_base_patch16_224'),
+  'beit no scale token': timm_family(
+    'beitv2_base_patch16_224',
+    init_values=None,
+    use_abs_pos_emb=True,
+    global_pool='token',
+    img_size=(64, 96),
+  ),
+  'relpos': timm_family('vit_relpos_base_patch16_224', qkv_bias=False, rel_pos_dim=48),
+  'relpos norms after': timm_family('vit_relpos_base_patch16_rpn_224'),
+  'relpos bias cls': timm_family(
+    'vit_relpos_base_patch16_224', rel_pos_type='bias', class_token=True, fc_norm=True, qk_norm=True
+  ),
   'vit token': timm_family('vit_tiny_patch16_224'),
   'vit no head': timm_family('vit_tiny_patch16_224', num_classes=0),
   'vit non-square': timm_family('vit_tiny_patch16_224', img_size=(64, 96)),
@@ -344,8 +357,22 @@ def hf_family(model: str, config: str, blocks: str, read: Any, **fields: Any) ->
 
 
 MASK = r'.*mask_token'
+BEIT_TINY = HF_TINY | {'use_relative_position_bias': True}
 
 HF = {
+  'hf beit classes': hf_family(
+    'BeitForImageClassification', 'BeitConfig', 'beit.layers', logits, **BEIT_TINY
+  ),
+  'hf beit': hf_family(
+    'BeitModel',
+    'BeitConfig',
+    'layers',
+    pooled,
+    use_mean_pooling=False,
+    use_absolute_position_embeddings=True,
+    layer_norm_eps=1e-6,
+    **BEIT_TINY,
+  ),
   'hf vit': hf_family('ViTForImageClassification', 'ViTConfig', 'vit.layers', logits, **HF_TINY),
   'hf vit eps 1e-6 tanh no qkv bias': hf_family(
     'ViTForImageClassification',

@@ -11,7 +11,7 @@ import transformers
 
 import vit_jax
 from tests.interop import ours, peers
-from vit_jax.convert import huggingface
+from vit_jax.convert import beit, huggingface
 
 TINY = {
   'hidden_size': 32,
@@ -21,6 +21,7 @@ TINY = {
   'image_size': 32,
   'patch_size': 16,
 }
+RELATIVE = {'use_relative_position_bias': True, 'use_shared_relative_position_bias': True}
 MODELS = {  # the class, its configuration, and fields of a tiny one
   'vit': ('ViTForImageClassification', 'ViTConfig', {}),
   'vit pooler': ('ViTModel', 'ViTConfig', {}),
@@ -33,6 +34,9 @@ MODELS = {  # the class, its configuration, and fields of a tiny one
   'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTConfig', {'num_register_tokens': 3}),
   'clip': ('CLIPVisionModelWithProjection', 'CLIPVisionConfig', {'projection_dim': 48}),
   'siglip': ('SiglipVisionModel', 'SiglipVisionConfig', {}),
+  'beit': ('BeitForImageClassification', 'BeitConfig', RELATIVE),
+  'beit model': ('BeitModel', 'BeitConfig', RELATIVE | {'use_mean_pooling': False}),
+  'data2vec-vision': ('Data2VecVisionForImageClassification', 'Data2VecVisionConfig', RELATIVE),
   'aimv2': ('Aimv2VisionModel', 'Aimv2VisionConfig', {'use_head': False}),
 }
 # Of training, of losses, of what else a model gives, and of transformers itself: an image's
@@ -43,6 +47,9 @@ UNREAD = {
   *('pos_embed_jitter', 'pos_embed_rescale', 'pos_embed_shift', 'encoder_stride'),
   *('decoder_hidden_size', 'decoder_intermediate_size', 'decoder_num_attention_heads'),
   *('decoder_num_hidden_layers', 'mask_ratio', 'norm_pix_loss', 'use_mask_token'),
+  *('add_fpn', 'auxiliary_channels', 'auxiliary_concat_input', 'auxiliary_loss_weight'),
+  *('auxiliary_num_convs', 'pool_scales', 'semantic_loss_ignore_index', 'use_auxiliary_head'),
+  'vocab_size',
   *('apply_layernorm', 'reshape_hidden_states', 'out_features', 'out_indices', 'stage_names'),
   *transformers.PretrainedConfig().to_dict(),
 }
@@ -63,6 +70,7 @@ OTHERS = {
   'pooler_output_size': 24,
   'projection_dim': 24,
   'rope_theta': 10.0,
+  'layer_scale_init_value': 0.0,
 }
 
 
@@ -109,11 +117,11 @@ def check_equal(run, module):
 def test_another_value_of_a_key_is_refused_or_right(name, key, tmp_path):
   if key == 'model_type':
     save(name, tmp_path)
-    edit(tmp_path, model_type='beit')
-    with pytest.raises(ValueError, match='model_type is "beit"'):
+    edit(tmp_path, model_type='swin')
+    with pytest.raises(ValueError, match='model_type is "swin"'):
       vit_jax.load(tmp_path)
     return
-  other = OTHERS.get(key, not defaults(name)[key])
+  other = OTHERS.get(key, not (defaults(name) | MODELS[name][2])[key])
   module = save(name, tmp_path, **{key: other})
   try:
     run = vit_jax.load(tmp_path)
@@ -138,12 +146,21 @@ def test_another_value_than_the_arrays_have_is_refused_or_right(name, key, tmp_p
   check_equal(run, again.eval())
 
 
+def test_relative_positions_of_a_grid_that_is_no_square_are_refused(tmp_path):
+  save('beit', tmp_path)
+  edit(tmp_path, image_size=[16, 64])
+  with pytest.raises(ValueError, match='image_size 16x64 of relative positions is no square'):
+    vit_jax.load(tmp_path)
+
+
 def test_what_a_file_leaves_out_is_what_transformers_takes(tmp_path):
   for types in huggingface.DEFAULTS.values():
     for name, values in types.items():
       theirs = transformers.CONFIG_MAPPING[name]().to_dict()
       if 'vision_config' not in theirs:
         assert values.items() <= theirs.items(), name
+  for name in beit.TYPES:
+    assert beit.DEFAULTS.items() <= transformers.CONFIG_MAPPING[name]().to_dict().items(), name
   module = save('siglip', tmp_path, hidden_size=48, num_attention_heads=12)
   config = json.loads((tmp_path / 'config.json').read_text())
   config = {key: value for key, value in config.items() if key in (*TINY, 'model_type')}

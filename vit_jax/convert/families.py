@@ -13,6 +13,7 @@ from vit_jax import files
 from vit_jax.convert import (
   aimv2,
   architecture,
+  beit,
   bundles,
   engine,
   google,
@@ -29,6 +30,7 @@ from vit_jax.text import one_line, quantity
 
 FAMILIES: tuple[Family, ...] = (
   *google.FAMILIES,
+  *beit.FAMILIES,
   *huggingface.FAMILIES,
   *aimv2.FAMILIES,
   *torchvision.FAMILIES,

@@ -500,6 +500,10 @@ MEMORY = (  # names in the memory of transformers 5
   (r'\.attention\.attention\.v\.', '.attention.attention.value.'),
   (r'^(encoder\.layer\.\d+\.attention)\.o_proj\.', r'\1.output.dense.'),
 )
+MEMORY_MLP = (
+  (r'^(encoder\.layer\.\d+)\.mlp\.fc1\.', r'\1.intermediate.dense.'),
+  (r'^(encoder\.layer\.\d+)\.mlp\.fc2\.', r'\1.output.dense.'),
+)
 DROPS = (
   r'(.*\.)?embeddings\.mask_token',
   r'.*position_ids',
@@ -541,8 +545,7 @@ FAMILIES = (
     renames=(
       (r'^(vit|deit|ijepa)\.', ''),
       *MEMORY,
-      (r'^(encoder\.layer\.\d+)\.mlp\.fc1\.', r'\1.intermediate.dense.'),
-      (r'^(encoder\.layer\.\d+)\.mlp\.fc2\.', r'\1.output.dense.'),
+      *MEMORY_MLP,
       (r'^cls_classifier\.', 'classifier.'),
     ),
     **COMMON,

@@ -44,6 +44,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 IMAGENET = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
 UNDECLARED: dict[str, dict[str, Any]] = {  # what the published files of a processor's kind have
   'ViT': {'steps': "resize(method='bilinear_antialias')"},
+  'Beit': {'steps': "resize(method='bilinear_antialias')"},
   'Siglip': {'steps': "resize(method='bicubic_antialias')"},
   'DINOv3ViT': {'steps': "resize(method='bilinear_antialias')", **IMAGENET},
   'Bit': {'fraction': 224 / 256, 'method': 'bicubic_antialias', **IMAGENET},

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.convert import kinds
+from vit_jax.convert.beit import BEIT
 from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, renamed
 from vit_jax.convert.huggingface import CLIP, DINOV2, DINOV3, SIGLIP, VIT, dinov2_hidden
 from vit_jax.convert.huggingface_images import METHODS
@@ -38,6 +39,8 @@ def writable_kind(model: vit.ViT) -> str:
   """The kind, as of `kind`, that has the model's parts."""
   if model.positions == 'rope':
     return 'dinov3'
+  if model.relative_positions == 'table':
+    return 'beit'
   if model.pre_norm:
     return 'clip'
   if model.swiglu or model.layer_scale is not None or model.pool == 'token_gap':
@@ -151,6 +154,50 @@ def hidden_ratio(model: vit.ViT) -> int | float | None:
   return None
 
 
+def beit_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
+  mean, learned = model.pool == 'gap', model.positions != 'none'
+  if not isinstance(shared['image_size'], int):
+    raise ValueError("transformers' BEiT takes only squares: image_size must be one number")
+  config = {
+    'architectures': ['BeitForImageClassification' if model.num_classes else 'BeitModel'],
+    'model_type': 'beit',
+    **shared,
+    'intermediate_size': model.mlp_dim,
+    'use_mean_pooling': mean,
+    'use_absolute_position_embeddings': learned,
+    'use_relative_position_bias': True,
+    'use_shared_relative_position_bias': False,
+    'layer_scale_init_value': model.layer_scale or 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'hidden_dropout_prob': 0.0,
+    'drop_path_rate': 0.0,
+  }
+  supported = {
+    'pool': ('token', 'gap'),
+    'class_token': (True,) if mean else (True, None),
+    'final_norm': ('pooled',) if mean else ('tokens',),
+    'relative_positions': ('table',),
+    'qkv_bias': ('qv', 'none'),
+    'registers': (0,),
+    'swiglu': (False,),
+    'distillation': ('none',),
+    'representation': (None,),
+  }
+  rewrites = {
+    'positions': 'learned' if learned else 'none',
+    'embed_bias': True,
+    'qkv_bias': 'qv',
+  }
+  prefix = 'beit.' if model.num_classes else ''
+  return ExportSpec(
+    BEIT,
+    supported,
+    rewrites,
+    finish=lambda theirs: prefixed(theirs, prefix),
+    configs={'config.json': config},
+  )
+
+
 def dinov3_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   more = {'embeddings.mask_token': np.zeros((1, 1, model.width), np.float32)}  # of pre-training
   if not model.registers:
@@ -261,6 +308,7 @@ def siglip_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
 SPECS: dict[str, Callable[[vit.ViT, dict[str, Any]], ExportSpec]] = {
   'vit': vit_spec,
   'dinov2': dinov2_spec,
+  'beit': beit_spec,
   'dinov3': dinov3_spec,
   'clip': clip_spec,
   'siglip': siglip_spec,

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, renamed
@@ -30,6 +31,8 @@ def export_spec(source: Exportable) -> ExportSpec:
     )
   if not isinstance(model, vit.ViT):
     raise ValueError(f'timm has no {source.name}')
+  if model.relative_positions != 'none':
+    return relative_spec(source, model)
   rope = model.positions == 'rope'
   args = eva_args if rope else vit_args
   rewrites: dict[str, Any] = {'head_bias': 0.0}
@@ -61,6 +64,47 @@ def export_spec(source: Exportable) -> ExportSpec:
     finish=finish,
     configs={'config.json': described(source, *args(model, source.preprocess.size))},
   )
+
+
+def relative_spec(source: Exportable, model: vit.ViT) -> ExportSpec:
+  """A Beit where only queries and values have a bias, or there are positions besides; else a
+  VisionTransformerRelPos.
+  """
+  is_beit = model.qkv_bias == 'qv' or model.positions != 'none'
+  args, only = (beit_args, BEIT_ONLY) if is_beit else (relpos_args, RELPOS_ONLY)
+  supported: dict[str, Sequence[Any]] = {
+    'pool': ('token', 'gap', 'none'),
+    'pool_prefix': pool_prefixes(model),
+    'final_norm': ('tokens', 'pooled'),
+    **dict.fromkeys(('stem', 'representation'), (None,)),
+    **dict.fromkeys(('swiglu', 'pre_norm'), (False,)),
+    'distillation': ('none',),
+    'registers': (0,),
+    'relative_positions': ('table',) if is_beit else ('table', 'mlp'),
+    'post_norm': (False,) if is_beit or model.layer_scale is not None else (False, True),
+    **only,
+  }
+  if is_beit and model.pool != 'token':
+    supported['class_token'] = (True,)  # there always is one
+  positions = 'none' if model.positions == 'none' else 'learned'
+  return ExportSpec(
+    VIT,
+    supported=supported,
+    rewrites={'head_bias': 0.0, 'embed_bias': True, 'cls_position': True, 'positions': positions},
+    reader_defaults={'norm_eps': (1e-6,), 'activation': ('gelu_erf',)},
+    finish=lambda theirs: renamed(theirs, BEIT_NAMES if is_beit else RELPOS_NAMES),
+    configs={'config.json': described(source, *args(model, source.preprocess.size))},
+  )
+
+
+BEIT_NAMES = ((r'\.ls([12])\.gamma$', r'.gamma_\1'),)
+RELPOS_NAMES = ((r'\.attn\.(relative_position_bias_table|mlp\.)', r'.attn.rel_pos.\1'),)
+BEIT_ONLY: dict[str, Sequence[Any]] = {
+  'qkv_bias': ('qv', 'none'),
+  'qk_norm': (False,),
+  'positions': ('learned', 'sincos2d', 'none'),
+}
+RELPOS_ONLY: dict[str, Sequence[Any]] = {'positions': ('none',), 'qkv_bias': ('qkv', 'none')}
 
 
 def pool_prefixes(model: vit.ViT) -> tuple[bool | None, ...]:
@@ -144,6 +188,39 @@ def eva_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]
     'class_token': model.has_class_token,
     'global_pool': GLOBAL_POOLS.get(model.pool),
     'use_fc_norm': model.final_norm == 'pooled',
+  }
+
+
+def beit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+  """The same of BEiT's class."""
+  return 'beit_base_patch16_224', {
+    'img_size': list(size),
+    **shape_args(model),
+    'mlp_ratio': ratio(model.width, model.mlp_dim),
+    'qkv_bias': model.qkv_bias != 'none',
+    'init_values': model.layer_scale,
+    'use_abs_pos_emb': model.positions != 'none',
+    'use_rel_pos_bias': True,
+    'global_pool': GLOBAL_POOLS.get(model.pool),
+    'use_fc_norm': model.final_norm == 'pooled',
+  }
+
+
+def relpos_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+  """The same of a ViT with relative positions; the architecture tells where its norms are."""
+  by_mlp = model.relative_positions == 'mlp'
+  return f'vit_relpos_base_patch16_{"rpn_" * model.post_norm}224', {
+    'img_size': list(size),
+    **shape_args(model),
+    'mlp_ratio': ratio(model.width, model.mlp_dim),
+    'qkv_bias': model.qkv_bias != 'none',
+    'qk_norm': model.qk_norm,
+    'init_values': model.layer_scale,
+    'class_token': model.has_class_token,
+    'rel_pos_type': 'mlp' if by_mlp else 'bias',
+    **({'rel_pos_dim': model.relative_hidden} if by_mlp else {}),
+    'global_pool': GLOBAL_POOLS.get(model.pool),
+    'fc_norm': model.final_norm == 'pooled',
   }
 
 
