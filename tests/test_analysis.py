@@ -799,7 +799,7 @@ def test_what_fails_half_way_leaves_what_was_there(error, code, tmp_path, photos
     patch.setattr(inspection, 'occlusion', full)
     assert inspect(model, photos, '--out', out) == code
   assert files_in(out) == {'notes.txt', 'filters.png'}
-  assert (out / 'filters.png').read_text() == 'old' and not list(tmp_path.rglob('.vit-*'))
+  assert (out / 'filters.png').read_text() == 'old' and not list(tmp_path.rglob('.vit.*'))
   assert inspect(model, '--out', out) == 0
   assert (out / 'notes.txt').read_text() == 'mine' and len(files_in(out)) == 6
   assert (out / 'filters.png').stat().st_size > 100
@@ -810,12 +810,12 @@ def test_what_is_terminated_ends_with_its_code_and_leaves_nothing(tmp_path, phot
     Image.fromarray(picture(index)).save(photos / f'tulip {index}.png')
   words = ['-m', 'vit_jax', 'inspect', saved(vit_of(), tmp_path), photos, '--out', tmp_path / 'out']
   process = started(words, environment(jax.config.jax_compilation_cache_dir))
-  while process.poll() is None and not list(tmp_path.glob('.vit-*/00_*')):
+  while process.poll() is None and not list(tmp_path.glob('.vit.*/00_*')):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   code, _, err = ended(process)
   assert code == 143 and 'Traceback' not in err and 'Fatal' not in err
-  assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.vit-*'))
+  assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.vit.*'))
 
 
 # Pictures

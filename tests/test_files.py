@@ -8,6 +8,7 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
 import time
 import tracemalloc
 import zipfile
@@ -877,3 +878,51 @@ def test_a_json_file_has_null_for_a_number_that_is_not_finite(number, tmp_path):
   files.write_json(tmp_path / 'a.json', {'loss': [1.5, number], 'best': number})
   text = (tmp_path / 'a.json').read_text()
   assert json.loads(text, parse_constant=pytest.fail) == {'loss': [1.5, None], 'best': None}
+
+
+# What was not completed
+
+
+def test_what_dead_processes_did_not_complete_is_removed_and_nothing_else(tmp_path):
+  with subprocess.Popen(['true']) as dead:
+    pass
+  host, _, token = files.writer().split('-')
+  reborn, new, old = '01234567', '00000001', '00000002'  # in a pod; other hosts
+  gone = [f'{host}-{dead.pid}-{token}', f'{host}-{os.getpid()}-{reborn}', f'{old}-1-{token}']
+  living = [f'{host}-1-{token}', files.writer(), f'{new}-1-{token}']
+  for name in (*gone, *living):
+    (tmp_path / f'.report.html.{name}-89abcdef').touch()
+    (tmp_path / f'.vit.{name}-a_b0c1d2' / 'new').mkdir(parents=True)
+  for path in tmp_path.glob(f'.*.{old}-*'):
+    os.utime(path, (0, 0))
+  for name in ('.report.html', '.git', f'.report.html.{token}', f'report.{gone[0]}-89abcdef'):
+    (tmp_path / name).touch()
+  before = set(os.listdir(tmp_path))
+  removed = files.remove_partial(tmp_path)
+  assert len(removed) == 6 and all(any(name in path for name in gone) for path in removed)
+  assert set(os.listdir(tmp_path)) == before - set(removed)
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  events = []
+  sync, replace, rename = os.fsync, os.replace, os.rename
+
+  def fsync(descriptor):
+    events.append(pathlib.Path(os.readlink(f'/proc/self/fd/{descriptor}')).name)
+    sync(descriptor)
+
+  def moved(move):
+    return lambda a, b: (events.append(f'-> {pathlib.Path(b).name}'), move(a, b))
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  monkeypatch.setattr(os, 'replace', moved(replace))
+  monkeypatch.setattr(os, 'rename', moved(rename))
+  files.write_json(tmp_path / 'a.json', {})
+  assert files.PARTIAL.fullmatch(events[0])
+  assert events[1:] == ['-> a.json', tmp_path.name]
+  events.clear()
+  with files.staging(tmp_path / 'model') as new:
+    new.mkdir()
+    (new / 'weights').write_text('1')
+  assert {*events[:3]} == {'new', 'model', 'weights'}
+  assert events[3:] == ['-> model', tmp_path.name]

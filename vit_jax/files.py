@@ -1,12 +1,18 @@
 """Files that are written whole or not at all, and JSON read and written strictly."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
+import platform
+import re
 import secrets
+import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -14,6 +20,10 @@ from vit_jax.text import one_line
 
 Path = str | os.PathLike[str]
 JSON = Any  # nested dicts and lists of text, numbers, booleans and None
+DAY = 86_400  # seconds
+# Ends the hidden name of what is not complete: whose it is, of `writer`, and what makes it new.
+PARTIAL = re.compile(r'\..*\.(?P<host>[0-9a-f]{8})-(?P<number>\d+)-(?P<token>[0-9a-f]{8})-\w{8}')
+TOKEN = secrets.token_hex(4)  # of this process: in a pod an earlier one has the same number
 
 
 class Refused(ValueError):
@@ -80,13 +90,19 @@ def cache_folder(kind: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-  """A file to write that takes the place of `path` when all went well, and is gone otherwise."""
+  """A file to write that takes the place of `path` when all went well, and is gone otherwise.
+
+  It is on the disk, and not only in the system's memory, before it has its name.
+  """
   path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(4)}')
+  partial = path.with_name(f'.{path.name[:100]}.{writer()}-{secrets.token_hex(4)}')
   try:
     with open(partial, 'xb') as file:
       yield file
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(partial, path)
+    sync_folder(path.parent)
   except OSError as error:
     if error.errno is None or error.filename not in (None, str(partial), partial):
       raise  # not of the system, or of another file
@@ -96,10 +112,67 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
       partial.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+  """Returns when the names in a folder are on the disk, where its file system can tell."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of some network file systems
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(folder: pathlib.Path) -> None:
+  """Returns when all files below a folder, and their names, are on the disk."""
+  for path, _, names in os.walk(folder):
+    for name in names:
+      with open(os.path.join(path, name), 'rb') as file:
+        os.fsync(file.fileno())
+    sync_folder(path)
+
+
+def writer() -> str:
+  """This process, in the name of a file that it has not completed: host, number and token."""
+  return f'{zlib.crc32(platform.node().encode()):08x}-{os.getpid()}-{TOKEN}'
+
+
+def remove_partial(*folders: Path) -> list[str]:
+  """Removes from folders what dead processes did not complete; its names."""
+  removed = []
+  for path in (path for folder in folders for path in pathlib.Path(folder).glob('.*')):
+    if (match := PARTIAL.fullmatch(path.name)) and is_abandoned(path, **match.groupdict()):
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+      removed.append(path.name)
+  return removed
+
+
+def is_abandoned(path: pathlib.Path, host: str, number: str, token: str) -> bool:
+  """Whether the process of a partial file is gone; on another host, after a day unchanged."""
+  if host != writer().partition('-')[0]:
+    return time.time() - path.stat().st_mtime > DAY
+  if int(number) == os.getpid():
+    return token != TOKEN
+  try:
+    os.kill(int(number), 0)
+  except ProcessLookupError:
+    return True
+  except (OSError, OverflowError):
+    pass  # another user's
+  return False
+
+
 def write_json(path: Path, value: JSON) -> None:
   """Writes a value as indented JSON, or leaves the file that was there."""
   with replacing(path) as file:
     file.write(as_json(value, indent=1).encode())
+
+
+def hidden_folder(parent: pathlib.Path) -> tempfile.TemporaryDirectory[str]:
+  """A folder for what is not complete, on the same disk; it is gone when the block ends."""
+  prefix = f'.vit.{writer()}-'
+  return tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
@@ -112,14 +185,14 @@ def staging(path: Path) -> Iterator[pathlib.Path]:
   target = pathlib.Path(os.path.abspath(path))
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      prefix='.vit-', dir=target.parent, ignore_cleanup_errors=True
-    ) as hold:
+    with hidden_folder(target.parent) as hold:
       new, old = pathlib.Path(hold, 'new'), pathlib.Path(hold, 'old')
       new.mkdir()  # with the permissions of any folder, which `hold` has not
       old.mkdir()
       yield new / target.name
+      sync_tree(new)
       move_all(new, target.parent, old)
+      sync_folder(target.parent)
   except OSError as error:
     raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
 

@@ -7,7 +7,6 @@ import functools
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -453,7 +452,7 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   beside = out if out.is_dir() else out.absolute().parent
   beside.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix='.vit-', dir=beside, ignore_cleanup_errors=True) as hold:
+  with files.hidden_folder(beside) as hold:
     yield pathlib.Path(hold)
     new = [path.relative_to(hold) for path in pathlib.Path(hold).rglob('*') if path.is_file()]
     for place in (out / file for file in new):
