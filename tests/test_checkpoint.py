@@ -26,6 +26,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax import checkpoint
+from vit_jax.guards import seals
 
 __all__ = ['cache', 'whole']
 
@@ -96,9 +97,8 @@ def test_damaged_checkpoints_are_named_and_the_one_before_ends_the_same(whole, t
   assert vit_train(run) == 0
   output = capsys.readouterr()
   lines = lines_on_damage(output.out)
-  assert len(lines) == len(faults)
-  for step, line in zip(faults, lines):
-    assert re.search(rf'checkpoints/{step} is damaged \(.+\): not used', line)
+  named = [re.search(r'checkpoints/(\d) is damaged \(.+\): not used', line)[1] for line in lines]
+  assert named == [str(step) for step in faults]
   assert 'resumes at step 5' in output.out and output.err == ''
   assert_same_bits(state_of(run), state_of(whole))
   assert contents(run / 'model') == contents(whole / 'model')
@@ -178,7 +178,7 @@ def test_the_newest_and_the_best_steps_are_kept_and_no_others(tmp_path):
 
 def test_orbax_0_12_seals_a_step_before_it_has_its_name(tmp_path, monkeypatch):
   names = []
-  monkeypatch.setattr(checkpoint, 'seal', lambda folder: names.append(folder.name))
+  monkeypatch.setattr(checkpoint, 'seal', lambda folder, _: names.append(folder.name))
   with saving(tmp_path) as saved:
     saved.save(7, small(7))
     saved.wait()
@@ -199,18 +199,118 @@ def test_without_an_evaluation_there_is_no_best(tmp_path):
 def test_every_fault_is_found_and_described(fault, tmp_path):
   with saving(tmp_path) as saved:
     saved.save(1, small(1))
-  assert checkpoint.damage(tmp_path / '1') is None
+  assert seals.damage(tmp_path / '1') == ''
   FAULTS[fault](tmp_path / '1')
-  reason = checkpoint.damage(tmp_path / '1')
+  reason = seals.damage(tmp_path / '1')
   assert reason and '\n' not in reason
 
 
 def test_a_seal_holds_every_file_of_its_step(tmp_path):
   with saving(tmp_path) as saved:
     saved.save(1, small(1))
-  sealed = json.loads((tmp_path / '1/seal.json').read_text())
+  sealed = seals.read(tmp_path / '1').files
   items = [name for name in contents(tmp_path / '1') if '/' in name]
   assert sorted(sealed) == sorted(items) and len(items) > 4
+
+
+# Whose and of what a step is
+
+ORIGIN = seals.Origin(config={'seed': 0, 'model.width': 16}, data=7)
+
+
+def renamed(saved):
+  (saved / '1').rename(saved / '3')
+
+
+def of_origin(**fields):
+  """A fault: the newest step is of a run that differs in these fields."""
+
+  def fault(saved):
+    seal = json.loads((saved / '2/seal.json').read_text())
+    (saved / '2/seal.json').write_text(json.dumps(seal | fields))
+
+  return fault
+
+
+OTHERS = {
+  "another step's": (renamed, '3 is not used: it is of step 1', 2),
+  'beyond the end': (lambda saved: (saved / '1').rename(saved / '40'), '40 .* beyond the end', 2),
+  "another run's": (
+    of_origin(config={'seed': 1, 'older': 3}),
+    "2 is not used: it is another run's: seed is 1 there, 0 here$",
+    1,
+  ),
+  "another shape's": (of_origin(config={'model.width': 32}), 'model.width is 32 there, 16 here', 1),
+  "other data's": (of_origin(data=8), 'on other data', 1),
+}
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_a_step_of_something_else_is_named_and_the_newest_of_the_run_is_used(kind, tmp_path):
+  fault, message, remaining = OTHERS[kind]
+  options, lines = dict(origin=ORIGIN, total=9, keep_latest=3), []
+  with saving(tmp_path, **options) as saved:
+    for step in (1, 2):
+      saved.save(step, small(step), {'accuracy': 1 / step})
+  fault(tmp_path)
+  with saving(tmp_path, say=lines.append, **options) as saved:
+    assert saved.best_step() == remaining  # others' numbers are not ranked
+    step, state = saved.restore(like())
+  assert step == remaining
+  assert_same_bits(state, small(remaining))
+  [line] = lines
+  assert re.search(message, line)
+  assert [path.suffix for path in tmp_path.glob('*.*')] == ['.unused']  # and not deleted
+
+
+def test_a_seal_of_the_first_format_is_read_as_it_was(tmp_path):
+  with saving(tmp_path) as saved:
+    saved.save(1, small(1))
+  sealed = seals.read(tmp_path / '1')
+  (tmp_path / '1/seal.json').write_text(json.dumps(sealed.files))
+  with saving(tmp_path, origin=ORIGIN) as saved:
+    assert_same_bits(saved.restore(like())[1], small(1))
+  flip_a_byte(tmp_path / '1')
+  assert 'has changed' in seals.damage(tmp_path / '1')
+
+
+def test_a_seal_of_a_newer_version_is_refused_by_its_name(tmp_path):
+  with saving(tmp_path) as saved:
+    saved.save(1, small(1))
+  with_seal(lambda text: text.replace('"format": 2', '"format": 3'))(tmp_path / '1')
+  message = '1/seal.json is of format 3, a newer version of vit_jax'
+  with pytest.raises(seals.Newer, match=message), saving(tmp_path):
+    pass
+  assert (tmp_path / '1').is_dir()
+
+
+@pytest.mark.parametrize(
+  'text, sealed', [('{"acc', True), ('{"accuracy": 0.9, "step": 2.0}', True), ('{"acc', False)]
+)
+def test_damaged_numbers_of_an_evaluation_are_not_ranked(text, sealed, tmp_path):
+  with saving(tmp_path, keep_latest=2) as saved:
+    for step in (1, 2):
+      saved.save(step, small(step), {'accuracy': 0.5})
+  (tmp_path / '2/metrics/metrics').write_text(text)
+  if not sealed:
+    take_the_seal(tmp_path / '2')
+  with saving(tmp_path) as saved:
+    assert saved.best_step() == 1 and saved.restore(like())[0] == 1
+
+
+def test_a_step_that_is_evaluated_later_is_ranked_as_if_it_had_been_before(tmp_path):
+  with saving(tmp_path, keep_latest=2) as saved:
+    saved.save(1, small(1), {'accuracy': 0.5})
+    saved.save(2, small(2))
+    saved.wait()
+    assert not saved.is_evaluated(2)
+    saved.add_metrics(2, {'accuracy': 0.9, 'loss': float('nan')})
+    assert saved.is_evaluated(2) and saved.best_step() == 2
+  assert seals.damage(tmp_path / '2') == ''
+  with saving(tmp_path, keep_latest=1, keep_best=1) as saved:
+    saved.save(3, small(3), {'accuracy': 0.1})
+    saved.wait()
+    assert saved.steps() == [2, 3]
 
 
 # Disks that are full
@@ -252,10 +352,10 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_the_step_before(
   fields = {'checkpoint.keep_latest': 1}
   sealed = checkpoint.seal
 
-  def full(folder):
+  def full(folder, origin):
     if folder.name.startswith('3'):
       raise OSError(errno.ENOSPC, 'No space left on device')
-    sealed(folder)
+    sealed(folder, origin)
 
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'seal', full)

@@ -304,13 +304,35 @@ def test_a_run_that_is_none_is_refused(tmp_path, capsys):
   assert 'rose.jpg' in refused(tmp_path / 'rose.jpg', capsys)
 
 
+def edit(file, arrays):
+  """Puts other arrays into a bundle on purpose."""
+  save_file(arrays, file)
+  (file.parent / 'seal.json').unlink()
+
+
+def test_weights_that_are_not_as_they_were_written_are_refused(copied, capsys):
+  file = copied / 'model/model.safetensors'
+  data = file.read_bytes()
+  file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+  line = refused(copied, capsys)
+  assert 'is damaged' in line and 'if it was changed on purpose, remove seal.json' in line
+  (file.parent / 'seal.json').unlink()
+  assert vit_jax.load(copied)
+
+
+def test_a_bundle_of_a_newer_version_is_refused_by_its_name(copied, capsys):
+  file = copied / 'model/config.json'
+  file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+  assert 'is of format 2, a newer version of vit_jax wrote it' in refused(copied, capsys)
+
+
 def test_all_wrong_arrays_are_named_at_once(copied, capsys):
   file = copied / 'model/model.safetensors'
   arrays = load_file(file)
   del arrays['head/bias']
   arrays['encoder/norm/scale'] = arrays['encoder/norm/scale'][1:].copy()
   arrays['tail/kernel'] = np.zeros(3, np.float32)
-  save_file(arrays, file)
+  edit(file, arrays)
   line = refused(copied, capsys)
   assert 'head/bias is missing' in line and 'tail/kernel is unexpected' in line
   assert 'encoder/norm/scale has shape (15,), not (16,)' in line
@@ -332,7 +354,7 @@ def test_a_model_without_an_answer_says_so(name, value, line, copied, folder, tm
   file = copied / 'model/model.safetensors'
   arrays = load_file(file)
   arrays[name] = np.full_like(arrays[name], value)
-  save_file(arrays, file)
+  edit(file, arrays)
   model = str(copied)
   for words in (
     ['predict', model, str(folder), '--format', 'json'],
@@ -354,7 +376,7 @@ def test_a_bundle_whose_head_does_not_fit_its_classes_is_not_given_a_new_one(spo
   kernel = arrays.pop('head/kernel')
   if spoil == 'transposed':
     arrays['head/kernel'] = kernel.T.copy()
-  save_file(arrays, file)
+  edit(file, arrays)
   assert 'head/kernel' in refused(copied, capsys)
 
 
@@ -411,7 +433,7 @@ def test_a_bundle_goes_to_disk_and_back_with_every_bit(run, tmp_path):
   assert_same_bits(models.flat(back.params), models.flat(run.params))
   assert (back.model, back.classes, back.name) == (run.model, run.classes, run.name)
   assert back.preprocess == run.preprocess
-  files = ['README.md', 'config.json', 'model.safetensors']
+  files = ['README.md', 'config.json', 'model.safetensors', 'seal.json']
   assert sorted(contents(tmp_path)) == [f'model/{name}' for name in files]
 
 

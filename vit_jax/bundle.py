@@ -22,10 +22,10 @@ from vit_jax.convert import adapt, bundles, engine, writing
 from vit_jax.convert.preprocess import Preprocess as Preprocess
 from vit_jax.convert.preprocess import scale_steps
 from vit_jax.convert.resample import DEFAULT_RULE
+from vit_jax.guards import seals
 from vit_jax.images import decoding, transforms
 from vit_jax.text import error_line, quantity, to_stderr
 
-FORMAT = 1
 CARD = 'README.md'
 LARGEST = 1e30  # of a mean or deviation: its inverse is a float32 too
 
@@ -103,14 +103,16 @@ def forward(
   return logits, dict(out)
 
 
-def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
-  """Writes a bundle or a run, whole or not at all: it is there when it is complete.
+def write(
+  folder: str | os.PathLike[str], bundle: Bundle, origin: seals.Origin | None = None
+) -> None:
+  """Writes a bundle or a run, sealed, whole or not at all: it is there when it is complete.
 
-  Its card is written last, as it is no part of the model.
+  Its card is written last, as it is no part of the model. `origin` is of the run that it is of.
   """
   fields = {k: v for k, v in models.fields(bundle.model).items() if k not in bundles.OMITTED}
   description = {
-    'format': FORMAT,
+    'format': bundles.FORMAT,
     'model': {'name': bundle.name, **fields},
     'preprocess': dataclasses.asdict(bundle.preprocess),
     'classes': list(bundle.classes),
@@ -118,7 +120,9 @@ def write(folder: str | os.PathLike[str], bundle: Bundle) -> None:
     'resample': bundle.resample,
   }
   arrays = models.flat(jax.device_get(bundle.params))
-  writing.write_folder(folder, arrays, {bundles.DESCRIPTION: description})
+  with files.staging(folder) as new:
+    writing.write_files(new, arrays, {bundles.DESCRIPTION: description})
+    seals.write(new, [bundles.WEIGHTS, bundles.DESCRIPTION], origin or seals.Origin())
   if bundle.card:
     with files.replacing(pathlib.Path(folder) / CARD) as file:
       file.write(bundle.card.encode())

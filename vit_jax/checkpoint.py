@@ -1,9 +1,11 @@
 """A run's checkpoints, which it resumes from: Orbax writes them, checksums guard them.
 
-Orbax restores damaged arrays without an error. So each step carries a seal, the size and CRC-32 of
-each file of its items, written before the step gets its name; it is trusted only while they match.
+Orbax restores damaged arrays without an error. So each step carries a seal, see `guards.seals`,
+written before the step gets its name; it is used only while its files are as they were sealed, and
+if it is this run's and of the step that its name says.
 """
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -17,11 +19,10 @@ import jax
 import numpy as np
 
 from vit_jax import files, models
-from vit_jax.guards import processes, stopping
+from vit_jax.guards import processes, seals, stopping
 from vit_jax.models import Tree
 
-SEAL = 'seal.json'
-DAMAGED = '.damaged'
+METRICS = 'metrics/metrics'  # Orbax's file of the numbers of a step's evaluation
 
 
 class Checkpoints:
@@ -32,6 +33,8 @@ class Checkpoints:
     metric: name of the number that ranks evaluated steps.
     sign: 1 where more of it is better, -1 where less is.
     keep_latest, keep_best: how many of the newest and of the best evaluated steps stay.
+    origin: of the run, which every seal names; steps of another are set aside.
+    total: the last step of the run; None where it has no end.
     say: takes a line for the user.
   """
 
@@ -43,6 +46,8 @@ class Checkpoints:
     sign: int,
     keep_latest: int = 1,
     keep_best: int = 1,
+    origin: seals.Origin | None = None,
+    total: int | None = None,
     say: Callable[[str], None] = logging.warning,
   ):
     import orbax.checkpoint as ocp
@@ -50,6 +55,9 @@ class Checkpoints:
 
     self.folder = pathlib.Path(folder).absolute()
     self.metric, self.sign, self.say, self.saving = metric, sign, say, -1
+    self.origin, self.total = origin or seals.Origin(), total
+    self.faulty = False  # whether any step was set aside
+    self.set_strangers_aside()
     best = keep.BestN(get_metric_fn=self.rank, n=keep_best, keep_checkpoints_without_metrics=False)
     policy = keep.AnyPreservationPolicy([keep.LatestN(keep_latest), best])
     options = ocp.CheckpointManagerOptions(
@@ -101,7 +109,10 @@ class Checkpoints:
     from orbax.checkpoint.path import step as names
 
     temporary = self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*')
-    seal(next(temporary, self.folder / str(self.saving)))
+    seal(next(temporary, self.folder / str(self.saving)), self.origin_of(self.saving))
+
+  def origin_of(self, step: int) -> seals.Origin:
+    return dataclasses.replace(self.origin, step=step)
 
   def wait(self) -> None:
     """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""
@@ -132,7 +143,7 @@ class Checkpoints:
     for step in reversed(steps):
       if (state := self.restore_step(step, like)) is not None:
         return step, state
-    if steps:
+    if steps or self.faulty:
       self.say(f'{self.folder} holds no intact checkpoint: the run starts anew')
     return None
 
@@ -156,20 +167,75 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     self.wait()
-    folder = self.folder / str(step)
-    if not processes.agreed(reason := damage(folder) if jax.process_index() == 0 else None):
-      items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-      try:
-        return self.manager.restore(step, args=items)['state']
-      except (KeyError, TypeError, ValueError) as error:  # it is intact, and of something else
-        text = ' '.join(str(error).split())[:200]
-        raise OSError(f'checkpoint {folder} is of another model or optimiser: {text}') from error
-    self.say(f'checkpoint {folder} is damaged ({reason}): not used')
+    fault = None
     if jax.process_index() == 0:
-      os.replace(folder, unused(folder.with_name(folder.name + DAMAGED)))
-    processes.sync(f'step {step} is set aside')
-    self.manager.reload()
+      fault = self.stranger(step) or seals.damaged(seals.damage(self.folder / str(step)))
+    if processes.agreed(fault):
+      if fault:
+        self.set_aside(step, fault)
+      processes.sync(f'step {step} is set aside')
+      self.manager.reload()
+      return None
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    try:
+      return self.manager.restore(step, args=items)['state']
+    except (KeyError, TypeError, ValueError) as error:  # it is intact, and of something else
+      line = f'checkpoint {self.folder / str(step)} is of another model or optimiser'
+      raise OSError(f'{line}: {" ".join(str(error).split())[:200]}') from error
+
+  def stranger(self, step: int) -> seals.Fault | None:
+    """Why a step is not this run's, or not the one that its name says; None where it is."""
+    if self.total is not None and step > self.total:
+      line = f'is not used: it is beyond the end of the run, step {self.total}'
+      return seals.Fault(line, '.unused')
+    return seals.stranger(self.folder / str(step), self.origin_of(step))
+
+  def damaged_numbers(self, step: int) -> seals.Fault | None:
+    """Why the numbers of a step's evaluation cannot be ranked; None where they can, or are none."""
+    folder = self.folder / str(step)
+    try:
+      return seals.damaged(seals.read(folder).damage(folder, [METRICS]))
+    except seals.Broken:  # the state is lost then, which is named when it is wanted
+      pass
+    try:
+      json.loads((folder / METRICS).read_bytes())
+    except FileNotFoundError:
+      pass
+    except ValueError:
+      return seals.damaged(f'{METRICS} cannot be read')
     return None
+
+  def set_strangers_aside(self) -> None:
+    """Sets aside what Orbax must not see, which reads the numbers of all steps and ranks them."""
+    if jax.process_index() == 0:
+      for step in step_folders(self.folder):
+        if fault := self.stranger(step) or self.damaged_numbers(step):
+          self.set_aside(step, fault)
+    processes.sync('checkpoints are looked through')
+
+  def set_aside(self, step: int, fault: seals.Fault) -> None:
+    """Names a step that is not used, and gives its folder another name."""
+    folder = self.folder / str(step)
+    self.say(f'checkpoint {folder} {fault.line}')
+    os.replace(folder, unused(folder.with_name(folder.name + fault.suffix)))
+    self.faulty = True
+
+  def is_evaluated(self, step: int) -> bool:
+    """Whether a step has the numbers of its evaluation."""
+    return self.manager.metrics(step) is not None
+
+  def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Gives a step that was saved before its evaluation the numbers of it, as `save` does."""
+    import orbax.checkpoint.checkpoint_manager as ocp
+
+    folder, name = self.folder / str(step), ocp.METRIC_ITEM_NAME
+    if jax.process_index() == 0:
+      (folder / name).mkdir(exist_ok=True)
+      with files.replacing(folder / name / name) as file:
+        file.write(json.dumps(metrics | {'step': float(step)}).encode())  # NaN too, as Orbax does
+      seals.add(folder, f'{name}/{name}', self.origin_of(step))
+    processes.sync(f'step {step} is evaluated')
+    self.manager.reload()
 
   def interrupted(self, step: int) -> bool:
     """Whether a SIGTERM has come to any of several processes: true for all at the same step.
@@ -184,38 +250,17 @@ class Checkpoints:
     self.manager.close()
 
 
-def seal(step: pathlib.Path) -> None:
-  """Writes the size and CRC-32 of every file of a step's items into its folder."""
+def seal(step: pathlib.Path, origin: seals.Origin) -> None:
+  """Seals every file of a step's items."""
   items = (file for folder in step.iterdir() if folder.is_dir() for file in folder.rglob('*'))
-  table = {str(file.relative_to(step)): checksum(file) for file in items if file.is_file()}
-  (step / SEAL).write_text(files.as_json(table, indent=0), 'utf-8')
+  seals.write(step, [file.relative_to(step) for file in items if file.is_file()], origin)
 
 
-def damage(step: pathlib.Path) -> str | None:
-  """What is wrong with a sealed step, in a few words; None if every file is as it was sealed."""
-  try:
-    table = json.loads((step / SEAL).read_text('utf-8'))
-    if not isinstance(table, dict) or not table:
-      raise ValueError(f'{SEAL} lists nothing')
-  except FileNotFoundError:
-    return f'{SEAL} is missing'
-  except (OSError, ValueError):
-    return f'{SEAL} cannot be read'
-  for name, sealed in table.items():
-    if not (step / name).is_file():
-      return f'{name} is missing'
-    if checksum(step / name) != sealed:
-      return f'{name} has changed'
-  return None
-
-
-def checksum(file: pathlib.Path) -> list[int]:
-  """[size, CRC-32] of a file."""
-  crc, size = 0, 0
-  with file.open('rb') as stream:
-    while chunk := stream.read(1 << 22):  # 4 MiB: files are of GB
-      crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-  return [size, crc]
+def step_folders(folder: pathlib.Path) -> list[int]:
+  """The steps of a run's checkpoints by the names of their folders, newest first."""
+  names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+  steps = (int(name) for name in names if name.isascii() and name.isdigit())
+  return sorted((step for step in steps if str(step) in names), reverse=True)
 
 
 def tree_crc(tree: Tree) -> int:

@@ -27,7 +27,8 @@ from vit_jax import (
   workdir,
 )
 from vit_jax.checkpoint import Checkpoints, tree_crc
-from vit_jax.convert import adapt, published
+from vit_jax.convert import adapt, bundles, published
+from vit_jax.guards import seals
 from vit_jax.images import transforms
 from vit_jax.pipeline import DataError
 from vit_jax.sources import balance
@@ -167,6 +168,17 @@ class Plan:
     """Shapes and types of the state; traced once."""
     return jax.eval_shape(lambda: self.first_state({}))
 
+  @functools.cached_property
+  def fixed_crc(self) -> int | None:
+    """The CRC-32 of the task's fixed arrays; None where it has none."""
+    return tree_crc(self.task.fixed) if self.task.fixed else None
+
+  @functools.cached_property
+  def origin(self) -> seals.Origin:
+    """What the seals of the run's checkpoints and of its model say of it."""
+    data = workdir.describe_data(self.splits['train'], self.fixed_crc)
+    return workdir.origin(workdir.as_json(self.config), data)
+
   @property
   def forward_flops(self) -> int:
     """FLOPs of the task's model for an image; 0 where they are not known."""
@@ -192,6 +204,8 @@ class Plan:
       keep_best=keep.keep_best,
       metric=self.metric,
       sign=self.sign,
+      origin=self.origin,
+      total=self.total,
       say=say,
     )
 
@@ -229,9 +243,9 @@ class Plan:
 
   def claim(self, folder: str | os.PathLike[str]) -> None:
     """Makes a folder this run's, see `workdir.claim`."""
-    task = self.task
-    crc = tree_crc(task.fixed) if task.fixed else None
-    workdir.claim(folder, self.config, self.splits['train'], ranks=task.ranks, fixed_crc=crc)
+    bundles.check_format(pathlib.Path(folder) / 'model')
+    train, ranks = self.splits['train'], self.task.ranks
+    workdir.claim(folder, self.config, train, ranks=ranks, fixed_crc=self.fixed_crc)
 
 
 def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, whether a config may resume it, and with what it was made."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax import files
+from vit_jax.guards import seals
 from vit_jax.guards.owner import folder_of
 from vit_jax.text import redacted, to_stderr
 
@@ -68,7 +70,8 @@ def claim(
   """Makes the folder this run's, or makes sure that it is.
 
   A run may resume with its data elsewhere, such as in the folder of another job: it is the same if
-  it has as many images of the same classes.
+  it has as many images of the same classes. Where the file of its config or of its data is missing
+  or damaged, the seals of its checkpoints and its model say whose the folder is.
 
   Args:
     workdir: the folder.
@@ -77,32 +80,93 @@ def claim(
     ranks: of its task, kept for those who read what was measured.
     fixed_crc: `checkpoint.tree_crc` of its task's `fixed` arrays, such as a teacher's, which must
       stay the same, too; None where it has none.
-    say: takes a line for each of LOCATIONS that differs.
+    say: takes a line for each of LOCATIONS that differs, and for a file that is written anew.
 
   Raises:
-    ValueError: if it holds a run with another config or other data; names what differs.
+    ValueError: if it holds a run with another config or other data, names what differs; if it is
+      of a newer version.
     OSError: if it cannot be written.
   """
   import jax
 
   folder = folder_of(workdir)
-  new_config = as_json(config)
-  data: dict[str, Any] = {}
-  data |= {'images': len(source), 'classes': list(source.classes)} if source else {}
-  data |= {'ranks': dict(ranks)} if ranks is not None else {}
-  data |= {'fixed': fixed_crc} if fixed_crc is not None else {}
+  new_config, data = as_json(config), describe_data(source, fixed_crc)
   if jax.process_count() > 1:
     check_processes_agree(new_config)
-  if (old_config := read_config(folder)) is not None:
-    old_data = read_data(folder / DATA) if 'images' in data else {}
-    moved = check_config(folder, old_config, new_config, same=old_data.keys() & data.keys())
-    check_data(folder, old_data, data)
-    for line in moved:
-      say(f'resumes {folder}: {line}')
+  for line in check_belongs(folder, new_config, data):
+    say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
+    data |= {'ranks': dict(ranks)} if ranks is not None else {}
     files.write_json(folder / DATA, data)
     files.write_json(folder / CONFIG, new_config)
+
+
+def describe_data(source: 'Source | None', fixed_crc: int | None = None) -> dict[str, Any]:
+  """What must stay the same of a run's data, as DATA has it; see `claim`."""
+  data: dict[str, Any] = {}
+  data |= {'images': len(source), 'classes': list(source.classes)} if source else {}
+  return data | ({'fixed': fixed_crc} if fixed_crc is not None else {})
+
+
+def origin(config: Mapping[str, Any], data: Mapping[str, Any]) -> seals.Origin:
+  """Whose a checkpoint or model of a run is.
+
+  Args:
+    config: of `as_json`.
+    data: of `describe_data`.
+  """
+  fields = {
+    name: value
+    for name, value in leaves(config)
+    if name not in LOCATIONS and not name.startswith(MAY_DIFFER)
+  }
+  return seals.Origin(None, fields, zlib.crc32(files.as_json(data).encode()) if data else None)
+
+
+def leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """(dotted name, value) of every field of nested dicts."""
+  for name, value in config.items():
+    if isinstance(value, dict):
+      yield from leaves(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
+
+
+def sealed_origin(folder: pathlib.Path) -> seals.Origin | None:
+  """Whose the run in a folder is by its newest seal that says it; None where none does.
+
+  Raises:
+    seals.Newer: if any seal is of a newer format.
+  """
+  steps = (folder / 'checkpoints').glob('[0-9]*')
+  newest = sorted(steps, key=lambda step: (len(step.name), step.name), reverse=True)
+  origins = []
+  for sealed in (folder / 'model', *newest):
+    with contextlib.suppress(seals.Broken):
+      origins.append(dataclasses.replace(seals.read(sealed).origin, step=None))
+  return next((value for value in origins if value.config), None)
+
+
+def check_belongs(
+  folder: pathlib.Path, config: dict[str, Any], data: dict[str, Any]
+) -> Iterator[str]:
+  """Raises ValueError if a folder holds another run; lines on what differs, or was lost, of it."""
+  sealed, old_config, old_data = sealed_origin(folder), read_config(folder), read_data(folder)
+  if old_config is not None:
+    yield from check_config(folder, old_config, config, same=(old_data or {}).keys() & data.keys())
+  if old_data and old_config is not None:
+    check_data(folder, old_data, data)
+  stored = {CONFIG: old_config, DATA: old_data or not data or None}
+  for file in (folder / name for name, value in stored.items() if value is None):
+    damaged = f'{file} is damaged' if file.exists() else f'{file} is missing'
+    if sealed is None and file.exists():
+      advice = 'remove it if the config and data here are those of the run'
+      raise ValueError(f'{damaged}, and no checkpoint says whose the folder is: {advice}')
+    if sealed is not None:
+      if difference := origin(config, data).difference(sealed):
+        raise ValueError(f'{damaged}, and by the checkpoints {difference}')
+      yield f'{damaged}: written anew, its checkpoints are of this run'
 
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
@@ -116,19 +180,14 @@ def without_secrets(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The config of the run in a folder, as JSON has it; None where there is none."""
+  """The config of the run in a folder, as JSON has it; None where it is missing or damaged."""
   from vit_jax.config import default
 
-  file = folder / CONFIG
-  if not file.exists():
-    return None
   try:
-    config = json.loads(file.read_text('utf-8'), object_hook=without_secrets)
-  except ValueError:
-    config = None
-  if not isinstance(config, dict):
-    raise ValueError(f'{file} is damaged: not a config in JSON')
-  return with_defaults(config, as_json(default()))
+    text = files.as_json(files.read_object(folder / CONFIG))
+    return with_defaults(json.loads(text, object_hook=without_secrets), as_json(default()))
+  except (OSError, ValueError):
+    return None
 
 
 def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -186,23 +245,18 @@ def differing_fields(
       yield prefix + name, a, b
 
 
-def read_data(file: pathlib.Path) -> dict[str, Any]:
-  """What a run keeps of its data; {} where it keeps nothing."""
-  if not file.exists():
-    return {}
+def read_data(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What a run keeps of its data; None where that is missing or damaged."""
   try:
-    data = json.loads(file.read_text('utf-8'))
-    if data.keys() >= {'images', 'classes'}:
-      return data
-  except (ValueError, TypeError, AttributeError):
-    pass
-  raise ValueError(f'{file} is damaged: no description of data in JSON')
+    data = files.read_object(folder / DATA)
+  except (OSError, ValueError):
+    return None
+  fits = type(data.get('images')) is int and isinstance(data.get('classes'), list)
+  return data if fits else None
 
 
 def check_data(folder: pathlib.Path, old: dict[str, Any], data: dict[str, Any]) -> None:
   """Raises ValueError if a run's data is not what it was."""
-  if not old:
-    return
   images, classes = old['images'], old['classes']
   changes = []
   if old.get('fixed') != data.get('fixed'):

@@ -1,5 +1,6 @@
 """Our own form of a model on disk: a folder with `model.safetensors` and `config.json`."""
 
+import contextlib
 import pathlib
 
 import numpy as np
@@ -8,8 +9,10 @@ from vit_jax import files, models
 from vit_jax.convert import weights
 from vit_jax.convert.engine import Checkpoint
 from vit_jax.convert.resample import DEFAULT_RULE, RULES
+from vit_jax.guards import seals
 
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
+FORMAT = 1
 SCORES = ('softmax', 'sigmoid')
 # Fields that a bundle leaves out: a device decides how to compute, and its head is initialised.
 OMITTED = (*models.COMPUTE, 'head_init')
@@ -17,6 +20,8 @@ OMITTED = (*models.COMPUTE, 'head_init')
 
 def read(folder: pathlib.Path) -> Checkpoint:
   """The checkpoint in the two files of a bundle's folder."""
+  check_format(folder)
+  check_weights(folder)
   description, arrays = files.read_object(folder / DESCRIPTION), weights.read(folder / WEIGHTS)
   try:
     fields = {field: models.tupled(value) for field, value in description['model'].items()}
@@ -37,6 +42,23 @@ def read(folder: pathlib.Path) -> Checkpoint:
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
+
+
+def check_format(folder: pathlib.Path) -> None:
+  """Raises ValueError if a bundle is of a newer version of this package."""
+  number = None
+  with contextlib.suppress(OSError, ValueError):  # `read` says what is wrong with it
+    number = files.read_object(folder / DESCRIPTION).get('format')
+  seals.check_format(folder / DESCRIPTION, number, FORMAT)
+
+
+def check_weights(folder: pathlib.Path) -> None:
+  """Raises ValueError if a bundle's weights are not as they were sealed; many have no seal."""
+  with contextlib.suppress(seals.Broken):
+    sealed = seals.read(folder).files.get(WEIGHTS)
+    if sealed and seals.checksum(folder / WEIGHTS) != sealed:
+      advice = f'if it was changed on purpose, remove {seals.FILE}'
+      raise ValueError(f'{folder / WEIGHTS} is damaged: it is not as it was written; {advice}')
 
 
 def as_scores(scores: object) -> str:

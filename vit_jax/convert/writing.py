@@ -163,10 +163,20 @@ def write_folder(
 ) -> None:
   """A folder with model.safetensors and JSON files, whole or not at all; an older one goes."""
   with files.staging(folder) as new:
-    new.mkdir()
-    weights.write_safetensors(new / weights.FILES[0], arrays, metadata)
-    for name, config in configs.items():
-      (new / name).write_text(files.as_json(config, indent=2), 'utf-8')
+    write_files(new, arrays, configs, metadata)
+
+
+def write_files(
+  folder: pathlib.Path,
+  arrays: Arrays,
+  configs: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Makes a folder with model.safetensors and JSON files."""
+  folder.mkdir()
+  weights.write_safetensors(folder / weights.FILES[0], arrays, metadata)
+  for name, config in configs.items():
+    (folder / name).write_text(files.as_json(config, indent=2), 'utf-8')
 
 
 FILE_WRITERS: dict[str, Callable[[pathlib.Path, Arrays], None]] = {

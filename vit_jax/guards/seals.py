@@ -10,6 +10,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from vit_jax import files
 from vit_jax.text import one_line
@@ -55,6 +56,15 @@ class Seal:
   files: Mapping[str, list[int]]
   origin: Origin = Origin()
 
+  def damage(self, folder: pathlib.Path, names: Iterable[str]) -> str:
+    """What is wrong with those of a folder's files that are sealed, in a few words; or ''."""
+    for name in names:
+      if name in self.files and not (folder / name).is_file():
+        return f'{name} is missing'
+      if name in self.files and checksum(folder / name) != self.files[name]:
+        return f'{name} has changed'
+    return ''
+
 
 class Broken(ValueError):
   """A folder has no seal, or one that cannot be read."""
@@ -64,9 +74,21 @@ class Newer(ValueError):
   """A file is of a newer version of this package."""
 
 
+class Fault(NamedTuple):
+  """Why a folder is not used, as a predicate, and the suffix of its name when it is set aside."""
+
+  line: str
+  suffix: str
+
+
 def write(folder: pathlib.Path, names: Iterable[str | os.PathLike[str]], origin: Origin) -> None:
   """Seals files of a folder."""
-  table = {str(name): checksum(folder / name) for name in sorted(map(str, names))}
+  write_table(
+    folder, {str(name): checksum(folder / name) for name in sorted(map(str, names))}, origin
+  )
+
+
+def write_table(folder: pathlib.Path, table: Mapping[str, list[int]], origin: Origin) -> None:
   files.write_json(folder / FILE, {'format': FORMAT, **dataclasses.asdict(origin), 'files': table})
 
 
@@ -108,37 +130,37 @@ def check_format(file: pathlib.Path, number: object, newest: int) -> None:
     raise Newer(one_line(f'{line}: this one reads up to {newest}'))
 
 
-def damage(folder: pathlib.Path, *, largest: float = float('inf')) -> str:
-  """What is wrong with a sealed folder, in a few words; '' if every file is as it was sealed.
-
-  Args:
-    folder: that `write` sealed.
-    largest: size in bytes of the files that are read; of larger ones the size alone is compared.
-  """
+def damage(folder: pathlib.Path) -> str:
+  """What is wrong with a sealed folder, in a few words; '' if every file is as it was sealed."""
   try:
-    table = read(folder).files
+    seal = read(folder)
   except Broken as error:
     return str(error)
-  for name, sealed in table.items():
-    file = folder / name
-    if not file.is_file():
-      return f'{name} is missing'
-    size = file.stat().st_size
-    if [size] != sealed[:1] or (size <= largest and checksum(file) != sealed):
-      return f'{name} has changed'
-  return ''
+  return seal.damage(folder, seal.files)
 
 
-def fault(folder: pathlib.Path, origin: Origin, *, largest: float = float('inf')) -> str:
-  """Why a folder is not used, as a predicate; '' where it is whole and of this origin."""
+def stranger(folder: pathlib.Path, origin: Origin) -> Fault | None:
+  """Why a folder is not of an origin; None where it is, or does not say."""
   try:
-    if difference := origin.difference(read(folder).origin):
-      return f'is not used: {difference}'
+    difference = origin.difference(read(folder).origin)
   except Broken:
-    pass  # `damage` says it
-  if reason := damage(folder, largest=largest):
-    return f'is damaged ({reason}): not used'
-  return ''
+    return None
+  return Fault(f'is not used: {difference}', '.unused') if difference else None
+
+
+def damaged(reason: str) -> Fault | None:
+  """The fault that `damage` is; None for ''."""
+  return Fault(f'is damaged ({reason}): not used', '.damaged') if reason else None
+
+
+def fault(folder: pathlib.Path, origin: Origin) -> Fault | None:
+  """Why a folder is not used; None where it is whole and of this origin."""
+  return stranger(folder, origin) or damaged(damage(folder))
+
+
+def add(folder: pathlib.Path, name: str, origin: Origin) -> None:
+  """Seals one more file of a folder, or seals it again."""
+  write_table(folder, {**read(folder).files, name: checksum(folder / name)}, origin)
 
 
 def checksum(file: pathlib.Path) -> list[int]:
