@@ -21,6 +21,17 @@ from vit_jax.text import message_line, to_stderr
 LOCK, STATUS = 'lock.json', 'status.json'
 CONFIG = 'config.json'  # which every run's folder has
 ENDED = ('finished', 'stopped', 'failed')  # states without a process
+# The state in each phase of `stopping`; others are part of what is going on.
+STATES = {
+  'compile': 'compiling',
+  'loop': 'training',
+  'evaluation': 'evaluating',
+  'save': 'saving',
+  'test': 'testing',
+  'bundle': 'finishing',
+  'card': 'finishing',
+  'report': 'finishing',
+}
 JOIN = 2.0  # seconds that its thread may take to end
 
 Status = dict[str, files.JSON]
@@ -78,6 +89,7 @@ class Owner:
       raise ValueError(f'{self.folder} is in use: {taken}{progress(self.folder)}') from None
     lock.sweep(self.path)
     stopping.at_exit(self.release)
+    stopping.watch_phases(self.enter)
     self.thread.start()
     return self
 
@@ -97,6 +109,11 @@ class Owner:
     self.status = self.status | fields | ({'state': state} if changes else {})
     if changes:
       self.wake.set()
+
+  def enter(self, phase: str) -> None:
+    """Takes the state from a phase, once there is a status."""
+    if self.status and not self.ended.is_set():
+      self.update(state=STATES.get(phase))
 
   def release(self) -> None:
     """Writes the last status and frees the folder; once is enough, from any thread."""
