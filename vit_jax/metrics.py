@@ -1,10 +1,12 @@
 """What a run reports: JSON lines, TensorBoard, a progress bar, rates, a summary of the model."""
 
 import contextlib
+import functools
 import json
 import math
 import os
 import pathlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -13,8 +15,10 @@ import jax
 import numpy as np
 
 from vit_jax import files, optim, text
-from vit_jax.guards import stopping
+from vit_jax.guards import stopping, writing
+from vit_jax.guards.writing import Appender
 from vit_jax.models import Tree
+from vit_jax.sources import tfrecord
 
 T = TypeVar('T')
 
@@ -62,14 +66,19 @@ class Log:
   """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
 
   A run resumes from its checkpoint, at step `start`: what was written after it is taken out first.
+  What a full disk refuses waits in memory, and what another logger raises is told: neither ends a
+  run, unless `settle` asks for it.
   """
 
   def __init__(
-    self, folder: str | os.PathLike[str], *, start: int = 0, others: Sequence[Logger] = ()
+    self,
+    folder: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    others: Sequence[Logger] = (),
+    say: Callable[[str], object] = text.to_stderr,
   ):
-    from tensorboardX import SummaryWriter
-
-    self.others = others
+    self.others, self.say, self.failed = others, say, list[Logger]()
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
     self.writes = jax.process_index() == 0
     if not self.writes:
@@ -79,23 +88,63 @@ class Log:
     previous = [row for row in rows if row['step'] <= start and not has_split(row, 'test')]
     with files.replacing(self.path) as file:
       file.write(''.join(files.as_json(row) + '\n' for row in previous).encode())
-    self.events = SummaryWriter(str(folder), purge_step=start + 1)
+    self.rows = Appender(self.path, say)
+    name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+    self.events = Appender(self.path.with_name(name), say)
+    self.events.write(*first_events(start + 1))
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds {'train/loss': ...} at a step; the first process alone writes."""
     if not self.writes:
       return
-    with self.path.open('a', encoding='utf-8') as lines:
-      lines.write(files.as_json({'step': step, **{k: plain(v) for k, v in values.items()}}) + '\n')
-    for name, value in values.items():
-      self.events.add_scalar(name, value, step)
+    row = {'step': step, **{name: plain(value) for name, value in values.items()}}
+    self.rows.write(f'{files.as_json(row)}\n'.encode())
+    self.events.write(scalars_event(step, values))
     for logger in self.others:
-      logger.write(step, values)
+      self.guarded(logger, functools.partial(logger.write, step, values))
+
+  def settle(self) -> None:
+    """Returns when all rows are written; OSError if the disk refuses them for minutes."""
+    if self.writes:
+      writing.persistently(self.rows.flush)
+      with contextlib.suppress(OSError):  # TensorBoard's are a copy
+        self.events.flush()
 
   def close(self) -> None:
-    if self.writes:
-      for logger in (self.events, *self.others):
-        logger.close()
+    for logger in self.others if self.writes else ():
+      self.guarded(logger, logger.close)
+
+  def guarded(self, logger: Logger, action: Callable[[], object]) -> None:
+    """Has another logger do something; its first error is told, and none ends the run."""
+    try:
+      action()
+    except Exception as error:  # whatever others' code raises
+      if logger not in self.failed:
+        self.say(f'{type(logger).__name__}: {text.error_line(error)}; training goes on')
+      self.failed.append(logger)
+
+
+def first_events(start: int) -> Iterator[bytes]:
+  """How a file of TensorBoard's begins; what other files have from step `start` on is hidden."""
+  from tensorboardX.proto.event_pb2 import SessionLog
+
+  yield event(file_version='brain.Event:2')
+  yield event(step=start, session_log=SessionLog(status=SessionLog.START))
+
+
+def scalars_event(step: int, values: Mapping[str, float]) -> bytes:
+  """Numbers by their names, for TensorBoard."""
+  from tensorboardX.proto.summary_pb2 import Summary
+
+  scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+  return event(step=step, summary=Summary(value=scalars))
+
+
+def event(**fields: object) -> bytes:
+  """A record of TensorBoard's file."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  return tfrecord.record(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

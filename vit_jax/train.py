@@ -126,7 +126,7 @@ def run_to_end(
   with stopping.phase('restore'):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   fixed = sharding.place(plan.task.fixed, plan.mesh)
-  log = metrics.Log(folder, start=start, others=plan.loggers(folder))
+  log = metrics.Log(folder, start=start, others=plan.loggers(folder), say=display.say)
   unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
   training = Training(plan, fixed, owner, saved, log, display, unreadable, ends)
   introduce(training, start)
@@ -138,6 +138,7 @@ def run_to_end(
       finish(training, state, step, evaluate)
     else:
       display.say(f'stopped at step {step}, saved: the same command resumes there')
+    log.settle()
   return finished
 
 
@@ -332,7 +333,7 @@ class Watch:
     self.training.display.show(step, values)
     rate, images = values['images_per_second'], (plan.total - step) * plan.config.batch_size
     eta = round(images / rate) if rate else None
-    self.training.owner.update(state='training', images_per_second=rate, eta_seconds=eta)
+    self.training.owner.update(images_per_second=rate, eta_seconds=eta)
 
 
 def first_nonfinite(plan: Plan, fixed: Fixed, step: int, state: State, batch: Batch) -> str:

@@ -62,6 +62,11 @@ def length_of(packed: bytes) -> int | None:
   return None
 
 
+def record(data: bytes) -> bytes:
+  """The bytes of a record in a file."""
+  return header(len(data)) + data + struct.pack('<I', masked(crc32c(data)))
+
+
 def header(length: int) -> bytes:
   """The header of a record whose data has that length."""
   packed = struct.pack('<Q', length)

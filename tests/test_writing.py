@@ -1,0 +1,122 @@
+"""A disk that refuses costs no row: each is written once, in order, when it can be again."""
+
+import contextlib
+import errno
+import resource
+
+import pytest
+
+from tests.test_run import (
+  cache,
+  whole,
+)
+from vit_jax import metrics
+from vit_jax.guards import writing
+from vit_jax.sources import tfrecord
+
+__all__ = ['cache', 'whole']
+
+ROWS = [b'row %d, of twenty bytes\n' % number for number in range(8)]
+
+
+@contextlib.contextmanager
+def full_at(size):
+  """The kernel lets no file grow beyond so many bytes, and of a write takes what fits."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('room', [0, 30, 50], ids=['nothing', 'a row and a half', 'two rows'])
+def test_rows_that_a_full_disk_refuses_are_written_in_order_when_there_is_room(room, tmp_path):
+  path, lines = tmp_path / 'rows', []
+  appender = writing.Appender(path, lines.append)
+  appender.write(ROWS[0])
+  with full_at(len(ROWS[0]) + room):
+    for row in ROWS[1:5]:
+      appender.write(row)
+    with pytest.raises(OSError):
+      appender.flush()
+    assert b''.join(ROWS).startswith(path.read_bytes())
+    assert path.read_bytes().endswith(b'\n')  # no part of a row
+  assert lines == [f'{path}: File too large; what is to be added to it waits in memory']
+  appender.write(ROWS[5])
+  assert path.read_bytes() == b''.join(ROWS[:6])
+  assert lines[1:] == [f'{path} can be written again']
+
+
+def test_a_folder_that_vanishes_is_not_made_anew_and_gets_its_rows_when_it_is_back(tmp_path):
+  run, away, lines = tmp_path / 'run', tmp_path / 'away', []
+  run.mkdir()
+  appender = writing.Appender(run / 'rows', lines.append)
+  appender.write(ROWS[0])
+  run.rename(away)
+  appender.write(ROWS[1])
+  assert not run.exists()
+  run.mkdir()  # as where a disk was detached
+  appender.write(ROWS[2])
+  assert not any(run.iterdir())
+  run.rmdir()
+  away.rename(run)
+  appender.write(ROWS[3])
+  assert (run / 'rows').read_bytes() == b''.join(ROWS[:4]) and len(lines) == 2
+
+
+def test_a_file_that_was_removed_is_made_anew_while_the_lock_is_there(tmp_path):
+  appender = writing.Appender(tmp_path / 'rows', print)
+  appender.write(ROWS[0])
+  (tmp_path / 'rows').unlink()
+  (tmp_path / 'lock.json').touch()
+  appender.write(ROWS[1])
+  assert (tmp_path / 'rows').read_bytes() == ROWS[1]
+
+
+def test_what_cannot_be_done_without_is_tried_for_minutes_and_then_raised(monkeypatch):
+  monkeypatch.setattr(writing, 'RETRY_EVERY', 0.01)
+  tries = iter([OSError(errno.ENOSPC, 'full'), OSError(errno.EIO, 'broken'), None])
+
+  def write():
+    if error := next(tries):
+      raise error
+    return 'written'
+
+  assert writing.persistently(write) == 'written'
+  monkeypatch.setattr(writing, 'RETRY_FOR', 0)
+  tries = iter([OSError(errno.ENOSPC, 'full')])
+  with pytest.raises(OSError, match='full'):
+    writing.persistently(write)
+
+
+def test_a_logger_that_fails_is_told_once_and_the_others_get_every_row(tmp_path):
+  class Failing:
+    def write(self, step, values):
+      raise ConnectionError('no network')
+
+    close = write
+
+  lines = []
+  log = metrics.Log(tmp_path, others=[Failing()], say=lines.append)
+  for step in (1, 2):
+    log.write(step, {'train/loss': 0.5 * step})
+  log.settle()
+  log.close()
+  assert lines == ['Failing: ConnectionError: no network; training goes on']
+  assert [row['step'] for row in metrics.read_rows(tmp_path / 'metrics.jsonl')] == [1, 2]
+
+
+def test_the_events_are_those_that_tensorboard_reads(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  log = metrics.Log(tmp_path, start=4)
+  log.write(5, {'train/loss': 0.5, 'train/accuracy': 0.25})
+  log.close()
+  [path] = map(str, tmp_path.glob('events.out.tfevents.*'))
+  records = [tfrecord.read(path, index) for index in range(len(tfrecord.index_of(path)))]
+  first, start, row = map(Event.FromString, records)
+  assert first.file_version == 'brain.Event:2'
+  assert (start.step, start.session_log.status) == (5, 1)
+  values = {value.tag: value.simple_value for value in row.summary.value}
+  assert (row.step, values) == (5, {'train/loss': 0.5, 'train/accuracy': 0.25})
