@@ -1,0 +1,107 @@
+"""Every file of a run, finished or stopped half way, damaged in each way."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable
+
+from injection.cases import Case, Outcome, Trial
+from injection.phases import BEGUN
+from injection.runs import DIGITS, Ended, differences, normal_name, stopped
+
+OTHER = DIGITS.but('another seed', seed=1)
+VERSIONS = ('format', 'format_version', 'version')
+
+
+def truncate(file: pathlib.Path, _: pathlib.Path) -> None:
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: pathlib.Path, _: pathlib.Path) -> None:
+  file.write_bytes(b'')
+
+
+def flip(file: pathlib.Path, _: pathlib.Path) -> None:
+  data = bytearray(file.read_bytes())
+  if data:
+    data[len(data) // 2] ^= 0x10
+  file.write_bytes(data)
+
+
+def remove(file: pathlib.Path, _: pathlib.Path) -> None:
+  file.unlink()
+
+
+def swap(file: pathlib.Path, other: pathlib.Path) -> None:
+  shutil.copyfile(other, file)
+
+
+def renew(file: pathlib.Path, _: pathlib.Path) -> None:
+  """Writes a number of the format that is not yet in use, where the file has one."""
+  data = json.loads(file.read_text('utf-8'))
+  name = next(name for name in VERSIONS if name in data)
+  file.write_text(json.dumps({**data, name: data[name] + 1000}), 'utf-8')
+
+
+WAYS = {
+  'cut in half': truncate,
+  'emptied': empty,
+  'with a flipped bit': flip,
+  'removed': remove,
+  "replaced by another run's": swap,
+}
+
+
+def files_by_kind(run: pathlib.Path) -> dict[str, pathlib.Path]:
+  """A file of each kind, by name, of the newest checkpoint alone and of all else."""
+  newest = max((run / 'checkpoints').iterdir(), key=lambda folder: int(folder.name))
+  files = [f for f in sorted(run.rglob('*')) if f.is_file()]
+  files = [f for f in files if newest in f.parents or run / 'checkpoints' not in f.parents]
+  return {normal_name(run, file): file for file in files}
+
+
+def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
+  """Damages the file of the trial's index."""
+
+  def hurt(trial: Trial) -> Outcome:
+    lab, step = trial.lab, 8 if finished else BEGUN
+    unhurt = lab.unhurt(DIGITS)
+    shutil.copytree(unhurt, trial.run) if finished else stopped(unhurt, trial.run, step)
+    files = files_by_kind(trial.run)
+    name = list(files)[trial.index % len(files)]
+    other = files_by_kind(lab.unhurt(OTHER)).get(name, files[name])
+    WAYS[way](files[name], other)
+    return judged(trial, name)
+
+  return hurt
+
+
+def judged(trial: Trial, name: str) -> Outcome:
+  """The run is as if unhurt, or refused by one line that names the file."""
+  ended = trial.lab.start(DIGITS, trial.run).wait()
+  outcome = Outcome(ended.rudeness(), line=shown(ended, name), recovery=ended.seconds, note=name)
+  if ended.code in (1, 2):
+    base = pathlib.PurePath(name).name
+    names = base in ended.line or 'holds another run' in ended.line
+    return dataclasses.replace(outcome, faults=outcome.faults + [ended.line] * (not names))
+  if ended.code != 0:
+    return dataclasses.replace(outcome, faults=[*outcome.faults, f'ends with {ended.code}'])
+  extras = r'checkpoints/\d+\.damaged'
+  unhurt = trial.lab.unhurt(DIGITS)
+  faults = differences(trial.run, unhurt, extras=extras, rows=name != 'metrics.jsonl')
+  return dataclasses.replace(outcome, faults=outcome.faults + faults)
+
+
+def shown(ended: Ended, name: str) -> str:
+  """The line about the damage, where there is one."""
+  return ended.matching(re.escape(pathlib.PurePath(name).name)) or ended.matching('damaged')
+
+
+PROMISE = 'made again as it was, or refused by one line that names it; never called finished'
+CASES = [
+  Case(f'damage/a file of a {state} run {way}', PROMISE, 32, damaged(way, state == 'finished'))
+  for state in ('finished', 'stopped')
+  for way in WAYS
+]

@@ -1,0 +1,90 @@
+"""What the injection of faults notices, and one of its cases; all are in benchmarks/faults.py."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+from tests.test_run import STEPS, cache, whole
+
+__all__ = ['cache', 'whole']
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+
+import faults
+from injection import cases, runs
+
+
+def change_a_row(run):
+  rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  rows[2]['train/loss'] += 1e-6
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def change_a_parameter(run):
+  file = run / 'model/model.safetensors'
+  data = bytearray(file.read_bytes())
+  data[-1] ^= 1
+  file.write_bytes(data)
+
+
+def take_another_checkpoint(run):
+  shutil.rmtree(run / f'checkpoints/{STEPS}/state')
+  shutil.copytree(run / f'checkpoints/{STEPS - 1}/state', run / f'checkpoints/{STEPS}/state')
+
+
+@pytest.mark.parametrize(
+  'hurt, line',
+  [
+    (change_a_row, 'metrics.jsonl differs: step 3: train/loss'),
+    (change_a_parameter, 'model/model.safetensors differs'),
+    (take_another_checkpoint, "['state']['ema']['embed']['bias'] differs"),
+    (lambda run: (run / '.partial').touch(), 'debris: .partial'),
+    (lambda run: (run / 'evaluation.json').unlink(), 'missing: evaluation.json'),
+  ],
+)
+def test_a_run_that_was_hurt_differs_and_a_copy_does_not(hurt, line, whole, tmp_path):
+  run = shutil.copytree(whole, tmp_path / 'run')
+  assert runs.differences(run, whole) == []
+  hurt(run)
+  assert line in runs.differences(run, whole)
+
+
+@pytest.mark.parametrize(
+  'script, line',
+  [
+    ('import time; time.sleep(60)', 'hangs'),
+    ('1 / 0', 'a traceback: ZeroDivisionError: division by zero'),
+    ('print("=" * 301)', f'a line of 301 characters: {"=" * 60}...'),
+    ('import os; os.abort()', 'ended by SIGABRT'),
+    ('import subprocess; subprocess.Popen(["sleep", "60"])', 'leaves running: 1'),
+    ('print("=" * 300)', None),
+  ],
+)
+def test_what_no_process_may_do_is_noticed(script, line, tmp_path, monkeypatch):
+  monkeypatch.setattr(runs, 'GRACE', 0.1)
+  process = runs.Process([sys.executable, '-Sc', script], {}, tmp_path)
+  assert process.wait(2.0).rudeness() == [line] * (line is not None)
+
+
+def test_results_of_one_commit_are_not_made_twice(tmp_path):
+  outcome = cases.Outcome(['hangs'], lost=1, count=4)
+  file = tmp_path / 'results.jsonl'
+  faults.record(file, 'kills/x 0 0', 'abc', outcome)
+  assert faults.read_results(file, 'abc') == {'kills/x 0 0': outcome}
+  assert faults.read_results(file, 'abd') == {}
+
+
+def test_a_row_has_counts_the_worst_loss_and_end_and_the_median_of_recoveries():
+  outcomes = [
+    cases.Outcome([], lost=0, exit=1.0, recovery=4.0, count=4),
+    cases.Outcome(['hangs'], lost=2, exit=9.0, recovery=6.0, line='a|b'),
+  ]
+  assert faults.row('kills/x', outcomes) == ('x', '5', '4', '2', '9.0 s', '5.0 s', 'a\\|b')
+
+
+def test_a_run_that_is_killed_while_it_writes_its_model_ends_as_if_unhurt(tmp_path, cache, capsys):
+  words = ['kills/SIGKILL in bundle', '--tries=1', f'--work={tmp_path}', f'--compiled={cache}']
+  assert faults.main(words) == 0, capsys.readouterr().err
+  assert '| SIGKILL in bundle | 1 | 1 |' in capsys.readouterr().out
