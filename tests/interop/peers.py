@@ -450,6 +450,17 @@ HF = {
     use_swiglu_ffn=True,
     **DINO_TINY,
   ),
+  'hf dinov3 without biases': hf_family(
+    'DINOv3ViTModel',
+    'DINOv3ViTConfig',
+    'model.layer',
+    pooled,
+    unread=MASK,
+    num_register_tokens=4,
+    proj_bias=False,
+    mlp_bias=False,
+    **HF_TINY,
+  ),
   'hf dinov3': hf_family(
     'DINOv3ViTModel',
     'DINOv3ViTConfig',

@@ -159,6 +159,8 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
       'rope_theta': 100.0,
       'use_gated_mlp': False,
       'num_register_tokens': 0,
+      'proj_bias': True,
+      'mlp_bias': True,
       'query_bias': True,
       'key_bias': False,
       'value_bias': True,
@@ -296,7 +298,7 @@ def promises(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> list[str]:
   tower = with_defaults(theirs, config)
   parts = [*PARTS[kind(theirs)], *attention_biases(theirs, ours, tower)]
   if kind(theirs) == 'dinov3':
-    parts += BIASES if tower else ()
+    parts += BIASES if tower.get('proj_bias') and tower.get('mlp_bias') else ()
   if tower.get('model_type') == 'ijepa':
     parts.remove('cls')
   if tower.get('model_type') == 'deit':
@@ -399,12 +401,24 @@ def traits(theirs: Arrays, ours: Arrays, config: dict[str, Any]) -> dict[str, An
       joint = head is not None and norm is not None and len(head) == 2 * norm.size
       return {'pool': 'token_gap'} if joint else {}
     case 'dinov3':
-      return {'positions': 'rope', 'rope_theta': float(config.get('rope_theta', 100.0))}
+      rope = {'positions': 'rope', 'rope_theta': float(config.get('rope_theta', 100.0))}
+      return rope | projection_biases(ours, config)
     case 'clip' if 'classifier.bias' in theirs:  # the mean of the patches, before the last norm
       return {'pool': 'gap', 'final_norm': 'none'}
     case 'siglip' if 'classifier.weight' in theirs:  # the mean, without the attention pooling
       return {'pool': 'gap'}
   return {}
+
+
+def projection_biases(ours: Arrays, config: dict[str, Any]) -> dict[str, Any]:
+  """Whether a DINOv3 has biases after attention and in MLPs: ValueError for one of both."""
+  attention, mlp = (config.get(key, True) for key in ('proj_bias', 'mlp_bias'))
+  if attention != mlp:
+    raise ValueError(
+      f'config.json: proj_bias is {attention} and mlp_bias {mlp}, models here have both or none'
+    )
+  absent = f'{BLOCKS}/mlp/up/kernel' in ours and not {*BIASES} & ours.keys()
+  return {'proj_bias': False} if absent or not attention else {}
 
 
 TOWER_FIELDS = {
@@ -426,7 +440,7 @@ TOWER_FIELDS = {
   'rope_theta': kinds.POSITIVE,
   'num_register_tokens': kinds.whole(0, 1000),
   **{f'{part}_bias': kinds.FLAG for part in ('qkv', 'query', 'key', 'value')},
-  **dict.fromkeys(('proj_bias', 'mlp_bias'), kinds.one_of(True)),
+  **dict.fromkeys(('proj_bias', 'mlp_bias'), kinds.FLAG),
   **dict.fromkeys(('use_swiglu_ffn', 'use_gated_mlp', 'vision_use_head'), kinds.FLAG),
   'pruned_heads': kinds.one_of({}),
   **dict.fromkeys(('rope_parameters', 'rope_scaling'), kinds.ABSENT),

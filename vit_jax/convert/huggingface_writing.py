@@ -213,8 +213,8 @@ def dinov3_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
     'use_gated_mlp': model.swiglu,
     'layerscale_value': model.layer_scale,
     **{f'{part}_bias': part[0] in model.qkv_bias for part in ('query', 'key', 'value')},
-    'proj_bias': True,
-    'mlp_bias': True,
+    'proj_bias': model.proj_bias,
+    'mlp_bias': model.proj_bias,
   }
   supported = {
     'num_classes': (0,),
@@ -222,6 +222,7 @@ def dinov3_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
     'class_token': (True, None),
     'final_norm': ('tokens',),
     'distillation': ('none',),
+    'proj_bias': (False, True),
     'representation': (None,),
     'layer_scale': (model.layer_scale,) if model.layer_scale is not None else (),
   }
