@@ -1,5 +1,7 @@
 """Batches of real data: what cannot be read, what is repeated, and what a run refuses."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -9,15 +11,16 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vit_jax
-from tests.conftest import forward
+from tests.conftest import drawn, forward, shapes, tiny
+from vit_jax import bundle, pipeline, plan, sources, workdir
 from vit_jax import main as vit
-from vit_jax import pipeline, plan, sources, workdir
-from vit_jax.config import default
+from vit_jax.config import default, load
 from vit_jax.images import transforms
 from vit_jax.sources.columns import labelled_images
 
@@ -266,6 +269,39 @@ def test_a_run_resumes_where_its_data_now_is_and_says_so(tmp_path):
   config.data.source = 'folder:/tmp/3/photos'
   with pytest.raises(ValueError, match='another run: data'):
     workdir.claim(tmp_path, config, data(9, 'cat', 'dog'), **arguments)
+
+
+def test_a_run_resumes_where_the_checkpoint_that_it_started_from_now_is(tmp_path):
+  model = tiny(num_classes=10)
+  looks = bundle.Preprocess('resize', (16, 16))
+  source = bundle.Bundle(
+    model, drawn(shapes(model, (16, 16))), (*'0123456789',), looks, 'ViT-Ti/16'
+  )
+  other = jax.tree.map(lambda leaf: leaf + 1, source.params)
+  bundle.write(tmp_path / '1', source)
+  run, lines = tmp_path / 'run', []
+
+  def start(name, params=source.params):
+    if params is not None:
+      bundle.write(tmp_path / name, dataclasses.replace(source, params=params))
+    fields = [f'pretrained={tmp_path / name}', 'image_size=16', 'batch_size=16', 'new_head=True']
+    made = plan.make_plan(load('finetune:Ti_16,digits', fields), run)
+    with contextlib.redirect_stderr(io.StringIO()) as out:
+      made.claim(run)
+    lines.append(out.getvalue())
+
+  start('1')
+  start('2')
+  assert "/1' and is '" in lines[1] and 'with the same arrays' in lines[1]
+  with pytest.raises(ValueError, match='another checkpoint to start from, whose arrays differ'):
+    start('3', other)
+  (run / 'checkpoints' / '5').mkdir(parents=True)  # of its own
+  with pytest.raises(ValueError, match='another checkpoint to start from, whose arrays differ'):
+    start('3', other)
+  start('gone', None)  # told, and the number that it is compared by is kept
+  assert "/gone'" in lines[2] and 'with checkpoints of its own' in lines[2]
+  with pytest.raises(ValueError, match='another checkpoint to start from, whose arrays differ'):
+    start('3', other)
 
 
 @pytest.mark.parametrize('decay, total, said', [(0.9999, 1000, '90%'), (0.999, 2000, '14%')])

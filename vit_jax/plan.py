@@ -63,6 +63,7 @@ class Plan:
     total, evaluate_every, checkpoint_every, patience, log_every: durations in steps; 0 is never.
     time_limit: in seconds; 0 is none.
     groups: of training examples that are sampled alike; None samples each example alike.
+    pretrained_crc: see `pretrained_crc`.
   """
 
   config: FrozenConfigDict
@@ -79,6 +80,7 @@ class Plan:
   log_every: int
   time_limit: int
   groups: balance.Groups | None = None
+  pretrained_crc: int | None = None
 
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
@@ -244,8 +246,14 @@ class Plan:
   def claim(self, folder: str | os.PathLike[str]) -> None:
     """Makes a folder this run's, see `workdir.claim`."""
     bundles.check_format(pathlib.Path(folder) / 'model')
-    train, ranks = self.splits['train'], self.task.ranks
-    workdir.claim(folder, self.config, train, ranks=ranks, fixed_crc=self.fixed_crc)
+    workdir.claim(
+      folder,
+      self.config,
+      self.splits['train'],
+      ranks=self.task.ranks,
+      fixed_crc=self.fixed_crc,
+      pretrained_crc=self.pretrained_crc,
+    )
 
 
 def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:
@@ -295,6 +303,7 @@ def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = 
     log_every=log_every(config.system.log_every, steps, total),
     time_limit=optim.seconds(config.time_limit),
     groups=balance.class_groups(splits['train']) if config.data.balance else None,
+    pretrained_crc=pretrained_crc(config, checkpoint, folder),
   )
   if extensions(config):
     check_extensions(plan)
@@ -489,6 +498,25 @@ def open_pretrained(config: FrozenConfigDict) -> convert.Checkpoint:
   if name and models.canonical(name) != models.canonical(checkpoint.name):
     raise ValueError(f'{config.pretrained} is a {checkpoint.name}, model.name is {name!r}')
   return checkpoint
+
+
+def pretrained_crc(
+  config: FrozenConfigDict,
+  checkpoint: convert.Checkpoint | None,
+  folder: str | os.PathLike[str] | None,
+) -> int | None:
+  """The `tree_crc` of the arrays that a run starts from; None where there are none, or no folder.
+
+  Also None where they are not read: a run that resumes needs them only to compare them, when they
+  are said to be elsewhere, and are there.
+  """
+  previous = workdir.read_config(pathlib.Path(folder)) if folder else None
+  if checkpoint is None and config.pretrained and previous:
+    new = workdir.as_json(config)
+    if any(previous[field] != new[field] for field in ('pretrained', 'pretrained_dir')):
+      with contextlib.suppress(FileNotFoundError):
+        checkpoint = open_pretrained(config)
+  return tree_crc(checkpoint.arrays) if folder and checkpoint is not None else None
 
 
 def pretrained_start(

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import subprocess
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 CONFIG, DATA, ENVIRONMENT = 'config.json', 'data.json', 'environment.json'
 # Between the starts of a run. What data.antialias says is in data.augment and data.preprocess.
 MAY_DIFFER = ('system.', 'data.bad_images', 'data.antialias', 'time_limit')
-# Where a run's data and its teacher are may differ too; what DATA keeps of them may not.
+# Where a run's data, its teacher and what it starts from are may differ; what DATA keeps may not.
 LOCATIONS = {
-  'data.source': ({'images', 'classes'}, 'as many images of the same classes'),
-  'teacher.checkpoint': ({'fixed'}, 'the same arrays'),
+  'data.source': ('images', 'classes'),
+  'teacher.checkpoint': ('fixed',),
+  'pretrained': ('pretrained',),
+  'pretrained_dir': ('pretrained',),
 }
+SAME = {'images': 'as many images', 'classes': 'the same classes'}
+SAME |= {'fixed': 'the same arrays', 'pretrained': 'the same arrays'}
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -65,13 +69,16 @@ def claim(
   *,
   ranks: Mapping[str, int] | None = None,
   fixed_crc: int | None = None,
+  pretrained_crc: int | None = None,
   say: Callable[[str], object] = to_stderr,
 ) -> None:
   """Makes the folder this run's, or makes sure that it is.
 
   A run may resume with its data elsewhere, such as in the folder of another job: it is the same if
-  it has as many images of the same classes. Where the file of its config or of its data is missing
-  or damaged, the seals of its checkpoints and its model say whose the folder is.
+  it has as many images of the same classes. So may the checkpoint that it started from, if its
+  arrays are the same; a run with checkpoints of its own has no need of it. Where the file of its
+  config or of its data is missing or damaged, the seals of its checkpoints and its model say whose
+  the folder is.
 
   Args:
     workdir: the folder.
@@ -80,6 +87,7 @@ def claim(
     ranks: of its task, kept for those who read what was measured.
     fixed_crc: `checkpoint.tree_crc` of its task's `fixed` arrays, such as a teacher's, which must
       stay the same, too; None where it has none.
+    pretrained_crc: the same of the arrays that it starts from; None where they are not read.
     say: takes a line for each of LOCATIONS that differs, and for a file that is written anew.
 
   Raises:
@@ -91,13 +99,16 @@ def claim(
 
   folder = folder_of(workdir)
   new_config, data = as_json(config), describe_data(source, fixed_crc)
+  start = {'pretrained': pretrained_crc} if pretrained_crc is not None else {}
   if jax.process_count() > 1:
     check_processes_agree(new_config)
-  for line in check_belongs(folder, new_config, data):
+  for line in check_belongs(folder, new_config, data, start):
     say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    data |= {'ranks': dict(ranks)} if ranks is not None else {}
+    old = read_data(folder) or {}
+    start = {key: old[key] for key in ('pretrained',) if key in old} | start
+    data |= start | ({'ranks': dict(ranks)} if ranks is not None else {})
     files.write_json(folder / DATA, data)
     files.write_json(folder / CONFIG, new_config)
 
@@ -149,14 +160,18 @@ def sealed_origin(folder: pathlib.Path) -> seals.Origin | None:
 
 
 def check_belongs(
-  folder: pathlib.Path, config: dict[str, Any], data: dict[str, Any]
+  folder: pathlib.Path, config: dict[str, Any], data: dict[str, Any], start: dict[str, int]
 ) -> Iterator[str]:
-  """Raises ValueError if a folder holds another run; lines on what differs, or was lost, of it."""
+  """Raises ValueError if a folder holds another run; lines on what differs, or was lost, of it.
+
+  `start` is what DATA keeps of the arrays that a run starts from: {} where they are not read.
+  """
   sealed, old_config, old_data = sealed_origin(folder), read_config(folder), read_data(folder)
   if old_config is not None:
-    yield from check_config(folder, old_config, config, same=(old_data or {}).keys() & data.keys())
+    same = unchanged(old_data or {}, data | start)
+    yield from check_config(folder, old_config, config, same=same)
   if old_data and old_config is not None:
-    check_data(folder, old_data, data)
+    check_data(folder, old_data, data | start)
   stored = {CONFIG: old_config, DATA: old_data or not data or None}
   for file in (folder / name for name, value in stored.items() if value is None):
     damaged = f'{file} is damaged' if file.exists() else f'{file} is missing'
@@ -167,6 +182,13 @@ def check_belongs(
       if difference := origin(config, data).difference(sealed):
         raise ValueError(f'{damaged}, and by the checkpoints {difference}')
       yield f'{damaged}: written anew, its checkpoints are of this run'
+
+
+def unchanged(old: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
+  """What DATA keeps, and in words how a run has it as before, where both tell."""
+  same = {key: text for key, text in SAME.items() if key in old and key in data}
+  unread = 'pretrained' in old and 'pretrained' not in data
+  return same | ({'pretrained': 'checkpoints of its own'} if unread else {})
 
 
 def as_json(config: 'ConfigDict | FrozenConfigDict') -> dict[str, Any]:
@@ -215,17 +237,18 @@ def check_config(
   old_config: dict[str, Any],
   new_config: dict[str, Any],
   *,
-  same: Collection[str] = (),
+  same: Mapping[str, str],
 ) -> list[str]:
-  """Lines on the LOCATIONS that differ, where what DATA keeps of them is among `same`.
+  """Lines on the LOCATIONS that differ, where `same` says of all that DATA keeps of them how it is.
 
   Raises:
     ValueError: if anything else of a run's config differs, but for MAY_DIFFER.
   """
   differing, moved = [], []
   for name, old, new in differing_fields(old_config, new_config):
-    if new and name in LOCATIONS and LOCATIONS[name][0] <= set(same):
-      moved.append(f'{name} was {old!r} and is {new!r}, with {LOCATIONS[name][1]}')
+    if new and name in LOCATIONS and same.keys() >= {*LOCATIONS[name]}:
+      reasons = ' and '.join(same[key] for key in LOCATIONS[name])
+      moved.append(f'{name} was {old!r} and is {new!r}, with {reasons}')
     elif not name.startswith(MAY_DIFFER):
       differing.append(f'{name} is {old!r} there and {new!r} here')
   if differing:
@@ -261,6 +284,8 @@ def check_data(folder: pathlib.Path, old: dict[str, Any], data: dict[str, Any]) 
   changes = []
   if old.get('fixed') != data.get('fixed'):
     changes.append('another teacher, whose arrays differ')
+  if 'pretrained' in old and data.get('pretrained', old['pretrained']) != old['pretrained']:
+    changes.append('another checkpoint to start from, whose arrays differ')
   if images != data['images']:
     changes.append(f'{images:,} training images there and {data["images"]:,} here')
   if classes != data['classes']:
