@@ -68,19 +68,19 @@ class Bundle:
     return bool(self.classes) and getattr(self.model, 'pool', '') != 'none'
 
   @property
-  def is_finite(self) -> bool:
-    """Whether every parameter is a finite number."""
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
+  def not_finite(self) -> str:
+    """A line on parameters that are not finite numbers; '' where all are."""
+    params = models.flat(jax.device_get(self.params))
+    counts = {name: int((~np.isfinite(leaf)).sum()) for name, leaf in params.items()}
+    names = [name for name, count in counts.items() if count]
+    total = f'{sum(counts.values()):,} parameters are not finite numbers'
+    return f'{total}, the first of {names[0]}' if names else ''
 
   @property
   def defects(self) -> list[str]:
     """Why no answer means anything, a line each: parameters not finite, a head of zeros."""
+    lines = [line for line in [self.not_finite] if line]
     params = models.flat(jax.device_get(self.params))
-    counts = {name: int((~np.isfinite(leaf)).sum()) for name, leaf in params.items()}
-    lines = []
-    if names := [name for name, count in counts.items() if count]:
-      total = sum(counts.values())
-      lines.append(f'{total:,} parameters are not finite numbers, the first of {names[0]}')
     heads = [leaf for name, leaf in params.items() if re.fullmatch(r'head(_dist)?/kernel', name)]
     if heads and not any(leaf.any() for leaf in heads):
       lines.append('the head is all zero: it gives the same scores for every image')

@@ -85,8 +85,8 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
   run = predict.load(args.model)
   if not isinstance(run.model, models.Model):
     raise ValueError(f'{args.model} is a {run.name}: only our own models can be looked into')
-  if not run.is_finite:
-    raise ValueError(f'{args.model} has parameters that are not finite')
+  if line := run.not_finite:
+    raise ValueError(f'{args.model}: {line}')
   if args.label and args.label not in run.classes:
     near = nearest(args.label, list(run.classes[:SIDE]))
     raise ValueError(f'--label {args.label!r} is no class of {args.model}{near}')

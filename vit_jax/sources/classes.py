@@ -9,10 +9,16 @@ import collections
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from vit_jax.text import first_few, printable
+
+if TYPE_CHECKING:
+  import jax
+
+Labels = TypeVar('Labels', np.ndarray, 'jax.Array')
 
 MAX_CLASSES = 1_000_000  # a number above is no label but a mistake, such as an identifier
 MAX_GAPS = 10  # classes to a label, where labels are numbers: fewer images than that is a mistake
@@ -20,6 +26,11 @@ UNKNOWN = -2  # all labels of an image of a multi-label set that nobody has labe
 NUMBER = re.compile('[0-9]{1,18}')
 NAMED = 3  # groups of classes that a line names
 MAX_LABELS = 64  # of an image, where its data set does not say how many there can be
+
+
+def are_known(labels: Labels) -> Labels:
+  """(N,), whether the classes of each image are known: those of a multi-label one may be none."""
+  return labels >= 0 if labels.ndim == 1 else labels.min(-1) > UNKNOWN
 
 
 def numbered(count: int, first: int = 0) -> tuple[str, ...]:

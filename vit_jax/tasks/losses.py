@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import lookup
-from vit_jax.sources.classes import UNKNOWN
+from vit_jax.sources.classes import are_known
 
 Array = jax.Array
 Loss = Callable[..., Array]  # (logits (N, K), targets (N, K)) -> (N,)
@@ -38,13 +38,6 @@ def targets(labels: Array, num_classes: int, *, smoothing: float = 0.0) -> Array
 def is_multi_label(labels: Array) -> bool:
   """Whether they are (N, L) ints."""
   return labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.integer)
-
-
-def are_known(labels: Array) -> Array:
-  """(N,), whether the classes of an image are known: those of a multi-label one may be none."""
-  if is_multi_label(labels):
-    return labels.min(-1) > UNKNOWN
-  return labels >= 0 if labels.ndim == 1 else jnp.ones(len(labels), bool)
 
 
 def counted(batch: Mapping[str, Array]) -> Array:

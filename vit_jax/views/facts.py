@@ -153,8 +153,8 @@ def read(folder: pathlib.Path, evaluation: dict[str, Any] | None) -> Facts:
     model = bundle.read(folder)
   except ERRORS as error:
     return with_omission(facts, f'the model could not be read: {one_line(error)}')
-  if not model.is_finite:
-    return with_omission(facts, 'the model has parameters that are not finite')
+  if line := model.not_finite:
+    return with_omission(facts, f'the model cannot be shown: {line}')
   return dataclasses.replace(facts, model=model)
 
 
