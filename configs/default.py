@@ -156,7 +156,9 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict(type_safe=False)
   config.evaluation.every = '1 epoch'
-  config.evaluation.metric = ''  # ranks evaluations, the average's with ema; '': the task's usual
+  # Ranks evaluations, the average's with ema: accuracy, loss, or another number of `vit evaluate`,
+  # such as balanced_accuracy, f1_macro, auroc, mean_average_precision; '': the task's usual.
+  config.evaluation.metric = ''
   config.evaluation.patience = '0 steps'  # without a better one, then stop; takes the best; 0: off
 
   config.checkpoint = ConfigDict(type_safe=False)

@@ -59,6 +59,10 @@ WRONG = {
   'no duration': ({'duration': '0 steps'}, ["'0 steps'"]),
   'a duration of itself': ({'duration': '5%'}, ["'5%'"]),
   'a metric': ({'evaluation.metric': 'acuracy'}, ["'acuracy'", 'did you mean accuracy']),
+  'a metric of several labels': (
+    {'evaluation.metric': 'mean_average_precision'},
+    ["'mean_average_precision'", 'accuracy, loss, balanced_accuracy, f1_macro'],
+  ),
   "an average's metric": (
     {'evaluation.metric': 'ema_accuracy', 'ema': 0.0},
     ["'ema_accuracy'", 'accuracy'],

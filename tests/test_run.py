@@ -25,8 +25,19 @@ import pytest
 
 import vit_jax
 from tests.compiling import xla_flags
-from vit_jax import bundle, checkpoint, commands, config, main, metrics, models, sharding, train
+from vit_jax import (
+  bundle,
+  checkpoint,
+  commands,
+  config,
+  main,
+  metrics,
+  models,
+  sharding,
+  train,
+)
 from vit_jax import plan as plans
+from vit_jax import workdir as workdirs
 from vit_jax.guards import owner, stopping
 from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import classify, losses, means
@@ -469,6 +480,19 @@ def test_patience_ends_a_run_with_the_model_of_its_best_step_by_the_metric_that_
   assert max(step for step, _ in names_by_step(tmp_path)) == best + 3
   assert best in steps_kept(tmp_path)
   assert_model_is(tmp_path, state_of(whole, best))
+
+
+def test_a_measure_of_evaluations_alone_may_rank_them(tmp_path):
+  fields = PLAIN | {'evaluation.metric': 'f1_macro', 'duration': '2 steps', 'ema': 0.5}
+  assert vit_train(tmp_path, fields | {'evaluation.every': '1 steps'}) == 0
+  rows = [row for row in rows_of(tmp_path) if 'validation/ema_f1_macro' in row]
+  assert [row['step'] for row in rows] == [1, 2]
+  measured = json.loads((tmp_path / 'evaluation.json').read_text())
+  assert rows[-1]['validation/ema_f1_macro'] == pytest.approx(
+    measured['f1_macro'], abs=1e-6
+  )  # rounded
+  assert rows[-1]['validation/f1_macro'] != measured['f1_macro']
+  assert workdirs.read_ranks(tmp_path) == {'accuracy': 1, 'loss': -1, 'f1_macro': 1}
 
 
 @pytest.mark.parametrize('stop', [2, 4])

@@ -241,7 +241,14 @@ class Plan:
   @property
   def sign(self) -> int:
     """1 where more of the metric is better, -1 where less is: the task says."""
-    return self.task.ranks[self.config.evaluation.metric.removeprefix('ema_')]
+    return self.ranks[self.config.evaluation.metric.removeprefix('ema_')]
+
+  @property
+  def ranks(self) -> dict[str, int]:
+    """`Task.ranks`, and the metric where it is one of `Task.more_ranks`."""
+    name = self.config.evaluation.metric.removeprefix('ema_')
+    more = self.task.more_ranks
+    return {**self.task.ranks, **({name: more[name]} if name in more else {})}
 
   def claim(self, folder: str | os.PathLike[str]) -> None:
     """Makes a folder this run's, see `workdir.claim`."""
@@ -250,7 +257,7 @@ class Plan:
       folder,
       self.config,
       self.splits['train'],
-      ranks=self.task.ranks,
+      ranks=self.ranks,
       fixed_crc=self.fixed_crc,
       pretrained_crc=self.pretrained_crc,
     )
@@ -647,9 +654,9 @@ def with_data_options(config: FrozenConfigDict) -> FrozenConfigDict:
 
 def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
   """The config with a metric that the task ranks by: its usual one where it names none."""
-  names = [*task.ranks] + [f'ema_{name}' for name in task.ranks] * (config.ema > 0)
+  names = [*task.ranks, *task.more_ranks]
   metric = config.evaluation.metric or names[0]
-  if metric not in names:
+  if (metric.removeprefix('ema_') if config.ema else metric) not in names:
     raise ValueError(f'unknown evaluation.metric {metric!r}{nearest(metric, names)}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric

@@ -19,6 +19,7 @@ from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.guards import processes, stopping
 from vit_jax.guards.owner import Owner
+from vit_jax.pipeline import DataError
 from vit_jax.plan import Plan, describe_average
 from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
@@ -215,11 +216,13 @@ class Evaluator:
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
     plan = self.training.plan
-    keep = 0 if 'test' in plan.splits else len(plan.splits['validation'])
-    values, result = self.measure('validation', state.params, keep=keep * (state.ema is None))
+    by_details = not plan.ranks.keys() <= plan.task.ranks.keys()
+    keep = len(plan.splits['validation']) if by_details or 'test' not in plan.splits else 0
+    keep_params = keep if by_details or state.ema is None else 0
+    values, result = self.measure('validation', state.params, keep=keep_params)
     if state.ema is not None:
       averaged, result = self.measure('validation', state.ema, keep=keep)
-      values |= {f'ema_{name}': averaged[name] for name in plan.task.ranks}
+      values |= {f'ema_{name}': averaged[name] for name in plan.ranks}
     self.latest = (step, result)
     self.report(step, 'validation', values)
     return values
@@ -260,7 +263,12 @@ class Evaluator:
       )
     source = training.plan.splits[use]
     values = task.read(sums) | {'bad_images': len(source) - readable}
-    return values, results.summarize(task, sums, rows, source, readable=readable) if keep else {}
+    result = results.summarize(task, sums, rows, source, readable=readable) if keep else {}
+    for name in training.plan.ranks.keys() - values.keys() if keep else ():
+      if result[name] is None:
+        raise DataError(f'evaluation.metric is {name}, which {use} has not: see docs/evaluation.md')
+      values[name] = result[name]
+    return values, result
 
   def report(self, step: int, split: str, values: dict[str, float]) -> None:
     """Writes the numbers of a split to the log, and shows them on a line."""

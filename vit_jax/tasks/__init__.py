@@ -64,6 +64,7 @@ class Task:
       always among them, and of an evaluation every name of `ranks`.
     ranks: the numbers of `read` that evaluations can be ranked by, with 1 where more is better and
       -1 where less is; the first is the usual one.
+    more_ranks: the same for numbers of `details`, which evaluations measure if one of them ranks.
     deliver: (params on the host) -> the bundle that users get.
     details: (sums, rows on the host) -> what `evaluation.json` has beyond `read`'s numbers.
     fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
@@ -83,6 +84,7 @@ class Task:
   deliver: Callable[[Params], Bundle]
   details: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda *_: {}
   fixed: Fixed = dataclasses.field(default_factory=dict)
+  more_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
   about: tuple[str, ...] = ()
   model: models.Model | None = None

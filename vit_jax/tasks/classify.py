@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, models
+from vit_jax.sources.classes import UNKNOWN, are_known
 from vit_jax.sources.columns import Columns
 from vit_jax.tasks import (
   Array,
@@ -96,12 +97,27 @@ def classify(
     measure=make_measure(model, scores=scores, **stats),
     read=read,
     ranks=RANKS,
+    more_ranks=more_ranks(
+      len(classes),
+      multi_label=bool(evaluation and evaluation['label'].shape),
+      sigmoid=scores == 'sigmoid',
+    ),
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
     about=(quantity(len(classes), 'class'), *about),
     model=model,
   )
+
+
+def more_ranks(count: int, *, multi_label: bool, sigmoid: bool) -> dict[str, int]:
+  """`Task.more_ranks` of so many classes: the measures of `details` that there are."""
+  names = ['balanced_accuracy', 'f1_macro', 'f1_micro', 'f1_weighted', f'top{min(TOP, count)}']
+  if multi_label and sigmoid:
+    names += ['mean_average_precision', 'auroc']
+  elif not multi_label and count <= LARGEST_CONFUSION:
+    names += ['auroc']
+  return dict.fromkeys(names, 1) | {'calibration_error': -1}
 
 
 # Training
@@ -198,7 +214,7 @@ def rematched(labels: Array, targets: Array) -> Array:
   if labels.ndim == 1:
     return matched
   is_outside = (labels.max(-1) >= 0) & (matched.max(-1) < 0)  # (N,)
-  return jnp.where(is_outside[:, None], losses.UNKNOWN, matched)
+  return jnp.where(is_outside[:, None], UNKNOWN, matched)
 
 
 def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[Sums, Rows]:
@@ -230,7 +246,7 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
   count = logits.shape[-1]
   y = losses.targets(labels, count)  # (N, K) of 0 and 1
   is_positive = y.max(-1) > 0  # (N,) of some class
-  counts = (mask > 0) & losses.are_known(labels)  # (N,)
+  counts = (mask > 0) & are_known(labels)  # (N,)
   counts = (counts if scores == 'sigmoid' else counts & is_positive).astype(jnp.float32)
   goal = y / jnp.maximum(y.sum(-1, keepdims=True), 1) if scores == 'softmax' else y
   loss = losses.LOSSES[scores](logits, goal)  # (N,)
