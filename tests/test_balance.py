@@ -1,6 +1,7 @@
 """Classes of unequal size: counts and weights as scikit-learn's, groups that are sampled alike."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -85,13 +86,31 @@ def test_a_file_of_weights_that_is_not_there_is_named():
 
 def test_classes_that_differ_by_ten_times_and_unknown_ones_are_told():
   unknown, line = balance.described(source_of(SINGLE), balanced=False)
-  assert unknown == '3 images are not trained on, as their classes are unknown'
+  assert unknown == 'not trained on, as of unknown class: 3 images'
   assert line == (
     'classes differ by 10 times: 60 images of rose, 6 of lily; '
     'see objective.class_weights and data.balance'
   )
   assert balance.described(source_of(SINGLE[1:80]), balanced=False) == []
   assert balance.described(source_of(SINGLE), balanced=True)[1].endswith('6 of lily')
+
+
+def test_of_labels_that_are_not_in_memory_a_sample_tells():
+  """Not that classes differ where they may by chance: all thousand have four images."""
+  alike, apart = np.arange(4000) % 1000, (np.arange(4000) < 20).astype(int)
+  lines = [
+    balance.described(
+      sources.Source([{'label': label} for label in labels], classes), balanced=True
+    )
+    for labels, classes in ((alike, tuple(map(str, range(1000)))), (apart, NAMES[:2]))
+  ]
+  assert lines[0] == []
+  (line,) = lines[1]
+  assert re.fullmatch(
+    r'classes differ by \d+ times or more in a sample of 2,048 images: '
+    r'2,0\d\d images of rose, \d+ of lily',
+    line,
+  )
 
 
 def sampled(labels, *, start=0, steps=12, batch_size=10, **options):

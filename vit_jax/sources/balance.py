@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.sources import Source, labels_of
-from vit_jax.sources.classes import UNKNOWN
+from vit_jax.sources.classes import UNKNOWN, are_known
 from vit_jax.sources.labels import hint, match_names, read_pairs
-from vit_jax.text import first_few, printable
+from vit_jax.text import first_few, printable, quantity
 
 BALANCED = 'balanced'  # class weights by the inverse of their counts
+SAMPLE = 2048  # images whose labels are read where none are in memory: a quarter of a second
 WORTH_SAYING = 10  # times that classes differ by, from which on a line says so
 NAMED = 3  # classes that an error names
 
@@ -38,11 +39,6 @@ def read_label(source: Source, index: int) -> np.ndarray:
     return np.full(shape, UNKNOWN if shape else -1, np.int32)
   except KeyError:
     raise ValueError(f'{source.describe(index)} has no label to balance classes by') from None
-
-
-def are_known(labels: np.ndarray) -> np.ndarray:
-  """(N,), whether the classes of each image are known."""
-  return labels >= 0 if labels.ndim == 1 else labels.min(1) > UNKNOWN
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -106,28 +102,49 @@ def as_weight(path: str, name: str, value: object) -> float:
 
 
 def described(source: Source, *, balanced: bool) -> list[str]:
-  """Lines on the classes of training, where labels are in memory: unknown ones, and imbalance.
+  """Lines on the classes of training: unknown ones, and imbalance.
 
-  `balanced` says that something is done about it.
+  Labels that are not in memory are read, of no more than SAMPLE images.
+
+  Args:
+    source: of training.
+    balanced: whether something is done about imbalance.
   """
-  labels = labels_of(source)
-  if labels is None or not len(labels):
-    return []
+  labels, sample = labels_of(source), ''
+  if labels is None:
+    source = sampled(source)
+    labels = read_labels(source)
+    sample = f' in a sample of {SAMPLE:,} images' * (len(source) == SAMPLE)
   lines = []
   if unknown := int((~are_known(labels)).sum()):
-    lines.append(f'{unknown:,} images are not trained on, as their classes are unknown')
+    lines.append(f'not trained on, as of unknown class: {quantity(unknown, "image")}{sample}')
   counts = class_counts(labels, len(source.classes))
-  present = np.flatnonzero(counts)
+  present = np.flatnonzero(counts) if not sample else np.arange(len(counts))
   if len(present) < 2:
     return lines
   largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
-  times = counts[largest] / counts[smallest]
+  times = counts[largest] / (expected_at_most(counts[smallest]) if sample else counts[smallest])
   if times >= WORTH_SAYING:
     (most, fewest) = (printable(source.classes[label]) for label in (largest, smallest))
-    line = f'classes differ by {times:,.0f} times: {counts[largest]:,} images of {most}, '
-    line += f'{counts[smallest]:,} of {fewest}'
+    line = f'classes differ by {times:,.0f} times' + f' or more{sample}' * bool(sample)
+    line += (
+      f': {quantity(int(counts[largest]), "image")} of {most}, {counts[smallest]:,} of {fewest}'
+    )
     lines.append(line + '; see objective.class_weights and data.balance' * (not balanced))
   return lines
+
+
+def sampled(source: Source) -> Source:
+  """At most SAMPLE records, the same ones each time."""
+  if len(source) <= SAMPLE:
+    return source
+  rng = np.random.Generator(np.random.Philox(20))
+  return source.subset(np.sort(rng.choice(len(source), SAMPLE, replace=False)))
+
+
+def expected_at_most(count: float) -> float:
+  """The images of a class that a sample is expected to have, at most, where it has so many."""
+  return count + 3 * math.sqrt(count) + 4  # a Poisson count of a mean of 4 is 0 in 2 % of cases
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
