@@ -134,7 +134,7 @@ def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(tmp
   (root / f'{split}a/6.txt').symlink_to('notes.TXT')
   os.mkfifo(root / f'{split}b/7.png')
   expected = {
-    ('wants the package pillow-heif', '.heic'): 2,
+    ("wants pillow-heif: pip install 'vit_jax[heic]'", '.heic'): 2,
     ('no image format that is read', '.txt'): 2,
     ('no image format that is read', ''): 1,
     ('hidden', '.png'): 2,
@@ -160,7 +160,10 @@ def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(tmp
       [*read, 'val/a/1.png'] if split else read
     )
   line = sources.describe_passed_over(source.passed_over)
-  assert line.startswith('passed over: 2 ') and '2 .heic (wants the package pillow-heif)' in line
+  assert (
+    line.startswith('passed over: 2 ')
+    and "2 .heic (wants pillow-heif: pip install 'vit_jax[heic]')" in line
+  )
 
 
 @pytest.mark.parametrize('name', ['.heic', '.avif'])
@@ -1059,6 +1062,36 @@ def test_tables_and_arrays_of_one_class_or_without_train_can_be_measured(pets, k
     0,
   )
   refused("no split 'train'", name)
+
+
+@pytest.mark.parametrize(
+  'names, expected',
+  [
+    (['dev', 'holdout'], {'validation': 'dev', 'test': 'holdout'}),
+    (['Dev Set', 'val-set'], 'several folders of validation'),
+    (['eval'], {'test': 'eval'}),
+    (['valid', 'hold-out'], {'validation': 'valid', 'test': 'hold-out'}),
+    (['dev', 'cat'], None),
+    (['train', 'dev'], {'train': 'train'}),
+  ],
+)
+def test_folders_that_all_have_the_name_of_a_split_are_splits(tmp_path, names, expected):
+  """Classes are called so only beside others, and what lies beside 'train' is not to be seen."""
+  write(tmp_path / 'd', *(f'{name}/rose/{n}.png' for name in names for n in '12'))
+  if isinstance(expected, str):
+    refused(expected, f'folder:{tmp_path}/d')
+    return
+  splits = sources.splits_of(f'folder:{tmp_path}/d')
+  if expected is None:
+    assert splits['train']().classes == ('cat', 'dev')
+    return
+  assert set(splits) - {'validation'} == set(expected) - {'validation'}
+  for split, name in expected.items():
+    assert all(
+      f'/d/{name}/rose/' in splits[split]().describe(i) for i in range(len(splits[split]()))
+    )
+  if names == ['dev', 'holdout']:
+    assert splits['test']().notes == ('folders read as splits: dev as validation, holdout as test',)
 
 
 def test_arrays_may_name_their_classes(tmp_path):

@@ -33,7 +33,10 @@ FORMATS = {  # by the suffix of a file, Pillow's name of its format
   '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF',
 }  # fmt: skip
 NEWER_FORMATS = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # that not every Pillow reads
-PROVIDERS = {'AVIF': 'Pillow 11.3', 'HEIF': 'the package pillow-heif'}  # what a format wants
+PROVIDERS = {
+  'AVIF': 'Pillow 11.3',
+  'HEIF': "pillow-heif: pip install 'vit_jax[heic]'",
+}  # what a format wants
 MAX_PIXELS = 89_478_485  # a file may promise more pixels than memory holds; as Pillow has it
 MAX_SCANS = 500  # of a JPEG: each is a pass over all of its pixels
 MAX_CHANNELS = 512  # as OpenCV has it
@@ -84,7 +87,7 @@ def as_pixels(image: bytes | Image, channels: int = 3) -> Image:
 
 
 def fit_channels(image: Image, channels: int) -> Image:
-  """Pixels (H, W, C) for a model of so many channels: one is repeated for three.
+  """Pixels (H, W, C) for a model of so many channels: grey may be one, or three that are equal.
 
   Raises:
     ValueError: for any other number.
@@ -94,6 +97,8 @@ def fit_channels(image: Image, channels: int) -> Image:
     return image
   if (count, channels) == (1, 3):
     return np.repeat(image, 3, axis=-1)
+  if (count, channels) == (3, 1) and (image == image[..., :1]).all():
+    return image[..., :1]
   raise ValueError(f'images have {quantity(count, "channel")}, wanted {channels}')
 
 

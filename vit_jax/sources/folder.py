@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,8 +28,19 @@ SYSTEM_FOLDERS = (  # that archives, storage devices and desktops make: previews
   b'__MACOSX', b'@eaDir', b'@Recycle', b'#recycle', b'#snapshot', b'$RECYCLE.BIN', b'lost+found',
   b'System Volume Information',
 )  # fmt: skip
+# Further names of splits, where every folder has one of a split: beside others they may be classes,
+# and beside 'train' what is not to be seen
+MORE_SPLITS = {
+  'dev': 'validation',
+  'dev_set': 'validation',
+  'eval': 'test',
+  'evaluation': 'test',
+  'holdout': 'test',
+  'hold_out': 'test',
+  'held_out': 'test',
+}
 RECENT = 2_000_000_000  # ns: FAT counts times in steps of two seconds, the coarsest in use
-FORMAT = 3  # of the index in the cache
+FORMAT = 4  # of the index in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +91,7 @@ def splits(kind: str, path: str) -> Splits:
     index.classes,
     index.files.describe,
     passed_over=index.passed_over,
+    notes=split_notes(index),
     empty_classes=empty_classes(index, indices.get('train', range(0))),
   )
   return sources.with_validation(source, indices, index.files.labels)
@@ -90,6 +103,24 @@ def empty_classes(index: 'Index', train: range) -> tuple[str, ...]:
     return ()
   present = set(index.files.labels[train.start : train.stop].tolist())
   return tuple(name for label, name in enumerate(index.classes) if label not in present)
+
+
+def split_notes(index: 'Index') -> tuple[str, ...]:
+  """A line on folders that are splits by a name of MORE_SPLITS."""
+  if 'train' in index.counts:
+    return ()
+  names = sorted(name for name in index.folders if name and b'/' not in name)
+  words = [
+    f'{printable(name)} as {MORE_SPLITS[split_key(name)]}'
+    for name in names
+    if split_key(name) in MORE_SPLITS
+  ]
+  return (f'folders read as splits: {", ".join(words)}',) * bool(words)
+
+
+def split_key(name: bytes) -> str:
+  """A folder's name without regard to case, and spaces and hyphens as underscores."""
+  return re.sub(r'[\s-]+', '_', printable(name).lower())
 
 
 def indexed(root: bytes) -> 'Index':
@@ -318,20 +349,29 @@ def check_walk(walk: Walk, splits: Mapping[str, bytes], names: Sequence[bytes]) 
 
 
 def split_folders(walk: Walk) -> dict[str, bytes]:
-  """{split: its folder}, in the order of SPLITS; the root is 'train' where there are none."""
+  """{split: its folder}, in the order of SPLITS; the root is 'train' where there are none.
+
+  Names of MORE_SPLITS count where all have the name of a split, and none that of 'train'.
+  """
+  names = walk.listed(b'')[0]
+  splits = sources.SPLIT_NAMES | MORE_SPLITS
+  if not all(split_key(name) in splits for name in names) or any(
+    splits[split_key(name)] == 'train' for name in names
+  ):
+    splits = sources.SPLIT_NAMES
   folders: dict[str, list[bytes]] = {}
-  for name in walk.listed(b'')[0]:
-    if split := sources.SPLIT_NAMES.get(printable(name).lower()):
+  for name in names:
+    if split := splits.get(split_key(name)):
       folders.setdefault(split, []).append(name)
   if not folders:
     return {'train': b''}
   where = printable(walk.root)
-  for split, names in folders.items():
-    if len(names) > 1:
-      raise ValueError(f'{where} has several folders of {split}: {first_few(names_of(names))}')
-  strays = set(walk.listed(b'')[0]) - {names[0] for names in folders.values()}
+  for split, paths in folders.items():
+    if len(paths) > 1:
+      raise ValueError(f'{where} has several folders of {split}: {first_few(names_of(paths))}')
+  strays = set(names) - {paths[0] for paths in folders.values()}
   if strays and 'train' not in folders:
-    others = first_few(names_of(names[0] for names in folders.values()))
+    others = first_few(names_of(paths[0] for paths in folders.values()))
     beside = first_few(names_of(sorted(strays)))
     raise ValueError(f'{where} has {others} but no train, which gives the classes, and {beside}')
   return {split: folders[split][0] for split in sources.SPLITS if split in folders}
