@@ -215,6 +215,7 @@ def test_a_sigmoid_scores_images_of_no_class_as_negatives_and_skips_unknown_ones
     'balanced_accuracy': np.mean([*map(balanced_accuracy_score, truth.T, guess.T)]),
   }
   assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+  assert wanted.keys() <= classify.more_ranks(5, multi_label=True, sigmoid=True).keys()
   for place, row in enumerate(values['classes']):
     hits = (guess[:, place] & truth[:, place]).sum()
     assert row['recall'] == pytest.approx(hits / truth[:, place].sum())
@@ -241,7 +242,8 @@ def test_measures_of_one_label_each_are_those_of_scikit_learn(scores):
     'auroc': np.mean([roc_auc_score(truth == k, ranked[:, k]) for k in present]),
   }
   assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-  assert 'mean_average_precision' not in values
+  ranks = classify.more_ranks(5, multi_label=False, sigmoid=scores == 'sigmoid')
+  assert wanted.keys() <= ranks.keys() <= values.keys()  # no mean average precision
   if scores == 'softmax':
     assert values['loss'] == pytest.approx(log_loss(truth, ranked, labels=range(5)), rel=1e-5)
 
@@ -317,7 +319,12 @@ LETTERS = tuple('abcdefghijkl')
   [
     (NAMES, NAMES, [0, 1, 2, 3, 4], 'the same names'),
     (NAMES[::-1], NAMES, [4, 3, 2, 1, 0], 'by name'),
-    (('dog', 'bee'), NAMES, [3, 1], "by name; the data lacks 3 of the model's 5: ant, cat, elk"),
+    (
+      ('dog', 'bee'),
+      NAMES,
+      [3, 1],
+      "by name; the data lacks 3 of the model's 5: ant, cat, elk; --restrict leaves",
+    ),
     (('caf\u00e9', 'Tea'), ('tea', 'cafe\u0301'), [1, 0], 'without regard to case'),
     (('cat', 'CAT'), ('CAT', 'cat'), [1, 0], 'by name'),
     (TWELVE, AS_TEXT, [AS_TEXT.index(name) for name in TWELVE], 'by name'),
@@ -334,6 +341,8 @@ LETTERS = tuple('abcdefghijkl')
     (WORDS, WNIDS, list(range(1000)), "by ImageNet's order"),
     (WNIDS[7:3:-1], WORDS, [7, 6, 5, 4], "by synset; the data lacks 996 of the model's 1,000"),
     (WNIDS[7:3:-1], NUMBERS, [7, 6, 5, 4], "by synset; the data lacks 996 of the model's 1,000"),
+    (('tench', 'Tiger_Shark'), WORDS, [0, 3], "by WordNet's words; the data lacks 998 of"),
+    (('tiger shark', 'goldfish'), WNIDS, [3, 1], "by WordNet's words"),
   ],
 )
 def test_classes_are_matched(theirs, ours, columns, options):
@@ -353,6 +362,7 @@ def test_classes_are_matched(theirs, ours, columns, options):
     (('007', '7'), ('07', '1'), "not among the model's: 007, 7;"),
     (NUMBERS[:10], NUMBERS, 'the model 1,000, which have numbers for names'),
     (('ant', 'bee'), ('ant', 'bee', 'bee'), 'some have the same name'),
+    (('crane', 'tench'), WORDS, "not among the model's: crane;"),  # a bird, and a machine
     ((), NAMES, '0 of the classes'),
   ],
 )
@@ -472,6 +482,14 @@ def test_numbers_are_names_in_whatever_order_either_side_has_them():
   guess = logits_of(result, 40).argmax(1)
   data = split_of(40, classes=TWELVE, label=lambda i: int(AS_TEXT[guess[i]]))
   assert accuracy.evaluate_model(result, data)['accuracy'] == 1.0
+
+
+def test_a_class_of_which_no_image_can_be_read_from_memory_need_be_none_of_the_models():
+  """As of TFDS, whose labels are read for it; with an image it is refused."""
+  data = split_of(20, classes=(*NAMES, 'fox'), label=lambda i: i % 5)
+  assert accuracy.evaluate_model(model_of(), data)['count'] == 20
+  with pytest.raises(ValueError, match="not among the model's: fox"):
+    accuracy.evaluate_model(model_of(), split_of(20, classes=(*NAMES, 'fox')))
 
 
 def test_a_class_that_the_data_lacks_can_still_be_predicted():

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax import bundle, sharding, sources
 from vit_jax.evaluate import inputs, loop, results
-from vit_jax.sources import imagenet, labels
+from vit_jax.sources import balance, imagenet, labels
 from vit_jax.tasks import classify
 from vit_jax.text import columns, percent, to_stderr
 
@@ -59,14 +59,7 @@ def evaluate_model(
   """
   if not run.classes:
     raise ValueError(f'{run.name} has no head here: knn, fewshot and linear measure its features')
-  matched = labels.match(
-    split.source.classes,
-    run.classes,
-    present=classes_with_images(split.source),
-    subset=imagenet.subset(split.name),
-    restrict=restrict,
-    label_map=label_map,
-  )
+  matched = match_classes(run, split, restrict=restrict, label_map=label_map)
   ready = inputs.preprocess_of(run, split, preprocess)
   task = classify.classify(run.model, classes=matched.names, preprocess=ready, scores=run.scores)
   fixed = {'columns': matched.columns, 'targets': matched.targets}
@@ -81,12 +74,37 @@ def evaluate_model(
   return described | values | {'matched': matched.method}
 
 
-def classes_with_images(source: sources.Source) -> frozenset[str] | None:
-  """Those that some image of a source has; None where only reading all of it would tell."""
-  labels = sources.labels_of(source)
-  if labels is None:
-    return None
-  return frozenset(source.classes[label] for label in np.unique(labels).tolist() if label >= 0)
+def match_classes(
+  run: bundle.Bundle, split: inputs.Split, *, restrict: bool, label_map: str | os.PathLike[str]
+) -> labels.Match:
+  """`labels.match` of a model on a split, whose classes without images need be none of the model's.
+
+  Where labels are not in memory, they are read if a class of the data is none of the model's.
+  """
+  source = split.source
+  in_memory = sources.labels_of(source)
+
+  def match(present: frozenset[str] | None) -> labels.Match:
+    return labels.match(
+      source.classes,
+      run.classes,
+      present=present,
+      subset=imagenet.subset(split.name),
+      restrict=restrict,
+      label_map=label_map,
+    )
+
+  if in_memory is not None:
+    return match(present_classes(source, in_memory))
+  try:
+    return match(None)
+  except ValueError:
+    return match(present_classes(source, balance.read_labels(source)))
+
+
+def present_classes(source: sources.Source, values: np.ndarray) -> frozenset[str]:
+  """The classes of a source that some of its labels have."""
+  return frozenset(source.classes[label] for label in np.unique(values).tolist() if label >= 0)
 
 
 def evaluate_run(

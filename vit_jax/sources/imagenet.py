@@ -5,6 +5,7 @@ of the 200 classes of ImageNet-A (arXiv 1907.07174) or of ImageNet-R (arXiv 2006
 words of WordNet for it.
 """
 
+import collections
 import functools
 import pathlib
 import re
@@ -53,3 +54,18 @@ def subset(source: str) -> frozenset[str] | None:
   kind, _, name = (preset.source if preset else source).partition(':')
   letter = SUBSETS.get(re.split('[:/?]', name)[0]) if kind == 'tfds' else None
   return frozenset(name for name, letters, _ in table() if letter in letters) if letter else None
+
+
+@functools.cache
+def synsets_of_words() -> dict[str, str]:
+  """{word of WordNet, as of `folded`: the only synset that has it}."""
+  counts = collections.Counter(word for _, _, words in table() for word in folded(words))
+  return {
+    word: synset for synset, _, words in table() for word in folded(words) if counts[word] == 1
+  }
+
+
+def synset_of(name: str) -> str:
+  """The synset that a name is, or that alone has its words, as 'tench'; else the name."""
+  matches = {synsets_of_words().get(word, '') for word in folded(name)} - {''}
+  return matches.pop() if len(matches) == 1 else name

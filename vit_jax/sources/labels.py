@@ -65,8 +65,10 @@ def align(
     return Alignment(numbers, f'by their order, as {side} has numbers for names')
   method = 'by name'
   if synsets := in_synsets(data, model):
-    names = match_names(synsets, imagenet.synsets())
-    method = "by ImageNet's order" if synsets == imagenet.synsets() else 'by synset'
+    by_synset = match_names(synsets, imagenet.synsets())
+    names = tuple(label if label >= 0 else other for label, other in zip(by_synset, names))
+    method = 'by synset' if synsets == tuple(data) else "by WordNet's words"
+    method = "by ImageNet's order" if synsets == imagenet.synsets() else method
   elif any(label >= 0 and model[label] != name for name, label in zip(data, names)):
     method = 'by name, without regard to case and leading zeros'
   missing = [name for name, label in zip(data, names) if label < 0]
@@ -176,7 +178,9 @@ def are_unnamed(data: Sequence[str], model: Sequence[str]) -> bool:
 
 def in_synsets(data: Sequence[str], model: Sequence[str]) -> tuple[str, ...]:
   """The data's classes as synsets, if the model's are ImageNet's 1,000 and it has any; else ()."""
-  names = imagenet.synsets() if imagenet.is_complete(data) else tuple(data)
+  names = imagenet.synsets()
+  if not imagenet.is_complete(data):
+    names = tuple(map(imagenet.synset_of, data))
   may_be_imagenet = len(model) == len(imagenet.synsets()) and is_numbers(model)
   if not (imagenet.is_complete(model) or may_be_imagenet):
     return ()
@@ -227,7 +231,7 @@ def scope(
     words += f', restricted to {len(columns)} of {len(model)}'
   if lacking := [model[label] for label in columns if label not in matched]:
     words += f"; the data lacks {len(lacking):,} of the model's {len(model):,}: "
-    words += first_few(lacking, NAMED)
+    words += first_few(lacking, NAMED) + '; --restrict leaves them out'
   if outside := [name for name, label in zip(data, labels) if label < 0 and name in present]:
     words += f'; images of {first_few(outside, NAMED)} are not scored'
   return words
