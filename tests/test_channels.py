@@ -86,6 +86,7 @@ def test_a_file_of_other_bands_than_those_wanted_is_a_bad_image():
 def test_pixels_of_other_channels_than_those_wanted_are_refused_but_for_grey():
   grey = RGB[..., :1]
   np.testing.assert_array_equal(transformed(grey, '', 3), np.repeat(grey, 3, axis=-1))
+  np.testing.assert_array_equal(transformed(np.repeat(grey, 3, axis=-1), '', 1), grey)
   np.testing.assert_array_equal(transformed(BANDS, '', 5), BANDS)
   for image, channels, count in (
     (RGB, 1, '3 channels'),
@@ -319,6 +320,13 @@ def test_a_run_with_other_channels_than_its_images_is_refused(channels, message,
   np.savez(tmp_path / 'bands.npz', images=images, labels=np.arange(24) % 2)
   with pytest.raises(ValueError, match=message):
     plan_of(f'arrays:{tmp_path}/bands.npz', **{'data.channels': channels})
+
+
+def test_the_digits_are_grey_for_one_channel():
+  made = plan.make_plan(
+    config.load('digits', [f'{n}={v}' for n, v in FLAGS.items()] + ['data.channels=1'])
+  )
+  assert made.task.columns['image'].shape[2] == 1
 
 
 def test_a_checkpoint_of_rgb_starts_a_run_on_grey_at_the_sum_of_its_channels(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ LOCATIONS = {
 }
 SAME = {'images': 'as many images', 'classes': 'the same classes'}
 SAME |= {'fixed': 'the same arrays', 'pretrained': 'the same arrays'}
+NAMED = 3  # flags that an error shows
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -244,15 +246,19 @@ def check_config(
   Raises:
     ValueError: if anything else of a run's config differs, but for MAY_DIFFER.
   """
-  differing, moved = [], []
+  differing, moved, flags = [], [], []
   for name, old, new in differing_fields(old_config, new_config):
     if new and name in LOCATIONS and same.keys() >= {*LOCATIONS[name]}:
       reasons = ' and '.join(same[key] for key in LOCATIONS[name])
       moved.append(f'{name} was {old!r} and is {new!r}, with {reasons}')
     elif not name.startswith(MAY_DIFFER):
       differing.append(f'{name} is {old!r} there and {new!r} here')
+      flags.append(f'--config.{name}={old}')
   if differing:
-    raise ValueError(f'{folder} holds another run: {"; ".join(differing)}')
+    raise ValueError(
+      f'{folder} holds another run: {"; ".join(differing)}. To resume it, give what it has, as by '
+      f'{shlex.join(flags[:NAMED])}'
+    )
   return moved
 
 

@@ -5,6 +5,8 @@ import functools
 import numpy as np
 
 from vit_jax.sources import Source, Splits
+from vit_jax.sources.arrays import Pixels
+from vit_jax.sources.classes import numbered
 
 
 @functools.cache
@@ -32,7 +34,7 @@ def splits(kind: str, name: str) -> Splits:
   }
 
   def open_split(begin: int, end: int) -> Source:
-    records = [{'image': images[i], 'label': labels[i]} for i in shuffled[begin:end]]
-    return Source(records, tuple('0123456789'))
+    indices = shuffled[begin:end]
+    return Source(Pixels(images[indices], labels[indices]), numbered(10))
 
   return {split: functools.partial(open_split, *span) for split, span in spans.items()}

@@ -154,9 +154,9 @@ def read_labels(where: str, tables: Mapping[str, 'Dataset'], column: str) -> Lab
     classes, first = numbered_classes(where, numbers)
   if wrong := sorted(number for number in numbers if not first <= number < first + len(classes)):
     raise ValueError(f'{where}: label {wrong[0]} is none of {quantity(len(classes), "class")}')
-  known = [row for each in rows.values() for row in each if row is not None]
-  multi_label = is_list and not (length and all(len(row) == 1 for row in known))
-  width = max([1, *map(len, known)]) if multi_label else 0
+  labelled = [row for each in rows.values() for row in each if row is not None]
+  multi_label = is_list and not (length and all(len(row) == 1 for row in labelled))
+  width = max([1, *map(len, labelled)]) if multi_label else 0
   arrays = {split: as_array(each, first, width) for split, each in rows.items()}
   notes = (*labelling.first_note(classes, first), *encodings.float_note(texts))
   return Labels(classes, arrays, notes)
