@@ -210,11 +210,10 @@ def test_the_file_beside_a_program_tells_all_that_its_caller_needs(program, sour
 def reference():
   """What the documents' code in NumPy and Pillow defines."""
   text = (pathlib.Path(__file__).parents[1] / 'docs' / 'export.md').read_text('utf-8')
-  (code,) = (
-    block for block in re.findall(r'```python\n(.*?)```', text, re.S) if 'prepare(' in block
-  )
   names = {}
-  exec(code, names)
+  for block in re.findall(r'```python\n(.*?)```', text, re.S):
+    if 'def ' in block:
+      exec(block, names)
   return names
 
 
@@ -237,13 +236,14 @@ def test_the_reference_in_the_documents_gives_an_exports_pixels_to_a_grey_level(
 ):
   preprocess = bundle.Preprocess(line.format(repr(method)), size)
   described = describe_steps(preprocess)
+  resample = reference['by_pillow' if described['resize']['antialias'] else 'by_points']
   for height, width in ((61, 83), (97, 50), (20, 27)):
     noise = np.random.default_rng(height).integers(0, 256, (height // 3, width // 3, 3), np.uint8)
     picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     pixels = transforms.compose(preprocess.steps, size)(
       np.asarray(picture), np.random.default_rng(0)
     )
-    theirs = reference['prepare'](picture, **described)
+    theirs = reference['prepare'](picture, **described, resample=resample)
     assert theirs.shape == pixels.shape
     assert np.abs(theirs.astype(int) - pixels).max() <= 1
 

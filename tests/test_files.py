@@ -1,5 +1,6 @@
 """Laws of weight files: what goes in comes out, and no file does more than be read or refused."""
 
+import argparse
 import io
 import json
 import os
@@ -445,6 +446,13 @@ def test_no_pickle_is_ever_obeyed(tmp_path, monkeypatch, protocol):
   members = [('a.npy', file.getvalue() + pickle.dumps(objects, protocol))]
   assert 'Python objects' in refused(tmp_path, 'x.npz', zipped(members))
   assert not (tmp_path / 'evil_was_here').exists()
+
+
+@pytest.mark.parametrize('protocol', (2, 3, 4, 5))
+def test_the_options_of_a_training_script_beside_weights_are_passed_over(protocol):
+  options = argparse.Namespace(lr=0.1, model='vit', crop=[1, 2], parts={'a': None})
+  text = pickle.dumps({'epoch': 3, 'args': options, 'arch': 'vit'}, protocol)
+  assert pickles.unpickle(memoryview(text), None) == {'epoch': 3, 'args': {}, 'arch': 'vit'}
 
 
 def rebuilt(offset=0, shape=(3, 4), strides=(4, 1), *, kind='FloatStorage', key='0', count=12):

@@ -32,7 +32,8 @@ STORAGES = {  # of PyTorch
 ORDERED_DICT = 'collections OrderedDict'
 REBUILD_TENSOR = 'torch._utils _rebuild_tensor_v2'
 REBUILD_PARAMETER = 'torch._utils _rebuild_parameter'
-GLOBALS = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES}
+NAMESPACE = 'argparse Namespace'  # options of a training script beside the weights: passed over
+GLOBALS = {ORDERED_DICT, NAMESPACE, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES}
 PICKLE, OPCODES = 2**26, 1_000_000  # bytes and instructions; a tensor takes 40
 RANK = 32  # dimensions of an array
 
@@ -106,10 +107,10 @@ def unpickle(text: memoryview, storage: Callable[[str, str, int], Storage]) -> T
         stack.append(allowed('{} {}'.format(*popped(stack, 2))))
       case 'BINPERSID':
         stack.append(storage_of(typed(stack.pop(), tuple), storage))
-      case 'REDUCE':
+      case 'REDUCE' | 'NEWOBJ':
         function, arguments = popped(stack, 2)
         stack.append(call(typed(function, Global).name, typed(arguments, tuple)))
-      case 'BUILD':  # gives an OrderedDict attributes, of which no tensor is one
+      case 'BUILD':  # gives an OrderedDict or a Namespace attributes, of which no tensor is one
         stack.pop()
         typed(stack[-1], dict)
       case name if name in LITERALS:
@@ -173,7 +174,7 @@ def storage_of(persistent: tuple[Any, ...], storage: Callable[[str, str, int], S
 
 def call(function: str, arguments: tuple[Any, ...]) -> dict[str, object] | np.ndarray:
   """What a function would give that a pickle may name."""
-  if function == ORDERED_DICT and not arguments:
+  if function in (ORDERED_DICT, NAMESPACE) and not arguments:
     return {}
   if function == REBUILD_TENSOR and len(arguments) >= 4:
     return tensor(*arguments[:4])
