@@ -1,14 +1,20 @@
 """Two processes compute what one computes; each reads its share, one writes."""
 
+import concurrent.futures
+import contextlib
 import json
 import re
 import shutil
+import signal
 import socket
+import time
 
 import numpy as np
 import pytest
+from jax._src.lib import _jax
 
 from tests.test_run import (
+  PLAIN,
   ROOT,
   STEPS,
   cache,
@@ -25,6 +31,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax.evaluate import results
+from vit_jax.guards import processes
 
 __all__ = ['cache', 'whole']
 
@@ -125,6 +132,7 @@ def test_two_processes_leave_what_one_leaves(pair, whole):
     'model/README.md',
     'model/config.json',
     'model/model.safetensors',
+    'model/seal.json',
   }
   assert len(list((pair / 'run').glob('events*'))) == 1
   assert steps_kept(pair / 'run') == [4, STEPS]
@@ -162,3 +170,132 @@ def test_a_usage_error_of_one_process_needs_no_other(cache, tmp_path):
   code, _, err = ended(started(words, environment(cache)))
   assert code == 2 and '--nothing' in err.splitlines()[-1]
   assert ROOT.is_dir() and list(tmp_path.iterdir()) == []
+
+
+# Processes that fail, with two CPU devices between them: each line is all that they print
+
+ENDLESS = PLAIN | {'duration': '4000 steps', 'evaluation.every': '4000 steps'}
+ENDLESS |= {'checkpoint.every': '4000 steps', 'checkpoint.keep_latest': 1}
+
+
+def group_of(folder, cache, count=2, *, present=None, fields=({}, {}), more=()):
+  """The processes of a run, those that are present; the fields of the last hold for others too."""
+  address = f'127.0.0.1:{free_port()}'
+  members = []
+  for index in range(count) if present is None else present:
+    words = ['-m', 'vit_jax.main', '--config=digits', f'--workdir={folder / "run"}']
+    words += flags(ENDLESS | fields[min(index, len(fields) - 1)])
+    words += [f'--coordinator_address={address}', f'--num_processes={count}']
+    words += [f'--process_id={index}', *more]
+    members.append(started(words, environment(cache)))
+  return members
+
+
+def endings(members):
+  """[(exit code, what standard error says), ...]"""
+  return [(code, err) for code, _, err in map(ended, members)]
+
+
+def await_rows(folder, members, count):
+  """Returns when so many rows are in the metrics, which the first process writes."""
+  rows, deadline = folder / 'run/metrics.jsonl', time.monotonic() + 240
+  while not rows.exists() or rows.read_text().count('\n') < count:
+    if any(process.poll() is not None for process in members) or time.monotonic() > deadline:
+      raise AssertionError(f'ended too early: {endings(members)}')
+    time.sleep(0.01)
+
+
+def test_processes_with_different_configs_or_data_say_in_which_fields(cache, tmp_path):
+  fields = ({}, {'seed': 1, 'data.train': 'train[:50%]'})
+  ends = endings(group_of(tmp_path, cache, fields=fields))
+  assert ends[0] == ends[1] and ends[0][0] == 2
+  [line] = ends[0][1].splitlines()
+  assert 'seed is 0 in process 0 and 1 in process 1' in line
+  assert re.search(r'source.images is \d+ in process 0 and \d+ in process 1', line)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_process_that_fails_tells_the_others_why(cache, tmp_path):
+  ends = endings(group_of(tmp_path, cache, fields=({}, {'data.source': '/nowhere'})))
+  assert [code for code, _ in ends] == [2, 2]
+  theirs, line = (err.splitlines() for _, err in ends)
+  assert line[0].startswith("vit train: unknown dataset '/nowhere'") and len(line) == 1
+  assert theirs == [line[0].replace('vit train: ', 'vit train: process 1 of 2: ')]
+
+
+def test_processes_that_did_not_come_are_named(cache, tmp_path):
+  more = ['--initialization_timeout=1']
+  [(code, err)] = endings(group_of(tmp_path, cache, 3, present=[0], more=more))
+  assert code == 1
+  assert err == 'vit train: processes 1, 2 of 3 did not come; the same command resumes\n'
+
+
+def test_a_signal_to_one_process_saves_all_and_a_dead_one_ends_them(cache, tmp_path):
+  members = group_of(tmp_path, cache)
+  await_rows(tmp_path, members, 5)
+  members[1].terminate()
+  assert endings(members) == [(0, ''), (0, '')]
+  [step] = steps_kept(tmp_path / 'run')
+  assert len(losses(tmp_path / 'run')) == step
+  members = group_of(tmp_path, cache, more=['--heartbeat_timeout=3'])
+  await_rows(tmp_path, members, step + 5)
+  members[1].kill()
+  line = 'vit train: process 1 of 2 has not answered for 3 s; the same command resumes\n'
+  assert endings(members) == [(1, line), (-signal.SIGKILL, '')]
+
+
+def test_a_stopped_first_process_ends_the_others(cache, tmp_path):
+  first, second = group_of(tmp_path, cache, more=['--heartbeat_timeout=3'])
+  await_rows(tmp_path, [first, second], 5)
+  first.send_signal(signal.SIGSTOP)
+  line = 'vit train: process 0 of 2 has not answered for 3 s; the same command resumes\n'
+  assert endings([second]) == [(1, line)]
+  first.kill()
+  assert ended(first)[0] == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def groups(count):
+  """Groups of one process each, in threads of this one, that share the store of a coordinator."""
+  address = f'127.0.0.1:{free_port()}'
+  service = _jax.get_distributed_runtime_service(address, count)
+  members = [processes.Group() for _ in range(count)]
+  for index, member in enumerate(members):
+    member.client = _jax.get_distributed_runtime_client(address, index)
+    member.index, member.count = index, count
+  with concurrent.futures.ThreadPoolExecutor(count) as pool:
+    list(pool.map(lambda member: member.client.connect(), members))
+    yield members, pool
+    list(pool.map(lambda member: member.client.shutdown(), members))
+  service.shutdown()
+
+
+def test_all_stop_at_the_first_step_that_none_has_passed():
+  with groups(3) as (members, pool):
+    for member, step in zip(members, (5, 7, 6)):
+      member.step = step
+    list(pool.map(lambda member: member.agree_to_stop(), members))
+    assert [member.last_step for member in members] == [8, 8, 8]
+
+
+COORDINATOR = 'F1130 10:18 7 client.h:80] Terminating process because the JAX distributed service '
+TIMED_OUT = 'detected fatal errors: Barrier timed out. Some timed out task names:\n1\n3\n\nRPC: X\n'
+
+
+@pytest.mark.parametrize(
+  'text, line',
+  [
+    (COORDINATOR + TIMED_OUT, 'processes 1, 3 of 4 did not come'),
+    (
+      COORDINATOR + 'detected fatal errors.\n\nRPC: /RegisterTask',
+      'process 0 of 4 does not answer',
+    ),
+    (COORDINATOR + 'detected fatal errors.\nSocket closed', 'process 0 of 4 has ended'),
+    (COORDINATOR + 'ALREADY_EXISTS: newer incarnation', 'another process was started as process 2'),
+    ('F1130 10:18:45.6 7 a.cc:8] Check failed: x\n*** Check', 'aborted by a library: Check failed'),
+  ],
+)
+def test_an_abort_of_the_coordinators_client_becomes_a_line(text, line):
+  group = processes.Group()
+  group.index, group.count = 2, 4
+  assert group.describe_abort(text).startswith(line)

@@ -173,7 +173,7 @@ class Checkpoints:
     if processes.agreed(fault):
       if fault:
         self.set_aside(step, fault)
-      processes.sync(f'step {step} is set aside')
+      processes.meet(f'the setting aside of step {step}')
       self.manager.reload()
       return None
     items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
@@ -211,7 +211,7 @@ class Checkpoints:
       for step in step_folders(self.folder):
         if fault := self.stranger(step) or self.damaged_numbers(step):
           self.set_aside(step, fault)
-    processes.sync('checkpoints are looked through')
+    processes.meet('the look through the checkpoints')
 
   def set_aside(self, step: int, fault: seals.Fault) -> None:
     """Names a step that is not used, and gives its folder another name."""
@@ -234,15 +234,8 @@ class Checkpoints:
       with files.replacing(folder / name / name) as file:
         file.write(json.dumps(metrics | {'step': float(step)}).encode())  # NaN too, as Orbax does
       seals.add(folder, f'{name}/{name}', self.origin_of(step))
-    processes.sync(f'step {step} is evaluated')
+    processes.meet(f'the evaluation of step {step}')
     self.manager.reload()
-
-  def interrupted(self, step: int) -> bool:
-    """Whether a SIGTERM has come to any of several processes: true for all at the same step.
-
-    `jax.distributed` takes the signal there, in jax 0.10 to 0.12 (tests/test_abilities.py).
-    """
-    return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
   def close(self) -> None:
     """Waits, then frees what Orbax holds; raises like `wait`."""

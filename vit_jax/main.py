@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending
 from vit_jax.commands.flags import Parser, overrides
-from vit_jax.guards import stopping
+from vit_jax.guards import processes, stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,14 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return commands.run('train', lambda: run(args, fields, command=command), errors=())
 
 
+@processes.together()
 def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
   """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
   with contextlib.ExitStack() as stack:
     with ending(BAD_INPUT, *INPUT_ERRORS):
       with stopping.phase('import'):
-        from vit_jax.guards.processes import start_processes
-
-        start_processes(args)
+        processes.start_processes(args)
         from vit_jax import config, plan, train
         from vit_jax.pipeline import DataError
 
@@ -69,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
   hosts.add_argument('--coordinator_address', help='HOST:PORT of process 0')
   hosts.add_argument('--num_processes', type=int)
   hosts.add_argument('--process_id', type=int)
+  for name, (seconds, meaning) in processes.TIMEOUTS.items():
+    hosts.add_argument(
+      f'--{name}_timeout',
+      type=int,
+      default=seconds,
+      metavar='SECONDS',
+      help=f'{meaning}; {seconds}',
+    )
   return flags
 
 

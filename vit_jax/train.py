@@ -167,13 +167,14 @@ def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') ->
     with stopping.phase('data'):
       first = next(batches)
     update = training.display.compiled('training step', updater(plan), state, first, training.fixed)
+    processes.meet('the compiled training step')
     watch = Watch(training, itertools.chain([first], batches), saved.sums_at(step) if step else {})
     with stopping.phase('loop'):
       while step < plan.total and (batch := watch.next_batch()):
         state, measured = update(state, batch, training.fixed)
         step += 1
         watch.add(step, state, batch, measured)
-        if stopping.asked() or over() or saved.interrupted(step):
+        if processes.all_stop(step, stopping.asked() or over()):
           break
         if due(step, plan.evaluate_every, plan.total) or due(
           step, plan.checkpoint_every, plan.total
@@ -406,4 +407,4 @@ def finish(training: Training, state: State, step: int, evaluate: Evaluator) -> 
       bundle.write(training.folder / 'model', model)
     with stopping.phase('card'):
       card.write(training.folder, model, plan.config, step=step)
-  processes.sync('bundle')
+  processes.meet('the model')

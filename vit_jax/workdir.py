@@ -14,10 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vit_jax import files
-from vit_jax.guards import seals
+from vit_jax.guards import processes, seals
 from vit_jax.guards.owner import folder_of
 from vit_jax.text import redacted, to_stderr
 
@@ -102,8 +100,7 @@ def claim(
   folder = folder_of(workdir)
   new_config, data = as_json(config), describe_data(source, fixed_crc)
   start = {'pretrained': pretrained_crc} if pretrained_crc is not None else {}
-  if jax.process_count() > 1:
-    check_processes_agree(new_config)
+  check_processes_agree(new_config, data | start)
   for line in check_belongs(folder, new_config, data, start):
     say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
@@ -307,14 +304,17 @@ def check_data(folder: pathlib.Path, old: dict[str, Any], data: dict[str, Any]) 
     raise ValueError(f'{folder} holds a run on other data: {"; ".join(changes)}')
 
 
-def check_processes_agree(config: dict[str, Any]) -> None:
-  """Raises ValueError if the processes were started with different configs."""
-  from jax.experimental import multihost_utils
-
-  shared = {name: value for name, value in config.items() if name != 'system'}
-  crc = np.asarray(zlib.crc32(json.dumps(shared, sort_keys=True).encode()), np.uint32)
-  if len(set(multihost_utils.process_allgather(crc).ravel().tolist())) > 1:
-    raise ValueError('the processes were started with different configs')
+def check_processes_agree(config: dict[str, Any], data: dict[str, Any]) -> None:
+  """Raises ValueError, with what differs, if processes were started with other configs or data."""
+  shared = {name: value for name, value in config.items() if name != 'system'} | {'source': data}
+  first, *others = map(json.loads, processes.gathered('the config', files.as_json(shared)))
+  for index, other in enumerate(others, start=1):
+    differing = [
+      f'{name} is {old!r:.60} in process 0 and {new!r:.60} in process {index}'
+      for name, old, new in differing_fields(first, other)
+    ]
+    if differing:
+      raise ValueError(f'the processes were started differently: {"; ".join(differing)}')
 
 
 def record(folder: pathlib.Path, command: str) -> None:

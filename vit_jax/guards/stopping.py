@@ -49,6 +49,7 @@ class Process:
     self.number: int | None = None  # of the first signal
     self.asked = False
     self.is_one_of_many = False
+    self.stderr = 2  # file descriptor of messages
 
   @property
   def phase(self) -> str | None:
@@ -76,9 +77,6 @@ class Process:
     if self.number is not None:
       return
     self.number = number
-    if self.is_one_of_many and self.saves:
-      os.kill(os.getpid(), signal.SIGTERM)  # JAX has it, and tells all: they stop at one step
-      return
     if 'loop' in self.phases or self.saves:
       self.asked = True
       line = f'{signal.Signals(number).name}: saving after this step; once more ends at once'
@@ -125,9 +123,9 @@ class Process:
     for function in reversed(self.cleanups):
       with contextlib.suppress(Exception):
         function()
-    for terminal in filter(os.isatty, (1, 2)):
+    for terminal in filter(os.isatty, (1, self.stderr)):
       os.write(terminal, SHOW_CURSOR)
-    os.write(2, line.encode())
+    os.write(self.stderr, line.encode())
 
 
 PROCESS = Process()  # signals come to a process, and so this is one for each
@@ -163,9 +161,12 @@ def next_signal(pipe: int, *, timeout: float | None = None) -> int:
   return 0
 
 
-def join() -> None:
-  """Has a signal raise nothing in the loop, where the other processes may wait for this one."""
-  PROCESS.is_one_of_many = True
+def join(stderr: int) -> None:
+  """Has a signal raise nothing in the loop, where the other processes may wait for this one.
+
+  Messages go to the file descriptor `stderr`.
+  """
+  PROCESS.is_one_of_many, PROCESS.stderr = True, stderr
 
 
 def asked() -> bool:
@@ -213,8 +214,8 @@ def leave(code: int) -> NoReturn:
   """Ends a process that has done what it could, whatever threads of others still wait for."""
   sys.stdout.flush()
   sys.stderr.flush()
-  if PROCESS.number is not None:
-    PROCESS.end(code)  # XLA may crash at shutdown if a compilation was cut off
+  if PROCESS.number is not None or PROCESS.is_one_of_many:
+    PROCESS.end(code)  # XLA may crash at shutdown if a compilation was cut off, or wait for others
   timer = threading.Timer(EXIT, os._exit, [code])
   timer.daemon = True
   timer.start()
@@ -225,8 +226,7 @@ def leave(code: int) -> NoReturn:
 def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
   """Asks the loop to end after its step when the run's time is over: when `time.monotonic()` ends.
 
-  With several processes the first one's clock counts: it tells the others as a scheduler would, by
-  a SIGTERM to itself, see `Checkpoints.interrupted`.
+  With several processes the first one's clock counts, see `processes.all_stop`.
   """
   import jax  # which is slow
 
@@ -234,10 +234,7 @@ def time_limit(ends: float, limit: str, say: Callable[[str], None]) -> Iterator[
 
   def expire() -> None:
     say(f'the time limit, {limit}, is over: saving')
-    if jax.process_count() > 1:
-      os.kill(os.getpid(), signal.SIGTERM)
-    else:
-      over.set()
+    over.set()
 
   if ends == float('inf') or jax.process_index() > 0:
     yield over.is_set
