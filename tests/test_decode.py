@@ -109,6 +109,11 @@ def test_pixels_of_which_black_and_white_are_not_clear_are_refused(values, tags,
     decoding.decode(encoded(values, 'TIFF', tiffinfo=tags))
 
 
+def test_heic_is_decoded_where_its_package_is():
+  pytest.importorskip('pillow_heif')
+  assert np.abs(decoding.decode(encoded(RED, 'HEIF', quality=100)).astype(int) - RED).max() <= 3
+
+
 @pytest.mark.skipif('.avif' not in decoding.formats(), reason='this Pillow reads no AVIF')
 def test_avif_is_decoded_where_pillow_can():
   assert np.abs(decoding.decode(encoded(RED, 'AVIF', quality=100)).astype(int) - RED).max() <= 3

@@ -704,6 +704,22 @@ def test_a_missing_label_is_unknown_as_whatever_it_is_written_and_is_counted(pet
   assert f"labels read as missing, so that their images are of unknown class: 1 '{label}'" in note
 
 
+@pytest.mark.parametrize('kind', ['csv', 'arrays'])
+def test_a_set_of_which_no_label_is_known_is_opened_and_has_no_class(pets, kind):
+  name = (
+    table(pets, [(ANY, '')]) if kind == 'csv' else arrays(pets, x_test=grey(1), y_test=[np.nan])
+  )
+  split = 'train' if kind == 'csv' else 'test'
+  source = sources.open_source(name, split)
+  assert (source.classes, source[0]['label']) == ((), -1)
+
+
+@pytest.mark.parametrize('cell', ["['a', 'b']", '[1, 0]', '[]', '["a"]'])
+def test_the_text_of_a_list_is_no_class(pets, cell):
+  refused("line 2: .* is the text of a list: join labels by '|'", table(pets, [(ANY, cell)]))
+  assert rows_of(table(pets, [(ANY, '[x]'), (ANY, 'y')]))[0] == ('[x]', 'y')
+
+
 def test_another_text_may_be_what_is_missing(pets):
   name = table(pets, [(ANY, label) for label in ('None', '-', 'b')])
   assert rows_of(f'{name}?missing=-') == (('None', 'b'), [0, -1, 1])

@@ -45,7 +45,9 @@ def first_number(labels: Iterable[int]) -> int:
 
 def first_note(classes: Sequence[str], first: int) -> tuple[str, ...]:
   """A line where the label of the first class is not 0."""
-  return (f'labels are numbered from {first}: classes are {classes[0]} to {classes[-1]}',) * first
+  if not first:
+    return ()
+  return (f'labels are numbered from {first}: classes are {classes[0]} to {classes[-1]}',)
 
 
 def folded(name: str) -> str:

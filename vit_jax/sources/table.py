@@ -46,6 +46,7 @@ NAMED = 5  # bad rows that an error names; it counts the others
 UNKNOWN = '?'  # the label of an image whose classes are not known, in any table
 # Of a column that is a class, in lower case
 BITS = {'0': False, '0.0': False, 'false': False, '1': True, '1.0': True, 'true': True}
+LIST = re.compile(r"""\[\s*((\d+|'[^']*'|"[^"]*")\s*(,\s*|(?=\])))*\]""")  # as Python writes it
 OPTIONS = (*COLUMNS, 'missing')  # 'missing': the one text that stands for no label
 
 
@@ -406,7 +407,13 @@ def set_bits(table: Table, cells: Sequence[str], classes: Sequence[str]) -> list
 
 
 def split_labels(cell: str) -> list[str]:
-  """The names of an image's labels, by its cell; [] of an empty one."""
+  """The names of an image's labels, by its cell; [] of an empty one.
+
+  Raises:
+    ValueError: for the text of a list, as pandas writes a column of them.
+  """
+  if LIST.fullmatch(cell.strip()):
+    raise ValueError(f"{printable(cell.strip())} is the text of a list: join labels by '|'")
   return [name.strip() for name in cell.split('|')] if cell.strip() else []
 
 
@@ -550,7 +557,10 @@ def labels_of_cells(
     labels = [[''] if row is None else list(map(str, row)) for row in bits]
     table.multi_label = any(len(names) != 1 for names in labels)
     return labels, classes or labelling.numbered(length)
-  labels = list(map(label_names, cells))
+  try:
+    labels = list(map(label_names, cells))
+  except ValueError as error:
+    raise ValueError(f'{table.where}: {error}') from None
   table.multi_label = bool(lists) or any(len(names) > 1 for names in labels)
   return labels, classes
 
