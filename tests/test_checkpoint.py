@@ -5,6 +5,7 @@ import errno
 import json
 import re
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import pytest
 from tests.test_run import (
   assert_same_bits,
   cache,
-  checkpoints_of,
   contents,
   environment,
   names_by_step,
@@ -26,7 +26,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax import checkpoint
-from vit_jax.guards import seals
+from vit_jax.guards import owner, seals, writing
 
 __all__ = ['cache', 'whole']
 
@@ -345,26 +345,101 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_spares_the_others(t
   assert last == 'then 1'
 
 
-def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_the_step_before(
-  whole, tmp_path, monkeypatch, capsys
-):
-  """Which is there, though but one is to be kept: a step that is not sealed gets no name."""
-  fields = {'checkpoint.keep_latest': 1}
+def refusing(steps, monkeypatch):
+  """The disk is full when one of these steps is sealed; `monkeypatch` ends it."""
   sealed = checkpoint.seal
 
   def full(folder, origin):
-    if folder.name.startswith('3'):
+    if int(folder.name.partition('.')[0]) in steps:
       raise OSError(errno.ENOSPC, 'No space left on device')
     sealed(folder, origin)
 
+  monkeypatch.setattr(checkpoint, 'seal', full)
+
+
+def test_a_checkpoint_that_a_full_disk_refuses_is_said_once_and_the_run_is_what_it_would_be(
+  whole, tmp_path, monkeypatch, capsys
+):
+  refusing({3, 4}, monkeypatch)
+  assert vit_train(tmp_path, {'checkpoint.keep_latest': 1}) == 0
+  output = capsys.readouterr()
+  lines = [line for line in output.out.splitlines() if line.startswith('checkpoint ')]
+  step = f'checkpoint {tmp_path}/checkpoints'
+  refused = (
+    'could not be written: No space left on device; the newest is 2; saves again when it can'
+  )
+  assert lines == [f'{step}/3 {refused}', f'{step}/5 is written'] and output.err == ''
+  assert_same_bits(state_of(tmp_path), state_of(whole))
+  assert rows_of(tmp_path) == rows_of(whole)
+  assert owner.read(tmp_path)['last_save']['step'] == 8
+
+
+def test_a_run_whose_disk_stays_full_ends_with_1_and_keeps_its_newest_checkpoint(
+  whole, tmp_path, monkeypatch, capsys
+):
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, 'seal', full)
-    assert vit_train(tmp_path, fields) == 1
-  [line] = capsys.readouterr().err.splitlines()
-  assert 'checkpoints/3 could not be written' in line and 'No space left' in line
-  with checkpoints_of(tmp_path) as saved:
-    assert saved.steps() == [2]
+    patch.setattr(writing, 'RETRY_FOR', 0)
+    refusing(range(3, 9), patch)
+    assert vit_train(tmp_path, {'checkpoint.keep_latest': 1}) == 1
+  output = capsys.readouterr()
+  [line] = output.err.splitlines()
+  assert line == (
+    f'vit train: checkpoint {tmp_path}/checkpoints/8 could not be written: '
+    'No space left on device; the newest is 2'
+  )
+  assert output.out.count('could not be written') == 1
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2']
+  status = owner.read(tmp_path)
+  assert (status['state'], status['message']) == ('failed', line.removeprefix('vit train: '))
   assert_same_bits(state_of(tmp_path, 2), state_of(whole, 2))
+
+
+def test_a_refused_checkpoint_is_owed_after_a_while_and_one_that_is_needed_is_waited_for(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(writing, 'RETRY_EVERY', 0.05)
+  lines = []
+  with saving(tmp_path, say=lines.append) as saved:
+    with monkeypatch.context() as patch:
+      refusing({1}, patch)
+      saved.save(1, small(1))
+      while not saved.refused:
+        assert not saved.is_owed()
+      while not saved.is_owed():
+        pass
+      timer = threading.Timer(0.2, patch.undo)  # the disk has room again
+      timer.start()
+      saved.save(1, small(1), surely=True)
+      timer.join()
+    assert saved.is_saved(1) and not saved.is_owed()
+    assert_same_bits(saved.restore_step(1, like()), small(1))
+  assert len(lines) == 2 and lines[0].endswith('there is no other; saves again when it can')
+
+
+def test_a_folder_that_vanished_gets_no_checkpoint_and_the_next_when_it_is_back(tmp_path):
+  folder, lines = tmp_path / 'checkpoints', []
+  with saving(folder, say=lines.append) as saved:
+    saved.save(1, small(1))
+    assert saved.is_saved(1)
+    folder.rename(tmp_path / 'away')
+    saved.save(2, small(2))
+    assert not saved.is_saved(2) and not folder.exists()
+    (tmp_path / 'away').rename(folder)
+    saved.save(3, small(3), surely=True)
+    assert saved.steps() == [3]
+  assert len(lines) == 2 and 'No such file or directory' in lines[0]
+
+
+def test_a_save_that_never_ends_is_an_error_in_time(tmp_path, monkeypatch):
+  hung = threading.Event()
+  monkeypatch.setattr(writing, 'SAVE_LIMIT', 0.1)
+  monkeypatch.setattr(checkpoint, 'seal', lambda *_: hung.wait())
+  saved = checkpoint.Checkpoints(tmp_path, metric='accuracy', sign=1)
+  saved.save(1, small(1))
+  with pytest.raises(OSError, match='1 could not be written: the disk has not answered for 0 s'):
+    saved.wait()
+  hung.set()
+  saved.close()
 
 
 def test_a_file_where_the_checkpoints_should_be_is_one_line(tmp_path, capsys):

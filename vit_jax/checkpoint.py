@@ -5,22 +5,30 @@ written before the step gets its name; it is used only while its files are as th
 if it is this run's and of the step that its name says.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
 import logging
 import os
 import pathlib
+import shutil
+import time
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from vit_jax import files, models
-from vit_jax.guards import processes, seals, stopping
+from vit_jax.guards import processes, seals, stopping, writing
 from vit_jax.models import Tree
+
+CLOSES = 2  # tries with a manager whose threads have failed
+if TYPE_CHECKING:
+  from orbax.checkpoint import CheckpointManager
 
 METRICS = 'metrics/metrics'  # Orbax's file of the numbers of a step's evaluation
 
@@ -50,23 +58,35 @@ class Checkpoints:
     total: int | None = None,
     say: Callable[[str], None] = logging.warning,
   ):
+    self.folder = pathlib.Path(folder).absolute()
+    self.metric, self.sign, self.say, self.saving = metric, sign, say, -1
+    self.keep_latest, self.keep_best = keep_latest, keep_best
+    self.is_writing = self.refused = self.broken = False
+    self.again = 0.0  # when to try to write again, in `time.monotonic()`
+    self.latest: dict[str, Any] = {}  # 'step' and 'time' of what was written last, by this start
+    self.origin, self.total = origin or seals.Origin(), total
+    self.faulty = False  # whether any step was set aside
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.set_strangers_aside()
+    self.manager = self.make_manager()
+
+  def make_manager(self) -> 'CheckpointManager':
+    """Orbax's own, of what the folder holds now."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-    self.folder = pathlib.Path(folder).absolute()
-    self.metric, self.sign, self.say, self.saving = metric, sign, say, -1
-    self.origin, self.total = origin or seals.Origin(), total
-    self.faulty = False  # whether any step was set aside
-    self.set_strangers_aside()
-    best = keep.BestN(get_metric_fn=self.rank, n=keep_best, keep_checkpoints_without_metrics=False)
-    policy = keep.AnyPreservationPolicy([keep.LatestN(keep_latest), best])
+    n, latest = self.keep_best, keep.LatestN(self.keep_latest)
+    best = keep.BestN(get_metric_fn=self.rank, n=n, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy,
+      preservation_policy=keep.AnyPreservationPolicy([latest, best]),
       best_fn=self.rank,  # without it Orbax drops the metrics
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self.seal_saved),
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self.seal_saved,
+        create_directories_asynchronously=False,  # a thread waits for those that cannot be made
+      ),
     )
-    self.manager = ocp.CheckpointManager(self.folder, item_names=('state', 'sums'), options=options)
+    return ocp.CheckpointManager(self.folder, item_names=('state', 'sums'), options=options)
 
   def rank(self, metrics: dict[str, float]) -> tuple[float, float]:
     """Orders evaluated steps, best last; of equal ones the earlier is better."""
@@ -79,25 +99,113 @@ class Checkpoints:
     state: Tree,
     metrics: dict[str, float] | None = None,
     sums: dict[str, Any] | None = None,
+    *,
+    surely: bool = False,
   ) -> None:
-    """Starts to write the state; returns once it is copied off the device; raises like `wait`.
+    """Starts to write the state; returns once it is copied off the device.
+
+    What the disk refuses is said once, and `is_owed` says when to save again.
 
     Args:
       step: of the state.
       state: a tree of arrays, of all processes together.
       metrics: of the evaluation at this step, if there was one.
       sums: of the steps since the last logged row, see `sums_at`.
+      surely: returns once it is written, and tries for minutes.
+
+    Raises:
+      OSError: if that was in vain, or one of several processes was refused.
     """
+
+    def write() -> None:
+      self.begin(step, state, metrics, sums)
+      if surely:
+        self.wait()
+
+    with stopping.phase('save'):
+      self.attempt(self.wait)
+      if surely and jax.process_count() == 1:
+        writing.persistently(write, self.report)
+      else:
+        self.attempt(write)
+
+  def attempt(self, action: Callable[[], None]) -> None:
+    """Does what the disk may refuse; one of several processes ends then, for a save is of all."""
+    try:
+      action()
+    except OSError as error:
+      if jax.process_count() > 1:
+        raise
+      self.report(error)
+
+  def report(self, error: OSError) -> None:
+    """Says what the disk refuses, once until it is well."""
+    if not self.refused:
+      self.say(f'{error}; saves again when it can')
+    self.refused, self.again = True, time.monotonic() + writing.RETRY_EVERY
+
+  def is_owed(self) -> bool:
+    """Whether what was to be saved could not be written, and may be now; looks without waiting."""
+    if jax.process_count() == 1 and self.is_writing and not self.manager.is_saving_in_progress():
+      self.attempt(self.wait)
+    return self.refused and time.monotonic() > self.again
+
+  def is_saved(self, step: int) -> bool:
+    """Whether this start of the run has written a step; waits until it is or cannot be."""
+    self.attempt(self.wait)
+    return self.latest.get('step') == step
+
+  def begin(
+    self, step: int, state: Tree, metrics: dict[str, float] | None, sums: dict[str, Any] | None
+  ) -> None:
+    """Starts to write a state, or raises OSError; see `save`."""
     import orbax.checkpoint as ocp
 
-    self.wait()
     self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
     state_args, sums_args = ocp.args.StandardSave(state), ocp.args.JsonSave(sums or {})
     items = ocp.args.Composite(state=state_args, sums=sums_args)
     allowed = jax.transfer_guard_device_to_host('allow')  # the copy that is meant
-    with stopping.phase('save'), allowed:
+    with self.refusing(), allowed:
+      self.mend()
       self.manager.save(step, args=items, metrics=ranked, force=True)
+      self.is_writing = True
+
+  def mend(self) -> None:
+    """Makes the manager anew after a refusal: Orbax's has lost count of the steps, and errors.
+
+    A folder that is gone is not made anew: where its disk was detached, nobody would look for it.
+    """
+    writing.in_time(lambda: os.scandir(self.folder).close(), writing.PROBE)
+    if self.broken:
+      self.free()
+      self.manager = self.make_manager()
+      self.broken = False
+
+  def free(self) -> None:
+    """Frees what Orbax holds, but of a manager whose disk does not answer."""
+    if self.broken and self.manager.is_saving_in_progress():
+      return
+    for _ in range(CLOSES if self.broken else 0):  # each error of its threads is raised once more
+      with contextlib.suppress(Exception):
+        return self.manager.close()
+    self.manager.close()
+
+  @contextlib.contextmanager
+  def refusing(self) -> Iterator[None]:
+    """Turns whatever the storage raises into an OSError, and takes away what was half written."""
+    from orbax.checkpoint.path import step as names
+
+    try:
+      yield
+    except Exception as error:  # from OSError to ValueError, from threads too
+      self.broken, self.is_writing = True, False
+      for path in self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(path, ignore_errors=True)  # it may have filled the disk
+      newest = next(iter(step_folders(self.folder)), None)
+      other = f'the newest is {newest}' if newest is not None else 'there is no other'
+      line = f'checkpoint {self.folder / str(self.saving)} could not be written'
+      raise OSError(f'{line}: {writing.reason(error)}; {other}') from error
 
   def seal_saved(self) -> None:
     """Seals the step that is being saved.
@@ -116,12 +224,15 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""
-    try:
-      with stopping.phase('save'):
-        self.manager.wait_until_finished()
-    except Exception as error:  # whatever the storage raised in the background
-      step = self.folder / str(self.saving)
-      raise OSError(f'checkpoint {step} could not be written: {error}') from error
+    if not self.is_writing:
+      return
+    with stopping.phase('save'), self.refusing():
+      writing.in_time(self.manager.wait_until_finished, writing.SAVE_LIMIT)
+    now = datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds')
+    self.is_writing, self.latest = False, {'step': self.saving, 'time': now}
+    if self.refused:
+      self.say(f'checkpoint {self.folder / str(self.saving)} is written')
+    self.refused = False
 
   def steps(self) -> list[int]:
     """The steps in the folder, oldest first, damaged ones too."""
@@ -129,7 +240,8 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The evaluated step with the best metric; None before the first."""
-    self.wait()  # Orbax reads a step's metrics under its name
+    self.attempt(self.wait)  # Orbax reads a step's metrics under its name
+    self.mend()
     measured = {step: metrics for step in self.steps() if (metrics := self.manager.metrics(step))}
     return max(measured, key=lambda step: self.rank(measured[step]), default=None)
 
@@ -142,6 +254,7 @@ class Checkpoints:
     steps = self.steps()
     for step in reversed(steps):
       if (state := self.restore_step(step, like)) is not None:
+        self.latest = {'step': step}
         return step, state
     if steps or self.faulty:
       self.say(f'{self.folder} holds no intact checkpoint: the run starts anew')
@@ -240,7 +353,7 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, then frees what Orbax holds; raises like `wait`."""
     self.wait()
-    self.manager.close()
+    self.free()
 
 
 def seal(step: pathlib.Path, origin: seals.Origin) -> None:

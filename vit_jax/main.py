@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser().parse_args(other_words)
   compiled.keep()
   # What Orbax logs is either meant, or raised as well.
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   command = f'{start} {shlex.join(words)}'
   with stopping.phase('run'):
     return commands.run('train', lambda: run(args, fields, command=command), errors=())

@@ -103,12 +103,17 @@ class Log:
     for logger in self.others:
       self.guarded(logger, functools.partial(logger.write, step, values))
 
+  def flush(self) -> None:
+    """Writes the rows that wait, where the disk takes them."""
+    for appender in (self.rows, self.events) if self.writes else ():
+      with contextlib.suppress(OSError):
+        appender.flush()
+
   def settle(self) -> None:
     """Returns when all rows are written; OSError if the disk refuses them for minutes."""
     if self.writes:
+      self.flush()  # TensorBoard's are a copy: one try is enough
       writing.persistently(self.rows.flush)
-      with contextlib.suppress(OSError):  # TensorBoard's are a copy
-        self.events.flush()
 
   def close(self) -> None:
     for logger in self.others if self.writes else ():

@@ -176,15 +176,15 @@ def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') ->
         watch.add(step, state, batch, measured)
         if processes.all_stop(step, stopping.asked() or over()):
           break
-        if due(step, plan.evaluate_every, plan.total) or due(
-          step, plan.checkpoint_every, plan.total
-        ):
+        periods = (plan.evaluate_every, plan.checkpoint_every)
+        if any(due(step, every, plan.total) for every in periods) or saved.is_owed():
           watch.save(step, state, evaluate)
           if is_stale(training, step):
             break
-      if step > max(start, saved.saving):
-        watch.save(step, state, evaluate)
+      if step > start and not saved.is_saved(step):
+        watch.save(step, state, evaluate, surely=True)
       watch.settle(state)
+      training.owner.update(last_save=saved.latest)
   return step, state
 
 
@@ -291,6 +291,7 @@ class Watch:
     self.training, self.batches = training, batches
     self.meter = metrics.Meter(training.plan.task.read, sums)
     self.pending: tuple[int, Batch, Measured] | None = None
+    self.evaluated: dict[int, dict[str, float]] = {}  # the latest evaluation, by its step
 
   def next_batch(self) -> Batch | None:
     """The next batch; None where a signal ends the wait for it."""
@@ -298,15 +299,22 @@ class Watch:
       return self.meter.waiting(lambda: next(self.batches))
     return None
 
-  def save(self, step: int, state: State, evaluate: 'Evaluator') -> None:
-    """Saves a state, with its evaluation if that is due and no signal ends it."""
-    plan, values = self.training.plan, None
+  def save(self, step: int, state: State, evaluate: 'Evaluator', *, surely: bool = False) -> None:
+    """Saves a state, with its evaluation if that is due and no signal ends it.
+
+    What is not saved `surely` may be lost on a full disk: a later state takes its place, but where
+    patience may want this one.
+    """
+    plan = self.training.plan
     self.settle(state)
     with self.meter.paused():
-      if due(step, plan.evaluate_every, plan.total):
+      if due(step, plan.evaluate_every, plan.total) and step not in self.evaluated:
         with contextlib.suppress(stopping.Stopped):
-          values = evaluate(step, state)
-      self.training.saved.save(step, state, values, self.meter.state())
+          self.evaluated = {step: evaluate(step, state)}
+      values = self.evaluated.get(step)
+      surely = surely or bool(plan.patience and values)
+      self.training.log.flush()  # a run that resumes here has the rows up to here
+      self.training.saved.save(step, state, values, self.meter.state(), surely=surely)
 
   def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:
     """Takes the numbers of the update to `step`, and reads those of the one before."""
@@ -328,7 +336,7 @@ class Watch:
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
     self.training.display.step(step)
-    self.training.owner.update(step=step)
+    self.training.owner.update(step=step, last_save=self.training.saved.latest)
     if due(step, self.training.plan.log_every, self.training.plan.total):
       self.log(step)
 

@@ -99,7 +99,8 @@ class Protocol:
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if tasks were left out."""
-  logging.getLogger('absl').setLevel(logging.CRITICAL)  # as in `vit train`
+  for name in ('absl', 'asyncio'):  # as in `vit train`
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     if args.show:
       report = read_results(pathlib.Path(args.workdir))

@@ -4,9 +4,11 @@ import contextlib
 import errno
 import os
 import pathlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import BinaryIO, TypeVar
 
 from vit_jax.guards.owner import LOCK
@@ -14,6 +16,8 @@ from vit_jax.guards.owner import LOCK
 T = TypeVar('T')
 RETRY_EVERY = 10.0  # seconds from one try to the next
 RETRY_FOR = 300.0  # seconds that a run waits for its disk where it cannot do without
+PROBE = 60.0  # seconds that a disk may take to say that a folder is there
+SAVE_LIMIT = 3600.0  # seconds that a checkpoint may take: 360 GB at 100 MB/s
 CODES = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EIO', 'ENOENT', 'EACCES', 'ESTALE')
 
 
@@ -80,8 +84,14 @@ class Appender:
     self.size = None
 
 
-def persistently(action: Callable[[], T]) -> T:
+def persistently(
+  action: Callable[[], T], report: Callable[[OSError], object] = lambda error: None
+) -> T:
   """The result of an action that writes what a run cannot do without.
+
+  Args:
+    action: is tried again while it raises OSError.
+    report: takes each of them that is not the last.
 
   Raises:
     OSError: of the last try, when the disk has refused for RETRY_FOR seconds.
@@ -90,10 +100,33 @@ def persistently(action: Callable[[], T]) -> T:
   while True:
     try:
       return action()
-    except OSError:
+    except OSError as error:
       if time.monotonic() + RETRY_EVERY > end:
         raise
+      report(error)
     time.sleep(RETRY_EVERY)
+
+
+def in_time(action: Callable[[], T], seconds: float) -> T:
+  """The result of an action on a disk; TimeoutError where that does not answer.
+
+  The action, in a thread of its own, waits on.
+  """
+  outcome: Future[T] = Future()
+
+  def run() -> None:
+    try:
+      outcome.set_result(action())
+    except BaseException as error:
+      outcome.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  try:
+    return outcome.result(seconds)
+  except TimeoutError:
+    if outcome.done():
+      raise
+    raise TimeoutError(f'the disk has not answered for {seconds:.0f} s') from None
 
 
 def reason(error: BaseException) -> str:
