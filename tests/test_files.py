@@ -396,13 +396,10 @@ def test_without_pytorch_its_old_format_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-  'name, asked', [('namespace', 'argparse.Namespace'), ('evil', 'posix.system')]
-)
-def test_code_in_a_file_of_pytorch_is_named_and_not_run(tmp_path, monkeypatch, name, asked):
+def test_code_in_a_file_of_pytorch_is_named_and_not_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for read in (weights.read, weights.read_torch_restricted):
-    assert f'asks for {asked!r}' in refusal(DATA / f'{name}.pth', read)
+    assert "asks for 'posix.system'" in refusal(DATA / 'evil.pth', read)
   assert refusal(DATA / 'evil_legacy.pth')
   assert not list(tmp_path.iterdir())
 
@@ -450,6 +447,7 @@ def test_no_pickle_is_ever_obeyed(tmp_path, monkeypatch, protocol):
 
 @pytest.mark.parametrize('protocol', (2, 3, 4, 5))
 def test_the_options_of_a_training_script_beside_weights_are_passed_over(protocol):
+  assert_same(weights.read(DATA / 'namespace.pth'), {'model.w': GRID})
   options = argparse.Namespace(lr=0.1, model='vit', crop=[1, 2], parts={'a': None})
   text = pickle.dumps({'epoch': 3, 'args': options, 'arch': 'vit'}, protocol)
   assert pickles.unpickle(memoryview(text), None) == {'epoch': 3, 'args': {}, 'arch': 'vit'}

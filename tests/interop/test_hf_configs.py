@@ -249,10 +249,27 @@ def test_timms_preprocessing_goes_in_and_out(peer, tmp_path):
 def test_a_model_of_timm_is_read_as_transformers_saves_it(kind, tmp_path):
   fields = {'img_size': 64, 'embed_dim': 64, 'depth': 1, 'num_heads': 2}
   config = transformers.TimmWrapperConfig.from_dict(
-    {'architecture': 'deit3_small_patch16_224', 'num_classes': 7, 'model_args': fields}
+    {
+      'architecture': 'deit3_small_patch16_224',
+      'num_classes': 7,
+      'model_args': fields,
+      'problem_type': 'multi_label_classification',
+    }
   )
   module = peers.seeded(getattr(transformers, kind)(config))
   module.save_pretrained(tmp_path)
   images = ours.pictures((64, 64))
   theirs = peers.run(peers.whichever, module, images)['logits'].numpy()
+  run = vit_jax.load(tmp_path)
+  assert run.scores == 'sigmoid'
+  ours.check_bisected(ours.trace(run, images), {'logits': theirs})
+
+
+def test_relative_positions_in_bfloat16_that_all_layers_share_are_added_in_float32(tmp_path):
+  fields = SMALL | {'use_relative_position_bias': True, 'use_shared_relative_position_bias': True}
+  module = peers.seeded(transformers.BeitModel(transformers.BeitConfig(**fields)))
+  module.to(torch.bfloat16).save_pretrained(tmp_path)
+  images = ours.pictures((64, 64))
+  call = lambda module, images: peers.pooled(module(images))  # noqa: E731
+  theirs = peers.run(call, module.float(), images)['logits'].numpy()
   ours.check_bisected(ours.trace(vit_jax.load(tmp_path), images), {'logits': theirs})

@@ -7,6 +7,8 @@ the patches, normalised after, unless `use_mean_pooling` is false.
 import re
 from typing import Any
 
+import numpy as np
+
 from vit_jax.convert import huggingface, kinds
 from vit_jax.convert.architecture import RELATIVE, relative_distances
 from vit_jax.convert.engine import Arrays, Declared, Family, renamed, rows
@@ -82,7 +84,8 @@ def tidy(arrays: Arrays) -> Arrays:
   for layer in {match[0] for name in out if (match := re.match(r'encoder\.layer\.\d+', name))}:
     name = f'{layer}.attention.attention.{TABLE}'
     single = out.get(name)
-    out[name] = shared if single is None or single.shape != shared.shape else single + shared
+    alone = single is None or single.shape != shared.shape
+    out[name] = shared if alone else np.add(single, shared, dtype=np.float32)
   return out
 
 

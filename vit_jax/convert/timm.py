@@ -422,6 +422,7 @@ PRETRAINED = {
 FIELDS = PRETRAINED | {  # at the top, too, in files from before there was `pretrained_cfg`
   'architecture': kinds.TEXT,
   'architectures': kinds.TEXTS,
+  'problem_type': kinds.one_of(*kinds.PROBLEMS),  # of a model saved through transformers
   'model_args': {
     'embed_dim': kinds.COUNT,
     'depth': kinds.LAYERS,

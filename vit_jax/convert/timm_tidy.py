@@ -50,7 +50,7 @@ def tidy_naflex(arrays: Arrays) -> Arrays:
   rows, columns = out.get('pos_embed_y'), out.get('pos_embed_x')
   if rows is not None and columns is not None and are_factors(rows, columns):
     del out['pos_embed_y'], out['pos_embed_x']
-    grid = rows[:, :, None] + columns[:, None]  # (1, R, C, D)
+    grid = np.add(rows[:, :, None], columns[:, None], dtype=np.float32)  # (1, R, C, D)
     out['pos_embed'] = grid.reshape(1, -1, grid.shape[-1])
   return out
 
@@ -130,7 +130,8 @@ def with_relative_positions(arrays: Arrays) -> Arrays:
     if match := shared.fullmatch(name):
       for layer in layers:
         single = out.get(f'{layer}attn.{match[1]}')
-        both = array if single is None or single.shape != array.shape else single + array
+        alone = single is None or single.shape != array.shape
+        both = array if alone else np.add(single, array, dtype=np.float32)
         out[f'{layer}attn.{match[1]}'] = both
   return out
 
