@@ -84,8 +84,10 @@ def tidy(arrays: Arrays) -> Arrays:
   for layer in {match[0] for name in out if (match := re.match(r'encoder\.layer\.\d+', name))}:
     name = f'{layer}.attention.attention.{TABLE}'
     single = out.get(name)
-    alone = single is None or single.shape != shared.shape
-    out[name] = shared if alone else np.add(single, shared, dtype=np.float32)
+    if single is not None and single.shape == shared.shape:
+      out[name] = np.add(single, shared, dtype=np.float32)
+    else:
+      out[name] = shared
   return out
 
 

@@ -130,8 +130,9 @@ def with_relative_positions(arrays: Arrays) -> Arrays:
     if match := shared.fullmatch(name):
       for layer in layers:
         single = out.get(f'{layer}attn.{match[1]}')
-        alone = single is None or single.shape != array.shape
-        both = array if alone else np.add(single, array, dtype=np.float32)
+        both = array
+        if single is not None and single.shape == array.shape:
+          both = np.add(single, array, dtype=np.float32)
         out[f'{layer}attn.{match[1]}'] = both
   return out
 
