@@ -154,7 +154,7 @@ def read(folder: pathlib.Path, evaluation: dict[str, Any] | None) -> Facts:
   except ERRORS as error:
     return with_omission(facts, f'the model could not be read: {one_line(error)}')
   if line := model.not_finite:
-    return with_omission(facts, f'the model cannot be shown: {line}')
+    return with_omission(facts, f'the model has parameters that are not finite: {line}')
   return dataclasses.replace(facts, model=model)
 
 
