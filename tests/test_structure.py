@@ -131,3 +131,16 @@ def test_one_class_name_has_one_meaning(library):
 def test_few_annotations_are_any(library):
   places = [f'{place}: {kind}' for kind, place in anys(library)]
   assert len(places) <= ANY, f'{len(places)}\n' + '\n'.join(places)
+
+
+def test_every_line_is_printed_by_the_module_that_escapes(library):
+  """JSON is ASCII; the others print nothing of a stranger's."""
+  others = {'vit_jax.text', 'vit_jax.commands.bench', 'vit_jax.__main__'}
+  bare = [
+    source.at(node)
+    for name, source in library.items()
+    for node in source.nodes(ast.Call)
+    if name not in others and getattr(node.func, 'id', '') == 'print'
+    if not (node.args and 'as_json(' in ast.unparse(node.args[0]))
+  ]
+  assert not bare, '\n'.join(bare)

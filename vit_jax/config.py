@@ -20,36 +20,71 @@ from vit_jax.tasks import distil
 from vit_jax.text import to_stderr
 
 SHIPPED = pathlib.Path(__file__).parent / 'configs'
-INF = float('inf')
-RANGES = {  # min, and what it must be below
+TEXT = 10_000  # characters of a text, or parts of a tuple
+SIDE, UNITS, COUNT, REAL = 2**14, 2**18, 2**20, 1e6  # far beyond use: what they refuse is a slip
+RANGES = {  # min, and what it must be below; of a tuple, each part
   'seed': (0, 2**32),
-  'batch_size': (1, INF),
-  'accumulate': (1, INF),
+  'batch_size': (1, COUNT),
+  'accumulate': (1, COUNT),
   'ema': (0, 1),
-  'data.repeats': (1, INF),
+  'image_size': (1, SIDE),
+  'model.patch': (1, SIDE),
+  'model.width': (1, UNITS),
+  'model.depth': (0, UNITS),
+  'model.heads': (1, UNITS),
+  'model.mlp_dim': (1, UNITS),
+  'model.tokens_dim': (1, UNITS),
+  'model.blocks': (0, UNITS),
+  'model.width_factor': (1, UNITS),
+  'model.pool_heads': (1, UNITS),
+  'model.pool_mlp_dim': (1, UNITS),
+  'model.rope_theta': (0, REAL * REAL),
+  'model.rope_offset': (-REAL, REAL),
+  'model.rope_reference': (1, SIDE),
+  'model.relative_hidden': (1, UNITS),
+  'model.representation': (0, UNITS),
+  'model.registers': (0, UNITS),
+  'model.stem': (0, UNITS),
+  'model.stem_width': (1, UNITS),
+  'model.layer_scale': (-REAL, REAL),
+  'model.drop_path': (0, 1),
+  'model.dropout': (0, 1),
+  'model.attention_dropout': (0, 1),
+  'model.norm_eps': (0, REAL),
+  'model.head_bias': (-REAL, REAL),
+  'model.unroll': (1, UNITS),
+  'data.repeats': (1, COUNT),
   'data.channels': (1, MAX_CHANNELS + 1),
+  'data.mean': (-REAL, REAL),
+  'data.std': (0, REAL),
   'objective.smoothing': (0, 1),
-  'objective.mixup': (0, INF),
-  'objective.cutmix': (0, INF),
-  'objective.gamma': (0, INF),
-  'optimizer.weight_decay': (0, INF),
-  'optimizer.clip': (0, INF),
+  'objective.mixup': (0, REAL),
+  'objective.cutmix': (0, REAL),
+  'objective.gamma': (0, REAL),
+  'teacher.temperature': (0, REAL),
+  'teacher.weight': (0, REAL),
+  'optimizer.weight_decay': (0, REAL),
+  'optimizer.clip': (0, REAL * REAL),
   'optimizer.b1': (0, 1),
   'optimizer.b2': (0, 1),
-  'optimizer.eps': (0, INF),
+  'optimizer.eps': (0, REAL),
   'optimizer.momentum': (0, 1),
-  'optimizer.sam': (0, INF),
-  'optimizer.gsam': (0, INF),
-  'optimizer.sam_min': (0, INF),
-  'freeze.layers': (0, INF),
-  'schedule.learning_rate': (0, INF),
-  'schedule.end': (0, INF),
-  'schedule.factor': (0, INF),
-  'checkpoint.keep_latest': (1, INF),
-  'checkpoint.keep_best': (1, INF),
-  'system.threads': (1, INF),
-  'system.workers': (0, INF),
-  'system.prefetch': (0, INF),
+  'optimizer.layer_decay': (0, REAL),
+  'optimizer.sam': (0, REAL),
+  'optimizer.gsam': (0, REAL),
+  'optimizer.sam_min': (0, REAL),
+  'freeze.layers': (0, UNITS),
+  'schedule.learning_rate': (0, REAL),
+  'schedule.end': (0, REAL),
+  'schedule.factor': (0, REAL),
+  'checkpoint.keep_latest': (1, COUNT),
+  'checkpoint.keep_best': (1, COUNT),
+  'system.data': (-1, COUNT),
+  'system.fsdp': (1, COUNT),
+  'system.tensor': (1, COUNT),
+  'system.threads': (1, 1025),
+  'system.workers': (0, 1025),
+  'system.prefetch': (0, 1025),
 }
 EXAMPLES = {'data.antialias': True, 'system.log_every': '50 steps'}  # where the default is None
 LEVELS = ('data.mean', 'data.std')  # None, or a number for each of data.channels
@@ -164,6 +199,8 @@ def assign(config: ConfigDict, override: str) -> str:
     return f'{override!r} is not FIELD=VALUE'
   if field in OLD:
     return assign_old(config, field, text)
+  if len(field) > TEXT or len(text) > TEXT:
+    return f'{field[:80]} has {len(text):,} characters, at most {TEXT:,} are read'
   if field not in (fields := flat(default())):
     return unknown_field(field, list(fields))
   try:
@@ -190,7 +227,7 @@ def literal(text: str) -> object:
   """'3' -> 3, '1e-3' -> 0.001, '8,8' -> (8, 8), 'true' -> True, None -> None; text as it is."""
   try:
     return ast.literal_eval(text.title() if text.lower() in ('true', 'false') else text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deep
     return text
 
 
@@ -218,8 +255,9 @@ def range_errors(config: ConfigDict) -> Iterator[str]:
   fields = flat(config)
   for field, (low, high) in RANGES.items():
     value = fields[field][0]
-    if not low <= value < high:
-      yield f'{field} is {value}, must be at least {low}' + f' and below {high}' * (high < INF)
+    parts = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(isinstance(part, int | float) and low <= part < high for part in parts):
+      yield f'{field} is {shown(value)}, must be at least {low} and below {high}'
 
 
 def value_errors(config: ConfigDict) -> Iterator[str]:
@@ -270,6 +308,8 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, tuple[Any, type]]:
 
 def as_field(field: str, value: object, standard: object, kind: type) -> object:
   """A value in the type of that field, by its default or its example."""
+  if isinstance(value, str | tuple | list) and len(value) > TEXT:
+    raise ValueError(f'has a length of {len(value):,}, at most {TEXT:,} is read')
   example = EXAMPLES.get(field) if standard is None and value is not None else standard
   if field in LEVELS and value is not None:
     value = value if isinstance(value, tuple | list) else (value,)
@@ -295,12 +335,20 @@ def coerced(value: object, standard: object, kind: type) -> object:
     if len(value) == len(items):
       item = type(items[0])
       return tuple(coerced(part, item(), item) for part in value)
-  elif kind is float and type(value) is int:
+  elif kind is float and type(value) is int and abs(value) < 2**63:
     return float(value)
   elif type(value) is kind:
     return value
   wanted = kind.__name__ + (f' of {len(items)}' if items else '')
-  raise ValueError(f'is {value!r}, not {wanted}{" or None" * (standard is None)}')
+  raise ValueError(f'is {shown(value)}, not {wanted}{" or None" * (standard is None)}')
+
+
+def shown(value: object) -> str:
+  """A value as Python writes it, which it does not do of very large numbers."""
+  try:
+    return repr(value)
+  except (ValueError, RecursionError):
+    return f'{type(value).__name__} of unprintable size'
 
 
 def is_duration(value: object) -> bool:

@@ -49,9 +49,17 @@ def read_object(path: Path) -> dict[str, Any]:
     return read_json(pathlib.Path(path).read_bytes())
 
 
+def parse(text: str) -> JSON:
+  """The value of a text in JSON, in which no name comes twice; ValueError if it is none."""
+  try:
+    return json.loads(text, object_pairs_hook=distinct)
+  except RecursionError:
+    raise ValueError('its JSON is nested too deep') from None
+
+
 def read_json(text: bytes) -> dict[str, Any]:
   """A JSON object; no name in it may come twice."""
-  value = json.loads(text.decode(), object_pairs_hook=distinct)
+  value = parse(text.decode())
   if not isinstance(value, dict):
     raise ValueError('its JSON is not an object')
   return value

@@ -33,6 +33,9 @@ UNIT = re.compile(r'stage(\d+)/unit(\d+)/')  # of BiT, at the start of a name
 HEADS = ('head', 'head_dist', 'projection')
 
 
+MAX_STEPS = 2**31  # a step is an int32
+
+
 def steps(duration: object, *, epoch: float, total: int | None = None) -> int:
   """A duration in steps, rounded to the nearest; at least one, but for 0.
 
@@ -49,7 +52,9 @@ def steps(duration: object, *, epoch: float, total: int | None = None) -> int:
   if unit == 'step' and count % 1:
     raise ValueError(f'{duration!r} is not a whole number of steps')
   unit_steps = {'step': 1.0, 'epoch': epoch, '%': (total or 0) / 100}
-  return max(round(count * unit_steps[unit]), 1) if count else 0
+  if (total_steps := count * unit_steps[unit]) >= MAX_STEPS:
+    raise ValueError(f'{duration!r} is {total_steps:.3g} steps, must be below {MAX_STEPS:,}')
+  return max(round(total_steps), 1) if count else 0
 
 
 def seconds(text: str) -> int:

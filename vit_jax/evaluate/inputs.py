@@ -5,7 +5,6 @@ N images, B of them in a batch.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import bundle, pipeline, sharding, sources
+from vit_jax import bundle, files, pipeline, sharding, sources
 from vit_jax.sources import Record, Source, columns
 from vit_jax.tasks import Batch
 from vit_jax.text import quantity, to_stderr
@@ -77,7 +76,7 @@ def data_of(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   file = pathlib.Path(path) / 'config.json'
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    config = json.loads(file.read_text('utf-8'))
+    config = files.read_object(file)
     if isinstance(config['data']['source'], str):
       return config['data']
   raise ValueError(f'{path} is not the folder of a run: it names no data; --on SOURCE does')

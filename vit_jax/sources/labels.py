@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.files import distinct
+from vit_jax import files
 from vit_jax.sources import delimited, encodings, imagenet
 from vit_jax.sources.classes import MAX_GAPS, NUMBER, folded
 from vit_jax.text import first_few, nearest, quantity
@@ -277,7 +277,7 @@ def read_pairs(path: str | os.PathLike[str], columns: tuple[str, str]) -> Mappin
   if path.suffix.lower() in ('.csv', '.tsv'):
     return read_columns(path, *columns)
   try:
-    pairs = json.loads(path.read_text('utf-8-sig'), object_pairs_hook=distinct)
+    pairs = files.parse(path.read_text('utf-8-sig'))
   except ValueError as error:
     reason = '' if isinstance(error, json.JSONDecodeError | UnicodeError) else f' ({error})'
     raise ValueError(f'{path} is damaged: neither JSON nor, as .csv, a table{reason}') from None
