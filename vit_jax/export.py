@@ -469,8 +469,7 @@ def load(path: str | os.PathLike[str]) -> Program:
   if description.get('sha256') != digest(path):
     raise ValueError(f'{path} is damaged: it is not the file that {beside(path)} describes')
   try:
-    with np.load(path) as arrays:
-      params = {name: arrays[name] for name in arrays.files}
+    params = weights.read_npz(path)
     exported = jax.export.deserialize(bytearray(params.pop(PROGRAM)))
     program = Program(
       classes=tuple(map(str, description['classes'])),

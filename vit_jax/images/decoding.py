@@ -6,6 +6,7 @@ channel), RGB (3) or RGBA (4); for another number of channels a file must have a
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import io
@@ -275,9 +276,26 @@ def silence_pillow() -> None:
 
   For the whole process and for good: `warnings.catch_warnings` would race between threads.
   """
+  silence_libtiff()
   logging.getLogger('PIL').addHandler(SILENCE)
   if ('ignore', None, Warning, PILLOW, 0) not in warnings.filters:
     warnings.filterwarnings('ignore', module=PILLOW.pattern)
+
+
+@functools.cache
+def silence_libtiff() -> None:
+  """What libtiff prints on standard error of a damaged file, Pillow raises as well.
+
+  It is looked up through Pillow's own library, which is linked to it, but for Windows.
+  """
+  from PIL import Image as pil
+
+  with contextlib.suppress(OSError, AttributeError):
+    library = ctypes.CDLL(pil.core.__file__)
+    for name in ('TIFFSetErrorHandler', 'TIFFSetWarningHandler'):
+      set_handler = getattr(library, name)
+      set_handler.argtypes, set_handler.restype = (ctypes.c_void_p,), ctypes.c_void_p
+      set_handler(None)
 
 
 def check_pixels(height: int, width: int) -> None:

@@ -95,7 +95,9 @@ class Archive:
     """An array of the file, of plain numbers or text."""
     try:
       with open(self.path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-        return archive[name]
+        if not isinstance(array := archive[name], np.ndarray):
+          raise ValueError('a member that is no array')
+        return array
     except Exception as error:  # as above
       if 'allow_pickle' in str(error):
         raise ValueError(f'{self.where}, {name}: an array of objects; must be numbers') from None
