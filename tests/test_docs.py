@@ -606,11 +606,12 @@ def test_a_pod_ends_with_zero_only_where_the_run_is_finished(does, signalled, co
   vit_.write_text(f'#!/usr/bin/env bash\n{does.replace("RUN", str(run))}\n')
   vit_.chmod(0o755)
   script = script.replace('/shared/runs/b16', str(run)).replace('{1..30}', '{1..1}')
-  env = os.environ | {'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'}
+  env = os.environ | {'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}', 'POD': '1'}
   process = subprocess.Popen(['bash', '-c', script], env=env, stdout=subprocess.PIPE, text=True)
   with process:
     if signalled:
-      assert process.stdout.readline() == 'ready\n'
+      for _ in range(8):  # GPUs
+        assert process.stdout.readline() == 'ready\n'
       process.terminate()
     assert process.wait(20) == code
 
@@ -620,8 +621,12 @@ def test_the_kubernetes_variables_are_those_that_are_read():
   spec = job['spec']['template']['spec']
   names = {variable['name']: variable for variable in spec['containers'][0]['env']}
   flags = ('coordinator_address', 'num_processes', 'process_id')
-  assert set(names) == {f'JAX_{flag.upper()}' for flag in flags}
-  assert int(names['JAX_NUM_PROCESSES']['value']) == job['spec']['completions']
+  (script,) = spec['containers'][0]['args']
+  assert set(re.findall('JAX_[A-Z_]+', script)) == {'JAX_LOCAL_DEVICE_IDS', 'JAX_PROCESS_ID'}
+  assert set(names) - {'POD'} | {'JAX_PROCESS_ID'} == {f'JAX_{flag.upper()}' for flag in flags}
+  gpus = spec['containers'][0]['resources']['limits']['nvidia.com/gpu']
+  assert f'{{0..{gpus - 1}}}' in script and f'{gpus} * POD + gpu' in script
+  assert int(names['JAX_NUM_PROCESSES']['value']) == gpus * job['spec']['completions']
   (service,) = [part for part in manifests() if part['kind'] == 'Service']
   assert spec['subdomain'] == service['metadata']['name']
   first = f'{job["metadata"]["name"]}-0.{service["metadata"]["name"]}'
@@ -629,7 +634,7 @@ def test_the_kubernetes_variables_are_those_that_are_read():
 
 
 def test_the_messages_told_are_those_of_the_code():
-  code = '\n'.join(path.read_text() for path in (ROOT / 'vit_jax').glob('*.py'))
+  code = '\n'.join(path.read_text() for path in (ROOT / 'vit_jax').rglob('*.py'))
   for row in table('what is said', SCALE_OUT):
     (message,) = coded(row[0])
     parts = [part.strip() for part in re.split(r'\.\.\.|\bN\b', message)]

@@ -68,7 +68,9 @@ class Group:
     self.index, self.count = state.process_id, state.num_processes
     self.heartbeat, self.patience = heartbeat, patience
     self.silent = dict.fromkeys(range(self.count if self.index == 0 else 1), 0.0)
-    stopping.at_exit(lambda: self.tell(FAILED, f'{self.name(self.index)} was ended by a signal'))
+    stopping.at_exit(
+      lambda: self.tell(0, f'{self.name(self.index)} was ended by a signal; {RESUMES}')
+    )
     self.threads = [threading.Thread(target=f, daemon=True) for f in (self.beat, self.listen)]
     for thread in self.threads:
       thread.start()
