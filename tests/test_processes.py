@@ -278,6 +278,18 @@ def test_all_stop_at_the_first_step_that_none_has_passed():
     assert [member.last_step for member in members] == [8, 8, 8]
 
 
+def test_the_process_that_is_furthest_behind_is_named_and_ends_the_run():
+  group = processes.Group()
+  group.count, group.silent = 3, {0: 0.0, 1: 0.0, 2: 0.0}
+  group.heartbeat, group.patience = 50.0, 100.0
+  for number in range(5):  # all beat, every 25 s
+    beats = {0: processes.Beat(number, 7, 'loop'), 1: processes.Beat(number, 6, 'data')}
+    group.hear(beats | {2: processes.Beat(number, 7, 'loop')})
+    reason = group.overdue(25.0)
+    assert (reason is None) == (number < 4)
+  assert reason == 'process 1 of 3 (step 6, data) has not gone on for 100 s'
+
+
 COORDINATOR = 'F1130 10:18 7 client.h:80] Terminating process because the JAX distributed service '
 TIMED_OUT = 'detected fatal errors: Barrier timed out. Some timed out task names:\n1\n3\n\nRPC: X\n'
 

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from vit_jax.guards import native, stopping
-from vit_jax.text import one_line
+from vit_jax.text import one_line, to_stderr
 
 BEATS, VERDICTS, STOP = 'vit_jax/beats', 'vit_jax/verdicts', 'vit_jax/stop'
 INTERVAL = 1.0  # seconds between beats
+STILL = 60.0  # seconds without progress until the first line about it
 LINGER = 5.0  # seconds that process 0, with the store, leaves the others to read why it ends
 FAILED = 1  # exit code, as of `commands`
 RESUMES = 'the same command resumes'
@@ -39,6 +40,14 @@ class Client(Protocol):
   def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
 
 
+class Beat(NamedTuple):
+  """What a process says of itself once in a while."""
+
+  number: int
+  step: int
+  phase: str | None  # of `stopping`
+
+
 class Group:
   """The processes of a run, seen from one of them; it is alone until it joins the others."""
 
@@ -47,7 +56,9 @@ class Group:
   def __init__(self) -> None:
     self.index, self.count = 0, 1
     self.heartbeat, self.patience = 20.0, 3600.0
-    self.beats: dict[int, str] = {}
+    self.beats: dict[int, Beat] = {}
+    self.still, self.due = 0.0, STILL  # seconds without progress, and until a line about it
+    self.meeting = False  # whether the main thread waits for the others
     self.silent: dict[int, float] = {}  # seconds since each was heard, but not while suspended
     self.asks, self.reported, self.over = threading.Event(), threading.Event(), threading.Event()
     self.stepping = threading.Lock()
@@ -59,7 +70,7 @@ class Group:
 
     Args:
       heartbeat: seconds without a beat after which a process counts as dead.
-      patience: seconds that one waits for another that lives, such as for a slower compiler.
+      patience: seconds that the run may stay at one step and phase, such as for a compiler.
     """
     from jax._src import distributed
 
@@ -93,7 +104,8 @@ class Group:
     try:
       for number in itertools.count():
         self.write(BEATS, json.dumps([number, self.step, stopping.PROCESS.phase]))
-        self.hear(self.read(BEATS) if self.index == 0 else {0: str(number)})
+        beats = self.read(BEATS) if self.index == 0 else {0: json.dumps([number, 0, None])}
+        self.hear({index: Beat(*json.loads(text)) for index, text in beats.items()})
         self.obey(self.read(VERDICTS))
         if agreement.ident is None and (self.asks.is_set() or self.read(STOP)):
           agreement.start()
@@ -102,10 +114,14 @@ class Group:
     except RuntimeError:  # the store is gone
       self.end(FAILED, f'{self.name(0)} has ended; {RESUMES}')
 
-  def hear(self, beats: dict[int, str]) -> None:
-    """Takes note of the processes that have beaten since the last time."""
-    for index in (index for index, text in beats.items() if self.beats.get(index) != text):
-      self.silent[index] = 0.0
+  def hear(self, beats: dict[int, Beat]) -> None:
+    """Takes note of the processes that have beaten since the last time, and of progress."""
+    for index, beat in beats.items():
+      previous = self.beats.get(index)
+      if beat != previous:
+        self.silent[index] = 0.0
+      if self.index == 0 and (previous is None or beat[1:] != previous[1:]):
+        self.still, self.due = 0.0, STILL
     self.beats = beats
 
   def listen(self) -> None:
@@ -114,11 +130,28 @@ class Group:
     It makes no call that may block: where process 0 is stopped, `beat` hangs in one.
     """
     while not self.over.wait(INTERVAL):
-      for index in self.silent:
-        self.silent[index] += INTERVAL
-        if self.silent[index] > self.heartbeat:
-          message = f'{self.name(index)} has not answered for {self.heartbeat:.0f} s; {RESUMES}'
-          self.end(FAILED, message, tells=message if self.index == 0 else None)
+      if message := self.overdue(INTERVAL):
+        message = f'{message}; {RESUMES}'
+        self.end(FAILED, message, tells=message if self.index == 0 else None)
+      if self.still > self.due and (self.meeting or stopping.PROCESS.phase == 'loop'):
+        to_stderr(f'vit train: waiting for {self.slowest()} for {self.still:.0f} s')
+        self.due = 2 * self.still
+
+  def overdue(self, seconds: float) -> str | None:
+    """Which process has not been heard for too long, so many seconds on, or does not go on."""
+    self.still += seconds if self.index == 0 else 0
+    for index in self.silent:
+      self.silent[index] += seconds
+      if self.silent[index] > self.heartbeat:
+        return f'{self.name(index)} has not answered for {self.heartbeat:.0f} s'
+    if self.still > self.patience:
+      return f'{self.slowest()} has not gone on for {self.patience:.0f} s'
+    return None
+
+  def slowest(self) -> str:
+    """The process that is furthest behind, and what it does."""
+    index = min(self.beats, key=lambda index: (self.beats[index].step, -index))
+    return f'{self.name(index)} (step {self.beats[index].step}, {self.beats[index].phase})'
 
   def obey(self, verdicts: dict[int, str]) -> None:
     """Ends this process where another has said why it ends."""
@@ -220,7 +253,7 @@ def start_processes(args: argparse.Namespace) -> None:
 TIMEOUTS = {  # seconds, of flags that end in _timeout
   'initialization': (300, 'that the processes have to come'),
   'heartbeat': (20, 'of silence after which a process counts as dead'),
-  'barrier': (3600, 'that a process waits for another that lives, such as for a slower compiler'),
+  'stall': (3600, 'that a run may stay at one step and phase, such as to compile or evaluate'),
 }
 
 
@@ -231,7 +264,7 @@ def join(
   *,
   initialization: int,
   heartbeat: int,
-  barrier: int,
+  stall: int,
 ) -> None:
   """Joins the other processes of a run, which ends with the first of them that fails.
 
@@ -239,7 +272,7 @@ def join(
     address: HOST:PORT of process 0; None: JAX finds it, as it does count and index.
     count: of processes.
     index: of this process, from 0.
-    initialization, heartbeat, barrier: seconds, see TIMEOUTS.
+    initialization, heartbeat, stall: seconds, see TIMEOUTS.
   """
   import jax
   from jax._src import distributed
@@ -265,7 +298,7 @@ def join(
     raise ValueError(f'cannot join the other processes: {error}') from error
   finally:
     distributed._jax.get_distributed_runtime_service = start
-  GROUP.join(heartbeat, barrier)
+  GROUP.join(heartbeat, stall)
 
 
 @contextlib.contextmanager
@@ -315,6 +348,7 @@ def meet(name: str) -> None:
   """Waits for all processes; TimeoutError names those that live and did not come."""
   if GROUP.count == 1:
     return
+  GROUP.meeting = True
   try:
     GROUP.client.wait_at_barrier(name, int(1000 * GROUP.patience))
   except RuntimeError as error:
@@ -323,14 +357,5 @@ def meet(name: str) -> None:
     indices = map(int, missing[-1].split())
     line = f'{GROUP.name(*indices)} did not come to {name} within {GROUP.patience:.0f} s'
     raise TimeoutError(line) from error
-
-
-def slowest() -> str:
-  """What the process is doing that is furthest behind; '' where there is no other."""
-  if GROUP.count == 1:
-    return ''
-  with contextlib.suppress(RuntimeError):
-    beats = {index: json.loads(text) for index, text in GROUP.read(BEATS).items()}
-    index = min(beats.keys() - {GROUP.index}, key=lambda index: beats[index][1])
-    return f'{GROUP.name(index)}, step {beats[index][1]}: {beats[index][2]}'
-  return ''
+  finally:
+    GROUP.meeting = False
