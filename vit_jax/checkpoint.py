@@ -184,24 +184,30 @@ class Checkpoints:
 
   def free(self) -> None:
     """Frees what Orbax holds, but of a manager whose disk does not answer."""
-    if self.broken and self.manager.is_saving_in_progress():
-      return
-    for _ in range(CLOSES if self.broken else 0):  # each error of its threads is raised once more
-      with contextlib.suppress(Exception):
-        return self.manager.close()
-    self.manager.close()
+    if not self.broken:
+      self.manager.close()
+    elif not self.manager.is_saving_in_progress():
+      for _ in range(CLOSES):  # each error of its threads is raised once more
+        with contextlib.suppress(Exception):
+          self.manager.close()
+          break
+      self.remove_unfinished()  # a thread may have written on
+
+  def remove_unfinished(self) -> None:
+    """Removes what is half written of the step that was to be saved: it may have filled the disk."""
+    from orbax.checkpoint.path import step as names
+
+    for path in self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*'):
+      shutil.rmtree(path, ignore_errors=True)
 
   @contextlib.contextmanager
   def refusing(self) -> Iterator[None]:
     """Turns whatever the storage raises into an OSError, and takes away what was half written."""
-    from orbax.checkpoint.path import step as names
-
     try:
       yield
     except Exception as error:  # from OSError to ValueError, from threads too
       self.broken, self.is_writing = True, False
-      for path in self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*'):
-        shutil.rmtree(path, ignore_errors=True)  # it may have filled the disk
+      self.remove_unfinished()
       newest = next(iter(step_folders(self.folder)), None)
       other = f'the newest is {newest}' if newest is not None else 'there is no other'
       line = f'checkpoint {self.folder / str(self.saving)} could not be written'
