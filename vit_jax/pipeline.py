@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.guards.writing import Appender
 from vit_jax.images.decoding import BadImage
 from vit_jax.sources import Source
 from vit_jax.sources.balance import Groups
@@ -79,7 +80,7 @@ class Unreadable:
     if policy not in POLICIES:
       raise ValueError(f'unknown policy {policy!r}; known: {", ".join(POLICIES)}')
     self.source, self.policy, self.say, self.limit = source, policy, say, limit
-    self.file, self.indices = file, read_indices(file)
+    self.rows, self.indices = Appender(file, say) if file else None, read_indices(file)
 
   @property
   def count(self) -> int:
@@ -98,9 +99,8 @@ class Unreadable:
       self.indices.add(index)
       if self.count <= MAX_NAMED:
         self.say(line + '; more are counted, not named' * (self.count == MAX_NAMED))
-      if self.file:
-        with self.file.open('a', encoding='utf-8') as lines:
-          lines.write(f'{index} {line}\n')
+      if self.rows:
+        self.rows.write(f'{index} {line}\n'.encode(errors='backslashreplace'))
       if self.limit is not None and self.count > self.limit * len(self.source):
         count = f'{self.count} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
         raise DataError(f'{count}; the last: {line}')
