@@ -194,7 +194,7 @@ class Checkpoints:
       self.remove_unfinished()  # a thread may have written on
 
   def remove_unfinished(self) -> None:
-    """Removes what is half written of the step that was to be saved: it may have filled the disk."""
+    """Removes what is half written of the step to be saved: it may have filled the disk."""
     from orbax.checkpoint.path import step as names
 
     for path in self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*'):
