@@ -294,6 +294,9 @@ COORDINATOR = 'F1130 10:18 7 client.h:80] Terminating process because the JAX di
 TIMED_OUT = 'detected fatal errors: Barrier timed out. Some timed out task names:\n1\n3\n\nRPC: X\n'
 
 
+RESTARTED = 'ABORTED: 1 unexpectedly tried to connect with a different incarnation. It has likely'
+
+
 @pytest.mark.parametrize(
   'text, line',
   [
@@ -303,11 +306,12 @@ TIMED_OUT = 'detected fatal errors: Barrier timed out. Some timed out task names
       'process 0 of 4 does not answer',
     ),
     (COORDINATOR + 'detected fatal errors.\nSocket closed', 'process 0 of 4 has ended'),
-    (COORDINATOR + 'ALREADY_EXISTS: newer incarnation', 'another process was started as process 2'),
-    ('F1130 10:18:45.6 7 a.cc:8] Check failed: x\n*** Check', 'aborted by a library: Check failed'),
+    (COORDINATOR + 'ALREADY_EXISTS: newer incarnation', 'process 2 of 4 was started twice'),
+    (COORDINATOR + RESTARTED, 'process 1 of 4 was started again'),
+    ('F1130 10:18:45.6 7 a.cc:8] Check failed: x\n*** Check', None),
   ],
 )
-def test_an_abort_of_the_coordinators_client_becomes_a_line(text, line):
+def test_an_error_of_the_coordinator_becomes_a_line(text, line):
   group = processes.Group()
   group.index, group.count = 2, 4
-  assert group.describe_abort(text).startswith(line)
+  assert group.describe_end(text) == line

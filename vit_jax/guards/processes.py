@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol, cast
 
 from vit_jax.guards import native, stopping
-from vit_jax.text import one_line, to_stderr
+from vit_jax.text import message_line, one_line, to_stderr
 
 BEATS, VERDICTS, STOP = 'vit_jax/beats', 'vit_jax/verdicts', 'vit_jax/stop'
 INTERVAL = 1.0  # seconds between beats
@@ -111,8 +111,8 @@ class Group:
           agreement.start()
         if self.over.wait(INTERVAL):
           return
-    except RuntimeError:  # the store is gone
-      self.end(FAILED, f'{self.name(0)} has ended; {RESUMES}')
+    except RuntimeError as error:  # the store is gone, or has a verdict of JAX's
+      self.end(FAILED, f'{self.describe_end(str(error)) or f"{self.name(0)} has ended"}; {RESUMES}')
 
   def hear(self, beats: dict[int, Beat]) -> None:
     """Takes note of the processes that have beaten since the last time, and of progress."""
@@ -186,20 +186,25 @@ class Group:
     if self.over.is_set():  # all is written, and the others are leaving
       os._exit(0)
     self.reported.set()
-    stopping.end(FAILED, f'vit train: {self.describe_abort(text)}; {RESUMES}\n')
+    fatal = re.findall(r'^F\d{4} [^\]]*\] (.*)', text, re.MULTILINE)
+    reason = (
+      self.describe_end(text) or f'aborted by a library: {fatal[-1] if fatal else text[-200:]}'
+    )
+    stopping.end(FAILED, message_line(f'vit train: {reason}; {RESUMES}') + '\n')
 
-  def describe_abort(self, text: str) -> str:
-    """The words for what C++ wrote as it aborted."""
-    if missing := MISSING.findall(text):
-      return f'{self.name(*map(int, missing[-1].split()))} did not come'
+  def describe_end(self, text: str) -> str | None:
+    """The words for an error of JAX's coordinator, or its client; None for another error."""
+    if missing := missing_in(text):
+      return f'{self.name(*missing)} did not come'
+    if again := re.search(r'ABORTED: (\d+) unexpectedly tried to connect', text):
+      return f'{self.name(int(again[1]))} was started again'
     if 'newer incarnation' in text:
-      return f'another process was started as {self.name(self.index)}'
+      return f'{self.name(self.index)} was started twice'
     if 'RegisterTask' in text:
       return f'{self.name(0)} does not answer'
     if 'distributed service' in text:
-      return f'{self.name(0)} has ended'
-    fatal = re.findall(r'^F\d{4} [^\]]*\] (.*)', text, re.MULTILINE)
-    return one_line(f'aborted by a library: {fatal[-1] if fatal else text[-200:]}')
+      return f'{self.name(0)} has ended' if self.index else 'another process has ended'
+    return None
 
   def agree_to_stop(self) -> None:
     """Has all processes stop at the first step that none has passed; in a thread of its own."""
@@ -344,6 +349,12 @@ def agreed(value: object) -> bool:
   return gathered('agreed', str(bool(value)))[0] == 'True'
 
 
+def missing_in(text: str) -> list[int]:
+  """The processes that an error of the coordinator says have not come."""
+  lists = MISSING.findall(text)
+  return sorted(map(int, lists[-1].split())) if lists else []
+
+
 def meet(name: str) -> None:
   """Waits for all processes; TimeoutError names those that live and did not come."""
   if GROUP.count == 1:
@@ -352,10 +363,9 @@ def meet(name: str) -> None:
   try:
     GROUP.client.wait_at_barrier(name, int(1000 * GROUP.patience))
   except RuntimeError as error:
-    if not (missing := MISSING.findall(str(error))):
+    if not (missing := missing_in(str(error))):
       raise
-    indices = map(int, missing[-1].split())
-    line = f'{GROUP.name(*indices)} did not come to {name} within {GROUP.patience:.0f} s'
+    line = f'{GROUP.name(*missing)} did not come to {name} within {GROUP.patience:.0f} s'
     raise TimeoutError(line) from error
   finally:
     GROUP.meeting = False
