@@ -174,6 +174,7 @@ def get_config() -> ConfigDict:
   config.system.threads = 2  # that read and transform images, per worker
   config.system.workers = 0  # processes that do so beside the main one, per host
   config.system.prefetch = 2  # batches on their way to the device
+  config.system.data_timeout = 300.0  # seconds without data, then new threads or workers read on
   config.system.log_every = placeholder(str)  # None: a hundredth of the run, at most 50 steps
   config.system.logger = ''  # 'package.module:name', beside metrics.jsonl and TensorBoard
   config.system.report = True  # report.html and report.png at the end

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -21,8 +24,9 @@ from tests.conftest import drawn, forward, shapes, tiny
 from vit_jax import bundle, pipeline, plan, sources, workdir
 from vit_jax import main as vit
 from vit_jax.config import default, load
+from vit_jax.guards import waiting
 from vit_jax.images import transforms
-from vit_jax.sources.columns import labelled_images
+from vit_jax.sources.columns import Column, labelled_images
 
 CLASSES = ('even', 'odd')
 
@@ -437,6 +441,62 @@ def test_few_of_many_unreadable_images_are_named_and_all_are_listed(tmp_path):
   again = pipeline.Unreadable(source, **options)
   taken(source, 6, unreadable=again)
   assert again.count == 30 and len(said) == pipeline.MAX_NAMED
+
+
+@pytest.fixture
+def expiring(monkeypatch):
+  """Ends waits in this process that take too long, as `stopping.install` does elsewhere."""
+  monkeypatch.setattr(waiting, 'TICK', 0.02)
+  before = signal.signal(signal.SIGALRM, waiting.expire)
+  yield
+  signal.signal(signal.SIGALRM, before)
+
+
+def test_a_worker_that_is_killed_or_stopped_is_replaced_and_no_image_lost(
+  expiring, monkeypatch, capfd
+):
+  monkeypatch.setattr(pipeline, 'CLOSING', 0.2)
+  source, said, images = photos(300), [], []
+
+  def say(line):
+    said.append(line)
+    late.undo()
+
+  reading = pipeline.Reading(workers=1)
+  unreadable = pipeline.Unreadable(source, say=say)
+  columns, options = labelled_images(source, TRANSFORM), dict(batch_size=20, seed=3)
+  with (
+    pytest.MonkeyPatch.context() as late,
+    pipeline.training_batches(
+      source, columns, **options, unreadable=unreadable, reading=reading
+    ) as batches,
+  ):
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+      images += [next(batches)['image'] for _ in range(3)]
+      (worker,) = multiprocessing.active_children()
+      os.kill(worker.pid, number)
+    late.setattr(waiting.Wait, 'seconds', 1e3)  # all that is waited for has lasted that long
+    images += [next(batches)['image'] for _ in range(8)]  # more than there are ahead
+  assert said == [
+    'worker 1 of 1 has died: reads on with new ones',
+    'no data for 300 s from worker 1 of 1: reads on with new ones',
+  ]
+  assert re.search(r'^vit: waiting for data since .* \(worker 1 of 1\)$', capfd.readouterr().err)
+  np.testing.assert_array_equal(np.concatenate(images), taken(source, 14)['image'])
+
+
+def test_a_source_that_never_answers_ends_with_one_line(expiring):
+  answers, source, said = threading.Event(), photos(3), []
+  columns = {'number': Column((), np.int32, lambda record, rng: answers.wait())}
+  unreadable = pipeline.Unreadable(source, say=said.append)
+  options = dict(batch_size=2, seed=3, unreadable=unreadable, reading=pipeline.Reading(timeout=0.1))
+  with (
+    pytest.raises(pipeline.DataError, match=r'no data for 0\.1 s; so had 3 readers before it'),
+    pipeline.training_batches(source, columns, **options) as batches,
+  ):
+    next(batches)
+  assert said == ['no data for 0.1 s: reads on with new ones'] * 3
+  answers.set()
 
 
 WORKERS = """

@@ -85,6 +85,7 @@ RANGES = {  # min, and what it must be below; of a tuple, each part
   'system.threads': (1, 1025),
   'system.workers': (0, 1025),
   'system.prefetch': (0, 1025),
+  'system.data_timeout': (1, REAL),
 }
 EXAMPLES = {'data.antialias': True, 'system.log_every': '50 steps'}  # where the default is None
 LEVELS = ('data.mean', 'data.std')  # None, or a number for each of data.channels

@@ -9,16 +9,19 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import multiprocessing
 import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_jax.guards.waiting import waiting
 from vit_jax.guards.writing import Appender
 from vit_jax.images.decoding import BadImage
 from vit_jax.sources import Source
@@ -34,12 +37,18 @@ HostBatch = dict[str, np.ndarray]
 POLICIES = ('substitute', 'error')
 MAX_NAMED = 20  # unreadable images that are reported by name: a screen of them
 MAX_UNREADABLE = 0.01  # fraction of the images: more are a broken disk or half a download
+REOPENS = 3  # times in a row that readers are replaced before a run ends
+CLOSING = 3.0  # seconds that workers have to end by themselves
 ENDLESS = 2**60  # steps: more than any run takes, and Grain's indices are int64
 TRACKER = 'ignore:resource_tracker:UserWarning'
 
 
 class DataError(ValueError):
   """A data set that a run cannot continue with."""
+
+
+class ReaderLost(Exception):
+  """A reader that was killed, or gives nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +59,13 @@ class Reading:
     shard: (index, count): this process reads slice `index` of `count` equal slices of rows.
     threads: that prepare batches, in each worker or, without workers, in this process.
     workers: processes beside this one; 0 for none. Threads are enough while they can keep up.
+    timeout: seconds without a batch after which threads or workers are replaced.
   """
 
   shard: tuple[int, int] = (0, 1)
   threads: int = 2
   workers: int = 0
+  timeout: float = 300.0
 
 
 class Unreadable:
@@ -208,15 +219,34 @@ def read_batches(
   unreadable: Unreadable,
   reading: Reading,
 ) -> Iterator[Iterator[HostBatch]]:
-  """The batches of some steps, made ahead by Grain, and reports what could not be read.
-
-  A thread makes a whole batch: Grain costs as much for an image as for many.
-  """
-  import grain
-
-  dataset = grain.MapDataset.range(steps.start, steps.stop).map(make_batch)
-  with iterate(dataset, reading) as batches:
+  """The batches of some steps, made ahead by Grain, and reports what could not be read."""
+  with contextlib.closing(reopening(steps, make_batch, reading, unreadable.say)) as batches:
     yield (unreadable.report(batch, columns) for batch in batches)
+
+
+def reopening(
+  steps: range,
+  make_batch: Callable[[int], HostBatch],
+  reading: Reading,
+  say: Callable[[str], object],
+) -> Generator[HostBatch]:
+  """The batches of some steps; readers that are killed, or give nothing, are replaced.
+
+  Raises:
+    DataError: when REOPENS in a row have given nothing either.
+  """
+  failures = 0
+  while steps:
+    try:
+      with iterate(steps, make_batch, reading) as batches:
+        for batch in batches:
+          steps, failures = steps[1:], 0
+          yield batch
+    except ReaderLost as error:
+      failures += 1
+      if failures > REOPENS:
+        raise DataError(f'{error}; so had {REOPENS} readers before it') from error
+      say(f'{error}: reads on with new ones')
 
 
 @functools.lru_cache(maxsize=2)
@@ -320,11 +350,15 @@ class BatchBuilder:
 
 @contextlib.contextmanager
 def iterate(
-  dataset: 'grain.MapDataset[HostBatch]', reading: Reading
+  steps: range, make_batch: Callable[[int], HostBatch], reading: Reading
 ) -> Iterator[Iterator[HostBatch]]:
-  """A Grain data set as an iterator whose threads and workers end with the context."""
+  """The batches of some steps by Grain, whose threads and workers end with the context.
+
+  A thread makes a whole batch: Grain costs as much for an image as for many.
+  """
   import grain
 
+  dataset = grain.MapDataset.range(steps.start, steps.stop).map(make_batch)
   # Two batches a thread in memory: one that it makes, one that waits to be taken.
   options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=2 * reading.threads)
   iterable = dataset.to_iter_dataset(options)
@@ -334,28 +368,54 @@ def iterate(
     workers = grain.multiprocessing.MultiprocessingOptions(num_workers=reading.workers)
     iterable = iterable.mp_prefetch(workers)
   iterator = iter(iterable)
+  batches = (next_batch(iterator, number, reading) for number in range(len(steps)))
   try:
     if reading.workers:
-      with sigint_ignored():  # workers inherit it: Ctrl-C is for the main process to handle
-        first = next(iterator)
-      yield map(copy_batch, itertools.chain([first], iterator))
+      with sigint_blocked():  # workers inherit it: Ctrl-C is for the main process to handle
+        first = next(batches)
+      yield map(copy_batch, itertools.chain([first], batches))
     else:
-      yield iterator
+      yield batches
   finally:
-    iterator.close()
+    close(iterator)
+
+
+def next_batch(iterator: Iterator[HostBatch], number: int, reading: Reading) -> HostBatch:
+  """Batch `number` of an iterator; ReaderLost where its worker was killed, or gives nothing."""
+  count = reading.workers
+  worker = f'worker {number % count + 1} of {count}' if count else ''  # they take turns
+  try:
+    with waiting('data', (lambda: worker) if worker else None, limit=reading.timeout):
+      return next(iterator)
+  except TimeoutError:
+    raise ReaderLost(f'no data for {reading.timeout:g} s{worker and f" from {worker}"}') from None
+  except RuntimeError as error:
+    if 'terminated unexpectedly' in str(error):  # as Grain (0.2) has it
+      raise ReaderLost(f'{worker} has died') from error
+    raise
+
+
+def close(iterator: 'grain.DatasetIterator[HostBatch]') -> None:
+  """Ends an iterator's threads and workers; those that do not end by themselves are killed."""
+  closing = threading.Thread(target=iterator.close, daemon=True)
+  closing.start()
+  closing.join(CLOSING)
+  if closing.is_alive():
+    for child in multiprocessing.active_children():
+      if 'grain' in child.name:
+        child.kill()
+    closing.join(CLOSING)
 
 
 @contextlib.contextmanager
-def sigint_ignored() -> Iterator[None]:
-  """Processes started inside ignore Ctrl-C; this one does for that while."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def sigint_blocked() -> Iterator[None]:
+  """Threads and processes started inside never get Ctrl-C, which waits in this thread meanwhile."""
+  resource_tracker.ensure_running()  # it would unblock the signal
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def copy_batch(batch: HostBatch) -> HostBatch:

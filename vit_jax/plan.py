@@ -140,7 +140,8 @@ class Plan:
 
   def reading(self, batch_size: int, workers: int) -> pipeline.Reading:
     shard = sharding.batch_shard(batch_size, self.mesh)
-    return pipeline.Reading(shard, self.config.system.threads, workers)
+    system = self.config.system
+    return pipeline.Reading(shard, system.threads, workers, system.data_timeout)
 
   def step(self) -> Step:
     """The training step."""

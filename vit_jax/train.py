@@ -185,6 +185,8 @@ def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') ->
         watch.save(step, state, evaluate, surely=True)
       watch.settle(state)
       training.owner.update(last_save=saved.latest)
+      if watch.data_error:
+        raise watch.data_error
   return step, state
 
 
@@ -289,14 +291,20 @@ class Watch:
 
   def __init__(self, training: Training, batches: Iterator[Batch], sums: dict[str, Any]):
     self.training, self.batches = training, batches
+    self.data_error: pipeline.DataError | None = None
     self.meter = metrics.Meter(training.plan.task.read, sums)
     self.pending: tuple[int, Batch, Measured] | None = None
     self.evaluated: dict[int, dict[str, float]] = {}  # the latest evaluation, by its step
 
   def next_batch(self) -> Batch | None:
-    """The next batch; None where a signal ends the wait for it."""
-    with contextlib.suppress(stopping.Stopped), stopping.phase('data'):
-      return self.meter.waiting(lambda: next(self.batches))
+    """The next batch; None where a signal ends the wait for it, or there is none: `data_error`."""
+    try:
+      with contextlib.suppress(stopping.Stopped), stopping.phase('data'):
+        return self.meter.waiting(lambda: next(self.batches))
+    except pipeline.DataError as error:
+      if jax.process_count() > 1:  # the others do not save at this step
+        raise
+      self.data_error = error
     return None
 
   def save(self, step: int, state: State, evaluate: 'Evaluator', *, surely: bool = False) -> None:

@@ -18,7 +18,21 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+from vit_jax.guards import waiting
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WAITS = {  # phases that are waited for, and the words for it
+  'import': 'imports',
+  'data': 'data',
+  'compile': 'the compiler',
+  'restore': 'the checkpoint to be read',
+  'evaluation': 'the evaluation',
+  'save': 'the checkpoint to be written',
+  'test': 'the test',
+  'bundle': 'the model to be written',
+  'card': 'the model card',
+  'report': 'the report',
+}
 SAVING = ('loop', 'save')  # phases that end by themselves, soon, and with everything saved
 GRACE = 5.0  # seconds that the main thread has to unwind, before its process is ended
 CLEANUP = 5.0  # seconds for what is removed then, on a disk that may not answer
@@ -47,6 +61,7 @@ class Process:
     self.phase_listeners: list[Callable[[str], object]] = []
     self.cleanups: list[Callable[[], object]] = []
     self.number: int | None = None  # of the first signal
+    self.dropped: int | None = None  # the same, where Python dropped what it raised
     self.asked = False
     self.is_one_of_many = False
     self.stderr = 2  # file descriptor of messages
@@ -89,17 +104,24 @@ class Process:
 
     Nothing can be raised from here; a timer's signal, 10 ms on, finds the interpreter elsewhere.
     """
-    number = self.number
-    if number is None or not isinstance(unraisable.exc_value, Stopped):
+    if isinstance(unraisable.exc_value, Stopped):
+      self.dropped, self.number = self.number, None
+      signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
       sys.__unraisablehook__(unraisable)
-      return
-    self.number = None
-    signal.signal(signal.SIGALRM, lambda *_: self.receive(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+  def alarm(self, number: int, frame: FrameType | None) -> None:
+    """Handles SIGALRM: it raises what `raise_again` could not, or ends a wait."""
+    if self.dropped is None:
+      waiting.expire()
+    else:
+      number, self.dropped = self.dropped, None
+      self.receive(number)
 
   def watch(self, pipe: int) -> None:
     """Ends the process at the second signal, or where the first is not obeyed."""
     first = next_signal(pipe)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)  # it may block `first`
     obeyed = time.monotonic()
     while not (second := next_signal(pipe, timeout=0.1)):
       if self.saves:
@@ -141,6 +163,7 @@ def install() -> None:
   signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
   for number in SIGNALS:
     signal.signal(number, PROCESS.receive)
+  signal.signal(signal.SIGALRM, PROCESS.alarm)
   os.register_at_fork(after_in_child=uninstall)
   sys.unraisablehook = PROCESS.raise_again
   threading.Thread(target=PROCESS.watch, args=(reading,), name='signals', daemon=True).start()
@@ -151,6 +174,7 @@ def uninstall() -> None:
   signal.set_wakeup_fd(-1)
   signal.signal(signal.SIGINT, signal.default_int_handler)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def next_signal(pipe: int, *, timeout: float | None = None) -> int:
@@ -183,12 +207,14 @@ def phase(name: str) -> Iterator[None]:
   """
   if PROCESS.asked and PROCESS.number and name not in SAVING and not PROCESS.saves_together:
     raise Stopped(PROCESS.number, name)
+  depth = len(PROCESS.phases)
   PROCESS.phases.append(name)
   PROCESS.report_phase()
   try:
-    yield
+    with waiting.waiting(WAITS[name]) if name in WAITS else contextlib.nullcontext():
+      yield
   finally:
-    PROCESS.phases.pop()
+    del PROCESS.phases[depth:]  # also what a signal's exception kept from being removed
     PROCESS.report_phase()
 
 
