@@ -1,6 +1,7 @@
 """Damaged checkpoints are noticed, named and passed over; what failed to be written is told."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -78,6 +79,7 @@ FAULTS = {
   'a truncated seal': with_seal(lambda text: text[:-20]),
   'an empty seal': with_seal(lambda _: '{}'),
   'a seal that is a list': with_seal(lambda _: '[1, 2]'),
+  'a seal of another step': with_seal(lambda text: text.replace('"step": 1', '"step": 2')),
 }
 
 
@@ -226,18 +228,18 @@ def of_origin(**fields):
   """A fault: the newest step is of a run that differs in these fields."""
 
   def fault(saved):
-    seal = json.loads((saved / '2/seal.json').read_text())
-    (saved / '2/seal.json').write_text(json.dumps(seal | fields))
+    seal = seals.read(saved / '2')
+    seals.write_table(saved / '2', seal.files, dataclasses.replace(seal.origin, **fields))
 
   return fault
 
 
 OTHERS = {
-  "another step's": (renamed, '3 is not used: it is of step 1', 2),
+  "another step's": (renamed, '3 is of step 1: not used', 2),
   'beyond the end': (lambda saved: (saved / '1').rename(saved / '40'), '40 .* beyond the end', 2),
   "another run's": (
     of_origin(config={'seed': 1, 'older': 3}),
-    "2 is not used: it is another run's: seed is 1 there, 0 here$",
+    '2 is of another run: seed is 1 there, 0 here: not used$',
     1,
   ),
   "another shape's": (of_origin(config={'model.width': 32}), 'model.width is 32 there, 16 here', 1),

@@ -51,7 +51,7 @@ def test_a_lost_file_of_another_run_is_not_written_over(damage, tmp_path):
     DAMAGE[damage](tmp_path / name)
   other = default()
   other.seed = 7
-  with pytest.raises(ValueError, match="another run's: seed is 0 there, 7 here"):
+  with pytest.raises(ValueError, match='of another run: seed is 0 there, 7 here'):
     workdir.claim(tmp_path, other, data(9, 'cat', 'dog'))
   with pytest.raises(ValueError, match='a run on other data'):
     workdir.claim(tmp_path, default(), data(8, 'cat', 'dog'))

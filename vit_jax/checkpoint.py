@@ -30,6 +30,8 @@ CLOSES = 2  # tries with a manager whose threads have failed
 if TYPE_CHECKING:
   from orbax.checkpoint import CheckpointManager
 
+UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a step that Orbax is writing
+REMOVED = '.removed'  # the folder of steps that are not to be kept: they get there whole
 METRICS = 'metrics/metrics'  # Orbax's file of the numbers of a step's evaluation
 
 
@@ -81,6 +83,7 @@ class Checkpoints:
       preservation_policy=keep.AnyPreservationPolicy([latest, best]),
       best_fn=self.rank,  # without it Orbax drops the metrics
       cleanup_tmp_directories=True,
+      todelete_subdir=REMOVED,
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self.seal_saved,
         create_directories_asynchronously=False,  # a thread waits for those that cannot be made
@@ -239,6 +242,8 @@ class Checkpoints:
     if self.refused:
       self.say(f'checkpoint {self.folder / str(self.saving)} is written')
     self.refused = False
+    if jax.process_index() == 0:
+      shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
   def steps(self) -> list[int]:
     """The steps in the folder, oldest first, damaged ones too."""
@@ -305,8 +310,7 @@ class Checkpoints:
   def stranger(self, step: int) -> seals.Fault | None:
     """Why a step is not this run's, or not the one that its name says; None where it is."""
     if self.total is not None and step > self.total:
-      line = f'is not used: it is beyond the end of the run, step {self.total}'
-      return seals.Fault(line, '.unused')
+      return seals.Fault(f'is beyond the end of the run, step {self.total}', '.unused')
     return seals.stranger(self.folder / str(step), self.origin_of(step))
 
   def damaged_numbers(self, step: int) -> seals.Fault | None:
@@ -335,7 +339,7 @@ class Checkpoints:
   def set_aside(self, step: int, fault: seals.Fault) -> None:
     """Names a step that is not used, and gives its folder another name."""
     folder = self.folder / str(step)
-    self.say(f'checkpoint {folder} {fault.line}')
+    self.say(f'checkpoint {folder} {fault.line}: not used')
     os.replace(folder, unused(folder.with_name(folder.name + fault.suffix)))
     self.faulty = True
 
@@ -373,6 +377,12 @@ def step_folders(folder: pathlib.Path) -> list[int]:
   names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
   steps = (int(name) for name in names if name.isascii() and name.isdigit())
   return sorted((step for step in steps if str(step) in names), reverse=True)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes from a run's checkpoints those that were not completed, or are to be removed."""
+  for path in (*folder.glob(f'*{UNFINISHED}*'), folder / REMOVED):
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def tree_crc(tree: Tree) -> int:

@@ -83,11 +83,7 @@ class Log:
     self.writes = jax.process_index() == 0
     if not self.writes:
       return
-    # A test at the end of a run that was cut off there will be taken again.
-    rows = read_rows(self.path)
-    previous = [row for row in rows if row['step'] <= start and not has_split(row, 'test')]
-    with files.replacing(self.path) as file:
-      file.write(''.join(files.as_json(row) + '\n' for row in previous).encode())
+    self.rewrite([row for row in read_rows(self.path) if row['step'] <= start])
     self.rows = Appender(self.path, say)
     name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
     self.events = Appender(self.path.with_name(name), say)
@@ -108,6 +104,21 @@ class Log:
     for appender in (self.rows, self.events) if self.writes else ():
       with contextlib.suppress(OSError):
         appender.flush()
+
+  def rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Puts these rows into the file, whole or not at all."""
+    with files.replacing(self.path) as file:
+      file.write(''.join(files.as_json(row) + '\n' for row in rows).encode())
+
+  def drop(self, split: str, step: int = 0) -> None:
+    """Takes out what was measured on a split from a step on, which is about to be done again."""
+    if not self.writes:
+      return
+    self.settle()
+    rows = read_rows(self.path)
+    previous = [row for row in rows if row['step'] < step or not has_split(row, split)]
+    if previous != rows:
+      writing.persistently(functools.partial(self.rewrite, previous))
 
   def settle(self) -> None:
     """Returns when all rows are written; OSError if the disk refuses them for minutes."""

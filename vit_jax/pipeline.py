@@ -91,7 +91,8 @@ class Unreadable:
     if policy not in POLICIES:
       raise ValueError(f'unknown policy {policy!r}; known: {", ".join(POLICIES)}')
     self.source, self.policy, self.say, self.limit = source, policy, say, limit
-    self.rows, self.indices = Appender(file, say) if file else None, read_indices(file)
+    self.rows = Appender(file, say) if file else None
+    self.indices = read_indices(file, len(source))
 
   @property
   def count(self) -> int:
@@ -118,12 +119,12 @@ class Unreadable:
     return batch
 
 
-def read_indices(file: pathlib.Path | None) -> set[int]:
-  """The indices that a file of unreadable images lists."""
+def read_indices(file: pathlib.Path | None, count: int) -> set[int]:
+  """The indices, of so many images, that a file of unreadable ones lists; no damaged line."""
   if file is None or not file.is_file():
     return set()
   words = (line.split(' ', 1)[0] for line in file.read_text('utf-8', errors='replace').splitlines())
-  return {int(word) for word in words if word.isdecimal()}
+  return {int(word) for word in words if word.isdecimal() and int(word) < count}
 
 
 def read_error(source: Source, index: int, columns: Columns) -> str:

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, checkpoint, metrics, pipeline, sharding
-from vit_jax.convert import bundles
+from vit_jax import bundle, checkpoint, finish, metrics, pipeline, sharding
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
 from vit_jax.guards import processes, stopping
@@ -25,8 +24,7 @@ from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
 from vit_jax.step import Measured, State, untraced
 from vit_jax.tasks import Batch, Fixed, Params
-from vit_jax.views import card
-from vit_jax.workdir import record
+from vit_jax.workdir import ENVIRONMENT, record
 
 
 def abstract_state(plan: Plan) -> State:
@@ -101,18 +99,45 @@ def start(plan: Plan, owner: Owner, command: str) -> bool:
   folder = owner.folder
   ends = time.monotonic() + (plan.time_limit or float('inf'))
   display = metrics.Display(plan.total)
-  if processes.agreed(bundles.exists(folder / 'model')):
+  if jax.process_index() == 0:
+    finish.remove_unfinished(folder)
+  lost = finish.lost(plan, folder, display.say)
+  if not lost:
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
   owner.update(state='starting', total=plan.total)
-  if jax.process_index() == 0:
+  if jax.process_index() == 0 and lost & {finish.MODEL, ENVIRONMENT}:
     record(folder, command)
-  with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
-    finished = run_to_end(plan, owner, saved, display, ends)
+  finished = True
+  if lost & {finish.MODEL, results.FILE}:
+    with contextlib.closing(plan.checkpoints(folder, display.say)) as saved:
+      if finish.MODEL in lost:
+        finished = run_to_end(plan, owner, saved, display, ends)
+      else:
+        measure_again(plan, owner, saved, display)
   if finished:  # and nothing of it is left on the devices
-    report_end(plan, folder, display.say)
+    finish.describe(plan, folder, display.say)
   owner.update(state='finished' if finished else 'stopped')
   return finished
+
+
+@contextlib.contextmanager
+def training_from(
+  start: int,
+  plan: Plan,
+  owner: Owner,
+  saved: checkpoint.Checkpoints,
+  display: metrics.Display,
+  ends: float = float('inf'),
+) -> Iterator[Training]:
+  """One start of a run, whose rows of metrics up to a step are those of earlier ones."""
+  fixed = sharding.place(plan.task.fixed, plan.mesh)
+  unreadable = {use: plan.unreadable(use, display.say, owner.folder) for use in plan.splits}
+  others = plan.loggers(owner.folder)
+  log = metrics.Log(owner.folder, start=start, others=others, say=display.say)
+  with contextlib.closing(log), display:
+    yield Training(plan, fixed, owner, saved, log, display, unreadable, ends)
+    log.settle()
 
 
 def run_to_end(
@@ -123,35 +148,34 @@ def run_to_end(
   ends: float,
 ) -> bool:
   """Trains from the saved state, or a first one, to the model, or to where it is stopped."""
-  folder = owner.folder
   with stopping.phase('restore'):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
-  fixed = sharding.place(plan.task.fixed, plan.mesh)
-  log = metrics.Log(folder, start=start, others=plan.loggers(folder), say=display.say)
-  unreadable = {use: plan.unreadable(use, display.say, folder) for use in plan.splits}
-  training = Training(plan, fixed, owner, saved, log, display, unreadable, ends)
-  introduce(training, start)
-  with contextlib.closing(log), display:
+  with training_from(start, plan, owner, saved, display, ends) as training:
+    introduce(training, start)
     evaluate = Evaluator(training)
+    evaluate.overdue(start, state)
     step, state = loop(training, state, start, evaluate)
     finished = step == plan.total or is_stale(training, step)
     if finished:
-      finish(training, state, step, evaluate)
+      deliver(training, state, step, evaluate)
     else:
       display.say(f'stopped at step {step}, saved: the same command resumes there')
-    log.settle()
   return finished
 
 
-def report_end(plan: Plan, folder: pathlib.Path, say: Callable[[str], None]) -> None:
-  """Writes the report if it is asked for, and says where the model is."""
-  if plan.config.system.report:
-    from vit_jax.views import report  # what it needs is loaded when it is needed
-
-    with stopping.phase('report'):
-      report.after_training(folder, say)
-  use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'
-  say(f'the model is in {folder / "model"}; try: vit {use} {folder} IMAGE...')
+def measure_again(
+  plan: Plan, owner: Owner, saved: checkpoint.Checkpoints, display: metrics.Display
+) -> None:
+  """Measures the model of a finished run by its checkpoint, where that is still there."""
+  step, state = finish.model_step(owner.folder), None
+  with stopping.phase('restore'):
+    if step in saved.steps():
+      state = saved.restore_step(step, abstract_state(plan))
+  if state is None:
+    display.say(f'checkpoint {step} is not there: `vit report {owner.folder}` measures the model')
+    return
+  with training_from(plan.total, plan, owner, saved, display) as training:
+    Evaluator(training).last(step, state)
 
 
 def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') -> tuple[int, State]:
@@ -182,7 +206,7 @@ def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') ->
           if is_stale(training, step):
             break
       if step > start and not saved.is_saved(step):
-        watch.save(step, state, evaluate, surely=True)
+        watch.save(step, state, surely=True)  # an evaluation that is due is the next start's
       watch.settle(state)
       training.owner.update(last_save=saved.latest)
       if watch.data_error:
@@ -230,6 +254,13 @@ class Evaluator:
     self.report(step, 'validation', values)
     return values
 
+  def overdue(self, step: int, state: State) -> None:
+    """Validates a state that was saved before its evaluation, as when a signal came in it."""
+    plan, saved = self.training.plan, self.training.saved
+    if step and due(step, plan.evaluate_every, plan.total) and not saved.is_evaluated(step):
+      self.training.log.drop('validation', step)
+      saved.add_metrics(step, self(step, state))
+
   def last(self, step: int, state: State) -> None:
     """What is delivered, on the test split, or without one on validation: to `evaluation.json`."""
     plan = self.training.plan
@@ -240,6 +271,7 @@ class Evaluator:
     if use == 'test' or measured != step:
       values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
     if use == 'test':
+      self.training.log.drop(use)
       self.report(step, use, values)
     if jax.process_index() == 0:
       data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
@@ -307,8 +339,10 @@ class Watch:
       self.data_error = error
     return None
 
-  def save(self, step: int, state: State, evaluate: 'Evaluator', *, surely: bool = False) -> None:
-    """Saves a state, with its evaluation if that is due and no signal ends it.
+  def save(
+    self, step: int, state: State, evaluate: 'Evaluator | None' = None, *, surely: bool = False
+  ) -> None:
+    """Saves a state, with its evaluation if that is due, and no signal ends it.
 
     What is not saved `surely` may be lost on a full disk: a later state takes its place, but where
     patience may want this one.
@@ -316,7 +350,8 @@ class Watch:
     plan = self.training.plan
     self.settle(state)
     with self.meter.paused():
-      if due(step, plan.evaluate_every, plan.total) and step not in self.evaluated:
+      evaluates = due(step, plan.evaluate_every, plan.total) and step not in self.evaluated
+      if evaluate and evaluates:
         with contextlib.suppress(stopping.Stopped):
           self.evaluated = {step: evaluate(step, state)}
       values = self.evaluated.get(step)
@@ -410,17 +445,19 @@ def introduce(training: Training, start: int) -> None:
     display.say(str(plan.task.start().report))
 
 
-def finish(training: Training, state: State, step: int, evaluate: Evaluator) -> None:
-  """Takes the best state if patience asks for it, tests it, and writes the model."""
-  plan, display = training.plan, training.display
-  if plan.patience and (best := training.saved.restore_best(abstract_state(plan))):
+def deliver(training: Training, state: State, step: int, evaluate: Evaluator) -> None:
+  """Writes the model, of the best state if patience asks for it, and measures it."""
+  plan, saved, folder = training.plan, training.saved, training.folder
+  saved.wait()  # so that the model is not all that a kill leaves
+  evaluate.overdue(step, state)
+  if plan.patience and (best := saved.restore_best(abstract_state(plan))):
     step, state = best
-    display.say(f'takes the parameters of step {step}, the best on validation')
-  evaluate.last(step, state)
-  model = plan.task.deliver(sharding.gathered(state.model_params))
-  if jax.process_index() == 0:
-    with stopping.phase('bundle'):
-      bundle.write(training.folder / 'model', model)
-    with stopping.phase('card'):
-      card.write(training.folder, model, plan.config, step=step)
-  processes.meet('the model')
+    training.display.say(f'takes the parameters of step {step}, the best on validation')
+  with stopping.phase('bundle'):
+    model = plan.task.deliver(sharding.gathered(state.model_params))
+    if jax.process_index() == 0:
+      finish.set_stranger_aside(plan, folder)
+      bundle.write(folder / finish.MODEL, model, saved.origin_of(step))
+    processes.meet('the model')
+  if processes.agreed(jax.process_index() == 0 and finish.evaluation_fault(plan, folder)):
+    evaluate.last(step, state)

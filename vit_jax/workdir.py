@@ -179,7 +179,7 @@ def check_belongs(
       raise ValueError(f'{damaged}, and no checkpoint says whose the folder is: {advice}')
     if sealed is not None:
       if difference := origin(config, data).difference(sealed):
-        raise ValueError(f'{damaged}, and by the checkpoints {difference}')
+        raise ValueError(f'{damaged}, and its checkpoints are {difference}')
       yield f'{damaged}: written anew, its checkpoints are of this run'
 
 

@@ -3,15 +3,19 @@
 K classes.
 """
 
+import contextlib
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax import files
+from vit_jax.convert.bundles import WEIGHTS
+from vit_jax.guards import seals
 from vit_jax.sources import Source
 from vit_jax.tasks import Task
 
@@ -54,22 +58,40 @@ def summarize(
 
 
 def write(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
-  """Writes `FILE` into a run's folder, whole or not at all.
+  """Writes `FILE` into a run's folder, whole or not at all, with checksums of it and the model.
 
   Args:
     folder: of the run.
     values: of `accuracy.evaluate_model` or `summarize`, with 'source', 'split', 'step', that became
       the model or None if that is not known, and 'use' of the split: 'test' or 'validation'.
   """
+  with contextlib.suppress(seals.Broken):
+    values = values | {'weights': weights(seals.read(pathlib.Path(folder) / 'model'))}
   with files.replacing(pathlib.Path(folder) / FILE) as file:
-    file.write(files.as_json(values).encode())
+    file.write(files.as_json(values | {'crc32': digest(values)}).encode())
+
+
+def digest(values: Mapping[str, Any]) -> str:
+  """The CRC-32 of an evaluation as JSON."""
+  return f'{zlib.crc32(files.as_json(values).encode()):08x}'
+
+
+def weights(seal: seals.Seal) -> str | None:
+  """The CRC-32 of a sealed model's weights."""
+  return f'{seal.files[WEIGHTS][1]:08x}' if WEIGHTS in seal.files else None
+
+
+def is_of(values: Mapping[str, Any], seal: seals.Seal) -> bool:
+  """Whether an evaluation can be of a sealed model: it has its step, and its weights if it says."""
+  return values['step'] == seal.origin.step and values.get('weights') in (None, weights(seal))
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
   """What `write` wrote into a run's folder; None where it is missing or damaged."""
   try:
     values = files.read_object(pathlib.Path(folder) / FILE)
-    return values if is_valid(values) else None
+    checksum = values.pop('crc32', None)
+    return values if is_valid(values) and checksum in (None, digest(values)) else None
   except (OSError, ValueError, RecursionError):
     return None
 

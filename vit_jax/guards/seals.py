@@ -22,7 +22,7 @@ NAMED = 3  # fields that differ, in a message
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """Of which run and step a folder is; a field that is None is not known, or does not matter.
+  """The run and the step that a folder is of; None is not known, or does not matter.
 
   Fields:
     step: of the parameters.
@@ -35,17 +35,17 @@ class Origin:
   data: int | None = None
 
   def difference(self, other: 'Origin') -> str:
-    """Why a folder of another origin is not of this one, in a few words; '' where it may be."""
+    """What a folder of another origin is instead, in a few words; '' where it may be of this."""
     if None not in (self.step, other.step) and self.step != other.step:
-      return f'it is of step {other.step}'
+      return f'of step {other.step}'
     theirs, ours = other.config or {}, self.config or {}
     fields = [name for name in theirs if name in ours and theirs[name] != ours[name]]
     if fields:
       values = [f'{name} is {theirs[name]!r:.40} there, {ours[name]!r:.40} here' for name in fields]
       more = f' and {len(fields) - NAMED} more' * (len(fields) > NAMED)
-      return f"it is another run's: {'; '.join(values[:NAMED])}{more}"
+      return f'of another run: {"; ".join(values[:NAMED])}{more}'
     if None not in (self.data, other.data) and self.data != other.data:
-      return 'it is of a run on other data'
+      return 'of a run on other data'
     return ''
 
 
@@ -89,7 +89,13 @@ def write(folder: pathlib.Path, names: Iterable[str | os.PathLike[str]], origin:
 
 
 def write_table(folder: pathlib.Path, table: Mapping[str, list[int]], origin: Origin) -> None:
-  files.write_json(folder / FILE, {'format': FORMAT, **dataclasses.asdict(origin), 'files': table})
+  values = {'format': FORMAT, **dataclasses.asdict(origin), 'files': table}
+  files.write_json(folder / FILE, values | {'crc32': digest(values)})
+
+
+def digest(values: files.JSON) -> str:
+  """The CRC-32 of what a seal holds, by which it is whole itself."""
+  return f'{zlib.crc32(files.as_json(values).encode()):08x}'
 
 
 def read(folder: pathlib.Path) -> Seal:
@@ -104,9 +110,9 @@ def read(folder: pathlib.Path) -> Seal:
     if 'format' not in values:
       return Seal(checked_table(values))
     check_format(folder / FILE, values['format'], FORMAT)
+    if values.pop('crc32') != digest(values):
+      raise ValueError('it has changed')
     step, config, data = (values[field.name] for field in dataclasses.fields(Origin))
-    if type(step) not in (int, type(None)) or not isinstance(config, dict | None):
-      raise ValueError('its fields are of other types')
     return Seal(checked_table(values['files']), Origin(step, config, data))
   except FileNotFoundError:
     raise Broken(f'{FILE} is missing') from None
@@ -119,7 +125,9 @@ def read(folder: pathlib.Path) -> Seal:
 def checked_table(values: files.JSON) -> dict[str, list[int]]:
   """A table of checksums; ValueError for anything else."""
   if not isinstance(values, dict) or not values:
-    raise ValueError(f'{FILE} lists nothing')
+    raise ValueError('it lists nothing')
+  if any(not isinstance(row, list) for row in values.values()):
+    raise ValueError('it lists something else')
   return values
 
 
@@ -145,12 +153,12 @@ def stranger(folder: pathlib.Path, origin: Origin) -> Fault | None:
     difference = origin.difference(read(folder).origin)
   except Broken:
     return None
-  return Fault(f'is not used: {difference}', '.unused') if difference else None
+  return Fault(f'is {difference}', '.unused') if difference else None
 
 
 def damaged(reason: str) -> Fault | None:
   """The fault that `damage` is; None for ''."""
-  return Fault(f'is damaged ({reason}): not used', '.damaged') if reason else None
+  return Fault(f'is damaged ({reason})', '.damaged') if reason else None
 
 
 def fault(folder: pathlib.Path, origin: Origin) -> Fault | None:

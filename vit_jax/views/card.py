@@ -37,6 +37,7 @@ LIMITS = """\
 - The data, and a checkpoint that training started from, have licences and biases of their own,
   which this model takes on; vit_jax does not know them.
 """
+WRITTEN = 'Written by vit_jax '  # begins the last line
 ALL_THE_SAME = """\
 - An image of something else gets a class all the same: look at the score before the name.
 """
@@ -57,8 +58,17 @@ def write(
   evaluation = results.read(folder)
   if evaluation and evaluation['step'] != step:
     evaluation = None
-  with files.replacing(folder / 'model' / bundle.CARD) as file:
-    file.write(text(source, config, rows, step=step, evaluation=evaluation).encode())
+  whole = text(source, config, rows, step=step, evaluation=evaluation)
+  card = folder / 'model' / bundle.CARD
+  if card.is_file() and not whole.startswith(card.read_text('utf-8', errors='replace')):
+    card.replace(card.with_name(f'{card.name}.old'))  # it may be someone's work
+  with files.replacing(card) as file:
+    file.write(whole.encode())
+
+
+def is_whole(card: str) -> bool:
+  """Whether a card was not cut short."""
+  return any(line.startswith(WRITTEN) for line in card.splitlines())
 
 
 def text(
@@ -84,7 +94,7 @@ def text(
   measured = measures(config, rows, step, evaluation)
   parts.append(f'## Results\n\n{measured or "None were measured here."}\n')
   parts.append(f'## Limits\n\n{LIMITS.format(ALL_THE_SAME if source.classes else "")}')
-  parts.append(f'Written by vit_jax {__version__}, with jax {jax.__version__}.\n')
+  parts.append(f'{WRITTEN}{__version__}, with jax {jax.__version__}.\n')
   return '\n'.join(parts)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -17,10 +18,26 @@ PAGE, PICTURE = 'report.html', 'report.png'
 
 def write(facts: Facts) -> None:
   """Writes `report.html` and `report.png` into a run's folder, each whole or not at all."""
-  contents = {PAGE: as_html(facts).encode(errors='replace'), PICTURE: as_png(facts)}
+  page, picture = as_html(facts).encode(errors='replace'), as_png(facts)
+  contents = {PAGE: page + checksums(page, picture), PICTURE: picture}
   with contextlib.ExitStack() as both:  # neither is replaced before both are written
     for name, content in contents.items():
       both.enter_context(files.replacing(facts.folder / name)).write(content)
+
+
+def checksums(page: bytes, picture: bytes) -> bytes:
+  """The comment at the end of a page that says what both files were."""
+  return f'<!-- crc32 {zlib.crc32(page):08x} {PICTURE} {zlib.crc32(picture):08x} -->\n'.encode()
+
+
+def is_whole(folder: pathlib.Path) -> bool:
+  """Whether a run's page and picture are there, as they were written."""
+  try:
+    page, picture = ((folder / name).read_bytes() for name in (PAGE, PICTURE))
+  except OSError:
+    return False
+  end = len(checksums(b'', b''))
+  return page[-end:] == checksums(page[:-end], picture)
 
 
 def after_training(folder: str | os.PathLike[str], say: Callable[[str], object]) -> None:

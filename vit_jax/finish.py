@@ -1,0 +1,187 @@
+"""The parts of a finished run: what is wrong with each, and what is written after its model.
+
+Every start of a run looks at all of them, so that what a kill took or a disk damaged is made again.
+"""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from vit_jax import bundle, checkpoint, files, metrics, workdir
+from vit_jax.convert import bundles
+from vit_jax.evaluate import results
+from vit_jax.guards import owner, processes, seals, stopping
+from vit_jax.plan import Plan
+from vit_jax.views import card
+
+MODEL, CARD, CHECKPOINTS = 'model', f'model/{bundle.CARD}', 'checkpoints'
+REPORT, METRICS = 'report.html', 'metrics.jsonl'
+Say = Callable[[str], object]
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes what processes that are dead were writing, or removing, in a run's folder."""
+  files.remove_partial(folder, folder / MODEL, folder / CHECKPOINTS)
+  checkpoint.remove_unfinished(folder / CHECKPOINTS)
+
+
+def lost(plan: Plan, folder: pathlib.Path, say: Say) -> set[str]:
+  """The parts of a finished run that are missing or damaged, for all processes alike.
+
+  Without a whole model it is that alone: the others are made after it. What is there and is lost is
+  named, and so is what cannot be made again: checkpoints that no model needs, rows of metrics.
+  """
+  faults: dict[str, str] = {}
+  if jax.process_index() == 0:
+    faults = find_faults(plan, folder)
+    if (folder / MODEL).exists():
+      for part, fault in faults.items():
+        say(f'{folder / part} {fault}: it is made again')
+    for line in losses(plan, folder, set_aside=MODEL not in faults):
+      say(line)
+  return {part for part in (MODEL, *CHECKS) if processes.agreed(faults.get(part))}
+
+
+def find_faults(plan: Plan, folder: pathlib.Path) -> dict[str, str]:
+  """What is wrong with the parts of a run, as predicates."""
+  if fault := model_fault(plan, folder):
+    return {MODEL: fault}
+  if not (folder / MODEL / seals.FILE).exists() or seals.read(folder / MODEL).origin.step is None:
+    return {}  # of a version that wrote no seals, or not of training: it is finished as it is
+  return {part: fault for part, check in CHECKS.items() if (fault := check(plan, folder))}
+
+
+def model_fault(plan: Plan, folder: pathlib.Path) -> str:
+  """What is wrong with the model."""
+  model = folder / MODEL
+  if not model.exists():
+    return 'is missing'
+  if not (model / seals.FILE).exists() and workdir.sealed_origin(folder) is None:
+    try:
+      bundles.read(model)
+    except (OSError, ValueError) as error:
+      return f'is damaged ({error})'
+    return ''
+  fault = seals.fault(model, plan.origin)
+  return fault.line if fault else ''
+
+
+def set_stranger_aside(plan: Plan, folder: pathlib.Path) -> None:
+  """Gives a model of another run, in this one's folder, another name: it may be the only copy."""
+  model = folder / MODEL
+  if fault := seals.stranger(model, plan.origin):
+    model.rename(checkpoint.unused(model.with_name(MODEL + fault.suffix)))
+
+
+def model_step(folder: pathlib.Path) -> int:
+  """The step whose parameters a run's sealed model has; ValueError where its seal has none."""
+  step = seals.read(folder / MODEL).origin.step
+  if step is None:
+    raise ValueError(f'{folder / MODEL} does not say of which step it is')
+  return step
+
+
+def evaluation_fault(plan: Plan, folder: pathlib.Path) -> str:
+  """What is wrong with the evaluation of the model that is there."""
+  if not plan.splits.keys() & {'test', 'validation'}:
+    return ''
+  seal, values = seals.read(folder / MODEL), results.read(folder)
+  if values is None:
+    return missing_or_damaged(folder / results.FILE)
+  if not results.is_of(values, seal):
+    return 'is of another model'
+  rows = metrics.model_results(metrics.read_rows(folder / METRICS), values['step'])
+  return '' if values['use'] in rows else f'is not in {METRICS}'
+
+
+def card_fault(plan: Plan, folder: pathlib.Path) -> str:
+  """What is wrong with the model's card; who changed its text meant it."""
+  file = folder / CARD
+  whole = file.is_file() and card.is_whole(file.read_text('utf-8', errors='replace'))
+  return '' if whole else missing_or_damaged(file)
+
+
+def report_fault(plan: Plan, folder: pathlib.Path) -> str:
+  """What is wrong with the report, where one is asked for."""
+  if not plan.config.system.report:
+    return ''
+  from vit_jax.views import report  # what it needs is loaded when it is needed
+
+  return '' if report.is_whole(folder) else missing_or_damaged(folder / report.PAGE)
+
+
+def environment_fault(plan: Plan, folder: pathlib.Path) -> str:
+  return object_fault(folder / workdir.ENVIRONMENT)
+
+
+def status_fault(plan: Plan, folder: pathlib.Path) -> str:
+  return object_fault(folder / owner.STATUS)
+
+
+def object_fault(file: pathlib.Path) -> str:
+  """What is wrong with a file that holds a JSON object."""
+  try:
+    files.read_object(file)
+  except (OSError, ValueError):
+    return missing_or_damaged(file)
+  return ''
+
+
+def missing_or_damaged(file: pathlib.Path) -> str:
+  return 'is damaged' if file.exists() else 'is missing'
+
+
+CHECKS: dict[str, Callable[[Plan, pathlib.Path], str]] = {  # by part, in the order of their making
+  workdir.ENVIRONMENT: environment_fault,
+  results.FILE: evaluation_fault,
+  CARD: card_fault,
+  REPORT: report_fault,
+  owner.STATUS: status_fault,
+}
+
+
+def losses(plan: Plan, folder: pathlib.Path, *, set_aside: bool) -> list[str]:
+  """Lines on what is lost of a run and cannot be made again.
+
+  Args:
+    plan: of the run.
+    folder: of the run.
+    set_aside: whether to set the newest checkpoint aside if it is damaged, as restoring it does.
+  """
+  lines, file = [], folder / METRICS
+  steps = checkpoint.step_folders(folder / CHECKPOINTS)
+  if steps and (fault := rows_fault(file)):
+    lines.append(f'{file} {fault}: what was measured then is lost')
+  if steps and set_aside:
+    newest = folder / CHECKPOINTS / str(steps[0])
+    if unusable := seals.fault(newest, plan.origin):
+      newest.rename(checkpoint.unused(newest.with_name(newest.name + unusable.suffix)))
+      lines.append(f'checkpoint {newest} {unusable.line}: set aside, the model does not need it')
+  return lines
+
+
+def rows_fault(file: pathlib.Path) -> str:
+  """What is wrong with a run's metrics; a last line that a kill cut off is written again."""
+  if not file.is_file():
+    return 'is missing'
+  text = file.read_text('utf-8', errors='replace')
+  lines = [line for line in text.splitlines() if line.strip()]
+  damaged = len(lines) - len(metrics.read_rows(file)) - (bool(lines) and not text.endswith('\n'))
+  if not lines:
+    return 'is empty'
+  return f'has {damaged} damaged lines' if damaged > 0 else ''
+
+
+def describe(plan: Plan, folder: pathlib.Path, say: Say) -> None:
+  """Writes the card and the report that are not there, and says where the model is."""
+  if jax.process_index() == 0 and card_fault(plan, folder):
+    with stopping.phase('card'):
+      card.write(folder, bundle.read(folder), plan.config, step=model_step(folder))
+  if jax.process_index() == 0 and report_fault(plan, folder):
+    from vit_jax.views import report
+
+    with stopping.phase('report'):
+      report.after_training(folder, say)
+  use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'
+  say(f'the model is in {folder / MODEL}; try: vit {use} {folder} IMAGE...')
