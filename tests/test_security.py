@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import __main__ as vit
-from vit_jax import bundle, config, files, text, workdir
+from vit_jax import bundle, config, files, sources, text, workdir
 
 HOSTILE = (
   '=\x1b[2Jcat\u202egnp\u200b\r\n\x9b31m'  # clears the screen, is read backwards, in two lines
@@ -157,3 +158,13 @@ def test_json_that_is_nested_deep_is_an_error():
   for opening in ('[', '{"a":'):
     with pytest.raises(ValueError, match='nested too deep'):
       files.parse(opening * 10**6)
+
+
+def test_a_class_that_a_tfds_folder_names_is_not_imported(tmp_path):
+  feature = {'pythonClassName': 'tensorflow_datasets.core.features.image_feature.Image'}
+  inner = {'features': {'image': feature, 'label': {'pythonClassName': 'antigravity.Feature'}}}
+  (tmp_path / 'features.json').write_text(json.dumps({'featuresDict': inner}))
+  (tmp_path / 'dataset_info.json').write_text('{"name": "photos"}')
+  with pytest.raises(ValueError, match=r"names 'antigravity\.Feature', which is code"):
+    sources.splits_of(f'tfds:{tmp_path}')
+  assert 'antigravity' not in sys.modules

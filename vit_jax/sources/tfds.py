@@ -29,12 +29,14 @@ from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 from tensorflow_datasets.core.features import FeatureConnector, FeaturesDict
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+from vit_jax import files
 from vit_jax.sources import Record, Source, Splits, presets, tfrecord
 from vit_jax.sources.classes import pad_one
 from vit_jax.sources.tfds_prepare import make_ready, missing_package, shards, to_array_record
 from vit_jax.text import first_line, nearest, to_stderr
 
 OPTIONS = ('data_dir', 'label', 'image')
+FEATURES = 'features.json'  # of a prepared set
 FORMATS = ('array_record', 'tfrecord')  # the first that a set has is read
 ALL_LABELLED = ('imagenet2012_real',)  # sets whose images without a label are not to be scored
 LABEL_NAMES = ('label', 'real_label', 'labels')  # the first that holds classes
@@ -305,6 +307,19 @@ def prepare(name: str, *, say: Callable[[str], object]) -> None:
   say(f'{builder.info.full_name} is ready in {builder.data_dir}: {", ".join(counts)}')
 
 
+def check_features(folder: pathlib.Path) -> None:
+  """Raises Refused if a prepared set names classes of other packages, which TFDS would import."""
+  file = folder / FEATURES
+  pending: list[files.JSON] = [files.read_object(file)] if file.exists() else []
+  while pending:
+    part = pending.pop()
+    pending += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    names = [part.get(key) for key in ('pythonClassName', 'type')] if isinstance(part, dict) else []
+    for name in names:
+      if isinstance(name, str) and '.' in name and not name.startswith('tensorflow_datasets.'):
+        raise files.Refused(f'{file} names {name!r}, which is code and no feature of TFDS')
+
+
 def make_builder(name: Name) -> DatasetBuilder:
   """The TFDS builder of a set: of a version that lies there prepared, else from TFDS's code."""
   folder = pathlib.Path(name.text).expanduser()
@@ -313,6 +328,7 @@ def make_builder(name: Name) -> DatasetBuilder:
     raise ValueError(f'{folder} holds no data set prepared by TFDS (no dataset_info.json)')
   try:
     if is_folder:
+      check_features(folder)
       return tfds.builder_from_directory(folder)
     with contextlib.suppress(DatasetNotFoundError):
       return read_only_builder.builder_from_files(name.text, data_dir=name.data_dir)
