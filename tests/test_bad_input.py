@@ -398,10 +398,13 @@ def test_a_workdir_that_is_a_url_is_refused(tmp_path, monkeypatch, capsys):
   assert contents(tmp_path) == {}
 
 
-def test_a_fault_of_ours_in_training_is_no_bad_input(tmp_path, monkeypatch):
+def test_a_fault_of_ours_in_training_is_no_bad_input(tmp_path, monkeypatch, capsys):
   def train(*_, **__):
     raise ValueError('ours')
 
   monkeypatch.setattr('vit_jax.train.train', train)
-  with pytest.raises(ValueError, match='ours'):
-    vit.main(['train', '--config=digits', f'--workdir={tmp_path / "run"}', *flags()])
+  words = ['train', '--config=digits', f'--workdir={tmp_path / "run"}', *flags()]
+  assert vit.main(words) == 1
+  traceback = tmp_path / 'run/error.txt'
+  assert one_line(capsys) == f'vit train: ValueError: ours; the traceback is in {traceback}'
+  assert 'raise ValueError' in traceback.read_text()

@@ -87,12 +87,22 @@ def test_an_error_may_end_a_command_with_a_code_of_its_own(capsys):
   assert capsys.readouterr().err == 'vit name: --check: no\n'
 
 
-def test_what_is_not_of_the_input_is_raised():
+@pytest.mark.parametrize('folder', ['run', 'not there', ''])
+def test_what_is_not_of_the_input_is_one_line_and_a_traceback_in_a_file(
+  folder, tmp_path, monkeypatch, capsys
+):
   def command():
-    raise TypeError('a fault of ours')
+    raise RuntimeError('RESOURCE_EXHAUSTED: ' + 'out of memory ' * 50 + '\nat 0x7f')
 
-  with pytest.raises(TypeError, match='ours'):
-    commands.run('name', command)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'run').mkdir()
+  assert commands.run('name', command, folder=folder and str(tmp_path / folder)) == commands.FAILED
+  (line,) = capsys.readouterr().err.splitlines()
+  place = tmp_path / ('run' if folder == 'run' else 'cache/vit_jax/errors')
+  assert line.startswith('vit name: RuntimeError: RESOURCE_EXHAUSTED: out of memory')
+  assert line.endswith(f'; the traceback is in {place / "error.txt"}') and len(line) <= 300
+  text = (place / 'error.txt').read_text()
+  assert text.startswith('Traceback') and text.endswith('at 0x7f\n') and 'in command' in text
 
 
 COMPILE = """

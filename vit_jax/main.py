@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending
 from vit_jax.commands.flags import Parser, overrides
-from vit_jax.guards import processes, stopping
+from vit_jax.guards import failing, processes, stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger(name).setLevel(logging.CRITICAL)
   command = f'{start} {shlex.join(words)}'
   with stopping.phase('run'):
-    return commands.run('train', lambda: run(args, fields, command=command), errors=())
+    return commands.run(
+      'train',
+      lambda: run(args, fields, command=command),
+      errors=(),
+      folder=args.workdir,
+    )
 
 
 @processes.together()
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
         ready = plan.make_plan(config.load(args.config, fields), args.workdir)
         ready.claim(args.workdir)
     with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
-      train.train(ready, args.workdir, command=command, owner=owner)
+      if train.train(ready, args.workdir, command=command, owner=owner):
+        failing.forget(args.workdir)
   return 0
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from vit_jax.guards import stopping
+from vit_jax.guards import failing, stopping
 from vit_jax.text import one_line, to_stderr
 
 # Exit codes. 0: finished, or a run that was stopped and is resumed by the same line. A second
@@ -29,6 +30,7 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
+  failing.install()
   stopping.install()
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -39,6 +41,9 @@ def console(main: Callable[[], int]) -> NoReturn:
     code = error.code if isinstance(error.code, int) else bool(error.code)
   except KeyboardInterrupt as error:  # before the command has begun, or when it has ended
     code = interrupted('', error)
+  except Exception as error:  # outside of `run`, as while flags are read
+    warn('', failing.describe(error))
+    code = FAILED
   stopping.leave(code)
 
 
@@ -47,8 +52,13 @@ def run(
   command: Callable[[], int],
   *,
   errors: Sequence[type[Exception]] = INPUT_ERRORS,
+  folder: str = '',
 ) -> int:
-  """The exit code of a command; an error of its input becomes one line and code 2."""
+  """The exit code of a command; an error of its input becomes one line and code 2.
+
+  Any other becomes one line and code 1: its traceback is in a file, in the run's `folder` or one of
+  the user's cache.
+  """
   try:
     with ending(BAD_INPUT, *errors):
       return command()
@@ -57,6 +67,11 @@ def run(
     return error.code
   except KeyboardInterrupt as error:
     return interrupted(name, error)
+  except BrokenPipeError:
+    raise
+  except Exception as error:  # of libraries, in any phase, or a fault of ours
+    warn(name, failing.describe(error, pathlib.Path(folder) if folder else None))
+    return FAILED
 
 
 def interrupted(name: str, error: KeyboardInterrupt) -> int:

@@ -60,6 +60,7 @@ class Process:
     self.phases: list[str] = []
     self.phase_listeners: list[Callable[[str], object]] = []
     self.cleanups: list[Callable[[], object]] = []
+    self.unraisable = sys.unraisablehook  # for all other errors
     self.number: int | None = None  # of the first signal
     self.dropped: int | None = None  # the same, where Python dropped what it raised
     self.asked = False
@@ -108,7 +109,7 @@ class Process:
       self.dropped, self.number = self.number, None
       signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:
-      sys.__unraisablehook__(unraisable)
+      self.unraisable(unraisable)
 
   def alarm(self, number: int, frame: FrameType | None) -> None:
     """Handles SIGALRM: it raises what `raise_again` could not, or ends a wait."""
@@ -165,7 +166,7 @@ def install() -> None:
     signal.signal(number, PROCESS.receive)
   signal.signal(signal.SIGALRM, PROCESS.alarm)
   os.register_at_fork(after_in_child=uninstall)
-  sys.unraisablehook = PROCESS.raise_again
+  PROCESS.unraisable, sys.unraisablehook = sys.unraisablehook, PROCESS.raise_again
   threading.Thread(target=PROCESS.watch, args=(reading,), name='signals', daemon=True).start()
 
 
