@@ -290,6 +290,9 @@ def join(
   distributed._jax.get_distributed_runtime_service = functools.partial(
     start, cluster_register_timeout=initialization
   )
+  notice = threading.Timer(STILL, to_stderr, ['vit train: waiting for the other processes to come'])
+  notice.daemon = True
+  notice.start()
   try:
     jax.distributed.initialize(
       address,
@@ -302,6 +305,7 @@ def join(
   except RuntimeError as error:
     raise ValueError(f'cannot join the other processes: {error}') from error
   finally:
+    notice.cancel()
     distributed._jax.get_distributed_runtime_service = start
   GROUP.join(heartbeat, stall)
 
