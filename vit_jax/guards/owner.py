@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from vit_jax import files
-from vit_jax.guards import lock, stopping
+from vit_jax.guards import lock, stopping, waiting
 from vit_jax.text import message_line, to_stderr
 
 LOCK, STATUS = 'lock.json', 'status.json'
@@ -164,8 +164,8 @@ class Owner:
   def write(self) -> None:
     """Writes `status.json`, if there is anything to say, the folder is ours and its disk well."""
     holder, now = self.lock.holder, datetime.datetime.now(datetime.UTC)
-    process = {'host': holder.host, 'pid': holder.pid, 'started': holder.started}
-    process |= {'updated': now.isoformat(' ', 'seconds')}
+    process: Status = {'host': holder.host, 'pid': holder.pid, 'started': holder.started}
+    process |= {'updated': now.isoformat(' ', 'seconds'), 'waiting': waiting.current()}
     with contextlib.suppress(OSError):
       if self.status and self.lock.is_held():
         files.write_json(self.folder / STATUS, self.status | process)
