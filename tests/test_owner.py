@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-from vit_jax.guards import lock, owner
+from vit_jax.guards import lock, owner, waiting
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOLDING = """
@@ -200,6 +201,17 @@ def test_a_lock_that_was_removed_is_made_again_only_in_a_run(tmp_path):
     (tmp_path / 'config.json').touch()
     while names(tmp_path) != ['config.json', 'lock.json']:
       time.sleep(lock.HEARTBEAT)
+
+
+def test_the_status_says_what_is_waited_for(tmp_path, monkeypatch):
+  monkeypatch.setattr(waiting, 'FIRST', 0)
+  with owner.Owner(tmp_path) as ours:
+    with waiting.waiting('data', lambda: 'worker 1 of 2'):
+      ours.update(state='training')
+      while not (status := owner.read(tmp_path)) or not status['waiting']:
+        time.sleep(0.01)
+    assert re.fullmatch(r'waiting for data since .+ \(worker 1 of 2\)', status['waiting'])
+  assert owner.read(tmp_path)['waiting'] is None
 
 
 def test_a_status_that_is_damaged_or_absent_is_none(tmp_path):
