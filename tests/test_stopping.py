@@ -1,5 +1,6 @@
 """Signals, in real processes: what the first and the second do in each phase, and what remains."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -105,3 +106,41 @@ def test_a_wait_for_data_is_left_at_once(tmp_path):
   code, lines, err, remains = signalled(tmp_path, 'run loop data', 'in Python', TERM)
   assert (code, lines, remains) == (0, ['ready', SAVES], False)
   assert err == ['vit train: stopped by SIGTERM during data; the same command resumes']
+
+
+FAILING = """
+import sys, threading
+from vit_jax import commands
+
+class Item:
+  def __del__(self):
+    raise OSError(28, 'No space left on device')
+
+def fail():
+  raise RuntimeError('Event loop is closed')
+
+def main():
+  for _ in range(3):
+    Item()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+  return 0
+
+commands.console(main)
+"""
+
+
+def test_what_threads_and_callbacks_raise_is_a_line_each_and_no_traceback(tmp_path):
+  env = os.environ | {'XDG_CACHE_HOME': str(tmp_path)}
+  words = [sys.executable, '-c', FAILING]
+  done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+  file = tmp_path / 'vit_jax/errors/error.txt'
+  assert (done.returncode, done.stderr.splitlines()) == (
+    0,
+    [
+      f'vit: OSError: [Errno 28] No space left on device; the traceback is in {file}',
+      f'vit: RuntimeError: Event loop is closed; the traceback is in {file}',
+    ],
+  )
+  assert 'in fail' in file.read_text()

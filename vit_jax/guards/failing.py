@@ -16,6 +16,7 @@ from vit_jax.text import first_line, one_line, redacted, to_stderr
 
 FILE = 'error.txt'  # in the folder of a run, or of what is kept for the user
 SHOW = 'VIT_TRACEBACK'
+REPORTED: set[str] = set()  # lines that this process has printed about errors that end nothing
 QUOTED = 160  # characters of an error's text: the line is to name a file, too
 
 
@@ -61,6 +62,10 @@ def install() -> None:
 
 
 def report(error: BaseException | None) -> None:
-  """Prints the line about an error that ends nothing."""
-  if error is not None and not isinstance(error, SystemExit):
-    to_stderr(f'vit: {describe(error)}')
+  """Prints the line about an error that ends nothing, once: there may be one for every array."""
+  if error is None or isinstance(error, SystemExit):
+    return
+  line = describe(error)
+  if line not in REPORTED:
+    REPORTED.add(line)
+    to_stderr(f'vit: {line}')
