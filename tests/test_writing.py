@@ -11,7 +11,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax import metrics
-from vit_jax.guards import writing
+from vit_jax.guards import failing, writing
 from vit_jax.sources import tfrecord
 
 __all__ = ['cache', 'whole']
@@ -120,3 +120,10 @@ def test_the_events_are_those_that_tensorboard_reads(tmp_path):
   assert (start.step, start.session_log.status) == (5, 1)
   values = {value.tag: value.simple_value for value in row.summary.value}
   assert (row.step, values) == (5, {'train/loss': 0.5, 'train/accuracy': 0.25})
+
+
+def test_an_error_that_the_threads_of_a_full_disk_repeat_is_one_line(capsys):
+  for _ in range(3):
+    failing.report(RuntimeError('Event loop is closed, of this test'))
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'Event loop is closed' in line
