@@ -508,6 +508,8 @@ def outcome(case: Case, rng: Rng) -> Outcome:
     return Outcome('fault', text.message_line(f'{type(error).__name__}: {error}'))
   lines = errors.getvalue().splitlines()
   wrong = [line for line in lines if len(line) > text.LINE or not line.isprintable()]
+  if code == commands.FAILED:  # an error that is none of its input: its traceback is in a file
+    return Outcome('fault', lines[-1] if lines else 'no line')
   if wrong or (code and not lines):
     return Outcome('fault', text.message_line(f'no line of a message: {wrong}'))
   return Outcome('refused' if code else 'accepted', lines[-1] if code else '')
