@@ -206,7 +206,8 @@ def phase(name: str) -> Iterator[None]:
   In 'loop' and 'save' the first signal sets `asked`; elsewhere it raises `Stopped`, in a phase
   inside of 'loop' both, and `Stopped` again at the beginning of any later one.
   """
-  if PROCESS.asked and PROCESS.number and name not in SAVING and not PROCESS.saves_together:
+  # Asked for while the run was saving, or raised before and swallowed, as by an import's `except:`
+  if PROCESS.number and name not in SAVING and not PROCESS.saves_together:
     raise Stopped(PROCESS.number, name)
   depth = len(PROCESS.phases)
   PROCESS.phases.append(name)
