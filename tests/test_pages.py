@@ -462,10 +462,10 @@ def test_what_training_measured_is_what_vit_evaluate_gives_and_the_report_quotes
 ):
   assert commands.main(['evaluate', str(trained), '--format', 'json']) == 0
   printed, held = json.loads(capsys.readouterr().out), results.read(trained)
-  assert (held.pop('step'), held.pop('use')) == (12, 'test')
+  assert whole.measured == held and whole.left_out == []
+  assert (held.pop('step'), held.pop('use')) == (12, 'test') and held.pop('weights')
   assert close(held, {name: printed[name] for name in held})
   assert printed.keys() - held.keys() == {'model', 'method', 'preprocess', 'notes'}
-  assert whole.measured == held | {'step': 12, 'use': 'test'} and whole.left_out == []
   names = ('accuracy', 'top-5 accuracy', 'loss', 'calibration error')
   on = 'on 359 images, split test of digits'
   output = report_page.headlines(whole)
@@ -549,9 +549,20 @@ def damage(values, name, value):
 )
 def test_a_file_that_is_no_evaluation_is_read_as_none(name, value, trained, tmp_path):
   values = json.loads((trained / results.FILE).read_text())
-  assert results.is_valid(values)
+  assert results.is_valid(values) and values.pop('crc32')
   (tmp_path / results.FILE).write_text(damage(values, name, value))
   assert results.read(tmp_path) is None
+
+
+@pytest.mark.parametrize('name', [results.FILE, report.PAGE, report.PICTURE])
+def test_a_flipped_bit_of_what_was_measured_or_drawn_is_noticed(name, trained, tmp_path):
+  for file in (results.FILE, report.PAGE, report.PICTURE):
+    shutil.copy(trained / file, tmp_path)
+  assert results.read(tmp_path) and report.is_whole(tmp_path)
+  data = bytearray((tmp_path / name).read_bytes())
+  data[len(data) // 2] ^= 1
+  (tmp_path / name).write_bytes(data)
+  assert not (results.read(tmp_path) and report.is_whole(tmp_path))
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"loss": 1', '{}', '[' * 100_000, '\udcff'])
