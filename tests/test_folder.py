@@ -35,6 +35,13 @@ def encoded(seed=0, kind='PNG', size=(8, 6)):
 IMAGE = encoded()
 
 
+@pytest.fixture
+def without_heif(monkeypatch):
+  """As where pillow-heif is not installed."""
+  formats = {suffix: kind for suffix, kind in decoding.formats().items() if kind != 'HEIF'}
+  monkeypatch.setattr(decoding, 'formats', lambda: formats)
+
+
 def write(root, *names, data=IMAGE):
   """Puts an image at each of the paths."""
   for name in names:
@@ -122,7 +129,9 @@ def test_suffixes_are_read_in_any_case_and_other_files_ignored(tmp_path):
 
 
 @pytest.mark.parametrize('split', ['train/', ''])
-def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(tmp_path, split):
+def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(
+  without_heif, tmp_path, split
+):
   """Twice: from the walk, and from the cache."""
   read = [f'{split}{c}/{i}.{s}' for c in 'ab' for i, s in enumerate(['jpg', 'JFIF', 'jpe'])]
   read += [f'{split}a/deep.png/9.png']  # a folder named like an image
@@ -167,7 +176,9 @@ def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(tmp
 
 
 @pytest.mark.parametrize('name', ['.heic', '.avif'])
-def test_a_list_of_files_is_read_again_where_other_formats_are(pets, monkeypatch, name):
+def test_a_list_of_files_is_read_again_where_other_formats_are(
+  without_heif, pets, monkeypatch, name
+):
   before = labelled(f'folder:{settle(write(pets, f"train/cat/6{name}"))}')
   formats = {**decoding.formats(), '.heic': 'HEIF'}
   formats.pop('.avif', None)
@@ -175,6 +186,7 @@ def test_a_list_of_files_is_read_again_where_other_formats_are(pets, monkeypatch
   assert len(labelled(f'folder:{pets}')) == len(before) + (1 if name == '.heic' else -1)
 
 
+@pytest.mark.usefixtures('without_heif')
 def test_prediction_and_training_read_the_same_files_of_a_folder(pets):
   write(pets / 'train', 'cat/6.heic', 'cat/deep.png/7.jfif', '@eaDir/8.png', '.9.png')
   (pets / 'train/dog/10.png').symlink_to('2.png')
@@ -275,6 +287,7 @@ def test_a_folder_with_an_empty_class_can_be_measured(below, tmp_path):
   assert source.empty_classes == (() if below == 'test/' else ('emu',))
 
 
+@pytest.mark.usefixtures('without_heif')
 def test_a_folder_whose_images_are_not_read_says_why(tmp_path):
   name = f'folder:{write(tmp_path / "d", "cat/1.heic", "dog/2.heic")}'
   refused("no images in split 'train'; passed over: 2 .heic", name)
