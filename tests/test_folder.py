@@ -169,10 +169,9 @@ def test_what_a_folder_holds_and_is_not_read_is_counted_by_reason_and_suffix(
       [*read, 'val/a/1.png'] if split else read
     )
   line = sources.describe_passed_over(source.passed_over)
-  assert (
-    line.startswith('passed over: 2 ')
-    and "2 .heic (wants pillow-heif: pip install 'vit_jax[heic]')" in line
-  )
+  assert line.startswith('passed over: 2 ')
+  assert "2 .heic (wants pillow-heif: pip install 'vit_jax[heic]')" in line
+  assert '2 .txt, 1 without suffix (no image format that is read)' in line
 
 
 @pytest.mark.parametrize('name', ['.heic', '.avif'])

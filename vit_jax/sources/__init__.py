@@ -126,7 +126,7 @@ class Concatenated:
 
 
 COLUMN_KINDS = ('csv', 'parquet', 'tfds', 'hf')  # whose columns can be named
-MAX_PASSED_OVER = 10  # kinds of what is not read that a line names
+MAX_PASSED_OVER = 10  # reasons that a line names, and kinds of what is not read for each
 Splits = Mapping[str, Callable[[], Source]]  # the splits of a data set, opened when asked for
 KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, name) -> Splits`
   'digits': 'digits',
@@ -327,12 +327,12 @@ def explained(message: str, source: Source) -> str:
 
 
 def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:
-  """A line of what is not read, the most first; '' where all is."""
-  items = sorted(passed_over, key=lambda item: (-item.count, item.reason, item.kind))
-  described = [
-    f'{item.count:,} {printable(item.kind) or "without suffix"} ({printable(item.reason)})'
-    for item in items
-  ]
+  """A line of what is not read, by reason, the most first; '' where all is."""
+  kinds: dict[str, list[str]] = {}
+  for item in sorted(passed_over, key=lambda item: (-item.count, item.reason, item.kind)):
+    kind = f'{item.count:,} {printable(item.kind) or "without suffix"}'
+    kinds.setdefault(printable(item.reason), []).append(kind)
+  described = [f'{first_few(row, MAX_PASSED_OVER)} ({reason})' for reason, row in kinds.items()]
   return f'passed over: {first_few(described, MAX_PASSED_OVER)}' if described else ''
 
 
