@@ -794,6 +794,7 @@ def test_columns_of_0_and_1_are_classes(pets):
   rows = [(1, 0, True), (0, 0, 0), ('', '?', 'nan'), ('0.0', '1.0', False)]
   padded = [[0, 2], [-1, -1], [-2, -2], [1, -1]]
   assert rows_of(bits(pets, rows)) == (('wet', 'cold', 'dark'), padded)
+  assert rows_of(bits(pets, [(1, 0, 1), (-1, '', '-1.0')]))[1] == [[0, 2], [-2, -2]]
 
 
 def test_columns_of_which_each_row_has_one_give_a_label_each(pets):
@@ -821,6 +822,7 @@ def test_columns_of_parquet_of_0_and_1_are_classes(pets):
 
 def test_a_column_that_is_not_0_and_1_is_no_class(pets):
   refused("line 3: dark is '7', must be 0 or 1", bits(pets, [(0, 1, 0), (0, 1, 7)]))
+  refused("line 2: wet is '-1.0', must be 0 or 1: all classes", bits(pets, [('-1.0', 1, 0)]))
   refused('no column label .* are classes, of 0 and 1', bits(pets, [('mild', 1, 0), (0, 1, 0)]))
 
 
@@ -829,6 +831,44 @@ def test_labels_with_a_fraction_are_a_regression_and_no_classes(pets):
   refused('such as 0.5 are .* to regress', parquet(pets, {'image': [IMAGE], 'label': [0.5]}))
   refused('such as 0.5 are .* to regress', arrays(pets, x=grey(2), y=[0.5, 1.0]))
   for names in (('1.5', 'x'), ('e1', 'e2'), ('007', '008')):
+    assert rows_of(table(pets, [(ANY, name) for name in names]))[0] == names
+
+
+@pytest.mark.parametrize(
+  'labels, text',
+  [
+    (['0.5', 'inf', '1.25'], 'labels such as 0.5 are .* to regress'),
+    (['0', '-Infinity', '1'], 'labels such as -Infinity are .* to regress'),
+    (['0.5', '1.25', 'unclear'], 'labels such as 0.5 are .* to regress'),
+    (['0,5', '1,0'], 'labels such as 0,5 are several numbers, or one with a decimal comma'),
+    (['2', '16 0', '25 16'], "labels such as 16 0 are several numbers, .* by '|'"),
+  ],
+)
+def test_numbers_that_are_a_quantity_or_several_labels_are_no_classes(pets, labels, text):
+  refused(text, table(pets, [(ANY, label) for label in labels]))
+
+
+@pytest.mark.parametrize(
+  'labels, joined',
+  [
+    (['a, b', 'a', 'b, c'], 'a, b'),
+    (['haze water', 'clear', 'clear water', 'haze'], 'haze water'),
+    (['maillot', 'maillot, tank suit'], ''),
+    (['red fox', 'arctic fox', 'red panda', 'arctic hare'], ''),
+    (['a|b', 'a', 'b'], ''),
+  ],
+)
+def test_names_that_look_like_several_labels_are_told(pets, labels, joined):
+  notes = sources.open_source(table(pets, [(ANY, label) for label in labels]), 'train').notes
+  line = f"labels such as {joined!r} may be several, and are read as one: '|' joins labels"
+  assert notes == (line,) * bool(joined)
+
+
+def test_true_is_one_class_in_whatever_case(pets):
+  name = table(pets, [(ANY, name) for name in ('True', 'TRUE', 'false', 'False')])
+  classes, labels = labels_of(name, 'train+validation')
+  assert (classes, sorted(labels)) == (('False', 'True'), ['False', 'False', 'True', 'True'])
+  for names in (('FALSE', 'TRUE'), ('TRUE', 'True', 'maybe')):
     assert rows_of(table(pets, [(ANY, name) for name in names]))[0] == names
 
 

@@ -717,7 +717,7 @@ def test_a_table_of_hugging_face_says_no_class_and_unknown(table, tmp_path):
   assert [int(source[i]['label']) for i in range(3)] == [0, -1, 1]
   plain.add_column('label', [0.5] * 6).save_to_disk(tmp_path / 'age')
   with pytest.raises(
-    ValueError, match=r'age, label: labels such as 0.5 are numbers with a fraction'
+    ValueError, match=r'age, label: labels such as 0.5 are numbers that are not whole'
   ):
     sources.open_source(f'hf:{tmp_path}/age', 'train')
 

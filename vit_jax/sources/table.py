@@ -46,6 +46,7 @@ NAMED = 5  # bad rows that an error names; it counts the others
 UNKNOWN = '?'  # the label of an image whose classes are not known, in any table
 # Of a column that is a class, in lower case
 BITS = {'0': False, '0.0': False, 'false': False, '1': True, '1.0': True, 'true': True}
+UNKNOWN_BITS = ('-1', '-1.0')  # where a row has nothing else, its classes are not known
 LIST = re.compile(r"""\[\s*((\d+|'[^']*'|"[^"]*")\s*(,\s*|(?=\])))*\]""")  # as Python writes it
 OPTIONS = (*COLUMNS, 'missing')  # 'missing': the one text that stands for no label
 
@@ -232,6 +233,7 @@ class Table:
       'notes': (
         *labelling.first_note(classes, meaning.first),
         *(encodings.float_note(self.names) if meaning.is_numbers else ()),
+        *(() if meaning.is_numbers else encodings.joined_note(list(self.names))),
         *self.missing_note(),
       ),
     }
@@ -263,7 +265,8 @@ class Meaning(NamedTuple):
 
 def named_labels(names: Sequence[str], train: set[int]) -> Meaning:
   """What labels mean that are names, each at its code; `train` are the codes in that split."""
-  classes = tuple(sorted(names[code] for code in train))
+  names = encodings.merge_truths(names)
+  classes = tuple(sorted({names[code] for code in train}))
   alike = collections.Counter(map(folded, classes))
   exact = {name: label for label, name in enumerate(classes)}
   near = {folded(name): label for name, label in exact.items() if alike[folded(name)] == 1}
@@ -306,8 +309,9 @@ def find_class_columns(
   others = [i for i, name in enumerate(names) if i not in (image, split) and name.strip()]
   if label is not None or len(others) < 2 or len(cells) < len(names):
     return []
-  cells = [cells[index].strip() for index in others]
-  return others if all(cell.lower() in BITS or table.is_missing(cell) for cell in cells) else []
+  bits = [cells[index].strip() for index in others]
+  is_bit = [bit.lower() in (*BITS, *UNKNOWN_BITS) or table.is_missing(bit) for bit in bits]
+  return others if all(is_bit) else []
 
 
 def find_columns(
@@ -325,7 +329,7 @@ def find_columns(
     use = 'image' if image is None else 'label'
     first, *others = COLUMNS[use]
     raise ValueError(
-      f'{table.where} has no column {first} (or {", ".join(others)}); it has {quoted(names)}: '
+      f'{table.where} has no column {first} (or {first_few(others)}); it has {quoted(names)}: '
       f'data.columns names them, as in {use}=COLUMN'
       + ', or all but path and split are classes, of 0 and 1'
       * (use == 'label')
@@ -398,11 +402,12 @@ def add_rows(
 
 def set_bits(table: Table, cells: Sequence[str], classes: Sequence[str]) -> list[str]:
   """The labels of an image, as numbers, by its cells in the columns of classes."""
-  if all(map(table.is_missing, cells)):
+  if all(cell in UNKNOWN_BITS or table.is_missing(cell) for cell in cells):
     return [UNKNOWN]
   for cell, name in zip(cells, classes):
     if cell.lower() not in BITS:
-      raise ValueError(f'{printable(name)} is {printable(cell)!r}, must be 0 or 1')
+      problem = f'{printable(name)} is {printable(cell)!r}, must be 0 or 1'
+      raise ValueError(f'{problem}: all classes of an image are known, or none')
   return [str(label) for label, cell in enumerate(cells) if BITS[cell.lower()]]
 
 
