@@ -1171,6 +1171,7 @@ def test_arrays_may_name_their_classes(tmp_path):
   'named, text',
   [
     (dict(x=grey(4).astype(np.float32), y=[0, 1, 0, 1]), 'float32, must be uint8'),
+    (dict(x=np.zeros((2, 3, 8, 8), np.uint8), y=[0, 1]), r'\(2, 3, 8, 8\), channels first: '),
     (dict(x=np.zeros((4, 3, 2, 513), np.uint8), y=[0, 1, 0, 1]), r'\(4, 3, 2, 513\)'),
     (dict(x=grey(4), y=[0, 1, 0]), '4 x but 3 y'),
     (dict(x=grey(2), y=[0, -1]), 'label -1 of image 1 is negative'),

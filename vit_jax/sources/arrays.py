@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vit_jax import sources
-from vit_jax.images.decoding import MAX_CHANNELS
+from vit_jax.images.decoding import MAX_CHANNELS, PICTURES
 from vit_jax.sources import PassedOver, Record, Source, Splits, encodings
 from vit_jax.sources import classes as labelling
 from vit_jax.text import first_few, printable, quantity
@@ -132,6 +132,9 @@ class Archive:
     if not is_image or 0 in images.shape[1:]:
       wanted = f'(N, H, W) or (N, H, W, C) of up to {MAX_CHANNELS} channels'
       raise ValueError(f'{self.where}, {name}: images are {images.shape}, must be {wanted}')
+    if is_channels_first(images.shape):
+      advice = 'images.transpose(0, 2, 3, 1) has them last'
+      raise ValueError(f'{self.where}, {name}: images are {images.shape}, channels first: {advice}')
     return images
 
   def labels(self, name: str) -> np.ndarray:
@@ -207,6 +210,11 @@ class Archive:
       raise ValueError(f'{self.where}: {gaps}')
     first = labelling.first_number(np.unique(labels).tolist())
     return labelling.numbered(count - first, first), first
+
+
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+  """Whether images are square after 1, 3 or 4 channels, as PyTorch has them, by their shape."""
+  return len(shape) == 4 and shape[1] in PICTURES and PICTURES[-1] < shape[2] == shape[3]
 
 
 def is_float_column(labels: np.ndarray) -> bool:
