@@ -109,6 +109,11 @@ def test_pixels_of_which_black_and_white_are_not_clear_are_refused(values, tags,
     decoding.decode(encoded(values, 'TIFF', tiffinfo=tags))
 
 
+def test_a_heic_file_by_another_name_says_what_reads_it(monkeypatch):
+  monkeypatch.setattr(decoding, 'formats', lambda: decoding.FORMATS)
+  refused(b'\0\0\0\x18ftypheic' + bytes(100), r'its format, \.heic, wants pillow-heif: pip')
+
+
 def test_heic_is_decoded_where_its_package_is():
   pytest.importorskip('pillow_heif')
   assert np.abs(decoding.decode(encoded(RED, 'HEIF', quality=100)).astype(int) - RED).max() <= 3

@@ -40,7 +40,6 @@ RANGES = {  # of flags: min, max
 SUFFIXES = {b'\xff\xd8\xff': 'jpg', b'\x89PNG': 'png', b'GIF8': 'gif', b'BM': 'bmp',
             b'II*\0': 'tif', b'MM\0*': 'tif', b'II+\0': 'tif', b'MM\0+': 'tif',
             b'RIFF': 'webp'}  # fmt: skip
-BRANDS = {b'avif': 'avif', b'avis': 'avif', b'heic': 'heic', b'heix': 'heic', b'mif1': 'heif'}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -231,8 +230,8 @@ def suffix(data: bytes) -> str:
   for magic, name in SUFFIXES.items():
     if data.startswith(magic):
       return name
-  if data[4:8] == b'ftyp' and data[8:12] in BRANDS:
-    return BRANDS[data[8:12]]
+  if suffix := decoding.brand_suffix(data):
+    return suffix.removeprefix('.')
   raise ValueError('not an image')
 
 

@@ -34,6 +34,9 @@ FORMATS = {  # by the suffix of a file, Pillow's name of its format
   '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF',
 }  # fmt: skip
 NEWER_FORMATS = {'.avif': 'AVIF', '.heic': 'HEIF', '.heif': 'HEIF'}  # that not every Pillow reads
+BRANDS = {  # of an ISO media file, and the suffix that it should have
+  b'avif': '.avif', b'avis': '.avif', b'heic': '.heic', b'heix': '.heic', b'mif1': '.heif',
+}  # fmt: skip
 PROVIDERS = {
   'AVIF': 'Pillow 11.3',
   'HEIF': "pillow-heif: pip install 'vit_jax[heic]'",
@@ -62,6 +65,11 @@ def suffix_error(suffix: str) -> str:
     return ''
   provider = PROVIDERS.get(NEWER_FORMATS.get(suffix, ''))
   return f'wants {provider}' if provider else 'no image format that is read'
+
+
+def brand_suffix(data: bytes) -> str:
+  """The suffix in NEWER_FORMATS of a file of such bytes, whatever it is called; '' for others."""
+  return BRANDS.get(data[8:12], '') if data[4:8] == b'ftyp' else ''
 
 
 class BadImage(ValueError):
@@ -230,7 +238,9 @@ def decode_pillow(data: bytes, channels: int = 3) -> tuple[Image, int]:
   except pil.UnidentifiedImageError:
     if count := tiff.band_count(data):
       raise BadImage(f'the file has {count} bands, wanted {channels}') from None
-    raise BadImage('not an image') from None
+    suffix = brand_suffix(data)
+    error = suffix_error(suffix) if suffix else ''
+    raise BadImage(f'its format, {suffix}, {error}' if error else 'not an image') from None
   except pil.DecompressionBombError:
     raise BadImage(f'its pixels exceed the limit of {MAX_PIXELS:,}') from None
   except Exception as error:  # of whatever kind a decoder raises over hostile bytes
