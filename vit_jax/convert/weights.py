@@ -29,7 +29,7 @@ import numpy as np
 from vit_jax import files
 from vit_jax.convert import pickles
 from vit_jax.convert.pickles import RANK, Storage, is_sizes
-from vit_jax.text import one_line
+from vit_jax.text import first_few, one_line
 
 Path = str | os.PathLike[str]
 Arrays = dict[str, np.ndarray]
@@ -355,8 +355,12 @@ def read_shards(index: Path) -> Arrays:
     places = files.read_json(data[:JSON_HEADER].tobytes()).get('weight_map')
     if not isinstance(places, dict) or not all(map(shard_name, places.values())):
       raise ValueError('its weight_map does not map names to .safetensors or .bin files beside it')
+  names = sorted({*places.values()})
+  if missing := [file for file in names if not index.with_name(file).is_file()]:
+    verb = 'is' if len(missing) == 1 else 'are'
+    raise FileNotFoundError(one_line(f'{index} lists {first_few(missing)}, which {verb} not there'))
   shards = {}
-  for file in sorted({*places.values()}):
+  for file in names:
     shard = index.with_name(file)
     shards[file] = read_safetensors(shard) if shard.suffix == '.safetensors' else read_torch(shard)
   contained = {(name, file) for file, arrays in shards.items() for name in arrays}
