@@ -254,6 +254,15 @@ def test_the_area_under_the_curve_counts_equal_scores_by_half():
   assert np.isnan(measures.auroc(scores, truth | True))
 
 
+@pytest.mark.parametrize('truth', [{'label': np.arange(4) % 2}, {'targets': np.eye(4, 2)}])
+def test_scores_that_are_not_finite_have_no_ranks(truth):
+  logits = np.zeros((4, 2), np.float32)
+  for bad, is_measured in ((0, True), (np.nan, False), (np.inf, False)):
+    logits[1, 0] = bad
+    values = measures.from_ranks(truth | {'logits': logits}, np.ones(4, bool), sigmoid=True)
+    assert [value is not None for value in values.values()] == [is_measured] * len(values)
+
+
 def test_more_scores_than_are_held_are_not_measured_by_rank(monkeypatch):
   monkeypatch.setattr(loop, 'LARGEST', 8 * 5)
   monkeypatch.setattr(inputs, 'BATCH', 1)
@@ -612,6 +621,18 @@ def clusters(count, *, classes=4, width=6, noise=1.0, seed=0, split='train'):
   return features.Features(
     np.float32(values), labels, np.arange(count), tuple('abcdefgh'[:classes]), 'made', split
   )
+
+
+def test_features_that_are_not_finite_are_not_probed():
+  made = clusters(8)
+  made.values[3, 2] = np.nan
+  for measure in (
+    lambda: knn.measure(made, made, ks=[1]),
+    lambda: fewshot.measure(made, made, shots=[1]),
+    lambda: linear.measure(made, made, made),
+  ):
+    with pytest.raises(ValueError, match='features of made that are not finite'):
+      measure()
 
 
 def test_neighbours_vote_as_in_float64(monkeypatch):

@@ -346,7 +346,7 @@ def strict(text):
 @pytest.mark.parametrize(
   'name, value, line',
   [
-    ('encoder/norm/scale', np.nan, '16 parameters are not finite numbers, the first of encoder/n'),
+    ('encoder/norm/scale', np.nan, '16 parameters are not finite, the first of encoder/norm/scale'),
     ('head/kernel', 0.0, 'the head is all zero: it gives the same scores for every image'),
   ],
 )
@@ -367,6 +367,9 @@ def test_a_model_without_an_answer_says_so(name, value, line, copied, folder, tm
     assert f'vit {words[0]}: {line}' in output.err
     if '--format' in words:
       assert strict(output.out)
+  if np.isnan(value):
+    assert vit.main(['export', model, '--to', 'npz', '--out', str(tmp_path / 'other.npz')]) == 2
+    assert f'vit export: {line}, so that no check succeeds' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('spoil', ['transposed', 'missing'])

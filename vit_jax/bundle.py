@@ -73,8 +73,10 @@ class Bundle:
     params = models.flat(jax.device_get(self.params))
     counts = {name: int((~np.isfinite(leaf)).sum()) for name, leaf in params.items()}
     names = [name for name, count in counts.items() if count]
-    total = f'{sum(counts.values()):,} parameters are not finite numbers'
-    return f'{total}, the first of {names[0]}' if names else ''
+    total = sum(counts.values())
+    verb = 'is' if total == 1 else 'are'
+    described = f'{quantity(total, "parameter")} {verb} not finite'
+    return f'{described}, the first of {names[0]}' if names else ''
 
   @property
   def defects(self) -> list[str]:

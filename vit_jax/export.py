@@ -72,13 +72,16 @@ def write(
   Raises:
     ValueError: one line for an unknown target, a wrong suffix, a path that exists, fields of
       `source` that do not fit its model, a program of a model without a head, an ONNX file beyond
-      2 GiB, what ONNX or a dialect cannot say, or a check that fails.
+      2 GiB, what ONNX or a dialect cannot say, or a check that fails, as of parameters that are not
+      finite.
     OSError: if it cannot be written.
   """
   path = pathlib.Path(path)
   to = target(path, to)
   check_path(path, to)
   bundle.check(source.model, source.preprocess, source.classes)
+  if check and source.not_finite:
+    raise ValueError(f'{source.not_finite}, so that no check succeeds: --no-check writes it')
   if to in PROGRAMS:
     check_program(source, to)
   with files.staging(path) as new:

@@ -54,8 +54,10 @@ class Features:
     """Those of images that have a label, of which each has one.
 
     Raises:
-      ValueError: if images have several, or none has one.
+      ValueError: if images have several, or none has one; for features that are not finite.
     """
+    if not np.isfinite(self.values).all():
+      raise ValueError(f'the model gives features of {self.source} that are not finite')
     if self.labels.ndim > 1:
       raise ValueError(f'images of {self.source} are multi-label: accuracy alone measures these')
     chosen = self.labels >= 0

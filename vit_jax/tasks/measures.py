@@ -38,8 +38,8 @@ def from_ranks(
 ) -> dict[str, float | None]:
   """'auroc', and of multi-label images 'mean_average_precision', of `classify.measure`'s rows.
 
-  Each is the mean over classes, one against all others; None where no class has both, or not all
-  scores were held, of which `evaluate.loop` says how many can be.
+  Each is the mean over classes, one against all others; None where no class has both, where a score
+  is not finite, or where not all were held, of which `evaluate.loop` says how many can be.
 
   Args:
     rows: 'logits' (n, K), n images at most; their 'label' (N,), or multi-label 'targets' (n, K).
@@ -50,6 +50,8 @@ def from_ranks(
   if len(rows['logits']) < len(counts):
     return dict.fromkeys(names)
   logits, classes = rows['logits'][counts], np.arange(rows['logits'].shape[-1])
+  if not np.isfinite(logits).all():
+    return dict.fromkeys(names)
   if 'targets' in rows:
     targets = rows['targets'][counts] > 0  # (N, K)
   else:
