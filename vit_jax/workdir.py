@@ -38,7 +38,7 @@ LOCATIONS = {
 }
 SAME = {'images': 'as many images', 'classes': 'the same classes'}
 SAME |= {'fixed': 'the same arrays', 'pretrained': 'the same arrays'}
-NAMED = 3  # flags that an error shows
+NAMED = 3  # fields and flags that an error shows
 OLD_RANKS = {'accuracy': 1, 'loss': -1}  # of a run whose data.json has none: a classifier's
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -240,11 +240,17 @@ def check_config(
 ) -> list[str]:
   """Lines on the LOCATIONS that differ, where `same` says of all that DATA keeps of them how it is.
 
+  Those of the stored fields that are not the default come first in a message.
+
   Raises:
     ValueError: if anything else of a run's config differs, but for MAY_DIFFER.
   """
+  from vit_jax.config import default
+
+  usual = dict(leaves(as_json(default())))
   differing, moved, flags = [], [], []
-  for name, old, new in differing_fields(old_config, new_config):
+  fields = differing_fields(old_config, new_config)
+  for name, old, new in sorted(fields, key=lambda field: field[1] == usual.get(field[0])):
     if new and name in LOCATIONS and same.keys() >= {*LOCATIONS[name]}:
       reasons = ' and '.join(same[key] for key in LOCATIONS[name])
       moved.append(f'{name} was {old!r} and is {new!r}, with {reasons}')
@@ -252,9 +258,10 @@ def check_config(
       differing.append(f'{name} is {old!r} there and {new!r} here')
       flags.append(f'--config.{name}={old}')
   if differing:
+    more = f' and {len(differing) - NAMED} more' * (len(differing) > NAMED)
     raise ValueError(
-      f'{folder} holds another run: {"; ".join(differing)}. To resume it, give what it has, as by '
-      f'{shlex.join(flags[:NAMED])}'
+      f'{folder} holds another run: {"; ".join(differing[:NAMED])}{more}. '
+      f'To resume it, give what it has, as by {shlex.join(flags[:NAMED])}'
     )
   return moved
 
