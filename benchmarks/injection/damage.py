@@ -12,7 +12,6 @@ from injection.phases import BEGUN
 from injection.runs import DIGITS, Ended, differences, normal_name, stopped
 
 OTHER = DIGITS.but('another seed', seed=1)
-VERSIONS = ('format', 'format_version', 'version')
 
 
 def truncate(file: pathlib.Path, _: pathlib.Path) -> None:
@@ -39,10 +38,9 @@ def swap(file: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def renew(file: pathlib.Path, _: pathlib.Path) -> None:
-  """Writes a number of the format that is not yet in use, where the file has one."""
+  """Writes a number of a format that is not yet in use."""
   data = json.loads(file.read_text('utf-8'))
-  name = next(name for name in VERSIONS if name in data)
-  file.write_text(json.dumps({**data, name: data[name] + 1000}), 'utf-8')
+  file.write_text(json.dumps({**data, 'format': data['format'] + 1000}), 'utf-8')
 
 
 WAYS = {
@@ -51,6 +49,7 @@ WAYS = {
   'with a flipped bit': flip,
   'removed': remove,
   "replaced by another run's": swap,
+  'from a newer version': renew,
 }
 
 
@@ -62,6 +61,11 @@ def files_by_kind(run: pathlib.Path) -> dict[str, pathlib.Path]:
   return {normal_name(run, file): file for file in files}
 
 
+def has_format(file: pathlib.Path) -> bool:
+  """Whether a file is JSON that says of which format it is."""
+  return file.suffix == '.json' and '"format":' in file.read_text('utf-8')
+
+
 def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
   """Damages the file of the trial's index."""
 
@@ -70,6 +74,8 @@ def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
     unhurt = lab.unhurt(DIGITS)
     shutil.copytree(unhurt, trial.run) if finished else stopped(unhurt, trial.run, step)
     files = files_by_kind(trial.run)
+    if WAYS[way] is renew:
+      files = {name: file for name, file in files.items() if has_format(file)}
     name = list(files)[trial.index % len(files)]
     other = files_by_kind(lab.unhurt(OTHER)).get(name, files[name])
     WAYS[way](files[name], other)
