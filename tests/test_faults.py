@@ -1,8 +1,11 @@
 """What the injection of faults notices, and one of its cases; all are in benchmarks/faults.py."""
 
 import json
+import os
 import pathlib
+import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,10 +13,15 @@ import pytest
 from tests.test_run import STEPS, cache, whole
 
 __all__ = ['cache', 'whole']
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import faults
 from injection import cases, runs
+
+
+def page():
+  return (ROOT / 'docs/reliability.md').read_text('utf-8')
 
 
 def change_a_row(run):
@@ -88,3 +96,25 @@ def test_a_run_that_is_killed_while_it_writes_its_model_ends_as_if_unhurt(tmp_pa
   words = ['kills/SIGKILL in bundle', '--tries=1', f'--work={tmp_path}', f'--compiled={cache}']
   assert faults.main(words) == 0, capsys.readouterr().err
   assert '| SIGKILL in bundle | 1 | 1 |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'codes, state, code',
+  [
+    ([0], 'finished', 0),
+    ([1, 137, 0], 'finished', 0),
+    ([1, 0], 'stopped', 75),
+    ([2, 0], 'failed', 2),
+    ([1] * 10, 'failed', 1),
+  ],
+)
+def test_the_script_starts_a_run_again_until_it_is_finished_or_refused(
+  codes, state, code, tmp_path
+):
+  (script,) = re.findall(r'^#!.*until_finished[^`]*', page(), re.MULTILINE | re.DOTALL)
+  (tmp_path / 'status.json').write_text(json.dumps({'state': state}, indent=1))
+  (tmp_path / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+  command = 'read -r code < codes; sed -i 1d codes; exit $code'
+  words = ['bash', '-c', script, 'until_finished.sh', str(tmp_path), 'bash', '-c', command]
+  ended = subprocess.run(words, cwd=tmp_path, env=os.environ | {'PAUSE': '0'})
+  assert ended.returncode == code

@@ -15,7 +15,14 @@ from injection.runs import PHOTOS, Ended, Lab, Process, Recipe, differences, las
 
 BOUND = 30.0  # seconds from the fault of one process to the end of the others
 LATE = 8.0  # seconds that the last process comes after the first
+SILENT_FLAGS = ('--num_processes=2', '--process_id=0', '--initialization_timeout=8')
 ONE_READER = PHOTOS.but('photos of two', system__workers=0)
+
+
+def free_address() -> str:
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return f'127.0.0.1:{probe.getsockname()[1]}'
 
 
 def together(
@@ -35,10 +42,7 @@ def together(
     late: seconds that it is started after the others.
     elsewhere: the folder that it is started in.
   """
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{probe.getsockname()[1]}'
-  processes = []
+  address, processes = free_address(), []
   for index in range(count):
     is_last = index == count - 1
     time.sleep(late * is_last)
@@ -136,6 +140,17 @@ def late(trial: Trial) -> Outcome:
   return Outcome(faults or differences(trial.run, reference), line=ends[0].line)
 
 
+def silent(trial: Trial) -> Outcome:
+  """The second process never comes."""
+  first = trial.lab.start(LONG, trial.run, f'--coordinator_address={free_address()}', *SILENT_FLAGS)
+  ended = first.wait()
+  faults = ended.rudeness()
+  faults += [f'ends with {ended.code}: {ended.line}'[:200]] * (ended.code not in (1, 2))
+  faults += [f'ends after {ended.seconds:.0f} s'] * (ended.seconds > BOUND)
+  faults += [f'does not name process 1: {ended.line}'[:200]] * (not ended.matching('process 1'))
+  return Outcome(faults, exit=ended.seconds, line=ended.line)
+
+
 def refused(ends: Sequence[Ended], pattern: str, since: float) -> Outcome:
   """All processes end with 2 and a line that matches."""
   faults = [fault for ended in ends for fault in ended.rudeness()]
@@ -205,6 +220,7 @@ CASES = [
     )
     for number, index in [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 0)]
   ),
+  Case('hosts/a process that never comes', 'the other ends in time and names it', 1, silent),
   Case(f'hosts/a process that comes {LATE:.0f} s late', 'is waited for', 1, late),
   Case('hosts/another config on process 1', 'both end with 2 and name it', 1, other_config),
   Case('hosts/other data on process 1', 'both end with 2 and name the process', 1, other_data),

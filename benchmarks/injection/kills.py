@@ -8,7 +8,7 @@ from injection.cases import Case, Outcome, Trial, resumed
 from injection.phases import PHASES, begun, start_marked
 from injection.runs import DIGITS, PHOTOS, Recipe, last_row
 
-KILLS = 4  # of one run, each of its starts at a random moment
+KILLS = 8  # of one run, each of its starts at a random moment
 MOST_LOST = 2  # steps, where each is saved: the one that is being saved, and one after it
 
 
@@ -54,7 +54,7 @@ def killed_in(phase: str) -> Callable[[Trial], Outcome]:
 
 PROMISE = 'the same line makes the same bits; at most what was not yet saved is computed again'
 CASES = [
-  Case('kills/SIGKILL at random moments', PROMISE, 50, killed_at_random(DIGITS)),
-  Case('kills/SIGKILL at random moments, two workers', PROMISE, 10, killed_at_random(PHOTOS)),
+  Case('kills/SIGKILL at random moments', PROMISE, 25, killed_at_random(DIGITS)),
+  Case('kills/SIGKILL at random moments, two workers', PROMISE, 3, killed_at_random(PHOTOS)),
   *(Case(f'kills/SIGKILL in {phase}', PROMISE, 2, killed_in(phase)) for phase in PHASES),
 ]
