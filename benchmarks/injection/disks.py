@@ -21,8 +21,13 @@ from injection.cases import Case, Outcome, Trial, resumed
 from injection.runs import DIGITS, Ended, Process
 
 # By SGD: Adam makes rounding as large as any gradient, where the true one is 0, as of key biases.
-LONG = DIGITS.but('long', duration='60 steps', evaluation__every='30 steps', optimizer__name='sgd')
-PASSES = 3.0  # seconds
+LONG = DIGITS.but(
+  'long',
+  duration='40 steps',
+  evaluation__every='20 steps',
+  checkpoint__every='4 steps',
+  optimizer__name='sgd',
+)
 HASTE = ('writing.RETRY_FOR=15', 'writing.RETRY_EVERY=3')  # in the place of 300 and 10 seconds
 BOUND = 45.0  # seconds from the fault to the end of a process that cannot save
 SLOW = 10  # milliseconds that each write takes
