@@ -28,6 +28,7 @@ LONG = DIGITS.but(
   checkpoint__every='4 steps',
   optimizer__name='sgd',
 )
+PASSES = 3.0  # seconds
 HASTE = ('writing.RETRY_FOR=15', 'writing.RETRY_EVERY=3')  # in the place of 300 and 10 seconds
 BOUND = 45.0  # seconds from the fault to the end of a process that cannot save
 SLOW = 10  # milliseconds that each write takes
