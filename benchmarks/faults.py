@@ -25,13 +25,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-from injection import damage, devices, disks, hosts, kills, owners, photos, readers, signals
+from injection import damage, devices, disks, hosts, inputs, kills, owners, photos, readers, signals
 from injection.cases import Case, Outcome, Trial
 from injection.runs import Lab
 
 from vit_jax import workdir
 
-KINDS = (kills, signals, damage, disks, owners, readers, photos, devices, hosts)
+KINDS = (kills, signals, damage, disks, owners, readers, photos, devices, hosts, inputs)
 CASES: list[Case] = [case for kind in KINDS for case in kind.CASES]
 HEADER = ('fault', 'tries', 'as promised', 'lost steps', 'exit', 'recovery', 'the line')
 SHOWN = 90  # characters of a line in the table

@@ -13,11 +13,12 @@ import pytest
 from tests.test_run import STEPS, cache, whole
 
 __all__ = ['cache', 'whole']
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
 import faults
 from injection import cases, runs
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def page():
