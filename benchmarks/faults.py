@@ -23,7 +23,7 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from injection import damage, devices, disks, hosts, inputs, kills, owners, photos, readers, signals
 from injection.cases import Case, Outcome, Trial
@@ -119,14 +119,18 @@ def read_results(path: pathlib.Path | None, commit: str | None) -> dict[str, Out
   return results
 
 
-def table(results: dict[str, list[Outcome]]) -> list[str]:
-  """Lines of Markdown: a row for each case that was tried."""
+def table(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
+  """Lines of Markdown: a row for each case that was tried, or for several that share one."""
+  shared: dict[str, list[Outcome]] = {}
+  for case in CASES:
+    title = case.row or case.name.partition('/')[2]
+    shared.setdefault(title, []).extend(results.get(case.name, ()))
   rows = [HEADER, tuple('---' for _ in HEADER)]
-  rows += [row(name, tried) for name, tried in results.items() if tried]
+  rows += [row(title, outcomes) for title, outcomes in shared.items() if outcomes]
   return [f'| {" | ".join(cells)} |' for cells in rows]
 
 
-def row(name: str, tried: Sequence[Outcome]) -> tuple[str, ...]:
+def row(title: str, tried: Sequence[Outcome]) -> tuple[str, ...]:
   """The cells of a case: counts, the most that was lost, the longest end, the usual recovery."""
   count = sum(outcome.count for outcome in tried)
   good = sum(outcome.count for outcome in tried if not outcome.faults)
@@ -136,7 +140,7 @@ def row(name: str, tried: Sequence[Outcome]) -> tuple[str, ...]:
   recovery = statistics.median(recoveries) if recoveries else None
   line = next((o.line for o in tried if o.line), '').replace('|', '\\|')
   return (
-    name.partition('/')[2],
+    title,
     str(count),
     str(good),
     '' if lost is None else str(lost),

@@ -90,13 +90,13 @@ def test_a_row_has_counts_the_worst_loss_and_end_and_the_median_of_recoveries():
     cases.Outcome([], lost=0, exit=1.0, recovery=4.0, count=4),
     cases.Outcome(['hangs'], lost=2, exit=9.0, recovery=6.0, line='a|b'),
   ]
-  assert faults.row('kills/x', outcomes) == ('x', '5', '4', '2', '9.0 s', '5.0 s', 'a\\|b')
+  assert faults.row('x', outcomes) == ('x', '5', '4', '2', '9.0 s', '5.0 s', 'a\\|b')
 
 
 def test_a_run_that_is_killed_while_it_writes_its_model_ends_as_if_unhurt(tmp_path, cache, capsys):
   words = ['kills/SIGKILL in bundle', '--tries=1', f'--work={tmp_path}', f'--compiled={cache}']
   assert faults.main(words) == 0, capsys.readouterr().err
-  assert '| SIGKILL in bundle | 1 | 1 |' in capsys.readouterr().out
+  assert '| SIGKILL in each phase | 1 | 1 |' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

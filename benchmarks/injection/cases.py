@@ -51,6 +51,7 @@ class Case:
     tries: how many make the table of docs/reliability.md.
     hurt: makes, hurts and examines one run.
     obstacle: why this machine cannot try it; '' where it can.
+    row: of the table, which several cases may share; '': its own.
   """
 
   name: str
@@ -58,6 +59,7 @@ class Case:
   tries: int
   hurt: Callable[[Trial], Outcome]
   obstacle: Callable[[], str] = lambda: ''
+  row: str = ''
 
 
 def resumed(trial: Trial, recipe: Recipe, process: Process, **options: bool) -> Outcome:

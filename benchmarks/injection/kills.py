@@ -56,5 +56,8 @@ PROMISE = 'the same line makes the same bits; at most what was not yet saved is 
 CASES = [
   Case('kills/SIGKILL at random moments', PROMISE, 25, killed_at_random(DIGITS)),
   Case('kills/SIGKILL at random moments, two workers', PROMISE, 3, killed_at_random(PHOTOS)),
-  *(Case(f'kills/SIGKILL in {phase}', PROMISE, 2, killed_in(phase)) for phase in PHASES),
+  *(
+    Case(f'kills/SIGKILL in {phase}', PROMISE, 2, killed_in(phase), row='SIGKILL in each phase')
+    for phase in PHASES
+  ),
 ]

@@ -69,16 +69,20 @@ PROMISES = {
   1: 'saves what is complete, ends with 0 within 30 s; the same line makes the same bits',
   2: 'ends at once with 130 or 143; the same line makes the same bits',
 }
+TIMES = {1: 'once', 2: 'twice'}
 CASES = [
-  Case(
-    f'signals/{number.name} {"once" if times == 1 else "twice"} {place}',
-    PROMISES[times],
-    tries,
-    hurt,
-  )
+  Case(f'signals/{number.name} {TIMES[times]} {place}', PROMISES[times], tries, hurt, row=row)
   for number, times in KINDS
-  for place, tries, hurt in [
-    ('at random in the first 2 s', 5, signalled_early(number, times)),
-    *((f'in {phase}', 1, signalled_in(phase, number, times)) for phase in PHASES),
+  for place, row, tries, hurt in [
+    ('in the first 2 s', '', 5, signalled_early(number, times)),
+    *(
+      (
+        f'in {phase}',
+        f'{number.name} {TIMES[times]} in each phase',
+        1,
+        signalled_in(phase, number, times),
+      )
+      for phase in PHASES
+    ),
   ]
 ]
