@@ -1,8 +1,8 @@
 """A disk that is full, over its quota, broken, read-only, slow, or gone.
 
-A fault begins at the third step. One that passes lasts three seconds, while the run goes on; one
-that lasts is there until the process has ended, and mended before the same line starts again. The
-run waits for its disk for 15 s, not five minutes.
+A fault begins at the ninth step, after two checkpoints. One that passes lasts three seconds, while
+the run goes on; one that lasts is there until the process has ended, and mended before the same
+line starts again. The run waits for its disk for 15 s, not five minutes.
 """
 
 import contextlib
@@ -162,10 +162,10 @@ def lasting(broken: Broken, codes: tuple[int, ...] = (1,)) -> Callable[[Trial], 
 
 
 def begin(trial: Trial, disk: Disk) -> Process:
-  """A run whose disk has just been broken, at its third step."""
+  """A run whose disk has just been broken, at its ninth step."""
   words = ['-m', 'injection.hastily', *HASTE, 'train', *LONG.words(disk.run)]
   process = trial.lab.python(*words, **disk.env)
-  process.until(process.says('^step 3/'))
+  process.until(process.says('^step 9/'))
   disk.break_it()
   return process
 
@@ -176,8 +176,9 @@ def judged(
   faults = [] if ended.code in codes else [f'ends with {ended.code}: {ended.line}'[:200]]
   at_disk = dataclasses.replace(trial, run=disk.run)
   outcome = resumed(at_disk, LONG, process)
-  line = ended.matching('(?i)no space|quota|input/output|read-only|cannot be written|vanish')
-  return dataclasses.replace(outcome, faults=faults + outcome.faults, line=line or ended.line)
+  refusal = ended.matching('(?i)no space|quota|input/output|read-only|could not be written')
+  line = ended.line if ended.code else refusal
+  return dataclasses.replace(outcome, faults=faults + outcome.faults, line=line)
 
 
 def by_errno(number: int) -> Broken:
