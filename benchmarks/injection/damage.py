@@ -94,7 +94,7 @@ def judged(trial: Trial, name: str) -> Outcome:
     return dataclasses.replace(outcome, faults=outcome.faults + [ended.line] * (not names))
   if ended.code != 0:
     return dataclasses.replace(outcome, faults=[*outcome.faults, f'ends with {ended.code}'])
-  extras = r'checkpoints/\d+\.damaged'
+  extras = r'checkpoints/\d+\.(damaged|unused)'
   unhurt = trial.lab.unhurt(DIGITS)
   faults = differences(trial.run, unhurt, extras=extras, rows=name != 'metrics.jsonl')
   return dataclasses.replace(outcome, faults=outcome.faults + faults)

@@ -10,7 +10,11 @@ from injection.cases import Case, Outcome, Trial, resumed
 from injection.runs import PHOTOS
 
 LONG = PHOTOS.but(
-  'many photos', duration='80 steps', evaluation__every='40 steps', checkpoint__every='10 steps'
+  'many photos',
+  duration='80 steps',
+  evaluation__every='40 steps',
+  checkpoint__every='10 steps',
+  system__data_timeout=20,
 )
 
 
