@@ -39,7 +39,7 @@ def killed_at_random(recipe: Recipe) -> Callable[[Trial], Outcome]:
 
 
 def killed_in(phase: str) -> Callable[[Trial], Outcome]:
-  """Kills a run that resumes at its fourth step, somewhere in a phase."""
+  """Kills a run that resumes before its last step, somewhere in a phase."""
 
   def hurt(trial: Trial) -> Outcome:
     begun(trial)

@@ -26,11 +26,11 @@ PHASES = (
   'report',
 )
 LINGERS = 0.4  # seconds that a run stays at the beginning of the phase
-BEGUN = 4  # the step that a run was stopped at before it is hurt
+BEGUN = 7  # the step that a run was stopped at before it is hurt
 
 
 def begun(trial: Any) -> None:
-  """Makes the trial's run one of digits that was stopped half way."""
+  """Makes the trial's run one of digits that was stopped before its last step."""
   from injection.runs import DIGITS, stopped
 
   stopped(trial.lab.unhurt(DIGITS), trial.run, BEGUN)

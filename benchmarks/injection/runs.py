@@ -46,6 +46,7 @@ TINY = {
   'schedule.warmup': '2 steps',
   'evaluation.every': '4 steps',
   'checkpoint.every': '1 steps',
+  'checkpoint.keep_latest': 2,
   'system.log_every': '1 steps',
 }
 
