@@ -77,6 +77,12 @@ def test_what_no_process_may_do_is_noticed(script, line, tmp_path, monkeypatch):
   assert process.wait(2.0).rudeness() == [line] * (line is not None)
 
 
+def test_steps_that_are_trained_again_are_counted_from_the_first_that_is_shown():
+  ended = runs.Ended(0, 1.0, ['resumes at step 4', 'step 5/8  loss 1.0', 'step 6/8  loss 0.9'], [])
+  assert [ended.repeated(trained) for trained in (4, 6, 0)] == [0, 2, 0]
+  assert runs.Ended(0, 1.0, ['the report is made again'], []).repeated(8) == 0
+
+
 def test_results_of_one_commit_are_not_made_twice(tmp_path):
   outcome = cases.Outcome(['hangs'], lost=1, count=4)
   file = tmp_path / 'results.jsonl'

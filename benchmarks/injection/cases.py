@@ -68,7 +68,7 @@ def resumed(trial: Trial, recipe: Recipe, process: Process, **options: bool) -> 
   ended, faults = trial.lab.repaired(recipe, trial.run, **options)
   return Outcome(
     faults=hurt.rudeness() + faults,
-    lost=0 if ended.matching('is finished') else max(trained - ended.resumed_step(), 0),
+    lost=ended.repeated(trained),
     recovery=ended.seconds,
     line=hurt.line,
   )

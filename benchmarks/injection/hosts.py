@@ -74,8 +74,7 @@ def again(trial: Trial, count: int) -> tuple[Outcome, list[Ended]]:
   if codes := [ended.code for ended in ends if ended.code != 0]:
     return Outcome([*faults, f'then ends with {codes}: {ends[0].line}'[:200]]), ends
   faults += differences(trial.run, unhurt(trial.lab, count))
-  lost = max(trained - ends[0].resumed_step(), 0)
-  return Outcome(faults, lost=lost, recovery=seconds), ends
+  return Outcome(faults, lost=ends[0].repeated(trained), recovery=seconds), ends
 
 
 def curve(count: int) -> Callable[[Trial], Outcome]:

@@ -29,8 +29,7 @@ def killed_at_random(recipe: Recipe) -> Callable[[Trial], Outcome]:
       if not process.alive():
         break
       process.send(signal.SIGKILL)
-      if step := process.wait().resumed_step():
-        lost = max(lost, trained - step)
+      lost = max(lost, process.wait().repeated(trained))
       kills += 1
     outcome = resumed(trial, recipe, process)
     return dataclasses.replace(judged(outcome, max(lost, outcome.lost or 0)), count=kills)

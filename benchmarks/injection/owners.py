@@ -62,8 +62,7 @@ def dead_elsewhere(trial: Trial) -> Outcome:
   ended, faults = trial.lab.repaired(DIGITS, trial.run)
   line = ended.matching('elsewhere')
   faults += ['nothing is said of the other host'] * (not line)
-  lost = max(trained - ended.resumed_step(), 0)
-  return Outcome(faults, lost=lost, recovery=ended.seconds, line=line)
+  return Outcome(faults, lost=ended.repeated(trained), recovery=ended.seconds, line=line)
 
 
 CASES = [

@@ -105,6 +105,11 @@ class Ended:
     match = re.search(r'resumes at step (\d+)', '\n'.join(self.out))
     return int(match[1]) if match else 0
 
+  def repeated(self, trained: int) -> int:
+    """How many of the steps that had been trained, and logged, it trained again."""
+    first = re.search(r'^step (\d+)/', '\n'.join(self.out), re.MULTILINE)
+    return max(trained - int(first[1]) + 1, 0) if first else 0
+
   def rudeness(self) -> list[str]:
     """What no process may do: hang, show a traceback or a long line."""
     faults = ['hangs'] if self.code is None else []
