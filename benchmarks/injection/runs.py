@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 180.0  # seconds after which a process counts as hanging
 GRACE = 10.0  # seconds in which the processes that it started have to end too
 LONGEST = 300  # characters of a line
+MARKER = 'commit_success.txt'  # of Orbax, which asks for it in buckets alone
 CLOCKS = ('train/images_per_second', 'train/data_wait', 'train/mfu')
 STEPS = 8
 TINY = {
@@ -395,7 +396,8 @@ def differences(
 
 def file_names(run: pathlib.Path) -> set[str]:
   """The names of a run's files; those that change from run to run, by kind."""
-  return {normal_name(run, path) for path in run.rglob('*') if path.is_file()}
+  paths = (path for path in run.rglob('*') if path.is_file() and path.name != MARKER)
+  return {normal_name(run, path) for path in paths}
 
 
 def normal_name(run: pathlib.Path, path: pathlib.Path) -> str:
