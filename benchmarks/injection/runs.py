@@ -395,9 +395,15 @@ def differences(
 
 
 def file_names(run: pathlib.Path) -> set[str]:
-  """The names of a run's files; those that change from run to run, by kind."""
+  """The names of a run's files; those that change from run to run, by kind.
+
+  Without whole checkpoints but the newest: which of the others stay depends on which were made.
+  """
+  folders = [folder for folder in (run / 'checkpoints').glob('*') if folder.name.isdigit()]
+  newest = max(folders, key=lambda folder: int(folder.name), default=None)
+  older = {folder for folder in folders if folder != newest and (folder / 'seal.json').exists()}
   paths = (path for path in run.rglob('*') if path.is_file() and path.name != MARKER)
-  return {normal_name(run, path) for path in paths}
+  return {normal_name(run, path) for path in paths if not older.intersection(path.parents)}
 
 
 def normal_name(run: pathlib.Path, path: pathlib.Path) -> str:
