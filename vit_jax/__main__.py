@@ -4,7 +4,6 @@ JAX is imported by what a command calls, so that help, versions and wrong flags 
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -45,13 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if name not in COMMANDS:
     to_stderr(f'vit: unknown command {name!r}{nearest(name, list(COMMANDS))}')
     return 2
-  try:
-    code = call(name, words[1:])
-    sys.stdout.flush()
-    return code
-  except BrokenPipeError:  # the reader, such as `head`, has had enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+  return call(name, words[1:])
 
 
 def call(name: str, words: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending
 from vit_jax.commands.flags import Parser, overrides
-from vit_jax.guards import failing, processes, stopping
+from vit_jax.guards import failing, processes, stopping, streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   command = f'{start} {shlex.join(words)}'
-  with stopping.phase('run'):
+  with stopping.phase('run'), streams.lossy_stdout():
     return commands.run(
       'train',
       lambda: run(args, fields, command=command),

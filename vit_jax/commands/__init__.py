@@ -1,14 +1,12 @@
 """Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags; and how commands end."""
 
 import contextlib
-import io
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from vit_jax.guards import failing, stopping
-from vit_jax.text import one_line, to_stderr
+from vit_jax.guards import failing, stopping, streams
+from vit_jax.text import one_line, reason, to_stderr
 
 # Exit codes. 0: finished, or a run that was stopped and is resumed by the same line. A second
 # signal, and the first of a command that cannot be resumed, ends with 128 and its number.
@@ -30,21 +28,32 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
+  streams.install()
   failing.install()
   stopping.install()
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
+  code = exit_code(main)
+  with contextlib.suppress(OSError):  # of a command that has ended otherwise
+    streams.flush_stdout()
+  stopping.leave(code)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+  """What a process ends with, however its command ends; a line says why."""
   try:
     code = main()
+    streams.flush_stdout()
+    return code
   except SystemExit as error:  # of argparse
-    code = error.code if isinstance(error.code, int) else bool(error.code)
+    return error.code if isinstance(error.code, int) else bool(error.code)
   except KeyboardInterrupt as error:  # before the command has begun, or when it has ended
-    code = interrupted('', error)
+    return interrupted('', error)
+  except BrokenPipeError:  # the reader, such as `head`, has had enough
+    return 0
+  except OSError as error:  # of standard output: what reads files is inside of `run`
+    warn('', f'standard output: {reason(error)}')
   except Exception as error:  # outside of `run`, as while flags are read
     warn('', failing.describe(error))
-    code = FAILED
-  stopping.leave(code)
+  return FAILED
 
 
 def run(
@@ -88,7 +97,7 @@ def ending(code: int, *kinds: type[BaseException], prefix: str = '') -> Iterator
   """Ends the command with a code of its own where an error of one of the kinds is raised."""
   try:
     yield
-  except BrokenPipeError:  # of standard output: `vit_jax.__main__` knows what to do
+  except BrokenPipeError:  # of standard output, for `exit_code`
     raise
   except kinds as error:
     raise Ended(prefix + message(error), code) from error

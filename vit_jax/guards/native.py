@@ -7,12 +7,13 @@ process with one line.
 """
 
 import ctypes
-import io
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+
+from vit_jax.guards import streams
 
 TAIL = 1 << 16  # bytes of what was written last: a message and its stack have 4 KiB
 HANDLERS: list[object] = []  # of C, which Python must keep as long as the process lasts
@@ -33,10 +34,7 @@ def guard(end: Callable[[str], object]) -> int:
   os.unlink(name)
   os.dup2(record, 2)
   os.close(record)
-  raw = io.FileIO(terminal, 'w')
-  sys.stderr = io.TextIOWrapper(
-    io.BufferedWriter(raw), 'utf-8', 'backslashreplace', line_buffering=True
-  )
+  sys.stderr = streams.lossy(open(terminal, 'w', encoding='utf-8', closefd=False))
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def abort(_: int) -> None:

@@ -1,0 +1,60 @@
+"""Standard streams that were closed, or cannot take what is written: no terminal, a full disk."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+  from _typeshed import ReadableBuffer
+
+
+class Lossy(io.FileIO):
+  """A file for messages: what it cannot take is lost, for a message must not end what it is of."""
+
+  def write(self, data: 'ReadableBuffer', /) -> int | None:
+    try:
+      return super().write(data)
+    except OSError:
+      return memoryview(data).nbytes
+
+
+def lossy(stream: TextIO) -> TextIO:
+  """A stream to the file of another, which never fails; of one without a file itself."""
+  try:
+    descriptor = stream.fileno()
+  except OSError:  # in memory, as in a notebook
+    return stream
+  raw = io.BufferedWriter(Lossy(descriptor, 'w', closefd=False))
+  return io.TextIOWrapper(raw, stream.encoding, 'backslashreplace', line_buffering=True)
+
+
+def install() -> None:
+  """Gives a process the streams that it was started without, and messages that cannot fail."""
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+    try:
+      os.fstat(number)
+    except OSError:  # `>&-`: the next file that is opened would be taken for the stream
+      os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+      setattr(sys, name, open(number, 'r' if number == 0 else 'w', closefd=False))
+  sys.stderr = lossy(sys.stderr)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
+
+
+@contextlib.contextmanager
+def lossy_stdout() -> Iterator[None]:
+  """Standard output is for messages inside, not for results."""
+  with contextlib.redirect_stdout(lossy(sys.stdout)):
+    yield
+
+
+def flush_stdout() -> None:
+  """Writes what standard output still holds; OSError where it cannot, and that is lost."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more
+    raise
