@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.test_run import ROOT
+from vit_jax.guards import stopping, streams
 
 # A command that waits in a phase, as the test's words say, and has a file that must not remain.
 WAITING = """
@@ -106,6 +107,49 @@ def test_a_wait_for_data_is_left_at_once(tmp_path):
   code, lines, err, remains = signalled(tmp_path, 'run loop data', 'in Python', TERM)
   assert (code, lines, remains) == (0, ['ready', SAVES], False)
   assert err == ['vit train: stopped by SIGTERM during data; the same command resumes']
+
+
+def test_a_terminal_that_is_closed_has_a_run_saved_even_if_it_says_so_twice(tmp_path):
+  code, lines, _, remains = signalled(tmp_path, 'run loop', 'in Python', signal.SIGHUP)
+  assert (code, remains) == (0, False)
+  assert lines == ['ready', SAVES.replace('SIGTERM', 'SIGHUP')]
+  reading, writing = os.pipe()
+  os.write(writing, bytes([signal.SIGHUP, signal.SIGHUP, INT]))
+  assert stopping.next_signal(reading, stopping.INSISTENT, timeout=0) == INT
+  os.close(reading)
+  os.close(writing)
+
+
+def test_a_closed_terminal_that_is_ignored_as_below_nohup_stays_so(tmp_path):
+  program = 'import signal; from vit_jax.guards import stopping; stopping.install(); '
+  program += 'print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)'
+  words = ['nohup', sys.executable, '-c', program]
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert done.stdout == 'True\n'
+
+
+@pytest.mark.parametrize(
+  ('words', 'code', 'err'),
+  [
+    ('--version >&-', 0, ''),
+    ('--version <&- >&- 2>&-', 0, ''),
+    ('nonsense 2>&-', 2, ''),
+    ('nonsense 2>/dev/full', 2, ''),
+    ('--version | true', 0, ''),
+    ('--version >/dev/full', 1, 'vit: standard output: No space left on device\n'),
+  ],
+)
+def test_a_stream_that_is_closed_or_full_takes_no_results_and_needs_no_messages(words, code, err):
+  line = ['bash', '-o', 'pipefail', '-c', f'{sys.executable} -m vit_jax {words}']
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert (done.returncode, done.stderr) == (code, err)
+
+
+def test_a_stream_of_messages_loses_what_its_file_cannot_take():
+  with open('/dev/full', 'w') as full:
+    print('lost', file=streams.lossy(full), flush=True)
+    with pytest.raises(OSError, match='No space left'):
+      os.write(full.fileno(), b'not lost')
 
 
 FAILING = """

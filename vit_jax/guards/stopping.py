@@ -1,4 +1,4 @@
-"""What ends a process before its work is done: SIGTERM, Ctrl-C, the time limit of a run.
+"""What ends a process before its work is done: SIGTERM, Ctrl-C, a closed terminal, a time limit.
 
 Standard library alone, to be imported before anything slow. The first signal is handled in Python's
 main thread, by an exception or, where a run can be saved, by `asked`. Python hears no signal while
@@ -20,7 +20,9 @@ from typing import NoReturn
 
 from vit_jax.guards import waiting
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INSISTENT = (signal.SIGINT, signal.SIGTERM)  # a terminal that is closed may send two SIGHUP
+ECHO = 0.1  # seconds in which the same signal counts once: `timeout` sends it to process and group
 WAITS = {  # phases that are waited for, and the words for it
   'import': 'imports',
   'data': 'data',
@@ -123,8 +125,10 @@ class Process:
     """Ends the process at the second signal, or where the first is not obeyed."""
     first = next_signal(pipe)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)  # it may block `first`
-    obeyed = time.monotonic()
-    while not (second := next_signal(pipe, timeout=0.1)):
+    began = obeyed = time.monotonic()
+    while not (second := next_signal(pipe, INSISTENT, timeout=0.1)) or (
+      second == first and time.monotonic() - began < ECHO
+    ):
       if self.saves:
         obeyed = time.monotonic()
       elif time.monotonic() - obeyed > GRACE:
@@ -148,22 +152,25 @@ class Process:
         function()
     for terminal in filter(os.isatty, (1, self.stderr)):
       os.write(terminal, SHOW_CURSOR)
-    os.write(self.stderr, line.encode())
+    with contextlib.suppress(OSError):
+      os.write(self.stderr, line.encode())
 
 
 PROCESS = Process()  # signals come to a process, and so this is one for each
 
 
 def install() -> None:
-  """Takes SIGINT and SIGTERM over: the first statement of a process, in its main thread.
+  """Takes SIGNALS over: among the first statements of a process, in its main thread.
 
-  A Ctrl-C that was ignored, as below `nohup` or `&` of a script, is answered like any other.
+  A Ctrl-C that was ignored, as below `&` of a script, is answered like any other; a SIGHUP that was
+  ignored, as below `nohup`, still is.
   """
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
   signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
   for number in SIGNALS:
-    signal.signal(number, PROCESS.receive)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, PROCESS.receive)
   signal.signal(signal.SIGALRM, PROCESS.alarm)
   os.register_at_fork(after_in_child=uninstall)
   PROCESS.unraisable, sys.unraisablehook = sys.unraisablehook, PROCESS.raise_again
@@ -174,14 +181,17 @@ def uninstall() -> None:
   """Leaves signals to Python's defaults, as a process forked from this one must."""
   signal.set_wakeup_fd(-1)
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, signal.SIG_DFL)
 
 
-def next_signal(pipe: int, *, timeout: float | None = None) -> int:
-  """The number of the next of SIGNALS that is read from a pipe; 0 when the time is over."""
+def next_signal(
+  pipe: int, numbers: tuple[signal.Signals, ...] = SIGNALS, *, timeout: float | None = None
+) -> int:
+  """The next of these numbers that is read from a pipe; 0 when the time is over."""
   while select.select([pipe], [], [], timeout)[0]:
-    if (number := os.read(pipe, 1)[0]) in SIGNALS:
+    if (number := os.read(pipe, 1)[0]) in numbers:
       return number
   return 0
 
@@ -240,8 +250,6 @@ def end(code: int, line: str = '') -> NoReturn:
 
 def leave(code: int) -> NoReturn:
   """Ends a process that has done what it could, whatever threads of others still wait for."""
-  sys.stdout.flush()
-  sys.stderr.flush()
   if PROCESS.number is not None or PROCESS.is_one_of_many:
     PROCESS.end(code)  # XLA may crash at shutdown if a compilation was cut off, or wait for others
   timer = threading.Timer(EXIT, os._exit, [code])
