@@ -34,7 +34,7 @@ def guard(end: Callable[[str], object]) -> int:
   os.unlink(name)
   os.dup2(record, 2)
   os.close(record)
-  sys.stderr = streams.lossy(open(terminal, 'w', encoding='utf-8', closefd=False))
+  sys.stderr = streams.lossy(os.fdopen(terminal, 'w', encoding='utf-8', closefd=False))
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def abort(_: int) -> None:

@@ -38,7 +38,7 @@ def install() -> None:
       os.fstat(number)
     except OSError:  # `>&-`: the next file that is opened would be taken for the stream
       os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-      setattr(sys, name, open(number, 'r' if number == 0 else 'w', closefd=False))
+      setattr(sys, name, os.fdopen(number, 'r' if number == 0 else 'w', closefd=False))
   sys.stderr = lossy(sys.stderr)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
