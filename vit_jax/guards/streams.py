@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Lossy(io.FileIO):
   """A file for messages: what it cannot take is lost, for a message must not end what it is of."""
 
-  def write(self, data: 'ReadableBuffer', /) -> int | None:
+  def write(self, data: 'ReadableBuffer', /) -> int:
     try:
       return super().write(data)
     except OSError:
