@@ -548,7 +548,7 @@ def test_a_fine_tuned_runs_config_tells_the_model_that_it_had(fine_tuned, whole)
 def test_another_checkpoint_to_start_from_is_another_run(fine_tuned, capsys):
   assert vit_train(fine_tuned, tuned(fine_tuned) | SHORT) == 2
   [line] = capsys.readouterr().err.splitlines()
-  assert 'holds another run: pretrained is' in line
+  assert 'another checkpoint to start from, whose arrays differ' in line
 
 
 def test_another_regularisation_is_another_run_though_the_checkpoint_tells_none(fine_tuned, capsys):

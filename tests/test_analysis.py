@@ -726,7 +726,7 @@ def test_a_run_whose_data_is_gone_shows_its_weights(tmp_path, capsys):
   assert 'filters.png' in files_in(tmp_path / 'out')
 
 
-@pytest.mark.parametrize('spoilt, said', [(np.nan, 'parameters that are not'), (1e30, 'finite')])
+@pytest.mark.parametrize('spoilt, said', [(np.nan, 'parameters are not finite'), (1e30, 'finite')])
 def test_a_model_that_is_not_finite_is_refused(spoilt, said, tmp_path, photos, capsys):
   run = vit_of()
   params = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(spoilt), run.params)

@@ -22,7 +22,7 @@ from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import __main__ as commands
 from vit_jax import analysis, bundle, main, metrics, pipeline, predict, sources, train, workdir
-from vit_jax.commands import inspect
+from vit_jax.commands import NOT_FINITE, inspect
 from vit_jax.commands import report as report_command
 from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.files import as_json
@@ -700,7 +700,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
     raise FloatingPointError('step 1')
 
   monkeypatch.setattr(train, 'run_to_end', failing)
-  assert main.main(words_of(tmp_path)) == 1
+  assert main.main(words_of(tmp_path)) == NOT_FINITE
   monkeypatch.setattr('sys.argv', ['main.py', *words_of(tmp_path), '--config.system.threads=1'])
   for start, words in (
     (['vit', 'train'], words_of(tmp_path)),
@@ -712,7 +712,7 @@ def test_the_command_is_recorded_before_training_and_again_at_each_start(tmp_pat
     assert unescape(report_page.environment(gathered)).startswith(
       f'<pre id="command">{held["command"]}</pre>'
     )
-    assert main.main() == 1
+    assert main.main() == NOT_FINITE
 
 
 def test_another_run_is_refused_without_a_new_record(trained, tmp_path, capsys):

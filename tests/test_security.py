@@ -118,7 +118,7 @@ def test_every_number_of_a_config_has_bounds():
 
 @pytest.mark.parametrize(
   'value',
-  ['1e30', '-1e30', '9' * 4000, '9' * 5000, '-' * 5000 + '1', '[' * 5000, 'nan', '1e999'],
+  ['1e39', '-1e39', '9' * 4000, '9' * 5000, '-' * 5000 + '1', '[' * 5000, 'nan', '1e999'],
   ids=lambda value: value[:5],
 )
 def test_no_number_is_beyond_its_bounds(value):

@@ -74,7 +74,7 @@ RANGES = {  # min, and what it must be below; of a tuple, each part
   'optimizer.gsam': (0, REAL),
   'optimizer.sam_min': (0, REAL),
   'freeze.layers': (0, UNITS),
-  'schedule.learning_rate': (0, REAL),
+  'schedule.learning_rate': (0, 1e38),  # of float32: one that diverges is told by its loss
   'schedule.end': (0, REAL),
   'schedule.factor': (0, REAL),
   'checkpoint.keep_latest': (1, COUNT),

@@ -101,7 +101,7 @@ def claim(
   new_config, data = as_json(config), describe_data(source, fixed_crc)
   start = {'pretrained': pretrained_crc} if pretrained_crc is not None else {}
   check_processes_agree(new_config, data | start)
-  for line in check_belongs(folder, new_config, data, start):
+  for line in list(check_belongs(folder, new_config, data, start)):  # none where it is refused
     say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)

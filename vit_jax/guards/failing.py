@@ -12,12 +12,11 @@ import threading
 import traceback
 
 from vit_jax import files
-from vit_jax.text import first_line, one_line, redacted, to_stderr
+from vit_jax.text import LINE, first_line, one_line, redacted, to_stderr
 
 FILE = 'error.txt'  # in the folder of a run, or of what is kept for the user
 SHOW = 'VIT_TRACEBACK'
 REPORTED: set[str] = set()  # lines that this process has printed about errors that end nothing
-QUOTED = 160  # characters of an error's text: the line is to name a file, too
 
 
 def describe(error: BaseException, folder: pathlib.Path | None = None) -> str:
@@ -29,15 +28,20 @@ def describe(error: BaseException, folder: pathlib.Path | None = None) -> str:
   """
   text = one_line(first_line(error))
   name = type(error).__name__
-  line = name if text == name else f'{name}: {text[:QUOTED]}'
+  line = name if text == name else f'{name}: {text}'
   lines = ''.join(traceback.format_exception(error))
   if os.environ.get(SHOW):
     sys.stderr.write(lines)
   for place in (folder, pathlib.Path(files.cache_folder('errors'))):
     with contextlib.suppress(OSError):
       if place and (place != folder or place.is_dir()):
-        return f'{line}; the traceback is in {write(place, lines)}'
-  return f'{line}; {SHOW}=1 shows where'
+        return with_end(line, f'; the traceback is in {write(place, lines)}')
+  return with_end(line, f'; {SHOW}=1 shows where')
+
+
+def with_end(line: str, end: str) -> str:
+  """A line as long as one of a terminal may be, with a whole end, which says where to look."""
+  return line[: max(LINE - len('vit evaluate: ') - len(end), 0)] + end
 
 
 def write(folder: pathlib.Path, lines: str) -> pathlib.Path:
