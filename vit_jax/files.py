@@ -23,6 +23,7 @@ JSON = Any  # nested dicts and lists of text, numbers, booleans and None
 DAY = 86_400  # seconds
 # Ends the hidden name of what is not complete: whose it is, of `writer`, and what makes it new.
 PARTIAL = re.compile(r'\..*\.(?P<host>[0-9a-f]{8})-(?P<number>\d+)-(?P<token>[0-9a-f]{8})-\w{8}')
+UNFINISHED: set[pathlib.Path] = set()  # files and folders that this process is writing
 TOKEN = secrets.token_hex(4)  # of this process: in a pod an earlier one has the same number
 
 
@@ -104,6 +105,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
   """
   path = pathlib.Path(path)
   partial = path.with_name(f'.{path.name[:100]}.{writer()}-{secrets.token_hex(4)}')
+  UNFINISHED.add(partial)
   try:
     with open(partial, 'xb') as file:
       yield file
@@ -118,6 +120,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
   finally:
     with contextlib.suppress(OSError):
       partial.unlink()
+    UNFINISHED.discard(partial)
+
+
+def remove_unfinished() -> None:
+  """Removes what this process has not completed, before it is ended at once."""
+  for path in UNFINISHED.copy():
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -177,10 +186,16 @@ def write_json(path: Path, value: JSON) -> None:
     file.write(as_json(value, indent=1).encode())
 
 
-def hidden_folder(parent: pathlib.Path) -> tempfile.TemporaryDirectory[str]:
+@contextlib.contextmanager
+def hidden_folder(parent: pathlib.Path) -> Iterator[str]:
   """A folder for what is not complete, on the same disk; it is gone when the block ends."""
   prefix = f'.vit.{writer()}-'
-  return tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
+  with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
+    UNFINISHED.add(pathlib.Path(name))
+    try:
+      yield name
+    finally:
+      UNFINISHED.discard(pathlib.Path(name))
 
 
 @contextlib.contextmanager
