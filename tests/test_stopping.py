@@ -13,7 +13,7 @@ from vit_jax.guards import stopping, streams
 # A command that waits in a phase, as the test's words say, and has a file that must not remain.
 WAITING = """
 import contextlib, pathlib, signal, sys, time, weakref
-from vit_jax import commands
+from vit_jax import commands, files
 from vit_jax.guards import stopping
 
 phases, obeys, debris = sys.argv[1].split(), sys.argv[2], pathlib.Path(sys.argv[3])
@@ -42,6 +42,14 @@ def main():
       finalizer = weakref.ref(item, lambda _: wait())
       del item
       time.sleep(60)
+    elif obeys == 'in an import':
+      (debris.parent / 'slow.py').write_text('import __main__; __main__.wait()')
+      sys.path.insert(0, str(debris.parent))
+      with files.replacing(debris.with_name('part')), files.hidden_folder(debris.parent):
+        try:
+          import slow
+        except KeyboardInterrupt:  # as a C extension swallows it, or crashes
+          pass
     else:
       wait()
       if obeys == 'saves slowly':
@@ -90,6 +98,13 @@ def test_a_first_signal_ends_a_command_that_cannot_resume_with_its_own_code(
   code, lines, err, remains = signalled(tmp_path, '', obeys, number)
   assert (code, lines, remains) == (128 + number, ['ready'], False)
   assert len(err) == 1 and err[0].endswith(f': stopped by {signal.Signals(number).name}')
+
+
+@pytest.mark.parametrize(('phases', 'code'), [('', 130), ('run import', 0), ('run loop data', 0)])
+def test_a_signal_in_an_import_raises_nothing_there_and_leaves_nothing(phases, code, tmp_path):
+  status, _, err, remains = signalled(tmp_path, phases, 'in an import', INT)
+  assert (status, len(err)) == (code, 1)
+  assert not remains and not list(tmp_path.glob('.*'))  # partial names begin so
 
 
 def test_a_run_that_saves_ends_before_its_next_phase(tmp_path):

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from vit_jax import files
 from vit_jax.guards import failing, stopping, streams
 from vit_jax.text import one_line, reason, to_stderr
 
@@ -31,6 +32,7 @@ def console(main: Callable[[], int]) -> NoReturn:
   streams.install()
   failing.install()
   stopping.install()
+  stopping.at_exit(files.remove_unfinished)
   code = exit_code(main)
   with contextlib.suppress(OSError):  # of a command that has ended otherwise
     streams.flush_stdout()

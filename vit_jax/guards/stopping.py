@@ -39,11 +39,14 @@ SAVING = ('loop', 'save')  # phases that end by themselves, soon, and with every
 GRACE = 5.0  # seconds that the main thread has to unwind, before its process is ended
 CLEANUP = 5.0  # seconds for what is removed then, on a disk that may not answer
 EXIT = 20.0  # seconds that threads of others have at the end of a process that was not stopped
+IMPORTING = '<frozen importlib._bootstrap>'  # the file of Python's code that imports
 SHOW_CURSOR = b'\x1b[?25h'
 
 
 class Stopped(KeyboardInterrupt):
   """The first signal, raised in the main thread: what is unfinished is removed on its way out.
+
+  Not in an import, where the process is ended at once, or in the loop goes on until it saves.
 
   Its text is a line for the user; `code` is the exit code: in a phase of a run 0, for the same line
   resumes it, else 128 and the signal's number.
@@ -99,8 +102,13 @@ class Process:
       self.asked = True
       line = f'{signal.Signals(number).name}: saving after this step; once more ends at once'
       threading.Thread(target=print, args=(line,), kwargs={'flush': True}, daemon=True).start()
-    if not self.saves:
-      raise Stopped(number, self.phase)
+    if self.saves:
+      return
+    stopped = Stopped(number, self.phase)
+    if not is_importing(frame):
+      raise stopped
+    if not self.asked:
+      self.end(stopped.code, f'vit: {stopped}\n')
 
   def raise_again(self, unraisable: 'sys.UnraisableHookArgs') -> None:
     """Raises `Stopped` again where Python dropped it, as it does inside a callback.
@@ -119,7 +127,7 @@ class Process:
       waiting.expire()
     else:
       number, self.dropped = self.dropped, None
-      self.receive(number)
+      self.receive(number, frame)
 
   def watch(self, pipe: int) -> None:
     """Ends the process at the second signal, or where the first is not obeyed."""
@@ -184,6 +192,15 @@ def uninstall() -> None:
   for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, signal.SIG_DFL)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+  """Whether a frame is of an import: C extensions crash where an exception comes as they start."""
+  while frame:
+    if frame.f_code.co_filename == IMPORTING:
+      return True
+    frame = frame.f_back
+  return False
 
 
 def next_signal(
