@@ -1,6 +1,7 @@
 """Injects faults into real runs, and holds what becomes of them to what is promised.
 
-python benchmarks/faults.py [CASE...] [--tries N] [--out FILE] [--work DIR] [--seed N] [--list]
+python benchmarks/faults.py [CASE...] [--tries N] [--out FILE] [--work DIR] [--seed N]
+python benchmarks/faults.py --table FILE | --list
 
 CASE is a kind, such as kills, or the beginning of a case's name, such as 'signals/SIGINT once'. All
 runs are tiny, on the CPU, in processes of their own, one after the other. Each is compared with one
@@ -8,8 +9,9 @@ that nothing happened to: parameters equal to the bit, the order of images, metr
 no file or process that is left over, no traceback, no line of more than 300 characters.
 
 Results are added to FILE, a line of JSON for each try: the same line goes on where it was stopped.
-Those of another commit are made anew. Prints the table of docs/reliability.md; exits with 1 where
-anything is not as promised.
+Those of another commit are made anew. Prints the table that docs/reliability.md shows, and below it
+each try that was not as promised, and what was not tried; exits with 1 where there is one of the
+former. --table prints the same of the newest commit in a file.
 """
 
 import argparse
@@ -47,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not cases:
     print(f'no case begins with {" or ".join(flags.cases)}; --list names all', file=sys.stderr)
     return 2
+  results = by_case(flags.table) if flags.table else try_all(cases, flags)
+  print(*report(results), sep='\n')
+  return int(any(outcome.faults for outcomes in results.values() for outcome in outcomes))
+
+
+def try_all(cases: Sequence[Case], flags: argparse.Namespace) -> dict[str, list[Outcome]]:
+  """{case: outcomes} of all tries, in a lab."""
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns where a checkpoint is examined
   with (
     tempfile.TemporaryDirectory() as folder,
@@ -54,16 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       Lab(pathlib.Path(flags.work or folder).absolute(), compiled=flags.compiled)
     ) as lab,
   ):
-    results = {case.name: list(outcomes(lab, case, flags)) for case in cases}
-  print('\n'.join(table(results)))
-  faults = [
-    f'{name} {outcome.note}: {fault}'
-    for name, tried in results.items()
-    for outcome in tried
-    for fault in outcome.faults
-  ]
-  print(*faults, sep='\n', file=sys.stderr)
-  return int(bool(faults))
+    return {case.name: list(outcomes(lab, case, flags)) for case in cases}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
   flags.add_argument('cases', nargs='*', metavar='CASE')
   flags.add_argument('--tries', type=int, help='of each case, at most; without it all')
   flags.add_argument('--out', type=pathlib.Path, help='a file of JSON lines that holds results')
+  flags.add_argument(
+    '--table', type=pathlib.Path, metavar='FILE', help='prints results, tries none'
+  )
   flags.add_argument('--work', help='a folder for runs and compiled programs; it is emptied')
   flags.add_argument('--compiled', help='a folder of compiled programs; else it is in DIR')
   flags.add_argument('--seed', type=int, default=0)
@@ -97,8 +100,11 @@ def outcomes(lab: Lab, case: Case, flags: argparse.Namespace) -> Iterator[Outcom
 
 
 def tried(lab: Lab, case: Case, index: int, rng: random.Random) -> Outcome:
+  """What becomes of a run, in words that are the same on any machine."""
   with lab.fresh('run') as run:
-    return case.hurt(Trial(lab, index, rng, run))
+    outcome = case.hurt(Trial(lab, index, rng, run))
+  faults = [lab.without_place(fault) for fault in outcome.faults]
+  return dataclasses.replace(outcome, faults=faults, line=lab.without_place(outcome.line))
 
 
 def record(path: pathlib.Path, key: str, commit: str | None, outcome: Outcome) -> None:
@@ -117,6 +123,31 @@ def read_results(path: pathlib.Path | None, commit: str | None) -> dict[str, Out
     if made_at == commit:
       results[key] = Outcome(**fields)
   return results
+
+
+def by_case(path: pathlib.Path) -> dict[str, list[Outcome]]:
+  """{case: outcomes} of the commit that a file of results ends with."""
+  commits = [json.loads(line)['commit'] for line in path.read_text('utf-8').splitlines()]
+  results: dict[str, list[Outcome]] = {}
+  for key, outcome in read_results(path, commits[-1] if commits else None).items():
+    results.setdefault(key.rsplit(' ', 2)[0], []).append(outcome)
+  return results
+
+
+def report(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
+  """The table, what was not as promised, and what was not tried, as lines of Markdown."""
+  failures = [
+    f'- {" ".join([name, *filter(None, [outcome.note])])}: {fault}'
+    for name, outcomes in results.items()
+    for outcome in outcomes
+    for fault in outcome.faults
+  ]
+  untried = [f'- {case.name}' for case in CASES if not results.get(case.name)]
+  lists = {'Not as promised': failures, 'Not tried': untried}
+  lines = table(results)
+  for title, items in lists.items():
+    lines += ['', f'{title}:', '', *items] if items else []
+  return lines
 
 
 def table(results: Mapping[str, Sequence[Outcome]]) -> list[str]:

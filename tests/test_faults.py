@@ -73,7 +73,7 @@ def test_a_run_that_was_hurt_differs_and_a_copy_does_not(hurt, line, whole, tmp_
 )
 def test_what_no_process_may_do_is_noticed(script, line, tmp_path, monkeypatch):
   monkeypatch.setattr(runs, 'GRACE', 0.1)
-  process = runs.Process([sys.executable, '-Sc', script], {}, tmp_path)
+  process = runs.spawn([sys.executable, '-Sc', script], {}, tmp_path)
   assert process.wait(2.0).rudeness() == [line] * (line is not None)
 
 
@@ -81,6 +81,23 @@ def test_steps_that_are_trained_again_are_counted_from_the_first_that_is_shown()
   ended = runs.Ended(0, 1.0, ['resumes at step 4', 'step 5/8  loss 1.0', 'step 6/8  loss 0.9'], [])
   assert [ended.repeated(trained) for trained in (4, 6, 0)] == [0, 2, 0]
   assert runs.Ended(0, 1.0, ['the report is made again'], []).repeated(8) == 0
+
+
+def test_a_minute_without_a_line_is_noticed():
+  assert runs.Ended(0, 90.0, [], [], silence=71.0).rudeness() == ['says nothing for 71 s']
+  assert runs.Ended(0, 90.0, [], [], silence=61.0).rudeness() == []
+
+
+def test_a_report_has_all_tries_of_the_newest_commit_in_a_file(tmp_path):
+  file = tmp_path / 'results.jsonl'
+  faults.record(file, 'kills/SIGKILL in loop 0 0', 'old', cases.Outcome(['hangs']))
+  for phase, fault in [('loop', []), ('save', ['model differs'])]:
+    faults.record(file, f'kills/SIGKILL in {phase} 0 0', 'new', cases.Outcome(fault, lost=0))
+  lines = faults.report(faults.by_case(file))
+  assert '| SIGKILL in each phase | 2 | 1 | 0 |  |  |  |' in lines
+  assert '- kills/SIGKILL in save: model differs' in lines
+  assert '- kills/SIGKILL in loop' not in lines and '- kills/SIGKILL in test' in lines
+  assert not any('hangs' in line for line in lines)
 
 
 def test_results_of_one_commit_are_not_made_twice(tmp_path):

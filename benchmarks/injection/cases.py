@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import random
+import signal
 from collections.abc import Callable
 
 from injection.runs import Lab, Process, Recipe, last_row
@@ -62,7 +63,7 @@ class Case:
   row: str = ''
 
 
-def resumed(trial: Trial, recipe: Recipe, process: Process, **options: bool) -> Outcome:
+def resumed(trial: Trial, recipe: Recipe, process: Process, **options: str) -> Outcome:
   """The outcome of a run whose process is ending, and which the same line has to finish."""
   hurt, trained = process.wait(), last_row(trial.run)
   ended, faults = trial.lab.repaired(recipe, trial.run, **options)
@@ -70,5 +71,5 @@ def resumed(trial: Trial, recipe: Recipe, process: Process, **options: bool) -> 
     faults=hurt.rudeness() + faults,
     lost=ended.repeated(trained),
     recovery=ended.seconds,
-    line=hurt.line,
+    line=ended.matching('resumes at step') if hurt.code == -signal.SIGKILL else hurt.line,
   )

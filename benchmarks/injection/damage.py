@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -76,16 +77,20 @@ def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
     files = files_by_kind(trial.run)
     if WAYS[way] is renew:
       files = {name: file for name, file in files.items() if has_format(file)}
-    name = list(files)[trial.index % len(files)]
+    names = random.Random(way).sample(list(files), len(files))  # so that a few are of all kinds
+    name = names[trial.index % len(names)]
     other = files_by_kind(lab.unhurt(OTHER)).get(name, files[name])
     WAYS[way](files[name], other)
-    return judged(trial, name)
+    return judged(trial, name, finished=finished)
 
   return hurt
 
 
-def judged(trial: Trial, name: str) -> Outcome:
-  """The run is as if unhurt, or refused by one line that names the file."""
+def judged(trial: Trial, name: str, *, finished: bool) -> Outcome:
+  """The run is as if unhurt, or refused by one line that names the file.
+
+  A finished run goes without a checkpoint that was damaged: its model is intact.
+  """
   ended = trial.lab.start(DIGITS, trial.run).wait()
   outcome = Outcome(ended.rudeness(), line=shown(ended, name), recovery=ended.seconds, note=name)
   if ended.code in (1, 2):
@@ -94,9 +99,13 @@ def judged(trial: Trial, name: str) -> Outcome:
     return dataclasses.replace(outcome, faults=outcome.faults + [ended.line] * (not names))
   if ended.code != 0:
     return dataclasses.replace(outcome, faults=[*outcome.faults, f'ends with {ended.code}'])
-  extras = r'checkpoints/\d+\.(damaged|unused)'
-  unhurt = trial.lab.unhurt(DIGITS)
-  faults = differences(trial.run, unhurt, extras=extras, rows=name != 'metrics.jsonl')
+  faults = differences(
+    trial.run,
+    trial.lab.unhurt(DIGITS),
+    extras=r'checkpoints/\d+\.(damaged|unused)|model\.unused|model/README.md.old',
+    rows=name != 'metrics.jsonl',
+    checkpoints=not (finished and name.startswith('checkpoints/')),
+  )
   return dataclasses.replace(outcome, faults=outcome.faults + faults)
 
 
@@ -105,7 +114,7 @@ def shown(ended: Ended, name: str) -> str:
   return ended.matching(re.escape(pathlib.PurePath(name).name)) or ended.matching('damaged')
 
 
-PROMISE = 'made again as it was, or refused by one line that names it; never called finished'
+PROMISE = 'made again as it was, set aside or refused by one line that names it'
 CASES = [
   Case(f'damage/a file of a {state} run {way}', PROMISE, 32, damaged(way, state == 'finished'))
   for state in ('finished', 'stopped')

@@ -163,8 +163,8 @@ def lasting(broken: Broken, codes: tuple[int, ...] = (1,)) -> Callable[[Trial], 
 
 def begin(trial: Trial, disk: Disk) -> Process:
   """A run whose disk has just been broken, at its ninth step."""
-  words = ['-m', 'injection.hastily', *HASTE, 'train', *LONG.words(disk.run)]
-  process = trial.lab.python(*words, **disk.env)
+  words = ['injection.hastily', *HASTE, 'train', *LONG.words(disk.run)]
+  process = trial.lab.cold(*words, **disk.env)
   process.until(process.says('^step 9/'))
   disk.break_it()
   return process

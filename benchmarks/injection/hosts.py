@@ -48,8 +48,8 @@ def together(
     time.sleep(late * is_last)
     flags = [f'--coordinator_address={address}', f'--num_processes={count}']
     flags += [f'--process_id={index}', *(odd if is_last else ())]
-    words = ['-m', 'vit_jax.main', *recipe.words(run), *flags]
-    processes.append(lab.python(*words, folder=elsewhere if is_last else None))
+    words = ['vit_jax.main', *recipe.words(run), *flags]
+    processes.append(lab.cold(*words, folder=elsewhere if is_last else None))
   return processes
 
 
@@ -141,8 +141,8 @@ def late(trial: Trial) -> Outcome:
 
 def silent(trial: Trial) -> Outcome:
   """The second process never comes."""
-  first = trial.lab.start(LONG, trial.run, f'--coordinator_address={free_address()}', *SILENT_FLAGS)
-  ended = first.wait()
+  flags = [f'--coordinator_address={free_address()}', *SILENT_FLAGS]
+  ended = trial.lab.cold('vit_jax.main', *LONG.words(trial.run), *flags).wait()
   faults = ended.rudeness()
   faults += [f'ends with {ended.code}: {ended.line}'[:200]] * (ended.code not in (1, 2))
   faults += [f'ends after {ended.seconds:.0f} s'] * (ended.seconds > BOUND)

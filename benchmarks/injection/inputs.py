@@ -7,7 +7,6 @@ from collections.abc import Callable
 import fuzz
 
 from injection.cases import Case, Outcome, Trial
-from injection.runs import ROOT
 
 COUNT = 300  # spoiled inputs of a kind
 LIMIT = 600.0  # seconds
@@ -18,7 +17,7 @@ def spoiled(kind: str) -> Callable[[Trial], Outcome]:
 
   def hurt(trial: Trial) -> Outcome:
     words = [kind, f'--count={COUNT}', f'--seed={trial.index}']
-    ended = trial.lab.python(str(ROOT / 'benchmarks/fuzz.py'), *words).wait(LIMIT)
+    ended = trial.lab.cold('fuzz', *words).wait(LIMIT)
     row = re.search(rf'^{kind} +(\d+) +(\d+) +(\d+) +(\d+)', '\n'.join(ended.out), re.MULTILINE)
     if not row:
       return Outcome([*ended.rudeness(), f'ends with {ended.code}: {ended.line}'[:200]])

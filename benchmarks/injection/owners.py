@@ -12,10 +12,10 @@ from injection.runs import DIGITS, Ended, differences, last_row
 def second_start(trial: Trial) -> Outcome:
   """A second start while the first one is held still at its first steps."""
   trial.lab.unhurt(DIGITS)
-  first = trial.lab.start(DIGITS, trial.run)
+  first = trial.lab.cold('vit_jax.main', *DIGITS.words(trial.run))
   first.until(first.says('^step 2/'))
   first.send(signal.SIGSTOP)
-  second = trial.lab.start(DIGITS, trial.run).wait()
+  second = trial.lab.cold('vit_jax.main', *DIGITS.words(trial.run)).wait()
   first.send(signal.SIGCONT)
   first.wait()
   faults = refusal(second, str(first.pid))
@@ -36,7 +36,8 @@ def refusal(ended: Ended, pid: str) -> list[str]:
 def starts_at_once(trial: Trial) -> Outcome:
   """Two starts at the same moment: one runs, one is refused."""
   unhurt = trial.lab.unhurt(DIGITS)
-  processes = [trial.lab.start(DIGITS, trial.run) for _ in range(2)]
+  words = DIGITS.words(trial.run)
+  processes = [trial.lab.cold('vit_jax.main', *words) for _ in range(2)]
   codes = {process.pid: process.wait() for process in processes}
   winners = [pid for pid, ended in codes.items() if ended.code == 0]
   if len(winners) != 1:
@@ -49,7 +50,7 @@ def starts_at_once(trial: Trial) -> Outcome:
 def dead_elsewhere(trial: Trial) -> Outcome:
   """A start in the folder of a run that was killed on another machine."""
   trial.lab.unhurt(DIGITS)
-  first = trial.lab.start(DIGITS, trial.run)
+  first = trial.lab.cold('vit_jax.main', *DIGITS.words(trial.run))
   first.until(first.says('^step 2/'))
   first.send(signal.SIGKILL)
   first.wait()

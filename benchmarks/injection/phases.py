@@ -42,8 +42,8 @@ def start_marked(trial: Any, phase: str) -> Any:
 
   marks = trial.run.with_name('marks')
   marks.write_text('')
-  words = ['-m', 'injection.phases', str(marks), phase, str(LINGERS), 'train']
-  process = trial.lab.python(*words, *DIGITS.words(trial.run))
+  words = ['injection.phases', str(marks), phase, str(LINGERS), 'train', *DIGITS.words(trial.run)]
+  process = trial.lab.cold(*words) if phase == 'import' else trial.lab.warm(*words)
   if not process.until(lambda: phase in marks.read_text().splitlines()):
     raise RuntimeError(f'no phase {phase}: {process.wait()}')
   return process

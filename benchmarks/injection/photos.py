@@ -42,7 +42,7 @@ def changed(change: Callable[[pathlib.Path], str]) -> Callable[[Trial], Outcome]
     faults = [] if ended.code == 1 else [f'ends with {ended.code}: {ended.line}'[:200]]
     line = ended.matching(name)
     faults += [f'no line names {name}: {ended.line}'[:200]] * (not line)
-    outcome = resumed(trial, LONG, process, extras='unreadable_', rows=False)
+    outcome = resumed(trial, LONG, process, extras='unreadable_')
     return dataclasses.replace(outcome, faults=faults + outcome.faults, line=line)
 
   return hurt

@@ -12,21 +12,30 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+from injection.warm import Forge, Fork
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 180.0  # seconds after which a process counts as hanging
 GRACE = 10.0  # seconds in which the processes that it started have to end too
 LONGEST = 300  # characters of a line
 MARKER = 'commit_success.txt'  # of Orbax, which asks for it in buckets alone
-CLOCKS = ('train/images_per_second', 'train/data_wait', 'train/mfu')
+SILENCE = 70.0  # seconds without a line: one comes after 60, on a machine that is not busy
+VARIABLE = (  # columns of metrics.jsonl that depend on clocks, or on which files came back
+  'train/images_per_second',
+  'train/data_wait',
+  'train/mfu',
+  'train/bad_images',
+)
 STEPS = 8
 TINY = {
   'image_size': (8, 8),
@@ -91,6 +100,7 @@ class Ended:
   out: list[str]
   err: list[str]
   orphans: int = 0  # processes of its session that outlived it
+  silence: float = 0.0  # seconds, the longest time between two lines
 
   @property
   def line(self) -> str:
@@ -115,6 +125,7 @@ class Ended:
     """What no process may do: hang, show a traceback or a long line."""
     faults = ['hangs'] if self.code is None else []
     faults += [f'leaves running: {self.orphans}'] * (self.orphans > 0)
+    faults += [f'says nothing for {self.silence:.0f} s'] * (self.silence > SILENCE)
     if self.code is not None and self.code < 0 and self.code != -signal.SIGKILL:
       faults.append(f'ended by {signal.Signals(-self.code).name}')
     if any('Traceback (most' in line for line in self.out + self.err):
@@ -124,32 +135,34 @@ class Ended:
 
 
 class Process:
-  """`vit train` in a session of its own; its lines are read as they come."""
+  """A process that leads a session of its own; its lines are read as they come."""
 
-  def __init__(self, words: Sequence[str], env: Mapping[str, str], cwd: pathlib.Path):
-    self.start = time.monotonic()
-    self.popen = subprocess.Popen(
-      list(words),
-      env=dict(env),
-      cwd=cwd,
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      errors='replace',
-      start_new_session=True,
-    )
+  def __init__(self, popen: 'subprocess.Popen[str] | Fork'):
+    self.start = self.heard = time.monotonic()
+    self.silence = 0.0
+    self.popen = popen
     self.ended: Ended | None = None
     self.out: list[str] = []
     self.err: list[str] = []
-    streams = [(self.popen.stdout, self.out), (self.popen.stderr, self.err)]
-    self.readers = [threading.Thread(target=gather, args=pair, daemon=True) for pair in streams]
+    streams = [(popen.stdout, self.out), (popen.stderr, self.err)]
+    self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in streams]
     for reader in self.readers:
       reader.start()
 
   @property
   def pid(self) -> int:
     return self.popen.pid
+
+  def read(self, stream: IO[str], lines: list[str]) -> None:
+    with stream:
+      for line in stream:
+        lines.append(line.rstrip('\n'))
+        self.hear()
+    self.hear()  # the end
+
+  def hear(self) -> None:
+    now = time.monotonic()
+    self.silence, self.heard = max(self.silence, now - self.heard), now
 
   def alive(self) -> bool:
     return self.popen.poll() is None
@@ -189,7 +202,7 @@ class Process:
     self.popen.wait()
     for reader in self.readers:
       reader.join(5)
-    self.ended = Ended(code, seconds, list(self.out), list(self.err), orphans)
+    self.ended = Ended(code, seconds, list(self.out), list(self.err), orphans, self.silence)
     return self.ended
 
   def kill_session(self) -> None:
@@ -199,10 +212,21 @@ class Process:
       os.killpg(self.pid, signal.SIGKILL)
 
 
-def gather(stream: Any, lines: list[str]) -> None:
-  with stream:
-    for line in stream:
-      lines.append(line.rstrip('\n'))
+def spawn(words: Sequence[str], env: Mapping[str, str], cwd: pathlib.Path) -> Process:
+  """A process with all of its environment."""
+  return Process(
+    subprocess.Popen(
+      list(words),
+      env=dict(env),
+      cwd=cwd,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      errors='replace',
+      start_new_session=True,
+    )
+  )
 
 
 def outlived_by(session: int) -> int:
@@ -256,6 +280,7 @@ class Lab:
     self.references: dict[str, pathlib.Path] = {}
     self.seconds: dict[str, float] = {}
     self.processes: list[Process] = []
+    self.forge: Forge | None = None
     for name in ('home', 'tmp', 'unhurt', 'tries', 'photos'):
       shutil.rmtree(folder / name, ignore_errors=True)
       (folder / name).mkdir(parents=True)
@@ -278,17 +303,24 @@ class Lab:
       **more,
     }
 
-  def start(self, recipe: Recipe, run: pathlib.Path, *flags: str, **env: str) -> Process:
-    """The line that makes a run of a recipe, or resumes it."""
-    return self.python(
-      '-m', 'vit_jax.main', *recipe.words(run), *flags, devices=recipe.devices, **env
-    )
+  def start(self, recipe: Recipe, run: pathlib.Path) -> Process:
+    """The line that makes a run of a recipe, or resumes it; on one device without its imports."""
+    words = ['vit_jax.main', *recipe.words(run)]
+    return self.warm(*words) if recipe.devices == 1 else self.cold(*words, devices=recipe.devices)
 
-  def python(
+  def warm(self, *words: str) -> Process:
+    """`python -m WORDS`, forked from a process that has imported what a run needs."""
+    self.forge = self.forge or Forge(self.environment(), str(self.folder))
+    return self.add(Process(self.forge.start(words)))
+
+  def cold(
     self, *words: str, devices: int = 1, folder: pathlib.Path | None = None, **env: str
   ) -> Process:
+    """`python -m WORDS`."""
     environment = self.environment(devices, **env)
-    process = Process([sys.executable, *words], environment, folder or self.folder)
+    return self.add(spawn([sys.executable, '-m', *words], environment, folder or self.folder))
+
+  def add(self, process: Process) -> Process:
     self.processes.append(process)
     return process
 
@@ -296,6 +328,8 @@ class Lab:
     """Ends what still runs."""
     for process in self.processes:
       process.kill_session()
+    if self.forge:
+      self.forge.close()
 
   def unhurt(self, recipe: Recipe) -> pathlib.Path:
     """The folder of a run of a recipe that nothing happens to, made once."""
@@ -327,6 +361,12 @@ class Lab:
       yield run
     finally:
       shutil.rmtree(run, ignore_errors=True)
+
+  def without_place(self, line: str) -> str:
+    """A line without the names of this folder and this machine."""
+    for place in (f'{self.folder}/tries/', f'{self.folder}/'):
+      line = line.replace(place, '')
+    return re.sub(rf'\b{re.escape(socket.gethostname())}\b', 'HOST', line)
 
   def debris(self) -> list[str]:
     """Temporary files that are still there; they are removed."""
@@ -367,16 +407,26 @@ def write_photos(folder: pathlib.Path) -> None:
 
 
 def differences(
-  run: pathlib.Path, unhurt: pathlib.Path, *, extras: str = r'a^', rows: bool = True
+  run: pathlib.Path,
+  unhurt: pathlib.Path,
+  *,
+  extras: str = r'a^',
+  rows: bool = True,
+  checkpoints: bool = True,
 ) -> list[str]:
   """How a run differs from another; [] where they are equal to the bit but for clocks.
 
   Args:
     extras: a pattern of the names of files that it may have beside the other's.
     rows: whether metrics.jsonl must be equal.
+    checkpoints: whether the newest must be, and be there.
   """
   faults = []
   names, expected = file_names(run), file_names(unhurt)
+  if not checkpoints:
+    names, expected = (
+      {n for n in side if n.split('/')[0] != 'checkpoints'} for side in (names, expected)
+    )
   if surplus := [name for name in sorted(names - expected) if not re.match(extras, name)]:
     faults.append(f'debris: {" ".join(surplus)}'[:200])
   if missing := sorted(expected - names):
@@ -384,7 +434,8 @@ def differences(
   for name in ('model/model.safetensors', 'model/config.json', 'config.json', 'data.json'):
     if (run / name).read_bytes() != (unhurt / name).read_bytes():
       faults.append(f'{name} differs')
-  faults += [f'{name} differs' for name in different_arrays(run, unhurt)[:3]]
+  if checkpoints:
+    faults += [f'{name} differs' for name in different_arrays(run, unhurt)[:3]]
   if rows and rows_of(run) != rows_of(unhurt):
     faults.append(f'metrics.jsonl differs: {first_difference(rows_of(run), rows_of(unhurt))}')
   if evaluation_of(run) != evaluation_of(unhurt):
@@ -412,10 +463,10 @@ def normal_name(run: pathlib.Path, path: pathlib.Path) -> str:
 
 
 def rows_of(run: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl without what depends on a clock."""
+  """The rows of metrics.jsonl without what may vary."""
   lines = (run / 'metrics.jsonl').read_text('utf-8', 'replace').splitlines()
   rows = [as_object(line) for line in lines]
-  return [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows]
+  return [{name: value for name, value in row.items() if name not in VARIABLE} for row in rows]
 
 
 def as_object(line: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def signalled_early(number: int, times: int) -> Callable[[Trial], Outcome]:
 
   def hurt(trial: Trial) -> Outcome:
     trial.lab.unhurt(DIGITS)
-    process = trial.lab.start(DIGITS, trial.run)
+    process = trial.lab.cold('vit_jax.main', *DIGITS.words(trial.run))
     process.until(lambda: catches(process.pid, number))
     time.sleep(trial.rng.uniform(0, 2))
     return examined(trial, process, number, times)
