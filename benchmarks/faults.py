@@ -142,22 +142,27 @@ def report(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
     for outcome in outcomes
     for fault in outcome.faults
   ]
-  untried = [f'- {case.name}' for case in CASES if not results.get(case.name)]
-  lists = {'Not as promised': failures, 'Not tried': untried}
+  tried = {title(case) for case in CASES if results.get(case.name)}
+  untried = dict.fromkeys(f'- {title(case)}' for case in CASES if title(case) not in tried)
+  lists = {'Not as promised': failures, 'Not tried': list(untried)}
   lines = table(results)
-  for title, items in lists.items():
-    lines += ['', f'{title}:', '', *items] if items else []
+  for heading, items in lists.items():
+    lines += ['', f'{heading}:', '', *items] if items else []
   return lines
+
+
+def title(case: Case) -> str:
+  """The row of the table that a case is in."""
+  return case.row or case.name.partition('/')[2]
 
 
 def table(results: Mapping[str, Sequence[Outcome]]) -> list[str]:
   """Lines of Markdown: a row for each case that was tried, or for several that share one."""
   shared: dict[str, list[Outcome]] = {}
   for case in CASES:
-    title = case.row or case.name.partition('/')[2]
-    shared.setdefault(title, []).extend(results.get(case.name, ()))
+    shared.setdefault(title(case), []).extend(results.get(case.name, ()))
   rows = [HEADER, tuple('---' for _ in HEADER)]
-  rows += [row(title, outcomes) for title, outcomes in shared.items() if outcomes]
+  rows += [row(name, outcomes) for name, outcomes in shared.items() if outcomes]
   return [f'| {" | ".join(cells)} |' for cells in rows]
 
 

@@ -96,7 +96,7 @@ def test_a_report_has_all_tries_of_the_newest_commit_in_a_file(tmp_path):
   lines = faults.report(faults.by_case(file))
   assert '| SIGKILL in each phase | 2 | 1 | 0 |  |  |  |' in lines
   assert '- kills/SIGKILL in save: model differs' in lines
-  assert '- kills/SIGKILL in loop' not in lines and '- kills/SIGKILL in test' in lines
+  assert '- a quota' in lines and '- SIGKILL in each phase' not in lines
   assert not any('hangs' in line for line in lines)
 
 

@@ -12,6 +12,7 @@ from injection.cases import Case, Outcome, Trial
 from injection.phases import BEGUN
 from injection.runs import DIGITS, Ended, differences, normal_name, stopped
 
+HISTORY = ('metrics.jsonl', 'events')
 OTHER = DIGITS.but('another seed', seed=1)
 
 
@@ -79,8 +80,8 @@ def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
       files = {name: file for name, file in files.items() if has_format(file)}
     names = random.Random(way).sample(list(files), len(files))  # so that a few are of all kinds
     name = names[trial.index % len(names)]
-    other = files_by_kind(lab.unhurt(OTHER)).get(name, files[name])
-    WAYS[way](files[name], other)
+    counterpart = name.replace(f'checkpoints/{step}/', 'checkpoints/8/')
+    WAYS[way](files[name], files_by_kind(lab.unhurt(OTHER))[counterpart])
     return judged(trial, name, finished=finished)
 
   return hurt
@@ -89,7 +90,8 @@ def damaged(way: str, finished: bool) -> Callable[[Trial], Outcome]:
 def judged(trial: Trial, name: str, *, finished: bool) -> Outcome:
   """The run is as if unhurt, or refused by one line that names the file.
 
-  A finished run goes without a checkpoint that was damaged: its model is intact.
+  A finished run goes without a checkpoint that was damaged: its model is intact. Rows and events
+  that are lost are not made again: they are a history.
   """
   ended = trial.lab.start(DIGITS, trial.run).wait()
   outcome = Outcome(ended.rudeness(), line=shown(ended, name), recovery=ended.seconds, note=name)
@@ -99,12 +101,12 @@ def judged(trial: Trial, name: str, *, finished: bool) -> Outcome:
     return dataclasses.replace(outcome, faults=outcome.faults + [ended.line] * (not names))
   if ended.code != 0:
     return dataclasses.replace(outcome, faults=[*outcome.faults, f'ends with {ended.code}'])
+  in_checkpoint = name.startswith('checkpoints/')
   faults = differences(
     trial.run,
     trial.lab.unhurt(DIGITS),
     extras=r'checkpoints/\d+\.(damaged|unused)|model\.unused|model/README.md.old',
-    rows=name != 'metrics.jsonl',
-    checkpoints=not (finished and name.startswith('checkpoints/')),
+    without=name if name in HISTORY else r'checkpoints/' if finished and in_checkpoint else r'a^',
   )
   return dataclasses.replace(outcome, faults=outcome.faults + faults)
 

@@ -411,22 +411,18 @@ def differences(
   unhurt: pathlib.Path,
   *,
   extras: str = r'a^',
-  rows: bool = True,
-  checkpoints: bool = True,
+  without: str = r'a^',
 ) -> list[str]:
   """How a run differs from another; [] where they are equal to the bit but for clocks.
 
   Args:
     extras: a pattern of the names of files that it may have beside the other's.
-    rows: whether metrics.jsonl must be equal.
-    checkpoints: whether the newest must be, and be there.
+    without: a pattern of the names of files that are not compared.
   """
   faults = []
-  names, expected = file_names(run), file_names(unhurt)
-  if not checkpoints:
-    names, expected = (
-      {n for n in side if n.split('/')[0] != 'checkpoints'} for side in (names, expected)
-    )
+  names, expected = (
+    {name for name in file_names(side) if not re.match(without, name)} for side in (run, unhurt)
+  )
   if surplus := [name for name in sorted(names - expected) if not re.match(extras, name)]:
     faults.append(f'debris: {" ".join(surplus)}'[:200])
   if missing := sorted(expected - names):
@@ -434,9 +430,9 @@ def differences(
   for name in ('model/model.safetensors', 'model/config.json', 'config.json', 'data.json'):
     if (run / name).read_bytes() != (unhurt / name).read_bytes():
       faults.append(f'{name} differs')
-  if checkpoints:
+  if any(name.startswith('checkpoints/') for name in expected):
     faults += [f'{name} differs' for name in different_arrays(run, unhurt)[:3]]
-  if rows and rows_of(run) != rows_of(unhurt):
+  if 'metrics.jsonl' in expected and rows_of(run) != rows_of(unhurt):
     faults.append(f'metrics.jsonl differs: {first_difference(rows_of(run), rows_of(unhurt))}')
   if evaluation_of(run) != evaluation_of(unhurt):
     faults.append('evaluation.json differs')
