@@ -1,8 +1,10 @@
 """What the injection of faults notices, and one of its cases; all are in benchmarks/faults.py."""
 
+import contextlib
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
@@ -10,9 +12,6 @@ import sys
 
 import pytest
 
-from tests.test_run import STEPS, cache, whole
-
-__all__ = ['cache', 'whole']
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
 import faults
@@ -23,6 +22,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def page():
   return (ROOT / 'docs/reliability.md').read_text('utf-8')
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+  folder, compiled = tmp_path_factory.mktemp('lab'), os.environ['JAX_COMPILATION_CACHE_DIR']
+  with contextlib.closing(runs.Lab(folder, compiled=compiled)) as lab:
+    yield lab
 
 
 def change_a_row(run):
@@ -39,8 +45,9 @@ def change_a_parameter(run):
 
 
 def take_another_checkpoint(run):
-  shutil.rmtree(run / f'checkpoints/{STEPS}/state')
-  shutil.copytree(run / f'checkpoints/{STEPS - 1}/state', run / f'checkpoints/{STEPS}/state')
+  newest, older = (run / f'checkpoints/{step}/state' for step in (runs.STEPS, runs.STEPS - 1))
+  shutil.rmtree(newest)
+  shutil.copytree(older, newest)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +60,12 @@ def take_another_checkpoint(run):
     (lambda run: (run / 'evaluation.json').unlink(), 'missing: evaluation.json'),
   ],
 )
-def test_a_run_that_was_hurt_differs_and_a_copy_does_not(hurt, line, whole, tmp_path):
-  run = shutil.copytree(whole, tmp_path / 'run')
-  assert runs.differences(run, whole) == []
+def test_a_run_that_was_hurt_differs_and_a_copy_does_not(hurt, line, lab, tmp_path):
+  unhurt = lab.unhurt(runs.DIGITS)
+  run = shutil.copytree(unhurt, tmp_path / 'run')
+  assert runs.differences(run, unhurt) == []
   hurt(run)
-  assert line in runs.differences(run, whole)
+  assert line in runs.differences(run, unhurt)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +96,13 @@ def test_a_minute_without_a_line_is_noticed():
   assert runs.Ended(0, 90.0, [], [], silence=61.0).rudeness() == []
 
 
-def test_a_report_has_all_tries_of_the_newest_commit_in_a_file(tmp_path):
+def test_a_report_has_all_tries_of_the_newest_commit_in_a_file(tmp_path, capsys):
   file = tmp_path / 'results.jsonl'
   faults.record(file, 'kills/SIGKILL in loop 0 0', 'old', cases.Outcome(['hangs']))
   for phase, fault in [('loop', []), ('save', ['model differs'])]:
     faults.record(file, f'kills/SIGKILL in {phase} 0 0', 'new', cases.Outcome(fault, lost=0))
-  lines = faults.report(faults.by_case(file))
+  assert faults.main(['--table', str(file)]) == 1
+  lines = capsys.readouterr().out.splitlines()
   assert '| SIGKILL in each phase | 2 | 1 | 0 |  |  |  |' in lines
   assert '- kills/SIGKILL in save: model differs' in lines
   assert '- a quota' in lines and '- SIGKILL in each phase' not in lines
@@ -116,10 +125,11 @@ def test_a_row_has_counts_the_worst_loss_and_end_and_the_median_of_recoveries():
   assert faults.row('x', outcomes) == ('x', '5', '4', '2', '9.0 s', '5.0 s', 'a\\|b')
 
 
-def test_a_run_that_is_killed_while_it_writes_its_model_ends_as_if_unhurt(tmp_path, cache, capsys):
-  words = ['kills/SIGKILL in bundle', '--tries=1', f'--work={tmp_path}', f'--compiled={cache}']
-  assert faults.main(words) == 0, capsys.readouterr().err
-  assert '| SIGKILL in each phase | 1 | 1 |' in capsys.readouterr().out
+def test_a_run_that_is_killed_while_it_writes_its_model_ends_as_if_unhurt(lab):
+  case = next(case for case in faults.CASES if case.name == 'kills/SIGKILL in bundle')
+  outcome = faults.tried(lab, case, 0, random.Random(0))
+  assert outcome.faults == []
+  assert outcome.line == ''
 
 
 @pytest.mark.parametrize(
