@@ -38,10 +38,10 @@ def killed_at_random(recipe: Recipe) -> Callable[[Trial], Outcome]:
 
 
 def killed_in(phase: str) -> Callable[[Trial], Outcome]:
-  """Kills a run that resumes before its last step, somewhere in a phase."""
+  """Kills a run that resumes near its end, somewhere in a phase."""
 
   def hurt(trial: Trial) -> Outcome:
-    begun(trial)
+    begun(trial, phase)
     process = start_marked(trial, phase)
     process.until(lambda: False, limit=trial.rng.uniform(0, 0.3))
     process.send(signal.SIGKILL)

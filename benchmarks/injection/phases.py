@@ -27,13 +27,14 @@ PHASES = (
 )
 LINGERS = 0.4  # seconds that a run stays at the beginning of the phase
 BEGUN = 7  # the step that a run was stopped at before it is hurt
+AFTER = ('test', 'bundle', 'card', 'report')  # the last step
 
 
-def begun(trial: Any) -> None:
-  """Makes the trial's run one of digits that was stopped before its last step."""
-  from injection.runs import DIGITS, stopped
+def begun(trial: Any, phase: str) -> None:
+  """Makes the trial's run one of digits that was stopped before a phase of its end."""
+  from injection.runs import DIGITS, STEPS, stopped
 
-  stopped(trial.lab.unhurt(DIGITS), trial.run, BEGUN)
+  stopped(trial.lab.unhurt(DIGITS), trial.run, STEPS if phase in AFTER else BEGUN)
 
 
 def start_marked(trial: Any, phase: str) -> Any:

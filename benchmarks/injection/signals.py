@@ -38,7 +38,7 @@ def examined(trial: Trial, process: Process, number: int, times: int) -> Outcome
 
 def signalled_in(phase: str, number: int, times: int) -> Callable[[Trial], Outcome]:
   def hurt(trial: Trial) -> Outcome:
-    begun(trial)
+    begun(trial, phase)
     return examined(trial, start_marked(trial, phase), number, times)
 
   return hurt

@@ -112,8 +112,9 @@ def become(words: Sequence[str], streams: Sequence[int]) -> NoReturn:
   for number, stream in enumerate(streams, start=1):
     os.dup2(stream, number)
     os.close(stream)
-  sys.stdout = open(1, 'w')  # noqa: SIM115, as this process was started, which may differ
-  sys.stderr = open(2, 'w', buffering=1, errors='backslashreplace')  # noqa: SIM115
+  # As Python would have opened them; not to be closed where another takes the descriptor over.
+  sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115
+  sys.stderr = open(2, 'w', 1, errors='backslashreplace', closefd=False)  # noqa: SIM115
   sys.argv[:] = words
   sys.modules.pop(words[0], None)  # else runpy warns
   runpy.run_module(words[0], run_name='__main__', alter_sys=True)
