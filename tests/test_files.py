@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import files
+from vit_jax import files, metrics
 from vit_jax.convert import pickles, weights
+from vit_jax.guards import lock, seals
 
 DATA = pathlib.Path(__file__).parent / 'data'  # made by its make_pth.py
 GRID = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -328,6 +329,25 @@ def test_what_is_absent_is_not_found(tmp_path):
   for path in (tmp_path / 'x.npz', tmp_path / 'a' / 'b', tmp_path / 'model.safetensors'):
     with pytest.raises(FileNotFoundError, match=path.name):
       weights.read(path)
+
+
+def test_a_pipe_in_the_place_of_a_file_of_a_run_is_not_waited_for(tmp_path):
+  for name in ('lock.json', seals.FILE, 'metrics.jsonl'):
+    os.mkfifo(tmp_path / name)
+  with pytest.raises(ValueError, match=r'lock\.json cannot be read: .*not a regular file'):
+    files.read_object(tmp_path / 'lock.json')
+  with pytest.raises(OSError, match='not a regular file'):
+    lock.read(tmp_path / 'lock.json')
+  with pytest.raises(seals.Broken, match='cannot be read'):
+    seals.read(tmp_path)
+  assert metrics.read_rows(tmp_path / 'metrics.jsonl') == []
+
+
+def test_a_file_that_is_too_large_to_be_of_a_run_is_not_read_whole(tmp_path):
+  with open(tmp_path / 'zeros', 'wb') as file:
+    file.truncate(files.MAX_SIZE + 1)
+  with pytest.raises(OSError, match='has more than 268,435,456 bytes'):
+    files.read_bytes(tmp_path / 'zeros')
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -321,10 +321,10 @@ class Checkpoints:
     except seals.Broken:  # the state is lost then, which is named when it is wanted
       pass
     try:
-      json.loads((folder / METRICS).read_bytes())
+      json.loads(files.read_bytes(folder / METRICS))
     except FileNotFoundError:
       pass
-    except ValueError:
+    except (OSError, ValueError):
       return seals.damaged(f'{METRICS} cannot be read')
     return None
 

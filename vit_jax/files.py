@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -21,6 +22,7 @@ from vit_jax.text import one_line
 Path = str | os.PathLike[str]
 JSON = Any  # nested dicts and lists of text, numbers, booleans and None
 DAY = 86_400  # seconds
+MAX_SIZE = 1 << 28  # bytes of a file that is read whole: what was measured of 1e6 images has 1e8
 # Ends the hidden name of what is not complete: whose it is, of `writer`, and what makes it new.
 PARTIAL = re.compile(r'\..*\.(?P<host>[0-9a-f]{8})-(?P<number>\d+)-(?P<token>[0-9a-f]{8})-\w{8}')
 UNFINISHED: set[pathlib.Path] = set()  # files and folders that this process is writing
@@ -44,10 +46,27 @@ def naming(path: Path) -> Iterator[None]:
     raise kind(f'{one_line(os.fspath(path))} cannot be read: {message}') from None
 
 
+def open_regular(path: Path) -> IO[bytes]:
+  """A file to read; OSError for what is none, such as a pipe, which would be waited for."""
+  file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise OSError(errno.EINVAL, 'is not a regular file', os.fspath(path))
+  return file
+
+
+def read_bytes(path: Path) -> bytes:
+  """The content of a regular file of at most MAX_SIZE bytes; OSError for any other."""
+  with open_regular(path) as file:
+    if os.fstat(file.fileno()).st_size > MAX_SIZE:
+      raise OSError(errno.EFBIG, f'has more than {MAX_SIZE:,} bytes', os.fspath(path))
+    return file.read()
+
+
 def read_object(path: Path) -> dict[str, Any]:
   """The JSON object in a file; ValueError, of one line that names the file, if there is none."""
   with naming(path):
-    return read_json(pathlib.Path(path).read_bytes())
+    return read_json(read_bytes(path))
 
 
 def parse(text: str) -> JSON:

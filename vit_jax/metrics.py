@@ -166,7 +166,7 @@ def event(**fields: object) -> bytes:
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a metrics file; lines that were cut off or damaged are left out."""
   rows = []
-  for line in path.read_text('utf-8', errors='replace').splitlines() if path.exists() else []:
+  for line in path.read_text('utf-8', errors='replace').splitlines() if path.is_file() else []:
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
       if isinstance(row, dict) and type(step := row.get('step')) is int and 0 <= step < 2**53:

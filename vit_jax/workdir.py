@@ -223,7 +223,7 @@ def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str,
 def read_ranks(folder: pathlib.Path) -> Mapping[str, int]:
   """What the evaluations of the run in a folder can be ranked by, as `Task.ranks`."""
   try:
-    ranks = json.loads((folder / DATA).read_text('utf-8'))['ranks']
+    ranks = json.loads(files.read_bytes(folder / DATA))['ranks']
     if ranks and all(type(sign) is int and abs(sign) == 1 for sign in ranks.values()):
       return ranks
   except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):

@@ -152,7 +152,7 @@ def write(path: pathlib.Path, token: str) -> Holder:
 
 def read(path: pathlib.Path) -> Holder:
   """The holder of a lock; of a damaged one a process that cannot be asked after."""
-  with open(path, 'rb') as file:
+  with files.open_regular(path) as file:
     inode, text = os.fstat(file.fileno()).st_ino, file.read(MAX_SIZE)
   with contextlib.suppress(ValueError, TypeError, RecursionError):
     holder = Holder(**files.read_json(text))
@@ -178,7 +178,7 @@ def is_alive(path: pathlib.Path, holder: Holder, say: Callable[[str], object]) -
 
 def heartbeat(path: pathlib.Path) -> int:
   """The modification time of a lock's file, asked anew: NFS answers from memory unless it opens."""
-  with open(path, 'rb') as file:
+  with files.open_regular(path) as file:
     return os.fstat(file.fileno()).st_mtime_ns
 
 

@@ -106,7 +106,7 @@ def read(folder: pathlib.Path) -> Seal:
     Newer: if it is of a newer format.
   """
   try:
-    values = json.loads((folder / FILE).read_text('utf-8'))
+    values = json.loads(files.read_bytes(folder / FILE))
     if 'format' not in values:
       return Seal(checked_table(values))
     check_format(folder / FILE, values['format'], FORMAT)
@@ -174,7 +174,7 @@ def add(folder: pathlib.Path, name: str, origin: Origin) -> None:
 def checksum(file: pathlib.Path) -> list[int]:
   """[size, CRC-32] of a file."""
   crc, size = 0, 0
-  with file.open('rb') as stream:
+  with files.open_regular(file) as stream:
     while chunk := stream.read(1 << 22):  # 4 MiB: files are of GB
       crc, size = zlib.crc32(chunk, crc), size + len(chunk)
   return [size, crc]

@@ -33,7 +33,7 @@ def checksums(page: bytes, picture: bytes) -> bytes:
 def is_whole(folder: pathlib.Path) -> bool:
   """Whether a run's page and picture are there, as they were written."""
   try:
-    page, picture = ((folder / name).read_bytes() for name in (PAGE, PICTURE))
+    page, picture = (files.read_bytes(folder / name) for name in (PAGE, PICTURE))
   except OSError:
     return False
   end = len(checksums(b'', b''))
