@@ -48,11 +48,11 @@ def naming(path: Path) -> Iterator[None]:
 
 def open_regular(path: Path) -> IO[bytes]:
   """A file to read; OSError for what is none, such as a pipe, which would be waited for."""
-  file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
-  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    file.close()
-    raise OSError(errno.EINVAL, 'is not a regular file', os.fspath(path))
-  return file
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    return os.fdopen(descriptor, 'rb')
+  os.close(descriptor)
+  raise OSError(errno.EINVAL, 'is not a regular file', os.fspath(path))
 
 
 def read_bytes(path: Path) -> bytes:
