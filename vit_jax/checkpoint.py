@@ -214,7 +214,7 @@ class Checkpoints:
       newest = next(iter(step_folders(self.folder)), None)
       other = f'the newest is {newest}' if newest is not None else 'there is no other'
       line = f'checkpoint {self.folder / str(self.saving)} could not be written'
-      raise OSError(f'{line}: {writing.reason(error)}; {other}') from error
+      raise OSError(f'{line}: {writing.refusal(error)}; {other}') from error
 
   def seal_saved(self) -> None:
     """Seals the step that is being saved.

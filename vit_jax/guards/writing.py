@@ -53,7 +53,7 @@ class Appender:
           self.waiting.popleft()
     except OSError as error:
       if not self.failing:
-        self.say(f'{self.path}: {reason(error)}; what is to be added to it waits in memory')
+        self.say(f'{self.path}: {refusal(error)}; what is to be added to it waits in memory')
       self.failing = True
       raise
     if self.failing:
@@ -129,7 +129,7 @@ def in_time(action: Callable[[], T], seconds: float) -> T:
     raise TimeoutError(f'the disk has not answered for {seconds:.0f} s') from None
 
 
-def reason(error: BaseException) -> str:
+def refusal(error: BaseException) -> str:
   """What a disk has against it, in the system's few words where others' text holds them."""
   text = ' '.join(str(error).split())
   words = (os.strerror(getattr(errno, code)) for code in CODES if hasattr(errno, code))
