@@ -174,35 +174,36 @@ def vit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]
   }
 
 
-def eva_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-  """The same of DINOv3's Eva."""
-  return 'vit_small_plus_patch16_dinov3_qkvb', {
+def shared_args(model: vit.ViT, size: tuple[int, int]) -> dict[str, Any]:
+  """Arguments that Eva and BEiT's class have in common."""
+  return {
     'img_size': list(size),
     **shape_args(model),
     'mlp_ratio': ratio(model.width, model.mlp_dim),
     'qkv_bias': model.qkv_bias != 'none',
+    'init_values': model.layer_scale,
+    'global_pool': GLOBAL_POOLS.get(model.pool),
+    'use_fc_norm': model.final_norm == 'pooled',
+  }
+
+
+def eva_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+  """The same of DINOv3's Eva."""
+  return 'vit_small_plus_patch16_dinov3_qkvb', {
+    **shared_args(model, size),
     'swiglu_mlp': model.swiglu,
     'swiglu_align_to': 1 if model.mlp_dim % 8 else 8,
     'num_reg_tokens': model.registers,
-    'init_values': model.layer_scale,
     'class_token': model.has_class_token,
-    'global_pool': GLOBAL_POOLS.get(model.pool),
-    'use_fc_norm': model.final_norm == 'pooled',
   }
 
 
 def beit_args(model: vit.ViT, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
   """The same of BEiT's class."""
   return 'beit_base_patch16_224', {
-    'img_size': list(size),
-    **shape_args(model),
-    'mlp_ratio': ratio(model.width, model.mlp_dim),
-    'qkv_bias': model.qkv_bias != 'none',
-    'init_values': model.layer_scale,
+    **shared_args(model, size),
     'use_abs_pos_emb': model.positions != 'none',
     'use_rel_pos_bias': True,
-    'global_pool': GLOBAL_POOLS.get(model.pool),
-    'use_fc_norm': model.final_norm == 'pooled',
   }
 
 
