@@ -340,7 +340,8 @@ def test_a_pipe_in_the_place_of_a_file_of_a_run_is_not_waited_for(tmp_path):
     lock.read(tmp_path / 'lock.json')
   with pytest.raises(seals.Broken, match='cannot be read'):
     seals.read(tmp_path)
-  assert metrics.read_rows(tmp_path / 'metrics.jsonl') == []
+  with pytest.raises(OSError, match='not a regular file'):
+    metrics.read_rows(tmp_path / 'metrics.jsonl')
 
 
 def test_a_file_that_is_too_large_to_be_of_a_run_is_not_read_whole(tmp_path):

@@ -164,13 +164,19 @@ def event(**fields: object) -> bytes:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a metrics file; lines that were cut off or damaged are left out."""
-  rows = []
-  for line in path.read_text('utf-8', errors='replace').splitlines() if path.is_file() else []:
-    with contextlib.suppress(ValueError, RecursionError):
-      row = json.loads(line)
-      if isinstance(row, dict) and type(step := row.get('step')) is int and 0 <= step < 2**53:
-        rows.append(row)
+  """The rows of a metrics file; lines that were cut off or damaged are left out.
+
+  Without the file there are none; OSError for what is no file, such as a folder or a pipe.
+  """
+  rows: list[dict[str, Any]] = []
+  if not os.path.lexists(path):
+    return rows
+  with files.open_regular(path) as file:
+    for line in file:
+      with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(line.decode(errors='replace'))
+        if isinstance(row, dict) and type(step := row.get('step')) is int and 0 <= step < 2**53:
+          rows.append(row)
   return rows
 
 
