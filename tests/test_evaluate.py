@@ -28,7 +28,7 @@ from tests.test_run import cache, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.commands import evaluate
-from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, loop
+from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, loop, results
 from vit_jax.sources import imagenet, labels, presets
 from vit_jax.tasks import classify, measures
 
@@ -139,7 +139,8 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
   on_devices(devices, monkeypatch)
   bad, unlabelled = {2, 11}, {5, 12}
   data = split_of(60, bad=bad, label=lambda i: -1 if i in unlabelled else (3 * i) % 5)
-  result = accuracy.evaluate_model(model_of(), data, batch_size=4, say=quiet)['mistakes']
+  values = accuracy.evaluate_model(model_of(), data, batch_size=4, say=quiet)
+  result, images = values['mistakes'], values['images']
   scores = softmax(logits_of(model_of(), 60))
   guess = scores.argmax(1)
   wrong = [i for i in range(60) if i not in bad | unlabelled and guess[i] != (3 * i) % 5]
@@ -149,8 +150,26 @@ def test_the_most_confident_mistakes_are_told_with_their_images(devices, monkeyp
     assert row['image'] == data.source.describe(index)
     assert (row['label'], row['guess']) == (NAMES[(3 * index) % 5], NAMES[guess[index]])
     assert row['confidence'] == pytest.approx(scores[index].max(), abs=1e-6)
+  scored = [i for i in range(60) if i not in bad | unlabelled]
+  truth = [(3 * i) % 5 for i in scored]
+  assert (images['index'], images['label']) == (scored, truth)
+  assert images['guess'] == guess[scored].tolist()
+  assert images['right'] == (guess[scored] == truth).astype(int).tolist()
+  np.testing.assert_allclose(images['confidence'], scores[scored].max(1), atol=2e-6)
+  np.testing.assert_allclose(images['loss'], -np.log(scores[scored, truth]), rtol=1e-4, atol=1e-5)
   right = split_of(20, label=lambda i: int(guess[i]))
   assert accuracy.evaluate_model(model_of(), right)['mistakes'] == []
+
+
+def test_of_more_images_than_are_kept_so_many_evenly_over_all_are_the_same_for_each_model(
+  monkeypatch,
+):
+  monkeypatch.setattr(results, 'LARGEST_IMAGES', 5)
+  rows = {name: np.zeros(12) for name in results.COLUMNS if name != 'index'}
+  rows['right'][3] = -1  # not scored: the others are 0, 1, 2, 4, ..., 11
+  columns = results.image_columns(rows)
+  assert columns['index'] == [0, 2, 6, 9, 11]
+  assert {len(column) for column in columns.values()} == {5}
 
 
 def test_top_five_counts_a_label_among_the_first_five():

@@ -545,6 +545,13 @@ def damage(values, name, value):
     ('mistakes/0/index', -1),
     ('mistakes/0/confidence', float('inf')),
     ('confused', {}),
+    ('images', []),
+    ('images/loss', KeyError),
+    ('images/index/0', -1),
+    ('images/guess/0', 10),
+    ('images/right/0', 2),
+    ('images/confidence/0', 'high'),
+    ('images/label/0', KeyError),
   ],
 )
 def test_a_file_that_is_no_evaluation_is_read_as_none(name, value, trained, tmp_path):

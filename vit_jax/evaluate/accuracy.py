@@ -50,7 +50,7 @@ def evaluate_model(
     diagonal; 'balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted' and 'auroc', see
     `classify.measures`; 'mistakes', the most confident ones, a dict of 'image', what messages call
     it, its 'index' in the split, 'label' (the first of several), 'guess' (the prediction) and
-    'confidence' for each.
+    'confidence' for each; 'images', see `results.image_columns`.
     Multi-label images have no confusion (see `classify.measure`), and where the
     model has sigmoid scores, 'mean_average_precision'.
 

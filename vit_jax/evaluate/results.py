@@ -1,6 +1,6 @@
 """`evaluation.json` of a run: what a task's measures gave on a split, as written and as read.
 
-K classes.
+N images, K classes.
 """
 
 import contextlib
@@ -32,6 +32,16 @@ FRACTIONS = (  # measures that are shown in percent
   'f1_weighted',
 )
 
+COLUMNS = {  # of 'images': the type of each column, and the digits after the point that are kept
+  'index': (int, 0),
+  'label': (int, 0),
+  'guess': (int, 0),
+  'right': (int, 0),
+  'confidence': (float, 7),
+  'loss': (float, 7),
+}
+LARGEST_IMAGES = 100_000  # whose columns are kept: 5 MB of JSON
+
 
 def summarize(
   task: Task,
@@ -45,7 +55,7 @@ def summarize(
 
   Args:
     task: that measured.
-    sums, rows: of `loop.evaluate`.
+    sums, rows: of `loop.evaluate`; where rows have the COLUMNS of each image, so has the result.
     source: what was measured on; it names the images of 'mistakes'.
     readable: how many of its images could be read.
   """
@@ -53,8 +63,32 @@ def summarize(
   values = {**numbers, 'count': int(numbers['count']), **task.details(sums, rows)}
   for mistake in values.get('mistakes', ()):
     mistake['image'] = source.describe(mistake['index'])
+  if rows.keys() >= COLUMNS.keys() - {'index'}:
+    values['images'] = image_columns(rows)
   counts = {'unlabelled': readable - values['count'], 'bad_images': len(source) - readable}
   return values | counts
+
+
+def image_columns(rows: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+  """'images' of an evaluation: what was measured of each image, one list for each of COLUMNS.
+
+  'index' is the image's in its split, ascending; 'label' (the first of several, -1 of none) and
+  'guess' are indices in 'classes'; 'right' is 1 or 0; 'confidence' is the probability of the
+  guess, 'loss' the image's own. Two models that are measured on the same split have the same
+  images here, so that they can be compared in pairs.
+
+  Args:
+    rows: (N,) 'label', 'guess', 'right', 'confidence' and 'loss', with 'right' -1 for an image that
+      was not scored, which is left out. Of more than LARGEST_IMAGES, so many evenly over all.
+  """
+  scored = np.flatnonzero(rows['right'] >= 0)
+  spread = np.linspace(0, len(scored) - 1, min(len(scored), LARGEST_IMAGES))
+  index = scored[np.rint(spread).astype(int)]
+  columns = {'index': index} | {name: rows[name][index] for name in COLUMNS if name != 'index'}
+  return {
+    name: np.round(columns[name].astype(kind), digits).tolist()
+    for name, (kind, digits) in COLUMNS.items()
+  }
 
 
 def write(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
@@ -147,6 +181,7 @@ def is_valid(values: Mapping[str, Any]) -> bool:
     and (
       values.get('confusion') is None or is_confusion(values['confusion'], values.get('classes'))
     )
+    and ('images' not in values or are_images(values['images'], values.get('classes')))
   )
 
 
@@ -164,12 +199,34 @@ def is_confusion(rows: object, classes: Sequence[Any] | None) -> bool:
   return matrix.shape == (count, count) and matrix.dtype.kind == 'i' and bool((matrix >= 0).all())
 
 
+def are_images(columns: object, classes: Sequence[Any] | None) -> bool:
+  """Whether it is what `image_columns` gives for K classes; ValueError for ragged rows."""
+  if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
+    return False
+  index, label, guess, right = (np.array(columns[name]) for name in list(COLUMNS)[:4])
+  count = len(classes or ())
+  return (
+    all(column.dtype.kind == 'i' and column.shape == index.shape for column in (label, guess))
+    and index.ndim == 1
+    and bool((np.diff(index, prepend=-1) > 0).all())
+    and bool(((label >= -1) & (label < count) & (guess >= 0) & (guess < count)).all())
+    and right.shape == index.shape
+    and set(right.tolist()) <= {0, 1}
+    and all(
+      isinstance(columns[name], list)
+      and len(columns[name]) == len(index)
+      and all(map(is_number, columns[name]))
+      for name in ('confidence', 'loss')
+    )
+  )
+
+
 def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
   """The measures among what an evaluation or a row of training has: accuracies come first.
 
   They are a task's, of any name; None is one that is not finite.
   """
-  lists = (*TABLES, 'confusion', *COUNTS)
+  lists = (*TABLES, 'confusion', 'images', *COUNTS)
   measures = {name: v for name, v in values.items() if name not in lists and is_number(v)}
   first = [name for name in measures if name == 'accuracy' or is_top(name)]
   return {name: measures[name] for name in [*sorted(first), *measures]}

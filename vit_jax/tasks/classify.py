@@ -238,9 +238,10 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     'count'; (K,) 'hits', 'predicted', 'labelled'; (BINS, 3) 'bins', of images, probability of the
     likeliest class, and right ones.
     Rows: (N,) 'label', the first of a multi-label image and -1 of no class, 'guess', the
-    likeliest class, its probability as 'confidence', and 'right', each -1 where it does not count;
-    of multi-label images how many as 'labels', and with a sigmoid (N, K) 'logits' and 'targets'. Of
-    images of one label (N, K) 'logits', unless there are more than LARGEST_CONFUSION classes.
+    likeliest class, its probability as 'confidence', 'right' and 'loss', each -1 where it does
+    not count; of multi-label images how many as 'labels', and with a sigmoid (N, K) 'logits' and
+    'targets'. Of images of one label (N, K) 'logits', unless there are more than
+    LARGEST_CONFUSION classes.
   """
   multi_label = losses.is_multi_label(labels)
   count = logits.shape[-1]
@@ -268,7 +269,7 @@ def measure(logits: Array, labels: Array, mask: Array, *, scores: str) -> tuple[
     'bins': calibration_bins(confidence, hits[:, 0], counts),
   }
   rows = {'label': jnp.where(is_positive, y.argmax(-1), -1), 'guess': ranked[:, 0]}
-  rows |= {'confidence': confidence, 'right': right[:, 0]}
+  rows |= {'confidence': confidence, 'right': right[:, 0], 'loss': loss}
   rows |= {'labels': y.sum(-1)} if multi_label else {}
   rows = {name: jnp.where(counts > 0, values, -1) for name, values in rows.items()}
   if multi_label and scores == 'sigmoid':
