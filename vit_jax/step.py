@@ -3,6 +3,7 @@
 A micro-batches.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,18 +116,14 @@ def make_step(
 
       return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
-    def apply(state: State, grads: Params) -> tuple[State, Array]:
-      trained = frozen.trainable(state.params)
-      updates, opt_state = tx.update(
-        grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
-      )
-      return updated(state, updates, opt_state, ema=ema, frozen=frozen)
-
-    grads, (sums, tensors) = gradients(frozen.trainable(state.params))
+    trained = frozen.trainable(state.params)
+    grads, (sums, tensors) = gradients(trained)
     norm = optax.tree.norm(grads)
+    updates, opt_state = tx.update(
+      grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
+    )
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
-    # A branch, as a choice between old and new would hold both in memory.
-    new, finite = jax.lax.cond(usable, apply, failed, state, grads)
+    new, finite = updated(state, updates, opt_state, usable=usable, ema=ema, frozen=frozen)
     before, after = named_trace('parameter', state.params), named_trace('gradient of', grads)
     tensors = before + tensors + trace({'loss': sums['loss']}) + after
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
@@ -136,25 +133,41 @@ def make_step(
 
 
 def updated(
-  state: State, updates: Params, opt_state: optax.OptState, *, ema: float, frozen: optim.Frozen
+  state: State,
+  updates: Params,
+  opt_state: optax.OptState,
+  *,
+  usable: Array,
+  ema: float,
+  frozen: optim.Frozen,
 ) -> tuple[State, Array]:
-  """The state after an optimiser's updates, and whether they are finite."""
-  trained = optax.apply_updates(frozen.trainable(state.params), updates)
+  """The state after an optimiser's updates, and whether they are finite.
+
+  With a gradient that is not `usable` it is the same, marked. Old or new is chosen for each element
+  in the pass over the parameters that updates them: a branch would be a program of its own, with
+  copies of its arguments.
+  """
+  old = frozen.trainable(state.params)
+  trained = optax.apply_updates(old, updates)
   average = None
   if state.ema is not None:
-    old = frozen.trainable(state.ema)
-    mean = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, old, trained)
-    average = frozen.with_trainable(state.ema, mean)
-  params = frozen.with_trainable(state.params, trained)
-  finite = jnp.isfinite(optax.tree.norm(updates))
-  number = jnp.where(finite, state.step + 1, -1 - state.step)
-  return State(number, params, opt_state, average), finite
+    old_average = frozen.trainable(state.ema)
+    average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, old_average, trained)
+    average = frozen.with_trainable(state.ema, chosen(usable, average, old_average))
+  # The barrier: else the check is fused with half of the update, which reads its arguments twice.
+  trained = jax.lax.optimization_barrier(chosen(usable, trained, old))
+  finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)]).all() & usable
+  return State(
+    step=jnp.where(finite, state.step + 1, jnp.minimum(state.step, -1 - state.step)),
+    params=frozen.with_trainable(state.params, trained),
+    opt_state=chosen(usable, opt_state, state.opt_state),
+    ema=average,
+  ), finite
 
 
-def failed(state: State, grads: Params) -> tuple[State, Array]:
-  """The state after a loss or gradient that is not finite: the same, marked."""
-  number = jnp.minimum(state.step, -1 - state.step)
-  return State(number, state.params, state.opt_state, state.ema), jnp.asarray(False)
+def chosen(usable: Array, new: Tree, old: Tree) -> Tree:
+  """The new tree if it is usable, else the old one."""
+  return jax.tree.map(functools.partial(jax.lax.select, usable), new, old)
 
 
 def untraced(step: Step) -> Step:
