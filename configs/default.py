@@ -82,9 +82,10 @@ def get_config() -> ConfigDict:
   config.model.head_init = placeholder(str)  # of its kernel: 'zeros', or 'normal' of deviation 0.02
   config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
   config.model.unroll = placeholder(int)  # layers per loop iteration
-  config.model.remat = placeholder(
-    str
-  )  # recomputed in the backward pass: 'none', 'dots' (all but matmuls), 'full'
+  # Recomputed in the backward pass: 'none', 'lean' (norms, softmax, activations), 'dots' (all but
+  # products with parameters), 'full'; None: the first of none, lean, full whose memory fits.
+  config.model.remat = placeholder(str)
+  config.model.attention_kernel = placeholder(str)  # 'auto' by the devices, 'xla' on all
 
   config.data = ConfigDict(type_safe=False)
   config.data.source = 'imagenet2012'

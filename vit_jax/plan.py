@@ -147,7 +147,7 @@ class Plan:
     """The training step."""
     config = self.config
     return make_step(
-      self.task.loss,
+      sharding.for_mesh(self.task.loss, self.mesh),
       self.tx,
       self.schedule,
       seed=config.seed,

@@ -1,8 +1,9 @@
 """One mesh (data, fsdp, tensor), a table of rules for parameters, and placing trees and batches."""
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from vit_jax import models
 from vit_jax.models import Tree
 from vit_jax.text import quantity
 
+T = TypeVar('T')
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
 
@@ -93,6 +95,17 @@ def unsplit(params: Tree, mesh: Mesh) -> list[str]:
 def place(tree: Tree, mesh: Mesh) -> Tree:
   """A tree of host arrays on the mesh, by RULES."""
   return jax.device_put(tree, tree_sharding(tree, mesh))
+
+
+def for_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+  """The function, traced as part of a program for that mesh, whose devices choose its kernels."""
+
+  @functools.wraps(function)
+  def traced(*args: object) -> T:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
 
 
 def batch_shard(batch_size: int, mesh: Mesh) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.pipeline import DataError
+from vit_jax.sharding import for_mesh
 from vit_jax.tasks import Array, Batch, Fixed, Measure, Params, Rows, Sums, Task
 
 AHEAD = 2  # batches that the host is ahead of the device
@@ -23,8 +24,9 @@ Counted = Callable[[Params, Batch, Fixed], tuple[Sums, Rows, Array]]
 
 
 @functools.lru_cache(maxsize=32)  # one function for one measure, by which JAX finds its program
-def counted(measure: Measure) -> Counted:
+def counted(measure: Measure, mesh: Mesh) -> Counted:
   """A task's measure, and as a third how many examples of the batch could be read: ()."""
+  measure = for_mesh(measure, mesh)
 
   def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows, Array]:
     return *measure(params, batch, fixed), batch['mask'].sum()
@@ -39,11 +41,11 @@ def jit_measure(measure: Measure, batch: Batch) -> jax.stages.Wrapped:
     measure: of a task. For the same function, nothing is compiled again.
     batch: such as will be measured, on its devices.
   """
+  split: Any = next(iter(batch.values())).sharding
+  mesh = split.mesh
   if jax.process_count() == 1:
-    return jax.jit(counted(measure))
-  sharding: Any = next(iter(batch.values())).sharding
-  replicated = NamedSharding(sharding.mesh, PartitionSpec())
-  return jax.jit(counted(measure), out_shardings=replicated)
+    return jax.jit(counted(measure, mesh))
+  return jax.jit(counted(measure, mesh), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def evaluate(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import lookup
-from vit_jax.models import layers, mixer, resnet, vit
+from vit_jax.models import attention, layers, mixer, resnet, vit
 from vit_jax.text import error_line, nearest
 
 # width, depth, mlp_dim, heads: ViT's table 1 (arXiv 2010.11929), DeiT's Ti and S (2012.12877),
@@ -178,7 +178,12 @@ def family(variant: str) -> type[Any]:
   return module
 
 
-COMPUTE = ('dtype', 'unroll', 'remat')  # fields that say how to compute, not what
+COMPUTE = (
+  'dtype',
+  'unroll',
+  'remat',
+  'attention_kernel',
+)  # fields that say how to compute, not what
 
 
 def default_fields(name: str) -> dict[str, Any]:
@@ -243,6 +248,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   'qkv_bias': vit.QKV_BIASES,
   'activation': tuple(layers.ACTIVATIONS),
   'remat': tuple(layers.REMAT),
+  'attention_kernel': attention.ATTENTION_KERNELS,
   'stem_numerics': tuple(resnet.NUMERICS),
   'numerics': tuple(resnet.NUMERICS),
   'head_init': tuple(layers.HEAD_INITS),

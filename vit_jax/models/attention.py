@@ -1,4 +1,4 @@
-"""Attention: fused by what the device has (cuDNN, XLA), explicit where its weights are asked for.
+"""Attention: fused by what the devices have, explicit where its weights are asked for.
 
 N images, S queries, T tokens, D width, A heads, P patches.
 """
@@ -10,12 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractDevice
 from jax.typing import DTypeLike
 
-from vit_jax.models.layers import NORMS
+from vit_jax.models.layers import NORMS, program_device, spread
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
+ATTENTION_KERNELS = ('auto', 'xla')
 
 
 class MultiHeadAttention(nn.Module):
@@ -26,6 +29,7 @@ class MultiHeadAttention(nn.Module):
     out_norm: whether what the heads give is normalised, all of them together, before `out`.
     out_bias: whether `out` has a bias.
     interleaved: whether the rotation's pairs are neighbours; otherwise they are halves of a head.
+    kernel: what computes attention where its weights are not asked for, of ATTENTION_KERNELS.
     relative: module that biases the scores by relative positions, see `RelativePositions`; None
       leaves it out.
   """
@@ -42,6 +46,7 @@ class MultiHeadAttention(nn.Module):
   out_norm: bool = False
   out_bias: bool = True
   interleaved: bool = False
+  kernel: str = 'auto'
   relative: Callable[..., nn.Module] | None = None
 
   @nn.compact
@@ -53,35 +58,34 @@ class MultiHeadAttention(nn.Module):
     `rope` (2, P, D/A), from `rope2d`, rotates the queries and keys of the last P tokens.
     """
     width = tokens.shape[-1]
-    project = functools.partial(
-      nn.DenseGeneral, (self.heads, width // self.heads), kernel_init=xavier, dtype=self.dtype
-    )
-    q = project(name='query', use_bias='q' in self.qkv_bias)(queries)  # (N, S, A, D/A)
-    k = project(name='key', use_bias='k' in self.qkv_bias)(tokens)  # (N, T, A, D/A)
+    project = functools.partial(Projection, self.heads, width // self.heads, dtype=self.dtype)
+    q = project(name='query', use_bias='q' in self.qkv_bias)(queries)  # (N, S, D)
+    k = project(name='key', use_bias='k' in self.qkv_bias)(tokens)  # (N, T, D)
     v = project(name='value', use_bias='v' in self.qkv_bias)(tokens)
+    q, k, v = (checkpoint_name(x, name) for x, name in zip((q, k, v), ('query', 'key', 'value')))
     norm = functools.partial(NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
     if self.qk_norm:
-      q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
+      q = joined(norm(name='query_norm')(self.split(q)))
+      k = joined(norm(name='key_norm')(self.split(k)))
     if rope is not None:
-      q, k = (rotated(heads, rope, interleaved=self.interleaved) for heads in (q, k))
-    bias = None
+      rotate = functools.partial(rotated, rope=rope, interleaved=self.interleaved)
+      q, k = joined(rotate(self.split(q))), joined(rotate(self.split(k)))
+    bias, weights = None, None
     if self.relative is not None:
       bias = self.relative(name='relative')(tokens.shape[1])
     if self.return_weights or (self.train and self.dropout):
-      x, weights = self.explicit(q, k, v, bias)
+      x, weights = self.explicit(self.split(q), self.split(k), self.split(v), bias)
+      x = joined(x)
     else:
-      x, weights = fused_attention(q, k, v, bias), None
+      x = fused_attention(q, k, v, self.heads, bias, kernel=self.kernel)
+    x = checkpoint_name(x, 'attended')
     if self.out_norm:
-      x = norm(name='norm')(x.reshape(*x.shape[:2], width)).reshape(x.shape)
-    out = nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      use_bias=self.out_bias,
-      kernel_init=xavier,
-      dtype=self.dtype,
-      name='out',
-    )
-    return out(x), weights  # (N, S, D)
+      x = norm(name='norm')(x)
+    return project(name='out', use_bias=self.out_bias, back=True)(x), weights  # (N, S, D)
+
+  def split(self, x: Array) -> Array:
+    """(N, T, D) -> (N, T, A, D/A)."""
+    return x.reshape(*x.shape[:2], self.heads, -1)
 
   def explicit(
     self, q: Array, k: Array, v: Array, bias: Array | None = None
@@ -151,20 +155,103 @@ def log_distances(rows: int, columns: int) -> np.ndarray:
   return (np.sign(distances) * np.log1p(np.abs(distances))).astype(np.float32)
 
 
-def fused_attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-  """cuDNN flash attention where the device and the type allow it, XLA elsewhere.
+def joined(x: Array) -> Array:
+  """(N, T, A, D/A) -> (N, T, D)."""
+  return x.reshape(*x.shape[:2], -1)
 
-  Scores take a float32 `bias` (1, A, S, T), which cuDNN would round to the type of `q`: XLA again.
+
+def fused_attention(
+  q: Array, k: Array, v: Array, heads: int, bias: Array | None = None, *, kernel: str = 'auto'
+) -> Array:
+  """Attention (N, S, D), (N, T, D) -> (N, S, D) whose weights stay out of memory where possible.
+
+  Args:
+    q, k, v: a head's channels side by side.
+    heads: A.
+    bias: of the scores, float32 (1, A, S, T): XLA's work, as cuDNN would round it.
+    kernel: 'auto' is by the devices of the program: on the mesh of a TPU the kernel of
+      `short_attention`, on an NVIDIA GPU cuDNN's, where type and sizes allow it; 'xla' is XLA's,
+      on every device.
   """
-  fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-  cudnn = fits and bias is None and q.shape[1] == k.shape[1] and has_flash_attention()
-  return jax.nn.dot_product_attention(q, k, v, bias, implementation='cudnn' if cudnn else 'xla')
+  auto = kernel == 'auto' and bias is None and q.shape == k.shape
+  if auto and program_device().platform == 'tpu':
+    from vit_jax.models import short_attention  # Pallas takes half a second to import
+
+    x = short_attention.on_mesh(q, k, v, None, heads=heads)
+    if x is not None:
+      return x
+  width = q.shape[-1] // heads
+  allowed = q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+  cudnn = auto and allowed and has_flash_attention()
+  q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (q, k, v))
+  x = jax.nn.dot_product_attention(q, k, v, bias, implementation='cudnn' if cudnn else 'xla')
+  return joined(x)
 
 
 def has_flash_attention() -> bool:
-  """Whether the device is an NVIDIA GPU that cuDNN's flash attention runs on (Ampere or later)."""
-  capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
-  return jax.default_backend() == 'gpu' and capability[:1].isdigit() and float(capability) >= 8
+  """Whether the program may call cuDNN's flash attention."""
+  return runs_flash_attention(program_device()) and has_cudnn()
+
+
+def runs_flash_attention(device: AbstractDevice | jax.Device) -> bool:
+  """Whether a device is an NVIDIA GPU of Ampere or later, as cuDNN's flash attention needs.
+
+  One that is not here, for which a program is compiled alone, is taken for one.
+  """
+  if device.platform not in ('gpu', 'cuda') or 'NVIDIA' not in device.device_kind:
+    return False
+  local = jax.devices()[0]
+  capability = str(getattr(local, 'compute_capability', ''))
+  here = local.device_kind == device.device_kind
+  return not here or (capability[:1].isdigit() and float(capability) >= 8)
+
+
+@functools.cache
+def has_cudnn() -> bool:
+  """Whether this machine has cuDNN: without it JAX writes no program that calls it."""
+  x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+  attend = functools.partial(jax.nn.dot_product_attention, implementation='cudnn')
+  try:
+    jax.eval_shape(attend, x, x, x)
+  except RuntimeError:
+    return False
+  return True
+
+
+class Projection(nn.Module):
+  """Dense layer to the channels of A heads, side by side, or `back` from them.
+
+  Its parameters are those of `nn.DenseGeneral`, (D, A, D/A), or back (A, D/A, D); its product is
+  one of matrices, so that no array of tokens is laid out by heads, which on a TPU pads the
+  channels of a head to 128 and copies them (7 % of a step of B/16).
+
+  Fields:
+    heads, width: A, D/A.
+  """
+
+  heads: int
+  width: int
+  use_bias: bool
+  dtype: DTypeLike
+  back: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """(N, T, D) -> (N, T, D)."""
+    by_head, channels = (self.heads, self.width), self.heads * self.width
+    outputs = x.shape[-1] if self.back else channels
+
+    def init(key: Array, shape: tuple[int, ...]) -> Array:
+      return xavier(key, (x.shape[-1], outputs)).reshape(shape)
+
+    kernel = self.param(
+      'kernel', init, (*by_head, outputs) if self.back else (x.shape[-1], *by_head)
+    )
+    x = x.astype(self.dtype) @ kernel.reshape(-1, outputs).astype(self.dtype)
+    if not self.use_bias:
+      return x
+    bias = self.param('bias', nn.initializers.zeros, (outputs,) if self.back else by_head)
+    return x + spread(bias.reshape(outputs).astype(self.dtype), x.shape)
 
 
 def rotated(x: Array, rope: Array, *, interleaved: bool = False) -> Array:

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractDevice
 from jax.typing import DTypeLike
 
 Array = jax.Array
@@ -20,17 +22,100 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_erf': functools.partial(nn.gelu, approximate=False),  # timm, Hugging Face, torchvision
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
 }
-NORMS: dict[str, Callable[..., nn.Module]] = {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}
 HEAD_INITS = {
   'zeros': nn.initializers.zeros,
   'normal': nn.initializers.normal(0.02),  # timm, DeiT: they truncate at 2, 100 deviations away
 }
+# What the backward pass of a block reads besides its input, by the names that the modules give:
+# outputs of matrix products, and sums along rows, which are few numbers and dear to compute again.
+SAVED = ('query', 'key', 'value', 'attended', 'middle', 'hidden', 'gate')
+SAVED_SUMS = ('attention_sums', 'norm_mean', 'norm_inverse')
 REMAT = {
   'none': None,
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'lean': jax.checkpoint_policies.save_only_these_names(*SAVED, *SAVED_SUMS),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
 UNROLL_UP_TO = 24  # layers; beyond it compile time outweighs what a step gains
+
+
+def program_device() -> AbstractDevice | jax.Device:
+  """What the program being traced is for: a device of its mesh, or the process's first one.
+
+  A program is also compiled for devices that are not here, see `jax.sharding.use_abstract_mesh`.
+  """
+  return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def spread(vector: Array, shape: tuple[int, ...]) -> Array:
+  """A vector (D,) for every token of a shape (..., D).
+
+  Its gradient is a sum over all tokens. On a TPU the matrix unit adds faster than the vector unit,
+  on which the sums for biases and norms take a tenth of a step: there the gradient is a product
+  with ones, whose operands are rounded as those of every product are.
+  """
+  if program_device().platform == 'tpu':
+    return spread_by_product(vector, shape)
+  return jnp.broadcast_to(vector, shape)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def spread_by_product(vector: Array, shape: tuple[int, ...]) -> Array:
+  """`spread`, linear as a product with ones, whose transpose JAX derives."""
+  return jnp.broadcast_to(vector, shape)
+
+
+@spread_by_product.defjvp
+def spread_tangent(
+  shape: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+  rows = 8  # of a vector register
+  eighths = jnp.broadcast_to(tangents[0] / rows, (rows, shape[-1]))
+  return spread_by_product(*primals, shape), jnp.ones((*shape[:-1], rows), eighths.dtype) @ eighths
+
+
+class Dense(nn.Module):
+  """A dense layer of tokens (N, T, D) -> (N, T, features), as `nn.Dense` but for its sums."""
+
+  features: int
+  use_bias: bool
+  kernel_init: nn.initializers.Initializer
+  bias_init: nn.initializers.Initializer
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    inputs = x.shape[-1]
+    kernel = self.param('kernel', self.kernel_init, (inputs, self.features))
+    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if not self.use_bias:
+      return x
+    bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
+    # The plain sum for a wide layer is part of the product that gives its gradient.
+    wide = self.features > inputs
+    return x + (jnp.broadcast_to if wide else spread)(bias, x.shape)
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm (arXiv 1607.06450) over the last axis, as `nn.LayerNorm` but for its sums."""
+
+  epsilon: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    mean = checkpoint_name(mean, 'norm_mean')
+    inverse = checkpoint_name(jax.lax.rsqrt(variance + self.epsilon), 'norm_inverse')
+    x = (x - mean) * (inverse * spread(scale, x.shape)) + spread(bias, x.shape)
+    return x.astype(self.dtype)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {'layer': LayerNorm, 'rms': nn.RMSNorm}
 
 
 def check_patches(images: Array, patch: tuple[int, int]) -> None:
@@ -89,16 +174,16 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     dense = functools.partial(
-      nn.Dense,
+      Dense,
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
       dtype=self.dtype,
     )
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
-    h = dense(self.hidden, name='up')(x)  # (N, T, M)
+    h = checkpoint_name(dense(self.hidden, name='up')(x), 'hidden')  # (N, T, M)
     if self.swiglu:
-      h = h * nn.silu(dense(self.hidden, name='gate')(x))
+      h = h * nn.silu(checkpoint_name(dense(self.hidden, name='gate')(x), 'gate'))
     else:
       h = ACTIVATIONS[self.activation](h)
     h = drop(h)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from vit_jax.models import layers, resnet
@@ -52,6 +53,7 @@ class Block(nn.Module):
   post_norm: bool
   parallel: bool
   rope_interleaved: bool
+  attention_kernel: str
   relative: Callable[..., nn.Module] | None
   dropout: float
   attention_dropout: float
@@ -81,11 +83,13 @@ class Block(nn.Module):
       out_norm=self.attention_norm,
       out_bias=self.proj_bias,
       interleaved=self.rope_interleaved,
+      kernel=self.attention_kernel,
       relative=self.relative,
       name='attention',
     )(y, y, rope)
     y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
     after = x + self.branch(norm1(y) if self.post_norm else y, drop_rate, 'scale1')
+    after = checkpoint_name(after, 'middle')
     x = x if self.parallel else after
     y = ViTMlp(
       hidden=self.mlp_dim,
@@ -187,9 +191,12 @@ class ViT(nn.Module):
     head_init: how the kernel of the head, and of a distillation head, starts: 'zeros', or 'normal'
       with a deviation of 0.02.
     dtype: of the computation; parameters, softmax, norm statistics and logits stay float32.
+    attention_kernel: 'auto' is the fastest attention of the devices, see
+      `attention.fused_attention`; 'xla' is XLA's, which a TPU needs for forward-mode derivatives.
     unroll: layers per iteration of the compiled loop; None: all of them up to 24 layers, but one
       in inference on a CPU.
-    remat: what the backward pass recomputes: 'none', 'full', or 'dots' (all but matmuls).
+    remat: what the backward pass recomputes: 'none', 'lean' (what is elementwise: norms, softmax,
+      activations), 'dots' (all but products with parameters) or 'full'.
   """
 
   num_classes: int
@@ -241,6 +248,7 @@ class ViT(nn.Module):
   head_bias: float | None = 0.0
   head_init: str = 'zeros'
   dtype: str = 'float32'
+  attention_kernel: str = 'auto'
   unroll: int | None = None
   remat: str = 'none'
 
@@ -431,6 +439,7 @@ class ViT(nn.Module):
       post_norm=self.post_norm,
       parallel=self.parallel,
       rope_interleaved=self.rope_interleaved,
+      attention_kernel=self.attention_kernel,
       relative=None if self.relative_positions == 'none' else relative,
       dropout=self.dropout,
       attention_dropout=self.attention_dropout,
