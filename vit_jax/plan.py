@@ -30,6 +30,7 @@ from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, bundles, published
 from vit_jax.guards import seals
 from vit_jax.images import transforms
+from vit_jax.models import memory, mixer, vit
 from vit_jax.pipeline import DataError
 from vit_jax.sources import balance
 from vit_jax.sources.classes import check_classes
@@ -575,7 +576,29 @@ def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
   if config.freeze.layers and 'unroll' not in chosen and hasattr(model, 'unroll'):
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
+  if 'remat' not in chosen and isinstance(model, vit.ViT | mixer.Mixer):
+    model = model.clone(remat=default_remat(config, model))
+    if model.remat != 'none' and model.unroll is None:
+      model = model.clone(unroll=1)  # a loop forgets what it computes again; unrolled, GPUs do not
   return model
+
+
+def default_remat(config: FrozenConfigDict, model: vit.ViT | mixer.Mixer) -> str:
+  """The fastest `remat` that fits the memory of a device, by formula; 'none' where it says none."""
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  if limit is None:
+    return 'none'
+  mesh = sharding.make_mesh(config.system.data, config.system.fsdp, config.system.tensor)
+  (height, width), channels = config.image_size, config.data.channels
+  copies = 5 if config.ema else 4  # parameters, gradient and two moments, in float32
+  state = 4 * copies * models.count(model, height, width, channels)
+  return memory.fitting_remat(
+    model,
+    batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
+    tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
+    state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
+    memory=limit,
+  )
 
 
 def make_schedule(

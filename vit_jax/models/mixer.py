@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from vit_jax.models import layers
@@ -44,7 +45,7 @@ class MixerBlock(nn.Module):
     )
     y = norm(name='norm1')(x).swapaxes(1, 2)  # (N, D, T)
     y = mlp(self.tokens_dim, name='tokens')(y).swapaxes(1, 2)  # (N, T, D)
-    x = x + self.branch(y, drop_rate)
+    x = checkpoint_name(x + self.branch(y, drop_rate), 'middle')
     y = mlp(self.mlp_dim, name='channels')(norm(name='norm2')(x))
     x = x + self.branch(y, drop_rate)
     return x, {'blocks': x}

@@ -1,0 +1,61 @@
+"""Laws of what a step saves for the gradient, and of the memory that it takes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import use_abstract_mesh
+
+import vit_jax
+from tests.conftest import shapes, tiny
+from tests.test_attention import mesh_of
+from vit_jax.models import memory
+
+
+def temporary_bytes(depth, remat):
+  """Temporary memory of the compiled gradient of a small loop of 32 x 65 tokens."""
+  model = tiny(depth=depth, width=64, mlp_dim=256, remat=remat)
+  images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
+
+  def loss(params, images):
+    return model.apply({'params': params}, images, train=True)[0].sum()
+
+  compiled = jax.jit(jax.grad(loss)).lower(shapes(model, (32, 32)), images).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_lean_loop_carries_what_its_formula_says():
+  carried = (temporary_bytes(6, 'lean') - temporary_bytes(2, 'lean')) / 4
+  assert carried <= 1.15 * 4 * (32 * 65) * (6 * 64 + 256)  # x, q, k, v, attended, middle, hidden
+
+
+B16 = vit_jax.build('ViT-B/16', dtype='bfloat16')
+BASE = 128 * 197 * 12 * 2  # bytes of a channel, in all layers of B/16 and 128 images
+STATE = 16 * 86_567_656
+
+
+@pytest.mark.parametrize(
+  ('kind', 'gib', 'name', 'remat'),
+  [
+    ('tpu', 15.75, 'ViT-B/16', 'none'),
+    ('gpu', 79.0, 'ViT-B/16', 'none'),
+    ('gpu', 15.75, 'ViT-B/16', 'lean'),
+    ('tpu', 31.25, 'ViT-H/16', 'lean'),  # a loop
+    ('tpu', 15.75, 'ViT-H/16', 'full'),
+  ],
+)
+def test_what_is_saved_is_the_fastest_that_fits(kind, gib, name, remat):
+  model = vit_jax.build(name, dtype='bfloat16')
+  with use_abstract_mesh(mesh_of(kind, 'one')):
+    fields = dict(batch=128, tokens=197, state=STATE, memory=int(gib * 2**30))
+    assert memory.fitting_remat(model, **fields) == remat
+
+
+def test_the_memory_of_activations_is_what_compilers_say():
+  layer = memory.layer_bytes(B16, 197)
+  assert 128 * 12 * layer['full'] == BASE * 768
+  assert 128 * 12 * layer['lean'] == BASE * (6 * 768 + 3072)
+  loop = vit_jax.build('ViT-S/16', dtype='bfloat16', unroll=1)
+  gib = 128 * memory.activation_bytes(loop, 197, 'none') / 2**30
+  assert gib == pytest.approx(11.35, rel=0.05)  # libtpu's
+  lean = (256 * memory.activation_bytes(B16, 197, 'lean') + STATE) / 2**30
+  assert 12.06 <= lean <= 1.2 * 12.06  # the CUDA compiler's, of a loop
