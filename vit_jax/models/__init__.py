@@ -178,12 +178,8 @@ def family(variant: str) -> type[Any]:
   return module
 
 
-COMPUTE = (
-  'dtype',
-  'unroll',
-  'remat',
-  'attention_kernel',
-)  # fields that say how to compute, not what
+# Fields that say how to compute, not what.
+COMPUTE = ('dtype', 'unroll', 'remat', 'attention_kernel')
 
 
 def default_fields(name: str) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class StackedBlocks(nn.Module):
 
 def default_unroll(depth: int, *, train: bool) -> int:
   """All layers where that is faster; on a CPU, inference is faster as a loop."""
-  gains = train or jax.default_backend() != 'cpu'
+  gains = train or program_device().platform != 'cpu'
   return depth if gains and depth <= UNROLL_UP_TO else 1
 
 
