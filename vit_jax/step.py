@@ -156,7 +156,7 @@ def updated(
     average = frozen.with_trainable(state.ema, chosen(usable, average, old_average))
   # The barrier: else the check is fused with half of the update, which reads its arguments twice.
   trained = jax.lax.optimization_barrier(chosen(usable, trained, old))
-  finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)]).all() & usable
+  finite = jnp.isfinite(optax.tree.norm(trained, ord='inf')) & usable
   return State(
     step=jnp.where(finite, state.step + 1, jnp.minimum(state.step, -1 - state.step)),
     params=frozen.with_trainable(state.params, trained),
