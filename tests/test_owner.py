@@ -1,6 +1,7 @@
 """A run's folder has one owner, also after kills, copies, damage and on other machines."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -206,6 +207,22 @@ def test_a_lock_that_was_removed_is_made_again_only_in_a_run(tmp_path):
     (tmp_path / 'config.json').touch()
     while names(tmp_path) != ['config.json', 'lock.json']:
       time.sleep(lock.HEARTBEAT)
+
+
+def test_the_last_word_needs_no_room_on_the_disk(tmp_path, monkeypatch):
+  def full(path):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with pytest.raises(RuntimeError), owner.Owner(tmp_path) as ours:
+    ours.update(state='training', step=3, last_evaluation={'validation/loss': 0.1234567})
+    while not (tmp_path / 'status.json').exists():
+      time.sleep(0.01)
+    monkeypatch.setattr(owner.files, 'replacing', full)
+    ours.update(step=40, last_evaluation=None)
+    raise RuntimeError('full')
+  status = owner.read(tmp_path)
+  assert (status['state'], status['step'], status['message']) == ('failed', 40, 'full')
+  assert names(tmp_path) == ['status.json']
 
 
 def test_the_status_says_what_is_waited_for(tmp_path, monkeypatch):

@@ -205,6 +205,17 @@ def write_json(path: Path, value: JSON) -> None:
     file.write(as_json(value, indent=1).encode())
 
 
+def overwrite_json(path: Path, value: JSON) -> None:
+  """Writes a value into a file that is there, which takes no room of a full disk; not whole-or-not.
+
+  Where the file grows beyond its last block, of 4 KiB mostly, OSError leaves it cut short.
+  """
+  with open(path, 'r+b') as file:
+    file.write(as_json(value, indent=1).encode())
+    file.truncate()
+    os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def hidden_folder(parent: pathlib.Path) -> Iterator[str]:
   """A folder for what is not complete, on the same disk; it is gone when the block ends."""

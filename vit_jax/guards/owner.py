@@ -162,13 +162,20 @@ class Owner:
     stopping.PROCESS.end(1)
 
   def write(self) -> None:
-    """Writes `status.json`, if there is anything to say, the folder is ours and its disk well."""
+    """Writes `status.json`, if there is anything to say, the folder is ours and its disk well.
+
+    The last word on a full disk goes into the block that the file has.
+    """
     holder, now = self.lock.holder, datetime.datetime.now(datetime.UTC)
     process: Status = {'host': holder.host, 'pid': holder.pid, 'started': holder.started}
     process |= {'updated': now.isoformat(' ', 'seconds'), 'waiting': waiting.current()}
     with contextlib.suppress(OSError):
       if self.status and self.lock.is_held():
-        files.write_json(self.folder / STATUS, self.status | process)
+        try:
+          files.write_json(self.folder / STATUS, self.status | process)
+        except OSError:
+          if self.status.get('state') in ENDED:
+            files.overwrite_json(self.folder / STATUS, self.status | process)
 
 
 def read(folder: str | os.PathLike[str]) -> Status | None:
