@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import pathlib
 import resource
+import threading
+import time
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.test_run import (
 )
 from vit_jax import metrics
 from vit_jax.guards import failing, writing
+from vit_jax.guards import waiting as waits
 from vit_jax.sources import tfrecord
 
 __all__ = ['cache', 'whole']
@@ -30,20 +34,27 @@ def full_at(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def append(appender, *rows):
+  """Appends rows, or sees the disk refuse."""
+  appender.write(*rows)
+  with contextlib.suppress(OSError):
+    appender.flush()
+
+
 @pytest.mark.parametrize('room', [0, 30, 50], ids=['nothing', 'a row and a half', 'two rows'])
 def test_rows_that_a_full_disk_refuses_are_written_in_order_when_there_is_room(room, tmp_path):
   path, lines = tmp_path / 'rows', []
   appender = writing.Appender(path, lines.append)
-  appender.write(ROWS[0])
+  append(appender, ROWS[0])
   with full_at(len(ROWS[0]) + room):
     for row in ROWS[1:5]:
-      appender.write(row)
+      append(appender, row)
     with pytest.raises(OSError):
       appender.flush()
     assert b''.join(ROWS).startswith(path.read_bytes())
     assert path.read_bytes().endswith(b'\n')  # no part of a row
   assert lines == [f'{path}: File too large; what is to be added to it waits in memory']
-  appender.write(ROWS[5])
+  append(appender, ROWS[5])
   assert path.read_bytes() == b''.join(ROWS[:6])
   assert lines[1:] == [f'{path} can be written again']
 
@@ -52,42 +63,79 @@ def test_a_folder_that_vanishes_is_not_made_anew_and_gets_its_rows_when_it_is_ba
   run, away, lines = tmp_path / 'run', tmp_path / 'away', []
   run.mkdir()
   appender = writing.Appender(run / 'rows', lines.append)
-  appender.write(ROWS[0])
+  append(appender, ROWS[0])
   run.rename(away)
-  appender.write(ROWS[1])
+  append(appender, ROWS[1])
   assert not run.exists()
   run.mkdir()  # as where a disk was detached
-  appender.write(ROWS[2])
+  append(appender, ROWS[2])
   assert not any(run.iterdir())
   run.rmdir()
   away.rename(run)
-  appender.write(ROWS[3])
+  append(appender, ROWS[3])
   assert (run / 'rows').read_bytes() == b''.join(ROWS[:4]) and len(lines) == 2
 
 
 def test_a_file_that_was_removed_is_made_anew_while_the_lock_is_there(tmp_path):
   appender = writing.Appender(tmp_path / 'rows', print)
-  appender.write(ROWS[0])
+  append(appender, ROWS[0])
   (tmp_path / 'rows').unlink()
   (tmp_path / 'lock.json').touch()
-  appender.write(ROWS[1])
+  append(appender, ROWS[1])
   assert (tmp_path / 'rows').read_bytes() == ROWS[1]
 
 
-def test_what_cannot_be_done_without_is_tried_for_minutes_and_then_raised(monkeypatch):
+def test_a_disk_that_hangs_holds_no_row_up_and_is_named(tmp_path, monkeypatch, capsys):
+  before = waits.TICK
+  monkeypatch.setattr(waits, 'FIRST', 0)
+  monkeypatch.setattr(waits, 'TICK', 0.01)
+  monkeypatch.setattr(writing, 'PROBE', 0.1)
   monkeypatch.setattr(writing, 'RETRY_EVERY', 0.01)
-  tries = iter([OSError(errno.ENOSPC, 'full'), OSError(errno.EIO, 'broken'), None])
+  monkeypatch.setattr(writing, 'MAX_WAITING', 5)
+  appender, answers = writing.Appender(tmp_path / 'rows', print), threading.Event()
+  append(appender, ROWS[0])
+  answering = appender.open
+  monkeypatch.setattr(appender, 'open', lambda: answers.wait() and answering())
+  for row in ROWS[1:]:
+    appender.write(row)
+  assert appender.is_full()
+  for message in ('has not answered for 0 s', 'does not answer'):
+    with pytest.raises(TimeoutError, match=f'{tmp_path}/rows: the disk {message}'):
+      appender.flush()
+  time.sleep(1.2 * before)  # the watchdog's last nap of that length
+  assert f'vit: waiting for {tmp_path}/rows to be written since' in capsys.readouterr().err
+  answers.set()
+  writing.persistently(appender.flush, print)
+  assert (tmp_path / 'rows').read_bytes() == b''.join(ROWS[:6])
+
+
+def test_what_cannot_be_done_without_is_tried_for_minutes_said_once_and_then_raised(monkeypatch):
+  monkeypatch.setattr(writing, 'RETRY_EVERY', 0.01)
+  full, path, lines = OSError(errno.ENOSPC, 'full'), pathlib.Path('model'), []
+  tries = iter([full, full, OSError(errno.EIO, 'broken'), None])
 
   def write():
     if error := next(tries):
       raise error
     return 'written'
 
-  assert writing.persistently(write) == 'written'
+  assert writing.write_surely(path, write, lines.append) == 'written'
+  assert lines == [
+    f'model: [Errno {code}; tries again for 300 s' for code in ('28] full', '5] broken')
+  ]
   monkeypatch.setattr(writing, 'RETRY_FOR', 0)
-  tries = iter([OSError(errno.ENOSPC, 'full')])
+  tries = iter([full])
   with pytest.raises(OSError, match='full'):
-    writing.persistently(write)
+    writing.write_surely(path, write, lines.append)
+
+
+def test_a_disk_without_room_for_a_state_is_known_before_it_is_written(tmp_path):
+  writing.probe(tmp_path, 1)
+  with pytest.raises(OSError, match='No space left on device'):
+    writing.probe(tmp_path, 1 << 60)
+  with full_at(10), pytest.raises(OSError, match='File too large'):
+    writing.probe(tmp_path, 1)
+  assert not any(tmp_path.iterdir())
 
 
 def test_a_logger_that_fails_is_told_once_and_the_others_get_every_row(tmp_path):

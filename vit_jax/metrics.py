@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_jax import files, optim, text
 from vit_jax.guards import stopping, writing
+from vit_jax.guards.waiting import waiting
 from vit_jax.guards.writing import Appender
 from vit_jax.models import Tree
 from vit_jax.sources import tfrecord
@@ -66,8 +67,8 @@ class Log:
   """Metrics by step, to `metrics.jsonl` and TensorBoard events in a folder.
 
   A run resumes from its checkpoint, at step `start`: what was written after it is taken out first.
-  What a full disk refuses waits in memory, and what another logger raises is told: neither ends a
-  run, unless `settle` asks for it.
+  What a disk refuses, or does not answer to, waits in memory, and what another logger raises is
+  told: neither ends a run, unless `settle` asks for it, or the memory for them is full.
   """
 
   def __init__(
@@ -94,6 +95,8 @@ class Log:
     if not self.writes:
       return
     row = {'step': step, **{name: plain(value) for name, value in values.items()}}
+    if self.rows.is_full():
+      self.settle()
     self.rows.write(f'{files.as_json(row)}\n'.encode())
     self.events.write(scalars_event(step, values))
     for logger in self.others:
@@ -107,7 +110,7 @@ class Log:
 
   def rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
     """Puts these rows into the file, whole or not at all."""
-    with files.replacing(self.path) as file:
+    with waiting(f'{self.path} to be written'), files.replacing(self.path) as file:
       file.write(''.join(files.as_json(row) + '\n' for row in rows).encode())
 
   def drop(self, split: str, step: int = 0) -> None:
@@ -118,15 +121,17 @@ class Log:
     rows = read_rows(self.path)
     previous = [row for row in rows if row['step'] < step or not has_split(row, split)]
     if previous != rows:
-      writing.persistently(functools.partial(self.rewrite, previous))
+      writing.write_surely(self.path, functools.partial(self.rewrite, previous), self.say)
 
   def settle(self) -> None:
     """Returns when all rows are written; OSError if the disk refuses them for minutes."""
     if self.writes:
       self.flush()  # TensorBoard's are a copy: one try is enough
-      writing.persistently(self.rows.flush)
+      writing.persistently(self.rows.flush, lambda error: None)  # which it has said
 
   def close(self) -> None:
+    """Ends the other loggers, when what waits is written or has been tried."""
+    self.flush()
     for logger in self.others if self.writes else ():
       self.guarded(logger, logger.close)
 

@@ -113,6 +113,8 @@ class Unreadable:
         self.say(line + '; more are counted, not named' * (self.count == MAX_NAMED))
       if self.rows:
         self.rows.write(f'{index} {line}\n'.encode(errors='backslashreplace'))
+        with contextlib.suppress(OSError):  # which it has said
+          self.rows.flush()
       if self.limit is not None and self.count > self.limit * len(self.source):
         count = f'{self.count} of {len(self.source)} images cannot be read, over {self.limit:.0%}'
         raise DataError(f'{count}; the last: {line}')

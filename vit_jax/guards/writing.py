@@ -1,9 +1,11 @@
 """Writing to a disk that may be full, read-only or gone for a while."""
 
-import contextlib
 import errno
+import functools
 import os
 import pathlib
+import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -12,17 +14,22 @@ from concurrent.futures import Future
 from typing import BinaryIO, TypeVar
 
 from vit_jax.guards.owner import LOCK
+from vit_jax.guards.waiting import waiting
 
 T = TypeVar('T')
 RETRY_EVERY = 10.0  # seconds from one try to the next
 RETRY_FOR = 300.0  # seconds that a run waits for its disk where it cannot do without
-PROBE = 60.0  # seconds that a disk may take to say that a folder is there
+PROBE = 60.0  # seconds that a disk may take for what is small, before the loop goes on without
+MAX_WAITING = 100_000  # rows in memory: some 30 MB
+BLOCK = 4096  # bytes, in which disks count
 SAVE_LIMIT = 3600.0  # seconds that a checkpoint may take: 360 GB at 100 MB/s
 CODES = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EIO', 'ENOENT', 'EACCES', 'ESTALE')
 
 
 class Appender:
   """Appends to a file; rows that the disk refuses wait in memory, in order, each for its one time.
+
+  A thread writes, while there are rows, so that a disk that hangs holds up nobody but `flush`.
 
   Args:
     path: of the file, which goes on where it ends. It is made if absent, but later only while its
@@ -32,33 +39,69 @@ class Appender:
 
   def __init__(self, path: pathlib.Path, say: Callable[[str], object]):
     self.path, self.say = path, say
-    self.waiting: deque[bytes] = deque()
+    self.lock = threading.Lock()  # of the next two
+    self.rows: deque[bytes] = deque()
+    self.attempt: Future[None] | None = None  # to write them, while it is under way
+    self.hung: Future[None] | None = None  # the attempt that `flush` has waited for in vain
     self.size: int | None = None  # of the file without what may be a part of a row
     self.began = self.failing = False
 
   def write(self, *rows: bytes) -> None:
-    """Appends rows, and those that wait."""
-    self.waiting.extend(rows)
-    with contextlib.suppress(OSError):
-      self.flush()
+    """Begins to append rows, after those that wait; once MAX_WAITING do, others are lost."""
+    with self.lock:
+      if len(self.rows) < MAX_WAITING:
+        self.rows.extend(rows)
+      self.begin()
+
+  def is_full(self) -> bool:
+    """Whether the next row would be lost."""
+    return len(self.rows) >= MAX_WAITING
 
   def flush(self) -> None:
-    """Appends the rows that wait; raises OSError where the disk refuses, which it has said."""
-    if not self.waiting:
-      return
+    """Returns when no row waits; OSError where the disk refuses, TimeoutError where it hangs."""
+    with self.lock:
+      if not self.rows and self.attempt is None:
+        return
+      attempt = self.begin()
+    if attempt is self.hung:
+      raise TimeoutError(f'{self.path}: the disk does not answer')
     try:
-      with self.open() as file:
-        while self.waiting:
-          self.append(file)
-          self.waiting.popleft()
+      result(attempt, PROBE)
+    except TimeoutError as error:
+      self.hung = attempt
+      raise TimeoutError(f'{self.path}: {error}') from error
+
+  def begin(self) -> Future[None]:
+    """The attempt to write that is under way, or a new one; for who has the lock."""
+    if self.attempt is None:
+      self.attempt = in_background(self.append_all)
+    return self.attempt
+
+  def append_all(self) -> None:
+    """Appends the rows that wait; says whether the disk refuses, if that is new, and raises it."""
+    try:
+      with waiting(f'{self.path} to be written'), self.open() as file:
+        while row := self.next_row():
+          self.append(file, row)
+          self.rows.popleft()
     except OSError as error:
       if not self.failing:
         self.say(f'{self.path}: {refusal(error)}; what is to be added to it waits in memory')
       self.failing = True
+      with self.lock:
+        self.attempt = None
       raise
     if self.failing:
       self.say(f'{self.path} can be written again')
     self.failing = False
+
+  def next_row(self) -> bytes | None:
+    """The first row that waits; None, and the attempt is over, where none does."""
+    with self.lock:
+      if self.rows:
+        return self.rows[0]
+      self.attempt = None
+      return None
 
   def open(self) -> BinaryIO:
     try:
@@ -70,11 +113,11 @@ class Appender:
     finally:
       self.began = True
 
-  def append(self, file: BinaryIO) -> None:
-    """Writes the first row that waits; what a full disk took of it is taken back."""
+  def append(self, file: BinaryIO, row: bytes) -> None:
+    """Writes a row; what a full disk took of it is taken back."""
     if self.size is not None and self.size < file.seek(0, os.SEEK_END):
       file.truncate(self.size)
-    row, self.size = self.waiting[0], file.seek(0, os.SEEK_END)
+    self.size = file.seek(0, os.SEEK_END)
     try:
       while row:
         row = row[file.write(row) :]
@@ -84,14 +127,12 @@ class Appender:
     self.size = None
 
 
-def persistently(
-  action: Callable[[], T], report: Callable[[OSError], object] = lambda error: None
-) -> T:
+def persistently(action: Callable[[], T], report: Callable[[OSError], object]) -> T:
   """The result of an action that writes what a run cannot do without.
 
   Args:
     action: is tried again while it raises OSError.
-    report: takes each of them that is not the last.
+    report: takes each of them that is not the last; what it raises ends the tries.
 
   Raises:
     OSError: of the last try, when the disk has refused for RETRY_FOR seconds.
@@ -107,11 +148,25 @@ def persistently(
     time.sleep(RETRY_EVERY)
 
 
-def in_time(action: Callable[[], T], seconds: float) -> T:
-  """The result of an action on a disk; TimeoutError where that does not answer.
+def write_surely(path: pathlib.Path, action: Callable[[], T], say: Callable[[str], object]) -> T:
+  """The result of an action that writes a file or folder, by `persistently`; says so once."""
+  say_once = functools.cache(say)
+  line = f'{path}: {{}}; tries again for {RETRY_FOR:.0f} s'
+  return persistently(action, lambda error: say_once(line.format(refusal(error))))
 
-  The action, in a thread of its own, waits on.
-  """
+
+def probe(folder: pathlib.Path, size: int) -> None:
+  """Raises OSError where a disk takes no file in a folder, or has less than so many bytes free."""
+  with tempfile.TemporaryFile(dir=folder) as file:
+    file.write(bytes(BLOCK))
+    file.flush()
+    os.fsync(file.fileno())
+  if shutil.disk_usage(folder).free < size:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def in_background(action: Callable[[], T]) -> Future[T]:
+  """The future result of an action on a disk, which a thread of its own waits for."""
   outcome: Future[T] = Future()
 
   def run() -> None:
@@ -121,12 +176,22 @@ def in_time(action: Callable[[], T], seconds: float) -> T:
       outcome.set_exception(error)
 
   threading.Thread(target=run, daemon=True).start()
+  return outcome
+
+
+def result(outcome: Future[T], seconds: float) -> T:
+  """The result of `in_background`; TimeoutError where the disk does not answer, who waits on."""
   try:
     return outcome.result(seconds)
   except TimeoutError:
     if outcome.done():
       raise
     raise TimeoutError(f'the disk has not answered for {seconds:.0f} s') from None
+
+
+def in_time(action: Callable[[], T], seconds: float) -> T:
+  """The result of an action on a disk; TimeoutError where that does not answer."""
+  return result(in_background(action), seconds)
 
 
 def refusal(error: BaseException) -> str:
