@@ -27,7 +27,7 @@ from tests.test_run import (
   whole,
 )
 from vit_jax import checkpoint
-from vit_jax.guards import owner, seals, writing
+from vit_jax.guards import owner, processes, seals, writing
 
 __all__ = ['cache', 'whole']
 
@@ -430,6 +430,51 @@ def test_a_folder_that_vanished_gets_no_checkpoint_and_the_next_when_it_is_back(
     saved.save(3, small(3), surely=True)
     assert saved.steps() == [3]
   assert len(lines) == 2 and 'No such file or directory' in lines[0]
+
+
+def test_of_several_processes_none_begins_a_save_that_one_has_no_room_for(tmp_path, monkeypatch):
+  lines, other = [], {'the disk': 'No space left on device'}
+  monkeypatch.setattr(processes.GROUP, 'count', 2)
+  monkeypatch.setattr(processes, 'meet', lambda name: None)
+  monkeypatch.setattr(processes, 'gathered', lambda name, text: [text, other.get(name, '')])
+  with saving(tmp_path, say=lines.append) as saved:
+    saved.save(1, small(1))
+    assert saved.refused and not any(tmp_path.iterdir())
+    other.clear()
+    saved.save(1, small(1), surely=True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='2 could not be written'):
+      refusing({2}, patch)
+      saved.save(2, small(2))
+      saved.save(3, small(3))
+  refusal = 'could not be written: No space left on device; there is no other; saves again'
+  assert lines == [
+    f'checkpoint {tmp_path}/1 {refusal} when it can',
+    f'checkpoint {tmp_path}/1 is written',
+  ]
+
+
+def test_a_disk_that_hangs_costs_the_loop_one_wait(tmp_path, monkeypatch):
+  monkeypatch.setattr(writing, 'RETRY_EVERY', 0)
+  monkeypatch.setattr(writing, 'PROBE', 0.05)
+  answers, lines = threading.Event(), []
+  with saving(tmp_path, say=lines.append) as saved:
+    saved.save(1, small(1))
+    assert saved.is_saved(1)
+    monkeypatch.setattr(saved, 'look', answers.wait)
+    saved.save(2, small(2))
+    with monkeypatch.context() as patch:
+      patch.setattr(saved, 'begin', lambda *_: pytest.fail('it waits again'))
+      saved.save(3, small(3))
+    assert not saved.is_owed()
+    answers.set()
+    while not saved.is_owed():
+      pass
+    saved.save(4, small(4), surely=True)
+    assert saved.steps() == [4]
+  assert lines[0].endswith(
+    '2 could not be written: the disk has not answered for 0 s; the newest is 1; '
+    'saves again when it can'
+  )
 
 
 def test_a_save_that_never_ends_is_an_error_in_time(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -65,7 +66,8 @@ class Checkpoints:
     self.keep_latest, self.keep_best = keep_latest, keep_best
     self.is_writing = self.refused = self.broken = False
     self.again = 0.0  # when to try to write again, in `time.monotonic()`
-    self.latest: dict[str, Any] = {}  # 'step' and 'time' of what was written last, by this start
+    self.answer: Future[None] | None = None  # of a disk that has refused
+    self.latest: dict[str, Any] = {}  # 'step' of what was written last, and 'time' by this start
     self.origin, self.total = origin or seals.Origin(), total
     self.faulty = False  # whether any step was set aside
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ class Checkpoints:
       surely: returns once it is written, and tries for minutes.
 
     Raises:
-      OSError: if that was in vain, or one of several processes was refused.
+      OSError: if that was in vain, or one of several processes was refused amid a save.
     """
 
     def write() -> None:
@@ -127,31 +129,36 @@ class Checkpoints:
 
     with stopping.phase('save'):
       self.attempt(self.wait)
-      if surely and jax.process_count() == 1:
+      if surely:
         writing.persistently(write, self.report)
-      else:
+      elif not self.refused or self.answers():
         self.attempt(write)
 
   def attempt(self, action: Callable[[], None]) -> None:
-    """Does what the disk may refuse; one of several processes ends then, for a save is of all."""
+    """Does what the disk may refuse."""
     try:
       action()
     except OSError as error:
-      if jax.process_count() > 1:
-        raise
       self.report(error)
 
   def report(self, error: OSError) -> None:
-    """Says what the disk refuses, once until it is well."""
+    """Says what the disk refuses, once until it is well; raises it where others are amid a save."""
+    if self.broken and processes.GROUP.count > 1:
+      raise error
     if not self.refused:
       self.say(f'{error}; saves again when it can')
     self.refused, self.again = True, time.monotonic() + writing.RETRY_EVERY
+    self.answer = writing.in_background(self.look)
+
+  def answers(self) -> bool:
+    """Whether the disk no longer hangs, for all processes alike; does not wait for it."""
+    return processes.agreed(self.answer is None or self.answer.done())
 
   def is_owed(self) -> bool:
     """Whether what was to be saved could not be written, and may be now; looks without waiting."""
     if jax.process_count() == 1 and self.is_writing and not self.manager.is_saving_in_progress():
       self.attempt(self.wait)
-    return self.refused and time.monotonic() > self.again
+    return self.refused and processes.agreed(time.monotonic() > self.again) and self.answers()
 
   def is_saved(self, step: int) -> bool:
     """Whether this start of the run has written a step; waits until it is or cannot be."""
@@ -170,16 +177,36 @@ class Checkpoints:
     items = ocp.args.Composite(state=state_args, sums=sums_args)
     allowed = jax.transfer_guard_device_to_host('allow')  # the copy that is meant
     with self.refusing(), allowed:
+      self.agree(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
       self.mend()
-      self.manager.save(step, args=items, metrics=ranked, force=True)
       self.is_writing = True
+      self.manager.save(step, args=items, metrics=ranked, force=True)
+
+  def agree(self, size: int) -> None:
+    """Raises OSError, in all of several processes, where the disk of one has no room for a state.
+
+    For amid a save a process that is refused leaves the others to wait for it in Orbax.
+    """
+    if processes.GROUP.count == 1:
+      return
+    reason = ''
+    try:
+      writing.in_time(lambda: writing.probe(self.folder, size), writing.PROBE)
+    except OSError as error:
+      reason = writing.refusal(error)
+    if reasons := [*filter(None, processes.gathered('the disk', reason))]:
+      raise OSError(reasons[0])
+
+  def look(self) -> None:
+    """Raises OSError where the folder is gone; waits where its disk hangs."""
+    os.scandir(self.folder).close()
 
   def mend(self) -> None:
     """Makes the manager anew after a refusal: Orbax's has lost count of the steps, and errors.
 
     A folder that is gone is not made anew: where its disk was detached, nobody would look for it.
     """
-    writing.in_time(lambda: os.scandir(self.folder).close(), writing.PROBE)
+    writing.in_time(self.look, writing.PROBE)
     if self.broken:
       self.free()
       self.manager = self.make_manager()
@@ -209,9 +236,10 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # from OSError to ValueError, from threads too
-      self.broken, self.is_writing = True, False
-      self.remove_unfinished()
-      newest = next(iter(step_folders(self.folder)), None)
+      self.broken, self.is_writing = self.broken or self.is_writing, False
+      if not isinstance(error, TimeoutError):  # of a disk that hangs
+        self.remove_unfinished()
+      newest = self.latest.get('step')  # the disk may be gone
       other = f'the newest is {newest}' if newest is not None else 'there is no other'
       line = f'checkpoint {self.folder / str(self.saving)} could not be written'
       raise OSError(f'{line}: {writing.refusal(error)}; {other}') from error

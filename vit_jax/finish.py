@@ -3,6 +3,7 @@
 Every start of a run looks at all of them, so that what a kill took or a disk damaged is made again.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import jax
 from vit_jax import bundle, checkpoint, files, metrics, workdir
 from vit_jax.convert import bundles
 from vit_jax.evaluate import results
-from vit_jax.guards import owner, processes, seals, stopping
+from vit_jax.guards import owner, processes, seals, stopping, writing
 from vit_jax.plan import Plan
 from vit_jax.views import card
 
@@ -177,7 +178,9 @@ def describe(plan: Plan, folder: pathlib.Path, say: Say) -> None:
   """Writes the card and the report that are not there, and says where the model is."""
   if jax.process_index() == 0 and card_fault(plan, folder):
     with stopping.phase('card'):
-      card.write(folder, bundle.read(folder), plan.config, step=model_step(folder))
+      model, step = bundle.read(folder), model_step(folder)
+      write = functools.partial(card.write, folder, model, plan.config, step=step)
+      writing.write_surely(folder / CARD, write, say)
   if jax.process_index() == 0 and report_fault(plan, folder):
     from vit_jax.views import report
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 from vit_jax import bundle, checkpoint, finish, metrics, pipeline, sharding
 from vit_jax.evaluate import loop as evaluation
 from vit_jax.evaluate import results
-from vit_jax.guards import processes, stopping
+from vit_jax.guards import processes, stopping, writing
 from vit_jax.guards.owner import Owner
 from vit_jax.pipeline import DataError
 from vit_jax.plan import Plan, describe_average
@@ -275,7 +276,9 @@ class Evaluator:
       self.report(step, use, values)
     if jax.process_index() == 0:
       data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
-      results.write(self.training.folder, data | {'step': step, 'use': use} | result)
+      folder, values = self.training.folder, data | {'step': step, 'use': use} | result
+      write = functools.partial(results.write, folder, values)
+      writing.write_surely(folder / results.FILE, write, self.training.display.say)
 
   def measure(
     self, use: str, params: Params, *, keep: int = 0
@@ -457,7 +460,8 @@ def deliver(training: Training, state: State, step: int, evaluate: Evaluator) ->
     model = plan.task.deliver(sharding.gathered(state.model_params))
     if jax.process_index() == 0:
       finish.set_stranger_aside(plan, folder)
-      bundle.write(folder / finish.MODEL, model, saved.origin_of(step))
+      file, origin = folder / finish.MODEL, saved.origin_of(step)
+      writing.write_surely(file, lambda: bundle.write(file, model, origin), training.display.say)
     processes.meet('the model')
   if processes.agreed(jax.process_index() == 0 and finish.evaluation_fault(plan, folder)):
     evaluate.last(step, state)
