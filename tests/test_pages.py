@@ -937,8 +937,9 @@ def test_a_model_without_attention_has_mistakes_without_it():
 def test_what_a_report_lacks_is_told_and_its_code_is_3(trained, tmp_path, capsys):
   unfinished = copied(trained, tmp_path)
   shutil.rmtree(unfinished / 'model')
+  shutil.move(unfinished / 'checkpoints', tmp_path / 'checkpoints')
   assert commands.main(['report', str(unfinished)]) == 3
-  assert 'not finished' in capsys.readouterr().err
+  assert 'is a run that has saved nothing yet' in capsys.readouterr().err
   assert 'train/loss' in (unfinished / report.PAGE).read_text()
   on_other_data(unfinished, f'folder:{tmp_path}/gone')
   shutil.copytree(trained / 'model', unfinished / 'model')

@@ -46,6 +46,7 @@ class Bundle:
       the code which it comes from.
     card: the text of README.md in its folder; '' where there is none. It is of these parameters:
       who replaces them gives `card=''` too.
+    step: of the run whose parameters these are, see `read`; None where they are no run's.
   """
 
   model: models.Model
@@ -56,6 +57,7 @@ class Bundle:
   scores: str = 'softmax'
   resample: str = DEFAULT_RULE
   card: str = ''
+  step: int | None = None
 
   def __repr__(self) -> str:
     size = 'x'.join(map(str, self.preprocess.size))
@@ -112,8 +114,19 @@ def write(
 
   Its card is written last, as it is no part of the model. `origin` is of the run that it is of.
   """
+  arrays = models.flat(jax.device_get(bundle.params))
+  with files.staging(folder) as new:
+    writing.write_files(new, arrays, {bundles.DESCRIPTION: describe(bundle)})
+    seals.write(new, [bundles.WEIGHTS, bundles.DESCRIPTION], origin or seals.Origin())
+  if bundle.card:
+    with files.replacing(pathlib.Path(folder) / CARD) as file:
+      file.write(bundle.card.encode())
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+  """All of a bundle but its parameters and its card, as JSON."""
   fields = {k: v for k, v in models.fields(bundle.model).items() if k not in bundles.OMITTED}
-  description = {
+  return {
     'format': bundles.FORMAT,
     'model': {'name': bundle.name, **fields},
     'preprocess': dataclasses.asdict(bundle.preprocess),
@@ -121,38 +134,42 @@ def write(
     'scores': bundle.scores,
     'resample': bundle.resample,
   }
-  arrays = models.flat(jax.device_get(bundle.params))
-  with files.staging(folder) as new:
-    writing.write_files(new, arrays, {bundles.DESCRIPTION: description})
-    seals.write(new, [bundles.WEIGHTS, bundles.DESCRIPTION], origin or seals.Origin())
-  if bundle.card:
-    with files.replacing(pathlib.Path(folder) / CARD) as file:
-      file.write(bundle.card.encode())
 
 
-def read(path: str | os.PathLike[str], *, native: bool = False) -> Bundle:
-  """The bundle in a folder, in the `model` folder of a run, or made of a published checkpoint.
+def read(path: str | os.PathLike[str], checkpoint: str = '', *, native: bool = False) -> Bundle:
+  """The bundle in a folder, of a run at any time, or made of a published checkpoint.
+
+  A line on standard error says which state of a run it is, where that is not its model.
 
   Args:
     path: of the folder or file, or its URL.
+    checkpoint: of a run: 'best', 'latest' or a step. '' is the model of a finished run; of another
+      the best by its evaluations so far, and before the first of them the newest.
     native: for images of the size that the table of positions is for, where the file's
       preprocessing names another, so that no array is resampled.
 
   Raises:
     FileNotFoundError: if there is none.
-    ValueError: if it is damaged, or of no dialect that `vit_jax.convert` knows.
+    ValueError: if it is damaged, or of no dialect that `vit_jax.convert` knows; for a state that a
+      run has not.
   """
-  checkpoint = convert.read(path)
-  for note in checkpoint.notes:
-    to_stderr(f'{checkpoint.path}: {note}')
-  return from_checkpoint(checkpoint, native=native)
+  source = convert.read(path, checkpoint=checkpoint)
+  for line in lines_about(source):
+    to_stderr(line)
+  return from_checkpoint(source, native=native)
+
+
+def lines_about(checkpoint: convert.Checkpoint) -> list[str]:
+  """What a user should know of what was read."""
+  stage = [checkpoint.stage] if checkpoint.stage else []
+  return stage + [f'{checkpoint.path}: {note}' for note in checkpoint.notes]
 
 
 def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> Bundle:
   """The bundle that a checkpoint is; see `read`."""
-  is_bundle = checkpoint.dialect == 'vit_jax' and checkpoint.preprocess
-  folder = pathlib.Path(checkpoint.path).parent
-  description = folder / bundles.DESCRIPTION if is_bundle else checkpoint.path
+  folder, file = os.path.split(checkpoint.path)
+  is_bundle = file == bundles.WEIGHTS and checkpoint.dialect == 'vit_jax' and checkpoint.preprocess
+  description = pathlib.Path(folder, bundles.DESCRIPTION) if is_bundle else checkpoint.path
   try:
     fields = models.default_fields(checkpoint.name) | checkpoint.fields
     model = models.build(checkpoint.name, **fields)
@@ -170,8 +187,8 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
     checkpoint, model, image_size=preprocess.size, channels=preprocess.channels, new_head=None
   )
   card = ''  # others' is of their library
-  if is_bundle and (folder / CARD).is_file():
-    card = (folder / CARD).read_text('utf-8', errors='replace')
+  if is_bundle and pathlib.Path(folder, CARD).is_file():
+    card = pathlib.Path(folder, CARD).read_text('utf-8', errors='replace')
   return Bundle(
     model,
     params,
@@ -181,6 +198,7 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
     scores=checkpoint.scores,
     resample=checkpoint.resample,
     card=card,
+    step=checkpoint.step,
   )
 
 
@@ -291,7 +309,7 @@ def load_params(
     seed=seed,
   )
   if report is not None and (
-    source.dialect != 'vit_jax' or changes.changed or report is not to_stderr
+    source.dialect != 'vit_jax' or source.stage or changes.changed or report is not to_stderr
   ):
     report(str(changes))
   return params

@@ -284,6 +284,11 @@ class Checkpoints:
     measured = {step: metrics for step in self.steps() if (metrics := self.manager.metrics(step))}
     return max(measured, key=lambda step: self.rank(measured[step]), default=None)
 
+  def best_rank(self) -> tuple[float, float]:
+    """The `rank` of the best evaluated step; before the first, of what all others better."""
+    step = self.best_step()
+    return self.rank({'step': float('inf')} if step is None else self.manager.metrics(step))
+
   def restore(self, like: Tree) -> tuple[int, Tree] | None:
     """The newest intact step and its state; None where there is none.
 

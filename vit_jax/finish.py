@@ -3,17 +3,20 @@
 Every start of a run looks at all of them, so that what a kill took or a disk damaged is made again.
 """
 
+import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 
 import jax
 
-from vit_jax import bundle, checkpoint, files, metrics, workdir
-from vit_jax.convert import bundles
+from vit_jax import bundle, checkpoint, files, metrics, sharding, workdir
+from vit_jax.convert import bundles, runs
 from vit_jax.evaluate import results
 from vit_jax.guards import owner, processes, seals, stopping, writing
 from vit_jax.plan import Plan
+from vit_jax.tasks import Params
 from vit_jax.views import card
 
 MODEL, CARD, CHECKPOINTS = 'model', f'model/{bundle.CARD}', 'checkpoints'
@@ -25,6 +28,50 @@ def remove_unfinished(folder: pathlib.Path) -> None:
   """Removes what processes that are dead were writing, or removing, in a run's folder."""
   files.remove_partial(folder, folder / MODEL, folder / CHECKPOINTS)
   checkpoint.remove_unfinished(folder / CHECKPOINTS)
+
+
+class Best:
+  """Writes the bundle of the best evaluation so far, while a run has no model yet.
+
+  It is there before the checkpoint of that step, and gone where it could not be written: what is
+  there is never of an evaluation that was bettered.
+  """
+
+  def __init__(self, plan: Plan, folder: pathlib.Path, saved: checkpoint.Checkpoints, say: Say):
+    self.plan, self.path, self.saved, self.say = plan, folder / runs.BEST, saved, say
+    self.rank = saved.best_rank()
+
+  def update(self, step: int, params: Params, values: Mapping[str, float]) -> None:
+    """Takes the parameters of a step if its evaluation is the best; an error is a line."""
+    rank = self.saved.rank({**values, 'step': float(step)})
+    if rank <= self.rank:
+      return
+    self.rank = rank
+    with stopping.phase('bundle'), jax.transfer_guard('allow'):  # a task may compute its model
+      model = self.plan.task.deliver(sharding.gathered(params))
+      if jax.process_index() == 0:
+        self.write(model, self.saved.origin_of(step))
+
+  def write(self, model: bundle.Bundle, origin: seals.Origin) -> None:
+    """Writes a bundle, or removes the one of an earlier step, and says why."""
+    written = False
+    try:
+      writing.in_time(self.saved.look, writing.PROBE)  # a folder that is gone is not made anew
+      writing.in_time(lambda: bundle.write(self.path, model, origin), writing.SAVE_LIMIT)
+      written = True
+    except OSError as error:
+      self.say(f'{self.path} could not be written: {writing.refusal(error)}')
+    finally:
+      if not written:
+        remove_best(self.path.parent)
+
+
+def remove_best(folder: pathlib.Path) -> None:
+  """Removes the bundle of a run's best evaluation: its checkpoint stays."""
+  if jax.process_index() == 0:
+    remove = functools.partial(shutil.rmtree, folder / runs.BEST, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of a disk that does not answer
+      writing.in_time(remove, writing.PROBE)
 
 
 def lost(plan: Plan, folder: pathlib.Path, say: Say) -> set[str]:

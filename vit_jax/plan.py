@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ml_collections.config_dict import FrozenConfigDict
 from vit_jax import (
   bundle,
   convert,
+  files,
   lookup,
   metrics,
   models,
@@ -27,7 +29,7 @@ from vit_jax import (
   workdir,
 )
 from vit_jax.checkpoint import Checkpoints, tree_crc
-from vit_jax.convert import adapt, bundles, published
+from vit_jax.convert import adapt, bundles, published, runs
 from vit_jax.guards import seals
 from vit_jax.images import transforms
 from vit_jax.models import memory, mixer, vit
@@ -252,8 +254,27 @@ class Plan:
     more = self.task.more_ranks
     return {**self.task.ranks, **({name: more[name]} if name in more else {})}
 
+  def describe_model(self) -> dict[str, Any]:
+    """What `runs.MODEL` says: the model that is delivered, and of which of the arrays it is made.
+
+    Without 'arrays' it is not some of the parameters that are trained, but computed from them.
+    """
+    shapes = self.state_shapes.params
+    params = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
+    names = {id(leaf): name for name, leaf in models.flat(params).items()}
+    model = self.task.deliver(params)
+    arrays = {name: names.get(id(leaf)) for name, leaf in models.flat(model.params).items()}
+    return {
+      **bundle.describe(model),
+      'arrays': arrays if None not in arrays.values() else {},
+      'average': bool(self.config.ema),
+      'metric': self.metric,
+      'sign': self.sign,
+      'total': self.total,
+    }
+
   def claim(self, folder: str | os.PathLike[str]) -> None:
-    """Makes a folder this run's, see `workdir.claim`."""
+    """Makes a folder this run's, see `workdir.claim`, and says there what its model will be."""
     bundles.check_format(pathlib.Path(folder) / 'model')
     workdir.claim(
       folder,
@@ -263,6 +284,8 @@ class Plan:
       fixed_crc=self.fixed_crc,
       pretrained_crc=self.pretrained_crc,
     )
+    if jax.process_index() == 0:
+      files.write_json(pathlib.Path(folder) / runs.MODEL, self.describe_model())
 
 
 def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:

@@ -157,14 +157,18 @@ class Run(bundle.Bundle):
     return jax.jit(apply)
 
 
-def load(path: str | os.PathLike[str]) -> Run:
+def load(path: str | os.PathLike[str], checkpoint: str = '') -> Run:
   """A model from a run's folder, a bundle, or any published checkpoint.
+
+  Args:
+    path: of it.
+    checkpoint: which state of a run: 'best', 'latest' or a step; see `bundle.read`.
 
   Raises:
     FileNotFoundError: if there is none.
     ValueError: if it is damaged, or of no kind that `docs/checkpoints.md` lists.
   """
-  bundled = bundle.read(path)
+  bundled = bundle.read(path, checkpoint)
   return Run(**vars(bundled) | {'params': jax.device_put(bundled.params)})
 
 

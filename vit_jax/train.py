@@ -103,6 +103,8 @@ def start(plan: Plan, owner: Owner, command: str) -> bool:
   if jax.process_index() == 0:
     finish.remove_unfinished(folder)
   lost = finish.lost(plan, folder, display.say)
+  if finish.MODEL not in lost:
+    finish.remove_best(folder)
   if not lost:
     display.say(f'{folder} is finished: its model is in {folder / "model"}')
     return True
@@ -153,7 +155,7 @@ def run_to_end(
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   with training_from(start, plan, owner, saved, display, ends) as training:
     introduce(training, start)
-    evaluate = Evaluator(training)
+    evaluate = Evaluator(training, finish.Best(plan, owner.folder, saved, display.say))
     evaluate.overdue(start, state)
     step, state = loop(training, state, start, evaluate)
     finished = step == plan.total or is_stale(training, step)
@@ -234,10 +236,10 @@ def is_stale(training: Training, step: int) -> bool:
 
 
 class Evaluator:
-  """Measures a state, and reports the result."""
+  """Measures a state, and reports the result; `best` takes what is validated, if it is there."""
 
-  def __init__(self, training: Training):
-    self.training = training
+  def __init__(self, training: Training, best: finish.Best | None = None):
+    self.training, self.best = training, best
     self.compiled: Callable[..., Any] | None = None
     self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
 
@@ -253,6 +255,8 @@ class Evaluator:
       values |= {f'ema_{name}': averaged[name] for name in plan.ranks}
     self.latest = (step, result)
     self.report(step, 'validation', values)
+    if self.best is not None:
+      self.best.update(step, state.model_params, values)
     return values
 
   def overdue(self, step: int, state: State) -> None:
@@ -463,5 +467,6 @@ def deliver(training: Training, state: State, step: int, evaluate: Evaluator) ->
       file, origin = folder / finish.MODEL, saved.origin_of(step)
       writing.write_surely(file, lambda: bundle.write(file, model, origin), training.display.say)
     processes.meet('the model')
+  finish.remove_best(folder)
   if processes.agreed(jax.process_index() == 0 and finish.evaluation_fault(plan, folder)):
     evaluate.last(step, state)

@@ -13,14 +13,14 @@ def run(args: argparse.Namespace) -> int:
   """0; 3 if the comparison finds a difference."""
   if os.path.lexists(args.destination):
     raise ValueError(f'{args.destination} exists already')
-  checkpoint = convert.read(args.source)
+  checkpoint = convert.read(args.source, checkpoint=args.checkpoint)
   model = bundle.from_checkpoint(checkpoint, native=True)
   notes: list[str] = []
   if args.to == 'bundle':
     bundle.write(args.destination, model)
   else:
     notes = convert.write(args.destination, model, to=args.to)
-  for line in (*checkpoint.notes, *model.defects, *notes):
+  for line in filter(None, (checkpoint.stage, *checkpoint.notes, *model.defects, *notes)):
     warn('convert', line)
   size = 'x'.join(map(str, model.preprocess.size))
   to_stdout(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')

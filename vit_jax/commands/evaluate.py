@@ -102,7 +102,7 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
   for flag in ('label_map', 'restrict'):
     if getattr(args, flag) and args.method != 'accuracy':
       raise ValueError(f'--{flag} is for --method accuracy, got {args.method}')
-  run = bundle.read(args.model)
+  run = bundle.read(args.model, args.checkpoint)
   for line in run.defects:
     warn('evaluate', line)
   open_split = inputs.open_split if args.method == 'accuracy' else inputs.open_test_split
@@ -116,6 +116,11 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
   if 'train_split' in values:
     title += f'; by {args.method} from split {values["train_split"]}'
     title += f', {values["train_count"]} images'
-  request = {'model': args.model, 'method': args.method, 'preprocess': args.preprocess}
+  request = {
+    'model': args.model,
+    'step': run.step,
+    'method': args.method,
+    'preprocess': args.preprocess,
+  }
   values = request | {'notes': [*data.notes]} | values
   return values, [title + ''.join(left_out), *data.notes, *text]

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
   to = target(pathlib.Path(args.out), args.to)
   path = pathlib.Path(args.out or default_path(args.run, to))
   check_path(path, to)
-  source = bundle.read(args.run, native=to not in PROGRAMS)
+  source = bundle.read(args.run, args.checkpoint, native=to not in PROGRAMS)
   notes = write(path, source, to=to, check=args.check)
   result = notes.pop() if args.check else ''
   for line in notes:

@@ -33,7 +33,7 @@ def extract_to_file(args: argparse.Namespace) -> Features:
   check_out(args.out)
   if args.images and (args.on or args.split):
     raise ValueError('give images, or a data set by --on and --split, not both')
-  run = bundle.read(args.model)
+  run = bundle.read(args.model, args.checkpoint)
   for line in run.defects:
     warn('features', line)
   if args.images:

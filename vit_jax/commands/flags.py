@@ -48,6 +48,14 @@ def positive(text: str) -> int:
   return value
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--checkpoint',
+    default='',
+    help='of a run: best, latest or a step; default: its model, before it is finished the best',
+  )
+
+
 def add_split(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--on', default='', help="a data set; default: the run's own")
   parser.add_argument(
@@ -68,6 +76,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Names what images show.'
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if an image could not be read.'
   parser.add_argument('run', help=MODEL)
+  add_checkpoint(parser)
   parser.add_argument('files', nargs='+', help='images, and folders of images')
   parser.add_argument('--top', type=int, default=3, help='classes per image')
   parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
@@ -81,6 +90,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
 def evaluate(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Measures a model: with its head, or by what its features tell apart.'
   parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
   add_reading(parser)
   parser.add_argument(
     '--method', choices=('accuracy', 'knn', 'fewshot', 'linear'), default='accuracy'
@@ -145,6 +155,7 @@ def report(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Writes report.html and report.png into the folder of a run.'
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if the report lacks something, which it says.'
   parser.add_argument('run', help="a run's folder")
+  add_checkpoint(parser)
   add_split(parser)
   parser.add_argument(
     '--batch_size',
@@ -161,6 +172,7 @@ def features(parser: argparse.ArgumentParser) -> None:
     'Exit code: 0; 2 for bad input; 3 if an image could not be read, which is left out.'
   )
   parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
   parser.add_argument('images', nargs='*', help='images, and folders of images')
   parser.add_argument('--out', required=True, help='FILE.npz or FILE.parquet')
   add_reading(parser)
@@ -172,6 +184,7 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     'Exit code: 0; 2 for bad input; 3 if an image could not be read, which is left out.'
   )
   parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
   parser.add_argument(
     'images',
     nargs='*',
@@ -199,6 +212,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Writes a checkpoint in the names of another library.'
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if --check finds a difference.'
   parser.add_argument('source', help='any checkpoint: docs/checkpoints.md lists them')
+  add_checkpoint(parser)
   parser.add_argument('destination', help='a new file or folder')
   parser.add_argument(
     '--to',
@@ -214,6 +228,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
 def export(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Writes a model for others to run: see docs/export.md.'
   parser.add_argument('run', help=MODEL)
+  add_checkpoint(parser)
   parser.add_argument(
     '--to', default='', help='stablehlo, onnx, npz, timm, hf; default: by the suffix'
   )

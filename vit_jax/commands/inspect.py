@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
   """Draws what the flags ask for: lines about it, and about images that could not be read."""
   check(args)
-  run = predict.load(args.model)
+  run = predict.load(args.model, args.checkpoint)
   if not isinstance(run.model, models.Model):
     raise ValueError(f'{args.model} is a {run.name}: only our own models can be looked into')
   if line := run.not_finite:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     raise ValueError(f'--top must be at least 1, got {args.top}')
   if args.quote_formulas and args.format != 'csv':
     raise ValueError('--quote-formulas is of --format csv')
-  model = load(args.run)
+  model = load(args.run, args.checkpoint)
   model.check_classes()
   for line in model.defects:
     warn('predict', line)

@@ -11,7 +11,15 @@ from vit_jax import files, lookup
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.text import one_line, to_stderr, to_stdout
-from vit_jax.views.facts import ERRORS, Facts, own_evaluation, read, with_evaluation, with_omission
+from vit_jax.views.facts import (
+  ERRORS,
+  Facts,
+  is_finished,
+  own_evaluation,
+  read,
+  with_evaluation,
+  with_omission,
+)
 from vit_jax.views.report import PAGE, PICTURE, write
 
 
@@ -19,7 +27,13 @@ def run(args: argparse.Namespace) -> int:
   """0; 3 if the report lacks something."""
   with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
     folder = pathlib.Path(args.run)
-    facts = measure(folder, on=args.on, split=args.split, batch_size=args.batch_size)
+    facts = measure(
+      folder,
+      on=args.on,
+      split=args.split,
+      batch_size=args.batch_size,
+      checkpoint=args.checkpoint,
+    )
     write(facts)
   for line in facts.left_out:
     warn('report', line)
@@ -33,22 +47,25 @@ def measure(
   on: str = '',
   split: str = '',
   batch_size: int | None = None,
+  checkpoint: str = '',
   say: Callable[[str], object] = to_stderr,
 ) -> Facts:
   """`gather`, with the numbers of the model measured now where the run has not the ones asked for.
 
-  Those of the run's own split are then written as its evaluation, unless there is one.
+  Those of a finished run's model on its own split are then written as its evaluation, unless there
+  is one.
 
   Args:
     folder: of the run.
     on, split: another data set or split than the run's test, or without one validation, split.
     batch_size: images at a time on each device; None is `training_batch`, and needs no new measure.
+    checkpoint: which state of the run, see `bundle.read`; '' is the model of a finished one.
     say: takes a line for each image that cannot be read, and on a split that may surprise.
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
-  previous = own_evaluation(folder)
-  facts = read(folder, previous)
+  previous = own_evaluation(folder) if is_finished(folder) and not checkpoint else None
+  facts = read(folder, previous, checkpoint)
   splits = facts.config['data']
   use = next((use for use in ('test', 'validation') if splits.get(use)), None)
   asked = bool(on or split or batch_size)
@@ -73,7 +90,8 @@ def measure(
     values = files.finite(accuracy.evaluate_model(facts.model, data, batch_size=rows, say=say))
   except ERRORS as error:
     return with_omission(facts, f'the model could not be measured: {one_line(error)}')
-  if use and not previous and (data.name, data.split) == (splits['source'], splits[use]):
+  is_usual = bool(use) and (data.name, data.split) == (splits['source'], splits[use])
+  if is_usual and is_finished(folder) and not (previous or checkpoint):
     values |= {'step': facts.step, 'use': use}
     results.write(folder, values)
   return with_evaluation(facts, values, data)

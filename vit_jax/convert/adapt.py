@@ -110,7 +110,7 @@ def params(
     f'{source.path}: {source.dialect} names, {source.name}',
     renamed=source.renamed,
     dropped=[*source.dropped],
-    notes=[*source.notes],
+    notes=[*([source.stage] if source.stage else []), *source.notes],
   )
   arrays = dict(source.arrays)
   if isinstance(model, vit.ViT):

@@ -23,13 +23,24 @@ def read(folder: pathlib.Path) -> Checkpoint:
   check_format(folder)
   check_weights(folder)
   description, arrays = files.read_object(folder / DESCRIPTION), weights.read(folder / WEIGHTS)
+  return described(description, arrays, file=folder / DESCRIPTION, path=folder / WEIGHTS)
+
+
+def described(
+  description: files.JSON, arrays: weights.Arrays, *, file: pathlib.Path, path: pathlib.Path
+) -> Checkpoint:
+  """The checkpoint that arrays are by a description, which is read from `file`; they are at `path`.
+
+  Raises:
+    ValueError: if it does not describe a model.
+  """
   try:
     fields = {field: models.tupled(value) for field, value in description['model'].items()}
     preprocess = {f: models.tupled(value) for f, value in description['preprocess'].items()}
     name = fields.pop('name')
     complete = models.fields(models.build(name, **fields))  # with the defaults of today
     return Checkpoint(
-      path=str(folder / WEIGHTS),
+      path=str(path),
       dialect='vit_jax',
       name=name,
       fields={field: value for field, value in complete.items() if field not in OMITTED},
@@ -41,7 +52,7 @@ def read(folder: pathlib.Path) -> Checkpoint:
       resample=as_rule(description.get('resample', DEFAULT_RULE)),
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f'{folder / DESCRIPTION} does not describe a model: {error}') from None
+    raise ValueError(f'{file} does not describe a model: {error}') from None
 
 
 def check_format(folder: pathlib.Path) -> None:
@@ -111,6 +122,4 @@ def missing(path: pathlib.Path) -> str:
     present = [name for name in (DESCRIPTION, WEIGHTS) if (folder / name).is_file()]
     if len(present) == 1 and folder != path:
       return f'{folder / (WEIGHTS if present == [DESCRIPTION] else DESCRIPTION)} is missing'
-  if (path / 'checkpoints').is_dir() or (path / 'metrics.jsonl').is_file():
-    return f'{path} is a run without a model: let its training finish'
   return ''

@@ -448,6 +448,8 @@ class Checkpoint:
     faults: arrays that are missing, unexpected or misshapen by the dialect's table.
     notes: what else a user should know, a line each.
     scores: what logits become, see `bundle.Bundle`.
+    step: of a run, whose parameters these are; None of what is no run's.
+    stage: a line on which state of a run this is; '' where it is the model that the run ended with.
   """
 
   path: str
@@ -464,3 +466,5 @@ class Checkpoint:
   faults: Faults = dataclasses.field(default_factory=Faults)
   notes: tuple[str, ...] = ()
   scores: str = 'softmax'
+  step: int | None = None
+  stage: str = ''

@@ -20,6 +20,7 @@ from vit_jax.convert import (
   huggingface,
   kinds,
   published,
+  runs,
   timm,
   torchvision,
   weights,
@@ -57,14 +58,19 @@ Size = tuple[int, int]
 
 
 def read(
-  path: str | os.PathLike[str], *, heads: int | None = None, image_size: Size | None = None
+  path: str | os.PathLike[str],
+  *,
+  checkpoint: str = '',
+  heads: int | None = None,
+  image_size: Size | None = None,
 ) -> Checkpoint:
   """A checkpoint of any dialect, recognised by its names; nothing in it is executed.
 
   Args:
-    path: of a run or bundle of ours; of a .npz, .safetensors or PyTorch file, an Orbax folder, or a
-      folder as Hugging Face, timm or open_clip write it, with its configuration; or the URL of a
-      file, which is fetched once.
+    path: of a run or bundle of ours, or of a step in a run's checkpoints; of a .npz, .safetensors
+      or PyTorch file, an Orbax folder, or a folder as Hugging Face, timm or open_clip write it,
+      with its configuration; or the URL of a file, which is fetched once.
+    checkpoint: which state of a run, see `runs.read`.
     heads: attention heads, where neither a file in torch's names nor JSON beside it tells them;
       None takes those of the published model of that size.
     image_size: (height, width) in pixels that a table of positions is for which is of no square.
@@ -77,6 +83,11 @@ def read(
   text = os.fspath(path)
   path = published.fetched(text) if '://' in text else pathlib.Path(text)
   try:
+    run, step = runs.of_step(path)
+    if runs.is_run(run):
+      return runs.read(run, checkpoint or step)
+    if checkpoint:
+      raise ValueError(f'{path} is not the folder of a run: it has no checkpoint {checkpoint!r}')
     folder = bundles.folder_of(path)
     return read_dialect(path, heads, image_size) if folder is None else bundles.read(folder)
   except FileNotFoundError as error:

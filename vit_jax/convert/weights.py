@@ -499,8 +499,8 @@ def native(dtype: np.dtype) -> np.dtype:
 # ---- Orbax ----
 
 
-def read_orbax(folder: Path) -> Arrays:
-  """The arrays of an Orbax item, named with '/'; only its `params`, if it has such a part."""
+def read_orbax(folder: Path, part: str = 'params') -> Arrays:
+  """The arrays of an Orbax item, named with '/'; of one of its parts only, if it has that."""
   import orbax.checkpoint as ocp
   from jax import tree_util
 
@@ -508,7 +508,7 @@ def read_orbax(folder: Path) -> Arrays:
   with files.naming(folder):
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree
-    wanted = {'params': tree['params']} if 'params' in tree else tree
+    wanted = {part: tree[part]} if part in tree else tree
     shapes = flatten(wanted, '/', ocp.metadata.ArrayMetadata)
     check_dtypes(shapes)
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes.values())
@@ -516,7 +516,7 @@ def read_orbax(folder: Path) -> Arrays:
     as_numpy = tree_util.tree_map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
     restored = handler.restore(folder, args=args)
-    arrays = flatten(restored.get('params', restored), '/', np.ndarray)
+    arrays = flatten(restored.get(part, restored), '/', np.ndarray)
     for values in arrays.values():
       values.flags.writeable = False
     return arrays

@@ -63,8 +63,8 @@ def read_teacher(
 ) -> Teacher:
   """A teacher of the student's classes, in a way of KINDS, from any checkpoint that loads."""
   checkpoint = convert.read(path)
-  for note in checkpoint.notes:
-    to_stderr(f'{checkpoint.path}: {note}')
+  for line in bundle.lines_about(checkpoint):
+    to_stderr(line)
   source = bundle.from_checkpoint(checkpoint)
   if getattr(source.model, 'pool', '') == 'none':
     raise ValueError(f"teacher {path} has pool 'none': it answers for patches, not for an image")

@@ -53,7 +53,8 @@ class Facts:
     rows: of `metrics.jsonl`.
     config: as JSON has it.
     environment: of `workdir.record`; {} if it is not there.
-    model: with its parameters on the host; None while there is none.
+    model: with its parameters on the host: of a run that is not finished its best so far; None
+      while there is none.
     ranks: of the run's task: the numbers that its evaluations can be ranked by.
     step: whose parameters became the model, or would now; None if nothing tells it.
     measured: an evaluation of the model, see `accuracy.evaluate_model`: a task's numbers, whatever
@@ -128,8 +129,11 @@ def own_evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
   return values if (values['source'], values['split']) == where else None
 
 
-def read(folder: pathlib.Path, evaluation: dict[str, Any] | None) -> Facts:
-  """What a run's files tell; of its evaluation only the step is read."""
+def read(folder: pathlib.Path, evaluation: dict[str, Any] | None, checkpoint: str = '') -> Facts:
+  """What a run's files tell; of its evaluation only the step is read.
+
+  `checkpoint` is which of its states is its model, see `bundle.read`.
+  """
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
@@ -147,15 +151,16 @@ def read(folder: pathlib.Path, evaluation: dict[str, Any] | None) -> Facts:
     mistakes=[],
     left_out=[],
   )
-  if not is_finished(folder):
-    return with_omission(facts, 'the training is not finished: there is no model yet')
   try:
-    model = bundle.read(folder)
+    model = bundle.read(folder, checkpoint)
+  except FileNotFoundError as error:
+    return with_omission(facts, f'there is no model yet: {one_line(error)}')
   except ERRORS as error:
     return with_omission(facts, f'the model could not be read: {one_line(error)}')
   if line := model.not_finite:
     return with_omission(facts, f'the model has parameters that are not finite: {line}')
-  return dataclasses.replace(facts, model=model)
+  step = facts.step if is_finished(folder) and not checkpoint else model.step
+  return dataclasses.replace(facts, model=model, step=step)
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -166,7 +171,7 @@ def with_evaluation(
   facts: Facts, evaluation: dict[str, Any] | None, data: inputs.Split | None = None
 ) -> Facts:
   """The same with the numbers of the model, and the images of its most confident mistakes."""
-  if not is_finished(facts.folder):
+  if evaluation is None and not is_finished(facts.folder):
     return facts
   if evaluation is None:
     splits = facts.config['data']
