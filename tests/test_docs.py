@@ -19,7 +19,8 @@ from PIL import Image
 import vit_jax
 from tests.conftest import drawn, shapes
 from tests.interop import ours
-from vit_jax import __main__, bundle, config, convert, main, pipeline, plan, sources
+from vit_jax import __main__, bundle, config, convert, pipeline, plan, sources
+from vit_jax.commands import flags
 from vit_jax.convert import engine, families, pickles, resample, weights, writing
 from vit_jax.images import decoding, randaug, transforms
 from vit_jax.models import vit
@@ -557,10 +558,9 @@ def test_every_training_of_the_page_is_a_config():
   lines = trainings()
   assert len(lines) == 6
   for words in lines:
-    flags = main.parser().parse_args([w for w in words if not w.startswith('--config.')])
-    fields = [w.removeprefix('--config.') for w in words if w.startswith('--config.')]
-    config.load(flags.config, fields)
-    assert flags.workdir and '://' not in flags.workdir
+    args = flags.parse('train', words)
+    config.load(args.config, args.overrides)
+    assert args.workdir and '://' not in args.workdir
 
 
 def test_the_mesh_of_eight_trains(beside, capsys):
@@ -570,7 +570,7 @@ def test_the_mesh_of_eight_trains(beside, capsys):
 
 def test_the_lines_of_two_processes_are_those_of_one_run():
   lines = [words for words in trainings() if '--workdir=runs/two' in words]
-  first, second = (main.parser().parse_args(words) for words in lines)
+  first, second = (flags.parse('train', words) for words in lines)
   assert vars(first) | {'process_id': 1} == vars(second) | {'process_id': 1}
   assert (first.process_id, second.process_id, first.num_processes) == (0, 1, 2)
   assert first.coordinator_address.startswith('127.0.0.1:')  # test_processes.py runs such a pair

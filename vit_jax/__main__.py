@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from vit_jax import __version__, commands
 from vit_jax.commands import compiled, flags
+from vit_jax.commands.words import command_hint
 from vit_jax.text import nearest, to_stderr
 
 COMMANDS = {
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'vit_jax {__version__}')
     return 0
   if name not in COMMANDS:
-    to_stderr(f'vit: unknown command {name!r}{nearest(name, list(COMMANDS))}')
+    hint = command_hint(name) or nearest(name, list(COMMANDS))
+    to_stderr(f'vit: unknown command {name!r}{hint}')
     return 2
   return call(name, words[1:])
 

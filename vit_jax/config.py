@@ -8,12 +8,12 @@ import inspect
 import os
 import pathlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict, FrozenConfigDict
 
-from vit_jax import optim, pipeline
+from vit_jax import lookup, optim, pipeline
 from vit_jax.images.decoding import MAX_CHANNELS
 from vit_jax.sources import presets
 from vit_jax.tasks import distil
@@ -136,7 +136,7 @@ OLD: dict[str, str | Old | None] = {
 }
 
 
-def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> FrozenConfigDict:
+def load(spec: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
   """The checked config that a command line asks for.
 
   Args:
@@ -148,7 +148,12 @@ def load(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> FrozenConfig
     ValueError: one line with everything that is wrong.
     FileNotFoundError: if there is no such config.
   """
-  config = ConfigDict(call_get_config(*find(spec)).to_dict(), type_safe=False)
+  return with_overrides(call_get_config(*find(spec)).to_dict(), overrides)
+
+
+def with_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> FrozenConfigDict:
+  """The checked config of nested fields, after 'FIELD=VALUE' each; see `load`."""
+  config = ConfigDict(fields, type_safe=False)
   if errors := [error for override in overrides if (error := assign(config, override))]:
     raise ValueError('; '.join(errors))
   return validated(config)
@@ -368,5 +373,7 @@ def unknown_field(field: str, fields: list[str]) -> str:
   if any(name.startswith(field + '.') for name in fields):
     return f'{field!r} is a section: set its fields, {field}.NAME'
   spelt = {name.rpartition('.')[2]: name for name in fields} | {name: name for name in fields}
+  if field in lookup.FIELDS:
+    return f'unknown field {field!r}; did you mean {lookup.FIELDS[field]!r}?'
   [close] = difflib.get_close_matches(field, spelt, n=1, cutoff=0.0)
   return f'unknown field {field!r}; did you mean {spelt[close]!r}?'

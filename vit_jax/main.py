@@ -1,6 +1,8 @@
 """`vit train`: flags, devices, processes; then over to `train`.
 
+python -m vit_jax.main DATA [--from MODEL] [--workdir DIR] [--config.FIELD=VALUE ...]
 python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
+python -m vit_jax.main --workdir=RUN
 """
 
 import argparse
@@ -11,8 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax import commands
-from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending
-from vit_jax.commands.flags import Parser, overrides
+from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending, flags
 from vit_jax.guards import failing, processes, stopping, streams
 
 
@@ -25,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   start = 'python -m vit_jax.main' if argv is None else 'vit train'
   words = list(sys.argv[1:] if argv is None else argv)
-  fields, other_words = overrides(words)
-  args = parser().parse_args(other_words)
+  args = flags.parse('train', words)
   compiled.keep()
   # What Orbax logs is either meant, or raised as well.
   for name in ('absl', 'asyncio'):
@@ -35,55 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
   with stopping.phase('run'), streams.lossy_stdout():
     return commands.run(
       'train',
-      lambda: run(args, fields, command=command),
+      lambda: run(args, command=command),
       errors=(),
-      folder=args.workdir,
+      folder=args.workdir or '',
     )
 
 
 @processes.together()
-def run(args: argparse.Namespace, fields: list[str], *, command: str) -> int:
+def run(args: argparse.Namespace, *, command: str) -> int:
   """Plans a run and trains it; JAX is imported, and finds its devices, only now."""
   with contextlib.ExitStack() as stack:
     with ending(BAD_INPUT, *INPUT_ERRORS):
       with stopping.phase('import'):
         processes.start_processes(args)
-        from vit_jax import config, plan, train
+        from vit_jax import plan, train
+        from vit_jax.commands import short
         from vit_jax.pipeline import DataError
 
-      owner = stack.enter_context(train.owned(args.workdir))
       with stopping.phase('data'):
-        ready = plan.make_plan(config.load(args.config, fields), args.workdir)
-        ready.claim(args.workdir)
+        line = short.expand(args)
+      owner = stack.enter_context(train.owned(line.workdir))
+      with stopping.phase('data'):
+        ready = plan.make_plan(line.config(), line.workdir)
+        ready.claim(line.workdir)
     with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
-      if train.train(ready, args.workdir, command=command, owner=owner):
-        failing.forget(args.workdir)
+      if train.train(ready, line.workdir, command=command, owner=owner):
+        failing.forget(line.workdir)
   return 0
-
-
-def parser() -> argparse.ArgumentParser:
-  flags = Parser(
-    prog='vit train',
-    description='Trains a model, or resumes a run where it was.',
-    epilog='--config.FIELD=VALUE replaces a field: --config.schedule.learning_rate=3e-4',
-    allow_abbrev=False,
-  )
-  flags.add_argument('--config', required=True, help='PATH.py[:ARG], or the name of a shipped one')
-  flags.add_argument('--workdir', required=True, help="the run's folder")
-  hosts = flags.add_argument_group('several hosts', 'or JAX_COORDINATOR_ADDRESS and its companions')
-  hosts.add_argument('--distributed', action='store_true', help='find the others: TPU pod, SLURM')
-  hosts.add_argument('--coordinator_address', help='HOST:PORT of process 0')
-  hosts.add_argument('--num_processes', type=int)
-  hosts.add_argument('--process_id', type=int)
-  for name, (seconds, meaning) in processes.TIMEOUTS.items():
-    hosts.add_argument(
-      f'--{name}_timeout',
-      type=int,
-      default=seconds,
-      metavar='SECONDS',
-      help=f'{meaning}; {seconds}',
-    )
-  return flags
 
 
 if __name__ == '__main__':

@@ -11,13 +11,13 @@ import platform
 import shlex
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_jax import files
 from vit_jax.guards import processes, seals
 from vit_jax.guards.owner import folder_of
-from vit_jax.text import redacted, to_stderr
+from vit_jax.text import MASK, redacted, to_stderr
 
 # `vit doctor` and `vit bench` read versions and commit here, where jax may be broken and
 # ml_collections not installed: both are imported where they are used.
@@ -209,6 +209,25 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     return with_defaults(json.loads(text, object_hook=without_secrets), as_json(default()))
   except (OSError, ValueError):
     return None
+
+
+def resumed_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> 'FrozenConfigDict':
+  """The config of the run in a folder, checked, with 'FIELD=VALUE' each in the place of its own.
+
+  Raises:
+    ValueError: if there is none, it is damaged, or it wants what was not written for its secrets.
+  """
+  from vit_jax.config import with_overrides
+
+  stored = read_config(folder)
+  if stored is None:
+    state = 'is damaged' if (folder / CONFIG).exists() else 'is not there'
+    raise ValueError(f'{folder / CONFIG} {state}: give the data set, or --config, of the run')
+  config = with_overrides(stored, overrides)
+  for name, value in leaves(config.to_dict()):
+    if isinstance(value, str) and MASK in value:
+      raise ValueError(f'{folder / CONFIG} keeps no secrets: give --config.{name}=... as it was')
+  return config
 
 
 def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

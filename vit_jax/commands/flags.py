@@ -1,14 +1,17 @@
-"""The flags of every `vit NAME` but train: read without JAX, so that --help answers at once.
+"""The flags of every `vit NAME`: read without JAX, so that --help answers at once.
 
 The function of a command's name adds its flags; commands/NAME.py has `run(args)`, which does the
 work. tests/test_commands.py compares the choices written out here with the tables that they name.
 """
 
 import argparse
+import difflib
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+from vit_jax.commands import words
+from vit_jax.guards.processes import TIMEOUTS
 from vit_jax.text import message_line
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
@@ -20,26 +23,83 @@ PICTURES = (
 )  # fmt: skip
 
 
+RECIPES = {  # what each is for, those for a first run first
+  'digits': 'a first run: handwritten digits, no download',
+  'scratch': 'a small ViT on a set of your own, with nothing to start from',
+  'augreg': 'a published ViT fine-tuned on your photos; or pre-training as AugReg does',
+  'finetune': 'any checkpoint or run fine-tuned, as the ViT paper does',
+  'transfer': 'CIFAR, Pets, Flowers and ImageNet as big_vision fine-tunes on them',
+  'food101': '101 dishes, from a published ViT',
+  'vtab': 'a task of VTAB-1k, of 1,000 images',
+  'vit_s16_i1k': 'ViT-S/16 on ImageNet from scratch: the plain baseline',
+  'deit3': 'ViTs on ImageNet from scratch, as DeiT III does',
+  'pretrain': 'ViTs on ImageNet or ImageNet-21k, as the ViT paper does',
+  'mixer': 'MLP-Mixer: pre-training, and fine-tuning',
+  'bit': 'BiT ResNets: pre-training',
+}
+
+
+class Spelling(NamedTuple):
+  """A short flag of `vit train`: the field that it sets, and the value in the field's form."""
+
+  field: str
+  metavar: str
+  help: str
+  form: str = '{}'
+
+
+SPELLINGS = {
+  'lr': Spelling('schedule.learning_rate', 'RATE', 'the highest learning rate, after warm-up'),
+  'epochs': Spelling('duration', 'N', 'passes over the training images', '{} epochs'),
+  'batch': Spelling('batch_size', 'N', 'images of an update'),
+  'size': Spelling('image_size', 'PIXELS', 'a side of the images that the model takes'),
+}
+
+
 class Parser(argparse.ArgumentParser):
-  """One whose errors are lines as of any command."""
+  """One whose errors are lines as of any command, with what other tools' words are here."""
 
   def error(self, message: str) -> NoReturn:
-    super().error(message_line(message))
+    unknown = message.partition('unrecognized arguments: ')[2]
+    short = {spelling.field: name for name, spelling in SPELLINGS.items()}
+    hints = [*words.hints(self.prog.rpartition(' ')[2], unknown, short)]
+    flag = unknown.partition(' ')[0].partition('=')[0]
+    near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+    if not hints and flag.startswith('--') and near:
+      hints = [f'did you mean {near[0]}?']
+    super().error(message_line('; '.join([message, *dict.fromkeys(hints)])))
 
 
-def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
+def parse(name: str, line: Sequence[str]) -> argparse.Namespace:
   """The flags of `vit NAME`; exits with 2 and the usage where they are wrong."""
-  fields, words = overrides(words) if name == 'vtab' else ([], words)
-  parser = Parser(prog=f'vit {name}', allow_abbrev=name != 'vtab')
+  trains = name in ('train', 'vtab')  # and takes fields, of which a flag is no abbreviation
+  fields, line = overrides(line) if trains else ([], line)
+  parser = Parser(prog=f'vit {name}', allow_abbrev=not trains)
   globals()[name](parser)
-  return parser.parse_args(words, argparse.Namespace(overrides=fields))
+  args = argparse.Namespace(overrides=fields)
+  if name != 'train':
+    return parser.parse_args(line, args)
+  parser.parse_intermixed_args(line, args)
+  check_train(parser, args)
+  args.overrides = [*spelt(args), *fields]
+  return args
 
 
-def overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def overrides(line: Sequence[str]) -> tuple[list[str], list[str]]:
   """The FIELD=VALUE of every `--config.FIELD=VALUE`, and the other words."""
   prefix = '--config.'
-  fields = [word.removeprefix(prefix) for word in words if word.startswith(prefix)]
-  return fields, [word for word in words if not word.startswith(prefix)]
+  fields = [word.removeprefix(prefix) for word in line if word.startswith(prefix)]
+  return fields, [word for word in line if not word.startswith(prefix)]
+
+
+def spelt(args: argparse.Namespace) -> list[str]:
+  """The FIELD=VALUE of each of SPELLINGS that is among the flags of `vit train`."""
+  values = {name: getattr(args, name) for name in SPELLINGS}
+  return [
+    f'{SPELLINGS[name].field}={SPELLINGS[name].form.format(value)}'
+    for name, value in values.items()
+    if value is not None
+  ]
 
 
 def positive(text: str) -> int:
@@ -70,6 +130,71 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--batch-size', type=int, default=256, help='images on each device; default: %(default)s'
   )
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    'Trains a model on a data set, by a recipe for its size and this machine; or by --config; or '
+    'resumes a run.'
+  )
+  parser.usage = (
+    'vit train DATA [--from MODEL] [--workdir DIR] [--lr RATE] [--epochs N] [--batch N]\n'
+    '                 [--size PIXELS] [--config.FIELD=VALUE ...]\n'
+    '       vit train --config=RECIPE --workdir=DIR [--config.FIELD=VALUE ...]\n'
+    '       vit train --workdir=RUN'
+  )
+  width = max(map(len, RECIPES))
+  parser.epilog = (
+    '--config.FIELD=VALUE replaces a field: --config.schedule.learning_rate=3e-4\n\n'
+    'recipes, by what they are for (the first lines of configs/NAME.py have examples):\n'
+    + '\n'.join(f'  {name:{width}}  {purpose}' for name, purpose in RECIPES.items())
+  )
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument('source', nargs='?', default='', metavar='DATA', help=DATA_SET)
+  parser.add_argument(
+    '--from',
+    dest='start',
+    default='',
+    metavar='MODEL',
+    help='a published checkpoint by its name (B_16, R_Ti_16), a file, a URL, or a run',
+  )
+  parser.add_argument('--config', help='PATH.py[:ARG], or the name of a recipe below')
+  parser.add_argument('--workdir', help="the run's folder; default: runs/ and the data set's name")
+  for name, spelling in SPELLINGS.items():
+    meaning = f'{spelling.help}: --config.{spelling.field}'
+    parser.add_argument(f'--{name}', metavar=spelling.metavar, help=meaning)
+  hosts = parser.add_argument_group(
+    'several hosts', 'or JAX_COORDINATOR_ADDRESS and its companions'
+  )
+  hosts.add_argument('--distributed', action='store_true', help='find the others: TPU pod, SLURM')
+  hosts.add_argument('--coordinator_address', help='HOST:PORT of process 0')
+  hosts.add_argument('--num_processes', type=int)
+  hosts.add_argument('--process_id', type=int)
+  for name, (seconds, meaning) in TIMEOUTS.items():
+    hosts.add_argument(
+      f'--{name}_timeout',
+      type=int,
+      default=seconds,
+      metavar='SECONDS',
+      help=f'{meaning}; {seconds}',
+    )
+
+
+def check_train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+  """Ends with the usage where the flags of `vit train` name no run, or two."""
+  source, config, workdir = args.source, args.config, args.workdir
+  if '=' in source and ':' not in source and not os.path.exists(source):
+    parser.error(f'unrecognized arguments: {source}')
+  if source and config is not None:
+    parser.error(f'{source} and --config: a recipe is chosen for a data set, or named')
+  if args.start and not source:
+    parser.error('--from wants a data set, as in `vit train folder:photos --from B_16`')
+  if config is not None and workdir is None:
+    parser.error('--config wants --workdir, the folder of the run')
+  if not source and config is None and workdir is None:
+    parser.error('wants a data set, such as folder:photos; --config and --workdir; or --workdir')
+  if not source and config is None and not os.path.lexists(workdir):
+    parser.error(f'{workdir} is no run to resume: a new one wants a data set, or --config')
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
