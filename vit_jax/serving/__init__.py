@@ -1,0 +1,1 @@
+"""A model behind HTTP: `vit serve` opens it, batches what waits, and answers."""
