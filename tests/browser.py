@@ -87,8 +87,12 @@ class Browser:
 
   def open(self, path):
     """Loads a file, until it is loaded."""
+    self.visit(pathlib.Path(path).resolve().as_uri())
+
+  def visit(self, url):
+    """Loads a page, until it is loaded."""
     self.errors, self.requested, self.loaded = [], [], False
-    self('Page.navigate', url=pathlib.Path(path).resolve().as_uri())
+    self('Page.navigate', url=url)
     while not self.loaded:
       self.note(self.received())
 

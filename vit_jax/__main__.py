@@ -21,6 +21,7 @@ COMMANDS = {
   'report': 'write a page and a picture about a run',
   'features': 'write what the head of a model reads',
   'inspect': 'draw what a model looks at',
+  'serve': 'a page to try a model on, and answers over HTTP',
   'convert': "write a checkpoint in another library's names",
   'export': 'write a model for others to run: StableHLO, ONNX',
   'models': 'list the models, and published files',

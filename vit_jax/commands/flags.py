@@ -333,6 +333,34 @@ def inspect(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--stride', type=int, default=0, help='pixels from one square to the next')
 
 
+def serve(parser: argparse.ArgumentParser) -> None:
+  parser.description = 'Serves a page to try a model on, and POST /predict: see docs/serving.md.'
+  parser.epilog = 'Ctrl-C or SIGTERM ends it: what runs is answered. Exit code: 0; 2 for bad input.'
+  parser.add_argument('run', help=f'{MODEL}, or an exported .stablehlo')
+  parser.add_argument('--port', type=int, default=8000, help='0: a free one; default: %(default)s')
+  parser.add_argument(
+    '--host', default='127.0.0.1', help='the address to listen at; default: this machine alone'
+  )
+  parser.add_argument(
+    '--batch', type=positive, default=64, help='images computed at once, at most; default: 64'
+  )
+  parser.add_argument(
+    '--queue', type=positive, default=256, help='images that may wait; default: %(default)s'
+  )
+  parser.add_argument(
+    '--timeout', type=float, default=30.0, help='seconds of a request; default: 30'
+  )
+  parser.add_argument(
+    '--max-mb', type=positive, default=20, help='MiB of the file of an image; default: %(default)s'
+  )
+  parser.add_argument(
+    '--nearest',
+    type=int,
+    default=2000,
+    help='training photos that are compared with a photo, 0 for none; default: %(default)s',
+  )
+
+
 def convert(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Writes a checkpoint in the names of another library.'
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if --check finds a difference.'
