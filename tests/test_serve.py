@@ -167,6 +167,8 @@ def test_a_list_is_answered_in_its_order(run, port):
 
 def test_an_exported_program_answers_as_its_run_and_cannot_be_looked_into(run, tmp_path):
   export.write(tmp_path / 'flowers.stablehlo', run, check=False)
+  with pytest.raises(ValueError, match='an exported program, which has no checkpoints'):
+    served.load(tmp_path / 'flowers.stablehlo', 'best')
   with running(served.load(tmp_path / 'flowers.stablehlo')) as (port, *_):
     _, _, answer = ask(port, 'POST', '/predict', png(1, (20, 17)))
     expected = run.predict(picture(1, (20, 17)))

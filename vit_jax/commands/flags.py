@@ -337,6 +337,7 @@ def serve(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Serves a page to try a model on, and POST /predict: see docs/serving.md.'
   parser.epilog = 'Ctrl-C or SIGTERM ends it: what runs is answered. Exit code: 0; 2 for bad input.'
   parser.add_argument('run', help=f'{MODEL}, or an exported .stablehlo')
+  add_checkpoint(parser)
   parser.add_argument('--port', type=int, default=8000, help='0: a free one; default: %(default)s')
   parser.add_argument(
     '--host', default='127.0.0.1', help='the address to listen at; default: this machine alone'

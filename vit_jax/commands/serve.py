@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
   limits = Limits(image_bytes=args.max_mb << 20, queue=args.queue, seconds=args.timeout)
   with contextlib.closing(listening.bind(args.host, args.port)) as listener:
-    model = served.load(args.run)
+    model = served.load(args.run, args.checkpoint)
     for line in model.run.defects if model.run else []:
       warn('serve', line)
     neighbours = Neighbours(model.run, model.path, limit=args.nearest)
@@ -29,9 +29,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with contextlib.closing(answers), listening.serving(app, listener, limits) as thread:
       if not app.is_loopback:
-        warn(
-          'serve', f'--host {args.host}: whoever reaches this address can use it: it asks nobody'
-        )
+        warn('serve', f'--host {args.host}: there is no password: whoever reaches it can use it')
       to_stdout(model, f'{listening.url(listener)}  (Ctrl-C ends)')
       sys.stdout.flush()
       with contextlib.suppress(stopping.Stopped):

@@ -66,20 +66,28 @@ class Served:
     return [{'label': self.classes[k], 'score': float(scores[k])} for k in best]
 
 
-def load(path: str | os.PathLike[str]) -> Served:
+def load(path: str | os.PathLike[str], checkpoint: str = '') -> Served:
   """What is at a path, by its suffix.
+
+  Args:
+    path: of it.
+    checkpoint: which state of a run, see `vit_jax.load`.
 
   Raises:
     FileNotFoundError: if nothing is there.
     ValueError: if it is damaged, of no kind that can be served, has no classes, or has parameters
-      that are not finite.
+      that are not finite; for a state that a run has not, or of a program.
   """
-  return of_program(path) if pathlib.Path(path).suffix == '.stablehlo' else of_run(path)
+  if pathlib.Path(path).suffix != '.stablehlo':
+    return of_run(path, checkpoint)
+  if checkpoint:
+    raise ValueError(f'{os.fspath(path)} is an exported program, which has no checkpoints')
+  return of_program(path)
 
 
-def of_run(path: str | os.PathLike[str]) -> Served:
+def of_run(path: str | os.PathLike[str], checkpoint: str) -> Served:
   """A run, a bundle or a published checkpoint."""
-  run = predict.load(path)
+  run = predict.load(path, checkpoint)
   run.check_classes()
   if run.not_finite:
     raise ValueError(f'{os.fspath(path)}: {run.not_finite}')
