@@ -152,12 +152,24 @@ def test_a_closed_terminal_that_is_ignored_as_below_nohup_stays_so(tmp_path):
     ('nonsense 2>/dev/full', 2, ''),
     ('--version | true', 0, ''),
     ('--version >/dev/full', 1, 'vit: standard output: No space left on device\n'),
+    ('models --help >/dev/full', 1, 'vit: standard output: No space left on device\n'),
   ],
 )
 def test_a_stream_that_is_closed_or_full_takes_no_results_and_needs_no_messages(words, code, err):
   line = ['bash', '-o', 'pipefail', '-c', f'{sys.executable} -m vit_jax {words}']
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert (done.returncode, done.stderr) == (code, err)
+
+
+def test_results_that_their_stream_cannot_take_are_no_fault_of_the_input():
+  command = "commands.run('models', lambda: print('B/16' * 9999))"
+  program = f'from vit_jax import commands; commands.console(lambda: {command})'
+  line = ['bash', '-c', f'{sys.executable} -c "{program}" >/dev/full']
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert (done.returncode, done.stderr) == (
+    1,
+    'vit: standard output: No space left on device\n',
+  )
 
 
 def test_a_stream_of_messages_loses_what_its_file_cannot_take():

@@ -42,20 +42,26 @@ def console(main: Callable[[], int]) -> NoReturn:
 def exit_code(main: Callable[[], int]) -> int:
   """What a process ends with, however its command ends; a line says why."""
   try:
-    code = main()
+    code = without_exit(main)
     streams.flush_stdout()
     return code
-  except SystemExit as error:  # of argparse
-    return error.code if isinstance(error.code, int) else bool(error.code)
   except KeyboardInterrupt as error:  # before the command has begun, or when it has ended
     return interrupted('', error)
   except BrokenPipeError:  # the reader, such as `head`, has had enough
     return 0
-  except OSError as error:  # of standard output: what reads files is inside of `run`
+  except streams.Unwritable as error:
     warn('', f'standard output: {reason(error)}')
   except Exception as error:  # outside of `run`, as while flags are read
     warn('', failing.describe(error))
   return FAILED
+
+
+def without_exit(main: Callable[[], int]) -> int:
+  """The exit code of a command that may leave by SystemExit, as argparse does for --help."""
+  try:
+    return main()
+  except SystemExit as error:
+    return error.code if isinstance(error.code, int) else bool(error.code)
 
 
 def run(
@@ -78,7 +84,7 @@ def run(
     return error.code
   except KeyboardInterrupt as error:
     return interrupted(name, error)
-  except BrokenPipeError:
+  except (BrokenPipeError, streams.Unwritable):  # for `exit_code`
     raise
   except Exception as error:  # of libraries, in any phase, or a fault of ours
     warn(name, failing.describe(error, pathlib.Path(folder) if folder else None))
@@ -99,7 +105,7 @@ def ending(code: int, *kinds: type[BaseException], prefix: str = '') -> Iterator
   """Ends the command with a code of its own where an error of one of the kinds is raised."""
   try:
     yield
-  except BrokenPipeError:  # of standard output, for `exit_code`
+  except (BrokenPipeError, streams.Unwritable):  # of standard output, for `exit_code`
     raise
   except kinds as error:
     raise Ended(prefix + message(error), code) from error

@@ -21,6 +21,32 @@ class Lossy(io.FileIO):
       return memoryview(data).nbytes
 
 
+class Unwritable(OSError):
+  """Standard output does not take the results of a command, whose input has no fault."""
+
+
+class Results(io.TextIOWrapper):
+  """A stream for results, which raises BrokenPipeError or `Unwritable`."""
+
+  def write(self, text: str, /) -> int:
+    with refusing():
+      return super().write(text)
+
+  def flush(self) -> None:
+    with refusing():
+      super().flush()
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  try:
+    yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    raise Unwritable(error.errno, error.strerror) from None
+
+
 def lossy(stream: TextIO) -> TextIO:
   """A stream to the file of another, which never fails; of one without a file itself."""
   try:
@@ -41,7 +67,9 @@ def install() -> None:
       setattr(sys, name, os.fdopen(number, 'r' if number == 0 else 'w', closefd=False))
   sys.stderr = lossy(sys.stderr)
   if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show
+    raw = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), 'w', closefd=False))
+    errors, by_line = 'backslashreplace', sys.stdout.line_buffering  # a terminal may lack a letter
+    sys.stdout = Results(raw, sys.stdout.encoding, errors, line_buffering=by_line)
 
 
 @contextlib.contextmanager
@@ -52,7 +80,7 @@ def lossy_stdout() -> Iterator[None]:
 
 
 def flush_stdout() -> None:
-  """Writes what standard output still holds; OSError where it cannot, and that is lost."""
+  """Writes what standard output still holds; what it cannot take is lost, and raised."""
   try:
     sys.stdout.flush()
   except OSError:
