@@ -460,7 +460,7 @@ def test_a_disk_that_hangs_costs_the_loop_one_wait(tmp_path, monkeypatch):
   with saving(tmp_path, say=lines.append) as saved:
     saved.save(1, small(1))
     assert saved.is_saved(1)
-    monkeypatch.setattr(saved, 'look', answers.wait)
+    monkeypatch.setattr(writing, 'probe', lambda *_: answers.wait())
     saved.save(2, small(2))
     with monkeypatch.context() as patch:
       patch.setattr(saved, 'begin', lambda *_: pytest.fail('it waits again'))

@@ -225,6 +225,16 @@ def test_the_last_word_needs_no_room_on_the_disk(tmp_path, monkeypatch):
   assert names(tmp_path) == ['status.json']
 
 
+def test_a_disk_that_hangs_does_not_keep_a_process_from_its_end(tmp_path, monkeypatch):
+  answers = threading.Event()
+  monkeypatch.setattr(owner, 'JOIN', 0.05)
+  with owner.Owner(tmp_path) as ours:
+    ours.update(state='training')
+    monkeypatch.setattr(owner.files, 'write_json', lambda *_: answers.wait())
+  assert ours.ended.is_set() and not answers.is_set()
+  answers.set()
+
+
 def test_the_status_says_what_is_waited_for(tmp_path, monkeypatch):
   monkeypatch.setattr(waiting, 'FIRST', 0)
   with owner.Owner(tmp_path) as ours:

@@ -25,6 +25,7 @@ import numpy as np
 
 from vit_jax import files, models
 from vit_jax.guards import processes, seals, stopping, writing
+from vit_jax.guards.waiting import in_background, in_time
 from vit_jax.models import Tree
 
 CLOSES = 2  # tries with a manager whose threads have failed
@@ -148,7 +149,7 @@ class Checkpoints:
     if not self.refused:
       self.say(f'{error}; saves again when it can')
     self.refused, self.again = True, time.monotonic() + writing.RETRY_EVERY
-    self.answer = writing.in_background(self.look)
+    self.answer = in_background(lambda: writing.probe(self.folder, 0))
 
   def answers(self) -> bool:
     """Whether the disk no longer hangs, for all processes alike; does not wait for it."""
@@ -183,30 +184,25 @@ class Checkpoints:
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
   def agree(self, size: int) -> None:
-    """Raises OSError, in all of several processes, where the disk of one has no room for a state.
+    """Raises OSError, in all processes alike, where the disk of one takes no file, or hangs.
 
-    For amid a save a process that is refused leaves the others to wait for it in Orbax.
+    Of several processes also where it has no room for a state, of so many bytes: amid a save, one
+    that is refused leaves the others to wait for it in Orbax.
     """
-    if processes.GROUP.count == 1:
-      return
-    reason = ''
+    reason, room = '', size if processes.GROUP.count > 1 else 0
     try:
-      writing.in_time(lambda: writing.probe(self.folder, size), writing.PROBE)
+      in_time(lambda: writing.probe(self.folder, room), writing.PROBE)
     except OSError as error:
       reason = writing.refusal(error)
     if reasons := [*filter(None, processes.gathered('the disk', reason))]:
       raise OSError(reasons[0])
-
-  def look(self) -> None:
-    """Raises OSError where the folder is gone; waits where its disk hangs."""
-    os.scandir(self.folder).close()
 
   def mend(self) -> None:
     """Makes the manager anew after a refusal: Orbax's has lost count of the steps, and errors.
 
     A folder that is gone is not made anew: where its disk was detached, nobody would look for it.
     """
-    writing.in_time(self.look, writing.PROBE)
+    in_time(lambda: os.scandir(self.folder).close(), writing.PROBE)
     if self.broken:
       self.free()
       self.manager = self.make_manager()
@@ -237,7 +233,7 @@ class Checkpoints:
       yield
     except Exception as error:  # from OSError to ValueError, from threads too
       self.broken, self.is_writing = self.broken or self.is_writing, False
-      if not isinstance(error, TimeoutError):  # of a disk that hangs
+      if self.broken and not isinstance(error, TimeoutError):  # of a disk that hangs
         self.remove_unfinished()
       newest = self.latest.get('step')  # the disk may be gone
       other = f'the newest is {newest}' if newest is not None else 'there is no other'
@@ -264,7 +260,7 @@ class Checkpoints:
     if not self.is_writing:
       return
     with stopping.phase('save'), self.refusing():
-      writing.in_time(self.manager.wait_until_finished, writing.SAVE_LIMIT)
+      in_time(self.manager.wait_until_finished, writing.SAVE_LIMIT)
     now = datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds')
     self.is_writing, self.latest = False, {'step': self.saving, 'time': now}
     if self.refused:

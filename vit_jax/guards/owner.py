@@ -32,7 +32,7 @@ STATES = {
   'card': 'finishing',
   'report': 'finishing',
 }
-JOIN = 2.0  # seconds that its thread may take to end
+JOIN = 2.0  # seconds that its thread may take to end, and the last word: the disk may hang
 
 Status = dict[str, files.JSON]
 
@@ -122,9 +122,14 @@ class Owner:
     self.ended.set()
     self.wake.set()
     if self.thread is not threading.current_thread():
-      self.thread.join(JOIN)  # not for ever: the disk may hang
+      self.thread.join(JOIN)
     if self.status and self.status.get('state') not in ENDED:
       self.update(state='stopped')
+    with contextlib.suppress(TimeoutError):
+      waiting.in_time(self.leave, JOIN)
+
+  def leave(self) -> None:
+    """Writes the last word, and takes away the lock, and the folder where nothing is in it."""
     self.write()
     self.lock.release()
     for path in [] if self.status else self.made:

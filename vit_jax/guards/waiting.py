@@ -13,10 +13,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
+from typing import TypeVar
 
 from vit_jax.text import to_stderr
 
+T = TypeVar('T')
 FIRST = 60.0  # seconds until the first line
 TICK = 0.5  # seconds between looks at the clock
 
@@ -126,3 +129,32 @@ def expire(number: int = signal.SIGALRM, frame: FrameType | None = None) -> None
       error = TimeoutError(f'{wait.noun} took more than {wait.limit:g} s')
       wait.limit = math.inf  # it is raised once
       raise error
+
+
+def in_background(action: Callable[[], T]) -> Future[T]:
+  """The future result of an action on a disk, which a thread of its own waits for."""
+  outcome: Future[T] = Future()
+
+  def run() -> None:
+    try:
+      outcome.set_result(action())
+    except BaseException as error:
+      outcome.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  return outcome
+
+
+def result(outcome: Future[T], seconds: float) -> T:
+  """The result of `in_background`; TimeoutError where the disk does not answer, who waits on."""
+  try:
+    return outcome.result(seconds)
+  except TimeoutError:
+    if outcome.done():
+      raise
+    raise TimeoutError(f'the disk has not answered for {seconds:.0f} s') from None
+
+
+def in_time(action: Callable[[], T], seconds: float) -> T:
+  """The result of an action on a disk; TimeoutError where that does not answer."""
+  return result(in_background(action), seconds)

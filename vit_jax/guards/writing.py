@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import BinaryIO, TypeVar
 
 from vit_jax.guards.owner import LOCK
-from vit_jax.guards.waiting import waiting
+from vit_jax.guards.waiting import in_background, result, waiting
 
 T = TypeVar('T')
 RETRY_EVERY = 10.0  # seconds from one try to the next
@@ -163,35 +163,6 @@ def probe(folder: pathlib.Path, size: int) -> None:
     os.fsync(file.fileno())
   if shutil.disk_usage(folder).free < size:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def in_background(action: Callable[[], T]) -> Future[T]:
-  """The future result of an action on a disk, which a thread of its own waits for."""
-  outcome: Future[T] = Future()
-
-  def run() -> None:
-    try:
-      outcome.set_result(action())
-    except BaseException as error:
-      outcome.set_exception(error)
-
-  threading.Thread(target=run, daemon=True).start()
-  return outcome
-
-
-def result(outcome: Future[T], seconds: float) -> T:
-  """The result of `in_background`; TimeoutError where the disk does not answer, who waits on."""
-  try:
-    return outcome.result(seconds)
-  except TimeoutError:
-    if outcome.done():
-      raise
-    raise TimeoutError(f'the disk has not answered for {seconds:.0f} s') from None
-
-
-def in_time(action: Callable[[], T], seconds: float) -> T:
-  """The result of an action on a disk; TimeoutError where that does not answer."""
-  return result(in_background(action), seconds)
 
 
 def refusal(error: BaseException) -> str:
