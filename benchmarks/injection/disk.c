@@ -1,7 +1,8 @@
 /* What a bad disk does to the calls that write below a folder, for LD_PRELOAD.
 
    DISK_FOLDER: the folder. DISK_FAULT: a file whose text is the fault as long as there is one: an
-   errno and a number of milliseconds that each write and fsync takes, such as "28 0" or "0 200". */
+   errno and a number of milliseconds that each of them takes while the fault lasts, such as "28 0" or
+   "0 200". */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,7 +27,8 @@ static int fault(void) {
   ssize_t size = read(fd, text, sizeof text - 1);
   close(fd);
   if (size <= 0 || sscanf(text, "%d %d", &number, &milliseconds) < 1) return 0;
-  usleep(1000 * milliseconds);
+  for (; milliseconds > 0 && NEXT(access)(file, F_OK) == 0; milliseconds -= 10)
+    usleep(1000 * (milliseconds < 10 ? milliseconds : 10));
   return number;
 }
 

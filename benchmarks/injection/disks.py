@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from injection.cases import Case, Outcome, Trial, resumed
 from injection.runs import DIGITS, Ended, Process
+from vit_jax.guards import owner
 
 # By SGD: Adam makes rounding as large as any gradient, where the true one is 0, as of key biases.
 LONG = DIGITS.but(
@@ -29,9 +30,11 @@ LONG = DIGITS.but(
   optimizer__name='sgd',
 )
 PASSES = 3.0  # seconds
-HASTE = ('writing.RETRY_FOR=15', 'writing.RETRY_EVERY=3')  # in the place of 300 and 10 seconds
+# In the place of 300, 10 and 60 seconds
+HASTE = ('writing.RETRY_FOR=15', 'writing.RETRY_EVERY=3', 'writing.PROBE=5')
 BOUND = 45.0  # seconds from the fault to the end of a process that cannot save
 SLOW = 10  # milliseconds that each write takes
+HANGS = 3_600_000  # the same of a disk that does not answer
 
 
 @functools.cache
@@ -143,8 +146,13 @@ def passing(broken: Broken) -> Callable[[Trial], Outcome]:
   return hurt
 
 
-def lasting(broken: Broken, codes: tuple[int, ...] = (1,)) -> Callable[[Trial], Outcome]:
-  """The fault outlasts the process: that ends with a line, and the next start loses nothing."""
+def lasting(
+  broken: Broken, codes: tuple[int, ...] = (1,), *, state: str = ''
+) -> Callable[[Trial], Outcome]:
+  """The fault outlasts the process: that ends with a line, and the next start loses nothing.
+
+  `state` is that of `status.json` then; '' where the disk may have kept another.
+  """
 
   def hurt(trial: Trial) -> Outcome:
     trial.lab.unhurt(LONG)
@@ -153,10 +161,13 @@ def lasting(broken: Broken, codes: tuple[int, ...] = (1,)) -> Callable[[Trial], 
       since = time.monotonic()
       ended = process.wait()
       seconds = process.start + ended.seconds - since
+      status = owner.read(disk.run) if state else None
       disk.mend()
       outcome = judged(trial, disk, process, ended, codes=codes)
-      late = [f'ends after {seconds:.0f} s'] * (seconds > BOUND)
-      return dataclasses.replace(outcome, exit=seconds, faults=outcome.faults + late)
+      faults = [f'ends after {seconds:.0f} s'] * (seconds > BOUND)
+      if state and (status or {}).get('state') != state:
+        faults.append(f'status.json says {status}'[:200])
+      return dataclasses.replace(outcome, exit=seconds, faults=outcome.faults + faults)
 
   return hurt
 
@@ -195,7 +206,7 @@ ERRNOS = {
 }
 CASES = [
   Case('disks/a full tmpfs, for 3 s', PASSING, 2, passing(full), no_mount),
-  Case('disks/a full tmpfs', LASTING, 2, lasting(full), no_mount),
+  Case('disks/a full tmpfs', LASTING, 2, lasting(full, state='failed'), no_mount),
   *(
     case
     for name, number in ERRNOS.items()
@@ -203,6 +214,20 @@ CASES = [
       Case(f'disks/{name}, for 3 s', PASSING, 1, passing(by_errno(number)), no_shim),
       Case(f'disks/{name}', LASTING, 1, lasting(by_errno(number)), no_shim),
     ]
+  ),
+  Case(
+    'disks/a disk that hangs for 3 s',
+    'as if nothing had been',
+    1,
+    passing(lambda trial: failing(trial, 0, HANGS)),
+    no_shim,
+  ),
+  Case(
+    'disks/a disk that hangs',
+    LASTING,
+    1,
+    lasting(lambda trial: failing(trial, 0, HANGS)),
+    no_shim,
   ),
   Case(
     f'disks/writes of {SLOW} ms',
