@@ -27,13 +27,25 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
-from injection import damage, devices, disks, hosts, inputs, kills, owners, photos, readers, signals
+from injection import (
+  damage,
+  devices,
+  disks,
+  hosts,
+  inputs,
+  kills,
+  owners,
+  photos,
+  places,
+  readers,
+  signals,
+)
 from injection.cases import Case, Outcome, Trial
 from injection.runs import Lab
 
 from vit_jax import workdir
 
-KINDS = (kills, signals, damage, disks, owners, readers, photos, devices, hosts, inputs)
+KINDS = (kills, signals, damage, disks, places, owners, readers, photos, devices, hosts, inputs)
 CASES: list[Case] = [case for kind in KINDS for case in kind.CASES]
 HEADER = ('fault', 'tries', 'as promised', 'lost steps', 'exit', 'recovery', 'the line')
 SHOWN = 90  # characters of a line in the table

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import signal
+from collections.abc import Callable
 
 from injection.cases import Case, Outcome, Trial, resumed
 from injection.runs import DIGITS, Ended, differences, last_row
@@ -33,18 +34,23 @@ def refusal(ended: Ended, pid: str) -> list[str]:
   return faults + ended.rudeness()
 
 
-def starts_at_once(trial: Trial) -> Outcome:
-  """Two starts at the same moment: one runs, one is refused."""
-  unhurt = trial.lab.unhurt(DIGITS)
-  words = DIGITS.words(trial.run)
-  processes = [trial.lab.cold('vit_jax.main', *words) for _ in range(2)]
-  codes = {process.pid: process.wait() for process in processes}
-  winners = [pid for pid, ended in codes.items() if ended.code == 0]
-  if len(winners) != 1:
-    return Outcome([f'ended with {[ended.code for ended in codes.values()]}'])
-  loser = next(ended for pid, ended in codes.items() if pid != winners[0])
-  faults = refusal(loser, str(winners[0])) + differences(trial.run, unhurt)
-  return Outcome(faults, line=loser.line, exit=loser.seconds)
+def starts_at_once(count: int) -> Callable[[Trial], Outcome]:
+  """So many starts at the same moment: one runs, the others are refused."""
+
+  def hurt(trial: Trial) -> Outcome:
+    unhurt = trial.lab.unhurt(DIGITS)
+    words = DIGITS.words(trial.run)
+    processes = [trial.lab.cold('vit_jax.main', *words) for _ in range(count)]
+    ends = {process.pid: process.wait() for process in processes}
+    winners = [pid for pid, ended in ends.items() if ended.code == 0]
+    if len(winners) != 1:
+      return Outcome([f'ended with {[ended.code for ended in ends.values()]}'])
+    losers = [ended for pid, ended in ends.items() if pid != winners[0]]
+    faults = [fault for ended in losers for fault in refusal(ended, str(winners[0]))]
+    seconds = max(ended.seconds for ended in losers)
+    return Outcome(faults + differences(trial.run, unhurt), line=losers[0].line, exit=seconds)
+
+  return hurt
 
 
 def dead_elsewhere(trial: Trial) -> Outcome:
@@ -73,7 +79,8 @@ CASES = [
     3,
     second_start,
   ),
-  Case('owners/two starts at one moment', 'one runs; the other ends with 2', 5, starts_at_once),
+  Case('owners/two starts at one moment', 'one runs; the other ends with 2', 5, starts_at_once(2)),
+  Case('owners/ten starts at one moment', 'one runs; the others end with 2', 1, starts_at_once(10)),
   Case(
     'owners/a run that was killed on another host',
     'is taken over when its heartbeat has been still for 30 s',

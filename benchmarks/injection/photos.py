@@ -25,6 +25,11 @@ def rename_class(folder: pathlib.Path) -> str:
   return 'class1'
 
 
+def rename_all(folder: pathlib.Path) -> str:
+  os.replace(folder, folder.with_name('moved'))
+  return 'photos.*No such file'
+
+
 def changed(change: Callable[[pathlib.Path], str]) -> Callable[[Trial], Outcome]:
   """Changes the photos at the second step, and brings them back for the next start."""
 
@@ -37,7 +42,8 @@ def changed(change: Callable[[pathlib.Path], str]) -> Callable[[Trial], Outcome]
     process.until(process.says('^step 2/'))
     name = change(photos)
     ended = process.wait()
-    shutil.rmtree(photos)
+    shutil.rmtree(photos, ignore_errors=True)
+    shutil.rmtree(photos.with_name('moved'), ignore_errors=True)
     shutil.move(backup, photos)
     faults = [] if ended.code == 1 else [f'ends with {ended.code}: {ended.line}'[:200]]
     line = ended.matching(name)
@@ -53,4 +59,5 @@ CASES = [
   Case('photos/an image is deleted', PROMISE, 1, changed(delete)),
   Case('photos/an image becomes garbage', PROMISE, 1, changed(replace)),
   Case('photos/the folder of a class is renamed', PROMISE, 1, changed(rename_class)),
+  Case('photos/the folder of all is renamed', PROMISE, 1, changed(rename_all)),
 ]
