@@ -17,10 +17,9 @@ from vit_jax.evaluate import results
 from vit_jax.guards import owner, processes, seals, stopping, writing
 from vit_jax.plan import Plan
 from vit_jax.tasks import Params
-from vit_jax.views import card
+from vit_jax.views import card, report
 
 MODEL, CARD, CHECKPOINTS = 'model', f'model/{bundle.CARD}', 'checkpoints'
-REPORT, METRICS = 'report.html', 'metrics.jsonl'
 Say = Callable[[str], object]
 
 
@@ -139,8 +138,8 @@ def evaluation_fault(plan: Plan, folder: pathlib.Path) -> str:
     return missing_or_damaged(folder / results.FILE)
   if not results.is_of(values, seal):
     return 'is of another model'
-  rows = metrics.model_results(metrics.read_rows(folder / METRICS), values['step'])
-  return '' if values['use'] in rows else f'is not in {METRICS}'
+  rows = metrics.model_results(metrics.read_rows(folder / metrics.FILE), values['step'])
+  return '' if values['use'] in rows else f'is not in {metrics.FILE}'
 
 
 def card_fault(plan: Plan, folder: pathlib.Path) -> str:
@@ -154,8 +153,6 @@ def report_fault(plan: Plan, folder: pathlib.Path) -> str:
   """What is wrong with the report, where one is asked for."""
   if not plan.config.system.report:
     return ''
-  from vit_jax.views import report  # what it needs is loaded when it is needed
-
   return '' if report.is_whole(folder) else missing_or_damaged(folder / report.PAGE)
 
 
@@ -184,7 +181,7 @@ CHECKS: dict[str, Callable[[Plan, pathlib.Path], str]] = {  # by part, in the or
   workdir.ENVIRONMENT: environment_fault,
   results.FILE: evaluation_fault,
   CARD: card_fault,
-  REPORT: report_fault,
+  report.PAGE: report_fault,
   owner.STATUS: status_fault,
 }
 
@@ -197,7 +194,7 @@ def losses(plan: Plan, folder: pathlib.Path, *, set_aside: bool) -> list[str]:
     folder: of the run.
     set_aside: whether to set the newest checkpoint aside if it is damaged, as restoring it does.
   """
-  lines, file = [], folder / METRICS
+  lines, file = [], folder / metrics.FILE
   steps = checkpoint.step_folders(folder / CHECKPOINTS)
   if steps and (fault := rows_fault(file)):
     lines.append(f'{file} {fault}: what was measured then is lost')
@@ -229,8 +226,6 @@ def describe(plan: Plan, folder: pathlib.Path, say: Say) -> None:
       write = functools.partial(card.write, folder, model, plan.config, step=step)
       writing.write_surely(folder / CARD, write, say)
   if jax.process_index() == 0 and report_fault(plan, folder):
-    from vit_jax.views import report
-
     with stopping.phase('report'):
       report.after_training(folder, say)
   use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'

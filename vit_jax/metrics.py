@@ -36,6 +36,7 @@ PEAK_FLOPS = {  # the first name found in a device's kind counts
   'TPU v5': 459e12,  # v5p
 }
 
+FILE = 'metrics.jsonl'  # in the folder of a run
 UNSHOWN = ('grad_norm', 'learning_rate', 'bad_images')  # in a line about training
 
 
@@ -80,7 +81,7 @@ class Log:
     say: Callable[[str], object] = text.to_stderr,
   ):
     self.others, self.say, self.failed = others, say, list[Logger]()
-    self.path = pathlib.Path(folder) / 'metrics.jsonl'
+    self.path = pathlib.Path(folder) / FILE
     self.writes = jax.process_index() == 0
     if not self.writes:
       return

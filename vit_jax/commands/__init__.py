@@ -29,9 +29,9 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
-  streams.install()
+  streams.install()  # first, for what the next ones print
   failing.install()
-  stopping.install()
+  stopping.install()  # keeps the hook of `failing` for what is not of signals
   stopping.at_exit(files.remove_unfinished)
   code = exit_code(main)
   with contextlib.suppress(OSError):  # of a command that has ended otherwise

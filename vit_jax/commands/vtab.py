@@ -121,7 +121,7 @@ def read_measures(run: pathlib.Path, use: str) -> dict[str, float]:
   """The 'accuracy' and 'count' of a run's model, on its 'test' or 'validation' split."""
   values = results.read(run) or {}
   if values.get('use') != use:  # of the other split, or a run from before there was a file
-    rows = metrics.read_rows(run / 'metrics.jsonl')
+    rows = metrics.read_rows(run / metrics.FILE)
     last = [row for row in rows if metrics.has_split(row, use)][-1:]
     values = {name.removeprefix(f'{use}/'): row[name] for row in last for name in row}
     values['use'] = use

@@ -16,6 +16,7 @@ from vit_jax.text import LINE, first_line, one_line, redacted, to_stderr
 
 FILE = 'error.txt'  # in the folder of a run, or of what is kept for the user
 SHOW = 'VIT_TRACEBACK'
+LONGEST_START = 'vit evaluate: '  # of a line: `commands.warn` puts the command before it
 REPORTED: set[str] = set()  # lines that this process has printed about errors that end nothing
 
 
@@ -41,7 +42,7 @@ def describe(error: BaseException, folder: pathlib.Path | None = None) -> str:
 
 def with_end(line: str, end: str) -> str:
   """A line as long as one of a terminal may be, with a whole end, which says where to look."""
-  return line[: max(LINE - len('vit evaluate: ') - len(end), 0)] + end
+  return line[: max(LINE - len(LONGEST_START) - len(end), 0)] + end
 
 
 def write(folder: pathlib.Path, lines: str) -> pathlib.Path:

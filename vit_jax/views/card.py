@@ -54,7 +54,7 @@ def write(
     config: of the run.
     step: whose parameters became the model.
   """
-  rows = metrics.read_rows(folder / 'metrics.jsonl')
+  rows = metrics.read_rows(folder / metrics.FILE)
   evaluation = results.read(folder)
   if evaluation and evaluation['step'] != step:
     evaluation = None

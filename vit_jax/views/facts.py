@@ -137,7 +137,7 @@ def read(folder: pathlib.Path, evaluation: dict[str, Any] | None, checkpoint: st
   config = files.read_object(folder / 'config.json') if (folder / 'config.json').is_file() else {}
   if not isinstance(config.get('data'), dict) or not isinstance(config.get('model'), dict):
     raise ValueError(f'{folder} is not the folder of a run: no config.json of one is there')
-  rows, ranks = metrics.read_rows(folder / 'metrics.jsonl'), workdir.read_ranks(folder)
+  rows, ranks = metrics.read_rows(folder / metrics.FILE), workdir.read_ranks(folder)
   step = evaluation['step'] if evaluation else None
   facts = Facts(
     folder=folder,
