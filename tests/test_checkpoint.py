@@ -453,6 +453,22 @@ def test_of_several_processes_none_begins_a_save_that_one_has_no_room_for(tmp_pa
   ]
 
 
+def test_a_save_that_hangs_holds_the_loop_up_once_and_is_whole_when_it_is_over(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(writing, 'PROBE', 0.05)
+  sealed, answers, lines = checkpoint.seal, threading.Event(), []
+  monkeypatch.setattr(checkpoint, 'seal', lambda *args: answers.wait() and sealed(*args))
+  with saving(tmp_path, say=lines.append) as saved:
+    for step in (1, 2, 3):
+      saved.save(step, small(step))
+    assert lines == [f'checkpoint {tmp_path}/1 takes long: training goes on']
+    answers.set()
+    saved.save(4, small(4), surely=True)
+    assert saved.steps() == [4] and saved.best_step() is None
+  assert seals.damage(tmp_path / '4') == ''
+
+
 def test_a_disk_that_hangs_costs_the_loop_one_wait(tmp_path, monkeypatch):
   monkeypatch.setattr(writing, 'RETRY_EVERY', 0)
   monkeypatch.setattr(writing, 'PROBE', 0.05)

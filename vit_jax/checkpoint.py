@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a step that Orbax is writing
 REMOVED = '.removed'  # the folder of steps that are not to be kept: they get there whole
+POLL = 0.01  # seconds between looks at what a thread of Orbax's does
 METRICS = 'metrics/metrics'  # Orbax's file of the numbers of a step's evaluation
 
 
@@ -65,7 +66,7 @@ class Checkpoints:
     self.folder = pathlib.Path(folder).absolute()
     self.metric, self.sign, self.say, self.saving = metric, sign, say, -1
     self.keep_latest, self.keep_best = keep_latest, keep_best
-    self.is_writing = self.refused = self.broken = False
+    self.is_writing = self.is_late = self.refused = self.broken = False
     self.again = 0.0  # when to try to write again, in `time.monotonic()`
     self.answer: Future[None] | None = None  # of a disk that has refused
     self.latest: dict[str, Any] = {}  # 'step' of what was written last, and 'time' by this start
@@ -129,11 +130,23 @@ class Checkpoints:
         self.wait()
 
     with stopping.phase('save'):
-      self.attempt(self.wait)
       if surely:
+        self.attempt(self.wait)
         writing.persistently(write, self.report)
-      elif not self.refused or self.answers():
+      elif self.is_ready():
+        self.attempt(self.wait)
         self.attempt(write)
+
+  def is_ready(self) -> bool:
+    """Whether the last save is over and the disk does not hang; waits for a minute, but once."""
+    end = time.monotonic() + (0 if self.is_late else writing.PROBE)
+    while (in_progress := self.manager.is_saving_in_progress()) and time.monotonic() < end:
+      time.sleep(POLL)
+    if in_progress and not self.is_late:
+      self.say(f'checkpoint {self.folder / str(self.saving)} takes long: training goes on')
+    self.is_late = in_progress
+    answers = self.answer is None or self.answer.done()
+    return processes.agreed(not in_progress and (answers or not self.refused))
 
   def attempt(self, action: Callable[[], None]) -> None:
     """Does what the disk may refuse."""
@@ -151,15 +164,11 @@ class Checkpoints:
     self.refused, self.again = True, time.monotonic() + writing.RETRY_EVERY
     self.answer = in_background(lambda: writing.probe(self.folder, 0))
 
-  def answers(self) -> bool:
-    """Whether the disk no longer hangs, for all processes alike; does not wait for it."""
-    return processes.agreed(self.answer is None or self.answer.done())
-
   def is_owed(self) -> bool:
     """Whether what was to be saved could not be written, and may be now; looks without waiting."""
     if jax.process_count() == 1 and self.is_writing and not self.manager.is_saving_in_progress():
       self.attempt(self.wait)
-    return self.refused and processes.agreed(time.monotonic() > self.again) and self.answers()
+    return self.refused and processes.agreed(time.monotonic() > self.again) and self.is_ready()
 
   def is_saved(self, step: int) -> bool:
     """Whether this start of the run has written a step; waits until it is or cannot be."""
@@ -172,15 +181,14 @@ class Checkpoints:
     """Starts to write a state, or raises OSError; see `save`."""
     import orbax.checkpoint as ocp
 
-    self.saving = step
     ranked = None if metrics is None else metrics | {'step': float(step)}
     state_args, sums_args = ocp.args.StandardSave(state), ocp.args.JsonSave(sums or {})
     items = ocp.args.Composite(state=state_args, sums=sums_args)
     allowed = jax.transfer_guard_device_to_host('allow')  # the copy that is meant
-    with self.refusing(), allowed:
+    with self.refusing(step), allowed:
       self.agree(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
       self.mend()
-      self.is_writing = True
+      self.saving, self.is_writing = step, True
       self.manager.save(step, args=items, metrics=ranked, force=True)
 
   def agree(self, size: int) -> None:
@@ -204,6 +212,8 @@ class Checkpoints:
     """
     in_time(lambda: os.scandir(self.folder).close(), writing.PROBE)
     if self.broken:
+      if self.manager.is_saving_in_progress():
+        raise TimeoutError(f'the disk still has to write {self.saving}')
       self.free()
       self.manager = self.make_manager()
       self.broken = False
@@ -227,7 +237,7 @@ class Checkpoints:
       shutil.rmtree(path, ignore_errors=True)
 
   @contextlib.contextmanager
-  def refusing(self) -> Iterator[None]:
+  def refusing(self, step: int) -> Iterator[None]:
     """Turns whatever the storage raises into an OSError, and takes away what was half written."""
     try:
       yield
@@ -237,7 +247,7 @@ class Checkpoints:
         self.remove_unfinished()
       newest = self.latest.get('step')  # the disk may be gone
       other = f'the newest is {newest}' if newest is not None else 'there is no other'
-      line = f'checkpoint {self.folder / str(self.saving)} could not be written'
+      line = f'checkpoint {self.folder / str(step)} could not be written'
       raise OSError(f'{line}: {writing.refusal(error)}; {other}') from error
 
   def seal_saved(self) -> None:
@@ -259,8 +269,8 @@ class Checkpoints:
     """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""
     if not self.is_writing:
       return
-    with stopping.phase('save'), self.refusing():
-      in_time(self.manager.wait_until_finished, writing.SAVE_LIMIT)
+    with stopping.phase('save'), self.refusing(self.saving):
+      writing.while_it_answers(self.manager.wait_until_finished, self.folder)
     now = datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds')
     self.is_writing, self.latest = False, {'step': self.saving, 'time': now}
     if self.refused:

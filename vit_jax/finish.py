@@ -14,7 +14,7 @@ import jax
 from vit_jax import bundle, checkpoint, files, metrics, sharding, workdir
 from vit_jax.convert import bundles, runs
 from vit_jax.evaluate import results
-from vit_jax.guards import owner, processes, seals, stopping, writing
+from vit_jax.guards import owner, processes, seals, stopping, waiting, writing
 from vit_jax.plan import Plan
 from vit_jax.tasks import Params
 from vit_jax.views import card, report
@@ -55,8 +55,10 @@ class Best:
     """Writes a bundle, or removes the one of an earlier step, and says why."""
     written = False
     try:
-      writing.in_time(self.saved.look, writing.PROBE)  # a folder that is gone is not made anew
-      writing.in_time(lambda: bundle.write(self.path, model, origin), writing.SAVE_LIMIT)
+      # A folder that is gone is not made anew.
+      waiting.in_time(lambda: writing.probe(self.saved.folder, 0), writing.PROBE)
+      write = functools.partial(bundle.write, self.path, model, origin)
+      writing.while_it_answers(write, self.saved.folder)
       written = True
     except OSError as error:
       self.say(f'{self.path} could not be written: {writing.refusal(error)}')
@@ -70,7 +72,7 @@ def remove_best(folder: pathlib.Path) -> None:
   if jax.process_index() == 0:
     remove = functools.partial(shutil.rmtree, folder / runs.BEST, ignore_errors=True)
     with contextlib.suppress(OSError):  # of a disk that does not answer
-      writing.in_time(remove, writing.PROBE)
+      waiting.in_time(remove, writing.PROBE)
 
 
 def lost(plan: Plan, folder: pathlib.Path, say: Say) -> set[str]:

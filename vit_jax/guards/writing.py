@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import BinaryIO, TypeVar
 
 from vit_jax.guards.owner import LOCK
-from vit_jax.guards.waiting import in_background, result, waiting
+from vit_jax.guards.waiting import in_background, in_time, result, waiting
 
 T = TypeVar('T')
 RETRY_EVERY = 10.0  # seconds from one try to the next
@@ -163,6 +163,28 @@ def probe(folder: pathlib.Path, size: int) -> None:
     os.fsync(file.fileno())
   if shutil.disk_usage(folder).free < size:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def while_it_answers(action: Callable[[], T], folder: pathlib.Path) -> T:
+  """The result of an action that writes much, which may take SAVE_LIMIT if the disk answers.
+
+  Raises:
+    TimeoutError: where it hangs: in PROBE seconds it has written no block beside that.
+  """
+  outcome, end = in_background(action), time.monotonic() + SAVE_LIMIT
+  while time.monotonic() < end:
+    try:
+      return result(outcome, min(PROBE, SAVE_LIMIT))
+    except TimeoutError:
+      if outcome.done():
+        raise
+    try:
+      in_time(lambda: probe(folder, 0), PROBE)
+    except TimeoutError:
+      raise
+    except OSError:  # the action will be refused as well
+      pass
+  raise TimeoutError(f'the disk has not answered for {SAVE_LIMIT:.0f} s')
 
 
 def refusal(error: BaseException) -> str:
