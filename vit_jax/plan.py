@@ -288,22 +288,31 @@ class Plan:
       files.write_json(pathlib.Path(folder) / runs.MODEL, self.describe_model())
 
 
-def make_plan(config: FrozenConfigDict, folder: str | os.PathLike[str] | None = None) -> Plan:
+def make_plan(
+  config: FrozenConfigDict,
+  folder: str | os.PathLike[str] | None = None,
+  *,
+  splits: dict[str, sources.Source] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Plan:
   """Reads the config once and checks what it names, and the checkpoint that it starts from.
 
   Args:
     config: of `vit_jax.config.load`.
     folder: the run's. A run that resumes has its parameters there, and the defaults of its
       checkpoint, which is not opened again.
+    splits: sources by use; None opens those of the config.
+    devices: of the mesh; None for all of this machine's.
 
   Raises:
     ValueError: for a name, size or combination that cannot be.
     FileNotFoundError: if there is no such data or checkpoint.
   """
   config = with_data_options(config)
-  mesh = sharding.make_mesh(config.system.data, config.system.fsdp, config.system.tensor)
+  axes = (config.system.data, config.system.fsdp, config.system.tensor)
+  mesh = sharding.make_mesh(*axes, devices=devices)
   check_division(config, mesh)
-  splits = open_splits(config)
+  splits = splits or open_splits(config)
   epoch = len(splits['train']) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
   if total < 1:
