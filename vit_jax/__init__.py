@@ -7,6 +7,7 @@ run = vit_jax.load('runs/flowers')                          # the same: .model .
 run.predict('rose.jpg', top=3)                              # [{'label': 'rose', 'score': 0.98}, …]
 run.features(paths)                                         # (N, F) float32
 run.attention('rose.jpg').weights                           # (L, A, T, T) float32
+vit_jax.plan_for('vit_s16_i1k', 'v5e:4x4')                  # does it fit, how fast: no chip needed
 """
 
 import importlib
@@ -16,12 +17,19 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from vit_jax.bundle import load_params
+  from vit_jax.compilers.search import plan_for
   from vit_jax.lookup import extension
   from vit_jax.models import build
   from vit_jax.predict import load
 
-__all__ = ['__version__', 'build', 'extension', 'load', 'load_params']
-HOMES = {'build': 'models', 'extension': 'lookup', 'load': 'predict', 'load_params': 'bundle'}
+__all__ = ['__version__', 'build', 'extension', 'load', 'load_params', 'plan_for']
+HOMES = {
+  'build': 'models',
+  'extension': 'lookup',
+  'load': 'predict',
+  'load_params': 'bundle',
+  'plan_for': 'compilers.search',
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ COMMANDS = {
   'models': 'list the models, and published files',
   'data': 'look at data sets, save, prepare and list them',
   'bench': 'measure speed and memory',
+  'plan': 'say whether a config fits chips that are not here, and how fast it is',
   'doctor': 'say what this machine has, and what is wrong with it',
 }
 

@@ -34,6 +34,8 @@ PEAK_FLOPS = {  # the first name found in a device's kind counts
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
   'TPU v5': 459e12,  # v5p
+  'TPU v6 lite': 918e12,
+  'TPU7x': 1153.5e12,  # a device is one of a chip's two cores
 }
 
 FILE = 'metrics.jsonl'  # in the folder of a run

@@ -16,6 +16,7 @@ from vit_jax.text import message_line
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
 DATA_SET = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
+OVERRIDING = ('train', 'vtab', 'plan')  # take --config.FIELD=VALUE, of which a flag is no short
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
   'filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence',
@@ -72,9 +73,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse(name: str, line: Sequence[str]) -> argparse.Namespace:
   """The flags of `vit NAME`; exits with 2 and the usage where they are wrong."""
-  trains = name in ('train', 'vtab')  # and takes fields, of which a flag is no abbreviation
-  fields, line = overrides(line) if trains else ([], line)
-  parser = Parser(prog=f'vit {name}', allow_abbrev=not trains)
+  overriding = name in OVERRIDING
+  fields, line = overrides(line) if overriding else ([], line)
+  parser = Parser(prog=f'vit {name}', allow_abbrev=not overriding)
   globals()[name](parser)
   args = argparse.Namespace(overrides=fields)
   if name != 'train':
@@ -467,6 +468,31 @@ def bench(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--turn', type=float, default=1.0, help='seconds of each')
   parser.add_argument('--steps', type=positive, help='steps of each, instead')
   parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    "Compiles a config's step for chips that are not here: does it fit, how fast."
+  )
+  parser.epilog = (
+    '--config.FIELD=VALUE replaces a field. Exit code: 0; 2 for bad input; 3 if it does not fit.'
+  )
+  parser.add_argument('--config', required=True, help='PATH.py[:ARG], or the name of a shipped one')
+  parser.add_argument(
+    '--chips',
+    default='v5e:2x2',
+    help='KIND:TOPOLOGY, such as v5e:4x4, v5p:2x2x1, h100:8, cpu:8; default: %(default)s',
+  )
+  parser.add_argument('--batch-size', type=positive, help="images of an update; default: config's")
+  parser.add_argument('--classes', type=positive, help='of a data set that is no preset')
+  parser.add_argument(
+    '--tries',
+    type=int,
+    default=6,
+    help='compilations of what may fit instead; default: %(default)s',
+  )
+  parser.add_argument('--formulas', action='store_true', help='arithmetic alone: compile nothing')
+  parser.add_argument('--json', action='store_true', help='print all there is, as JSON')
 
 
 def doctor(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,358 @@
+"""Laws of `vit plan`: programs are read as they are written, and arithmetic is right."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests.conftest import flat
+from vit_jax import __main__ as vit
+from vit_jax import compilers, config, metrics, plan, sharding
+from vit_jax.compilers import blank, cuda, formulas, program, search, worker
+from vit_jax.compilers.forecast import Estimates, Forecast, Formulas, Memory, from_json
+from vit_jax.models import layers
+from vit_jax.tasks import abstract_batch
+
+TINY = ['model.depth=1', 'model.width=16', 'model.heads=2', 'model.mlp_dim=32', 'batch_size=16']
+REQUEST = {'config': 'digits', 'overrides': TINY, 'classes': None, 'formulas': False}
+
+
+def planned(name, *fields, devices=8, classes=None):
+  settings = config.load(name, fields)
+  return blank.plan_without_data(
+    settings, jax.devices()[:devices], dtype='bfloat16', classes=classes
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('v5f:2x2', "unknown chip 'v5f'; did you mean v5p or v5e?"),
+    ('v5p:2x2', "chips 'v5p:2x2' of topology '2x2': v5p wants 3 sides, v5p:2x2x1"),
+    ('h100', "chips 'h100' of topology '': h100 wants how many, h100:8"),
+    ('h100:0', "chips 'h100:0': 0 of them, must be 1 to 8,192"),
+  ],
+)
+def test_chips_that_cannot_be_are_refused_in_a_line(name, message, capsys):
+  assert vit.main(['plan', '--config=digits', f'--chips={name}']) == 2
+  assert capsys.readouterr().err == f'vit plan: {message}\n'
+
+
+def test_devices_are_the_cores_of_all_chips():
+  counts = {name: compilers.parse(name).devices for name in ('v5e:4x4', 'v4:2x2x1', 'h100:8')}
+  assert counts == {'v5e:4x4': 16, 'v4:2x2x1': 8, 'h100:8': 8}
+
+
+def test_a_gpu_gives_a_program_as_much_memory_as_jax_takes_of_it(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  assert compilers.parse('h100:8').limit == 0.75 * 84_929_347_584
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')
+  assert compilers.parse('h100:8').limit == 0.9 * 84_929_347_584
+  assert compilers.parse('v5e:2x2').limit == 15.75 * 2**30
+
+
+def test_peaks_are_those_of_the_metrics():
+  kinds = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite', 'tpu7x': 'TPU7x'}
+  kinds |= {'a100': 'A100', 'h100': 'H100', 'h200': 'H200'}
+  for chip, kind in kinds.items():
+    assert compilers.CHIPS[chip].peak == metrics.PEAK_FLOPS[kind], chip
+
+
+def test_the_process_that_asks_imports_no_jax():
+  code = "import sys, vit_jax.commands.plan; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+# programs
+
+HLO = """
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %sum = f32[8,4]{1,0} all-reduce(%x), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %work = f32[8,4]{1,0} fusion(%sum), calls=%fused, backend_config={"estimated_cycles":"10"}
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %work)
+}
+%cheap (q: f32[8]) -> f32[8] {
+  ROOT %c = f32[8]{0} copy(%q), backend_config={"estimated_cycles":"1"}
+}
+%dear (q: f32[8]) -> f32[8] {
+  %moved = f32[4,8]{0,1:T(8,128)} copy(%q), backend_config={"estimated_cycles":"500"}
+  %ahead = f32[4,8]{0,1:T(8,128)S(1)} copy(%q)
+  ROOT %k = f32[8]{0} custom-call(%q), custom_call_target="tpu_custom_call", backend_config={}
+}
+ENTRY %main (a: f32[8,4]) -> f32[8] {
+  %loop = (s32[], f32[8,4]{1,0}) while(%init), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %gather = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%h), replica_groups=[2,4]<=[8]
+  %all-reduce-scatter.1 = f32[2,4]{1,0} fusion(%g), calls=%scatter, replica_groups=mesh['a'=2,'b'=4] {'b'}
+  ROOT %out = f32[8]{0} conditional(%i, %a, %b), branch_computations={%cheap, %dear}
+}
+"""  # noqa: E501
+
+
+def test_cycles_are_those_of_loops_by_trips_and_of_the_dearest_branch():
+  text = program.read(HLO)
+  assert program.cycles(text) == 3 * 10 + 500
+  assert program.kernels(text) == 1
+
+
+def test_a_copy_counts_where_it_has_the_sides_of_a_parameter_and_stays_in_memory():
+  assert program.copies(program.read(HLO), [('f32', (8, 4))]) == (1, 128)
+  assert program.copies(program.read(HLO), [('f32', (8, 5)), ('bf16', (8, 4))]) == (0, 0)
+
+
+def test_collectives_are_read_in_every_form_of_groups_and_sizes():
+  assert program.collectives(program.read(HLO), 8) == [
+    program.Collective('all-reduce', 2, 128, 3),
+    program.Collective('all-gather', 4, 64, 1),
+    program.Collective('reduce-scatter', 4, 128, 1),
+  ]
+
+
+def test_what_a_compiled_program_sends_is_what_its_rings_send():
+  mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=P('a', 'b'), out_specs=P('a', 'b'))
+  def exchange(x):  # (4, 6)
+    x = jax.lax.fori_loop(0, 3, lambda _, y: y * jax.lax.psum(y, 'b'), x)
+    whole = jax.lax.all_gather(x, 'b', axis=1, tiled=True)  # (4, 24)
+    return jax.lax.psum_scatter(whole, 'b', scatter_dimension=1, tiled=True)
+
+  x = jax.ShapeDtypeStruct((8, 24), jnp.float32)
+  text = program.read(jax.jit(exchange).lower(x).compile().as_text())
+  sent = program.by_operation(program.collectives(text, 8))
+  assert sent['all-reduce'] == (3, 3 * 2 * 3 / 4 * 4 * 6 * 4)
+  assert sent['all-gather'] == (1, 3 / 4 * 4 * 24 * 4)
+  assert sent['reduce-scatter'] == (1, 3 / 4 * 4 * 24 * 4)
+
+
+@pytest.fixture(scope='module')
+def digits():
+  """A tiny step on the digits, planned and compiled for eight CPU devices."""
+  chips = compilers.parse('cpu:8')
+  ready, _ = planned('digits', *TINY, 'model.dtype=float32')
+  arguments = worker.abstract_arguments(ready)
+  lowered = worker.train.updater(ready).lower(*arguments)
+  return ready, arguments, worker.compile_now(chips, ready, arguments, lowered)
+
+
+def test_a_step_over_data_sends_its_gradient_once(digits):
+  ready, (state, *_), estimates = digits
+  assert set(estimates.collectives) == {'all-reduce'}
+  ideal = formulas.sent(ready, state.params)
+  assert ideal == 2 * 7 / 8 * 4 * metrics.parameters(state.params)
+  assert ideal <= estimates.sent <= 1.01 * ideal
+
+
+def test_the_arguments_of_a_step_take_what_arithmetic_says(digits):
+  ready, (state, batch, fixed), estimates = digits
+  memory = formulas.memory(ready, state, batch, fixed)
+  results = estimates.total - estimates.temporary
+  assert memory.state + memory.batch <= results <= memory.state + memory.batch + 4096
+  assert estimates.fits and estimates.cycles is None
+
+
+# arithmetic
+
+B16 = 86_567_656  # parameters of B/16 with 1,000 classes
+FIELDS = (
+  'model.name=B/16',
+  'model.pool=token',
+  'model.dtype=bfloat16',
+  'batch_size=256',
+  'optimizer.momentum_dtype=float32',
+  'ema=0.9',
+)
+
+
+def test_memory_is_that_of_the_state_and_of_what_layers_leave():
+  ready, _ = planned('default', *FIELDS)
+  memory = formulas.memory(ready, *worker.abstract_arguments(ready))
+  assert memory.parameters == memory.average == memory.gradients == 4 * B16
+  assert 0 <= memory.optimizer - 2 * memory.parameters < 64  # and counts of steps
+  assert memory.batch == 32 * (224 * 224 * 3 + 4 + 4)
+  assert memory.activations == 32 * 12 * 197 * (6 * 768 + 3072) * 2
+
+
+def test_recomputing_all_leaves_the_input_of_each_layer():
+  ready, _ = planned('default', *FIELDS, 'model.remat=full')
+  assert formulas.activations(ready, images=32) == 32 * 12 * 197 * 768 * 2
+
+
+def test_the_parts_of_all_devices_are_the_state():
+  whole, _ = planned('digits', *TINY, devices=1)
+  split, _ = planned('digits', *TINY, 'system.fsdp=4', 'system.tensor=2')
+  single, parts = (worker.abstract_arguments(ready)[0].params for ready in (whole, split))
+  for name, leaf in flat(parts).items():
+    copies = 8
+    for axis in filter(None, leaf.sharding.spec):
+      copies //= split.mesh.shape[axis]
+    assert 8 * formulas.held(leaf) == copies * formulas.held(flat(single)[name]), name
+
+
+def test_fsdp_gathers_twice_in_the_type_of_the_computation_and_scatters_once():
+  mesh = sharding.make_mesh(2, 4, 1)
+  split = jax.sharding.NamedSharding(mesh, P('fsdp', None))
+  leaf = jax.ShapeDtypeStruct((8, 10), jnp.float32, sharding=split)
+  gathered, scattered, summed = 2 * 3 / 4 * 160, 3 / 4 * 320, 2 * 1 / 2 * 80
+  assert formulas.sent_of(leaf, mesh, 2) == gathered + scattered + summed
+
+
+# configs
+
+RECIPES = {'vit_s16_i1k': 1000, 'pretrain:B/16,imagenet21k': 21_843, 'digits': 10}
+
+
+@pytest.mark.parametrize(('name', 'classes'), RECIPES.items())
+def test_a_config_is_planned_without_its_data(name, classes):
+  ready, notes = planned(name)
+  assert ready.task.init is not None and not notes
+  assert ready.state_shapes.params['head']['kernel'].shape[-1] == classes
+
+
+def test_classes_that_no_name_tells_are_assumed_aloud():
+  ready, notes = planned('vit_s16_i1k', 'data.source=folder:photos')
+  assert notes == ['the classes of folder:photos are not counted: 1,000, or --classes']
+  ready, notes = planned('vit_s16_i1k', 'data.source=folder:photos', classes=7)
+  assert not notes and len(ready.splits['train'].classes) == 7
+
+
+def test_a_checkpoint_to_start_from_is_not_read():
+  ready, notes = planned('finetune:B_16,cifar10')
+  assert notes == ['ViT-B_16 is not read: a ViT-B/16 starts as new']
+  assert ready.config.model.name == 'ViT-B/16'
+
+
+def test_the_plan_without_data_has_the_state_of_the_plan_with_it():
+  settings = config.load('digits', TINY)
+  real = plan.make_plan(settings)
+  other, _ = blank.plan_without_data(settings, jax.devices(), dtype='float32')
+  assert jax.tree.map(jnp.shape, real.state_shapes) == jax.tree.map(jnp.shape, other.state_shapes)
+  columns = [ready.task.columns for ready in (real, other)]
+  assert len({str(abstract_batch(each, 16)) for each in columns}) == 1
+
+
+# what fits
+
+MEMORY = Memory(
+  parameters=100, optimizer=200, average=0, fixed=0, gradients=100, batch=0, activations=None
+)
+
+
+def forecast(needs=None, **fields):
+  """Of 64 images on each of four devices, whose memory is 1,000 bytes: 40 for each image."""
+  values = dict(
+    chips='v5e:2x2', devices=4, model='', classes=1, parameters=25, batch_size=256,
+    device_images=64, accumulate=1, remat='none', mesh={'data': 4, 'fsdp': 1, 'tensor': 1},
+    limit=1000.0, notes=(), missing='', compiler='', formulas=Formulas(MEMORY, 0, None, 0.0),
+    program=Estimates(fits=False, temporary=2560.0, compile_seconds=0.0),
+  )  # fmt: skip
+  return Forecast(**(values | fields))
+
+
+def compile_with(fields):
+  """A compiler that needs 40 bytes for an image of a micro-batch, or 15 with remat='full'."""
+  images = fields.get('batch_size', 256) / 4 / fields.get('accumulate', 1)
+  size = images * (15 if fields.get('model.remat') == 'full' else 40)
+  size += 100 * ('accumulate' in fields)
+  fits = 300 + size <= 1000
+  return forecast(program=Estimates(fits=fits, temporary=size, compile_seconds=0.0))
+
+
+def test_where_a_step_does_not_fit_one_change_of_each_kind_that_fits_is_tried():
+  tried = list(search.search(forecast(), compile_with, 9))
+  changes = [(dict(result.change), result.fits) for result in tried]
+  assert changes == [
+    ({'accumulate': 8}, True),
+    ({'model.remat': 'dots'}, False),
+    ({'model.remat': 'full'}, False),
+    ({'batch_size': 64}, True),
+  ]
+
+
+def test_compilations_are_no_more_than_the_tries():
+  assert len(list(search.search(forecast(), compile_with, 2))) == 2
+
+
+def test_a_state_that_alone_is_too_large_is_split():
+  large = dataclasses.replace(MEMORY, parameters=400, optimizer=800)
+  first = forecast(
+    formulas=Formulas(large, 0, None, 0.0),
+    program=Estimates(fits=False, temporary=500.0, compile_seconds=0.0),
+  )
+  assert list(search.accumulations(first)) == list(search.batches(first)) == []
+  assert list(search.splits(first)) == [{'system.data': 1, 'system.fsdp': 4}]
+
+
+def test_the_policies_are_those_of_the_layers():
+  assert set(search.POLICIES) == set(layers.REMAT)
+
+
+# the worker
+
+
+def test_a_forecast_is_the_same_as_json():
+  first = forecast(tried=(compile_with({'accumulate': 8}),))
+  assert from_json(json.loads(json.dumps(dataclasses.asdict(first)))) == first
+
+
+def test_the_same_program_is_compiled_once(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  request = {**REQUEST, 'chips': 'cpu:1'}
+  first, second = (worker.respond(request)['program'] for _ in range(2))
+  assert not first['cached'] and second['cached']
+  assert {**first, 'cached': True, 'collectives': {}} == {**second, 'collectives': {}}
+
+
+def installed(package):
+  return importlib.util.find_spec(package) is not None
+
+
+@pytest.mark.skipif(installed('libtpu'), reason='libtpu is installed')
+def test_without_its_compiler_a_plan_is_arithmetic_that_says_so():
+  answer = worker.respond({**REQUEST, 'chips': 'v5e:2x2'})
+  assert answer['missing'] == "libtpu is not installed: pip install 'vit_jax[plan-tpu]'"
+  assert answer['program'] is None and answer['formulas']['memory']['parameters'] > 0
+
+
+def test_arithmetic_alone_is_had_for_the_asking(capsys):
+  fields = [f'--config.{field}' for field in TINY]
+  assert vit.main(['plan', '--config=digits', '--chips=v5e:2x2', '--formulas', *fields]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2:4] == ['not compiled, as asked', 'by formulas alone, at least:']
+  assert 'fits: ' in lines[4] and ' of 15.75 GiB a device, ' in lines[4]
+
+
+def test_a_compiler_of_another_version_is_refused_with_the_wanted_one(tmp_path, monkeypatch):
+  folder = tmp_path / 'libtpu-0.0.1.dist-info'
+  folder.mkdir()
+  (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: libtpu\nVersion: 0.0.1\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  message = worker.wanting('plan-tpu', ('libtpu',))
+  assert message.startswith(f'libtpu is 0.0.1, jax {jax.__version__} wants ==0.0.')
+  assert "pip install 'libtpu==0.0." in message
+
+
+@pytest.mark.parametrize(
+  ('chips', 'package'),
+  [('cpu:2', 'jaxlib'), ('v5e:2x2', 'libtpu'), ('h100:8', 'jax_cuda12_plugin')],
+)
+def test_a_tiny_step_is_compiled_for_chips_that_are_not_here(chips, package):
+  if not installed(package):
+    pytest.skip(f'{package} is not installed')
+  result = search.plan_for('digits', chips, overrides=TINY, batch_size=32)
+  assert result.fits and result.batch_size == 32 and result.needed == result.program.total
+  assert (result.program.seconds is not None) == (chips == 'v5e:2x2')
+
+
+def test_the_target_of_a_gpu_has_its_memory_and_capability():
+  text = cuda.target('h100')
+  assert 'device_memory_size: 84929347584' in text
+  assert 'cuda_compute_capability { major: 9 minor: 0 }' in text
+  assert 'shared_memory_per_block_optin: 232448' in text

@@ -1,0 +1,113 @@
+"""What a training step takes by arithmetic, without a compiler: memory, FLOPs, bytes sent.
+
+B images of a device, T tokens, D width, M MLP channels, L layers.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vit_jax import models
+from vit_jax.compilers import program
+from vit_jax.compilers.forecast import Formulas, Memory
+from vit_jax.models import Tree
+from vit_jax.plan import Plan
+from vit_jax.step import State
+
+
+def formulas(plan: Plan, state: State, batch: Tree, fixed: Tree, *, peak: float | None) -> Formulas:
+  """The arithmetic of a step with such abstract arguments, on devices of `peak` FLOP/s."""
+  count = flops(plan)
+  return Formulas(
+    memory=memory(plan, state, batch, fixed),
+    flops=count,
+    seconds=count / peak if peak else None,
+    sent=sent(plan, plan.frozen.trainable(state.params)),
+  )
+
+
+def memory(plan: Plan, state: State, batch: Tree, fixed: Tree) -> Memory:
+  """The bytes of abstract arrays with shardings, and of what the model keeps of the batch."""
+  trained = plan.frozen.trainable(state.params)
+  return Memory(
+    parameters=held(state.params),
+    optimizer=held(state.opt_state),
+    average=held(state.ema),
+    fixed=held(fixed),
+    gradients=held(trained),
+    batch=held(batch),
+    activations=activations(plan, images=device_images(plan) // plan.config.accumulate),
+  )
+
+
+def held(tree: Tree) -> int:
+  """Bytes that a device holds of abstract arrays with shardings."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(shard(leaf)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def shard(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+  """The sides of a device's part of an abstract array."""
+  return leaf.sharding.shard_shape(leaf.shape)
+
+
+def device_images(plan: Plan) -> int:
+  """Images of an update on a device, or on those that share its rows."""
+  return plan.config.batch_size // (plan.mesh.shape['data'] * plan.mesh.shape['fsdp'])
+
+
+def transformer(plan: Plan) -> tuple[models.vit.ViT, int] | None:
+  """The task's model and the tokens of an image; None where the model is no ViT."""
+  model = plan.task.model
+  if not isinstance(model, models.vit.ViT):
+    return None
+  sides = zip(plan.config.image_size, model.patch)
+  return model, math.prod(size // patch for size, patch in sides) + model.prefix
+
+
+def activations(plan: Plan, *, images: int) -> int | None:
+  """Bytes that so many images leave for the backward pass, see `Memory`."""
+  if (pair := transformer(plan)) is None:
+    return None
+  model, length = pair
+  whole, split = model.width, 0  # of a token: on each device, and over those of 'tensor'
+  if model.remat != 'full':
+    whole, split = 2 * model.width, 4 * model.width + model.mlp_dim
+  channels = whole + split // plan.mesh.shape['tensor']
+  return images * model.depth * length * channels * jnp.dtype(model.dtype).itemsize
+
+
+def flops(plan: Plan) -> int:
+  """FLOPs of a device in an update, without those of recomputation; 0 where not known."""
+  return plan.update_flops * device_images(plan) // plan.mesh.shape['tensor']
+
+
+def sent(plan: Plan, params: Tree) -> float:
+  """Bytes that a device must send in an update, in rings.
+
+  A gradient is summed once, in float32. A parameter that 'fsdp' splits is gathered for the forward
+  and for the backward pass in the type of the computation, its gradient scattered, and each part
+  summed over 'data'. 'tensor' sums the tokens of a layer twice in each pass.
+  """
+  model, sides = plan.task.model, plan.mesh.shape
+  item = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
+  total = sum(sent_of(leaf, plan.mesh, item) for leaf in jax.tree.leaves(params))
+  if (pair := transformer(plan)) is None or sides['tensor'] == 1:
+    return total
+  vit, length = pair
+  tokens = device_images(plan) * length * vit.width * item
+  return total + vit.depth * 4 * program.sent('all-reduce', tokens, sides['tensor'])
+
+
+def sent_of(leaf: jax.ShapeDtypeStruct, mesh: Mesh, item: int) -> float:
+  """The bytes of one parameter, gathered in numbers of `item` bytes, and of its gradient."""
+  data, fsdp = mesh.shape['data'], mesh.shape['fsdp']
+  count = math.prod(shard(leaf))
+  size = count * leaf.dtype.itemsize
+  if 'fsdp' not in leaf.sharding.spec:
+    return program.sent('all-reduce', size, data * fsdp)
+  gathered = 2 * program.sent('all-gather', count * fsdp * item, fsdp)
+  scattered = program.sent('reduce-scatter', size * fsdp, fsdp)
+  return gathered + scattered + program.sent('all-reduce', size, data)
