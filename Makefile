@@ -1,6 +1,7 @@
 # make demo          makes .venv, installs, trains on scikit-learn's digits, predicts
 # make test          the tests
 # make test-interop  makes .venv-interop with torch, timm, transformers and onnxruntime, compares with them
+# make test-plan     makes .venv-plan with the compilers of TPUs and GPUs, tests `vit plan`
 # make lint          style and types
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -8,12 +9,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   && echo $$p && break; done)
 VENV ?= .venv
 INTEROP ?= .venv-interop
+PLAN ?= .venv-plan
 RUN ?= runs/digits
 PY := $(VENV)/bin/python
 # of what is installed little is ever imported, and that is compiled when it first is
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-interop lint clean
+.PHONY: demo test test-interop test-plan lint clean
 .DELETE_ON_ERROR:
 
 define make_venv
@@ -35,6 +37,11 @@ $(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
 	$(INTEROP)/bin/python -m $(INSTALL) --no-deps torchvision==0.28.0 jax2onnx==0.17.1
 	touch $@
 
+$(PLAN)/installed: pyproject.toml setup.py
+	$(make_venv)
+	$(PLAN)/bin/python -m $(INSTALL) --editable '.[dev,plan-tpu,plan-cuda]'
+	touch $@
+
 demo: $(VENV)/installed
 	$(PY) -m vit_jax.main --config=configs/digits.py --workdir=$(RUN)
 	$(PY) -m vit_jax data save digits $(RUN)/test_images --split test --count 8
@@ -49,10 +56,13 @@ test: $(VENV)/installed
 test-interop: $(INTEROP)/installed
 	$(INTEROP)/bin/python -m pytest -n 2 tests/interop $(TESTS)
 
+test-plan: $(PLAN)/installed
+	$(PLAN)/bin/python -m pytest tests/test_plan.py $(TESTS)
+
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) $(PLAN) build dist *.egg-info
