@@ -24,8 +24,8 @@ class Chip:
   Fields:
     platform: whose compiler knows it: 'tpu', 'cuda' or 'cpu'.
     peak: bfloat16 matrix FLOP/s of a device, dense; None where no fraction of it is stated.
-    memory: bytes of a device: of TPUs what libtpu lets a program have, of GPUs the whole. None: as
-      much as the machine has.
+    memory: bytes of a device: of TPUs what libtpu lets a program have, of GPUs all that
+      CUDA has of it. None: as much as the machine has.
     clock: cycles a second, of the compiler's estimates; None where it gives none, or is not public.
     topology: an example, by which an error says the form.
     devices: JAX's of a chip: v4 and TPU7x have two cores, each compiled for as a device.
@@ -46,9 +46,9 @@ CHIPS = {
   'v5p': Chip('tpu', 459e12, 95.74 * GIB, 1.75e9, '2x2x1'),
   'v6e': Chip('tpu', 918e12, 31.25 * GIB, 1.75e9, '2x2'),
   'tpu7x': Chip('tpu', 2307e12 / 2, 94.75 * GIB, None, '2x2x1', devices=2),
-  'a100': Chip('cuda', 312e12, 85_094_760_448, None, '8'),
+  'a100': Chip('cuda', 312e12, 79.15 * GIB, None, '8'),
   'h100': Chip('cuda', 989e12, 84_929_347_584, None, '8'),
-  'h200': Chip('cuda', 989e12, 150_109_880_320, None, '8'),
+  'h200': Chip('cuda', 989e12, 139.81 * GIB, None, '8'),
   'cpu': Chip('cpu', None, None, None, '8'),
 }
 
