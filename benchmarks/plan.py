@@ -18,21 +18,21 @@ import vit_jax
 from vit_jax.commands import bench
 from vit_jax.compilers.forecast import Forecast
 
-RECIPES = {  # config: the chips of its header, or what is now in their place
+RECIPES = {  # config: the chips of its header, or some of their kind where it has no number
   'digits': 'cpu:1',
-  'vit_s16_i1k': 'v5e:2x4',
+  'vit_s16_i1k': 'v3:2x2',
   'pretrain:B/16,imagenet2012': 'v5e:8x8',
   'pretrain:L/16,imagenet21k': 'v5p:4x4x4',
   'augreg:B_16,imagenet2012': 'a100:1',
   'augreg:pretrain,B/16,imagenet2012,medium2': 'v5e:8x8',
-  'bit:imagenet2012': 'v5e:8x8',
+  'bit:imagenet2012': 'v3:8x8',
   'deit3:S/16': 'a100:8',
   'deit3:B/16': 'a100:8',
   'deit3:L/16': 'a100:32',
   'deit3:H/14': 'a100:32',
   'finetune:B_16,cifar10': 'a100:8',
   'food101': 'a100:1',
-  'mixer': 'v5e:8x8',
+  'mixer': 'v3:8x8',
   'transfer:B_32,cifar10': 'a100:1',
 }
 SIZES = ('B/16', 'L/16', 'H/14', 'g/14', 'G/14')

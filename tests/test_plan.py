@@ -59,7 +59,13 @@ def test_a_gpu_gives_a_program_as_much_memory_as_jax_takes_of_it(monkeypatch):
 
 
 def test_peaks_are_those_of_the_metrics():
-  kinds = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite', 'tpu7x': 'TPU7x'}
+  kinds = {
+    'v3': 'TPU v3',
+    'v5e': 'TPU v5 lite',
+    'v5p': 'TPU v5',
+    'v6e': 'TPU v6 lite',
+    'tpu7x': 'TPU7x',
+  }
   kinds |= {'a100': 'A100', 'h100': 'H100', 'h200': 'H200'}
   for chip, kind in kinds.items():
     assert compilers.CHIPS[chip].peak == metrics.PEAK_FLOPS[kind], chip

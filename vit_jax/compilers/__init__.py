@@ -28,7 +28,7 @@ class Chip:
       CUDA has of it. None: as much as the machine has.
     clock: cycles a second, of the compiler's estimates; None where it gives none, or is not public.
     topology: an example, by which an error says the form.
-    devices: JAX's of a chip: v4 and TPU7x have two cores, each compiled for as a device.
+    devices: JAX's of a chip: v3, v4 and TPU7x have two cores, each compiled for as a device.
   """
 
   platform: str
@@ -41,6 +41,7 @@ class Chip:
 
 GIB = 2**30
 CHIPS = {
+  'v3': Chip('tpu', 123e12 / 2, 15.48 * GIB, 0.94e9, '2x2', devices=2),
   'v4': Chip('tpu', 275e12 / 2, 15.25 * GIB, 1.05e9, '2x2x1', devices=2),
   'v5e': Chip('tpu', 197e12, 15.75 * GIB, 1.5e9, '2x2'),
   'v5p': Chip('tpu', 459e12, 95.74 * GIB, 1.75e9, '2x2x1'),
