@@ -5,8 +5,9 @@ vit train --config=deit3:B/16 --workdir=runs/deit3_192
 vit train --config=deit3:B/16,runs/deit3_192 --workdir=runs/deit3_224
 
 MODEL, S/16, B/16, L/16 or H/14, pre-trains for 800 epochs, all but S/16 at few pixels: 192, or for
-H/14 160. MODEL,CHECKPOINT then fine-tunes for 20 epochs at 224 pixels, S/16 at 384. Numbers are
-those of README_revenge.md in facebookresearch/deit. What differs: stochastic depth rises linearly
+H/14 154. MODEL,CHECKPOINT then fine-tunes for 20 epochs at 224 pixels, S/16 at 384. Numbers are
+those of README_revenge.md in facebookresearch/deit, whose command has 160 pixels for H/14: of them
+its convolution reads 154, eleven patches of 14. What differs: stochastic depth rises linearly
 to its rate, which is constant there; the sum of the binary losses over classes, where theirs is the
 mean, so that the gradient is not clipped; and a mixed image has its two classes by their weights,
 where with --bce-loss both are 1 there.
@@ -25,7 +26,7 @@ RECIPES = {  # rate, pixels, stochastic depth; of fine-tuning pixels, stochastic
   'ViT-S/16': (4e-3, 224, 0.05, 384, 0.0),
   'ViT-B/16': (3e-3, 192, 0.2, 224, 0.2),
   'ViT-L/16': (3e-3, 192, 0.45, 224, 0.45),
-  'ViT-H/14': (3e-3, 160, 0.6, 224, 0.55),
+  'ViT-H/14': (3e-3, 154, 0.6, 224, 0.55),
 }
 AUGMENT = 'inception_crop(area_min=0.08, method="bicubic_antialias") | flip'
 

@@ -290,6 +290,7 @@ def test_fine_tuning_has_the_published_steps(dataset):
     ('augreg:L_16,imagenet2012', 384),
     ('augreg:B_8,imagenet2012', 224),
     ('mixer:Mixer-L/16,cifar10', 224),
+    ('deit3:H/14', 154),
   ],
 )
 def test_images_have_the_published_size(spec, size):
