@@ -96,7 +96,7 @@ def estimates(program: Estimates, formulas: Formulas) -> Iterator[str]:
   else:
     yield '  time     not estimated by this compiler'
   if program.kernels:
-    yield f'           without {quantity(program.kernels, "call")} of Pallas kernels: not counted'
+    yield f'           {kernel_time(program)}'
   sent = program.sent or 0.0
   ratio = f', {sent / formulas.sent:.2f} of the ideal' if formulas.sent else ''
   rows = sorted(program.collectives.items(), key=lambda row: -row[1][1])
@@ -105,6 +105,15 @@ def estimates(program: Estimates, formulas: Formulas) -> Iterator[str]:
   yield f'  copies   {program.copies:,} of arrays as large as a parameter, {si(program.copied)}B'
   earlier = ', at an earlier time' * program.cached
   yield f'  compiled in {program.compile_seconds:.0f} s{earlier}'
+
+
+def kernel_time(program: Estimates) -> str:
+  """The part of the time that is in Pallas kernels, of which a compiler's own estimate has none."""
+  calls = f'{quantity(program.kernels, "call")} of Pallas kernels'
+  if program.kernel_cycles is None or not program.cycles:
+    return f'without {calls}: not counted'
+  share = percent(program.kernel_cycles / program.cycles, 1)
+  return f'{share} of it in {calls}, by their instructions, as if none waited'
 
 
 def alternatives(tried: Sequence[Forecast]) -> Iterator[str]:

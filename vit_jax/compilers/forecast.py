@@ -63,7 +63,9 @@ class Estimates:
     compile_seconds: on this machine.
     total: bytes of arguments, results that do not take their place, and temporary arrays.
     cycles, seconds: of a step; None where this compiler estimates none.
-    kernels: calls of Pallas kernels, which are in neither.
+    kernels: calls of Pallas kernels, of which the compiler estimates no cycles.
+    kernel_cycles: theirs among the cycles, by counting their instructions; None where those are
+      not to be had, and neither cycles nor seconds have them.
     images_per_second: of all devices.
     share_of_peak: of the model's FLOPs.
     collectives: by operation: how often it is run, and bytes that a device sends by it.
@@ -79,6 +81,7 @@ class Estimates:
   cycles: int | None = None
   seconds: float | None = None
   kernels: int = 0
+  kernel_cycles: int | None = 0
   images_per_second: float | None = None
   share_of_peak: float | None = None
   collectives: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)

@@ -4,16 +4,24 @@ Text alone: no JAX. An instruction is a line 'NAME = SHAPE OPERATION(OPERANDS), 
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-ITEM = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'token': 0}  # bits; others say them: f32, s8
+DTYPES = {  # NumPy's names of XLA's types
+  'pred': 'bool', 's8': 'int8', 'u8': 'uint8', 's16': 'int16', 'u16': 'uint16', 's32': 'int32',
+  'u32': 'uint32', 'f16': 'float16', 'bf16': 'bfloat16', 'f32': 'float32',
+}  # fmt: skip
 HEAD = re.compile(r'(?P<entry>ENTRY )?%?(?P<name>\S+) \(.*\) -> .*\{$')
 LINE = re.compile(r'\s*(?:ROOT )?%?(?P<name>\S+) = (?P<shape>.*?[\])}]) (?P<operation>[\w-]+)\(')
 ARRAY = re.compile(r'(?P<type>[a-z]\w*)\[(?P<sides>[\d,]*)\]')
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+KERNEL = 'custom_call_target="tpu_custom_call"'
 SCATTERS = 'all-reduce-scatter'  # a fusion of libtpu: an all-reduce of which a device has its part
+
+
+ArrayType = tuple[str, tuple[int, ...]]  # XLA's type and the sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Instruction:
   @property
   def bytes(self) -> int:
     """Bytes of the result; of a tuple, of all its arrays."""
-    return sum(array_bytes(*match.groups()) for match in ARRAY.finditer(self.shape))
+    return sum(map(array_bytes, array_types(self.shape)))
 
   @property
   def cycles(self) -> int:
@@ -48,6 +56,20 @@ class Listing:
 
   computations: Mapping[str, list[Instruction]]
   entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A Pallas kernel for TPUs.
+
+  Fields:
+    operands, results: types of its arrays.
+    config: what XLA is handed of it, JSON: the kernel as Mosaic takes it.
+  """
+
+  operands: tuple[ArrayType, ...]
+  results: tuple[ArrayType, ...]
+  config: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +163,22 @@ def cycles(program: Listing) -> int:
   return sum(instruction.cycles * times for instruction, times in executed(program))
 
 
-def kernels(program: Listing) -> int:
-  """How often kernels of Pallas are run, which have no estimate."""
-  calls = (times for step, times in executed(program) if 'tpu_custom_call"' in step.line)
-  return sum(calls)
+def kernels(program: Listing) -> dict[Kernel, int]:
+  """Its Pallas kernels, of whose cycles there is no estimate, and how often each is run."""
+  calls: dict[Kernel, int] = {}
+  for instruction, times in executed(program):
+    if KERNEL in instruction.line:
+      kernel = kernel_of(instruction)
+      calls[kernel] = calls.get(kernel, 0) + times
+  return calls
+
+
+def kernel_of(call: Instruction) -> Kernel:
+  """The kernel that an instruction calls."""
+  operands = call.line.partition('operand_layout_constraints={')[2].partition('}}')[0]
+  config, _ = json.JSONDecoder().raw_decode(call.line.partition('backend_config=')[2])
+  fields = {'custom_call_config': config['custom_call_config']}
+  return Kernel(array_types(operands), array_types(call.shape), json.dumps(fields))
 
 
 def collectives(program: Listing, devices: int) -> list[Collective]:
@@ -188,8 +222,8 @@ def whole_bytes(instruction: Instruction, operation: str, group: int) -> int:
 def group_size(line: str, devices: int) -> int:
   """Devices of a group, of all the forms that XLA writes groups in."""
   if axes := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line):
-    sides = dict(re.findall(r"('\w+')=(\d+)", axes[1]))
-    return math.prod(int(sides[axis]) for axis in re.findall(r"'\w+'", axes[2]))
+    sizes = dict(re.findall(r"('\w+')=(\d+)", axes[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", axes[2]))
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
     return listed[1].count(',') + 1
   if regular := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
@@ -197,23 +231,34 @@ def group_size(line: str, devices: int) -> int:
   return devices
 
 
-def copies(program: Listing, arrays: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int]:
-  """How many copies are made of arrays of such types ('f32') and sides, in any order; their bytes.
+def copies(program: Listing, arrays: Iterable[ArrayType]) -> tuple[int, int]:
+  """How many copies are made of arrays of such types, their sides in any order; their bytes.
 
   What is fetched ahead into a core's own memory, S(1) in XLA's words, is no copy.
   """
-  sizes = {(kind, *sorted(sides)) for kind, sides in arrays}
+  sizes = {(kind, *sorted(shape)) for kind, shape in arrays}
   count = total = 0
   for instruction, times in executed(program):
     if instruction.operation != 'copy' or 'S(1)' in instruction.shape:
       continue
-    if (array := ARRAY.match(instruction.shape)) and (
-      (array['type'], *sorted(map(int, filter(None, array['sides'].split(','))))) in sizes
-    ):
+    ((kind, shape),) = array_types(instruction.shape)
+    if (kind, *sorted(shape)) in sizes:
       count, total = count + times, total + times * instruction.bytes
   return count, total
 
 
-def array_bytes(kind: str, sides: str) -> int:
-  bits = ITEM.get(kind) or int((re.search(r'\d+', kind) or '0')[0] if kind != 'token' else 0)
-  return math.prod(map(int, filter(None, sides.split(',')))) * bits // 8
+def array_types(shape: str) -> tuple[ArrayType, ...]:
+  """The arrays of a shape as XLA writes it, one or a tuple."""
+  return tuple((match['type'], sides(match['sides'])) for match in ARRAY.finditer(shape))
+
+
+def sides(text: str) -> tuple[int, ...]:
+  """'8,4' -> (8, 4)."""
+  return tuple(int(side) for side in text.split(',') if side)
+
+
+def array_bytes(array: ArrayType) -> int:
+  """Bytes of an array; a type says its bits, f32, but for 'pred', of eight, and tokens, of none."""
+  kind, shape = array
+  bits = re.search(r'\d+', kind)
+  return math.prod(shape) * (int(bits[0]) if bits else 8 * (kind == 'pred')) // 8

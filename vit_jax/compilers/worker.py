@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 import vit_jax
 from vit_jax import compilers, config, files, metrics, sharding, train
-from vit_jax.compilers import Chips, blank, formulas, program
+from vit_jax.compilers import Chips, blank, formulas, kernels, program
 from vit_jax.compilers.forecast import Estimates, Forecast
 from vit_jax.models import Tree
 from vit_jax.plan import Plan
@@ -31,7 +31,7 @@ from vit_jax.tasks import abstract_batch
 from vit_jax.text import error_line
 
 Arguments = tuple[State, dict[str, jax.ShapeDtypeStruct], Tree]  # of a step, abstract
-XLA_TYPES = {'float32': 'f32', 'bfloat16': 'bf16', 'int32': 's32'}
+XLA_TYPES = {dtype: kind for kind, dtype in program.DTYPES.items()}
 SKIPPED = 'not compiled, as asked'
 FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')  # of the compilers
 TOO_LARGE = re.compile(r'([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)')
@@ -176,7 +176,6 @@ def compile_now(
     compile_seconds=seconds,
     total=total,
     **rates(chips, plan, text),
-    kernels=program.kernels(text),
     collectives=program.by_operation(exchanges),
     sent=sum(exchange.sent for exchange in exchanges),
     copies=copies,
@@ -193,12 +192,20 @@ def matrices(state: State) -> list[tuple[str, tuple[int, ...]]]:
 
 def rates(chips: Chips, plan: Plan, text: program.Listing) -> dict[str, Any]:
   """The fields of Estimates that follow from the cycles, where they are estimated."""
-  cycles, clock, peak = program.cycles(text), chips.chip.clock, chips.chip.peak
+  clock, peak, calls = chips.chip.clock, chips.chip.peak, program.kernels(text)
+  counts = kernels.count_cycles(chips, list(calls)) if calls else []
+  inside = sum(count * times for count, times in zip(counts or (), calls.values()))
+  cycles = program.cycles(text) + inside
+  fields = {
+    'cycles': cycles or None,
+    'kernels': sum(calls.values()),
+    'kernel_cycles': None if counts is None else inside,
+  }
   if not (cycles and clock and peak):
-    return {'cycles': cycles or None}
+    return fields
   seconds = cycles / clock
   return {
-    'cycles': cycles,
+    **fields,
     'seconds': seconds,
     'images_per_second': plan.config.batch_size / seconds,
     'share_of_peak': formulas.flops(plan) / seconds / peak,
