@@ -4,17 +4,19 @@ python benchmarks/plan.py [OUT] [--recipes NAME ...] [--sizes]
 
 Recipes are compiled whole, each for a minute to ten on 2 cores, and once: programs are kept. Where
 a compiler is missing, 'vit_jax[plan-tpu]' or 'vit_jax[plan-cuda]', a row is of formulas. --sizes is
-of formulas alone, and compiles nothing.
+of formulas alone, and compiles nothing. OUT is written after each row, and keeps those that it has
+of others, each with its own provenance.
 """
 
 import argparse
 import dataclasses
-import json
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import vit_jax
+from vit_jax import files
 from vit_jax.commands import bench
 from vit_jax.compilers.forecast import Forecast
 
@@ -46,7 +48,7 @@ def recipes(names: list[str]) -> Iterator[tuple[str, Forecast]]:
   """A forecast for each recipe that is not refused; of others a line says why."""
   for name in names or RECIPES:
     try:
-      yield name, vit_jax.plan_for(name, RECIPES[name])
+      yield name, vit_jax.plan_for(name, RECIPES[name], tries=0)
     except ValueError as error:
       print(f'{name}: {error}', file=sys.stderr)
 
@@ -94,11 +96,12 @@ def main() -> int:
   parser.add_argument('--recipes', nargs='*', choices=list(RECIPES))
   parser.add_argument('--sizes', action='store_true')
   flags = parser.parse_args()
-  rows: dict[str, Any] = {}
+  out = pathlib.Path(flags.out)
+  rows: dict[str, Any] = files.read_object(out)['rows'] if out.exists() else {}
   for name, result in sizes() if flags.sizes else recipes(flags.recipes or []):
     print(row(name, result), flush=True)
-    rows[name] = json.loads(json.dumps(dataclasses.asdict(result)))
-  bench.write_results(flags.out, {'provenance': bench.provenance(), 'rows': rows})
+    rows[name] = {**dataclasses.asdict(result), 'provenance': bench.provenance()}
+    bench.write_results(out, {'rows': rows})
   return 0
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tests.conftest import flat
 from vit_jax import __main__ as vit
 from vit_jax import compilers, config, metrics, plan, sharding
-from vit_jax.compilers import blank, cuda, formulas, program, search, worker
+from vit_jax.compilers import blank, cuda, formulas, kernels, program, search, worker
 from vit_jax.compilers.forecast import Estimates, Forecast, Formulas, Memory, from_json
 from vit_jax.models import layers
 from vit_jax.tasks import abstract_batch
@@ -24,10 +24,10 @@ TINY = ['model.depth=1', 'model.width=16', 'model.heads=2', 'model.mlp_dim=32', 
 REQUEST = {'config': 'digits', 'overrides': TINY, 'classes': None, 'formulas': False}
 
 
-def planned(name, *fields, devices=8, classes=None):
+def planned(name, *fields, devices=8, classes=None, limit=None):
   settings = config.load(name, fields)
   return blank.plan_without_data(
-    settings, jax.devices()[:devices], dtype='bfloat16', classes=classes
+    settings, jax.devices()[:devices], dtype='bfloat16', classes=classes, limit=limit
   )
 
 
@@ -43,6 +43,17 @@ def planned(name, *fields, devices=8, classes=None):
 def test_chips_that_cannot_be_are_refused_in_a_line(name, message, capsys):
   assert vit.main(['plan', '--config=digits', f'--chips={name}']) == 2
   assert capsys.readouterr().err == f'vit plan: {message}\n'
+
+
+def test_a_config_that_cannot_be_is_refused_in_a_line_and_nothing_is_written(
+  capsys, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert vit.main(['plan', '--config=digits', '--chips=cpu:8', '--batch-size=12']) == 2
+  assert capsys.readouterr().err == (
+    'vit plan: a batch of 12 does not divide by the 8 devices that share it (data=8 x fsdp=1)\n'
+  )
+  assert not list(tmp_path.iterdir())
 
 
 def test_devices_are_the_cores_of_all_chips():
@@ -91,7 +102,7 @@ HLO = """
 %dear (q: f32[8]) -> f32[8] {
   %moved = f32[4,8]{0,1:T(8,128)} copy(%q), backend_config={"estimated_cycles":"500"}
   %ahead = f32[4,8]{0,1:T(8,128)S(1)} copy(%q)
-  ROOT %k = f32[8]{0} custom-call(%q), custom_call_target="tpu_custom_call", backend_config={}
+  ROOT %k = (f32[8]{0}, s32[]) custom-call(%q), custom_call_target="tpu_custom_call", operand_layout_constraints={f32[8]{0}, bf16[2,4]{1,0}}, backend_config={"custom_call_config":{"body":"x"},"flag_configs":[]}
 }
 ENTRY %main (a: f32[8,4]) -> f32[8] {
   %loop = (s32[], f32[8,4]{1,0}) while(%init), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
@@ -105,7 +116,28 @@ ENTRY %main (a: f32[8,4]) -> f32[8] {
 def test_cycles_are_those_of_loops_by_trips_and_of_the_dearest_branch():
   text = program.read(HLO)
   assert program.cycles(text) == 3 * 10 + 500
-  assert program.kernels(text) == 1
+
+
+def test_a_kernel_is_read_with_the_types_of_its_arrays_and_counted():
+  kernel = program.Kernel(
+    operands=(('f32', (8,)), ('bf16', (2, 4))),
+    results=(('f32', (8,)), ('s32', ())),
+    config='{"custom_call_config": {"body": "x"}}',
+  )
+  assert program.kernels(program.read(HLO)) == {kernel: 1}
+
+
+def test_cycles_of_a_kernel_are_its_instructions_times_the_steps_of_its_grid():
+  text = """
+     0   :  { %10 = vsyncpa [#allocation3], 0 }
+   0x1 LB: > { %s1 = sadd.s32 1, %s0 }
+   0x2   : > { %19458 = dma.hbm_to_vmem [thread:$0] /*hbm=*/%s2
+iteration_bounds: (128, 3)
+strides: (1, 25, 6) */ }
+  0x1a   :  {}
+"""
+  assert kernels.cycles(text) == 3 * 128 * 3
+  assert kernels.cycles(text.replace('iteration', '')) == 3
 
 
 def test_a_copy_counts_where_it_has_the_sides_of_a_parameter_and_stays_in_memory():
@@ -184,6 +216,12 @@ def test_memory_is_that_of_the_state_and_of_what_layers_leave():
   assert 0 <= memory.optimizer - 2 * memory.parameters < 64  # and counts of steps
   assert memory.batch == 32 * (224 * 224 * 3 + 4 + 4)
   assert memory.activations == 32 * 12 * 197 * (6 * 768 + 3072) * 2
+
+
+def test_what_is_recomputed_is_chosen_by_the_memory_of_the_chips():
+  models = [planned('default', *FIELDS, limit=gib * 2**30)[0].task.model for gib in (10, 4, 2)]
+  assert [model.remat for model in models] == ['none', 'lean', 'full']
+  assert [model.unroll for model in models] == [None, 1, 1]
 
 
 def test_recomputing_all_leaves_the_input_of_each_layer():
@@ -276,8 +314,9 @@ def test_where_a_step_does_not_fit_one_change_of_each_kind_that_fits_is_tried():
   changes = [(dict(result.change), result.fits) for result in tried]
   assert changes == [
     ({'accumulate': 8}, True),
-    ({'model.remat': 'dots'}, False),
-    ({'model.remat': 'full'}, False),
+    ({'model.remat': 'lean', 'model.unroll': 1}, False),
+    ({'model.remat': 'dots', 'model.unroll': 1}, False),
+    ({'model.remat': 'full', 'model.unroll': 1}, False),
     ({'batch_size': 64}, True),
   ]
 
@@ -327,7 +366,8 @@ def test_without_its_compiler_a_plan_is_arithmetic_that_says_so():
   assert answer['program'] is None and answer['formulas']['memory']['parameters'] > 0
 
 
-def test_arithmetic_alone_is_had_for_the_asking(capsys):
+def test_arithmetic_alone_is_had_for_the_asking_and_no_device_is_touched(capsys, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'tpu')  # of which there is none: JAX would fail
   fields = [f'--config.{field}' for field in TINY]
   assert vit.main(['plan', '--config=digits', '--chips=v5e:2x2', '--formulas', *fields]) == 0
   lines = capsys.readouterr().out.splitlines()
@@ -355,6 +395,8 @@ def test_a_tiny_step_is_compiled_for_chips_that_are_not_here(chips, package):
   result = search.plan_for('digits', chips, overrides=TINY, batch_size=32)
   assert result.fits and result.batch_size == 32 and result.needed == result.program.total
   assert (result.program.seconds is not None) == (chips == 'v5e:2x2')
+  kernels_counted = bool(result.program.kernels and result.program.kernel_cycles)
+  assert kernels_counted == (chips == 'v5e:2x2')
 
 
 def test_the_target_of_a_gpu_has_its_memory_and_capability():

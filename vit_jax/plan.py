@@ -608,29 +608,45 @@ def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
   if config.freeze.layers and 'unroll' not in chosen and hasattr(model, 'unroll'):
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
-  if 'remat' not in chosen and isinstance(model, vit.ViT | mixer.Mixer):
-    model = model.clone(remat=default_remat(config, model))
-    if model.remat != 'none' and model.unroll is None:
-      model = model.clone(unroll=1)  # a loop forgets what it computes again; unrolled, GPUs do not
-  return model
-
-
-def default_remat(config: FrozenConfigDict, model: vit.ViT | mixer.Mixer) -> str:
-  """The fastest `remat` that fits the memory of a device, by formula; 'none' where it says none."""
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
-  if limit is None:
-    return 'none'
-  mesh = sharding.make_mesh(config.system.data, config.system.fsdp, config.system.tensor)
+  return model.clone(**memory_fields(config, model, limit=limit))
+
+
+def memory_fields(
+  config: FrozenConfigDict,
+  model: models.Model,
+  *,
+  limit: float | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> dict[str, str | int | None]:
+  """The model's fields by which a step fits its device's memory, by formula.
+
+  They are the fastest `remat`, unless the config chooses one, and with it a loop over the layers:
+  unrolled, GPUs forget nothing that is computed again.
+
+  Args:
+    config: of the run.
+    model: without these fields.
+    limit: bytes that a program may take of a device; None where it does not say, and none are set.
+    devices: of the mesh; None for all of this machine's.
+  """
+  chosen = config.model.get('remat') is not None
+  if chosen or limit is None or not isinstance(model, vit.ViT | mixer.Mixer):
+    return {}
+  axes = (config.system.data, config.system.fsdp, config.system.tensor)
+  mesh = sharding.make_mesh(*axes, devices=devices)
   (height, width), channels = config.image_size, config.data.channels
   copies = 5 if config.ema else 4  # parameters, gradient and two moments, in float32
   state = 4 * copies * models.count(model, height, width, channels)
-  return memory.fitting_remat(
-    model,
-    batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
-    tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
-    state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
-    memory=limit,
-  )
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whose platform decides what is saved
+    remat = memory.fitting_remat(
+      model,
+      batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
+      tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
+      state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
+      memory=int(limit),
+    )
+  return {'remat': remat, 'unroll': model.unroll or (None if remat == 'none' else 1)}
 
 
 def make_schedule(

@@ -37,6 +37,7 @@ def plan_without_data(
   devices: Sequence[jax.Device],
   *,
   dtype: str,
+  limit: float | None = None,
   classes: int | None = None,
 ) -> tuple[plan.Plan, list[str]]:
   """The plan of a config on such devices, and lines on what was assumed for it.
@@ -45,6 +46,8 @@ def plan_without_data(
     config: of `vit_jax.config.load`.
     devices: of the mesh.
     dtype: to compute in, where the config names none.
+    limit: bytes that a program may take of a device, by which `remat` is chosen where the config
+      names none; None: no less than a program needs.
     classes: how many the data set has; None for what its name says.
   """
   count, notes = class_count(config.data.source, classes)
@@ -55,6 +58,9 @@ def plan_without_data(
     whole['model']['name'] = config.model.name or pretrained_name(config.pretrained)
     whole |= {'pretrained': '', 'new_head': True}
     notes.append(f'{config.pretrained} is not read: a {whole["model"]["name"]} starts as new')
+  settings = FrozenConfigDict(whole)
+  model = plan.make_model(settings, count)
+  whole['model'] |= plan.memory_fields(settings, model, limit=limit, devices=devices)
   size = (*config.image_size, config.data.channels)
   labels = np.arange(max(IMAGENET[0], config.batch_size), dtype=np.int32) % count
   source = Source(Blank(size, labels), tuple(f'class {index}' for index in range(count)))

@@ -20,7 +20,7 @@ from vit_jax.compilers.forecast import Forecast
 
 ROOT = pathlib.Path(vit_jax.__file__).parents[1]
 PLATFORMS = {'tpu': tpu, 'cuda': cuda, 'cpu': cpu}
-POLICIES = ('none', 'dots', 'full')  # of model.remat, the least recomputed first
+POLICIES = ('none', 'lean', 'dots', 'full')  # of model.remat, the least recomputed first
 GRAIN = 8  # of the largest batch of a device: rows that TPUs compute at once
 
 Fields = Mapping[str, str | int]  # of a config, to be set
@@ -133,10 +133,10 @@ def accumulations(first: Forecast) -> Iterator[Fields]:
 
 
 def policies(first: Forecast) -> Iterator[Fields]:
-  """Activations that are recomputed, more and more of them."""
+  """Activations that are recomputed, more and more of them, layer by layer in a loop."""
   if first.remat in POLICIES:
     stronger = POLICIES[POLICIES.index(first.remat) + 1 :]
-    yield from ({'model.remat': policy} for policy in stronger)
+    yield from ({'model.remat': policy, 'model.unroll': 1} for policy in stronger)
 
 
 def splits(first: Forecast) -> Iterator[Fields]:

@@ -61,6 +61,7 @@ def respond(request: Mapping[str, Any]) -> dict[str, Any]:
     settings,
     devices,
     classes=request['classes'],
+    limit=chips.limit,
     dtype='bfloat16' if chips.chip.peak else 'float32',
   )
   arguments = abstract_arguments(plan)
