@@ -10,7 +10,9 @@ if TYPE_CHECKING:
   import jax
 
 EXTRA = 'plan-cuda'
-PACKAGES = ('jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12')
+PACKAGES: tuple[str, ...] = ('jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12')
+if importlib.util.find_spec('jax_cuda13_plugin'):  # of a machine with a GPU: it brings its nvcc
+  PACKAGES = ('jax-cuda13-plugin',)
 HOST = 8  # GPUs of one
 
 
