@@ -16,7 +16,7 @@ from vit_jax.text import message_line
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
 DATA_SET = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
-OVERRIDING = ('train', 'vtab', 'plan')  # take --config.FIELD=VALUE, of which a flag is no short
+OVERRIDING = ('train', 'vtab', 'plan')  # these take fields, of which a flag is no abbreviation
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
   'filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence',
