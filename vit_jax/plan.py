@@ -609,30 +609,30 @@ def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
-  return model.clone(**memory_fields(config, model, limit=limit))
+  return fit_memory(config, model, limit=limit)
 
 
-def memory_fields(
+def fit_memory(
   config: FrozenConfigDict,
   model: models.Model,
   *,
   limit: float | None,
   devices: Sequence[jax.Device] | None = None,
-) -> dict[str, str | int | None]:
-  """The model's fields by which a step fits its device's memory, by formula.
+) -> models.Model:
+  """The model with the fastest `remat` by which a step fits its device's memory, by formula.
 
-  They are the fastest `remat`, unless the config chooses one, and with it a loop over the layers:
-  unrolled, GPUs forget nothing that is computed again.
+  Where that recomputes, its layers are a loop: unrolled, GPUs forget nothing that is computed
+  again. What the config chooses stays.
 
   Args:
     config: of the run.
-    model: without these fields.
-    limit: bytes that a program may take of a device; None where it does not say, and none are set.
+    model: without `remat`.
+    limit: bytes that a program may take of a device; None where it does not say: nothing is set.
     devices: of the mesh; None for all of this machine's.
   """
   chosen = config.model.get('remat') is not None
   if chosen or limit is None or not isinstance(model, vit.ViT | mixer.Mixer):
-    return {}
+    return model
   axes = (config.system.data, config.system.fsdp, config.system.tensor)
   mesh = sharding.make_mesh(*axes, devices=devices)
   (height, width), channels = config.image_size, config.data.channels
@@ -646,7 +646,7 @@ def memory_fields(
       state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
       memory=int(limit),
     )
-  return {'remat': remat, 'unroll': model.unroll or (None if remat == 'none' else 1)}
+  return model.clone(remat=remat, unroll=model.unroll or (None if remat == 'none' else 1))
 
 
 def make_schedule(

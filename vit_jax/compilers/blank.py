@@ -16,6 +16,7 @@ from vit_jax.sources import Record, Source, presets
 
 IMAGENET = 1_281_167, 1000  # images to train on, and their classes
 DIGITS = 10
+FITTED = ('remat', 'unroll')  # fields of a model, by the memory of its device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ def plan_without_data(
     notes.append(f'{config.pretrained} is not read: a {whole["model"]["name"]} starts as new')
   settings = FrozenConfigDict(whole)
   model = plan.make_model(settings, count)
-  whole['model'] |= plan.memory_fields(settings, model, limit=limit, devices=devices)
+  fitted = plan.fit_memory(settings, model, limit=limit, devices=devices)
+  whole['model'] |= {name: getattr(fitted, name) for name in FITTED if hasattr(fitted, name)}
   size = (*config.image_size, config.data.channels)
   labels = np.arange(max(IMAGENET[0], config.batch_size), dtype=np.int32) % count
   source = Source(Blank(size, labels), tuple(f'class {index}' for index in range(count)))

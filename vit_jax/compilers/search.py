@@ -136,7 +136,8 @@ def policies(first: Forecast) -> Iterator[Fields]:
   """Activations that are recomputed, more and more of them, layer by layer in a loop."""
   if first.remat in POLICIES:
     stronger = POLICIES[POLICIES.index(first.remat) + 1 :]
-    yield from ({'model.remat': policy, 'model.unroll': 1} for policy in stronger)
+    for policy in stronger:
+      yield {'model.remat': policy, 'model.unroll': 1}
 
 
 def splits(first: Forecast) -> Iterator[Fields]:
