@@ -5,7 +5,8 @@ python benchmarks/gpu.py [OUT] [--seconds N] [--tiny]        usually through gpu
 Each part gets its share of the time that is left; what is measured so far is in OUT after each. A
 part tries the batches of its list, and the fastest takes turns with timm under torch.compile. MFU
 counts `model.flops` (three times that for an update) against the data sheet's dense bfloat16
-FLOP/s; 'share_of_matmul' against a large product measured in the same run.
+FLOP/s; 'share_of_matmul' against a large product measured in the same run. What `vit plan` says of
+a training step's memory is compiled meanwhile, on the CPU, and stands beside the measured peak.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import peers
 
+from vit_jax import compilers
 from vit_jax.commands import bench
 from vit_jax.commands.bench import Case, CompiledStep, Worker
 
@@ -156,6 +159,57 @@ def measured_part(part: Part, size: Size, limit: float) -> dict[str, Any]:
     return report | bench.compare(case, {'vit_jax': worker}, size.turns, until=end - 5)
 
 
+def start_plan(report: dict[str, Any]) -> subprocess.Popen[str]:
+  """`vit plan` of the step that a report is of, for one such device, at work on the CPU."""
+  facts = report['vit_jax']
+  kind = facts['device']['kind'].lower()
+  chip = next((name for name in compilers.CHIPS if name in kind), 'cpu')
+  fields = {
+    'model.name': facts['model'],
+    'model.dtype': facts['dtype'],
+    'model.remat': 'none',
+    'image_size': facts['image_size'],
+    'batch_size': facts['batch'],
+    'optimizer.name': 'adamw',
+    'optimizer.momentum_dtype': 'float32',
+    'schedule.warmup': '5%',
+  }
+  if facts['depth'] is not None:
+    fields['model.depth'] = facts['depth']
+  words = [f'--config.{field}={value}' for field, value in fields.items()]
+  command = [sys.executable, '-m', 'vit_jax', 'plan', '--config=default', f'--chips={chip}:1']
+  return subprocess.Popen(
+    [*command, '--tries=0', '--json', *words],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def measured_plan(
+  plan: subprocess.Popen[str], report: dict[str, Any], limit: float
+) -> dict[str, Any]:
+  """The bytes of a plan, and the measured peak over them; None where no peak is measured."""
+  try:
+    out, errors = plan.communicate(timeout=limit)
+  except subprocess.TimeoutExpired:
+    plan.terminate()
+    plan.communicate()
+    raise RuntimeError(f'ran past its {limit:.0f} s') from None
+  if not out:
+    raise RuntimeError(errors.strip().rpartition('\n')[2])
+  forecast = json.loads(out)
+  if not (program := forecast['program']):
+    raise RuntimeError(forecast['missing'])
+  total = program['total'] or forecast['formulas']['memory']['total'] + program['temporary']
+  peak = report['vit_jax']['peak_bytes']['device']
+  return {
+    'compiler': forecast['compiler'],
+    'bytes': total,
+    'peak / plan': peak / total if peak else None,
+  }
+
+
 def swept(
   stack: contextlib.ExitStack, cases: Sequence[Case], size: Size, *, end: float, until: float
 ) -> tuple[list[dict[str, Any]], tuple[Case, Worker] | None]:
@@ -223,6 +277,7 @@ def show(part: dict[str, Any], matmul_tflops: float | None) -> None:
 
 def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   """Every part in turn; the results are written after each."""
+  end = time.monotonic() + flags.seconds
   results: dict[str, Any] = {'provenance': bench.provenance(), 'tests': flags.tests}
   if flags.commit:
     results['provenance']['commit'] = flags.commit
@@ -234,13 +289,20 @@ def run(flags: argparse.Namespace, size: Size) -> dict[str, Any]:
   for name in ('matmul', 'attention'):
     print(f'{name}: {json.dumps(bench.round_floats(results[name]))}', flush=True)
   peak = results['matmul'].get('tflops', {}).get('median')
-  results['parts'] = []
+  results['parts'], plans = [], []
   for part, limit in zip(size.parts, limits):
     name = f'{part.case.model} {part.case.mode}'
     report = attempt(name, lambda part=part, limit=limit: measured_part(part, size, limit))
     report = {'model': part.case.model, 'mode': part.case.mode} | report
     show(report, peak)
     results['parts'].append(report)
+    if part.case.mode == 'train' and 'vit_jax' in report:
+      plans.append((report, start_plan(report)))
+    bench.write_results(flags.out, results)
+  for report, plan in plans:
+    limit = max(end - time.monotonic(), 1.0)
+    report['plan'] = attempt('plan', lambda r=report, p=plan, t=limit: measured_plan(p, r, t))
+    print(f'{report["model"]} plan: {json.dumps(bench.round_floats(report["plan"]))}', flush=True)
     bench.write_results(flags.out, results)
   return results
 

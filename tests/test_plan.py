@@ -57,8 +57,8 @@ def test_a_config_that_cannot_be_is_refused_in_a_line_and_nothing_is_written(
 
 
 def test_devices_are_the_cores_of_all_chips():
-  counts = {name: compilers.parse(name).devices for name in ('v5e:4x4', 'v4:2x2x1', 'h100:8')}
-  assert counts == {'v5e:4x4': 16, 'v4:2x2x1': 8, 'h100:8': 8}
+  counts = {name: compilers.parse(name).devices for name in ('v5e:4x4', 'v4:2x2x1', 'H100:8')}
+  assert counts == {'v5e:4x4': 16, 'v4:2x2x1': 8, 'H100:8': 8}
 
 
 def test_a_gpu_gives_a_program_as_much_memory_as_jax_takes_of_it(monkeypatch):

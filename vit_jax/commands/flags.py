@@ -109,6 +109,12 @@ def positive(text: str) -> int:
   return value
 
 
+def not_negative(text: str) -> int:
+  if (value := int(text)) < 0:
+    raise ValueError
+  return value
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--checkpoint',
@@ -487,7 +493,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--classes', type=positive, help='of a data set that is no preset')
   parser.add_argument(
     '--tries',
-    type=int,
+    type=not_negative,
     default=6,
     help='compilations of what may fit instead; default: %(default)s',
   )

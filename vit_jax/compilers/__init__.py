@@ -91,7 +91,7 @@ class Chips:
 
 def parse(name: str) -> Chips:
   """The chips of a name, 'v5e:4x4' or 'h100:8'; ValueError with the nearest for any other."""
-  kind, _, topology = name.partition(':')
+  kind, _, topology = name.lower().partition(':')
   if kind not in CHIPS:
     raise ValueError(f'unknown chip {kind!r}{nearest(kind, list(CHIPS))}')
   example = CHIPS[kind].topology
@@ -104,4 +104,4 @@ def parse(name: str) -> Chips:
   sides = tuple(map(int, topology.split('x')))
   if not 0 < math.prod(sides) <= MAX_CHIPS:
     raise ValueError(f'chips {name!r}: {math.prod(sides):,} of them, must be 1 to {MAX_CHIPS:,}')
-  return Chips(name, kind, sides)
+  return Chips(f'{kind}:{topology}', kind, sides)

@@ -28,7 +28,7 @@ from vit_jax.models import Tree
 from vit_jax.plan import Plan
 from vit_jax.step import State
 from vit_jax.tasks import abstract_batch
-from vit_jax.text import error_line
+from vit_jax.text import error_line, message_line
 
 Arguments = tuple[State, dict[str, jax.ShapeDtypeStruct], Tree]  # of a step, abstract
 XLA_TYPES = {dtype: kind for kind, dtype in program.DTYPES.items()}
@@ -45,7 +45,7 @@ def main() -> int:
   try:
     answer = respond(json.load(sys.stdin))
   except (ValueError, OSError, ModuleNotFoundError) as error:
-    answer = {'error': error_line(error)}
+    answer = {'error': message_line(error)}
   print(files.as_json(answer), file=out, flush=True)
   return 0
 
