@@ -432,6 +432,19 @@ def test_a_folder_that_vanished_gets_no_checkpoint_and_the_next_when_it_is_back(
   assert len(lines) == 2 and 'No such file or directory' in lines[0]
 
 
+def test_a_folder_that_orbax_has_made_anew_is_not_the_run_s(tmp_path):
+  for name in ('lock.json', 'config.json'):
+    (tmp_path / name).touch()
+  with saving(tmp_path / 'checkpoints') as saved:
+    saved.save(1, small(1), surely=True)
+    (tmp_path / 'config.json').unlink()
+    saved.save(2, small(2))
+    assert not saved.is_saved(2)
+    (tmp_path / 'config.json').touch()
+    saved.save(3, small(3), surely=True)
+    assert saved.steps() == [3]
+
+
 def test_of_several_processes_none_begins_a_save_that_one_has_no_room_for(tmp_path, monkeypatch):
   lines, other = [], {'the disk': 'No space left on device'}
   monkeypatch.setattr(processes.GROUP, 'count', 2)

@@ -76,12 +76,15 @@ def test_a_folder_that_vanishes_is_not_made_anew_and_gets_its_rows_when_it_is_ba
   assert (run / 'rows').read_bytes() == b''.join(ROWS[:4]) and len(lines) == 2
 
 
-def test_a_file_that_was_removed_is_made_anew_while_the_lock_is_there(tmp_path):
+def test_a_file_that_was_removed_is_made_anew_while_lock_and_config_are_there(tmp_path):
   appender = writing.Appender(tmp_path / 'rows', print)
   append(appender, ROWS[0])
   (tmp_path / 'rows').unlink()
   (tmp_path / 'lock.json').touch()
   append(appender, ROWS[1])
+  assert not (tmp_path / 'rows').exists()
+  (tmp_path / 'config.json').touch()
+  append(appender)
   assert (tmp_path / 'rows').read_bytes() == ROWS[1]
 
 

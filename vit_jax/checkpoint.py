@@ -8,6 +8,7 @@ if it is this run's and of the step that its name says.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import itertools
 import json
 import logging
@@ -25,6 +26,7 @@ import numpy as np
 
 from vit_jax import files, models
 from vit_jax.guards import processes, seals, stopping, writing
+from vit_jax.guards.owner import is_present
 from vit_jax.guards.waiting import in_background, in_time
 from vit_jax.models import Tree
 
@@ -72,6 +74,7 @@ class Checkpoints:
     self.latest: dict[str, Any] = {}  # 'step' of what was written last, and 'time' by this start
     self.origin, self.total = origin or seals.Origin(), total
     self.faulty = False  # whether any step was set aside
+    self.is_of_run = is_present(self.folder.parent)
     self.folder.mkdir(parents=True, exist_ok=True)
     self.set_strangers_aside()
     self.manager = self.make_manager()
@@ -200,6 +203,8 @@ class Checkpoints:
     reason, room = '', size if processes.GROUP.count > 1 else 0
     try:
       in_time(lambda: writing.probe(self.folder, room), writing.PROBE)
+      if self.is_of_run and not is_present(self.folder.parent):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError as error:
       reason = writing.refusal(error)
     if reasons := [*filter(None, processes.gathered('the disk', reason))]:

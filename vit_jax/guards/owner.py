@@ -198,6 +198,15 @@ def read(folder: str | os.PathLike[str]) -> Status | None:
   return status | {'stale': not ended and not is_owned(pathlib.Path(folder, LOCK))}
 
 
+def is_present(folder: pathlib.Path) -> bool:
+  """Whether a run's folder is there, with its lock and config.
+
+  Else a disk was detached, or somebody has removed it; what is in its place then, a library may
+  have made, which goes on writing a checkpoint.
+  """
+  return all((folder / name).exists() for name in (LOCK, CONFIG))
+
+
 def is_owned(path: pathlib.Path) -> bool:
   """Whether a process holds a lock, as far as a look can tell."""
   try:

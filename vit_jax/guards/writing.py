@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import BinaryIO, TypeVar
 
-from vit_jax.guards.owner import LOCK
+from vit_jax.guards.owner import is_present
 from vit_jax.guards.waiting import in_background, in_time, result, waiting
 
 T = TypeVar('T')
@@ -33,7 +33,7 @@ class Appender:
 
   Args:
     path: of the file, which goes on where it ends. It is made if absent, but later only while its
-      folder has the run's lock: not in what is there after a disk was detached.
+      folder is still the run's.
     say: takes a line when the disk refuses, and when it no longer does.
   """
 
@@ -107,7 +107,7 @@ class Appender:
     try:
       return open(self.path, 'r+b', buffering=0)
     except FileNotFoundError:
-      if self.began and not (self.path.parent / LOCK).exists():
+      if self.began and not is_present(self.path.parent):
         raise
       return open(self.path, 'x+b', buffering=0)
     finally:
@@ -149,10 +149,18 @@ def persistently(action: Callable[[], T], report: Callable[[OSError], object]) -
 
 
 def write_surely(path: pathlib.Path, action: Callable[[], T], say: Callable[[str], object]) -> T:
-  """The result of an action that writes a file or folder, by `persistently`; says so once."""
+  """The result of an action that writes a file or folder, by `persistently`; says so once.
+
+  Where the folder that it is in is gone, that is not made anew.
+  """
   say_once = functools.cache(say)
   line = f'{path}: {{}}; tries again for {RETRY_FOR:.0f} s'
-  return persistently(action, lambda error: say_once(line.format(refusal(error))))
+
+  def write() -> T:
+    path.parent.stat()
+    return action()
+
+  return persistently(write, lambda error: say_once(line.format(refusal(error))))
 
 
 def probe(folder: pathlib.Path, size: int) -> None:
