@@ -28,7 +28,17 @@ from tests.test_run import cache, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax.commands import evaluate
-from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear, loop, results
+from vit_jax.evaluate import (
+  accuracy,
+  features,
+  fewshot,
+  inputs,
+  knn,
+  linear,
+  loop,
+  neighbours,
+  results,
+)
 from vit_jax.sources import imagenet, labels, presets
 from vit_jax.tasks import classify, measures
 
@@ -167,9 +177,17 @@ def test_of_more_images_than_are_kept_so_many_evenly_over_all_are_the_same_for_e
   monkeypatch.setattr(results, 'LARGEST_IMAGES', 5)
   rows = {name: np.zeros(12) for name in results.COLUMNS if name != 'index'}
   rows['right'][3] = -1  # not scored: the others are 0, 1, 2, 4, ..., 11
-  columns = results.image_columns(rows)
+  columns = results.image_columns(rows, 1)
   assert columns['index'] == [0, 2, 6, 9, 11]
   assert {len(column) for column in columns.values()} == {5}
+
+
+def test_an_image_that_lies_among_those_of_another_class_has_that_class_as_its_neighbour():
+  directions = np.eye(3)[[0] * 8 + [1] * 8] + np.random.default_rng(0).normal(0, 0.05, (16, 3))
+  labels = np.array([0] * 7 + [1] * 9)  # image 7 lies among the first, and is labelled 1
+  columns = neighbours.columns(directions, labels, 2)
+  assert columns['neighbour'].tolist() == [0] * 8 + [1] * 8
+  assert columns['typical'][7] == columns['typical'].min() < 0.3 < 0.9 < columns['typical'][0]
 
 
 def test_top_five_counts_a_label_among_the_first_five():

@@ -446,7 +446,7 @@ def scripted(values, monkeypatch, losses=None):
     at[:] = [step]
     return evaluate(self, step, state)
 
-  def measure(self, use, params, *, keep=0):
+  def measure(self, use, params, *, keep=0, wide=True):
     value = values.get(at[0], 0.0) if use == 'validation' else 0.0
     loss = 1 - value if losses is None else losses.get(at[0], 1.0)
     return {'loss': loss, 'accuracy': value, 'count': 1.0}, {}

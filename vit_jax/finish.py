@@ -7,7 +7,10 @@ import contextlib
 import functools
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
 
 import jax
 
@@ -65,6 +68,58 @@ class Best:
     finally:
       if not written:
         remove_best(self.path.parent)
+
+
+class Live:
+  """Writes each validation of a run, and its page, for who looks at it while it trains.
+
+  A thread does, the latest first, so that training waits for neither and a disk that hangs holds
+  nobody up; what fails is a line.
+  """
+
+  def __init__(self, plan: Plan, holder: owner.Owner, log: metrics.Log, say: Say):
+    self.plan, self.owner, self.log, self.say = plan, holder, log, say
+    self.lock = threading.Lock()  # of the next two
+    self.latest: dict[str, Any] | None = None
+    self.attempt: Future[None] | None = None
+
+  def update(self, evaluation: dict[str, Any]) -> None:
+    """Begins to write an evaluation, with what it is of, as `results.write` takes it."""
+    if jax.process_index() > 0:
+      return
+    with self.lock:
+      self.latest = evaluation
+      self.attempt = self.attempt or waiting.in_background(self.write_all)
+
+  def write_all(self) -> None:
+    while evaluation := self.next():
+      self.write(evaluation)
+
+  def next(self) -> dict[str, Any] | None:
+    """The latest evaluation that is not written; None, and the attempt is over, without one."""
+    with self.lock:
+      evaluation, self.latest = self.latest, None
+      self.attempt = self.attempt if evaluation else None
+    return evaluation
+
+  def write(self, evaluation: dict[str, Any]) -> None:
+    folder = self.owner.folder
+    try:
+      results.write(folder, evaluation, results.VALIDATION)
+    except OSError as error:
+      self.say(f'{folder / results.VALIDATION} could not be written: {writing.refusal(error)}')
+    self.log.flush()
+    if self.plan.config.system.report:
+      source = self.plan.splits['validation']
+      report.while_training(folder, evaluation, self.owner.status, source, self.say)
+
+  def settle(self) -> None:
+    """Returns when all is written, or the disk hangs."""
+    with self.lock:
+      attempt = self.attempt
+    if attempt is not None:
+      with contextlib.suppress(TimeoutError):
+        waiting.result(attempt, writing.PROBE)
 
 
 def remove_best(folder: pathlib.Path) -> None:

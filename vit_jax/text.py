@@ -23,6 +23,9 @@ URL = re.compile(
 HUB_TOKEN = re.compile(r'\bhf_\w{16,}')  # of Hugging Face
 INVISIBLE = frozenset('\u115f\u1160\u2800\u3164\uffa0')  # letters without ink: fillers, a blank
 MASK = '***'
+FOLDERS = re.compile(  # of an absolute path, as POSIX or Windows write it, but of no URL
+  r'(?<![\w./~-])(?<!:/)(?:[A-Za-z]:\\|~?/)(?:[^/\\\s\'"]+[/\\])*(?=[^/\\\s\'"])'
+)
 
 
 def one_line(text: object) -> str:
@@ -186,3 +189,13 @@ def progress(
       message_line(description), total=total, note='' if unit == 'bytes' else unit
     )
     yield lambda count: bars.advance(task, count)
+
+
+def without_folders(text: str, root: str = '') -> str:
+  """Text in which absolute paths, which tell of a machine and its user, are their names alone.
+
+  A URL's path stays; what lies in the folder `root` keeps its path in it.
+  'folder:/home/ann/photos' -> 'folder:photos'.
+  """
+  inside = text.replace(f'{root.rstrip("/")}/', '') if root else text
+  return FOLDERS.sub('', inside)

@@ -155,12 +155,15 @@ def run_to_end(
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
   with training_from(start, plan, owner, saved, display, ends) as training:
     introduce(training, start)
-    evaluate = Evaluator(training, finish.Best(plan, owner.folder, saved, display.say))
+    best = finish.Best(plan, owner.folder, saved, display.say)
+    live = finish.Live(plan, owner, training.log, display.say)
+    evaluate = Evaluator(training, best, live)
     evaluate.overdue(start, state)
     step, state = loop(training, state, start, evaluate)
     finished = step == plan.total or is_stale(training, step)
     if finished:
       deliver(training, state, step, evaluate)
+    live.settle()
     else:
       display.say(f'stopped at step {step}, saved: the same command resumes there')
   return finished
@@ -236,10 +239,15 @@ def is_stale(training: Training, step: int) -> bool:
 
 
 class Evaluator:
-  """Measures a state, and reports the result; `best` takes what is validated, if it is there."""
+  """Measures a state, and reports the result; `best` and `live` take validations if there."""
 
-  def __init__(self, training: Training, best: finish.Best | None = None):
-    self.training, self.best = training, best
+  def __init__(
+    self,
+    training: Training,
+    best: finish.Best | None = None,
+    live: finish.Live | None = None,
+  ):
+    self.training, self.best, self.live = training, best, live
     self.compiled: Callable[..., Any] | None = None
     self.latest: tuple[int, dict[str, Any]] = (-1, {})  # validation's result, kept without a test
 
@@ -247,17 +255,24 @@ class Evaluator:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
     plan = self.training.plan
     by_details = not plan.ranks.keys() <= plan.task.ranks.keys()
-    keep = len(plan.splits['validation']) if by_details or 'test' not in plan.splits else 0
+    keep, wide = len(plan.splits['validation']), by_details or 'test' not in plan.splits
     keep_params = keep if by_details or state.ema is None else 0
-    values, result = self.measure('validation', state.params, keep=keep_params)
+    values, result = self.measure('validation', state.params, keep=keep_params, wide=wide)
     if state.ema is not None:
-      averaged, result = self.measure('validation', state.ema, keep=keep)
+      averaged, result = self.measure('validation', state.ema, keep=keep, wide=wide)
       values |= {f'ema_{name}': averaged[name] for name in plan.ranks}
-    self.latest = (step, result)
+    self.latest = (step, result if wide else {})
     self.report(step, 'validation', values)
+    if self.live is not None and result:
+      self.live.update(self.described('validation', step) | result)
     if self.best is not None:
       self.best.update(step, state.model_params, values)
     return values
+
+  def described(self, use: str, step: int) -> dict[str, Any]:
+    """What an evaluation is of, as its file has it."""
+    data = self.training.plan.config.data
+    return {'source': data.source, 'split': data[use], 'step': step, 'use': use}
 
   def overdue(self, step: int, state: State) -> None:
     """Validates a state that was saved before its evaluation, as when a signal came in it."""
@@ -279,15 +294,14 @@ class Evaluator:
       self.training.log.drop(use)
       self.report(step, use, values)
     if jax.process_index() == 0:
-      data = {'source': plan.config.data.source, 'split': plan.config.data[use]}
-      folder, values = self.training.folder, data | {'step': step, 'use': use} | result
+      folder, values = self.training.folder, self.described(use, step) | result
       write = functools.partial(results.write, folder, values)
       writing.write_surely(folder / results.FILE, write, self.training.display.say)
 
   def measure(
-    self, use: str, params: Params, *, keep: int = 0
+    self, use: str, params: Params, *, keep: int = 0, wide: bool = True
   ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The task's numbers on a split; and with rows kept all there is, as JSON."""
+    """The task's numbers on a split; and with rows kept all there is, as JSON, see `evaluate`."""
     training = self.training
     task, unreadable = training.plan.task, training.unreadable[use]
     with (
@@ -301,7 +315,7 @@ class Evaluator:
         self.compiled = training.display.compiled('evaluation step', measure, *args)
       batches = itertools.chain([first], batches)
       sums, rows, readable = evaluation.evaluate(
-        task, params, batches, fixed=training.fixed, keep=keep, compiled=self.compiled
+        task, params, batches, fixed=training.fixed, keep=keep, wide=wide, compiled=self.compiled
       )
     source = training.plan.splits[use]
     values = task.read(sums) | {'bad_images': len(source) - readable}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.pipeline import DataError
 from vit_jax.sharding import for_mesh
-from vit_jax.tasks import Array, Batch, Fixed, Measure, Params, Rows, Sums, Task
+from vit_jax.tasks import WIDE, Array, Batch, Fixed, Measure, Params, Rows, Sums, Task
 
 AHEAD = 2  # batches that the host is ahead of the device
 LARGEST = 2**27  # numbers of one kind of rows that are held: 512 MiB of float32
@@ -55,6 +55,7 @@ def evaluate(
   *,
   fixed: Fixed | None = None,
   keep: int = 0,
+  wide: bool = True,
   compiled: Counted | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
   """The sums of a task's measure over batches, and the rows of the first `keep` examples.
@@ -66,6 +67,7 @@ def evaluate(
     fixed: of the task, on the mesh.
     keep: N, whose rows are kept; 0: of none. Of rows with many numbers each, as the logits of many
       classes, no more are kept than LARGEST numbers: their array is then shorter.
+    wide: whether rows of WIDE are kept too.
     compiled: of `jit_measure`; None compiles it.
 
   Returns:
@@ -83,7 +85,8 @@ def evaluate(
     for batch in batches:
       measure = measure or jit_measure(task.measure, batch)
       sums, rows, count = measure(params, batch, fixed or {})
-      yield sums, rows if keep else {}, count
+      chosen = {name for name in rows if keep and (wide or name not in WIDE)}
+      yield sums, {name: rows[name] for name in chosen}, count
 
   for sums, rows, count in fetched(running()):
     readable += int(count)

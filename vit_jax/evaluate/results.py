@@ -1,5 +1,7 @@
 """`evaluation.json` of a run: what a task's measures gave on a split, as written and as read.
 
+While it trains, `validation.json` has the same of its latest validation.
+
 N images, K classes.
 """
 
@@ -15,11 +17,13 @@ import numpy as np
 
 from vit_jax import files
 from vit_jax.convert.bundles import WEIGHTS
+from vit_jax.evaluate import neighbours
 from vit_jax.guards import seals
 from vit_jax.sources import Source
 from vit_jax.tasks import Task
 
 FILE = 'evaluation.json'  # in the folder of a run: what became its model, measured
+VALIDATION = 'validation.json'  # the latest validation on the way
 COUNTS = ('count', 'unlabelled', 'bad_images', 'step')  # of an evaluation, and no measure
 FRACTIONS = (  # measures that are shown in percent
   'accuracy',
@@ -40,6 +44,7 @@ COLUMNS = {  # of 'images': the type of each column, and the digits after the po
   'confidence': (float, 7),
   'loss': (float, 7),
 }
+BY_FEATURES = {'neighbour': (int, 0), 'typical': (float, 7)}  # columns where features are held
 LARGEST_IMAGES = 100_000  # whose columns are kept: 5 MB of JSON
 
 
@@ -64,44 +69,59 @@ def summarize(
   for mistake in values.get('mistakes', ()):
     mistake['image'] = source.describe(mistake['index'])
   if rows.keys() >= COLUMNS.keys() - {'index'}:
-    values['images'] = image_columns(rows)
+    values['images'] = image_columns(rows, len(values.get('classes', ())))
   counts = {'unlabelled': readable - values['count'], 'bad_images': len(source) - readable}
   return values | counts
 
 
-def image_columns(rows: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+def image_columns(rows: Mapping[str, np.ndarray], classes: int) -> dict[str, list[Any]]:
   """'images' of an evaluation: what was measured of each image, one list for each of COLUMNS.
 
   'index' is the image's in its split, ascending; 'label' (the first of several, -1 of none) and
   'guess' are indices in 'classes'; 'right' is 1 or 0; 'confidence' is the probability of the
-  guess, 'loss' the image's own. Two models that are measured on the same split have the same
-  images here, so that they can be compared in pairs.
+  guess, 'loss' the image's own. Of images of one label whose features are held, up to
+  `neighbours.LARGEST`, 'neighbour' is the class of those with the most similar features, and
+  'typical' the cosine of its features and the mean of its class. Two models that are measured on
+  the same split have the same images here, so that they can be compared in pairs.
 
   Args:
     rows: (N,) 'label', 'guess', 'right', 'confidence' and 'loss', with 'right' -1 for an image that
       was not scored, which is left out. Of more than LARGEST_IMAGES, so many evenly over all.
+      Where there are 'features' (N, F), without 'labels', see BY_FEATURES.
+    classes: K.
   """
   scored = np.flatnonzero(rows['right'] >= 0)
   spread = np.linspace(0, len(scored) - 1, min(len(scored), LARGEST_IMAGES))
   index = scored[np.rint(spread).astype(int)]
   columns = {'index': index} | {name: rows[name][index] for name in COLUMNS if name != 'index'}
+  features = rows.get('features')
+  if features is not None and len(features) == len(rows['right']) and 'labels' not in rows:
+    values, labels = features[index], columns['label'].astype(int)
+    is_usable = 2 <= len(index) <= neighbours.LARGEST and (labels >= 0).all()
+    if is_usable and np.isfinite(values).all():
+      columns |= neighbours.columns(values, labels, classes)
   return {
     name: np.round(columns[name].astype(kind), digits).tolist()
-    for name, (kind, digits) in COLUMNS.items()
+    for name, (kind, digits) in (COLUMNS | BY_FEATURES).items()
+    if name in columns
   }
 
 
-def write(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
-  """Writes `FILE` into a run's folder, whole or not at all, with checksums of it and the model.
+def write(folder: str | os.PathLike[str], values: dict[str, Any], name: str = FILE) -> None:
+  """Writes an evaluation into a run's folder, whole or not at all, with its checksum.
+
+  `FILE` has that of the model's weights, too.
 
   Args:
     folder: of the run.
     values: of `accuracy.evaluate_model` or `summarize`, with 'source', 'split', 'step', that became
       the model or None if that is not known, and 'use' of the split: 'test' or 'validation'.
+    name: `FILE` or `VALIDATION`.
   """
-  with contextlib.suppress(seals.Broken):
-    values = values | {'weights': weights(seals.read(pathlib.Path(folder) / 'model'))}
-  with files.replacing(pathlib.Path(folder) / FILE) as file:
+  if name == FILE:
+    with contextlib.suppress(seals.Broken):
+      values = values | {'weights': weights(seals.read(pathlib.Path(folder) / 'model'))}
+  with files.replacing(pathlib.Path(folder) / name) as file:
     file.write(files.as_json(values | {'crc32': digest(values)}).encode())
 
 
@@ -120,10 +140,10 @@ def is_of(values: Mapping[str, Any], seal: seals.Seal) -> bool:
   return values['step'] == seal.origin.step and values.get('weights') in (None, weights(seal))
 
 
-def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read(folder: str | os.PathLike[str], name: str = FILE) -> dict[str, Any] | None:
   """What `write` wrote into a run's folder; None where it is missing or damaged."""
   try:
-    values = files.read_object(pathlib.Path(folder) / FILE)
+    values = files.read_object(pathlib.Path(folder) / name)
     checksum = values.pop('crc32', None)
     return values if is_valid(values) and checksum in (None, digest(values)) else None
   except (OSError, ValueError, RecursionError):
@@ -201,23 +221,25 @@ def is_confusion(rows: object, classes: Sequence[Any] | None) -> bool:
 
 def are_images(columns: object, classes: Sequence[Any] | None) -> bool:
   """Whether it is what `image_columns` gives for K classes; ValueError for ragged rows."""
-  if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
+  if not isinstance(columns, dict) or not all(isinstance(c, list) for c in columns.values()):
     return False
-  index, label, guess, right = (np.array(columns[name]) for name in list(COLUMNS)[:4])
+  if not COLUMNS.keys() <= columns.keys() <= COLUMNS.keys() | BY_FEATURES.keys():
+    return False
+  if len({len(column) for column in columns.values()}) > 1:
+    return False
+  kinds = {name: kind for name, (kind, _) in (COLUMNS | BY_FEATURES).items()}
+  whole = {name: np.array(c) for name, c in columns.items() if kinds[name] is int}
   count = len(classes or ())
+  limits = {'index': (0, 2**53), 'label': (-1, count), 'right': (0, 2)}
   return (
-    all(column.dtype.kind == 'i' and column.shape == index.shape for column in (label, guess))
-    and index.ndim == 1
-    and bool((np.diff(index, prepend=-1) > 0).all())
-    and bool(((label >= -1) & (label < count) & (guess >= 0) & (guess < count)).all())
-    and right.shape == index.shape
-    and set(right.tolist()) <= {0, 1}
+    all(column.dtype.kind == 'i' for column in whole.values())
+    and bool((np.diff(whole['index']) > 0).all())
     and all(
-      isinstance(columns[name], list)
-      and len(columns[name]) == len(index)
-      and all(map(is_number, columns[name]))
-      for name in ('confidence', 'loss')
+      bool(((column >= low) & (column < high)).all())
+      for name, column in whole.items()
+      for low, high in [limits.get(name, (0, count))]
     )
+    and all(all(map(is_number, columns[name])) for name in columns.keys() - whole.keys())
   )
 
 

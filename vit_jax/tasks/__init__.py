@@ -24,6 +24,7 @@ Fixed = Mapping[str, Any]  # arrays that are read and not trained, nested
 Named = Mapping[str, Any]  # arrays on the way to a loss, in the order of computation
 Loss = Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
 Measure = Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
+WIDE = ('logits', 'targets', 'features')  # rows of many numbers for each example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Task:
       -1 where less is; the first is the usual one.
     more_ranks: the same for numbers of `details`, which evaluations measure if one of them ranks.
     deliver: (params on the host) -> the bundle that users get.
-    details: (sums, rows on the host) -> what `evaluation.json` has beyond `read`'s numbers.
+    details: (sums, rows on the host) -> what `evaluation.json` has beyond `read`'s numbers. On the
+      way through training it is given no rows of WIDE, which would be costly to fetch each time.
     fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
       rules of `sharding`, an argument of the compiled step and no constant of it. A teacher.
     start: gives parameters to start with; None where all are initialised.

@@ -192,15 +192,20 @@ def make_measure(
 
   Where the data's classes are not the model's, `fixed` says which they are: 'columns' (K,), the
   model's classes that are scored, and 'targets' (S,), the index in `columns` of each of the data's
-  classes, -1 for one that is not scored.
+  classes, -1 for one that is not scored. Rows have the 'features' (N, F) of images of one label,
+  what the head reads, too.
   """
 
   def batch_measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
-    logits, _ = bundle.forward(model, params, batch['image'], mean=mean, std=std)
+    logits, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
     labels = batch['label']
     if 'columns' in fixed:
       logits, labels = logits[:, fixed['columns']], rematched(labels, fixed['targets'])  # (N, K)
-    return measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
+    sums, rows = measure(logits.astype(jnp.float32), labels, batch['mask'], scores=scores)
+    features = out.get('pre_logits')
+    if features is not None and features.ndim == 2 and labels.ndim == 1:
+      rows = rows | {'features': features.astype(jnp.float32)}
+    return sums, rows
 
   return batch_measure
 
