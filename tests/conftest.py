@@ -87,7 +87,8 @@ def compiled_forward(model, params, images, key=None, *, train=False, attention=
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-  """Training in a test's own process ends without a report, which would take longer than it."""
+  """Training in a test's own process goes without a report, which would take longer than it."""
   from vit_jax.views import report
 
-  monkeypatch.setattr(report, 'after_training', lambda folder, say: None)
+  for name in ('while_training', 'after_training'):
+    monkeypatch.setattr(report, name, lambda *_: None)

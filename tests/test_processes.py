@@ -145,12 +145,13 @@ def test_the_first_process_writes_a_report_of_what_both_have_measured(pair):
   assert held['command'].endswith('--num_processes=2 --process_id=0')
   text = (pair / 'run/report.html').read_text()
   assert 'report: ' not in told_by(pair, 0)[1]
-  points = re.findall(r'<title>train/loss, step \d+: ', text)
-  assert len(points) == STEPS == len(losses(pair / 'run'))
+  points = re.findall(r'<title>training, step \d+: ', text)
+  assert len(points) == 2 * STEPS and len(losses(pair / 'run')) == STEPS  # and accuracies
   values = results.read(pair / 'run')
   assert (values['step'], values['use'], np.sum(values['confusion'])) == (8, 'test', 359)
   right = f'{100 * values["accuracy"]:.2f}%'
-  assert f'<b>{right}</b>accuracy on 359 images, split test of digits' in text
+  assert f'<b>{right}</b>accuracy</div>' in text
+  assert 'Measured at step 8 on 359 images, split test of digits.' in text
   assert text.count('class="pair"') == len(values['mistakes']) > 0
   assert 'aria-labelledby="confusion"' in text and (pair / 'run/report.png').is_file()
 

@@ -163,9 +163,9 @@ def run_to_end(
     finished = step == plan.total or is_stale(training, step)
     if finished:
       deliver(training, state, step, evaluate)
-    live.settle()
     else:
       display.say(f'stopped at step {step}, saved: the same command resumes there')
+    live.settle()
   return finished
 
 

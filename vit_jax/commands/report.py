@@ -14,11 +14,13 @@ from vit_jax.text import one_line, to_stderr, to_stdout
 from vit_jax.views.facts import (
   ERRORS,
   Facts,
+  gather,
   is_finished,
   own_evaluation,
   read,
   with_evaluation,
   with_omission,
+  with_repeats,
 )
 from vit_jax.views.report import PAGE, PICTURE, write
 
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
       batch_size=args.batch_size,
       checkpoint=args.checkpoint,
     )
+    facts = with_repeats(facts)
     write(facts)
   for line in facts.left_out:
     warn('report', line)
@@ -64,11 +67,13 @@ def measure(
   """
   if batch_size is not None and batch_size < 1:
     raise ValueError(f'the batch size must be at least 1, got {batch_size}')
-  previous = own_evaluation(folder) if is_finished(folder) and not checkpoint else None
+  asked, latest = bool(on or split or batch_size), None if checkpoint else own_evaluation(folder)
+  if latest and not asked and not is_finished(folder):
+    return gather(folder)  # the page that training writes
+  previous = latest if is_finished(folder) else None
   facts = read(folder, previous, checkpoint)
   splits = facts.config['data']
   use = next((use for use in ('test', 'validation') if splits.get(use)), None)
-  asked = bool(on or split or batch_size)
   if facts.model is None or not (asked or use) or (previous and not asked):
     return with_evaluation(facts, previous)
   if lookup.is_path(facts.config.get('task', '')):

@@ -1,13 +1,10 @@
-"""Charts of a run, each drawn once by Matplotlib: into the page as SVG, into the picture as PNG.
+"""Charts of a run: what they show, and their drawing by Matplotlib for the picture.
 
 K classes.
 """
 
 import dataclasses
-import html
-import io
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,11 +18,9 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 400, 250  # of a chart in the page
-# Colours of lines, text and grid, and the variables of style.css that they are in the page
-COLOURS = ('#0b57d0', '#b35c00', '#18794e')
-INK, GRID = '#5b6470', '#d5dae1'
-VARIABLES = dict(zip((*COLOURS, INK, GRID), ('accent', 'second', 'good', 'faint', 'line')))
+COLOURS = ('#0b57d0', '#b35c00', '#18794e')  # of lines; style.css has the same
+INK, GRID = '#5b6470', '#d5dae1'  # of text and grid
+POINTS = 600  # of a curve at most
 STYLES = ('-', '--', ':')
 FEW = 60  # points of a line, up to which each is marked
 TICKS = 5  # intervals between the numbers of an axis, at most
@@ -40,9 +35,13 @@ class Chart:
 
   Fields:
     title: of the chart.
-    lines: (x, y) by name, three at most.
+    lines: (x, y) by name, in words, three at most.
     percent: whether values are fractions, which are shown in percent.
     x, y: names of the axes.
+    epoch: steps of an epoch; 0 where that is not known.
+    exact: names of lines that are a function, and have no points that were measured.
+    marks: by step, what began there.
+    note: what there is to say of it.
   """
 
   title: str
@@ -50,6 +49,17 @@ class Chart:
   percent: bool = False
   x: str = 'step'
   y: str = ''
+  epoch: float = 0
+  exact: tuple[str, ...] = ()
+  marks: Mapping[float, str] = dataclasses.field(default_factory=dict)
+  note: str = ''
+
+  def limits(self, values: np.ndarray) -> tuple[float, float]:
+    """The ends of the y axis: round values, and 0 unless that flattens the lines."""
+    low, high = axis_limits(values.min(), values.max())
+    low = 0 if 0 < low < 0.6 * high else low
+    step = np.diff(round_ticks(low, high)[:2])[0]
+    return float(np.floor(low / step + 1e-9) * step), float(np.ceil(high / step - 1e-9) * step)
 
   def value(self, value: float) -> str:
     """A value of y as text."""
@@ -70,7 +80,7 @@ def plot(axes: 'Axes', chart: Chart, *, size: int) -> None:
   axes.grid(axis='y', color=GRID, linewidth=1)
   lines = {name: line for name, line in chart.lines.items() if len(line[0])}
   for (name, (xs, ys)), colour, style in zip(lines.items(), COLOURS, STYLES):
-    marker = '.' if len(xs) <= FEW else None
+    marker = '.' if len(xs) <= FEW and name not in chart.exact else None
     axes.plot(xs, ys, style, color=colour, label=name, marker=marker, linewidth=1.8)
   steps = MaxNLocator(TICKS, steps=ROUND, integer=chart.x == 'step')
   axes.xaxis.set_major_locator(steps)
@@ -80,10 +90,8 @@ def plot(axes: 'Axes', chart: Chart, *, size: int) -> None:
   )
   locator = MaxNLocator(TICKS, steps=ROUND)
   axes.yaxis.set_major_locator(locator)
-  low, high = axes.dataLim.intervaly
-  if low < high:
-    ticks = locator.tick_values(0 if 0 < low < 0.6 * high else low, high)
-    axes.set_ylim(ticks[0], ticks[-1])
+  if lines and chart.x == 'step':
+    axes.set_ylim(*chart.limits(np.concatenate([ys for _, ys in lines.values()])))
 
 
 def tick_label(value: float) -> str:
@@ -99,54 +107,56 @@ def label(axes: 'Axes', *, x: str, y: str, size: int) -> None:
   axes.spines[:].set_visible(False)
 
 
-def as_html(chart: Chart) -> str:
-  """A chart as SVG; each point says its numbers when it is pointed at."""
-  lines = {name: line for name, line in chart.lines.items() if len(line[0])}
-  title = html.escape(chart.title)
-  if not lines:
-    return f'<figure><h3>{title}</h3><p class="faint">Nothing was logged.</p></figure>'
-  keys = ''.join(
-    f'<span class="key"><i class="s{index}"></i>{html.escape(name)}'
-    f'{f" {chart.value(ys[-1])}" if chart.x == "step" else ""}</span>'
-    for index, (name, (_, ys)) in enumerate(lines.items())
-  )
-  svg = as_svg(dataclasses.replace(chart, lines=lines))
-  return f'<figure><h3>{title}</h3>{svg}<figcaption>{keys}</figcaption></figure>'
+def thinned(
+  xs: np.ndarray, ys: np.ndarray, bins: int = POINTS // 4
+) -> tuple[np.ndarray, np.ndarray]:
+  """A curve in at most `POINTS` points that looks the same: of each bin first, last, min and max.
+
+  A peak of one step stays, as does every corner to within a bin.
+  """
+  if len(xs) <= 4 * bins:
+    return xs, ys
+  parts = np.array_split(np.arange(len(xs)), bins)
+  chosen = [i for p in parts for i in (p[0], p[np.argmin(ys[p])], p[np.argmax(ys[p])], p[-1])]
+  return xs[np.unique(chosen)], ys[np.unique(chosen)]
 
 
-def as_svg(chart: Chart) -> str:
-  """The drawing alone, in the colours of the page's style."""
-  import matplotlib
+def simplified(xs: np.ndarray, ys: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+  """A function's curve in as few points as leave it within a tolerance of y at every x.
 
-  # Text stays text, and equal charts have equal names of their parts
-  with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': chart.title}):
-    figure = pictures.figure(WIDTH / 72, HEIGHT / 72)
-    figure.set_dpi(72)  # Matplotlib's unit in SVG
-    axes = figure.subplots()
-    plot(axes, chart, size=13)
-    file = io.StringIO()
-    figure.savefig(file, format='svg', transparent=True, metadata={'Date': None})
-  body = file.getvalue().partition('<svg')[2].partition('>')[2]
-  body = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', body, flags=re.S)
-  body = re.sub(r' font-family: [^;]*;|<g id="[^"]*"/>|(?<=<g) id="[^"]*"', '', body)
-  body = re.sub(r'\s*\n\s*', ' ', body)
-  for colour, variable in VARIABLES.items():
-    body = body.replace(colour, f'var(--{variable})')
-  head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}">'
-  return head + body.replace('</svg>', ''.join(points(axes, chart)) + '</svg>').strip()
+  It is Douglas and Peucker's: a line from end to end is split where it is furthest from the curve.
+  """
+  chosen, parts = {0, len(xs) - 1}, [(0, len(xs) - 1)]
+  while parts:
+    first, last = parts.pop()
+    between = slice(first, last + 1)
+    line = np.interp(xs[between], xs[[first, last]], ys[[first, last]])
+    error = np.abs(ys[between] - line)
+    if error.max() > tolerance:
+      furthest = first + int(error.argmax())
+      chosen.add(furthest)
+      parts += [(first, furthest), (furthest, last)]
+  index = sorted(chosen)
+  return xs[index], ys[index]
 
 
-def points(axes: 'Axes', chart: Chart) -> list[str]:
-  """Circles that are not seen, with the numbers of each point of a chart as their titles."""
-  circles = []
-  for name, line in chart.lines.items():
-    places = axes.transData.transform(np.stack(line, axis=1))
-    for (x, y), at, value in zip(places, *line):
-      text = html.escape(f'{name}, {chart.x} {number(at)}: {chart.value(value)}')
-      circles.append(
-        f'<circle cx="{x:.1f}" cy="{HEIGHT - y:.1f}" r="4"><title>{text}</title></circle>'
-      )
-  return circles
+def round_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+  """Round numbers from low to high, at most `TICKS` + 1, whole ones if asked."""
+  span = (high - low) / TICKS
+  power = 10.0 ** math.floor(math.log10(span))
+  step = power * next(r for r in ROUND if r * power >= span * (1 - 1e-9))
+  if whole:
+    step = max(math.ceil(step), 1)
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  return [step * k for k in range(first, last + 1)]
+
+
+def axis_limits(low: float, high: float) -> tuple[float, float]:
+  """Two numbers that differ, as the ends of an axis need."""
+  if low < high:
+    return float(low), float(high)
+  margin = abs(low) / 10 or 1.0
+  return float(low - margin), float(high + margin)
 
 
 def plot_confusion(axes: 'Axes', matrix: np.ndarray, names: Sequence[str], *, size: int) -> None:

@@ -1,28 +1,38 @@
-"""The report of a run: `report.html` and `report.png` in its folder."""
+"""The report of a run: `report.html` and `report.png` in its folder, live while it trains."""
 
 import contextlib
 import os
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
-from vit_jax import files
+from vit_jax import files, sources
 from vit_jax.text import one_line
-from vit_jax.views.facts import Facts, gather
+from vit_jax.views.facts import Facts, gather, gather_live, is_finished, with_repeats
 from vit_jax.views.report_page import as_html, as_png
 
 PAGE, PICTURE = 'report.html', 'report.png'
 
 
 def write(facts: Facts) -> None:
-  """Writes `report.html` and `report.png` into a run's folder, each whole or not at all."""
-  page, picture = as_html(facts).encode(errors='replace'), as_png(facts)
-  contents = {PAGE: page + checksums(page, picture), PICTURE: picture}
+  """Writes `report.html` and `report.png` into a run's folder, each whole or not at all.
+
+  Only those of a finished run have checksums: others are written again at its end.
+  """
+  page, picture = encoded(facts), as_png(facts)
+  end = checksums(page, picture) if is_finished(facts.folder) else b''
+  contents = {PAGE: page + end, PICTURE: picture}
   with contextlib.ExitStack() as both:  # neither is replaced before both are written
     for name, content in contents.items():
       both.enter_context(files.replacing(facts.folder / name)).write(content)
+
+
+def encoded(facts: Facts) -> bytes:
+  """The page as the bytes of its file."""
+  return as_html(facts).encode(errors='replace')
 
 
 def checksums(page: bytes, picture: bytes) -> bytes:
@@ -31,7 +41,7 @@ def checksums(page: bytes, picture: bytes) -> bytes:
 
 
 def is_whole(folder: pathlib.Path) -> bool:
-  """Whether a run's page and picture are there, as they were written."""
+  """Whether a finished run's page and picture are there, as they were written."""
   try:
     page, picture = (files.read_bytes(folder / name) for name in (PAGE, PICTURE))
   except OSError:
@@ -40,12 +50,33 @@ def is_whole(folder: pathlib.Path) -> bool:
   return page[-end:] == checksums(page[:-end], picture)
 
 
+def while_training(
+  folder: str | os.PathLike[str],
+  evaluation: dict[str, Any],
+  status: Mapping[str, Any],
+  source: sources.Source,
+  say: Callable[[str], object],
+) -> None:
+  """Rewrites the page of a run that this process trains; an error becomes a line.
+
+  See `facts.gather_live`.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    with jax.transfer_guard('allow'):  # the loop's is on
+      page = encoded(gather_live(folder, evaluation, status, source))
+    with files.replacing(folder / PAGE) as file:
+      file.write(page)
+  except Exception as error:  # a run must not fail for its report
+    say(f'no live report: {one_line(error)}')
+
+
 def after_training(folder: str | os.PathLike[str], say: Callable[[str], object]) -> None:
   """Writes the report from what the run has written; an error becomes a line."""
   if jax.process_index() > 0:
     return
   try:
-    facts = gather(pathlib.Path(folder))
+    facts = with_repeats(gather(pathlib.Path(folder)))
     write(facts)
   except Exception as error:  # a run that is done must not fail for its report
     say(f'no report: {one_line(error)}')
