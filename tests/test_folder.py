@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import config, pipeline, plan, predict, sources
+from vit_jax import config, pipeline, plan, sources
 from vit_jax.images import decoding, transforms
-from vit_jax.sources import folder
+from vit_jax.sources import folder, loose
 from vit_jax.sources.columns import labelled_images
 
 
@@ -191,13 +191,13 @@ def test_prediction_and_training_read_the_same_files_of_a_folder(pets):
   (pets / 'train/dog/10.png').symlink_to('2.png')
   (pets / 'train/dog/up').symlink_to('..')
   lines = []
-  images = predict.image_files([str(pets / 'train')], say=lines.append)
+  images = loose.image_files([str(pets / 'train')], say=lines.append)
   assert images == [str(pets / path) for path, _ in labelled(f'folder:{pets}')]
   (line,) = lines
   assert line.startswith(f'{pets}/train: passed over: ') and '1 .heic' in line
   (pets / 'train/dog/11.png').symlink_to('/etc/passwd')
   with pytest.raises(ValueError, match='1 link leads out of the folder') as caught:
-    predict.image_files([str(pets / 'train')])
+    loose.image_files([str(pets / 'train')])
   assert str(caught.value).split(': ')[1] in refused('leads out', f'folder:{pets}')
 
 

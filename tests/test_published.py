@@ -16,6 +16,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.conftest import SIZE, drawn, flat, shapes, tiny
@@ -23,6 +24,7 @@ from vit_jax import __main__ as vit
 from vit_jax import bundle, config, convert, models
 from vit_jax import plan as plans
 from vit_jax.convert import download, published
+from vit_jax.sources import loose
 
 pytestmark = pytest.mark.quick
 WEIGHTS = b'weights' * 50_000  # more than a pipe holds
@@ -511,3 +513,41 @@ def test_a_model_is_loaded_from_a_url(server):
   assert all(np.array_equal(flat(loaded)[name], array) for name, array in arrays.items())
   with pytest.raises(FileNotFoundError, match='there is no http'):
     vit_jax.load(f'{server.url}/none.npz')
+
+
+# Images
+
+
+def png(side=4):
+  out = io.BytesIO()
+  Image.new('RGB', (side, side), (9, 8, 7)).save(out, 'png')
+  return out.getvalue()
+
+
+def test_an_image_is_fetched_from_its_address(server):
+  server.files = {'/a.png': png()}
+  (image,) = loose.listed(f'{server.url}/a.png')
+  assert image.name == f'{server.url}/a.png'
+  np.testing.assert_array_equal(image.pixels(3)[0, 0], [9, 8, 7])
+
+
+@pytest.mark.parametrize(
+  ('path', 'said'),
+  [
+    ('none.png', '404'),
+    ('page.png', 'page of HTML'),
+    ('text.png', 'not an image'),
+    ('large.png', 'exceed the limit of 90'),
+  ],
+)
+def test_an_address_without_an_image_is_one_line_without_secrets(server, path, said, monkeypatch):
+  monkeypatch.setattr(loose, 'URL_LIMIT', 90)
+  bodies = {'page': b'<html>', 'text': b'rose', 'large': bytes(91)}
+  server.files = {f'/{name}.png?sig=1': body for name, body in bodies.items()}
+  url = f'{server.url.replace("//", "//me:pw@")}/{path}?sig=1'
+  (image,) = loose.listed(url)
+  with pytest.raises((FileNotFoundError, ValueError)) as error:
+    image.pixels(3)
+  text = str(error.value)
+  assert said in text and '***' in text and 'pw' not in text and 'sig' not in text
+  assert '\n' not in text

@@ -1,8 +1,10 @@
 """Laws of using a trained model: predict, features, evaluate, and a bundle on disk."""
 
+import base64
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +31,7 @@ from tests.test_run import (
   whole,
 )  # fmt: skip
 from vit_jax import __main__ as vit
-from vit_jax import bundle, models, sources
+from vit_jax import bundle, models, predict, sources
 from vit_jax.commands import doctor
 from vit_jax.convert import bundles
 
@@ -122,18 +125,116 @@ def test_features_are_what_the_head_reads(run, images):
   assert labels == [run.classes[k] for k in logits.argmax(1)]
 
 
+# Any image
+
+
+def forms(image, path):
+  """One image (H, W, 3) in every form that is taken, by the form's name."""
+  picture = Image.open(path)
+  data = path.read_bytes()
+  return {
+    'path': path,
+    'text': str(path),
+    'pattern': f'{path.parent}/{path.name[0]}*.png',
+    'data URL': f'data:image/png;base64,{base64.b64encode(data).decode()}',
+    'bytes': data,
+    'memory': memoryview(data),
+    'picture': picture,
+    'pixels': image,
+    'JAX': jnp.asarray(image),
+    'float32': (image / 255).astype(np.float32),
+    'float64': image / 255,
+    'four dimensions': image[None],
+    'list': [path],
+    'nested': [[path]],
+    'tuple of arrays': (image,),
+    'array of paths': np.array([str(path)]),
+  }
+
+
+SEVERAL = ('pattern', 'four dimensions', 'list', 'nested', 'tuple of arrays', 'array of paths')
+
+
+def test_an_image_is_the_same_in_every_form(run, images, folder):
+  expected = run.predict(images[2])
+  for form, image in forms(images[2], folder / '2.png').items():
+    answer = run.predict(image)
+    assert answer == ([expected] if form in SEVERAL else expected), form
+  np.testing.assert_array_equal(run.features(folder / '2.png'), run.features([images[2]])[0])
+  assert run.attention(jnp.asarray(images[2])).weights.shape[0] == run.model.depth
+
+
+def test_grey_is_one_channel_with_or_without_an_axis(run, images):
+  grey = images[2][..., 0]
+  assert run.predict(grey) == run.predict(grey[..., None]) == run.predict(images[2])
+
+
+def test_a_folder_is_all_of_its_images_in_order(run, folder):
+  assert run.predict(folder) == run.predict(files(folder)) == run.predict(f'{folder}/*.png')
+  assert run.features(folder).shape == (5, run.model.width)
+
+
+def test_a_generator_gives_its_results_as_they_come(run, images):
+  taken = []
+
+  def camera():
+    for index in itertools.count():
+      taken.append(index)
+      yield images[index % 8]
+
+  results = run.predict(camera(), top=1, batch_size=2)
+  assert taken == []
+  first = [next(results), next(results), next(results)]
+  assert taken == [0, 1, 2, 3] and first == run.predict(images[:3], top=1, batch_size=2)
+  np.testing.assert_allclose(next(run.features(camera(), batch_size=1)), run.features(images[0]))
+  assert next(run.attention(camera())).weights.ndim == 4
+
+
+def test_a_threshold_leaves_out_what_is_below_it(run, images):
+  ranked = run.predict(images[0], top=10)
+  least = ranked[2]['score']
+  assert run.predict(images[0], top=10, threshold=least) == ranked[:3]
+  assert run.predict(images[0], threshold=1.0) == []
+  with pytest.raises(ValueError, match=r'threshold must be in \[0, 1\], got 40'):
+    run.predict(images[0], threshold=40)
+
+
 @pytest.mark.parametrize(
-  'image',
+  ('image', 'said'),
   [
-    np.zeros((8, 8), np.uint8),
-    np.zeros((8, 8, 3), np.float32),
-    np.zeros((8, 8, 4), np.uint8),
-    np.zeros((2, 8, 8, 3), np.uint8),
+    (np.zeros((8, 8, 4), np.uint8), 'not uint8 (8, 8, 4)'),
+    (np.zeros((3, 8, 8), np.uint8), 'array.transpose(1, 2, 0)'),
+    (np.zeros((1, 2, 8, 8, 3), np.uint8), 'not uint8 (1, 2, 8, 8, 3)'),
+    (np.full((8, 8, 3), -0.5, np.float32), '(array + 1) / 2'),
+    (np.full((8, 8, 3), 90.0), 'array / 255'),
+    (np.full((8, 8, 3), 300.0), 'array.clip(0, 1)'),
+    (np.full((8, 8, 3), np.nan), 'not finite'),
+    (np.full((8, 8, 3), 90), "array.astype('uint8')"),
+    (np.full((8, 8, 3), 900), 'uint8, or floats from 0 to 1, not int64 (8, 8, 3)'),
+    (np.zeros((8, 8, 3), bool), 'not bool (8, 8, 3)'),
+    (None, 'NoneType is no image'),
+    ({'image': b''}, 'dict is no image'),
+    (b'', 'the file is empty'),
+    (b'rose', 'not an image'),
+    ('data:image/png;base64,a', 'base64 cannot be decoded'),
+    ('data:image/png', 'has no comma'),
+    ('file:///etc/passwd', 'no URL of an image'),
+    ('ftp://a.b/c.png', 'no URL of an image'),
   ],
 )
-def test_an_array_that_is_no_image_is_refused_with_its_shape(run, image):
-  with pytest.raises(ValueError, match=re.escape(f'not {image.dtype} {image.shape}')):
+def test_what_is_no_image_is_refused_with_what_to_do(run, image, said):
+  with pytest.raises(ValueError, match=re.escape(said)) as error:
     run.predict(image)
+  assert '\n' not in str(error.value)
+
+
+def test_batches_are_smaller_for_larger_models_and_images():
+  sizes = [
+    predict.images_at_a_time(vit_jax.build(name), (side, side))
+    for name, side in [('ViT-Ti/16', 224), ('ViT-B/16', 224), ('ViT-B/16', 512), ('ViT-H/14', 518)]
+  ]
+  assert sizes == [128, 32, 4, 2]
+  assert predict.images_at_a_time(vit_jax.build('BiT-R50x1'), (224, 224)) >= 8
 
 
 def test_an_image_without_pixels_is_refused(run):
@@ -234,6 +335,73 @@ def run_python(words, **options):
   env = environment(jax.config.jax_compilation_cache_dir)
   words = [sys.executable, *words]
   return subprocess.run(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, timeout=300, **options)
+
+
+# A file of predictions
+
+
+def predict_to(whole, folder, out, *more):
+  return vit.main(['predict', str(whole), str(folder), '--out', str(out), *more])
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.json', '.jsonl'])
+def test_a_file_that_was_torn_anywhere_is_completed_to_the_same_bytes(
+  suffix, whole, run, folder, tmp_path, monkeypatch, capsys
+):
+  out = tmp_path / f'out{suffix}'
+  assert predict_to(whole, folder, out) == 0
+  text, expected = out.read_bytes(), run.predict(folder, top=3)
+  if suffix == '.csv':
+    labels = [row['label'] for row in csv.DictReader(io.StringIO(text.decode()))]
+    assert labels == [p['label'] for ranked in expected for p in ranked]
+  else:
+    lines = json.loads(text) if suffix == '.json' else map(json.loads, text.splitlines())
+    assert {row['file']: row['predictions'] for row in lines} == dict(zip(files(folder), expected))
+  counts, forward = [], predict.Run.forward
+
+  def counted(self, prepared, **options):
+    counts.append(len(prepared))
+    return forward(self, prepared, **options)
+
+  monkeypatch.setattr(predict.Run, 'forward', counted)
+  for cut in (0, 1, len(text) // 3, len(text) // 2, len(text) - 1, len(text)):
+    out.write_bytes(text[:cut])
+    counts.clear()
+    assert predict_to(whole, folder, out) == 0
+    assert out.read_bytes() == text and sum(counts) <= 5 - (cut > len(text) // 4)
+  assert '4 were there' in capsys.readouterr().out or suffix != '.csv'
+
+
+def test_another_choice_model_or_file_is_refused_and_nothing_lost(
+  whole, copied, folder, tmp_path, capsys
+):
+  out, other = tmp_path / 'out.jsonl', tmp_path / 'other.csv'
+  other.write_text('mine')
+  assert predict_to(whole, folder, out) == 0
+  before = contents(tmp_path)
+  capsys.readouterr()
+  assert predict_to(whole, folder, out, '--top', '5') == 2
+  assert 'another choice: top was 3 and is 5' in capsys.readouterr().err
+  assert predict_to(whole, folder, other) == 2
+  assert f'{other} is there, and not of' in capsys.readouterr().err
+  assert predict_to(whole, folder, tmp_path / 'out.txt') == 2
+  assert '.csv, .json, .jsonl' in capsys.readouterr().err
+  assert contents(tmp_path) == before
+  arrays = load_file(copied / 'model/model.safetensors')
+  edit(copied / 'model/model.safetensors', {k: v + 1 for k, v in arrays.items()})
+  assert predict_to(copied, folder, out) == 2
+  assert 'predictions of another model' in capsys.readouterr().err
+  assert out.read_bytes() == before['out.jsonl']
+
+
+def test_an_image_without_a_class_above_the_threshold_is_still_told(
+  whole, folder, tmp_path, capsys
+):
+  assert vit.main(['predict', str(whole), str(folder / '0.png'), '--threshold', '1']) == 0
+  assert capsys.readouterr().out == f'{folder / "0.png"}  (no class reaches 100.0%)\n'
+  out = tmp_path / 'out.csv'
+  assert predict_to(whole, folder / '0.png', out, '--threshold', '1') == 0
+  assert out.read_text() == f'file,rank,label,score\n{folder / "0.png"},,,\n'
 
 
 EVERY_FORM = """

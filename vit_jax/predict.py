@@ -3,41 +3,89 @@
 N images, K classes, F pre-logits.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import itertools
+import math
 import os
-import pathlib
-import stat
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
 
 from vit_jax import analysis, bundle
+from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
-from vit_jax.sources import describe_passed_over, folder
+from vit_jax.models import Model
+from vit_jax.models.vit import ViT
+from vit_jax.sources import loose
+from vit_jax.sources.loose import Image, Loose
 from vit_jax.tasks import Params
-from vit_jax.text import to_stderr
+from vit_jax.text import progress
 
-BATCH = 32  # images at a time
-Source = str | os.PathLike[str] | np.ndarray
+T = TypeVar('T')
+MEMORY = 1 << 29  # bytes of a layer's values at a time
+MANY = 100  # images above which a terminal sees a bar
+
+
+def check_choice(top: int, threshold: float, prefix: str = '') -> None:
+  """Raises ValueError for a number of classes or a least score that cannot be.
+
+  `prefix` is before their names, as of flags.
+  """
+  if top < 1:
+    raise ValueError(f'{prefix}top must be at least 1, got {top}')
+  if not 0 <= threshold <= 1:
+    raise ValueError(f'{prefix}threshold must be in [0, 1], got {threshold}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Run(bundle.Bundle):
   """A trained model, ready to use: see `bundle.Bundle` for its fields.
 
-  Images are given as a path, an array (H, W, C) uint8, or a list of these: C is the channels that
-  the model takes, `preprocess.channels`, or 1 where these are 3.
+  `predict`, `features` and `attention` take images as `sources.loose.listed` says: a path, folder,
+  pattern, URL, the bytes of a file, a picture of Pillow, an array (H, W), (H, W, C) or (N, H, W, C)
+  of uint8 or of floats from 0 to 1, or a list of any. C is the channels that the model takes,
+  `preprocess.channels`, or 1 where these are 3. A generator gives an iterator of results, which
+  reads so many images ahead as make a batch.
   """
 
-  def predict(self, images: Source | Sequence[Source], *, top: int = 5) -> list[Any]:
+  @overload
+  def predict(
+    self,
+    images: Iterator[Image],
+    *,
+    top: int = ...,
+    threshold: float = ...,
+    batch_size: int | None = ...,
+  ) -> Iterator[list[Prediction]]: ...
+  @overload
+  def predict(
+    self,
+    images: Image | Sequence[Image],
+    *,
+    top: int = ...,
+    threshold: float = ...,
+    batch_size: int | None = ...,
+  ) -> list[Any]: ...
+  def predict(
+    self,
+    images: Image | Iterable[Image],
+    *,
+    top: int = 5,
+    threshold: float = 0.0,
+    batch_size: int | None = None,
+  ) -> list[Any] | Iterator[list[Prediction]]:
     """The most likely classes.
 
     Args:
-      images: one image, or a list of them.
-      top: how many classes.
+      images: one image, or several.
+      top: how many classes at most.
+      threshold: the least score of a class, in [0, 1].
+      batch_size: images at a time; by default as many as suit the model and its image size.
 
     Returns:
       [{'label': 'rose', 'score': 0.98}, ...] for one image, best first, and a list of such lists
@@ -48,13 +96,15 @@ class Run(bundle.Bundle):
       FileNotFoundError, ValueError: for a file that is not there, no image, or a model without
         classes.
     """
-    if top < 1:
-      raise ValueError(f'top must be at least 1, got {top}')
+    check_choice(top, threshold)
     self.check_classes()
-    if isinstance(images, (str, os.PathLike, np.ndarray)):
-      return self.predict([images], top=top)[0]
-    scores = self.forward([self.prepared(image) for image in images])['scores']
-    return [self.ranked(row, top) for row in scores]
+    return self.each(
+      images,
+      lambda items: (
+        self.ranked(values['scores'], top, threshold)
+        for _, values in self.outputs(items, batch_size)
+      ),
+    )
 
   def check_classes(self) -> None:
     """Raises ValueError for a model whose logits are no classes', or are of patches."""
@@ -63,29 +113,39 @@ class Run(bundle.Bundle):
     if not self.names_images:
       raise ValueError(f"{self.name} has pool 'none': it names classes of patches, not of an image")
 
-  def features(self, images: Source | Sequence[Source]) -> np.ndarray:
-    """What the head reads, float32: (F,) for one image, (N, F) for a list.
+  @overload
+  def features(
+    self, images: Iterator[Image], *, batch_size: int | None = ...
+  ) -> Iterator[np.ndarray]: ...
+  @overload
+  def features(
+    self, images: Image | Sequence[Image], *, batch_size: int | None = ...
+  ) -> np.ndarray: ...
+  def features(
+    self, images: Image | Iterable[Image], *, batch_size: int | None = None
+  ) -> np.ndarray | Iterator[np.ndarray]:
+    """What the head reads, float32: (F,) for one image, (N, F) for several.
 
     On one device; `vit_jax.evaluate.features.extract` uses all, for a data set or many files.
     """
-    if isinstance(images, (str, os.PathLike, np.ndarray)):
-      return self.features([images])[0]
-    parts = [
-      self.forward([self.prepared(image) for image in images[start : start + BATCH]])
-      for start in range(0, max(len(images), 1), BATCH)  # so that few images are in memory
-    ]
-    return np.concatenate([part['pre_logits'] for part in parts])
+    result = self.each(
+      images,
+      lambda items: (values['pre_logits'] for _, values in self.outputs(items, batch_size)),
+    )
+    return np.stack(result) if isinstance(result, list) else result
 
-  @overload  # a str is a sequence of str too, but taken for one path
-  def attention(self, images: Source) -> analysis.Attention: ...  # type: ignore[overload-overlap]
   @overload
-  def attention(self, images: Sequence[Source]) -> list[analysis.Attention]: ...
+  def attention(self, images: Iterator[Image]) -> Iterator[analysis.Attention]: ...
+  @overload  # a str is a sequence of str too, but taken for one path
+  def attention(self, images: Image) -> analysis.Attention: ...  # type: ignore[overload-overlap]
+  @overload
+  def attention(self, images: Sequence[Image]) -> list[analysis.Attention]: ...
   def attention(
-    self, images: Source | Sequence[Source]
-  ) -> analysis.Attention | list[analysis.Attention]:
+    self, images: Image | Iterable[Image]
+  ) -> analysis.Attention | list[analysis.Attention] | Iterator[analysis.Attention]:
     """The attention weights of every head of every layer.
 
-    `.weights` is (L, A, T, T); `.maps()` and `.rollout_maps()` are by patch. A list of images gives
+    `.weights` is (L, A, T, T); `.maps()` and `.rollout_maps()` are by patch. Several images give
     a list. All weights of an image are in memory at once: 22 MB for B/16 at 224 pixels, 4 GB for
     H/14 at 518, for which `vit inspect` has what pictures need.
 
@@ -94,9 +154,69 @@ class Run(bundle.Bundle):
         attention.
     """
     analysis.check_attention(self.model)
-    if isinstance(images, (str, os.PathLike, np.ndarray)):
-      return analysis.attention(self, self.prepared(images))
-    return [analysis.attention(self, self.prepared(image)) for image in images]
+    return self.each(
+      images, lambda items: (analysis.attention(self, self.prepared(item)) for item in items)
+    )
+
+  def each(
+    self,
+    images: Image | Iterable[Image],
+    results: Callable[[Iterable[Loose]], Iterator[T]],
+  ) -> T | list[T] | Iterator[T]:
+    """The results of images: of one itself, of several a list, of an iterator an iterator."""
+    if isinstance(images, Iterator):
+      return results(loose.listed(images))
+    items = list(loose.listed(images))
+    if not items:
+      raise ValueError('no images')
+    shown = progress(len(items), unit='images') if len(items) > MANY else contextlib.nullcontext()
+    with shown as advance:
+      values = []
+      for value in results(items):
+        values.append(value)
+        if advance:
+          advance(1)
+    return values[0] if loose.is_one(images) else values
+
+  def outputs(
+    self,
+    images: Iterable[Loose],
+    batch_size: int | None = None,
+    *,
+    failed: list[str] | None = None,
+  ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The name of each image, and its 'scores' (K,) and 'pre_logits' (F,).
+
+    Args:
+      images: of `loose.listed`; as many as make a batch are read ahead.
+      batch_size: None for `images_at_a_time`.
+      failed: gets a line for each image that cannot be read, which is left out; None raises.
+    """
+    if batch_size is not None and batch_size < 1:
+      raise ValueError(f'the batch size must be at least 1, got {batch_size}')
+    size = batch_size or images_at_a_time(self.model, self.preprocess.size)
+
+    def prepared(image: Loose) -> np.ndarray | Exception:
+      try:
+        return self.prepared(image)
+      except (ValueError, FileNotFoundError) as error:
+        return error
+
+    waiting = iter(images)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+      while chunk := list(itertools.islice(waiting, size)):
+        good = []
+        for image, pixels in zip(chunk, threads.map(prepared, chunk)):
+          if isinstance(pixels, np.ndarray):
+            good.append((image.name, pixels))
+          elif failed is None:
+            raise pixels
+          else:
+            failed.append(str(pixels))
+        if good:
+          values = self.forward([pixels for _, pixels in good], batch_size=size)
+          for index, (name, _) in enumerate(good):
+            yield name, {key: rows[index] for key, rows in values.items()}
 
   def export(self, path: str | os.PathLike[str], *, to: str = '', check: bool = True) -> list[str]:
     """Writes the model for others: 'flowers.stablehlo', 'flowers.onnx', 'flowers.npz', or a folder.
@@ -108,25 +228,24 @@ class Run(bundle.Bundle):
 
     return export.write(path, self, to=to, check=check)
 
-  def ranked(self, scores: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The `top` classes of (K,) scores, best first."""
+  def ranked(self, scores: np.ndarray, top: int, threshold: float = 0.0) -> list[Prediction]:
+    """The `top` classes of (K,) scores that reach the threshold, best first."""
     best = np.argsort(-scores, kind='stable')[:top]
-    return [{'label': self.classes[k], 'score': float(scores[k])} for k in best]
+    predictions = (Prediction(label=self.classes[k], score=float(scores[k])) for k in best)
+    return [prediction for prediction in predictions if not prediction['score'] < threshold]
 
-  def prepared(self, image: Source) -> np.ndarray:
+  def prepared(self, image: Image | Loose) -> np.ndarray:
     """An image as the model takes it: uint8, the size of `preprocess`."""
-    channels = self.preprocess.channels
-    if not isinstance(image, np.ndarray):
-      image = read_image(image, channels)
-    fits = image.ndim == 3 and image.shape[2] in {channels, 1 if channels == 3 else channels}
-    if image.dtype != np.uint8 or not fits or not image.size:
-      raise ValueError(f'an image is uint8 (H, W, {channels}), not {image.dtype} {image.shape}')
-    return np.ascontiguousarray(self.transform(image, np.random.default_rng(0)))
+    if not isinstance(image, Loose):
+      image = loose.only(image)
+    pixels = image.pixels(self.preprocess.channels)
+    return np.ascontiguousarray(self.transform(pixels, np.random.default_rng(0)))
 
   def forward(
-    self, prepared: Sequence[np.ndarray], *, batch_size: int = BATCH
+    self, prepared: Sequence[np.ndarray], *, batch_size: int | None = None
   ) -> dict[str, np.ndarray]:
     """'scores' (N, K) and 'pre_logits' (N, F) of prepared images, in batches of one shape."""
+    batch_size = batch_size or images_at_a_time(self.model, self.preprocess.size)
     results: list[dict[str, np.ndarray]] = []
     for start in range(0, len(prepared), batch_size):
       rows = np.stack(prepared[start : start + batch_size])
@@ -172,44 +291,16 @@ def load(path: str | os.PathLike[str], checkpoint: str = '') -> Run:
   return Run(**vars(bundled) | {'params': jax.device_put(bundled.params)})
 
 
-def read_image(path: str | os.PathLike[str], channels: int = 3) -> np.ndarray:
-  """An image file as (H, W, C) uint8; its errors name the file."""
-  try:
-    if os.path.isdir(path):
-      raise ValueError('no images in this folder')
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-      raise ValueError('not a regular file')
-    return transforms.decode(pathlib.Path(path).read_bytes(), channels)
-  except ValueError as error:
-    raise ValueError(f'{os.fspath(path)}: {error}') from None
-  except FileNotFoundError:
-    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file') from None
-  except OSError as error:
-    raise ValueError(f'{os.fspath(path)}: {error.strerror}') from None
+def images_at_a_time(model: Model, size: tuple[int, int]) -> int:
+  """How many images of (height, width) a forward pass takes: a power of two, at most 256.
 
-
-def image_files(paths: Iterable[str], *, say: Callable[[str], object] = to_stderr) -> list[str]:
-  """The paths, with each folder replaced by the images below it, in order of their names.
-
-  They are those that 'folder:' reads, wherever they lie. A folder without images stays, and is
-  reported as a file that is no image.
-
-  Args:
-    paths: files and folders.
-    say: takes a line of what is passed over in each folder.
-
-  Raises:
-    ValueError: if links lead out of a folder.
+  It follows from what the widest layer has in memory: the hidden MLP, q, k, v and the attention
+  weights of a ViT; of any other model 64 numbers for each pixel.
   """
-  result: list[str] = []
-  for path in paths:
-    if not os.path.isdir(path):
-      result.append(path)
-      continue
-    walk = folder.Walk(os.fsencode(os.path.realpath(path)))
-    images = [name for names in walk.images_below(b'') for name in names]
-    walk.check_links()
-    result += sorted(os.path.join(path, os.fsdecode(name)) for name in images) or [path]
-    if line := describe_passed_over(walk.passed_over):
-      say(f'{path}: {line}')
-  return result
+  pixels = math.prod(size)
+  floats = 64.0 * pixels
+  if isinstance(model, ViT):
+    tokens = pixels / math.prod(model.patch)
+    floats = 16 * tokens * model.width + model.heads * tokens**2
+  fit = MEMORY // int(4 * floats)
+  return min(1 << (max(fit, 1).bit_length() - 1), 256)

@@ -4,10 +4,11 @@ import argparse
 import os
 import pathlib
 
-from vit_jax import bundle, predict
+from vit_jax import bundle
 from vit_jax.commands import warn
 from vit_jax.evaluate import inputs
 from vit_jax.evaluate.features import Features, check_suffix, extract, write
+from vit_jax.sources import loose
 from vit_jax.text import to_stderr, to_stdout
 
 
@@ -37,7 +38,7 @@ def extract_to_file(args: argparse.Namespace) -> Features:
   for line in run.defects:
     warn('features', line)
   if args.images:
-    split = inputs.image_split(predict.image_files(args.images))
+    split = inputs.image_split(loose.image_files(args.images))
   else:
     split = inputs.open_split(args.model, on=args.on, split=args.split)
   for line in split.notes:

@@ -209,8 +209,17 @@ def predict(parser: argparse.ArgumentParser) -> None:
   parser.epilog = 'Exit code: 0; 2 for bad input; 3 if an image could not be read.'
   parser.add_argument('run', help=MODEL)
   add_checkpoint(parser)
-  parser.add_argument('files', nargs='+', help='images, and folders of images')
+  parser.add_argument('files', nargs='+', help='images, folders of images, patterns, URLs')
   parser.add_argument('--top', type=int, default=3, help='classes per image')
+  parser.add_argument(
+    '--threshold', type=float, default=0.0, help='the least score of a class, in [0, 1]'
+  )
+  parser.add_argument(
+    '--out',
+    default='',
+    metavar='FILE',
+    help='gets the predictions as they come, .csv, .json or .jsonl; the same line again goes on',
+  )
   parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
   parser.add_argument(
     '--quote-formulas',

@@ -17,9 +17,11 @@ from vit_jax import analysis, files, models, predict
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs
+from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
+from vit_jax.sources import loose
 from vit_jax.text import nearest, one_line, progress, quantity, reason, si, to_stdout
 from vit_jax.views import attention, pictures
 
@@ -151,7 +153,7 @@ def load_images(request: Request) -> tuple[list[Image], list[str]]:
   return images, failed
 
 
-Named = tuple[str, Callable[[], tuple[predict.Source, str]]]
+Named = tuple[str, Callable[[], tuple[loose.Image, str]]]
 
 
 def named_images(args: argparse.Namespace, channels: int) -> list[Named]:
@@ -160,7 +162,7 @@ def named_images(args: argparse.Namespace, channels: int) -> list[Named]:
     if not os.path.lexists(path):
       raise FileNotFoundError(f'{path}: there is no such file')
   if args.images:
-    paths = predict.image_files(args.images)
+    paths = loose.image_files(args.images)
     return [(path, functools.partial(without_label, path)) for path in paths]
   if args.on or is_run(args.model):
     split = inputs.open_split(args.model, on=args.on, split=args.split)
@@ -284,7 +286,7 @@ def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int
   """Draws what one image shows, into a folder of its own; what there is to tell about it."""
   name = re.sub(r'[^\w.-]+', '_', pathlib.Path(image.name).stem)[:60]
   subfolder = folder / f'{number:02d}_{name}'
-  predictions: list[dict[str, Any]] = []
+  predictions: list[Prediction] = []
   if request.run.names_images:
     scores = request.run.forward([image.pixels])['scores'][0]
     if not np.isfinite(scores).all():

@@ -1,97 +1,105 @@
 """`vit predict`: names what images show."""
 
 import argparse
-import csv
+import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
-
+from vit_jax import bundle
+from vit_jax.checkpoint import tree_crc
 from vit_jax.commands import warn
+from vit_jax.commands.features import check_out
+from vit_jax.evaluate import predictions
+from vit_jax.evaluate.predictions import Prediction
 from vit_jax.files import as_json
-from vit_jax.predict import BATCH, Run, image_files, load
-from vit_jax.text import printable, to_stdout
+from vit_jax.predict import MANY, Run, check_choice, load
+from vit_jax.sources import loose
+from vit_jax.text import printable, progress, quantity, to_stdout
 
-FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how what a spreadsheet computes begins
-Predictions = Iterator[tuple[str, list[dict[str, Any]]]]  # of each file, its classes, best first
+Predictions = Iterator[tuple[str, list[Prediction]]]  # of each file, its classes, best first
 
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if some files could not be read."""
-  if args.top < 1:
-    raise ValueError(f'--top must be at least 1, got {args.top}')
-  if args.quote_formulas and args.format != 'csv':
-    raise ValueError('--quote-formulas is of --format csv')
+  check_flags(args)
   model = load(args.run, args.checkpoint)
   model.check_classes()
   for line in model.defects:
     warn('predict', line)
+  say = functools.partial(warn, 'predict')
+  images = [image for path in args.files for image in loose.listed(path, say=say)]
   failed: list[str] = []
-  paths = image_files(args.files, say=functools.partial(warn, 'predict'))
-  rows = predictions(model, paths, args.top, failed)
-  if args.format == 'json':
-    write_json(rows)
-  elif args.format == 'csv':
-    write_csv(rows, quote_formulas=args.quote_formulas)
+  if args.out:
+    complete(model, args, images, failed)
   else:
-    write_table(rows)
+    write(predicted(model, args, images, failed), args)
   for line in failed:
     warn('predict', line)
   return 3 if failed else 0
 
 
-def predictions(
-  run: Run, files: Sequence[str], top: int, failed: list[str], *, batch_size: int = BATCH
+def check_flags(args: argparse.Namespace) -> None:
+  """Raises ValueError for flags that cannot be, alone or together, before a model is read."""
+  check_choice(args.top, args.threshold, '--')
+  if args.out:
+    predictions.form_of(args.out)
+    check_out(args.out)
+  if args.out and args.format != 'table':
+    raise ValueError(f'--out {args.out} has the format of its suffix: leave out --format')
+  if args.quote_formulas and not (args.format == 'csv' or args.out.lower().endswith('.csv')):
+    raise ValueError('--quote-formulas is of --format csv')
+
+
+def predicted(
+  model: Run, args: argparse.Namespace, images: Sequence[loose.Loose], failed: list[str]
 ) -> Predictions:
-  """(file, ranked classes) of every file that can be read; a line in `failed` for the others."""
-
-  def prepared(file: str) -> np.ndarray | str:
-    try:
-      return run.prepared(file)
-    except (ValueError, FileNotFoundError) as error:
-      return str(error)
-
-  with ThreadPoolExecutor() as threads:
-    for start in range(0, len(files), batch_size):
-      chunk = files[start : start + batch_size]
-      read = list(zip(chunk, threads.map(prepared, chunk)))
-      failed += [image for _, image in read if isinstance(image, str)]
-      good = [(file, image) for file, image in read if not isinstance(image, str)]
-      if good:
-        scores = run.forward([image for _, image in good], batch_size=batch_size)['scores']
-        yield from ((file, run.ranked(row, top)) for (file, _), row in zip(good, scores))
+  """(file, ranked classes) of every image that can be read; a line in `failed` for the others."""
+  bar: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+  if len(images) > MANY and (args.out or not sys.stdout.isatty()):  # which has the lines already
+    bar = progress(len(images), unit='images')
+  with bar as advance:
+    for name, values in model.outputs(images, failed=failed):
+      yield name, model.ranked(values['scores'], args.top, args.threshold)
+      if callable(advance):
+        advance(1)
 
 
-def write_json(rows: Predictions) -> None:
-  """One list of all files."""
-  print(as_json([{'file': file, 'predictions': ranked} for file, ranked in rows], indent=1))
+def complete(
+  model: Run, args: argparse.Namespace, images: Sequence[loose.Loose], failed: list[str]
+) -> None:
+  """Adds to a file the predictions that it lacks."""
+  origin = {
+    'model': [f'{tree_crc(model.params):08x}', as_json(bundle.describe(model))],
+    'top': args.top,
+    'threshold': args.threshold,
+    'quote_formulas': args.quote_formulas,
+  }
+  with predictions.completing(args.out, origin, quote_formulas=args.quote_formulas) as results:
+    new = [image for image in images if image.name not in results.names]
+    for name, ranked in predicted(model, args, new, failed):
+      results.add(name, ranked)
+  count, others = quantity(len(new) - len(failed), 'image'), len(images) - len(new)
+  before = f', {others:,} were there' * bool(others)
+  to_stdout(f'{count} predicted{before}: {args.out}')
 
 
-def write_csv(rows: Predictions, *, quote_formulas: bool) -> None:
-  """A line for each class of a file, quoted as RFC 4180 says.
-
-  Names are as they are, but on a terminal, which they could steer. With `quote_formulas` one that a
-  spreadsheet would compute has an apostrophe before it.
-  """
-  is_terminal = sys.stdout.isatty()
-
-  def cell(name: str) -> str:
-    formula = quote_formulas and name.startswith(FORMULA)
-    return "'" * formula + (printable(name) if is_terminal else name)
-
-  table = csv.writer(sys.stdout)
-  table.writerow(['file', 'rank', 'label', 'score'])
-  for file, ranked in rows:
-    for rank, prediction in enumerate(ranked, 1):
-      score = f'{prediction["score"]:.6f}'
-      table.writerow([cell(file), rank, cell(prediction['label']), score])
+def write(rows: Predictions, args: argparse.Namespace) -> None:
+  """Prints predictions in the format that the flags ask for."""
+  if args.format == 'json':
+    print(as_json([{'file': file, 'predictions': ranked} for file, ranked in rows], indent=1))
+  elif args.format == 'csv':
+    shown = printable if sys.stdout.isatty() else str  # a terminal could be steered by a name
+    sys.stdout.write(predictions.csv_header())
+    for file, ranked in rows:
+      quote = args.quote_formulas
+      sys.stdout.write(predictions.csv_rows(file, ranked, quote_formulas=quote, shown=shown))
+  else:
+    write_table(rows, args.threshold)
 
 
-def write_table(rows: Predictions) -> None:
+def write_table(rows: Predictions, threshold: float) -> None:
   """A line for each file."""
   for file, ranked in rows:
-    classes = (f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked)
-    to_stdout('  '.join([file, *classes]))
+    classes = [f'{prediction["label"]} {prediction["score"]:.1%}' for prediction in ranked]
+    to_stdout('  '.join([file, *(classes or [f'(no class reaches {threshold:.1%})'])]))

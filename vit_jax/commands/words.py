@@ -27,6 +27,8 @@ WORDS = {
     'source input images data image image_path': 'images follow the model: `vit predict RUN '
     'IMAGES`',
     'model weights checkpoint_path name': 'the model is the first word: `vit predict RUN IMAGES`',
+    'conf conf_thres confidence min_score': '`--threshold` is the least score of a class',
+    'save save_txt save_dir output out_file results_file project': '`--out=FILE` gets the results',
     'topk top_k k num_predictions': '`--top` is how many classes an image gets',
     'imgsz img_size size': 'images get the size that the model takes',
   },

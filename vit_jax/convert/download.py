@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from email.message import Message
 from typing import IO, NamedTuple
 
@@ -112,29 +113,47 @@ def copy(
     EOFError: for less than was promised.
     TimeoutError: for what comes too slowly.
   """
-  promised = answer.headers.get('Content-Length')
-  size = int(promised) if promised else None
-  check_size(size or 0)
+  size = promised_size(answer)
+  check_size(size or 0, LIMIT)
   hashing = hashlib.new(digest.algorithm if digest else 'md5', usedforsecurity=False)
-  count, began = 0, time.monotonic()
   with progress(size, description=f'fetching {name}', unit='bytes') as advance:
-    while block := answer.read1(BLOCK):
-      if not count and HTML.match(block):
-        raise ValueError('it is a page of HTML, not a file')
+    for block in blocks(answer, LIMIT):
       out.write(block)
       hashing.update(block)
       advance(len(block))
-      count += len(block)
-      check_size(count)
-      if time.monotonic() - began > TIMEOUT + count / SLOWEST:
-        raise TimeoutError(f'slower than {SLOWEST:,} bytes a second: {count:,} bytes came')
-  if size is not None and count != size:
-    raise EOFError(f'only {count:,} of {size:,} bytes came')
   if digest and not (actual := hashing.hexdigest()).startswith(digest.digits):
     raise ValueError(f'its {digest.algorithm} is {actual}, published is {digest.digits}')
 
 
-def check_size(size: int) -> None:
-  """Raises ValueError for more than LIMIT."""
-  if size > LIMIT:
-    raise ValueError(f'{size:,} bytes exceed the limit of {LIMIT:,}')
+def read(address: str, limit: int) -> bytes:
+  """What is at an address, of at most so many bytes; errors as of `request` and `copy`."""
+  with request(address) as answer:
+    check_size(promised_size(answer) or 0, limit)
+    return b''.join(blocks(answer, limit))
+
+
+def promised_size(answer: http.client.HTTPResponse) -> int | None:
+  """How many bytes an answer says that it has."""
+  promised = answer.headers.get('Content-Length')
+  return int(promised) if promised else None
+
+
+def blocks(answer: http.client.HTTPResponse, limit: int) -> Iterator[bytes]:
+  """What comes, until all that was promised has; raises as `copy` does."""
+  size, count, began = promised_size(answer), 0, time.monotonic()
+  while block := answer.read1(BLOCK):
+    if not count and HTML.match(block):
+      raise ValueError('it is a page of HTML, not a file')
+    count += len(block)
+    check_size(count, limit)
+    yield block
+    if time.monotonic() - began > TIMEOUT + count / SLOWEST:
+      raise TimeoutError(f'slower than {SLOWEST:,} bytes a second: {count:,} bytes came')
+  if size is not None and count != size:
+    raise EOFError(f'only {count:,} of {size:,} bytes came')
+
+
+def check_size(size: int, limit: int) -> None:
+  """Raises ValueError for more bytes than the limit."""
+  if size > limit:
+    raise ValueError(f'{size:,} bytes exceed the limit of {limit:,}')
