@@ -1,11 +1,12 @@
 """What compilers say of recipes at their stated hardware, and which sharding a size needs, as JSON.
 
-python benchmarks/plan.py [OUT] [--recipes NAME ...] [--sizes]
+python benchmarks/plan.py [OUT] [--recipes NAME ...] [--formulas]
+python benchmarks/plan.py [OUT] --sizes [NAME ...] [--formulas]
 
-Recipes are compiled whole, each for a minute to ten on 2 cores, and once: programs are kept. Where
-a compiler is missing, 'vit_jax[plan-tpu]' or 'vit_jax[plan-cuda]', a row is of formulas. --sizes is
-of formulas alone, and compiles nothing. OUT is written after each row, and keeps those that it has
-of others, each with its own provenance.
+Programs are compiled whole, each for a minute to ten on 2 cores, and once: what was said of them is
+kept. Where a compiler is missing, 'vit_jax[plan-tpu]' or 'vit_jax[plan-cuda]', and with --formulas,
+a row is of formulas. OUT is written after each row, and keeps those that it has of others, each
+with its own provenance.
 """
 
 import argparse
@@ -38,39 +39,39 @@ RECIPES = {  # config: the chips of its header, or some of their kind where it h
   'transfer:B_32,cifar10': 'a100:1',
 }
 SIZES = ('B/16', 'L/16', 'H/14', 'g/14', 'G/14')
-CHIPS = {'v5e': '16x16', 'v5p': '4x8x8', 'v6e': '16x16', 'h100': '256'}  # 256 of each
+CHIPS = ('v5e:2x4', 'v5p:2x2x2', 'v6e:2x4', 'h100:8')  # eight devices of each
 IMAGES = 32  # of a device: fewer leave it idle
-POLICIES = ('none', 'full')  # of model.remat
-FILLED = 0.85  # of the limit, by formulas: a compiler needs more than they count
+FILLED = 0.9  # of the limit, by formulas
 
 
-def recipes(names: list[str]) -> Iterator[tuple[str, Forecast]]:
+def recipes(names: list[str], *, formulas: bool) -> Iterator[tuple[str, Forecast]]:
   """A forecast for each recipe that is not refused; of others a line says why."""
   for name in names or RECIPES:
     try:
-      yield name, vit_jax.plan_for(name, RECIPES[name], tries=0)
+      yield name, vit_jax.plan_for(name, RECIPES[name], tries=0, formulas=formulas)
     except ValueError as error:
       print(f'{name}: {error}', file=sys.stderr)
 
 
-def sizes() -> Iterator[tuple[str, Forecast]]:
-  """By formulas, for each size and chip, the least sharding and recomputation that fit."""
-  for model in SIZES:
-    for kind, topology in CHIPS.items():
-      yield f'{model} {kind}', least(model, f'{kind}:{topology}')
+def sizes(models: list[str], *, formulas: bool) -> Iterator[tuple[str, Forecast]]:
+  """For each size and chip the least fsdp that fits by formulas, compiled."""
+  for model in models or SIZES:
+    for chips in CHIPS:
+      overrides, result = least(model, chips)
+      if not formulas:
+        result = vit_jax.plan_for('default', chips, overrides=overrides, tries=0)
+      yield f'{model} {chips}', result
 
 
-def least(model: str, chips: str) -> Forecast:
-  """The first of fsdp=1, 2, 4 ... that fits with some policy; the last where none does."""
-  for fsdp in (1, 2, 4, 8, 16):
-    for remat in POLICIES:
-      fields = {'model.name': model, 'model.remat': remat, 'system.fsdp': fsdp}
-      fields |= {'batch_size': 256 * IMAGES, 'schedule.warmup': '5%'}
-      overrides = [f'{field}={value}' for field, value in fields.items()]
-      result = vit_jax.plan_for('default', chips, overrides=overrides, formulas=True)
-      if result.limit and result.needed <= FILLED * result.limit:
-        return result
-  return result
+def least(model: str, chips: str) -> tuple[list[str], Forecast]:
+  """The overrides of the first of fsdp=1, 2, 4, 8 that fits, the last where none does."""
+  for fsdp in (1, 2, 4, 8):
+    fields = {'model.name': model, 'system.fsdp': fsdp, 'batch_size': 8 * IMAGES}
+    overrides = [f'{field}={value}' for field, value in fields.items()]
+    result = vit_jax.plan_for('default', chips, overrides=overrides, formulas=True)
+    if result.limit and result.needed <= FILLED * result.limit:
+      break
+  return overrides, result
 
 
 def row(name: str, result: Forecast) -> str:
@@ -94,11 +95,17 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
   parser.add_argument('out', nargs='?', default='benchmarks/results/plan.json')
   parser.add_argument('--recipes', nargs='*', choices=list(RECIPES))
-  parser.add_argument('--sizes', action='store_true')
+  parser.add_argument('--sizes', nargs='*', choices=SIZES)
+  parser.add_argument('--formulas', action='store_true')
   flags = parser.parse_args()
   out = pathlib.Path(flags.out)
   rows: dict[str, Any] = files.read_object(out)['rows'] if out.exists() else {}
-  for name, result in sizes() if flags.sizes else recipes(flags.recipes or []):
+  results = (
+    recipes(flags.recipes or [], formulas=flags.formulas)
+    if flags.sizes is None
+    else sizes(flags.sizes, formulas=flags.formulas)
+  )
+  for name, result in results:
     print(row(name, result), flush=True)
     rows[name] = {**dataclasses.asdict(result), 'provenance': bench.provenance()}
     bench.write_results(out, {'rows': rows})

@@ -608,8 +608,9 @@ def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
   if config.freeze.layers and 'unroll' not in chosen and hasattr(model, 'unroll'):
     # Only in a straight-line program are the gradients of some of its layers left out.
     model = model.clone(unroll=model.depth)
-  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
-  return fit_memory(config, model, limit=limit)
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  return fit_memory(config, model, limit=limit, platform=device.platform)
 
 
 def fit_memory(
@@ -617,6 +618,7 @@ def fit_memory(
   model: models.Model,
   *,
   limit: float | None,
+  platform: str,
   devices: Sequence[jax.Device] | None = None,
 ) -> models.Model:
   """The model with the fastest `remat` by which a step fits its device's memory, by formula.
@@ -628,7 +630,8 @@ def fit_memory(
     config: of the run.
     model: without `remat`.
     limit: bytes that a program may take of a device; None where it does not say: nothing is set.
-    devices: of the mesh; None for all of this machine's.
+    platform: JAX's name of the kind of device.
+    devices: of the mesh, or as many; None for all of this machine's.
   """
   chosen = config.model.get('remat') is not None
   if chosen or limit is None or not isinstance(model, vit.ViT | mixer.Mixer):
@@ -638,14 +641,14 @@ def fit_memory(
   (height, width), channels = config.image_size, config.data.channels
   copies = 5 if config.ema else 4  # parameters, gradient and two moments, in float32
   state = 4 * copies * models.count(model, height, width, channels)
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whose platform decides what is saved
-    remat = memory.fitting_remat(
-      model,
-      batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
-      tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
-      state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
-      memory=int(limit),
-    )
+  remat = memory.fitting_remat(
+    model,
+    batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
+    tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
+    state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
+    memory=int(limit),
+    platform=platform,
+  )
   return model.clone(remat=remat, unroll=model.unroll or (None if remat == 'none' else 1))
 
 

@@ -46,11 +46,11 @@ def lines(result: Forecast) -> Iterator[str]:
   yield from result.notes
   if result.program is None:
     yield result.missing
-    yield 'by formulas alone, at least:'
+    yield 'by formulas alone:'
   else:
     yield f'by {result.compiler}; estimates, of chips that were not asked:'
   yield f'  memory   {verdict(result)}'
-  yield f'           by formulas at least {parts(result.formulas.memory)}'
+  yield f'           by formulas {parts(result.formulas.memory)}'
   if result.program is None:
     yield from compute(result.formulas)
   elif result.fits:

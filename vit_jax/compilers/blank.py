@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections.config_dict import FrozenConfigDict
 
 from vit_jax import models, plan
+from vit_jax.compilers import Chips
 from vit_jax.sources import Record, Source, presets
 
 IMAGENET = 1_281_167, 1000  # images to train on, and their classes
@@ -37,31 +38,30 @@ def plan_without_data(
   config: FrozenConfigDict,
   devices: Sequence[jax.Device],
   *,
-  dtype: str,
-  limit: float | None = None,
+  chips: Chips,
   classes: int | None = None,
 ) -> tuple[plan.Plan, list[str]]:
   """The plan of a config on such devices, and lines on what was assumed for it.
 
   Args:
     config: of `vit_jax.config.load`.
-    devices: of the mesh.
-    dtype: to compute in, where the config names none.
-    limit: bytes that a program may take of a device, by which `remat` is chosen where the config
-      names none; None: no less than a program needs.
+    devices: of the mesh: those chips, or as many that stand for them.
+    chips: for which the model's type and `remat` are chosen, where the config chooses none.
     classes: how many the data set has; None for what its name says.
   """
   count, notes = class_count(config.data.source, classes)
   whole: dict[str, Any] = config.to_dict()
   if whole['model']['dtype'] is None:
-    whole['model']['dtype'] = dtype
+    whole['model']['dtype'] = 'float32' if chips.kind == 'cpu' else 'bfloat16'
   if config.pretrained:
     whole['model']['name'] = config.model.name or pretrained_name(config.pretrained)
     whole |= {'pretrained': '', 'new_head': True}
     notes.append(f'{config.pretrained} is not read: a {whole["model"]["name"]} starts as new')
   settings = FrozenConfigDict(whole)
   model = plan.make_model(settings, count)
-  fitted = plan.fit_memory(settings, model, limit=limit, devices=devices)
+  fitted = plan.fit_memory(
+    settings, model, limit=chips.limit, platform=chips.chip.platform, devices=devices
+  )
   whole['model'] |= {name: getattr(fitted, name) for name in FITTED if hasattr(fitted, name)}
   size = (*config.image_size, config.data.channels)
   labels = np.arange(max(IMAGENET[0], config.batch_size), dtype=np.int32) % count

@@ -13,9 +13,8 @@ class Memory:
     parameters, optimizer, average, fixed: what a device holds of the state, and of the task.
     gradients: of its trained parameters, while they are summed.
     batch: images, labels and mask.
-    activations: what a backward pass needs at least: of each layer x, q, k, v, attention's output,
-      the middle and the MLP's hidden layer, in the type of the computation; with remat='full' x
-      alone. None where the model has no such layers.
+    activations: what a step has at its height, see `models.memory`, as if 'tensor' split nothing;
+      None of models that are no stacks of blocks.
   """
 
   parameters: int
@@ -38,7 +37,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Formulas:
-  """Arithmetic: the least that a step takes.
+  """Arithmetic: about what a step takes of memory, and the least of all else.
 
   Fields:
     memory: bytes.

@@ -1,7 +1,4 @@
-"""What a training step takes by arithmetic, without a compiler: memory, FLOPs, bytes sent.
-
-B images of a device, T tokens, D width, M MLP channels, L layers.
-"""
+"""What a training step takes by arithmetic, without a compiler: memory, FLOPs, bytes sent."""
 
 import math
 
@@ -9,26 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vit_jax import models
-from vit_jax.compilers import program
+from vit_jax.compilers import Chip, program
 from vit_jax.compilers.forecast import Formulas, Memory
-from vit_jax.models import Tree
+from vit_jax.models import Tree, vit
+from vit_jax.models.memory import Blocks, activation_bytes
 from vit_jax.plan import Plan
 from vit_jax.step import State
 
 
-def formulas(plan: Plan, state: State, batch: Tree, fixed: Tree, *, peak: float | None) -> Formulas:
-  """The arithmetic of a step with such abstract arguments, on devices of `peak` FLOP/s."""
+def formulas(plan: Plan, state: State, batch: Tree, fixed: Tree, *, chip: Chip) -> Formulas:
+  """The arithmetic of a step with such abstract arguments, on chips of a kind."""
   count = flops(plan)
   return Formulas(
-    memory=memory(plan, state, batch, fixed),
+    memory=memory(plan, state, batch, fixed, platform=chip.platform),
     flops=count,
-    seconds=count / peak if peak else None,
+    seconds=count / chip.peak if chip.peak else None,
     sent=sent(plan, plan.frozen.trainable(state.params)),
   )
 
 
-def memory(plan: Plan, state: State, batch: Tree, fixed: Tree) -> Memory:
+def memory(plan: Plan, state: State, batch: Tree, fixed: Tree, *, platform: str) -> Memory:
   """The bytes of abstract arrays with shardings, and of what the model keeps of the batch."""
   trained = plan.frozen.trainable(state.params)
   return Memory(
@@ -38,7 +35,7 @@ def memory(plan: Plan, state: State, batch: Tree, fixed: Tree) -> Memory:
     fixed=held(fixed),
     gradients=held(trained),
     batch=held(batch),
-    activations=activations(plan, images=device_images(plan) // plan.config.accumulate),
+    activations=activations(plan, platform),
   )
 
 
@@ -58,25 +55,20 @@ def device_images(plan: Plan) -> int:
   return plan.config.batch_size // (plan.mesh.shape['data'] * plan.mesh.shape['fsdp'])
 
 
-def transformer(plan: Plan) -> tuple[models.vit.ViT, int] | None:
-  """The task's model and the tokens of an image; None where the model is no ViT."""
+def tokens(model: Blocks, image_size: tuple[int, int]) -> int:
+  """Tokens of an image in a model's layers."""
+  cells = math.prod(size // patch for size, patch in zip(image_size, model.patch))
+  return cells + getattr(model, 'prefix', 0)
+
+
+def activations(plan: Plan, platform: str) -> int | None:
+  """Bytes that a micro-batch leaves for the backward pass; None of other models than blocks."""
   model = plan.task.model
-  if not isinstance(model, models.vit.ViT):
+  if not isinstance(model, Blocks):
     return None
-  sides = zip(plan.config.image_size, model.patch)
-  return model, math.prod(size // patch for size, patch in sides) + model.prefix
-
-
-def activations(plan: Plan, *, images: int) -> int | None:
-  """Bytes that so many images leave for the backward pass, see `Memory`."""
-  if (pair := transformer(plan)) is None:
-    return None
-  model, length = pair
-  whole, split = model.width, 0  # of a token: on each device, and over those of 'tensor'
-  if model.remat != 'full':
-    whole, split = 2 * model.width, 4 * model.width + model.mlp_dim
-  channels = whole + split // plan.mesh.shape['tensor']
-  return images * model.depth * length * channels * jnp.dtype(model.dtype).itemsize
+  length, images = tokens(model, plan.config.image_size), device_images(plan)
+  image = activation_bytes(model, length, model.remat, platform=platform)
+  return images // plan.config.accumulate * image
 
 
 def flops(plan: Plan) -> int:
@@ -94,11 +86,10 @@ def sent(plan: Plan, params: Tree) -> float:
   model, sides = plan.task.model, plan.mesh.shape
   item = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
   total = sum(sent_of(leaf, plan.mesh, item) for leaf in jax.tree.leaves(params))
-  if (pair := transformer(plan)) is None or sides['tensor'] == 1:
+  if sides['tensor'] == 1 or not isinstance(model, vit.ViT):
     return total
-  vit, length = pair
-  tokens = device_images(plan) * length * vit.width * item
-  return total + vit.depth * 4 * program.sent('all-reduce', tokens, sides['tensor'])
+  size = device_images(plan) * tokens(model, plan.config.image_size) * model.width * item
+  return total + model.depth * 4 * program.sent('all-reduce', size, sides['tensor'])
 
 
 def sent_of(leaf: jax.ShapeDtypeStruct, mesh: Mesh, item: int) -> float:

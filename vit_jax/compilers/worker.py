@@ -57,13 +57,7 @@ def respond(request: Mapping[str, Any]) -> dict[str, Any]:
   missing = SKIPPED if request['formulas'] else wanting(platform.EXTRA, platform.PACKAGES)
   devices = jax.devices('cpu')[: chips.devices] if missing else platform.devices(chips)
   settings = config.load(request['config'], request['overrides'])
-  plan, notes = blank.plan_without_data(
-    settings,
-    devices,
-    classes=request['classes'],
-    limit=chips.limit,
-    dtype='bfloat16' if chips.chip.peak else 'float32',
-  )
+  plan, notes = blank.plan_without_data(settings, devices, chips=chips, classes=request['classes'])
   arguments = abstract_arguments(plan)
   compiler = '' if missing else ', '.join(map(versioned, platform.PACKAGES))
   forecast = Forecast(
@@ -71,7 +65,7 @@ def respond(request: Mapping[str, Any]) -> dict[str, Any]:
     notes=tuple(notes),
     missing=missing,
     compiler=compiler,
-    formulas=formulas.formulas(plan, *arguments, peak=chips.chip.peak),
+    formulas=formulas.formulas(plan, *arguments, chip=chips.chip),
     program=None if missing else compiled(chips, plan, arguments, compiler),
   )
   return dataclasses.asdict(forecast)

@@ -13,7 +13,9 @@ USABLE = 0.9  # of a device's memory: the program, batches and what formulas lea
 STRAIGHT_TPU = 1.15  # times what 'lean' saves: measured of B/16, 128 images, by the TPU's compiler
 
 
-def fitting_remat(model: Blocks, *, batch: int, tokens: int, state: int, memory: int) -> str:
+def fitting_remat(
+  model: Blocks, *, batch: int, tokens: int, state: int, memory: int, platform: str
+) -> str:
   """The fastest policy whose step fits a device by formula, or 'full', which takes the least.
 
   Args:
@@ -21,21 +23,28 @@ def fitting_remat(model: Blocks, *, batch: int, tokens: int, state: int, memory:
     tokens: T.
     state: bytes of the training state and the gradient on a device.
     memory: bytes that a device has.
+    platform: JAX's name of the kind of device, as in `activation_bytes`.
   """
-  room = USABLE * memory - state
-  return next((p for p in BY_SPEED if batch * activation_bytes(model, tokens, p) <= room), 'full')
+
+  def fits(remat: str) -> bool:
+    needed = batch * activation_bytes(model, tokens, remat, platform=platform)
+    return state + needed <= USABLE * memory
+
+  return next(filter(fits, BY_SPEED), 'full')
 
 
-def activation_bytes(model: Blocks, tokens: int, remat: str) -> int:
+def activation_bytes(model: Blocks, tokens: int, remat: str, *, platform: str) -> int:
   """Bytes of one image's activations at the height of a step.
 
-  What all layers save, and with 'lean' and 'full' what the layer computed again has meanwhile.
+  What all layers save, and where it recomputes what the layer computed again has meanwhile. On a
+  'tpu' a straight-line program without `remat` saves hardly more than a 'lean' one. 'dots' saves
+  the outputs of the same products as 'lean', but for attention's.
   """
   layer = layer_bytes(model, tokens)
   if remat != 'none':
-    return model.depth * layer[remat] + layer['none']
+    return model.depth * layer['lean' if remat == 'dots' else remat] + layer['none']
   straight = (model.unroll or layers.default_unroll(model.depth, train=True)) >= model.depth
-  if straight and layers.program_device().platform == 'tpu':
+  if straight and platform == 'tpu':
     return int(model.depth * STRAIGHT_TPU * layer['lean'])
   return model.depth * layer['none']
 
