@@ -289,3 +289,32 @@ def test_a_head_that_pools_by_attention_is_split_too_and_what_is_not_is_named():
   assert 'encoder/blocks/attention/query/kernel' in sharding.unsplit(
     shapes(tiny()), mesh
   )  # 2 heads
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2)])
+def test_devices_that_split_parameters_exchange_no_tokens(shape):
+  model, n = tiny(width=32, heads=4, mlp_dim=64, depth=2), 512
+  mesh = sharding.make_mesh(*shape)
+  params = jax.tree.map(
+    lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+    shapes(model),
+    sharding.tree_sharding(shapes(model), mesh),
+  )
+  rows = jax.NamedSharding(mesh, sharding.BATCH)
+  images = jax.ShapeDtypeStruct((n, 8, 12, 3), jnp.float32, sharding=rows)
+
+  def loss(params, images):
+    return model.apply({'params': params}, images, train=True)[0].sum()
+
+  program = jax.jit(jax.grad(sharding.for_mesh(loss, mesh))).lower(params, images).compile()
+  tokens = n * 7 * model.width // (shape[0] * shape[1])  # of a device
+  sizes = exchanged(program.as_text())
+  allowed = 4 * model.depth * tokens if shape[2] > 1 else 0  # sums over 'tensor'
+  assert 0 < sum(sizes) <= allowed + 3 * sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def exchanged(text):
+  """How many numbers each collective of a program gives."""
+  lines = re.findall(r' = (.*?) (?:all-|reduce-scatter|collective-permute)[\w-]*\(', text)
+  arrays = [re.findall(r'\w\d+\[([\d,]*)\]', line) for line in lines]
+  return [int(np.prod([int(n) for n in a.split(',') if n])) for line in arrays for a in line]

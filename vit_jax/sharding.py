@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax import models
 from vit_jax.models import Tree
+from vit_jax.models.layers import AXES, IMAGE_AXES
 from vit_jax.text import quantity
 
 T = TypeVar('T')
-AXES = ('data', 'fsdp', 'tensor')
-BATCH = P(('data', 'fsdp'))
+BATCH = P(IMAGE_AXES)
 
 # The first pattern found in a parameter's name says how its axes are split; 'tensor' splits heads,
 # MLP channels and classes (arXiv 1909.08053), 'fsdp' the width. Others are whole on every device.

@@ -12,10 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AbstractDevice
+from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 Array = jax.Array
+
+AXES = ('data', 'fsdp', 'tensor')  # of the mesh of a program, see `sharding`
+IMAGE_AXES = ('data', 'fsdp')  # those that share the images of a batch
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),  # Google
@@ -45,6 +49,24 @@ def program_device() -> AbstractDevice | jax.Device:
   A program is also compiled for devices that are not here, see `jax.sharding.use_abstract_mesh`.
   """
   return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def program_mesh() -> AbstractMesh | None:
+  """The mesh of the program being traced, if it is one of ours."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(AXES) <= set(mesh.axis_names) else None
+
+
+def by_image(x: Array) -> Array:
+  """Tokens (N, T, D) whose images the devices of the program's mesh share, each image whole.
+
+  Unasked, the compiler follows the split of the parameters: with `fsdp` it cut tokens along D and
+  exchanged them for every product, which sent a hundred times the bytes of the parameters.
+  """
+  mesh = program_mesh()
+  if mesh is None or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+    return x
+  return jax.lax.with_sharding_constraint(x, P(IMAGE_AXES, None, None))
 
 
 def spread(vector: Array, shape: tuple[int, ...]) -> Array:

@@ -43,6 +43,7 @@ class MixerBlock(nn.Module):
       kernel_init=nn.initializers.lecun_normal(),
       bias_init=nn.initializers.zeros,
     )
+    x = layers.by_image(x)
     y = norm(name='norm1')(x).swapaxes(1, 2)  # (N, D, T)
     y = mlp(self.tokens_dim, name='tokens')(y).swapaxes(1, 2)  # (N, T, D)
     x = checkpoint_name(x + self.branch(y, drop_rate), 'middle')

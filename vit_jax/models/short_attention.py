@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.models.layers import IMAGE_AXES, program_mesh
+
 Array = jax.Array
 Ref = jax.Array  # what a kernel reads and writes like an array
 
@@ -231,8 +233,8 @@ def on_mesh(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) -> 
   None where the mesh is not (data, fsdp, tensor), images or heads do not divide by it, or a
   device's fast memory is too small; the mask is that of `short_attention`.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.abstract_device is None or not {'data', 'fsdp', 'tensor'} <= set(mesh.axis_names):
+  mesh = program_mesh()
+  if mesh is None or mesh.abstract_device is None:
     return None
   (n, t, d), parts = q.shape, mesh.shape['tensor']
   if n % (mesh.shape['data'] * mesh.shape['fsdp']) or heads % parts:
@@ -245,6 +247,6 @@ def on_mesh(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) -> 
   def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     return short_attention(q, k, v, mask, local, group)
 
-  rows = P(('data', 'fsdp'), None, 'tensor')
-  specs = (rows, rows, rows, P(('data', 'fsdp'), None))
+  rows = P(IMAGE_AXES, None, 'tensor')
+  specs = (rows, rows, rows, P(IMAGE_AXES, None))
   return jax.shard_map(attend, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, mask)

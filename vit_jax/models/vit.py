@@ -69,6 +69,7 @@ class Block(nn.Module):
     """(N, T, D), (), (2, P, D/A) -> (N, T, D) and what this layer leaves for analysis."""
     kind = functools.partial(layers.NORMS[self.norm], epsilon=self.norm_eps, dtype=self.dtype)
     norm1, norm2 = kind(name='norm1'), kind(name='norm2')
+    x = layers.by_image(x)
     y = x if self.post_norm else norm1(x)
     y, weights = MultiHeadAttention(
       heads=self.heads,
