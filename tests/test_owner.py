@@ -168,6 +168,12 @@ def test_without_links_a_lock_is_made_in_place(tmp_path, monkeypatch):
   assert names(tmp_path) == ['lock.json']
 
 
+def test_a_lock_that_cannot_be_made_is_named_itself(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    lock.create(tmp_path / 'absent/lock.json')
+  assert error.value.filename == str(tmp_path / 'absent/lock.json')
+
+
 def test_what_died_while_it_took_the_lock_is_swept(tmp_path):
   lock.create(tmp_path / '.lock.json.a.new')
   lock.create(tmp_path / '.lock.json.b.new')

@@ -125,7 +125,7 @@ def create(path: pathlib.Path) -> Lock | None:
     return Lock(path, holder) if os.stat(partial).st_nlink == 2 else None
   except OSError as error:
     if error.errno not in NO_LINKS:
-      raise
+      raise OSError(error.errno, error.strerror, str(path)) from None
     with contextlib.suppress(FileExistsError):  # and for a moment the file is empty
       return Lock(path, write(path, token))
     return None
