@@ -129,6 +129,7 @@ def test_two_processes_leave_what_one_leaves(pair, whole):
   assert names == {
     'config.json',
     'metrics.jsonl',
+    'model.json',
     'model/README.md',
     'model/config.json',
     'model/model.safetensors',
