@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +24,7 @@ from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import __main__ as vit
 from vit_jax import analysis, bundle, export, files
-from vit_jax.serving import batching, front, looking, served, service
+from vit_jax.serving import batching, looking, served
 from vit_jax.serving.neighbours import Neighbours
 from vit_jax.serving.requests import Limits
 
@@ -67,22 +66,14 @@ def run(folder):
 
 
 @contextlib.contextmanager
-def running(model, path='', limits=None, nearest=COUNT, host='127.0.0.1'):
-  """A server on a port of its own: its port, the service, and the lines of its log."""
-  from vit_jax.serving import listening  # and so uvicorn, which no test of batches needs
+def running(model, **options):
+  """A server on a port of its own: the port, and the lines of its log."""
+  from vit_jax.serving import listening, server  # and so uvicorn, which no test of batches needs
 
-  lines, limits = [], limits or Limits()
-  answers = service.Service(model, Neighbours(model.run, path, limit=nearest), limits, batch=4)
-  app = front.Front(
-    answers.handlers,
-    address=host,
-    seconds=limits.seconds,
-    counters=answers.counters,
-    say=lines.append,
-  )
-  listener = listening.bind('127.0.0.1', 0)
-  with contextlib.closing(answers), listening.serving(app, listener, limits):
-    yield listener.getsockname()[1], answers, lines
+  lines, listener = [], listening.bind('127.0.0.1', 0)
+  options = {'batch': 4, 'nearest': COUNT, 'say': lines.append} | options
+  with server.running(model, listener, **options):
+    yield listener.getsockname()[1], lines
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +81,7 @@ def server(folder, tmp_path_factory):
   cache = tmp_path_factory.mktemp('cache')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(cache))
-    with running(served.load(folder), str(folder)) as running_server:
+    with running(served.load(folder)) as running_server:
       yield running_server
 
 
@@ -316,7 +307,7 @@ def stuck(folder):
 
   limits = Limits(image_bytes=5000, images=3, queue=2, seconds=0.5, connections=20)
   slow = served.Served(**vars(model) | {'step': step})
-  with running(slow, limits=limits) as (port, _, lines):
+  with running(slow, limits=limits) as (port, lines):
     yield port, gate, lines
 
 
@@ -504,18 +495,31 @@ def start(folder, *words):
   return process, int(re.search(r'http://127\.0\.0\.1:(\d+) ', process.stdout.readline())[1])
 
 
+def refuses(port):
+  """Whether nobody listens at a port."""
+  try:
+    socket.create_connection(('127.0.0.1', port)).close()
+  except ConnectionRefusedError:
+    return True
+  return False
+
+
 def test_sigterm_ends_it_with_0_when_what_runs_is_answered(folder):
   process, port = start(folder, '--batch=1', '--nearest=0')
-  with process:
-    with ThreadPoolExecutor(4) as threads:
-      answers = [threads.submit(ask, port, 'POST', '/predict', png(i)) for i in range(4)]
-      statuses = [answer.result()[0] for answer in answers]
+  connection, body = http.client.HTTPConnection('127.0.0.1', port), png(0)
+  with process, contextlib.closing(connection):
+    connection.putrequest('POST', '/predict')
+    connection.putheader('Content-Length', str(len(body)))
+    connection.endheaders(body[:20])
+    assert ask(port, 'GET', '/health')[0] == 200  # so that the other request has begun
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0 and statuses == [200] * 4
-    log = process.stderr.read().splitlines()
-  assert len(log) == 4 and all(' POST /predict 200 ' in line for line in log)
-  with pytest.raises(ConnectionRefusedError):
-    socket.create_connection(('127.0.0.1', port))
+    until(lambda: refuses(port))
+    connection.send(body[20:])
+    reply = connection.getresponse()
+    assert (reply.status, list(json.loads(reply.read()))) == (200, ['predictions'])
+    assert process.wait(20) == 0
+    log = [line.split()[2:5] for line in process.stderr.read().splitlines()]
+  assert log == [['GET', '/health', '200'], ['POST', '/predict', '200']]
 
 
 def message(capsys, *words):

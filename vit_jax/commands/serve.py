@@ -13,8 +13,7 @@ from vit_jax.text import to_stdout
 def run(args: argparse.Namespace) -> int:
   """0 when a signal has ended it and all that ran was answered."""
   check(args)
-  from vit_jax.serving import front, listening, served, service
-  from vit_jax.serving.neighbours import Neighbours
+  from vit_jax.serving import front, listening, served, server
   from vit_jax.serving.requests import Limits
 
   limits = Limits(image_bytes=args.max_mb << 20, queue=args.queue, seconds=args.timeout)
@@ -22,18 +21,15 @@ def run(args: argparse.Namespace) -> int:
     model = served.load(args.run, args.checkpoint)
     for line in model.run.defects if model.run else []:
       warn('serve', line)
-    neighbours = Neighbours(model.run, model.path, limit=args.nearest)
-    answers = service.Service(model, neighbours, limits, batch=args.batch)
-    app = front.Front(
-      answers.handlers, address=args.host, seconds=limits.seconds, counters=answers.counters
-    )
-    with contextlib.closing(answers), listening.serving(app, listener, limits) as thread:
-      if not app.is_loopback:
-        warn('serve', f'--host {args.host}: there is no password: whoever reaches it can use it')
+    if not front.is_loopback(args.host):
+      warn('serve', f'--host {args.host}: there is no password: whoever reaches it can use it')
+    options = dict(host=args.host, limits=limits, batch=args.batch, nearest=args.nearest)
+    with server.running(model, listener, **options) as ended:
       to_stdout(model, f'{listening.url(listener)}  (Ctrl-C ends)')
       sys.stdout.flush()
       with contextlib.suppress(stopping.Stopped):
-        thread.join()
+        ended.wait()
+        raise RuntimeError('the server has ended by itself')
   return 0
 
 

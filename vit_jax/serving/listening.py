@@ -78,6 +78,13 @@ class Connection(H11Protocol):
     super().connection_lost(exc)
     self.clients.connections.discard(self)
 
+  def eof_received(self) -> bool:  # type: ignore[override, unused-ignore]
+    """Keeps the connection of a client that sends no more, until its request is answered."""
+    if self.waits_for_client:
+      return False
+    self.cycle.keep_alive = False
+    return True
+
   def on_response_complete(self) -> None:
     self.waits_since = time.monotonic()
     super().on_response_complete()
@@ -129,11 +136,12 @@ def url(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def serving(front: Front, listener: socket.socket, limits: Limits) -> Iterator[threading.Thread]:
+def serving(front: Front, listener: socket.socket, limits: Limits) -> Iterator[threading.Event]:
   """Serves inside of the context; at its end no request is taken, and those that run are answered.
 
   Yields:
-    The thread that answers, so that signals come to this one.
+    What is set when the server has ended. It answers in a thread, so that signals come to this one;
+    that is not to be joined: Python 3.11 takes a thread for ended where a signal interrupts `join`.
   """
   clients = Clients(limits, front.say)
   config = uvicorn.Config(
@@ -154,22 +162,29 @@ def serving(front: Front, listener: socket.socket, limits: Limits) -> Iterator[t
     h11_max_incomplete_event_size=HEADER_BYTES,
   )
   server = uvicorn.Server(config)
-  thread = threading.Thread(target=server.run, args=([listener],), name='server', daemon=True)
-  with logged():
-    thread.start()
+  ended = threading.Event()
+
+  def run() -> None:
     try:
-      wait_until_started(server, thread)
-      yield thread
+      server.run([listener])
+    finally:
+      ended.set()
+
+  with logged():
+    threading.Thread(target=run, name='server', daemon=True).start()
+    try:
+      wait_until_started(server, ended)
+      yield ended
     finally:
       server.should_exit = True
-      thread.join(END_SECONDS + 0.5)
+      ended.wait(END_SECONDS + 0.5)
 
 
-def wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> None:
+def wait_until_started(server: uvicorn.Server, ended: threading.Event) -> None:
   """Waits for a server to take requests; RuntimeError if it does not."""
   ends = time.monotonic() + START_SECONDS
   while not server.started:
-    if not thread.is_alive() or time.monotonic() > ends:
+    if ended.is_set() or time.monotonic() > ends:
       raise RuntimeError('the server did not start')
     time.sleep(0.01)
 

@@ -41,6 +41,9 @@ class Limits:
     return 4 * self.image_bytes
 
 
+LIMITS = Limits()
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
   """The files of the images of a request, whether it is a list of them, and how many classes."""

@@ -91,19 +91,23 @@ def of_run(path: str | os.PathLike[str], checkpoint: str) -> Served:
   run.check_classes()
   if run.not_finite:
     raise ValueError(f'{os.fspath(path)}: {run.not_finite}')
+  return wrapped(run, path)
+
+
+def wrapped(run: predict.Run, path: str | os.PathLike[str]) -> Served:
+  """A model that is loaded, from a path."""
 
   def step(images: np.ndarray) -> Rows:
     return jax.device_get(run.apply(run.params, images))
 
-  preprocess = run.preprocess
   return Served(
     title=title(path),
     path=os.fspath(path),
     architecture=run.name,
     classes=run.classes,
-    shape=preprocess.shape,
+    shape=run.preprocess.shape,
     step=step,
-    transform=preprocess.transform,
+    transform=run.preprocess.transform,
     run=run,
   )
 

@@ -23,6 +23,8 @@ from vit_jax.serving.served import Served
 from vit_jax.text import nearest, quantity
 from vit_jax.views import serve
 
+DECODERS = 8  # threads, at most: the pixels of an image may take 270 MB
+NAMED = 1000  # classes among which a misspelt one is looked for
 LOOKS = 4  # explanations that run or wait
 LOOK_SECONDS = 10.0  # of occlusion, about
 Result = TypeVar('Result')
@@ -31,7 +33,7 @@ Result = TypeVar('Result')
 class Service:
   """What answers for a model; every method on a `HttpRequest` runs in the server's thread.
 
-  Images are decoded by as many threads as there are processors, predicted in the batcher's thread,
+  Images are decoded by a thread for each processor, predicted in the batcher's thread,
   and looked into in one more: explanations wait for each other, predictions for none of them.
   """
 
@@ -43,7 +45,7 @@ class Service:
       served.step, sizes, limit=limits.queue, report=self.counters.add_batch
     )
     self.ledger = Ledger(limits.held_bytes)
-    self.decoders = ThreadPoolExecutor(os.cpu_count(), 'decode')
+    self.decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, DECODERS), 'decode')
     self.lookers = ThreadPoolExecutor(1, 'look')
     self.looks = threading.BoundedSemaphore(LOOKS)
     self.began = time.time()
@@ -112,7 +114,9 @@ class Service:
     run, classes = self.looked_into(), self.served.classes
     name = request.query.get('label', '')
     if name not in classes:
-      raise Declined(400, f'label {name!r:.80} is no class here{nearest(name[:80], list(classes))}')
+      raise Declined(
+        400, f'label {name!r:.80} is no class here{nearest(name[:80], list(classes[:NAMED]))}'
+      )
     image = await self.one_image(request)
     squares = int(self.batcher.rate * min(LOOK_SECONDS, self.limits.seconds / 2))
     hidden = await self.in_looker(
