@@ -8,10 +8,11 @@ A case is a good input that a generator spoils, whose seed is (seed, number of t
 of over 300 characters or with what steers a terminal, what a C library prints, over --seconds, over
 --memory GiB, and the end of the process. Every kind runs in a process of its own, which is started
 again behind a case that ends it. Prints a row of counts for each kind and a line for each fault;
-ends with 1 if there is a fault. `parquet` needs pyarrow, and is left out without.
+ends with 1 if there is a fault. Without pyarrow there is no `parquet`, without uvicorn no `serve`.
 """
 
 import argparse
+import base64
 import contextlib
 import functools
 import importlib.util
@@ -19,9 +20,11 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -456,6 +459,100 @@ def run_files(folder: pathlib.Path) -> Case:
   return in_folder(folder / 'run', read)
 
 
+SECRET = 'what no answer may hold'
+SERVERS = contextlib.ExitStack()  # they run until it is closed, or the process ends
+
+
+def served(folder: pathlib.Path) -> Case:
+  """Requests to a server of a tiny model, which has to answer the next one and reads no file."""
+  from vit_jax import bundle
+  from vit_jax.serving import listening, server
+  from vit_jax.serving import served as models
+  from vit_jax.serving.requests import Limits
+
+  bundle.write(folder / 'model', model())
+  (folder / 'secret.png').write_text(SECRET)
+  listener = listening.bind('127.0.0.1', 0)
+  limits = Limits(image_bytes=1 << 20, seconds=5.0)
+  tiny = models.load(folder / 'model')
+  SERVERS.enter_context(
+    server.running(tiny, listener, limits=limits, batch=8, say=lambda line: None)
+  )
+  address = listener.getsockname()
+  good = good_requests(f'{folder}/secret.png')
+
+  def case(rng: Rng) -> object:
+    status, answer = exchange(address, spoiled_request(*good[rng.integers(len(good))], rng))
+    if SECRET.encode() in answer:
+      raise RuntimeError('the answer holds what is in a file')
+    if status in (500, 504):
+      raise RuntimeError(f'a fault of the server: {answer[-200:]!r}')
+    health = b'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
+    if exchange(address, health)[0] != 200:
+      raise RuntimeError('the next request is not answered')
+    if not 200 <= status < 300:
+      raise ValueError(f'status {status}')
+    return answer
+
+  return case
+
+
+def good_requests(path: str) -> list[tuple[str, list[str], bytes]]:
+  """First lines, headers and bodies: what is served, and what asks for a file."""
+  text = base64.b64encode(png(0)).decode()
+  kinds = ['Content-Type: application/json']
+  posts = [('/predict', [], png(1)), ('/predict?top=2', ['Content-Type: image/png'], png(2))]
+  posts += [(name, [], png(3)) for name in ('/look', '/nearest', '/occlusion?label=bee')]
+  documents = [{'image': text}, {'images': [text, text], 'top': 2}, {'image': path, 'path': path}]
+  posts += [('/predict', kinds, json.dumps(document).encode()) for document in documents]
+  gets = ['/', '/health', '/metrics', path, f'/..{path}', f'/%2e%2e{path}', f'//..;{path}']
+  gets += [f'file://{path}', f'/predict?file={path}', '/%0d%0aSet-Cookie:%20a=b', '/\\..\\x', '*']
+  lines = [(f'GET {target} HTTP/1.1', [], b'') for target in gets]
+  return lines + [(f'POST {target} HTTP/1.1', words, body) for target, words, body in posts]
+
+
+HEADERS = (
+  'Content-Length: -1', 'Content-Length: 99999999999', 'Content-Length: 1e3', 'Content-Length: 5',
+  'Transfer-Encoding: chunked', 'Transfer-Encoding: gzip', 'Content-Encoding: gzip', 'Host: evil',
+  'Expect: 100-continue', 'Upgrade: websocket\r\nConnection: upgrade', 'X: ' + 'a' * 70_000,
+  'Content-Type: multipart/form-data; boundary=a', 'Content-Type: \x00', 'Range: bytes=0-',
+  'Origin: null', 'Sec-Fetch-Site: cross-site', 'X: a\nY: b', ' folded', ': nameless', 'Cookie',
+  '\r\n'.join(f'X{index}: a' for index in range(900)), 'Connection: keep-alive', 'TE: trailers',
+)  # fmt: skip
+
+
+def spoiled_request(line: str, headers: list[str], body: bytes, rng: Rng) -> bytes:
+  """A request that is spoiled in its body, its headers or as bytes, or comes several times."""
+  if body and rng.random() < 0.5:
+    body = (mutated_document if body.startswith(b'{') else mutated)(body, rng)
+  headers = ['Host: localhost', *headers]
+  if body and rng.random() < 0.9:
+    headers.append(f'Content-Length: {len(body)}')
+  if rng.random() < 0.5:
+    headers.insert(int(rng.integers(len(headers) + 1)), HEADERS[rng.integers(len(HEADERS))])
+  data = '\r\n'.join([line, *headers, '', '']).encode('latin-1', 'replace') + body
+  if rng.random() < 0.3:
+    data = mutated(data, rng)
+  return data * int(rng.choice([1, 1, 1, 2, 20]))
+
+
+def exchange(address: tuple[str, int], data: bytes) -> tuple[int, bytes]:
+  """The status, 0 without one, and all that a server sends until it ends the connection."""
+  answer = b''
+  try:
+    with socket.create_connection(address, timeout=15) as connection:
+      with contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+      with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 16):
+          answer += part
+  except OSError as error:
+    raise RuntimeError(f'no answer: {error}') from None
+  status = re.match(rb'HTTP/1.1 (\d{3}) ', answer)
+  return int(status[1]) if status else 0, answer
+
+
 KINDS: dict[str, Callable[[pathlib.Path], Case]] = {
   'configs': configs,
   'images': images,
@@ -474,12 +571,16 @@ KINDS: dict[str, Callable[[pathlib.Path], Case]] = {
   'arrayrecord': array_record,
   'json': label_map,
   'run': run_files,
+  'serve': served,
 }
+
+
+NEEDS = {'parquet': 'pyarrow', 'serve': 'uvicorn'}  # the package of a kind
 
 
 def kinds() -> list[str]:
   """Those whose packages are installed."""
-  return [name for name in KINDS if name != 'parquet' or importlib.util.find_spec('pyarrow')]
+  return [name for name in KINDS if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
 
 
 # ---- one case ----

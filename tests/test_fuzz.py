@@ -15,12 +15,13 @@ def fuzz():
   spec = importlib.util.spec_from_file_location('fuzz', FILE)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module
+  with module.SERVERS:
+    yield module
 
 
 KINDS = (
   'configs', 'images', 'npz', 'safetensors', 'pytorch', 'huggingface', 'timm', 'bundle', 'exported',
-  'csv', 'arrays', 'tfrecord', 'arrayrecord', 'json', 'run',
+  'csv', 'arrays', 'tfrecord', 'arrayrecord', 'json', 'run', 'serve',
 )  # fmt: skip
 
 
