@@ -151,6 +151,7 @@ def get_config() -> ConfigDict:
   config.schedule.warmup = '10000 steps'  # linear, from 0
   config.schedule.cooldown = '0 steps'  # linear, to 0
   config.schedule.end = 0.0  # where cosine and linear end
+  config.schedule.begin = '0 steps'  # where it begins: a run that was extended begins it anew
   config.schedule.timescale = '10000 steps'  # of rsqrt
   config.schedule.boundaries = ()  # durations at which 'step' multiplies the rate ...
   config.schedule.factor = 0.1  # ... by this

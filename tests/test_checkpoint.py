@@ -220,6 +220,10 @@ def test_a_seal_holds_every_file_of_its_step(tmp_path):
 ORIGIN = seals.Origin(config={'seed': 0, 'model.width': 16}, data=7)
 
 
+def origin_of(step):
+  return dataclasses.replace(ORIGIN, step=step)
+
+
 def renamed(saved):
   (saved / '1').rename(saved / '3')
 
@@ -250,7 +254,7 @@ OTHERS = {
 @pytest.mark.parametrize('kind', OTHERS)
 def test_a_step_of_something_else_is_named_and_the_newest_of_the_run_is_used(kind, tmp_path):
   fault, message, remaining = OTHERS[kind]
-  options, lines = dict(origin=ORIGIN, total=9, keep_latest=3), []
+  options, lines = dict(origin_of=origin_of, total=9, keep_latest=3), []
   with saving(tmp_path, **options) as saved:
     for step in (1, 2):
       saved.save(step, small(step), {'accuracy': 1 / step})
@@ -270,7 +274,7 @@ def test_a_seal_of_the_first_format_is_read_as_it_was(tmp_path):
     saved.save(1, small(1))
   sealed = seals.read(tmp_path / '1')
   (tmp_path / '1/seal.json').write_text(json.dumps(sealed.files))
-  with saving(tmp_path, origin=ORIGIN) as saved:
+  with saving(tmp_path, origin_of=origin_of) as saved:
     assert_same_bits(saved.restore(like())[1], small(1))
   flip_a_byte(tmp_path / '1')
   assert 'has changed' in seals.damage(tmp_path / '1')

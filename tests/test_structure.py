@@ -89,7 +89,7 @@ def test_a_command_is_the_file_of_its_name(library):
   commands = {f'{PACKAGE}.commands.{name}' for name in COMMANDS if name != 'train'}
   homes = {name for name in library if name.startswith(f'{PACKAGE}.commands.')}
   assert commands == homes - {
-    f'{PACKAGE}.commands.{part}' for part in ('compiled', 'flags', 'short', 'words')
+    f'{PACKAGE}.commands.{part}' for part in ('compiled', 'flags', 'legs', 'short', 'words')
   }
 
 

@@ -6,7 +6,6 @@ if it is this run's and of the step that its name says.
 """
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import itertools
@@ -48,7 +47,7 @@ class Checkpoints:
     metric: name of the number that ranks evaluated steps.
     sign: 1 where more of it is better, -1 where less is.
     keep_latest, keep_best: how many of the newest and of the best evaluated steps stay.
-    origin: of the run, which every seal names; steps of another are set aside.
+    origin_of: (step) -> whose the run's seal of it says it is; steps of another are set aside.
     total: the last step of the run; None where it has no end.
     say: takes a line for the user.
   """
@@ -61,7 +60,7 @@ class Checkpoints:
     sign: int,
     keep_latest: int = 1,
     keep_best: int = 1,
-    origin: seals.Origin | None = None,
+    origin_of: Callable[[int], seals.Origin] = seals.Origin,
     total: int | None = None,
     say: Callable[[str], None] = logging.warning,
   ):
@@ -72,7 +71,7 @@ class Checkpoints:
     self.again = 0.0  # when to try to write again, in `time.monotonic()`
     self.answer: Future[None] | None = None  # of a disk that has refused
     self.latest: dict[str, Any] = {}  # 'step' of what was written last, and 'time' by this start
-    self.origin, self.total = origin or seals.Origin(), total
+    self.origin_of, self.total = origin_of, total
     self.faulty = False  # whether any step was set aside
     self.is_of_run = is_present(self.folder.parent)
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -266,9 +265,6 @@ class Checkpoints:
 
     temporary = self.folder.glob(f'{self.saving}{names.TMP_DIR_SUFFIX}*')
     seal(next(temporary, self.folder / str(self.saving)), self.origin_of(self.saving))
-
-  def origin_of(self, step: int) -> seals.Origin:
-    return dataclasses.replace(self.origin, step=step)
 
   def wait(self) -> None:
     """Returns when all that was saved is written; OSError if it cannot be, as on a full disk."""

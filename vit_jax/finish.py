@@ -167,14 +167,14 @@ def model_fault(plan: Plan, folder: pathlib.Path) -> str:
     except (OSError, ValueError) as error:
       return f'is damaged ({error})'
     return ''
-  fault = seals.fault(model, plan.origin)
+  fault = seals.fault(model, plan.origin_of(runs.step_of(model)))
   return fault.line if fault else ''
 
 
 def set_stranger_aside(plan: Plan, folder: pathlib.Path) -> None:
   """Gives a model of another run, in this one's folder, another name: it may be the only copy."""
   model = folder / MODEL
-  if fault := seals.stranger(model, plan.origin):
+  if fault := seals.stranger(model, plan.origin_of(runs.step_of(model))):
     model.rename(checkpoint.unused(model.with_name(MODEL + fault.suffix)))
 
 
@@ -257,7 +257,7 @@ def losses(plan: Plan, folder: pathlib.Path, *, set_aside: bool) -> list[str]:
     lines.append(f'{file} {fault}: what was measured then is lost')
   if steps and set_aside:
     newest = folder / CHECKPOINTS / str(steps[0])
-    if unusable := seals.fault(newest, plan.origin):
+    if unusable := seals.fault(newest, plan.origin_of(steps[0])):
       newest.rename(checkpoint.unused(newest.with_name(newest.name + unusable.suffix)))
       lines.append(f'checkpoint {newest} {unusable.line}: set aside, the model does not need it')
   return lines

@@ -2,12 +2,13 @@
 
 python -m vit_jax.main DATA [--from MODEL] [--workdir DIR] [--config.FIELD=VALUE ...]
 python -m vit_jax.main --config=configs/NAME.py[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]
-python -m vit_jax.main --workdir=RUN
+python -m vit_jax.main --workdir=RUN [--extend DURATION] [--change FIELD=VALUE ...]
 """
 
 import argparse
 import contextlib
 import logging
+import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,14 +50,17 @@ def run(args: argparse.Namespace, *, command: str) -> int:
       with stopping.phase('import'):
         processes.start_processes(args)
         from vit_jax import plan, train
-        from vit_jax.commands import short
+        from vit_jax.commands import legs, short
         from vit_jax.pipeline import DataError
 
       with stopping.phase('data'):
         line = short.expand(args)
       owner = stack.enter_context(train.owned(line.workdir))
       with stopping.phase('data'):
-        ready = plan.make_plan(line.config(), line.workdir)
+        if args.extend or args.change:
+          ready = legs.make_leg(line.config(), pathlib.Path(line.workdir), args, command)
+        else:
+          ready = plan.make_plan(line.config(), line.workdir)
         ready.claim(line.workdir)
     with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
       if train.train(ready, line.workdir, command=command, owner=owner):

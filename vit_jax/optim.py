@@ -75,6 +75,7 @@ def make_schedule(
   warmup: int = 0,
   cooldown: int = 0,
   end: float = 0.0,
+  begin: int = 0,
   timescale: int = 10_000,
   boundaries: tuple[int, ...] = (),
   factor: float = 0.1,
@@ -82,7 +83,8 @@ def make_schedule(
   """The learning rate of the update from step s to s + 1, for s = 0 .. total - 1.
 
   A linear warm-up multiplies the schedule by s / warmup, so that the first update has rate 0; a
-  linear cool-down multiplies it by (total - s) / cooldown.
+  linear cool-down multiplies it by (total - s) / cooldown. Where it begins later, all of this holds
+  of the steps after `begin`.
 
   Args:
     name: 'constant'; 'cosine' and 'linear' fall from `learning_rate` after warm-up to `end` at
@@ -91,10 +93,14 @@ def make_schedule(
     learning_rate: the highest.
     total, warmup, cooldown, timescale, boundaries: in steps.
     end: the rate that cosine and linear end at.
+    begin: the step that counts as 0.
     factor: of 'step'.
   """
   if timescale < 1:
     raise ValueError(f'timescale is {timescale} steps, must be at least 1')
+  if not 0 <= begin < total:
+    raise ValueError(f'the schedule begins at step {begin}, the run ends at {total}')
+  total -= begin
   if warmup + cooldown > total:
     raise ValueError(f'warm-up {warmup} and cool-down {cooldown} exceed the run of {total} steps')
 
@@ -115,7 +121,7 @@ def make_schedule(
     raise ValueError(f'unknown schedule {name!r}{nearest(name, list(rate_at))}')
 
   def schedule(step: int | jax.Array) -> jax.Array:
-    s = jnp.asarray(step, jnp.float32)
+    s = jnp.asarray(step, jnp.float32) - begin
     rate = rate_at[name](s)
     if warmup:
       rate = rate * jnp.minimum(1.0, s / warmup)

@@ -30,7 +30,8 @@ from vit_jax import (
 )
 from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, bundles, published, runs
-from vit_jax.guards import seals
+from vit_jax.guards import legs, seals
+from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
 from vit_jax.models import memory, mixer, vit
 from vit_jax.pipeline import DataError
@@ -67,6 +68,7 @@ class Plan:
     time_limit: in seconds; 0 is none.
     groups: of training examples that are sampled alike; None samples each example alike.
     pretrained_crc: see `pretrained_crc`.
+    legs: of the run after its first, the last one perhaps about to begin.
   """
 
   config: FrozenConfigDict
@@ -84,6 +86,7 @@ class Plan:
   time_limit: int
   groups: balance.Groups | None = None
   pretrained_crc: int | None = None
+  legs: tuple[Leg, ...] = ()
 
   def unreadable(
     self, use: str, say: Callable[[str], object], folder: pathlib.Path
@@ -181,9 +184,21 @@ class Plan:
 
   @functools.cached_property
   def origin(self) -> seals.Origin:
-    """What the seals of the run's checkpoints and of its model say of it."""
+    """What the seals of the run's checkpoints and of its model say of it, in its last leg."""
+    return self.origins[-1][1]
+
+  @functools.cached_property
+  def origins(self) -> list[tuple[int, seals.Origin]]:
+    """The last step of each leg, and what seals say in it."""
     data = workdir.describe_data(self.splits['train'], self.fixed_crc)
-    return workdir.origin(workdir.as_json(self.config), data)
+    ends, config = [leg.step for leg in self.legs] + [optim.MAX_STEPS], workdir.as_json(self.config)
+    configs = (legs.config_at(config, self.legs, end) for end in ends)
+    return [(end, workdir.origin(config, data)) for end, config in zip(ends, configs)]
+
+  def origin_of(self, step: int | None) -> seals.Origin:
+    """What the seal of a step's parameters says: of the leg that made them."""
+    origins = (origin for end, origin in self.origins if step is not None and step <= end)
+    return dataclasses.replace(next(origins, self.origin), step=step)
 
   @property
   def forward_flops(self) -> int:
@@ -210,7 +225,7 @@ class Plan:
       keep_best=keep.keep_best,
       metric=self.metric,
       sign=self.sign,
-      origin=self.origin,
+      origin_of=self.origin_of,
       total=self.total,
       say=say,
     )
@@ -283,6 +298,7 @@ class Plan:
       ranks=self.ranks,
       fixed_crc=self.fixed_crc,
       pretrained_crc=self.pretrained_crc,
+      run_legs=self.legs,
     )
     if jax.process_index() == 0:
       files.write_json(pathlib.Path(folder) / runs.MODEL, self.describe_model())
@@ -323,7 +339,7 @@ def make_plan(
   config = with_metric(config, task)
   if config.system.logger:
     lookup.imported(config.system.logger, 'logger')
-  schedule = make_schedule(config.schedule, steps, total)
+  schedule = make_schedule(config.schedule, epoch, total)
   plan = Plan(
     config=config,
     mesh=mesh,
@@ -345,6 +361,7 @@ def make_plan(
     time_limit=optim.seconds(config.time_limit),
     groups=balance.class_groups(splits['train']) if config.data.balance else None,
     pretrained_crc=pretrained_crc(config, checkpoint, folder),
+    legs=legs.read(folder) if folder else (),
   )
   if extensions(config):
     check_extensions(plan)
@@ -652,13 +669,13 @@ def fit_memory(
   return model.clone(remat=remat, unroll=model.unroll or (None if remat == 'none' else 1))
 
 
-def make_schedule(
-  section: FrozenConfigDict, steps: Callable[[int | str], int], total: int
-) -> optim.Schedule:
-  """The config's learning rate, its durations turned into steps."""
+def make_schedule(section: FrozenConfigDict, epoch: float, total: int) -> optim.Schedule:
+  """The config's learning rate, its durations turned into steps: a percentage is of its own."""
+  begin = optim.steps(section.begin, epoch=epoch, total=total)
+  steps = functools.partial(optim.steps, epoch=epoch, total=total - begin)
   durations = {name: steps(section[name]) for name in ('warmup', 'cooldown', 'timescale')}
   boundaries = tuple(steps(duration) for duration in section.boundaries)
-  fields = dict(section) | durations | {'boundaries': boundaries}
+  fields = dict(section) | durations | {'boundaries': boundaries, 'begin': begin}
   return optim.make_schedule(**fields, total=total)
 
 

@@ -124,6 +124,16 @@ def start(plan: Plan, owner: Owner, command: str) -> bool:
   return finished
 
 
+def check_leg(plan: Plan, folder: pathlib.Path, start: int) -> None:
+  """Raises OSError where a run's last leg has lost the checkpoint that it begins at."""
+  if plan.legs and start < plan.legs[-1].step:
+    begin = f'begins at step {plan.legs[-1].step:,}, whose checkpoint is lost'
+    raise OSError(
+      f'the last leg of {folder} {begin}: the newest is of step {start:,}, from which --change or '
+      '--extend begins another'
+    )
+
+
 @contextlib.contextmanager
 def training_from(
   start: int,
@@ -153,6 +163,7 @@ def run_to_end(
   """Trains from the saved state, or a first one, to the model, or to where it is stopped."""
   with stopping.phase('restore'):
     start, state = saved.restore(abstract_state(plan)) or (0, placed_state(plan))
+  check_leg(plan, owner.folder, start)
   with training_from(start, plan, owner, saved, display, ends) as training:
     introduce(training, start)
     best = finish.Best(plan, owner.folder, saved, display.say)
@@ -232,10 +243,16 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 def is_stale(training: Training, step: int) -> bool:
-  """Whether the evaluations up to a step have not bettered the best for as long as patience."""
+  """Whether the evaluations up to a step have not bettered the best for as long as patience.
+
+  It begins anew with a leg of the run.
+  """
   plan = training.plan
   best = training.saved.best_step() if plan.patience else None
-  return best is not None and step - step % plan.evaluate_every - best >= plan.patience
+  begin = plan.legs[-1].step if plan.legs else 0
+  if best is None:
+    return False
+  return step - step % plan.evaluate_every - max(best, begin) >= plan.patience
 
 
 class Evaluator:
@@ -460,6 +477,8 @@ def introduce(training: Training, start: int) -> None:
     display.say(plan.describe_frozen(params))
   if whole := sharding.unsplit(params, mesh):
     display.say(f'not split as asked, for their axes do not divide: {", ".join(whole)}')
+  if plan.legs:
+    display.say(f'leg {len(plan.legs) + 1} of the run, {plan.legs[-1]}')
   if start:
     display.say(f'resumes at step {start}')
   elif plan.task.start:

@@ -1,7 +1,6 @@
 """A run's folder: whose it is, whether a config may resume it, and with what it was made."""
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_jax import files
-from vit_jax.guards import processes, seals
+from vit_jax.guards import legs, processes, seals
+from vit_jax.guards.legs import Leg
 from vit_jax.guards.owner import folder_of
 from vit_jax.text import MASK, redacted, to_stderr
 
@@ -70,9 +70,10 @@ def claim(
   ranks: Mapping[str, int] | None = None,
   fixed_crc: int | None = None,
   pretrained_crc: int | None = None,
+  run_legs: Sequence[Leg] = (),
   say: Callable[[str], object] = to_stderr,
 ) -> None:
-  """Makes the folder this run's, or makes sure that it is.
+  """Makes the folder this run's, or makes sure that it is; a leg that is new begins.
 
   A run may resume with its data elsewhere, such as in the folder of another job: it is the same if
   it has as many images of the same classes. So may the checkpoint that it started from, if its
@@ -88,6 +89,7 @@ def claim(
     fixed_crc: `checkpoint.tree_crc` of its task's `fixed` arrays, such as a teacher's, which must
       stay the same, too; None where it has none.
     pretrained_crc: the same of the arrays that it starts from; None where they are not read.
+    run_legs: those that the run has after its first, and perhaps one that is new.
     say: takes a line for each of LOCATIONS that differs, and for a file that is written anew.
 
   Raises:
@@ -101,10 +103,14 @@ def claim(
   new_config, data = as_json(config), describe_data(source, fixed_crc)
   start = {'pretrained': pretrained_crc} if pretrained_crc is not None else {}
   check_processes_agree(new_config, data | start)
-  for line in list(check_belongs(folder, new_config, data, start)):  # none where it is refused
+  lines = [*check_belongs(folder, new_config, data, start, run_legs)]  # none where it is refused
+  for line in lines:
     say(f'resumes {folder}: {line}')
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
+    if len(run_legs) > len(legs.read(folder)):
+      legs.archive(folder, len(run_legs))
+      legs.write(folder, run_legs)
     old = read_data(folder) or {}
     start = {key: old[key] for key in ('pretrained',) if key in old} | start
     data |= start | ({'ranks': dict(ranks)} if ranks is not None else {})
@@ -154,12 +160,16 @@ def sealed_origin(folder: pathlib.Path) -> seals.Origin | None:
   origins = []
   for sealed in (folder / 'model', *newest):
     with contextlib.suppress(seals.Broken):
-      origins.append(dataclasses.replace(seals.read(sealed).origin, step=None))
+      origins.append(seals.read(sealed).origin)
   return next((value for value in origins if value.config), None)
 
 
 def check_belongs(
-  folder: pathlib.Path, config: dict[str, Any], data: dict[str, Any], start: dict[str, int]
+  folder: pathlib.Path,
+  config: dict[str, Any],
+  data: dict[str, Any],
+  start: dict[str, int],
+  run_legs: Sequence[Leg],
 ) -> Iterator[str]:
   """Raises ValueError if a folder holds another run; lines on what differs, or was lost, of it.
 
@@ -167,6 +177,7 @@ def check_belongs(
   """
   sealed, old_config, old_data = sealed_origin(folder), read_config(folder), read_data(folder)
   if old_config is not None:
+    old_config = legs.config_at(old_config, run_legs)
     same = unchanged(old_data or {}, data | start)
     yield from check_config(folder, old_config, config, same=same)
   if old_data and old_config is not None:
@@ -178,7 +189,8 @@ def check_belongs(
       advice = 'remove it if the config and data here are those of the run'
       raise ValueError(f'{damaged}, and no checkpoint says whose the folder is: {advice}')
     if sealed is not None:
-      if difference := origin(config, data).difference(sealed):
+      then = legs.config_at(config, run_legs, sealed.step)
+      if difference := origin(then, data).difference(sealed):
         raise ValueError(f'{damaged}, and its checkpoints are {difference}')
       yield f'{damaged}: written anew, its checkpoints are of this run'
 
@@ -201,12 +213,16 @@ def without_secrets(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The config of the run in a folder, as JSON has it; None where it is missing or damaged."""
+  """The config of the run in a folder, as JSON has it; None where it is missing or damaged.
+
+  It is that of the last leg, also where a kill came between that leg's file and this one.
+  """
   from vit_jax.config import default
 
   try:
     text = files.as_json(files.read_object(folder / CONFIG))
-    return with_defaults(json.loads(text, object_hook=without_secrets), as_json(default()))
+    config = with_defaults(json.loads(text, object_hook=without_secrets), as_json(default()))
+    return legs.config_at(config, legs.read(folder))
   except (OSError, ValueError):
     return None
 
@@ -267,7 +283,7 @@ def check_config(
   from vit_jax.config import default
 
   usual = dict(leaves(as_json(default())))
-  differing, moved, flags = [], [], []
+  differing, moved, flags, changes = [], [], [], []
   fields = differing_fields(old_config, new_config)
   for name, old, new in sorted(fields, key=lambda field: field[1] == usual.get(field[0])):
     if new and name in LOCATIONS and same.keys() >= {*LOCATIONS[name]}:
@@ -276,11 +292,13 @@ def check_config(
     elif not name.startswith(MAY_DIFFER):
       differing.append(f'{name} is {old!r} there and {new!r} here')
       flags.append(f'--config.{name}={old}')
+      changes.append(f'{name}={new}')
   if differing:
     more = f' and {len(differing) - NAMED} more' * (len(differing) > NAMED)
     raise ValueError(
       f'{folder} holds another run: {"; ".join(differing[:NAMED])}{more}. '
-      f'To resume it, give what it has, as by {shlex.join(flags[:NAMED])}'
+      f'To resume it, give what it has, as by {shlex.join(flags[:NAMED])}; to change it from its '
+      f'newest checkpoint on, --change {shlex.join(changes[:NAMED])}'
     )
   return moved
 

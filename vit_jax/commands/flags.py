@@ -148,7 +148,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     'vit train DATA [--from MODEL] [--workdir DIR] [--lr RATE] [--epochs N] [--batch N]\n'
     '                 [--size PIXELS] [--config.FIELD=VALUE ...]\n'
     '       vit train --config=RECIPE --workdir=DIR [--config.FIELD=VALUE ...]\n'
-    '       vit train --workdir=RUN'
+    '       vit train --workdir=RUN [--extend DURATION] [--change FIELD=VALUE ...]'
   )
   width = max(map(len, RECIPES))
   parser.epilog = (
@@ -170,6 +170,20 @@ def train(parser: argparse.ArgumentParser) -> None:
   for name, spelling in SPELLINGS.items():
     meaning = f'{spelling.help}: --config.{spelling.field}'
     parser.add_argument(f'--{name}', metavar=spelling.metavar, help=meaning)
+  parser.add_argument(
+    '--extend',
+    default='',
+    metavar='DURATION',
+    help="how much further the run goes: '10 epochs', '500 steps'",
+  )
+  parser.add_argument(
+    '--change',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='fields of the run that change, from its newest checkpoint on',
+  )
   hosts = parser.add_argument_group(
     'several hosts', 'or JAX_COORDINATOR_ADDRESS and its companions'
   )
