@@ -13,10 +13,12 @@ from PIL import Image
 
 from vit_jax import __main__ as vit
 from vit_jax import commands, pipeline, sources, text
+from vit_jax import config as configs
 from vit_jax.commands import data, flags
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import columns as fields
 from vit_jax.sources import presets, survey
+from vit_jax.views import sheet as views
 
 RNG = np.random.default_rng(0)
 
@@ -329,7 +331,9 @@ def sheet(tmp_path, *words):
 def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(tmp_path, capsys):
   code, image = sheet(tmp_path, '--augment', LINE, '--seed', '3')
   rows, columns = data.SHEET
-  assert (code, image.shape) == (0, (rows * 12, columns * 12, 3))
+  tiles = np.zeros((rows, columns, 12, 12, 3), np.uint8)
+  times = 6  # so that a tile has 64 pixels at least
+  assert code == 0 and views.tile_size(tiles) == (72, 72)
   source = sources.open_source('digits', 'validation')
   transform = transforms.compose(LINE, (12, 12))
   for row, index in {0: 0, rows - 1: len(source) - 1}.items():
@@ -338,13 +342,28 @@ def test_a_sheet_has_images_as_rows_and_what_training_draws_of_them_as_columns(t
       examples.add(index, epoch)
     drawn = examples.arrays()['image']
     for column in range(columns):
-      tile = image[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12]
+      x, y = views.place(tiles, row, 1 + column, lines=2)
+      tile = image[y : y + 72 : times, x : x + 72 : times]
       np.testing.assert_array_equal(tile, drawn[column])
+    x, y = views.place(tiles, row, 0, lines=2)
+    whole = source[index]['image'].repeat(9, 0).repeat(9, 1)  # 8 x 8, as it is
+    np.testing.assert_array_equal(image[y : y + 72, x : x + 72], whole)
   assert len(np.unique(drawn, axis=0)) > columns / 2
 
 
+@pytest.mark.parametrize(
+  'words, recipe, size',
+  [((), 'digits', (8, 8)), (('--config', 'scratch:digits'), 'scratch:digits', (32, 32))],
+)
+def test_a_sheet_has_the_transforms_of_a_recipe_and_says_which(words, recipe, size):
+  augmentation = data.training_augmentation(flags.parse('data', ['show', 'digits', *words]))
+  config = configs.load(recipe)
+  assert (augmentation.recipe, augmentation.line) == (recipe, config.data.augment)
+  assert augmentation.transform.size == size == tuple(config.image_size)
+
+
 def test_a_sheet_is_the_same_for_a_seed_and_another_for_another(tmp_path):
-  first, again, other = (sheet(tmp_path, '--seed', seed)[1] for seed in '110')
+  first, again, other = (sheet(tmp_path, '--augment', LINE, '--seed', seed)[1] for seed in '110')
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
 
@@ -354,7 +373,11 @@ def test_a_sheet_shows_images_that_can_be_read_and_no_others(monkeypatch, tmp_pa
   file = tmp_path / 'sheet.png'
   words = ['--out', str(file), '--size', '4', '--augment', 'resize']
   assert run('show', 'arrays:mine', *words) == 3
-  assert np.asarray(Image.open(file)).shape == (4, 4 * data.SHEET[1], 3)
+  tiles = np.zeros((1, data.SHEET[1], 4, 4, 3), np.uint8)
+  height, width, _ = np.asarray(Image.open(file)).shape
+  assert (width, height) == tuple(
+    place - views.GAP + views.MARGIN for place in views.place(tiles, 1, 9, lines=2)[:2]
+  )
 
 
 def test_ctrl_c_leaves_the_png_that_was_there_and_no_half_of_one(monkeypatch, tmp_path):

@@ -406,7 +406,7 @@ def test_the_line_that_shows_photos_shows_them(among_photos, capsys):
   assert __main__.main(line.split()[1:]) == 0
   assert 'folder:photos, 2 classes' in capsys.readouterr().out
   with Image.open('sheet.png') as sheet:
-    assert sheet.size == (8 * 224, 8 * 224)
+    assert min(sheet.size) > 8 * 64  # a row for each of eight images, and its names
 
 
 def test_the_page_on_data_has_fewer_than_250_lines():

@@ -25,7 +25,7 @@ from vit_jax.commands import warn
 from vit_jax.images import decoding, transforms
 from vit_jax.sources import PassedOver, Source, columns, presets
 from vit_jax.sources.survey import Survey, has_problems, report, survey_split
-from vit_jax.text import printable, quantity, reason, to_stderr, to_stdout
+from vit_jax.text import printable, quantity, reason, to_stderr, to_stdout, without_folders
 
 MAX_CLASSES = 12  # that a table names: all, or the largest half and the smallest
 MAX_NAMED = 5  # unreadable files, duplicates and empty classes that a table names of each sort
@@ -139,26 +139,68 @@ def listing(title: str, names: Sequence[str], count: int | None = None) -> Itera
       yield '  ... (--format json names them all)'
 
 
-def augmented_sheet(
-  survey: Survey, transform: transforms.Transform, *, seed: int = 0
-) -> np.ndarray:
-  """Images, a row each, as a training run with that seed sees them in its first epochs.
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """What a sheet shows images by.
 
-  Of those that can be read, evenly over all; uint8 (rows * height, columns * width, C).
+  Fields:
+    transform: of training.
+    line: of it, as a config has it.
+    recipe: that it is of; '' for lines that the user gave.
   """
+
+  transform: transforms.Transform
+  line: str
+  recipe: str
+
+
+def sheet_file(
+  survey: Survey, augmentation: Augmentation, name: str, split: str, *, seed: int = 0
+) -> bytes:
+  """The PNG of a sheet of images of a split: as they are, and as training sees them by epoch."""
+  from vit_jax.views import card, sheet
+
+  chosen = sheet_rows(survey)
+  source, channels = survey.source, augmentation.transform.channels
+  originals = [decoding.as_pixels(source[index]['image'], channels) for index in chosen]
+  height, width = augmentation.transform.size
+  tiles = augmented(survey, chosen, augmentation.transform, seed=seed)
+  root = name.partition(':')[2]
+  names = [
+    (', '.join(survey.classes_of(index)), without_folders(source.describe(index), root))
+    for index in chosen
+  ]
+  title = f'{card.shown(name)}, split {split}: a row for an image, by its class'
+  recipe = f'recipe {card.shown(augmentation.recipe)}: ' * bool(augmentation.recipe)
+  lines = f'{title}\n{recipe}{augmentation.line}, {height}x{width} pixels, seed {seed}'
+  shown = [decoding.displayed(image) for image in originals]
+  flat = decoding.displayed(tiles.reshape(-1, width, channels)).reshape(*tiles.shape[:4], 3)
+  return sheet.draw(flat, shown, names, lines)
+
+
+def sheet_rows(survey: Survey) -> list[int]:
+  """The images of a sheet: of those that can be read, evenly over all."""
   readable = survey.readable
   if not len(readable):
     raise ValueError('a sheet needs an image that can be read')
-  rows, epochs = min(SHEET[0], len(readable)), SHEET[1]
-  chosen = readable[np.linspace(0, len(readable) - 1, rows).round().astype(int)]
+  rows = min(SHEET[0], len(readable))
+  return readable[np.linspace(0, len(readable) - 1, rows).round().astype(int)].tolist()
+
+
+def augmented(
+  survey: Survey, chosen: Sequence[int], transform: transforms.Transform, *, seed: int = 0
+) -> np.ndarray:
+  """Images as a training run with that seed sees them in its first epochs.
+
+  uint8 (images, epochs, height, width, C).
+  """
+  epochs = SHEET[1]
   column = {'image': columns.image(transform)}
-  batch = pipeline.BatchBuilder(survey.source, column, rows * epochs, seed=seed)
+  batch = pipeline.BatchBuilder(survey.source, column, len(chosen) * epochs, seed=seed)
   for index in chosen:
     for epoch in range(epochs):
-      batch.add(int(index), epoch)
-  height, width = transform.size
-  grid = batch.arrays()['image'].reshape(rows, epochs, height, width, transform.channels)
-  return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, epochs * width, transform.channels)
+      batch.add(index, epoch)
+  return batch.arrays()['image'].reshape(len(chosen), epochs, *transform.size, transform.channels)
 
 
 def png(image: np.ndarray) -> bytes:
@@ -242,10 +284,10 @@ def show(args: argparse.Namespace) -> int:
     raise ValueError('--augment needs --out, the sheet that shows it')
   if out:
     check_out(out)
-  transform = training_transform(args) if out else None
   splits = open_splits(args.source, args.split)
-  if transform:
-    check_transform(transform, next(iter(splits.values())))
+  augmentation = training_augmentation(args) if out else None
+  if augmentation:
+    check_transform(augmentation.transform, next(iter(splits.values())))
   began, total = time.perf_counter(), sum(map(len, splits.values()))
   with text.progress(total, unit='images') as advance:
     surveys = {
@@ -259,13 +301,14 @@ def show(args: argparse.Namespace) -> int:
   else:
     to_stdout(*report_lines(summary))
     to_stdout(f'read {total:,} images at {summary["images_per_second"]:,.0f} images/s')
-  if out and transform:
+  if out and augmentation:
     sys.stdout.flush()
     split = next(iter(surveys))
+    content = sheet_file(surveys[split], augmentation, args.source, split, seed=args.seed)
     with files.replacing(out) as file:
-      sheet = augmented_sheet(surveys[split], transform, seed=args.seed)
-      file.write(png(decoding.displayed(sheet)))
+      file.write(content)
     words = [f'{out} shows images of {split}', f'{SHEET[1]} augmentations of each']
+    words += [f'by recipe {augmentation.recipe}'] * bool(augmentation.recipe)
     to_stderr(', '.join(filter(None, [*words, decoding.omitted_channels(args.channels)])))
   return 3 if has_problems(summary) else 0
 
@@ -309,17 +352,35 @@ def check_transform(transform: transforms.Transform, source: Source) -> None:
       raise ValueError(f'{source.describe(index)}: {error}') from None
     if (height, width) != transform.size:
       size = '{}x{}'.format(*transform.size)
-      raise ValueError(f'--augment gives images of {height}x{width} pixels, --size is {size}')
+      raise ValueError(f'the transforms give {height}x{width} pixels, --size is {size}')
     return
 
 
-def training_transform(args: argparse.Namespace) -> transforms.Transform:
-  """The transforms of --augment and --size; without them, those of configs/default.py."""
-  from vit_jax.config import default
+def training_augmentation(args: argparse.Namespace) -> Augmentation:
+  """The transforms of --augment and --size, and of a recipe what these do not say.
 
-  config = default()
+  It is that of --config, or without one what `vit train SOURCE` would choose; of a data set that
+  this does not train on, configs/default.py.
+  """
+  from vit_jax import config as configs
+  from vit_jax.commands import short
+  from vit_jax.plan import with_data_options
+
+  spec = args.config or ''
+  try:
+    if not spec and not (args.augment and args.size):
+      source = short.as_source(args.source)
+      spec = short.recipe(source, '', len(sources.open_source(source, 'train')))
+    config = configs.load(spec) if spec else configs.default()
+  except (ValueError, OSError):
+    if args.config:
+      raise
+    spec, config = 'default', configs.default()
+  config = with_data_options(config)
   size = (args.size, args.size) if args.size else tuple(config.image_size)
-  return transforms.compose(args.augment or config.data.augment, size, args.channels)
+  line = args.augment or config.data.augment
+  recipe = '' if args.augment else printable(spec)
+  return Augmentation(transforms.compose(line, size, args.channels), line, recipe)
 
 
 def split_to_save(name: str) -> str:

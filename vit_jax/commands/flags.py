@@ -457,8 +457,11 @@ def data(parser: argparse.ArgumentParser) -> None:
     '--split', action='append', help='one, or several by several flags; default all'
   )
   show.add_argument('--out', help='gets a sheet of augmented images, a row each; SHEET.png')
-  show.add_argument('--augment', help='training transforms of the sheet; default: as for training')
-  show.add_argument('--size', type=int, help='pixels of a side in the sheet; default: 224')
+  show.add_argument(
+    '--config', help='recipe whose transforms the sheet shows; default: as `vit train` chooses'
+  )
+  show.add_argument('--augment', help="training transforms of the sheet; default: the recipe's")
+  show.add_argument('--size', type=int, help="pixels of a side in the sheet; default: the recipe's")
   show.add_argument(
     '--channels', type=int, default=3, help='of images from files and in the sheet; default: RGB'
   )
