@@ -704,8 +704,29 @@ def test_on_a_terminal_it_shows_a_bar_and_nothing_on_stderr(tmp_path, cache):
   text = shown.decode()
   assert '\x1b[' in text
   assert f'{STEPS}/{STEPS}' in text and 'training' in text and '━' in text
+  epochs = f'{STEPS * 32 / 1259:.4g}'
+  notes = [
+    rf'epoch 0\.03/{epochs}  ETA \d+:\d\d  loss \d\.\d+',
+    r'best accuracy 0\.\d+  [\d,]+ images/s',
+  ]
+  assert all(re.search(note, text) for note in notes)
   assert 'compiling the training step' in text
   assert not re.search(rf'step \d+/{STEPS}  loss', text)  # those are for files
+
+
+def test_a_bar_has_loss_speed_and_the_time_that_remains_from_the_first_step_on(monkeypatch):
+  clock = itertools.count(0, 10)  # seconds
+  monkeypatch.setattr(metrics.time, 'perf_counter', lambda: next(clock))
+  display = metrics.Display(100, epoch=40, batch=64)
+  display.resume('accuracy', 0.75)
+  display.step(1, {'loss': 6.0, 'count': 3})
+  best = 'best accuracy 0.7500'
+  assert display.note(1) == f'epoch 0.03/2.5  ETA 16:30  loss 2.0000  {best}  6 images/s'
+  display.step(2, {'loss': 3.0, 'count': 3})
+  assert 'loss 1.5000' in display.note(2) and 'ETA 16:20' in display.note(2)
+  for step in range(3, 400):
+    display.step(step, {'loss': 3.0, 'count': 3})
+  assert 'loss 1.0000' in display.note(100) and 'ETA 0:00' in display.note(100)
 
 
 def test_the_tables_total_is_the_number_of_parameters():

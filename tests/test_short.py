@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import queue
 import shlex
 import shutil
 
@@ -181,6 +182,23 @@ def test_what_was_not_written_for_its_secrets_is_asked_for(tmp_path):
     workdir.resumed_config(tmp_path)
   resumed = workdir.resumed_config(tmp_path, ['pretrained=https://me:pw@a.b/c.npz'])
   assert resumed == stored
+
+
+@pytest.mark.parametrize('display', ['', ':0'])
+def test_open_shows_the_page_where_there_is_a_display_and_says_so_where_there_is_none(
+  display, tmp_path, monkeypatch, capsys
+):
+  opened = queue.Queue()
+  monkeypatch.setattr(main.webbrowser, 'open', opened.put)
+  for name in main.DISPLAYS:
+    monkeypatch.setenv(name, display)
+  page = tmp_path / 'report.html'
+  page.write_text('<p>')
+  main.open_report(tmp_path)
+  if display:
+    assert opened.get(timeout=10) == page.as_uri()
+  assert ('there is no display here' in capsys.readouterr().err) is not bool(display)
+  assert opened.empty()
 
 
 # Words of other tools

@@ -8,14 +8,25 @@ python -m vit_jax.main --workdir=RUN [--extend DURATION] [--change FIELD=VALUE .
 import argparse
 import contextlib
 import logging
+import os
 import pathlib
 import shlex
 import sys
+import threading
+import time
+import webbrowser
 from collections.abc import Sequence
 
 from vit_jax import commands
 from vit_jax.commands import BAD_INPUT, FAILED, INPUT_ERRORS, NOT_FINITE, compiled, ending, flags
 from vit_jax.guards import failing, processes, stopping, streams
+from vit_jax.text import to_stderr
+
+DISPLAYS = (
+  'DISPLAY',
+  'WAYLAND_DISPLAY',
+  'BROWSER',
+)  # variables of which one says that there is one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +73,28 @@ def run(args: argparse.Namespace, *, command: str) -> int:
         else:
           ready = plan.make_plan(line.config(), line.workdir)
         ready.claim(line.workdir)
+    if args.open and not args.process_id:
+      open_report(pathlib.Path(line.workdir))
     with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
       if train.train(ready, line.workdir, command=command, owner=owner):
         failing.forget(line.workdir)
   return 0
+
+
+def open_report(folder: pathlib.Path) -> None:
+  """Opens the page of a run in a browser, as soon as it is there; without a display, says where."""
+  page = folder / 'report.html'
+  has_display = sys.platform in ('darwin', 'win32') or any(map(os.environ.get, DISPLAYS))
+  if not has_display:
+    to_stderr(f'--open: there is no display here; {page} will be there after the first evaluation')
+    return
+
+  def wait() -> None:
+    while not page.exists():
+      time.sleep(1)
+    webbrowser.open(page.resolve().as_uri())
+
+  threading.Thread(target=wait, daemon=True).start()  # which ends with the run
 
 
 if __name__ == '__main__':

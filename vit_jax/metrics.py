@@ -39,6 +39,7 @@ PEAK_FLOPS = {  # the first name found in a device's kind counts
 }
 
 FILE = 'metrics.jsonl'  # in the folder of a run
+RECENT = 0.04  # weight of a step in the means of a bar: some fifty steps count
 UNSHOWN = ('grad_norm', 'learning_rate', 'bad_images')  # in a line about training
 
 
@@ -301,16 +302,47 @@ def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
   return {f'{prefix}/{name}': value for name, value in values.items()}
 
 
-class Display:
-  """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first."""
+class Pace:
+  """Means of the latest steps, from the first on: of the loss, and of the seconds of a step."""
 
-  def __init__(self, total: int):
+  def __init__(self) -> None:
+    self.loss, self.seconds, self.count = 0.0, 0.0, 0
+    self.resume()
+
+  def resume(self) -> None:
+    """Begins to time the next step; what was before is no part of it."""
+    self.began = time.perf_counter()
+
+  def add(self, sums: Mapping[str, Any]) -> None:
+    """Takes the sums of a step, 'loss' and 'count' among them, and the time since the last."""
+    now, self.count = time.perf_counter(), self.count + 1
+    weight = max(1 / self.count, RECENT)
+    loss = float(sums['loss']) / max(float(sums['count']), 1)
+    self.loss += weight * (loss - self.loss)
+    self.seconds += weight * (now - self.began - self.seconds)
+    self.began = now
+
+
+class Display:
+  """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first.
+
+  The bar shows epoch, time that remains, the mean loss and speed of the latest steps and the best
+  validation, from the first step on.
+
+  Args:
+    total: steps of the run.
+    epoch: steps of an epoch.
+    batch: images of a step.
+  """
+
+  def __init__(self, total: int, *, epoch: float, batch: int):
     from rich.console import Console
 
     self.console = Console(quiet=jax.process_index() > 0)
-    self.total = total
-    self.bars = text.progress_bars(console=self.console)
+    self.total, self.epoch, self.batch = total, epoch, batch
+    self.bars = text.progress_bars(console=self.console, eta=False)
     self.task = self.bars.add_task('', total=total, note='')
+    self.pace, self.best, self.waits = Pace(), '', ''
 
   def __enter__(self) -> 'Display':
     self.bars.start()
@@ -336,22 +368,36 @@ class Display:
     self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result
 
-  def step(self, step: int) -> None:
-    self.bars.update(self.task, completed=step)
+  def step(self, step: int, sums: Mapping[str, Any]) -> None:
+    """Shows a step, of its sums."""
+    self.pace.add(sums)
+    self.bars.update(self.task, completed=step, note=self.note(step), description='training')
+
+  def resume(self, metric: str, best: float) -> None:
+    """Times the next step from now on; the best validation is infinite where there is none yet."""
+    self.best = f'  best {metric} {best:.4f}' * math.isfinite(best)
+    self.pace.resume()
+
+  def note(self, step: int) -> str:
+    """What stands behind the bar."""
+    pace = self.pace
+    eta = text.clock(pace.seconds * (self.total - step))
+    epochs = f'epoch {step / self.epoch:.2f}/{self.total / self.epoch:.4g}'
+    rate = f'{self.batch / max(pace.seconds, 1e-9):,.0f} images/s'
+    return f'{epochs}  ETA {eta}  loss {pace.loss:.4f}{self.best}  {rate}{self.waits}'
 
   def show(self, step: int, values: dict[str, float]) -> None:
-    """The latest numbers: beside the bar, or on a line of their own with the time that remains."""
+    """The latest numbers on a line, with the time that remains; a bar takes waits and MFU alone."""
+    self.waits = f'  data wait {values["data_wait"]:.1%}'
+    if 'mfu' in values:
+      self.waits += f'  MFU {values["mfu"]:.1%}'
+    if self.console.is_terminal:
+      return
     rates = ('images_per_second', 'data_wait', 'mfu')
     measures = {name: values[name] for name in values if name not in (*rates, *UNSHOWN)}
-    note = f'{numbers(measures)}  {values["images_per_second"]:,.0f} images/s'
-    note += f'  data wait {values["data_wait"]:.1%}'
-    if 'mfu' in values:
-      note += f'  MFU {values["mfu"]:.1%}'
-    self.bars.update(self.task, completed=step, note=note, description='training')
-    if not self.console.is_terminal:
-      remaining = self.bars.tasks[self.task].time_remaining
-      eta = f'  ETA {remaining:.0f} s' if remaining is not None else ''
-      self.say(f'step {step}/{self.total}  {note}{eta}')
+    eta = f'  ETA {self.pace.seconds * (self.total - step):.0f} s'
+    rate = f'{values["images_per_second"]:,.0f} images/s'
+    self.say(f'step {step}/{self.total}  {numbers(measures)}  {rate}{self.waits}{eta}')
 
 
 def numbers(values: Mapping[str, float]) -> str:

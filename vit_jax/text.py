@@ -151,12 +151,22 @@ def columns(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 NUMBER = re.compile(r'[-+]?([\d.,]+(e[-+]?\d+)?%?)?')  # of a table's cell, or none
 
 
-def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progress':
+def clock(seconds: float) -> str:
+  """3723 -> '1:02:03', 83 -> '1:23'."""
+  minutes, second = divmod(round(seconds), 60)
+  hours, minute = divmod(minutes, 60)
+  return f'{hours}:{minute:02d}:{second:02d}' if hours else f'{minute}:{second:02d}'
+
+
+def progress_bars(
+  *, unit: str = '', console: 'Console | None' = None, eta: bool = True
+) -> 'Progress':
   """Rich's progress bars, all of one look, silent where the console is no terminal.
 
   A task is added by `add_task(description, total=..., note=...)`, its total None where that is not
   known; the note is text behind the bar that may change. The unit 'bytes' shows sizes and a speed,
-  any other counts. On standard error, where `console` is None, the bars vanish at the end.
+  any other counts; `eta` adds the time that remains. On standard error, where `console` is None,
+  the bars vanish at the end.
   """
   from rich import console as consoles
   from rich import progress
@@ -169,7 +179,7 @@ def progress_bars(*, unit: str = '', console: 'Console | None' = None) -> 'Progr
     progress.DownloadColumn() if is_bytes else progress.MofNCompleteColumn(),
     *([progress.TransferSpeedColumn()] if is_bytes else []),
     progress.TextColumn('{task.fields[note]}', markup=False),
-    progress.TimeRemainingColumn(compact=True),
+    *([progress.TimeRemainingColumn(compact=True)] if eta else []),
     console=console,
     transient=transient,
     disable=not console.is_terminal,

@@ -99,7 +99,8 @@ def start(plan: Plan, owner: Owner, command: str) -> bool:
   """`train` in a folder that is this process's."""
   folder = owner.folder
   ends = time.monotonic() + (plan.time_limit or float('inf'))
-  display = metrics.Display(plan.total)
+  epoch = len(plan.splits['train']) / plan.config.batch_size
+  display = metrics.Display(plan.total, epoch=epoch, batch=plan.config.batch_size)
   if jax.process_index() == 0:
     finish.remove_unfinished(folder)
   lost = finish.lost(plan, folder, display.say)
@@ -365,6 +366,8 @@ class Watch:
     self.meter = metrics.Meter(training.plan.task.read, sums)
     self.pending: tuple[int, Batch, Measured] | None = None
     self.evaluated: dict[int, dict[str, float]] = {}  # the latest evaluation, by its step
+    self.best = training.saved.best_rank()
+    training.display.resume(training.plan.metric, training.plan.sign * self.best[0])
 
   def next_batch(self) -> Batch | None:
     """The next batch; None where a signal ends the wait for it, or there is none: `data_error`."""
@@ -396,6 +399,9 @@ class Watch:
       surely = surely or bool(plan.patience and values)
       self.training.log.flush()  # a run that resumes here has the rows up to here
       self.training.saved.save(step, state, values, self.meter.state(), surely=surely)
+      if values:
+        self.best = max(self.best, self.training.saved.rank({**values, 'step': float(step)}))
+    self.training.display.resume(plan.metric, plan.sign * self.best[0])
 
   def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:
     """Takes the numbers of the update to `step`, and reads those of the one before."""
@@ -416,7 +422,7 @@ class Watch:
         tensor = f'the update of {tensor}'
       raise FloatingPointError(f'step {step}: {tensor} is not finite; nothing of it was saved')
     self.meter.add(measured['sums'], measured['latest'])
-    self.training.display.step(step)
+    self.training.display.step(step, measured['sums'])
     self.training.owner.update(step=step, last_save=self.training.saved.latest)
     if due(step, self.training.plan.log_every, self.training.plan.total):
       self.log(step)

@@ -184,6 +184,9 @@ def train(parser: argparse.ArgumentParser) -> None:
     metavar='FIELD=VALUE',
     help='fields of the run that change, from its newest checkpoint on',
   )
+  parser.add_argument(
+    '--open', action='store_true', help="the run's page in a browser, from the first evaluation on"
+  )
   hosts = parser.add_argument_group(
     'several hosts', 'or JAX_COORDINATOR_ADDRESS and its companions'
   )
