@@ -37,6 +37,8 @@ def planned(name, *fields, chips='v5e:4x2', classes=None):
     ('v5f:2x2', "unknown chip 'v5f'; did you mean v5p or v5e?"),
     ('v5p:2x2', "chips 'v5p:2x2' of topology '2x2': v5p wants 3 sides, v5p:2x2x1"),
     ('h100', "chips 'h100' of topology '': h100 wants how many, h100:8"),
+    ('v5e:3x4', "chips 'v5e:3x4' are no whole hosts of v5e:2x2; the nearest are v5e:4x4"),
+    ('h100:12', "chips 'h100:12' are no whole hosts of h100:8; the nearest are h100:16"),
     ('h100:0', "chips 'h100:0': 0 of them, must be 1 to 8,192"),
   ],
 )
@@ -57,8 +59,8 @@ def test_a_config_that_cannot_be_is_refused_in_a_line_and_nothing_is_written(
 
 
 def test_devices_are_the_cores_of_all_chips():
-  counts = {name: compilers.parse(name).devices for name in ('v5e:4x4', 'v4:2x2x1', 'H100:8')}
-  assert counts == {'v5e:4x4': 16, 'v4:2x2x1': 8, 'H100:8': 8}
+  counts = {name: compilers.parse(name).devices for name in ('v5e:1x1', 'v4:2x2x3', 'H100:3')}
+  assert counts == {'v5e:1x1': 1, 'v4:2x2x3': 24, 'H100:3': 3}
 
 
 def test_a_gpu_gives_a_program_as_much_memory_as_jax_takes_of_it(monkeypatch):

@@ -27,7 +27,7 @@ class Chip:
     memory: bytes of a device: of TPUs what libtpu lets a program have, of GPUs all that
       CUDA has of it. None: as much as the machine has.
     clock: cycles a second, of the compiler's estimates; None where it gives none, or is not public.
-    topology: an example, by which an error says the form.
+    host: the sides of the mesh of its chips; of GPUs how many, or fewer.
     devices: JAX's of a chip: v3, v4 and TPU7x have two cores, each compiled for as a device.
   """
 
@@ -35,22 +35,22 @@ class Chip:
   peak: float | None
   memory: float | None
   clock: float | None
-  topology: str
+  host: tuple[int, ...]
   devices: int = 1
 
 
 GIB = 2**30
 CHIPS = {
-  'v3': Chip('tpu', 123e12 / 2, 15.48 * GIB, 0.94e9, '2x2', devices=2),
-  'v4': Chip('tpu', 275e12 / 2, 15.25 * GIB, 1.05e9, '2x2x1', devices=2),
-  'v5e': Chip('tpu', 197e12, 15.75 * GIB, 1.5e9, '2x2'),
-  'v5p': Chip('tpu', 459e12, 95.74 * GIB, 1.75e9, '2x2x1'),
-  'v6e': Chip('tpu', 918e12, 31.25 * GIB, 1.75e9, '2x2'),
-  'tpu7x': Chip('tpu', 2307e12 / 2, 94.75 * GIB, None, '2x2x1', devices=2),
-  'a100': Chip('cuda', 312e12, 79.15 * GIB, None, '8'),
-  'h100': Chip('cuda', 989e12, 84_929_347_584, None, '8'),
-  'h200': Chip('cuda', 989e12, 139.81 * GIB, None, '8'),
-  'cpu': Chip('cpu', None, None, None, '8'),
+  'v3': Chip('tpu', 123e12 / 2, 15.48 * GIB, 0.94e9, (2, 2), devices=2),
+  'v4': Chip('tpu', 275e12 / 2, 15.25 * GIB, 1.05e9, (2, 2, 1), devices=2),
+  'v5e': Chip('tpu', 197e12, 15.75 * GIB, 1.5e9, (2, 2)),
+  'v5p': Chip('tpu', 459e12, 95.74 * GIB, 1.75e9, (2, 2, 1)),
+  'v6e': Chip('tpu', 918e12, 31.25 * GIB, 1.75e9, (2, 2)),
+  'tpu7x': Chip('tpu', 2307e12 / 2, 94.75 * GIB, None, (2, 2, 1), devices=2),
+  'a100': Chip('cuda', 312e12, 79.15 * GIB, None, (8,)),
+  'h100': Chip('cuda', 989e12, 84_929_347_584, None, (8,)),
+  'h200': Chip('cuda', 989e12, 139.81 * GIB, None, (8,)),
+  'cpu': Chip('cpu', None, None, None, (1,)),
 }
 
 
@@ -94,14 +94,30 @@ def parse(name: str) -> Chips:
   kind, _, topology = name.lower().partition(':')
   if kind not in CHIPS:
     raise ValueError(f'unknown chip {kind!r}{nearest(kind, list(CHIPS))}')
-  example = CHIPS[kind].topology
-  dimensions = example.count('x') + 1
-  if not re.fullmatch(r'\d+(x\d+)*', topology) or topology.count('x') + 1 != dimensions:
-    wanted = 'how many' if dimensions == 1 else f'{dimensions} sides'
+  host = CHIPS[kind].host
+  if not re.fullmatch(r'\d+(x\d+)*', topology) or topology.count('x') + 1 != len(host):
+    wanted = 'how many' if len(host) == 1 else f'{len(host)} sides'
     raise ValueError(
-      f'chips {name!r} of topology {topology!r}: {kind} wants {wanted}, {kind}:{example}'
+      f'chips {name!r} of topology {topology!r}: {kind} wants {wanted}, {joined(kind, host)}'
     )
   sides = tuple(map(int, topology.split('x')))
   if not 0 < math.prod(sides) <= MAX_CHIPS:
     raise ValueError(f'chips {name!r}: {math.prod(sides):,} of them, must be 1 to {MAX_CHIPS:,}')
-  return Chips(f'{kind}:{topology}', kind, sides)
+  if (whole := whole_hosts(sides, host)) != sides:
+    raise ValueError(
+      f'chips {name!r} are no whole hosts of {joined(kind, host)}; the nearest are '
+      f'{joined(kind, whole)}'
+    )
+  return Chips(joined(kind, sides), kind, sides)
+
+
+def whole_hosts(sides: tuple[int, ...], host: tuple[int, ...]) -> tuple[int, ...]:
+  """The least sides, not under these, that are whole hosts, one chip, or GPUs of one host."""
+  if math.prod(sides) == 1 or (len(host) == 1 and sides < host):
+    return sides
+  return tuple(math.ceil(side / each) * each for side, each in zip(sides, host))
+
+
+def joined(kind: str, sides: tuple[int, ...]) -> str:
+  """The name of chips."""
+  return f'{kind}:{"x".join(map(str, sides))}'

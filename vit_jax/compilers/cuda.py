@@ -13,7 +13,6 @@ EXTRA = 'plan-cuda'
 PACKAGES: tuple[str, ...] = ('jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12')
 if importlib.util.find_spec('jax_cuda13_plugin'):  # of a machine with a GPU: it brings its nvcc
   PACKAGES = ('jax-cuda13-plugin',)
-HOST = 8  # GPUs of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +75,8 @@ def devices(chips: Chips) -> list['jax.Device']:
   """Devices to compile for, eight to a host."""
   from jax.experimental import topologies
 
-  (count,) = chips.sides
-  if count > HOST and count % HOST:
-    raise ValueError(f'chips {chips.name!r}: more than {HOST} must be a multiple of {HOST}')
-  hosts, each = max(count // HOST, 1), min(count, HOST)
+  (count,), (host,) = chips.sides, chips.chip.host
+  hosts, each = max(count // host, 1), min(count, host)
   return topologies.get_topology_desc(
     platform='cuda', target_config=target(chips.kind), topology=f'1x{hosts}x{each}'
   ).devices

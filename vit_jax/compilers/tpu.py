@@ -1,5 +1,6 @@
 """TPUs' compiler, libtpu, which needs no TPU."""
 
+import math
 from typing import TYPE_CHECKING
 
 from vit_jax.compilers import Chips
@@ -25,7 +26,8 @@ def devices(chips: Chips) -> list['jax.Device']:
   import jax
   from jax.experimental import topologies
 
+  single = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(chips.sides) == 1 else {}
   try:
-    return topologies.get_topology_desc(platform='tpu', topology_name=chips.name).devices
+    return topologies.get_topology_desc(platform='tpu', topology_name=chips.name, **single).devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(f'chips {chips.name!r}: {str(error).partition(": ")[2]}') from None

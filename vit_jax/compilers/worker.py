@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import pathlib
@@ -132,10 +133,10 @@ def described(chips: Chips, plan: Plan) -> dict[str, Any]:
 def compiled(chips: Chips, plan: Plan, arguments: Arguments, compiler: str) -> Estimates:
   """What the compiler says of the step now, or said of the same program at an earlier time."""
   lowered = train.updater(plan).lower(*arguments)
-  reader = pathlib.Path(program.__file__).read_text('utf-8')
+  readers = map(inspect.getsource, (program, kernels))
   flags = [os.environ.get(name, '') for name in FLAGS]
-  key = '\0'.join([vit_jax.__version__, reader, compiler, chips.name, *flags, lowered.as_text()])
-  name = hashlib.sha256(key.encode()).hexdigest()[:32]
+  key = [vit_jax.__version__, *readers, compiler, chips.name, *flags, lowered.as_text()]
+  name = hashlib.sha256('\0'.join(key).encode()).hexdigest()[:32]
   path = pathlib.Path(files.cache_folder('plans'), f'{name}.json')
   with contextlib.suppress(ValueError, TypeError):  # not there, or of other fields
     return Estimates(**{**files.read_object(path), 'cached': True})
