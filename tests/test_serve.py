@@ -565,6 +565,19 @@ def photo(tab, file):
   tab.until("document.querySelectorAll('#photos li').length")
 
 
+def bring(tab, data, event, field):
+  """Drops or pastes the bytes of an image; waits until it is predicted."""
+  text = base64.b64encode(data).decode()
+  tab.run(
+    f'(() => {{const bytes = Uint8Array.from(atob("{text}"), (letter) => letter.charCodeAt(0)); '
+    'const transfer = new DataTransfer(); '
+    'transfer.items.add(new File([bytes], "photo.png", {type: "image/png"})); '
+    "document.getElementById('scores').replaceChildren(); "
+    f'document.body.dispatchEvent(new {event}, {{bubbles: true, {field}: transfer}})); }})()'
+  )
+  tab.until("document.querySelector('#scores b')")
+
+
 def values(tab):
   return tab.run(
     'Array.from(document.querySelectorAll("[data-value]"), (cell) => +cell.dataset.value)'
@@ -601,5 +614,18 @@ def test_the_page_shows_by_mouse_and_keyboard_what_the_server_answers(port, run,
     words = f'{second["label"]} {verb} {100 * drop:.1f} points of {100 * answer["score"]:.1f}\xa0%'
     assert tab.text('#pointed') == f'row 1, column 1: {words}'
     assert tab.run('document.documentElement.scrollWidth') <= 390
+    for number, event, field in (
+      (3, "DragEvent('drop'", 'dataTransfer'),
+      (4, "ClipboardEvent('paste'", 'clipboardData'),
+    ):
+      bring(tab, png(number), event, field)
+      best = run.predict(picture(number), top=1)[0]['label']
+      assert tab.text('#scores b') == best
+    tab.run("take(new File(['<svg/>'], 'a.svg'))")
+    tab.until("document.getElementById('status').className === 'bad'")
+    assert tab.text('#status') == 'not an image' and tab.text('#scores b') == best
     asked = [address for address in tab.requested if not address.startswith(('data:', 'blob:'))]
-    assert not tab.errors and all(address.startswith(url) for address in asked)
+    refused = [error for error in tab.errors if '400' in error]  # Chromium's line about a status
+    assert len(refused) == len(tab.errors) == 1 and all(
+      address.startswith(url) for address in asked
+    )

@@ -11,8 +11,9 @@ const MEANING = {
   occlusion: 'What the score of the class loses (orange) or gains (blue) where a grey square hides the photo.',
 };
 const DROP_SCALE = 0.05;  // of a score: the end of the colours at least, so that nothing looks like nothing
-let turn = 0;  // of photos: what comes late for an earlier one is dropped
-let state = {};  // of the photo that is shown
+let asked = 0;  // photos that were given
+let turn = 0;  // the one of them that is shown: what comes late for an earlier one is dropped
+let state = {};  // of that photo
 
 // Photos in
 
@@ -31,13 +32,14 @@ async function ask(path, photo) {
 async function take(photo) {
   if (!photo) return;
   if (photo.size > facts.bytes) return say(`The photo is larger than ${Math.floor(facts.bytes / 2 ** 20)} MiB.`, true);
-  const mine = ++turn;
-  state = {photo, view: 'photo', query: 0, drops: new Map()};
+  const mine = ++asked;
   say('Looking …');
   try {
     const {predictions} = await ask('predict', photo);
-    if (mine !== turn) return;
-    state.label = predictions[0].label;
+    if (mine !== asked) return;
+    turn = mine;
+    state = {photo, label: predictions[0].label, view: 'photo', query: 0, drops: new Map()};
+    byId('views').hidden = true;
     showPhoto(URL.createObjectURL(photo));
     byId('result').hidden = false;
     byId('drop').classList.add('small');
@@ -47,7 +49,7 @@ async function take(photo) {
     if (facts.photos) nearest(mine);
     if (facts.looks) await look(mine);
   } catch (error) {
-    if (mine === turn) say(explained(error), true);
+    if (mine === asked) say(explained(error), true);
   }
 }
 
