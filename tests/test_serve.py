@@ -222,6 +222,11 @@ def test_a_slow_model_hides_fewer_and_larger_parts():
   assert looking.fitting_squares((32, 32), (16, 16), (224, 224), 0) == ((128, 128), (64, 64))
 
 
+def test_cells_of_a_field_are_of_one_size_also_where_steps_do_not_fill_it():
+  field = np.arange(10.0)[:, None] * np.ones((1, 4))
+  assert looking.cells(field, (3, 4)).tolist() == [[1.0], [4.5], [8.0]]
+
+
 def test_the_nearest_photos_are_of_the_training_split_and_a_photo_is_nearest_to_itself(port):
   until(lambda: ask(port, 'POST', '/nearest', png(8))[2]['state'] == 'ready')
   _, _, answer = ask(port, 'POST', '/nearest', png(8))

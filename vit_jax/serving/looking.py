@@ -101,25 +101,36 @@ def occlusion(
     squares: that may be tried, about; steps are as large as that asks for.
 
   Returns:
-    'rows', 'columns', 'score' of the whole image, 'square', its height and width in pixels, and
-    'drop', R lists of C: the mean drop of the squares that hide a patch.
+    'score' of the whole image, 'square', its height and width in pixels, 'rows' and 'columns' of
+    cells about as large as a step, and 'drop' by these: the mean drop of the squares that hide one.
   """
   size = run.preprocess.size
   square, stride = fitting_squares(*analysis.occlusion_steps(run.model, size), size, squares)
   result = analysis.occlusion(
     scores, image, label, square=square, stride=stride, grey=analysis.grey_colour(run.preprocess)
   )
-  rows, columns = analysis.patch_grid(run.model, size)
-  down, across = size[0] // rows, size[1] // columns
-  field = result.field(size)[: rows * down, : columns * across]
-  drop = np.nanmean(field.reshape(rows, down, columns, across), axis=(1, 3))  # (R, C)
+  drop = cells(result.field(size), stride)
   return {
-    'rows': rows,
-    'columns': columns,
+    'rows': len(drop),
+    'columns': len(drop[0]),
     'score': result.score,
     'square': list(square),
     'drop': drop.tolist(),
   }
+
+
+def cells(field: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
+  """The means of a field (H, W) over cells of one size, about a stride's."""
+  counts = [max(round(side / step), 1) for side, step in zip(field.shape, stride)]
+  tops, lefts = (
+    np.linspace(0, side, count, endpoint=False).round().astype(int)
+    for side, count in zip(field.shape, counts)
+  )
+  sums, areas = (
+    np.add.reduceat(np.add.reduceat(values, tops, axis=0), lefts, axis=1)
+    for values in (field, np.ones_like(field))
+  )
+  return sums / areas
 
 
 def fitting_squares(

@@ -10,7 +10,7 @@ import pathlib
 import jax
 import numpy as np
 
-from vit_jax import export, predict
+from vit_jax import export, models, predict
 from vit_jax.images import transforms
 from vit_jax.serving.batching import Rows, Step
 from vit_jax.text import quantity
@@ -28,7 +28,7 @@ class Served:
     shape: (H, W, C) of its images.
     step: uint8 (B, H, W, C) -> 'scores' (B, K), and of a run 'pre_logits' (B, F); jitted.
     transform: what an image goes through first.
-    run: all of it, to be looked into; None of an exported program.
+    run: all of it; None of an exported program.
   """
 
   title: str
@@ -44,6 +44,14 @@ class Served:
     height, width, _ = self.shape
     classes = quantity(len(self.classes), 'class')
     return f'{self.title}: {self.architecture}, {classes}, {height}x{width} pixels'
+
+  @property
+  def no_looks(self) -> str:
+    """Why it cannot be looked into; '' where it can."""
+    if self.run is None:
+      return 'an exported program answers, but cannot be looked into'
+    ours = isinstance(self.run.model, models.Model)
+    return '' if ours else f'{self.architecture} is no model of ours, to be looked into'
 
   def prepared(self, data: bytes) -> np.ndarray:
     """The file of an image as the model takes it, (H, W, C) uint8.

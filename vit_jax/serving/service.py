@@ -33,8 +33,8 @@ Result = TypeVar('Result')
 class Service:
   """What answers for a model; every method on a `HttpRequest` runs in the server's thread.
 
-  Images are decoded by a thread for each processor, predicted in the batcher's thread,
-  and looked into in one more: explanations wait for each other, predictions for none of them.
+  Images are decoded by a thread for each processor, predicted in the batcher's, and looked into in
+  one more: explanations wait for each other, predictions for none of them.
   """
 
   def __init__(self, served: Served, neighbours: Neighbours, limits: Limits, *, batch: int):
@@ -197,7 +197,7 @@ class Service:
       architecture=served.architecture,
       classes=len(served.classes),
       size=served.shape[:2],
-      looks=run is not None,
+      looks=not served.no_looks,
       attends=run is not None and looking.has_attention(run),
       no_photos=self.neighbours.reason,
       image_bytes=self.limits.image_bytes,
@@ -206,9 +206,9 @@ class Service:
     return Answer(text.encode(), 'text/html; charset=utf-8', headers=headers)
 
   def looked_into(self) -> Run:
-    """The run; Declined for a program, of which there are only answers."""
-    if self.served.run is None:
-      raise Declined(400, 'an exported program answers, but cannot be looked into')
+    """The run; Declined where there are only answers."""
+    if self.served.run is None or self.served.no_looks:
+      raise Declined(400, self.served.no_looks)
     return self.served.run
 
   async def in_decoder(self, function: Callable[[], Result]) -> Result:

@@ -154,7 +154,6 @@ async function look(mine) {
     Object.assign(state, answer, {attention: unpacked(answer.attention), rollout: unpacked(answer.rollout)});
     byId('layer').max = state.layers.length - 1;
     byId('layer').value = byId('layer').max;
-    buildPatches();
   }
   for (const button of byId('views').children) {
     button.hidden = !facts.attends && ['attention', 'rollout'].includes(button.dataset.view);
@@ -178,7 +177,6 @@ async function occlude() {
     const answer = await ask(`occlusion?label=${encodeURIComponent(label)}`, state.photo);
     drops.set(label, answer);
     if (mine !== turn) return;
-    if (!state.rows) { Object.assign(state, {rows: answer.rows, columns: answer.columns}); buildPatches(); }
   } catch (error) {
     drops.delete(label);
     if (mine === turn) say(explained(error), true);
@@ -193,22 +191,22 @@ function showView(view) {
   if (view === 'occlusion') occlude();
 }
 
-// The P numbers that are laid over the photo, their largest, and the words for one.
+// The P numbers that are laid over the photo, in rows and columns, their largest, and the words for one.
 function layer() {
-  const patches = state.rows * state.columns;
   if (state.view === 'occlusion') {
     const answer = state.drops.get(state.label);
     if (!answer) return null;
     const values = answer.drop.flat();
     const largest = Math.max(DROP_SCALE, ...values.map(Math.abs));
     const words = (value) => `${state.label} ${value < 0 ? 'gains' : 'loses'} ${(100 * Math.abs(value)).toFixed(1)} points of ${percent(answer.score)}`;
-    return {values, largest, words};
+    return {...answer, values, largest, words};
   }
   if (state.view === 'photo' || !state.layers) return null;
   const query = state.query < state.queries ? state.query : 0;
+  const patches = state.rows * state.columns;
   const start = (Number(byId('layer').value) * state.queries + query) * patches;
   const values = Array.from(state[state.view].subarray(start, start + patches));
-  return {values, largest: Math.max(1, ...values), words: (value) => `${(value / 100).toFixed(2)}\u00a0%`};
+  return {rows: state.rows, columns: state.columns, values, largest: Math.max(1, ...values), words: (value) => `${(value / 100).toFixed(2)}\u00a0%`};
 }
 
 function colour(share) {
@@ -220,7 +218,11 @@ function colour(share) {
 }
 
 function drawView() {
-  const shown = layer();
+  let shown = layer();
+  if (shown && state.grid !== `${shown.rows} ${shown.columns}`) {
+    buildPatches(shown);
+    shown = layer();  // as nobody points at the new ones
+  }
   const asks = state.view === 'attention' || state.view === 'rollout';
   byId('patches').hidden = !shown;
   byId('image').classList.toggle('grey', Boolean(shown) && !asks);
@@ -254,7 +256,8 @@ function cells() {
 }
 
 function named(patch) {
-  return `row ${Math.floor(patch / state.columns) + 1}, column ${patch % state.columns + 1}`;
+  const columns = byId('patches').firstChild.childElementCount;
+  return `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
 }
 
 function point(patch) {
@@ -263,16 +266,17 @@ function point(patch) {
   drawView();
 }
 
-function buildPatches() {
+function buildPatches({rows, columns}) {
   const grid = byId('patches');
-  grid.style.gridTemplate = `repeat(${state.rows}, 1fr) / repeat(${state.columns}, 1fr)`;
-  grid.replaceChildren(...Array.from({length: state.rows}, (_, row) => {
+  Object.assign(state, {grid: `${rows} ${columns}`, pointed: undefined, query: 0});
+  grid.style.gridTemplate = `repeat(${rows}, 1fr) / repeat(${columns}, 1fr)`;
+  grid.replaceChildren(...Array.from({length: rows}, (_, row) => {
     const line = document.createElement('div');
     line.setAttribute('role', 'row');
-    line.append(...Array.from({length: state.columns}, (_, column) => {
+    line.append(...Array.from({length: columns}, (_, column) => {
       const cell = document.createElement('div');
       cell.setAttribute('role', 'gridcell');
-      cell.setAttribute('aria-label', named(row * state.columns + column));
+      cell.setAttribute('aria-label', `row ${row + 1}, column ${column + 1}`);
       cell.tabIndex = row || column ? -1 : 0;
       return cell;
     }));
@@ -297,13 +301,14 @@ function listenToPatches() {
   grid.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') return point(undefined);
     const patch = Array.prototype.indexOf.call(cells(), event.target);
-    const [row, column] = [Math.floor(patch / state.columns), patch % state.columns];
+    const [rows, columns] = [grid.childElementCount, grid.firstChild.childElementCount];
+    const [row, column] = [Math.floor(patch / columns), patch % columns];
     const to = {ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], ArrowLeft: [row, column - 1],
-      ArrowRight: [row, column + 1], Home: [row, 0], End: [row, state.columns - 1]}[event.key];
+      ArrowRight: [row, column + 1], Home: [row, 0], End: [row, columns - 1]}[event.key];
     if (!to) return;
     event.preventDefault();
     const inside = (value, count) => Math.min(Math.max(value, 0), count - 1);
-    cells()[inside(to[0], state.rows) * state.columns + inside(to[1], state.columns)].focus();
+    cells()[inside(to[0], rows) * columns + inside(to[1], columns)].focus();
   });
 }
 
