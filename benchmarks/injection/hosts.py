@@ -1,16 +1,17 @@
 """Several processes of one run, on loopback, one of which fails."""
 
 import dataclasses
+import errno
 import pathlib
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from injection.cases import Case, Outcome, Trial
 from injection.devices import far
-from injection.disks import LONG
+from injection.disks import LONG, failing, no_shim
 from injection.runs import PHOTOS, Ended, Lab, Process, Recipe, differences, last_row
 
 BOUND = 30.0  # seconds from the fault of one process to the end of the others
@@ -34,6 +35,7 @@ def together(
   odd: Sequence[str] = (),
   late: float = 0.0,
   elsewhere: pathlib.Path | None = None,
+  env: Mapping[str, str] | None = None,
 ) -> list[Process]:
   """Starts all processes of a run.
 
@@ -41,6 +43,7 @@ def together(
     odd: flags of the last process alone.
     late: seconds that it is started after the others.
     elsewhere: the folder that it is started in.
+    env: more of its environment.
   """
   address, processes = free_address(), []
   for index in range(count):
@@ -49,7 +52,8 @@ def together(
     flags = [f'--coordinator_address={address}', f'--num_processes={count}']
     flags += [f'--process_id={index}', *(odd if is_last else ())]
     words = ['vit_jax.main', *recipe.words(run), *flags]
-    processes.append(lab.cold(*words, folder=elsewhere if is_last else None))
+    odd_env = dict(env or {}) if is_last else {}
+    processes.append(lab.cold(*words, folder=elsewhere if is_last else None, **odd_env))
   return processes
 
 
@@ -109,6 +113,23 @@ def hurt_one(count: int, index: int, number: int) -> Callable[[Trial], Outcome]:
     return dataclasses.replace(outcome, faults=faults + outcome.faults, exit=seconds, line=line)
 
   return hurt
+
+
+def without_room(trial: Trial) -> Outcome:
+  """The disk of the second process is full for some of its saves: both save later, and finish."""
+  unhurt(trial.lab, 2)
+  with failing(trial, errno.ENOSPC) as disk:
+    processes = together(trial.lab, trial.run, 2, env=disk.env)
+    processes[0].until(processes[0].says('^step 2/'))
+    disk.break_it()
+    processes[0].until(processes[0].says('^step 14/'))
+    disk.mend()
+    ends = [process.wait() for process in processes]
+  faults = [fault for ended in ends for fault in ended.rudeness()]
+  faults += [f'ends with {ended.code}: {ended.line}'[:200] for ended in ends if ended.code != 0]
+  line = ends[0].matching('No space left')
+  faults += ['nothing is said of the disk'] * (not line)
+  return Outcome(faults or differences(trial.run, unhurt(trial.lab, 2)), line=line)
 
 
 def asked_to_stop(number: int, index: int) -> Callable[[Trial], Outcome]:
@@ -218,6 +239,13 @@ CASES = [
       asked_to_stop(number, index),
     )
     for number, index in [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 0)]
+  ),
+  Case(
+    'hosts/a full disk of process 1 of 2',
+    'said on one line; both go on, and save when both can',
+    1,
+    without_room,
+    no_shim,
   ),
   Case('hosts/a process that never comes', 'the other ends in time and names it', 1, silent),
   Case(f'hosts/a process that comes {LATE:.0f} s late', 'is waited for', 1, late),
