@@ -139,8 +139,12 @@ def until(step, run, copy):
 @contextlib.contextmanager
 def on_one_device():
   """Meshes are of the first device alone."""
+  make_mesh = sharding.make_mesh
+
+  def one(*axes, devices=None):
+    return make_mesh(*axes, devices=devices or jax.devices()[:1])
+
   with pytest.MonkeyPatch.context() as patch:
-    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
     patch.setattr(sharding, 'make_mesh', one)
     yield
 
