@@ -1,5 +1,6 @@
 """docs/extending.md: each of its files, written into an empty folder, does what its line says."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -7,13 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import vit_jax
 from vit_jax import __main__ as commands
-from vit_jax import lookup
+from vit_jax import config, lookup
+from vit_jax.plan import make_plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'docs' / 'extending.md').read_text()
@@ -109,6 +112,34 @@ def test_a_logger_from_elsewhere_gets_every_row(here):
   rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
   lines = (run / 'lines.txt').read_text().splitlines()
   assert [int(line.split()[0]) for line in lines] == [row['step'] for row in rows]
+
+
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_a_logger_of_the_document_hands_every_number_to_its_library(name, here, monkeypatch):
+  library = mock.MagicMock()
+  monkeypatch.setitem(sys.modules, name, library)
+  logger = importlib.import_module(f'{name}_log').Run(here, {'seed': 0})
+  logger.write(3, {'train/loss': 0.5})
+  logger.close()
+  run = library.init.return_value
+  log, end = (run.log, run.finish) if name == 'wandb' else (library.log_metrics, library.end_run)
+  log.assert_called_once_with({'train/loss': 0.5}, step=3)
+  end.assert_called_once_with()
+
+
+@pytest.mark.parametrize('name', ['failing', 'empty'])
+def test_a_logger_that_cannot_be_begun_costs_a_line(name, here, tmp_path, monkeypatch):
+  (tmp_path / 'bad_loggers.py').write_text(
+    'def failing(folder, config):\n  raise ConnectionError("no server")\n'
+    'def empty(folder, config):\n  return object()\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  lines = []
+  loaded = config.load('digits', [f'system.logger=bad_loggers:{name}'])
+  assert make_plan(loaded).loggers(tmp_path, lines.append) == []
+  (line,) = lines
+  assert f"logger 'bad_loggers:{name}'" in line and 'training goes on without it' in line
 
 
 BAD = {

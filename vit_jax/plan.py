@@ -34,7 +34,6 @@ from vit_jax.guards import legs, seals
 from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
 from vit_jax.models import memory, mixer, vit
-from vit_jax.pipeline import DataError
 from vit_jax.sources import balance
 from vit_jax.sources.classes import check_classes
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
@@ -238,18 +237,23 @@ class Plan:
       note += ' as it was initialised: without config.pretrained it has learnt nothing'
     return f'trains {trained:,} of {metrics.parameters(params):,} parameters; {note}'
 
-  def loggers(self, folder: pathlib.Path) -> list[metrics.Logger]:
-    """Those of the config beside our own, on the first process: `logger(folder, config)` each."""
+  def loggers(self, folder: pathlib.Path, say: Callable[[str], object]) -> list[metrics.Logger]:
+    """Those of the config beside our own, on the first process: `logger(folder, config)` each.
+
+    One that cannot be begun, as without its server, costs a line.
+    """
     name = self.config.system.logger
     if not name or jax.process_index() > 0:
       return []
     try:
       logger = lookup.imported(name, 'logger')(folder, self.config.to_dict())
     except (Exception, SystemExit) as error:  # whatever it does
-      raise DataError(f'logger {name!r}: {error_line(error)}') from error
-    if not (callable(getattr(logger, 'write', None)) and callable(getattr(logger, 'close', None))):
-      raise DataError(f'logger {name!r} has not write(step, values) and close()')
-    return [logger]
+      say(f'logger {name!r}: {error_line(error)}; training goes on without it')
+      return []
+    if callable(getattr(logger, 'write', None)) and callable(getattr(logger, 'close', None)):
+      return [logger]
+    say(f'logger {name!r} has not write(step, values) and close(); training goes on without it')
+    return []
 
   @property
   def metric(self) -> str:

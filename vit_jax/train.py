@@ -147,7 +147,7 @@ def training_from(
   """One start of a run, whose rows of metrics up to a step are those of earlier ones."""
   fixed = sharding.place(plan.task.fixed, plan.mesh)
   unreadable = {use: plan.unreadable(use, display.say, owner.folder) for use in plan.splits}
-  others = plan.loggers(owner.folder)
+  others = plan.loggers(owner.folder, display.say)
   log = metrics.Log(owner.folder, start=start, others=others, say=display.say)
   with contextlib.closing(log), display:
     yield Training(plan, fixed, owner, saved, log, display, unreadable, ends)
