@@ -83,6 +83,9 @@ def test_a_recipe_follows_from_the_data_and_what_is_started_from(
 def test_a_file_here_is_meant_before_a_published_one(photos):
   shutil.copy('start/model.safetensors', 'B_16.npz')
   assert short.recipe('digits', 'B_16', 9) == 'finetune:B_16.npz,digits'
+  pathlib.Path('files').mkdir()
+  shutil.move('B_16.npz', 'files/S_16.npz')
+  assert short.recipe('digits', 'S_16', 9, folder='files') == 'finetune:files/S_16.npz,digits'
 
 
 @pytest.mark.parametrize(

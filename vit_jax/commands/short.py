@@ -70,7 +70,8 @@ def expand(args: argparse.Namespace) -> Line:
     raise ValueError('several processes need --workdir, which names one folder for all')
   source = as_source(args.source)
   train = open_source(source, 'train')
-  spec = recipe(source, args.start, len(train))
+  fields = dict(field.partition('=')[::2] for field in args.overrides)
+  spec = recipe(source, args.start, len(train), folder=fields.get('pretrained_dir', ''))
   line = Line(spec, chosen_fields(spec, args.start, last_of_each(args.overrides)), '')
   line = placed(line, [args.workdir] if args.workdir is not None else folders(source), args)
   if jax.process_index() == 0:
@@ -92,17 +93,19 @@ def as_source(text: str) -> str:
 # Which recipe
 
 
-def recipe(source: str, start: str, count: int) -> str:
+def recipe(source: str, start: str, count: int, *, folder: str = '') -> str:
   """The spec of the recipe for so many images, and a model, file, URL or run to start from, or ''.
 
-  It follows from these alone, so that the same line has the same recipe on any machine.
+  It follows from these alone, so that the same line has the same recipe on any machine. A model's
+  name means its file here, or in the `folder` of checkpoints, before a published one.
   """
   if not start and source == 'digits':
     return 'digits'
   if not start:
     return f'pretrain:S/16,{source}' if count >= LARGE else f'scratch:{source}'
-  for path in (start, f'{start}.npz'):
-    if os.path.exists(path) or '://' in start:
+  names = (start, f'{start}.npz')
+  for path in (*names, *(os.path.join(folder, name) for name in names)):
+    if '://' in start or os.path.exists(path):
       return f'finetune:{path},{source}'
   name = models.canonical(start.removesuffix('.npz'))
   try:
