@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import use_abstract_mesh
 
+from tests.test_attention import mesh_of
 from tests.test_run import PLAIN, plan_of
 from vit_jax import models, optim, train
-from vit_jax.step import Trace, make_state, make_step, trace, untraced
+from vit_jax.step import Trace, make_state, make_step, trace, untraced, updated_if
 
 pytestmark = pytest.mark.quick
 
@@ -211,3 +213,25 @@ def test_a_trace_names_tensors_in_their_order_and_layers_by_number():
   wrong = [name for name, fine in zip(result.names, result.finite) if not fine]
   assert wrong == ['blocks[1]', 'stages[1]']
   assert isinstance(result + result, Trace) and len((result + result).names) == 14
+
+
+@pytest.mark.parametrize('usable', [True, False])
+def test_a_choice_by_element_gives_the_state_that_a_branch_does(usable):
+  params = {'a': jnp.arange(3.0), 'b': jnp.ones(2)}
+  state = make_state(params, optax.adam(0.1))
+
+  def updated(state, grads):
+    return state.replace(params=jax.tree.map(jnp.subtract, state.params, grads))
+
+  def program(kind):
+    with use_abstract_mesh(mesh_of(kind, 'one')):
+      return str(jax.make_jaxpr(updated_if, static_argnums=1)(True, updated, state, params))
+
+  def run(state, kind):
+    with use_abstract_mesh(mesh_of(kind, 'one')):
+      return updated_if(jnp.asarray(usable), updated, state, params)
+
+  branch, choice = (jax.jit(run, static_argnums=1)(state, kind) for kind in ('cpu', 'tpu'))
+  jax.tree.map(np.testing.assert_array_equal, branch, choice)
+  assert branch.params['a'].tolist() == ([0, 0, 0] if usable else [0, 1, 2])
+  assert ['cond' in program(kind) for kind in ('cpu', 'tpu')] == [True, False]

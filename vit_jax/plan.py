@@ -151,8 +151,8 @@ class Plan:
   def step(self) -> Step:
     """The training step."""
     config = self.config
-    return make_step(
-      sharding.for_mesh(self.task.loss, self.mesh),
+    step = make_step(
+      self.task.loss,
       self.tx,
       self.schedule,
       seed=config.seed,
@@ -160,6 +160,7 @@ class Plan:
       ema=config.ema,
       frozen=self.frozen,
     )
+    return sharding.for_mesh(step, self.mesh)
 
   def first_state(self, start: Params) -> State:
     """The state before the first step: initialised from the seed, but for the params of `start`."""

@@ -14,6 +14,7 @@ from flax import struct
 
 from vit_jax import models, optim
 from vit_jax.models import Tree
+from vit_jax.models.layers import program_device
 from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Sums
 
 
@@ -116,14 +117,20 @@ def make_step(
 
       return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
-    trained = frozen.trainable(state.params)
-    grads, (sums, tensors) = gradients(trained)
+    def updated(state: State, grads: Params) -> State:
+      trained = frozen.trainable(state.params)
+      updates, opt_state = tx.update(
+        grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
+      )
+      trained = optax.apply_updates(trained, updates)
+      average = averaged(state.ema, trained, decay=ema, frozen=frozen)
+      params = frozen.with_trainable(state.params, trained)
+      return State(state.step, params, opt_state, average)
+
+    grads, (sums, tensors) = gradients(frozen.trainable(state.params))
     norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(
-      grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
-    )
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
-    new, finite = updated(state, updates, opt_state, usable=usable, ema=ema, frozen=frozen)
+    new, finite = counted(updated_if(usable, updated, state, grads), usable, frozen=frozen)
     before, after = named_trace('parameter', state.params), named_trace('gradient of', grads)
     tensors = before + tensors + trace({'loss': sums['loss']}) + after
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
@@ -132,42 +139,39 @@ def make_step(
   return step
 
 
-def updated(
-  state: State,
-  updates: Params,
-  opt_state: optax.OptState,
-  *,
-  usable: Array,
-  ema: float,
-  frozen: optim.Frozen,
-) -> tuple[State, Array]:
-  """The state after an optimiser's updates, and whether they are finite.
+def averaged(
+  average: Params | None, trained: Params, *, decay: float, frozen: optim.Frozen
+) -> Params | None:
+  """The averaged parameters after an update, where they are kept."""
+  if average is None:
+    return None
+  old = frozen.trainable(average)
+  mean = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, trained)
+  return frozen.with_trainable(average, mean)
 
-  With a gradient that is not `usable` it is the same, marked. Old or new is chosen for each element
-  in the pass over the parameters that updates them: a branch would be a program of its own, with
-  copies of its arguments.
+
+def updated_if(
+  usable: Array, updated: Callable[[State, Params], State], state: State, grads: Params
+) -> State:
+  """The updated state, or with a gradient that is not usable the same.
+
+  Elsewhere a branch, which writes into the memory of the old state. A TPU's compiler lays out the
+  arguments of a branch anew, and copies them: there old or new is chosen for each element, in the
+  pass over the parameters that updates them.
   """
-  old = frozen.trainable(state.params)
-  trained = optax.apply_updates(old, updates)
-  average = None
-  if state.ema is not None:
-    old_average = frozen.trainable(state.ema)
-    average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, old_average, trained)
-    average = frozen.with_trainable(state.ema, chosen(usable, average, old_average))
-  # The barrier: else the check is fused with half of the update, which reads its arguments twice.
-  trained = jax.lax.optimization_barrier(chosen(usable, trained, old))
-  finite = jnp.isfinite(optax.tree.norm(trained, ord='inf')) & usable
-  return State(
-    step=jnp.where(finite, state.step + 1, jnp.minimum(state.step, -1 - state.step)),
-    params=frozen.with_trainable(state.params, trained),
-    opt_state=chosen(usable, opt_state, state.opt_state),
-    ema=average,
-  ), finite
+  if program_device().platform == 'tpu':
+    choose = functools.partial(jax.lax.select, usable)
+    return jax.tree.map(choose, updated(state, grads), state)
+  return jax.lax.cond(usable, updated, lambda state, _: state, state, grads)
 
 
-def chosen(usable: Array, new: Tree, old: Tree) -> Tree:
-  """The new tree if it is usable, else the old one."""
-  return jax.tree.map(functools.partial(jax.lax.select, usable), new, old)
+def counted(state: State, usable: Array, *, frozen: optim.Frozen) -> tuple[State, Array]:
+  """The state with its update counted, and whether that is finite; one that is not is marked."""
+  # The barrier: else a TPU's check is fused with half of the update, and reads its arguments again.
+  params = jax.lax.optimization_barrier(state.params)
+  finite = usable & jnp.isfinite(optax.tree.norm(frozen.trainable(params), ord='inf'))
+  step = jnp.where(finite, state.step + 1, jnp.minimum(state.step, -1 - state.step))
+  return state.replace(step=step, params=params), finite
 
 
 def untraced(step: Step) -> Step:
