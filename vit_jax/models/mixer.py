@@ -33,7 +33,7 @@ class MixerBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, drop_rate: Array) -> tuple[Array, dict[str, Array]]:
     """(N, T, D), () -> (N, T, D) and what this layer leaves for analysis."""
-    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    norm = functools.partial(layers.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     mlp = functools.partial(
       layers.Mlp,
       activation=self.activation,
