@@ -61,7 +61,7 @@ def by_image(x: Array) -> Array:
   """Tokens (N, T, D) whose images the devices of the program's mesh share, each image whole.
 
   Unasked, the compiler follows the split of the parameters: with `fsdp` it cut tokens along D and
-  exchanged them for every product, which sent a hundred times the bytes of the parameters.
+  exchanged them for every product, which sent fifty times as much (docs/performance.md).
   """
   mesh = program_mesh()
   if mesh is None or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
