@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 import jax
 import numpy as np
 
-from vit_jax import analysis, bundle
+from vit_jax import analysis, bundle, sharding
 from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
 from vit_jax.models import Model
@@ -273,7 +273,7 @@ class Run(bundle.Bundle):
       scores = getattr(jax.nn, self.scores)(logits)
       return {'scores': scores, 'pre_logits': out['pre_logits'].astype('float32')}
 
-    return jax.jit(apply)
+    return jax.jit(sharding.for_mesh(apply, sharding.one_device()))
 
 
 def load(path: str | os.PathLike[str], checkpoint: str = '') -> Run:

@@ -97,6 +97,11 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
   return jax.device_put(tree, tree_sharding(tree, mesh))
 
 
+def one_device() -> Mesh:
+  """The mesh of a program that runs on the process's first device alone."""
+  return make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+
+
 def for_mesh(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
   """The function, traced as part of a program for that mesh, whose devices choose its kernels."""
 

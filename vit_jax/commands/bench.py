@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import bundle, files, metrics, models, optim
+from vit_jax import bundle, files, metrics, models, optim, sharding
 from vit_jax.commands import ending
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
@@ -137,7 +137,8 @@ def training(case: Case) -> CompiledStep:
   loss = classify.make_loss(model.apply, mean=HALF, std=HALF)
   params = random_params(model, case)
   state = make_state(params, tx)
-  step = jax.jit(untraced(make_step(loss, tx, schedule)), donate_argnums=0)
+  step = sharding.for_mesh(untraced(make_step(loss, tx, schedule)), sharding.one_device())
+  step = jax.jit(step, donate_argnums=0)
   compiled, facts = compile_timed(step, state, next(batches))
   facts |= {
     'state_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
@@ -160,7 +161,8 @@ def inference(case: Case) -> CompiledStep:
   def logits(params: models.Tree, images: jax.Array) -> jax.Array:
     return model.apply({'params': params}, bundle.normalize(images, HALF, HALF))[0]
 
-  compiled, facts = compile_timed(jax.jit(logits), params, next(batches)['image'])
+  program = jax.jit(sharding.for_mesh(logits, sharding.one_device()))
+  compiled, facts = compile_timed(program, params, next(batches)['image'])
   return first_step(case, facts, (compiled(params, batch['image']) for batch in batches))
 
 
@@ -206,7 +208,7 @@ def compile_timed(
   facts: dict[str, Any] = {
     'lowering_seconds': times[1] - times[0],
     'compile_seconds': times[2] - times[1],
-    'attention': 'cudnn' if '__cudnn$fmha' in (compiled.as_text() or '') else 'xla',
+    'attention': attention_kernel(compiled.as_text() or ''),
     'program_bytes': {
       'arguments': memory.argument_size_in_bytes,
       'outputs': memory.output_size_in_bytes,
@@ -215,6 +217,12 @@ def compile_timed(
     },
   }
   return compiled, facts
+
+
+def attention_kernel(program: str) -> str:
+  """What computes attention in an optimised program (HLO text)."""
+  kernels = {'__cudnn$fmha': 'cudnn', 'tpu_custom_call': 'short_attention'}
+  return next((name for call, name in kernels.items() if call in program), 'xla')
 
 
 def argument_copies(program: str) -> int:

@@ -14,6 +14,7 @@ from typing import IO
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from vit_jax import bundle, files, models, pipeline, sharding
 from vit_jax.convert import weights
@@ -24,6 +25,7 @@ from vit_jax.text import to_stderr
 FORMAT = 1  # of the cache
 SUFFIXES = ('.npz', '.parquet')
 Colour = tuple[float, ...]  # a number for each channel
+Forward = Callable[[Params, Batch], dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,16 @@ class Features:
     return dataclasses.replace(self, values=values, labels=labels, indices=indices)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
-def forward(
-  params: Params, batch: Batch, *, model: models.Model, mean: Colour, std: Colour
-) -> dict[str, jax.Array]:
-  """'pre_logits' of a batch in float32, its labels and mask."""
-  _, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
-  values = out['pre_logits'].astype('float32')
-  return {'values': values, 'labels': batch['label'], 'mask': batch['mask']}
+@functools.lru_cache(maxsize=32)  # one function for one model, by which JAX finds its program
+def make_forward(model: models.Model, mesh: Mesh, *, mean: Colour, std: Colour) -> Forward:
+  """(params, batch on the mesh) -> 'values', the pre-logits in float32, its 'labels' and 'mask'."""
+
+  def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    _, out = bundle.forward(model, params, batch['image'], mean=mean, std=std)
+    values = out['pre_logits'].astype('float32')
+    return {'values': values, 'labels': batch['label'], 'mask': batch['mask']}
+
+  return jax.jit(sharding.for_mesh(forward, mesh))
 
 
 def extract(
@@ -110,12 +114,12 @@ def extract(
   file = cache_file(cache, run, split, ready) if cache else None
   if file is not None and (cached := remembered(file, split)):
     return cached
-  options = dict(model=run.model, mean=tuple(ready.mean), std=tuple(ready.std))
   mesh = sharding.make_mesh()
+  forward = make_forward(run.model, mesh, mean=tuple(ready.mean), std=tuple(ready.std))
   params = sharding.place(run.params, mesh)
   with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
     batches, unreadable = read
-    outputs = loop.fetched(forward(params, batch, **options) for batch in batches)
+    outputs = loop.fetched(forward(params, batch) for batch in batches)
     arrays = readable_rows(outputs, len(split.source))
   features = Features(
     **arrays,
