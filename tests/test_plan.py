@@ -155,6 +155,32 @@ def test_collectives_are_read_in_every_form_of_groups_and_sizes():
   ]
 
 
+def test_a_collective_that_is_begun_and_ended_apart_counts_once():
+  text = """
+%begin (p: bf16[2,4]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+}
+%carry (p: bf16[2,4]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8]
+}
+%whole (p: f32[8]) -> f32[8] {
+  %r = f32[8]{0} all-reduce(%p), channel_id=8, replica_groups=[1,8]<=[8]
+}
+ENTRY %main (a: f32[8,4]) -> f32[8] {
+  %async-collective-start.1 = bf16[8,4]{1,0} fusion(%p), calls=%begin
+  %fusion.2 = bf16[8,4]{1,0} fusion(%p), calls=%carry
+  %async-collective-done.1 = bf16[8,4]{1,0} fusion(%p), calls=%carry
+  %fusion.3 = f32[8]{0} fusion(%p), calls=%whole
+  %scatter = ((f32[8,4]{1,0}), f32[2,4]{1,0}) reduce-scatter-start(%g), channel_id=9, replica_groups=[2,4]<=[8]
+}
+"""  # noqa: E501
+  assert program.collectives(program.read(text), 8) == [
+    program.Collective('all-gather', 4, 64, 1),
+    program.Collective('all-reduce', 8, 32, 1),
+    program.Collective('reduce-scatter', 4, 128, 1),
+  ]
+
+
 def test_what_a_compiled_program_sends_is_what_its_rings_send():
   mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

@@ -4,6 +4,7 @@ Text alone: no JAX. An instruction is a line 'NAME = SHAPE OPERATION(OPERANDS), 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -18,6 +19,7 @@ LINE = re.compile(r'\s*(?:ROOT )?%?(?P<name>\S+) = (?P<shape>.*?[\])}]) (?P<oper
 ARRAY = re.compile(r'(?P<type>[a-z]\w*)\[(?P<sides>[\d,]*)\]')
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 KERNEL = 'custom_call_target="tpu_custom_call"'
+BEGINS = 'async-collective-start'  # a fusion of libtpu: others that carry it on have its channel
 SCATTERS = 'all-reduce-scatter'  # a fusion of libtpu: an all-reduce of which a device has its part
 
 
@@ -44,6 +46,12 @@ class Instruction:
     match = re.search(r'"estimated_cycles":"(\d+)"', self.line)
     return int(match[1]) if match else 0
 
+  @property
+  def channel(self) -> str:
+    """The number of a collective; '' where it has none."""
+    match = re.search(r'channel_id=(\d+)', self.line)
+    return match[1] if match else ''
+
   def named(self, attribute: str) -> list[str]:
     """The computations that an attribute names, such as 'body'."""
     match = re.search(rf'\b{attribute}=(\{{[^}}]*\}}|\S+)', self.line)
@@ -56,6 +64,27 @@ class Listing:
 
   computations: Mapping[str, list[Instruction]]
   entry: str
+
+  def fused_collectives(self, fusion: Instruction) -> list[Instruction]:
+    """The collectives that a fusion is, or begins; not those that it carries on or ends."""
+    parts = [
+      part
+      for name in fusion.named('calls')
+      for part in self.computations.get(name, ())
+      if collective(part)
+    ]
+    begins = fusion.name.startswith(BEGINS)
+    return [part for part in parts if begins or part.channel not in self.begun]
+
+  @functools.cached_property
+  def begun(self) -> frozenset[str]:
+    """The channels of collectives that begin in a fusion of their own."""
+    fusions = (step for steps in self.computations.values() for step in steps)
+    names = [
+      name for step in fusions if step.name.startswith(BEGINS) for name in step.named('calls')
+    ]
+    parts = (part for name in names for part in self.computations.get(name, ()))
+    return frozenset(part.channel for part in parts if part.channel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +174,7 @@ def within(program: Listing, name: str, times: int) -> Iterator[tuple[Instructio
         yield from within(program, instruction.named('to_apply')[0], times)
       case 'fusion' | 'async-start' if not instruction.name.startswith(SCATTERS):
         yield instruction, times
-        for called in instruction.named('calls'):
-          parts = program.computations.get(called, ())
-          yield from ((part, times) for part in parts if collective(part))
+        yield from ((part, times) for part in program.fused_collectives(instruction))
       case _:
         yield instruction, times
 
@@ -212,7 +239,7 @@ def collective(instruction: Instruction) -> str:
 def whole_bytes(instruction: Instruction, operation: str, group: int) -> int:
   """Bytes of what is reduced or gathered, before it is split or after it is whole."""
   size, starts = instruction.bytes, instruction.operation.endswith('-start')
-  if operation == 'all-gather' and starts:  # of parts and whole
+  if operation in ('all-gather', 'reduce-scatter') and starts:  # of parts and whole
     return size * group // (group + 1)
   if operation == 'collective-permute' and starts:
     return size // 2
