@@ -171,7 +171,7 @@ def counted(state: State, usable: Array, *, frozen: optim.Frozen) -> tuple[State
   params = jax.lax.optimization_barrier(state.params)
   finite = usable & jnp.isfinite(optax.tree.norm(frozen.trainable(params), ord='inf'))
   step = jnp.where(finite, state.step + 1, jnp.minimum(state.step, -1 - state.step))
-  return state.replace(step=step, params=params), finite
+  return State(step, params, state.opt_state, state.ema), finite
 
 
 def untraced(step: Step) -> Step:
