@@ -33,11 +33,10 @@ def classes(facts: Facts) -> str:
   rows = accuracy.by_recall(facts.measured['classes'])
   images, numbers = Images.of(facts.measured), class_numbers(facts.measured)
   body = ''.join(class_row(facts, row, images, numbers[row['name']]) for row in rows[:LISTED])
-  titles = ('class', 'images', 'recall', 'precision')
-  head = ''.join(f'<th scope="col">{title}</th>' for title in titles)
-  if facts.photos.uris:
-    shown = ('surest, and right', 'surest, and wrong', 'typical')
-    head += ''.join(f'<th scope="col">{title}</th>' for title in shown)
+  shown = ('surest right', 'surest wrong', 'typical') if facts.photos.uris else ()
+  head = '<th scope="col">class</th>'
+  head += ''.join(f'<th scope="col" class="shown">{title}</th>' for title in shown)
+  head += ''.join(f'<th scope="col">{title}</th>' for title in ('images', 'recall', 'precision'))
   text = '<p>Recall: how many of its images were taken for it. Precision: how many of those taken '
   text += f'for it are of it.{typical_text(images)} The lowest recall comes first.</p>'
   listed = (
@@ -69,14 +68,17 @@ def typical_text(images: Images | None) -> str:
 def class_row(facts: Facts, row: Mapping[str, Any], images: Images | None, number: int) -> str:
   """One row of `classes`."""
   recall = row['recall']
-  cells = (
-    f'<th scope="row">{escape(row["name"])}</th><td>{row["count"]:,}</td>'
+  shown = class_photos(facts, images, number) if images and facts.photos.uris else ''
+  return (
+    f'<tr><th scope="row">{escape(row["name"])}</th>{shown}<td>{row["count"]:,}</td>'
     f'<td class="share" style="--share:{recall or 0:.3f}">{percent(recall)}</td>'
-    f'<td>{percent(row["precision"])}</td>'
+    f'<td>{percent(row["precision"])}</td></tr>'
   )
-  if images is None or not facts.photos.uris:
-    return f'<tr>{cells}</tr>'
-  shown = images.of_class(number)
+
+
+def class_photos(facts: Facts, images: Images, number: int) -> str:
+  """The three cells with images of a class."""
+  cells, shown = '', images.of_class(number)
   for kind in ('right', 'wrong', 'typical'):
     image = shown.get(kind)
     button = '' if image is None else thumbnail(facts.photos, image, caption(images, image))
@@ -84,7 +86,7 @@ def class_row(facts: Facts, row: Mapping[str, Any], images: Images | None, numbe
     if button and kind == 'wrong' and image is not None:
       words = f'<small>as {escape(images.names[images.guess[image]])}</small>'
     cells += f'<td class="shown">{button or "–"}{words}</td>'
-  return f'<tr>{cells}</tr>'
+  return cells
 
 
 def caption(images: Images, row: int) -> str:

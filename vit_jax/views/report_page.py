@@ -42,11 +42,10 @@ def card(value: str, caption: str) -> str:
 
 
 def results_section(facts: Facts) -> str:
-  """The numbers to quote, on what they were measured, and what others there are."""
+  """The numbers to quote, and on what other images there are some."""
   cards = ''.join(card(*line) for line in [*headlines(facts), *training(facts)])
   others = ''.join(f'<p>{escape(line)}</p>' for line in other_splits(facts))
-  on = f'<p>{escape(measured_on(facts.measured))}.</p>' if facts.measured else ''
-  return f'{on}<div class="cards">{cards}</div>{others}'
+  return f'<div class="cards">{cards}</div>{others}'
 
 
 def headlines(facts: Facts) -> list[tuple[str, str]]:
@@ -222,8 +221,9 @@ def environment(facts: Facts) -> str:
 
 # The page
 
-DETAILS = {  # sections of an evaluation, and of what it has that they are of
+SECTIONS = {  # that need an evaluation: what of it each is of, where its task gives that
   'Classes': ('classes', report_images.classes),
+  'Results': ('count', results_section),
   'Confusion': ('confusion', report_images.confusion),
   'Mistakes': ('mistakes', report_images.mistakes),
   'Labels and duplicates': ('images', report_images.labels),
@@ -233,21 +233,22 @@ DETAILS = {  # sections of an evaluation, and of what it has that they are of
 
 def as_html(facts: Facts) -> str:
   """The page: one file that asks for no other, and is read without its script, too."""
-  sections = {'Results': results_section(facts)}
-  for title, (name, section) in DETAILS.items():
-    if name in (facts.measured or {}):
-      sections[title] = section(facts)
+  values = facts.measured or {'count': 0}
+  sections = {
+    title: section(facts) for title, (name, section) in SECTIONS.items() if name in values
+  }
   sections['Curves'] = curves_section(facts)
   if facts.model is not None and isinstance(facts.model.model, models.Model):
     sections['Filters and positions'] = weights_section(facts)
   sections |= {'Command and environment': environment(facts), 'Config': settings(facts)}
   ids = {title: title.lower().replace(' ', '-') for title in sections}
-  left_out = ' '.join(escape(sentence(without_folders(line))) for line in facts.left_out)
+  notes = [f'{escape(measured_on(facts.measured))}.'] if facts.measured else []
+  notes += [escape(sentence(without_folders(line))) for line in facts.left_out]
   return html.render(
     'report.html',
     title=escape(title_of(facts)),
     refresh=opening.refresh(facts),
-    lead=opening.lead(facts) + f'<p class="faint">{left_out}</p>' * bool(left_out),
+    lead=opening.lead(facts) + ''.join(f'<p class="faint">{line}</p>' for line in notes),
     style=html.asset('style.css') + photos.style(facts.photos),
     script=html.asset('report.js'),
     look=' class="small"' * is_small(facts),

@@ -14,7 +14,7 @@ from vit_jax.views.charts import Chart, axis_limits, round_ticks, tick_label
 from vit_jax.views.html import escape
 
 WIDTH, HEIGHT = 400, 250  # of a chart
-LEFT, RIGHT, TOP, BOTTOM = 52, 388, 24, 212  # of its frame
+LEFT, RIGHT, TOP, BOTTOM = 60, 388, 24, 212  # of its frame
 FEW = 60  # points of a curve, up to which each is marked
 
 
