@@ -26,6 +26,7 @@ from vit_jax.commands import NOT_FINITE, inspect
 from vit_jax.commands import report as report_command
 from vit_jax.evaluate import accuracy, inputs, results
 from vit_jax.files import as_json
+from vit_jax.guards.legs import Leg
 from vit_jax.tasks import classify
 from vit_jax.text import number, percent, without_folders
 from vit_jax.views import attention as page
@@ -1311,6 +1312,17 @@ def test_the_schedule_is_that_of_every_step_of_the_run(whole):
   assert len(steps) < 10 and (steps[0], steps[-1]) == (1, 100_000)
   last, first = steps[rates > 5e-3][-1], steps[(rates < 5e-3) & (steps > 10)][0]
   assert last == 31415 and first == 31416  # one update after the other
+  leg = Leg(6, {'schedule.learning_rate': [1e-2, 1e-3]}, {})
+  changed = {**whole.config, 'schedule': {**whole.config['schedule'], 'learning_rate': 1e-3}}
+  both = dataclasses.replace(whole, config=changed, legs=(leg,))
+  chart = next(chart for chart in curves.charts(both) if chart.title == 'Learning rate')
+  steps, rates = chart.lines['schedule']
+  whole_rates = np.interp(np.arange(1, 13), *curves.schedule(whole))
+  scale = np.where(np.arange(1, 13) <= 6, 1, 0.1)
+  output = np.interp(np.arange(1, 13), steps, rates)
+  np.testing.assert_allclose(output, scale * whole_rates, atol=2e-3 * rates.max())
+  assert [*chart.marks] == [6] and 'learning_rate 0.01 -> 0.001' in chart.marks[6]
+  assert 'learning_rate 0.01 -&gt; 0.001' in svg.as_html(chart)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The charts of a run: its losses and measures, its rates and its schedule, and why they differ."""
 
 import dataclasses
-import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections.config_dict import FrozenConfigDict
 
 from vit_jax import optim
 from vit_jax.evaluate import results
+from vit_jax.guards import legs
+from vit_jax.plan import make_schedule
 from vit_jax.text import number
 from vit_jax.views.charts import Chart, simplified, thinned
 from vit_jax.views.facts import Facts
@@ -33,7 +36,7 @@ RANDOM = {'drop_path': 'drop path', 'dropout': 'dropout', 'attention_dropout': '
 
 def charts(facts: Facts) -> list[Chart]:
   """The loss, what else the task ranks by, in training and evaluation, and the rates."""
-  options: dict[str, Any] = {'epoch': steps_of_epoch(facts), 'marks': legs(facts)}
+  options: dict[str, Any] = {'epoch': steps_of_epoch(facts), 'marks': leg_marks(facts)}
   result = []
   for name in dict.fromkeys(('loss', *facts.ranks)):
     title = results.display_name(name)
@@ -55,9 +58,9 @@ def steps_of_epoch(facts: Facts) -> float:
   return images / batch if type(images) is int and type(batch) is int and batch > 0 else 0
 
 
-def legs(facts: Facts) -> dict[float, str]:
+def leg_marks(facts: Facts) -> dict[float, str]:
   """By step, what began there of a run that was extended or changed."""
-  return {}
+  return {leg.step: str(leg) for leg in facts.legs}
 
 
 def total_steps(facts: Facts) -> int:
@@ -72,22 +75,27 @@ def total_steps(facts: Facts) -> int:
 
 
 def schedule(facts: Facts) -> tuple[np.ndarray, np.ndarray] | None:
-  """The learning rate of every step of the whole run, as the optimiser is given it."""
-  section, total = facts.config.get('schedule'), total_steps(facts)
-  if not isinstance(section, Mapping) or not total:
-    return None
-  steps = functools.partial(optim.steps, epoch=steps_of_epoch(facts), total=total)
+  """The learning rate of every step of the whole run, as the optimiser is given it in each leg."""
+  ends = [*(leg.step for leg in facts.legs), total_steps(facts)]
+  bounds = [(first, last) for first, last in itertools.pairwise([0, *ends]) if first < last]
   try:
-    durations = {name: steps(section[name]) for name in ('warmup', 'cooldown', 'timescale')}
-    boundaries = tuple(map(steps, section['boundaries']))
-    fields = {**section, **durations, 'boundaries': boundaries}
-    rate = optim.make_schedule(**fields, total=total)
-  except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    parts = [rates_of_leg(facts, first, last) for first, last in bounds]
+  except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
     return None  # of another version
-  at = np.unique(np.linspace(0, total - 1, min(total, STEPS)).round())
+  if not parts:
+    return None
+  steps, rates = map(np.concatenate, zip(*parts))
+  return simplified(steps, rates, VISIBLE * np.ptp(rates))
+
+
+def rates_of_leg(facts: Facts, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+  """The steps of a leg, the update to each of which it is, and their learning rates."""
+  config, epoch = legs.config_at(facts.config, facts.legs, first + 1), steps_of_epoch(facts)
+  section = FrozenConfigDict({'begin': 0, **config['schedule']})
+  rate = make_schedule(section, epoch, optim.steps(config['duration'], epoch=epoch))
+  at = np.unique(np.linspace(first, last - 1, min(last - first, STEPS)).round())
   rates = np.asarray(jnp.vectorize(rate)(jnp.asarray(at)), float)
-  steps_after = at + 1  # the update from step s is logged at s + 1
-  return simplified(steps_after, rates, VISIBLE * np.ptp(rates))
+  return at + 1, rates  # the update from step s is logged at s + 1
 
 
 def gap(facts: Facts) -> str:

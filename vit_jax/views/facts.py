@@ -11,7 +11,8 @@ import numpy as np
 
 from vit_jax import analysis, bundle, files, metrics, sources, workdir
 from vit_jax.evaluate import inputs, results
-from vit_jax.guards import owner
+from vit_jax.guards import legs, owner
+from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
 from vit_jax.models import vit
 from vit_jax.text import one_line, without_folders
@@ -65,6 +66,7 @@ class Facts:
     data: of the run as `workdir.read_data` has it; {} if it is not there.
     status: of `owner.read`, how a run goes that is not finished; {} if nothing says it.
     photos: of the images that were measured.
+    legs: of a run that was extended or changed, after its first.
     repeats: images that the data has twice; None where they were not all looked at.
     written: when this was read.
   """
@@ -82,6 +84,7 @@ class Facts:
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   status: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   photos: Photos = dataclasses.field(default_factory=Photos)
+  legs: tuple[Leg, ...] = ()
   repeats: Repeats | None = None
   written: datetime.datetime = dataclasses.field(
     default_factory=lambda: datetime.datetime.now(datetime.UTC)
@@ -199,7 +202,16 @@ def read_logs(folder: pathlib.Path, evaluation: dict[str, Any] | None) -> Facts:
     left_out=[],
     data=workdir.read_data(folder) or {},
     status={} if is_finished(folder) else owner.read(folder) or {},
+    legs=read_legs(folder),
   )
+
+
+def read_legs(folder: pathlib.Path) -> tuple[Leg, ...]:
+  """The legs of a run; none where their file is damaged."""
+  try:
+    return legs.read(folder)
+  except (OSError, ValueError):
+    return ()
 
 
 def is_finished(folder: pathlib.Path) -> bool:
