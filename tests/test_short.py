@@ -15,6 +15,7 @@ from tests.test_run import cache, contents, whole
 from vit_jax import __main__ as vit
 from vit_jax import bundle, config, main, workdir
 from vit_jax.commands import flags, short, words
+from vit_jax.guards import legs
 from vit_jax.plan import make_plan
 
 __all__ = ['cache', 'whole']
@@ -145,6 +146,19 @@ def test_a_run_keeps_what_another_machine_chose_but_not_what_is_asked_for(photos
   assert expanded('photos --batch 16').config() == first.config()
   assert expanded('photos --batch 16 --workdir runs/photos').config() == first.config()
   assert expanded('photos --batch 24').workdir == 'runs/photos-2'
+
+
+def test_the_line_that_began_a_run_resumes_its_later_legs(photos):
+  first = claimed('photos --epochs 2')
+  changes = {'duration': ['2 epochs', '5 epochs'], 'optimizer.clip': [1.0, 2.0]}
+  folder = pathlib.Path(first.workdir)
+  stored = workdir.read_config(folder)
+  legs.write(folder, [legs.Leg(3, changes, {'extend': '3 epochs', 'change': []})])
+  workdir.files.write_json(folder / 'config.json', legs.config_at(stored, legs.read(folder)))
+  again = expanded('photos --epochs 2')
+  assert again.workdir == first.workdir
+  assert (again.config().duration, again.config().optimizer.clip) == ('5 epochs', 2.0)
+  make_plan(again.config(), again.workdir).claim(again.workdir)
 
 
 def test_other_photos_under_the_name_are_another_run(photos):

@@ -1,6 +1,7 @@
 """Laws of using a trained model: predict, features, evaluate, and a bundle on disk."""
 
 import base64
+import contextlib
 import csv
 import dataclasses
 import io
@@ -188,6 +189,20 @@ def test_a_generator_gives_its_results_as_they_come(run, images):
   assert taken == [0, 1, 2, 3] and first == run.predict(images[:3], top=1, batch_size=2)
   np.testing.assert_allclose(next(run.features(camera(), batch_size=1)), run.features(images[0]))
   assert next(run.attention(camera())).weights.ndim == 4
+
+
+@pytest.mark.parametrize('count', [100, 101])
+def test_over_a_hundred_images_get_a_bar(count, run, images, monkeypatch):
+  totals, advances = [], []
+
+  @contextlib.contextmanager
+  def bar(total, **_):
+    totals.append(total)
+    yield advances.append
+
+  monkeypatch.setattr(predict, 'progress', bar)
+  run.features(np.stack([images[0]] * count))
+  assert totals == [101] * (count > 100) and sum(advances) == (count > 100) * count
 
 
 def test_a_threshold_leaves_out_what_is_below_it(run, images):

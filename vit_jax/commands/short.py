@@ -20,6 +20,7 @@ from ml_collections.config_dict import FrozenConfigDict
 
 from vit_jax import config, convert, models, workdir
 from vit_jax.convert import published
+from vit_jax.guards import legs
 from vit_jax.plan import Plan, make_plan
 from vit_jax.sources import KINDS, open_source, presets
 from vit_jax.text import quantity, redacted, to_stdout
@@ -203,7 +204,7 @@ def is_run(folder: str) -> bool:
 
 
 def fields_of_run(line: Line, free: frozenset[str]) -> dict[str, object] | None:
-  """The fields in which the run in a line's folder differs, where these are free; else None."""
+  """What the run in a line's folder has otherwise: of free fields, or by its legs; else None."""
   folder = pathlib.Path(line.workdir)
   stored, data = workdir.read_config(folder), workdir.read_data(folder)
   if stored is None or data is None:
@@ -211,9 +212,14 @@ def fields_of_run(line: Line, free: frozenset[str]) -> dict[str, object] | None:
   plan = make_plan(line.config(), folder)
   if not same_data(plan, data):
     return None
-  fields = workdir.differing_fields(stored, workdir.as_json(plan.config))
-  differing = {name: old for name, old, _ in fields if not name.startswith(workdir.MAY_DIFFER)}
-  return differing if differing.keys() <= free else None
+  run_legs = legs.read(folder)
+  begun = legs.config_at(stored, run_legs, step=0)
+  fields = workdir.differing_fields(begun, workdir.as_json(plan.config))
+  differing = {name for name, *_ in fields if not name.startswith(workdir.MAY_DIFFER)}
+  if differing - free:
+    return None
+  changed = {name for leg in run_legs for name in leg.fields}
+  return {name: value for name, value in workdir.leaves(stored) if name in differing | changed}
 
 
 def same_data(plan: Plan, data: dict[str, object]) -> bool:
