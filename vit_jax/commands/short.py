@@ -244,7 +244,8 @@ def describe(data: str, line: Line) -> Iterator[str]:
   """Three lines: the recipe and why, what it does here, and the line that spells it out."""
   chosen = line.config()
   height, width = chosen.image_size
-  duration = re.sub('^1 (.*)s$', '1 \\1', str(chosen.duration))
+  duration = chosen.duration if isinstance(chosen.duration, str) else f'{chosen.duration} steps'
+  duration = re.sub('^1 (.*)s$', '1 \\1', duration)
   parts = f' in {chosen.accumulate} parts' * (chosen.accumulate > 1)
   yield f'{data}: {purpose((line.spec or "").partition(":")[0], chosen)}'
   yield (
@@ -258,8 +259,8 @@ def describe(data: str, line: Line) -> Iterator[str]:
 def purpose(name: str, chosen: FrozenConfigDict) -> str:
   """What a recipe starts from, and what would be better."""
   if chosen.pretrained:
-    folder = chosen.pretrained_dir
-    where = f', fetched once from {folder},' if '://' in folder else ''
+    folder, is_here = chosen.pretrained_dir, os.path.exists(chosen.pretrained)
+    where = f', fetched once from {folder},' if '://' in folder and not is_here else ''
     return f'fine-tunes {redacted(chosen.pretrained)}{where} by recipe {name}'
   line = f'a ViT from scratch by recipe {name}'
   if name == 'digits':
