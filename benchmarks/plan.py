@@ -19,7 +19,7 @@ from typing import Any
 import vit_jax
 from vit_jax import files
 from vit_jax.commands import bench
-from vit_jax.compilers.forecast import Forecast
+from vit_jax.compilers.forecast import Estimates, Forecast
 
 RECIPES = {  # config: the chips of its header, or some of their kind where it has no number
   'digits': 'cpu:1',
@@ -60,7 +60,7 @@ def sizes(models: list[str], *, formulas: bool) -> Iterator[tuple[str, Forecast]
       overrides, result = least(model, chips)
       if not formulas:
         result = vit_jax.plan_for('default', chips, overrides=overrides, tries=0)
-      yield f'{model} {chips}', result
+      yield f'{model} on {chips.partition(":")[0]}', result
 
 
 def least(model: str, chips: str) -> tuple[list[str], Forecast]:
@@ -75,20 +75,26 @@ def least(model: str, chips: str) -> tuple[list[str], Forecast]:
 
 
 def row(name: str, result: Forecast) -> str:
-  """A forecast as a row of a table."""
+  """A forecast as a row of docs/scaling.md."""
   program = result.program
-  rate = program.images_per_second if program else None
+  limit = f' of {result.limit / 2**30:.2f}' if result.limit else ''
   cells = [
-    name,
-    result.chips,
-    'compiled' if program else 'formulas',
-    'yes' if result.fits else 'no',
-    f'{result.needed / 2**30:.2f}',
-    f'{result.formulas.memory.state / 2**30:.2f}',
+    f'`{name}`',
+    f'`{result.chips}`',
+    f'{result.device_images:,}',
     f'fsdp={result.mesh["fsdp"]} remat={result.remat}',
-    f'{rate:,.0f}' if rate else '',
+    f'{result.needed / 2**30:.2f}{limit}' + ', does not fit' * (not result.fits),
+    f'{result.formulas.memory.total / 2**30:.2f}',
+    'by formulas' if not program else speed(program),
   ]
   return f'| {" | ".join(cells)} |'
+
+
+def speed(program: Estimates) -> str:
+  """Images a second of all chips and the share of their peak, where the compiler estimates them."""
+  if not program.images_per_second:
+    return ''
+  return f'{program.images_per_second:,.0f}, {program.share_of_peak:.1%}'
 
 
 def main() -> int:
