@@ -160,9 +160,8 @@ def within(program: Listing, name: str, times: int) -> Iterator[tuple[Instructio
   for instruction in program.computations.get(name, ()):
     match instruction.operation:
       case 'while':
-        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.line)
         (body,) = instruction.named('body')
-        yield from within(program, body, times * int(trips[1] if trips else 1))
+        yield from within(program, body, times * trips(program, instruction))
       case 'conditional':
         names = instruction.named('branch_computations')
         names = names or [
@@ -177,6 +176,19 @@ def within(program: Listing, name: str, times: int) -> Iterator[tuple[Instructio
         yield from ((part, times) for part in program.fused_collectives(instruction))
       case _:
         yield instruction, times
+
+
+def trips(program: Listing, loop: Instruction) -> int:
+  """How often a loop is run: as XLA states it, or the bound that its condition compares with.
+
+  libtpu states none. JAX's loops over layers count up from 0 by 1.
+  """
+  if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
+    return int(stated[1])
+  (condition,) = loop.named('condition')
+  lines = [step.line for step in program.computations[condition]]
+  bounds = [int(match[1]) for line in lines if (match := re.search(r' constant\((\d+)\)', line))]
+  return bounds[0] if len(bounds) == 1 else 1
 
 
 def cost(program: Listing, name: str) -> tuple[int, int]:

@@ -25,7 +25,7 @@ import vit_jax
 from vit_jax import compilers, config, files, metrics, sharding, train
 from vit_jax.compilers import Chips, blank, formulas, kernels, program
 from vit_jax.compilers.forecast import Estimates, Forecast
-from vit_jax.models import Tree
+from vit_jax.models import Tree, attention
 from vit_jax.plan import Plan
 from vit_jax.step import State
 from vit_jax.tasks import abstract_batch
@@ -33,6 +33,7 @@ from vit_jax.text import error_line, message_line
 
 Arguments = tuple[State, dict[str, jax.ShapeDtypeStruct], Tree]  # of a step, abstract
 XLA_TYPES = {dtype: kind for kind, dtype in program.DTYPES.items()}
+XLA_ATTENTION = 'attention is by XLA, as cuDNN is not installed here: by cuDNN it takes less memory'
 SKIPPED = 'not compiled, as asked'
 FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')  # of the compilers
 TOO_LARGE = re.compile(r'([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)')
@@ -59,6 +60,8 @@ def respond(request: Mapping[str, Any]) -> dict[str, Any]:
   devices = jax.devices('cpu')[: chips.devices] if missing else platform.devices(chips)
   settings = config.load(request['config'], request['overrides'])
   plan, notes = blank.plan_without_data(settings, devices, chips=chips, classes=request['classes'])
+  if chips.chip.platform == 'cuda' and not (missing or attention.has_cudnn()):
+    notes.append(XLA_ATTENTION)
   arguments = abstract_arguments(plan)
   compiler = '' if missing else ', '.join(map(versioned, platform.PACKAGES))
   forecast = Forecast(
