@@ -36,7 +36,9 @@ RECIPES = {  # config: the chips of its header, or some of their kind where it h
   'finetune:B_16,cifar10': 'a100:8',
   'food101': 'a100:1',
   'mixer': 'v3:8x8',
+  'scratch:digits': 'cpu:1',
   'transfer:B_32,cifar10': 'a100:1',
+  'vtab:B_16,caltech101': 'a100:1',
 }
 SIZES = ('B/16', 'L/16', 'H/14', 'g/14', 'G/14')
 CHIPS = ('v5e:2x4', 'v5p:2x2x2', 'v6e:2x4', 'h100:8')  # eight devices of each

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -18,8 +19,10 @@ from vit_jax import compilers, config, metrics, plan, sharding
 from vit_jax.compilers import blank, cuda, formulas, kernels, program, search, worker
 from vit_jax.compilers.forecast import Estimates, Forecast, Formulas, Memory, from_json
 from vit_jax.models import layers
+from vit_jax.models.attention import has_cudnn
 from vit_jax.tasks import abstract_batch
 
+ROOT = pathlib.Path(__file__).parents[1]
 TINY = ['model.depth=1', 'model.width=16', 'model.heads=2', 'model.mlp_dim=32', 'batch_size=16']
 REQUEST = {'config': 'digits', 'overrides': TINY, 'classes': None, 'formulas': False}
 
@@ -98,6 +101,11 @@ HLO = """
   %work = f32[8,4]{1,0} fusion(%sum), calls=%fused, backend_config={"estimated_cycles":"10"}
   ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %work)
 }
+%less (p: (s32[], f32[8,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(3), backend_config={}
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
 %cheap (q: f32[8]) -> f32[8] {
   ROOT %c = f32[8]{0} copy(%q), backend_config={"estimated_cycles":"1"}
 }
@@ -115,9 +123,12 @@ ENTRY %main (a: f32[8,4]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_cycles_are_those_of_loops_by_trips_and_of_the_dearest_branch():
-  text = program.read(HLO)
-  assert program.cycles(text) == 3 * 10 + 500
+TRIPS = ', backend_config={"known_trip_count":{"n":"3"}}'
+
+
+@pytest.mark.parametrize('text', [HLO, HLO.replace(TRIPS, '')], ids=['stated', 'by its bound'])
+def test_cycles_are_those_of_loops_by_trips_and_of_the_dearest_branch(text):
+  assert program.cycles(program.read(text)) == 3 * 10 + 500
 
 
 def test_a_kernel_is_read_with_the_types_of_its_arrays_and_counted():
@@ -421,6 +432,7 @@ def test_a_tiny_step_is_compiled_for_chips_that_are_not_here(chips, package):
   result = search.plan_for('digits', chips, overrides=TINY, batch_size=32)
   assert result.fits and result.batch_size == 32 and result.needed == result.program.total
   assert (result.program.seconds is not None) == (chips == 'v5e:2x2')
+  assert (worker.XLA_ATTENTION in result.notes) == (chips == 'h100:8' and not has_cudnn())
   kernels_counted = bool(result.program.kernels and result.program.kernel_cycles)
   assert kernels_counted == (chips == 'v5e:2x2')
 
@@ -430,3 +442,19 @@ def test_the_target_of_a_gpu_has_its_memory_and_capability():
   assert 'device_memory_size: 84929347584' in text
   assert 'cuda_compute_capability { major: 9 minor: 0 }' in text
   assert 'shared_memory_per_block_optin: 232448' in text
+
+
+# docs/scaling.md
+
+PLANS = ROOT / 'benchmarks/results/plan.json'
+
+
+@pytest.mark.parametrize(('name', 'fields'), json.loads(PLANS.read_text())['rows'].items())
+def test_the_page_has_what_compilers_said(name, fields):
+  result = from_json({key: value for key, value in fields.items() if key != 'provenance'})
+  page = (ROOT / 'docs/scaling.md').read_text().splitlines()
+  (line,) = [line for line in page if line.startswith(f'| `{name}` |')]
+  assert f' {result.needed / 2**30:.2f}' in line and ('does not fit' in line) != result.fits
+  assert ('by formulas' in line) == (result.program is None)
+  rate = result.program and result.program.images_per_second
+  assert rate is None or f'| {rate:,.0f}, ' in line

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from vit_jax.compilers.forecast import Forecast
 ROOT = pathlib.Path(vit_jax.__file__).parents[1]
 PLATFORMS = {'tpu': tpu, 'cuda': cuda, 'cpu': cpu}
 POLICIES = ('none', 'lean', 'dots', 'full')  # of model.remat, the least recomputed first
+FATAL = re.compile(r'F\d{4} ')  # how a line begins by which a compiler of Google's aborts
 GRAIN = 8  # of the largest batch of a device: rows that TPUs compute at once
 
 Fields = Mapping[str, str | int]  # of a config, to be set
@@ -81,7 +83,8 @@ def ask(chips: Chips, request: Mapping[str, Any]) -> Forecast:
     answer = json.loads(done.stdout)
   except ValueError:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    message = lines[-1][:300] if lines else ''
+    fatal = [line for line in lines if FATAL.match(line)]
+    message = (fatal or lines or [''])[-1][:300]
     raise RuntimeError(f'the compiler ended with code {done.returncode}: {message}') from None
   if 'error' in answer:
     raise ValueError(answer['error'])
