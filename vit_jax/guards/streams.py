@@ -25,7 +25,7 @@ class Unwritable(OSError):
   """Standard output does not take the results of a command, whose input has no fault."""
 
 
-class Results(io.TextIOWrapper):
+class ResultStream(io.TextIOWrapper):
   """A stream for results, which raises BrokenPipeError or `Unwritable`."""
 
   def write(self, text: str, /) -> int:
@@ -69,7 +69,7 @@ def install() -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     raw = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), 'w', closefd=False))
     errors, by_line = 'backslashreplace', sys.stdout.line_buffering  # a terminal may lack a letter
-    sys.stdout = Results(raw, sys.stdout.encoding, errors, line_buffering=by_line)
+    sys.stdout = ResultStream(raw, sys.stdout.encoding, errors, line_buffering=by_line)
 
 
 @contextlib.contextmanager
