@@ -403,6 +403,22 @@ def test_without_its_compiler_a_plan_is_arithmetic_that_says_so():
   assert answer['program'] is None and answer['formulas']['memory']['parameters'] > 0
 
 
+@pytest.mark.parametrize(
+  ('error', 'gib'),
+  [
+    ('the total memory required for HLO temporaries (25.5G) exceeds available HBM (15.75G).', 25.5),
+    ('Ran out of memory in memory space hbm. Used 20.25G of 15.75G hbm. Exceeded', 20.0),
+    ('Mosaic failed to compile TPU kernel', None),
+  ],
+)
+def test_a_compilers_want_of_memory_is_what_a_program_takes(error, gib):
+  mesh = sharding.make_mesh(8, 1, 1)
+  split = jax.sharding.NamedSharding(mesh, P('data'))
+  argument = jax.ShapeDtypeStruct((8, 2**28), jnp.uint8, sharding=split)  # 0.25 GiB of a device
+  size = worker.temporary_bytes(f'RESOURCE_EXHAUSTED: {error}', argument)
+  assert size == (None if gib is None else gib * 2**30)
+
+
 def test_arithmetic_alone_is_had_for_the_asking_and_no_device_is_touched(capsys, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'tpu')  # of which there is none: JAX would fail
   fields = [f'--config.{field}' for field in TINY]

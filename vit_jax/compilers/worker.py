@@ -36,7 +36,10 @@ XLA_TYPES = {dtype: kind for kind, dtype in program.DTYPES.items()}
 XLA_ATTENTION = 'attention is by XLA, as cuDNN is not installed here: by cuDNN it takes less memory'
 SKIPPED = 'not compiled, as asked'
 FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')  # of the compilers
-TOO_LARGE = re.compile(r'([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)')
+TEMPORARY = re.compile(r'HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM')  # libtpu's
+USED = re.compile(
+  r'Ran out of memory in memory space hbm\. Used ([\d.]+)([KMGT]?) of '
+)  # its own, too
 UNITS = {unit: 1024**power for power, unit in enumerate(('', 'K', 'M', 'G', 'T'))}
 
 
@@ -158,9 +161,8 @@ def compile_now(
   try:
     executable = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    if not (match := TOO_LARGE.search(str(error))):
+    if not (size := temporary_bytes(str(error), arguments)):
       raise ValueError(f'{chips.name}: {error_line(error)}') from error
-    size = float(match[1]) * UNITS[match[2]]
     return Estimates(fits=False, temporary=size, compile_seconds=time.perf_counter() - began)
   seconds = time.perf_counter() - began
   memory, text = executable.memory_analysis(), program.read(executable.as_text() or '')
@@ -180,6 +182,15 @@ def compile_now(
     copies=copies,
     copied=copied,
   )
+
+
+def temporary_bytes(error: str, arguments: Arguments) -> float | None:
+  """What a program that is too large takes beside its arguments, as libtpu's error has it."""
+  if match := TEMPORARY.search(error):
+    return float(match[1]) * UNITS[match[2]]
+  if match := USED.search(error):
+    return float(match[1]) * UNITS[match[2]] - formulas.held(arguments)
+  return None
 
 
 def matrices(state: State) -> list[tuple[str, tuple[int, ...]]]:
