@@ -183,6 +183,19 @@ def test_a_layer_has_the_parameters_and_the_values_of_flax(ours, theirs, width):
   np.testing.assert_array_equal(np.asarray(a), np.asarray(b).reshape(a.shape))
 
 
+def test_the_gradient_of_a_kernel_transposes_no_tokens_on_a_cpu():
+  layer = layers.Dense(24, True, attention.xavier, nn.initializers.zeros, 'float32')
+  (x,) = arrays(3, 50, 12)
+  params = layer.init(jax.random.key(0), x)
+
+  def loss(params, x):
+    return jax.nn.gelu(layer.apply(params, jax.nn.gelu(x))).sum()
+
+  program = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
+  assert 'f32[150,24]' in program
+  assert 'f32[12,150]' not in program and 'f32[24,150]' not in program
+
+
 def test_sums_by_a_product_are_sums_in_every_derivative():
   vector, tangent = arrays(6, count=2)
   (g,) = arrays(3, 5, 6)

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractDevice
 from jax.typing import DTypeLike
 
-from vit_jax.models.layers import NORMS, program_device, spread
+from vit_jax.models.layers import NORMS, product, program_device, spread
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
@@ -70,10 +70,12 @@ class MultiHeadAttention(nn.Module):
     if rope is not None:
       rotate = functools.partial(rotated, rope=rope, interleaved=self.interleaved)
       q, k = joined(rotate(self.split(q))), joined(rotate(self.split(k)))
-    bias, weights = None, None
+    bias = weights = None
     if self.relative is not None:
       bias = self.relative(name='relative')(tokens.shape[1])
-    if self.return_weights or (self.train and self.dropout):
+    # On a CPU explicit attention is the faster one, by 5 % of a layer of S/16.
+    on_cpu = program_device().platform == 'cpu'
+    if self.return_weights or (self.train and self.dropout) or on_cpu:
       x, weights = self.explicit(self.split(q), self.split(k), self.split(v), bias)
       x = joined(x)
     else:
@@ -81,7 +83,8 @@ class MultiHeadAttention(nn.Module):
     x = checkpoint_name(x, 'attended')
     if self.out_norm:
       x = norm(name='norm')(x)
-    return project(name='out', use_bias=self.out_bias, back=True)(x), weights  # (N, S, D)
+    x = project(name='out', use_bias=self.out_bias, back=True)(x)  # (N, S, D)
+    return x, weights if self.return_weights else None
 
   def split(self, x: Array) -> Array:
     """(N, T, D) -> (N, T, A, D/A)."""
@@ -247,7 +250,7 @@ class Projection(nn.Module):
     kernel = self.param(
       'kernel', init, (*by_head, outputs) if self.back else (x.shape[-1], *by_head)
     )
-    x = x.astype(self.dtype) @ kernel.reshape(-1, outputs).astype(self.dtype)
+    x = product(x.astype(self.dtype), kernel.reshape(-1, outputs).astype(self.dtype))
     if not self.use_bias:
       return x
     bias = self.param('bias', nn.initializers.zeros, (outputs,) if self.back else by_head)

@@ -69,6 +69,18 @@ def by_image(x: Array) -> Array:
   return jax.lax.with_sharding_constraint(x, P(IMAGE_AXES, None, None))
 
 
+def product(x: Array, kernel: Array) -> Array:
+  """Tokens (..., D) times a kernel (D, E): (..., E).
+
+  On a CPU one product of two matrices: of tokens by image, XLA would transpose the operands of the
+  kernel's gradient, and compute what gives them again, column by column, while it does. On a TPU
+  merging images and tokens would copy them, as tokens are padded to a multiple of 8.
+  """
+  if program_device().platform != 'cpu':
+    return x @ kernel
+  return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def spread(vector: Array, shape: tuple[int, ...]) -> Array:
   """A vector (D,) for every token of a shape (..., D).
 
@@ -109,7 +121,7 @@ class Dense(nn.Module):
   def __call__(self, x: Array) -> Array:
     inputs = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (inputs, self.features))
-    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    x = product(x.astype(self.dtype), kernel.astype(self.dtype))
     if not self.use_bias:
       return x
     bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
@@ -161,9 +173,10 @@ class PatchEmbed(nn.Module):
     """(N, height, width, C) -> (N, height/P, width/P, D)."""
     n, height, width, channels = images.shape
     p, q = self.kernel_size
-    patches = images.reshape(n, height // p, p, width // q, q, channels)
+    patches = images.reshape(n, height // p, p, width // q, q, channels).swapaxes(2, 3)
+    patches = patches.reshape(*patches.shape[:3], p * q * channels)  # (N, height/P, width/P, PPC)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (p, q, channels, self.width))
-    x = jnp.einsum('nrpsqc,pqcd->nrsd', patches, kernel.astype(self.dtype))
+    x = product(patches, kernel.reshape(-1, self.width).astype(self.dtype))
     if not self.use_bias:
       return x
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
