@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from vit_jax.commands import bench, compiled, flags, inspect
 from vit_jax.commands import evaluate as evaluate_command
 from vit_jax.convert import published, writing
 from vit_jax.evaluate import fewshot, inputs
+from vit_jax.guards import allocation
 
 HEAVY = ('jax', 'flax', 'numpy', 'orbax', 'grain', 'PIL')
 
@@ -103,6 +105,53 @@ def test_what_is_not_of_the_input_is_one_line_and_a_traceback_in_a_file(
   assert line.endswith(f'; the traceback is in {place / "error.txt"}') and len(line) <= 300
   text = (place / 'error.txt').read_text()
   assert text.startswith('Traceback') and text.endswith('at 0x7f\n') and 'in command' in text
+
+
+FREE = """
+import ctypes, resource, threading
+from vit_jax.guards import allocation
+allocation.keep_freed()
+libc, size = ctypes.CDLL(None), 1 << 27
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def use():
+  block = libc.malloc(size)
+  libc.memset(block, 1, size)
+  libc.free(block)
+
+for _ in range(2):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  thread = threading.Thread(target=use)
+  thread.start()
+  thread.join()
+  pages = size // resource.getpagesize()
+  print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages > 0.01)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of the GNU C library')
+@pytest.mark.parametrize(
+  ('variables', 'cleared'),
+  [
+    ({'JAX_PLATFORMS': 'cpu'}, ['True', 'False']),
+    ({'JAX_PLATFORMS': 'cpu', 'MALLOC_TRIM_THRESHOLD_': '131072'}, ['True', 'True']),
+  ],
+)
+def test_pages_that_a_thread_frees_are_kept_unless_variables_decide(variables, cleared):
+  words = [sys.executable, '-c', FREE]
+  env = os.environ | variables
+  done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == cleared
+
+
+def test_memory_is_kept_where_no_accelerator_may_be_found(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert not allocation.has_accelerator()
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setattr(allocation, 'PLUGINS', ('no_plugin', 'json'))
+  assert allocation.has_accelerator()
 
 
 COMPILE = """

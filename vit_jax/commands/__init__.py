@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from vit_jax import files
-from vit_jax.guards import failing, stopping, streams
+from vit_jax.guards import allocation, failing, stopping, streams
 from vit_jax.text import one_line, reason, to_stderr
 
 # Exit codes. 0: finished, or a run that was stopped and is resumed by the same line. A second
@@ -29,6 +29,7 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
+  allocation.keep_freed()
   streams.install()  # first, for what the next ones print
   failing.install()
   stopping.install()  # keeps the hook of `failing` for what is not of signals

@@ -1,0 +1,39 @@
+"""What the C library does with memory that is freed.
+
+XLA's programs for a CPU allocate their temporary memory, 1 GiB in training S/16, at every step. The
+GNU C library gives so large a block back to the system when it is freed, and the next step waits
+for each of its pages to be cleared: a sixth of its time.
+"""
+
+import ctypes
+import importlib.util
+import os
+
+# Of malloc.h, with their values here: nothing is given back, large blocks come from the heap as
+# all do, and threads share that one, as XLA frees and allocates in threads of its own.
+OPTIONS = {'M_TRIM_THRESHOLD': (-1, -1), 'M_MMAP_MAX': (-4, 0), 'M_ARENA_MAX': (-8, 1)}
+PLUGINS = ('jax_plugins', 'libtpu')  # what JAX needs for any device but a CPU
+
+
+def keep_freed() -> None:
+  """Keeps memory that is freed for the next allocation, where JAX has a CPU alone.
+
+  To be called before any thread starts. It leaves other C libraries as they are, and this one where
+  its own variables, MALLOC_*, decide; and processes with accelerators, whose many threads decode
+  images and would wait for one heap.
+  """
+  if any(name.startswith('MALLOC_') for name in os.environ) or has_accelerator():
+    return
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError, TypeError):  # of macOS, musl and Windows
+    return
+  for option, value in OPTIONS.values():
+    mallopt(option, value)
+
+
+def has_accelerator() -> bool:
+  """Whether JAX may find a device that is not a CPU."""
+  if os.environ.get('JAX_PLATFORMS') == 'cpu':
+    return False
+  return any(importlib.util.find_spec(name) for name in PLUGINS)
