@@ -19,11 +19,11 @@ from vit_jax.commands import bench
 from vit_jax.commands.bench import Case, Worker
 
 CASES = [
-  Case(model, mode, 8, 224, 'float32')
+  Case(model, mode, 8, 224, dtype='float32')
   for model in ('ViT-Ti/16', 'ViT-S/16')
   for mode in bench.MODES
 ]
-QUICK = [Case('ViT-Ti/16', mode, 2, 32, 'float32', depth=2) for mode in bench.MODES]
+QUICK = [Case('ViT-Ti/16', mode, 2, 32, dtype='float32', depth=2) for mode in bench.MODES]
 LIMIT = 600.0  # seconds of one case
 
 
