@@ -1,6 +1,7 @@
 """Each `vit NAME` but train: NAME.py has `run(args)`, flags.py its flags; and how commands end."""
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -34,6 +35,8 @@ def console(main: Callable[[], int]) -> NoReturn:
   failing.install()
   stopping.install()  # keeps the hook of `failing` for what is not of signals
   stopping.at_exit(files.remove_unfinished)
+  # Without a home it says in 381 characters where its fonts are listed.
+  logging.getLogger('matplotlib').setLevel(logging.ERROR)
   code = exit_code(main)
   with contextlib.suppress(OSError):  # of a command that has ended otherwise
     streams.flush_stdout()
