@@ -101,12 +101,12 @@ def suspended(trial: Trial) -> Outcome:
 
 
 def read_while_it_runs(words: Sequence[str], code: int) -> Callable[[Trial], Outcome]:
-  """A command on a run that is held at its second step."""
+  """A command on a run that is held once it has a checkpoint."""
 
   def hurt(trial: Trial) -> Outcome:
     trial.lab.unhurt(DIGITS)
     process = trial.lab.start(DIGITS, trial.run)
-    process.until(process.says('^step 2/'))
+    process.until(lambda: any(trial.run.glob('checkpoints/[0-9]/seal.json')))
     process.send(signal.SIGSTOP)
     photo = str(trial.lab.folder / 'photos/class0/0.jpg')
     args = [word.format(run=trial.run, photo=photo) for word in words]
