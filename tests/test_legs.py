@@ -19,7 +19,7 @@ from tests.test_run import (
   stopped_at,
 )
 from vit_jax import bundle, main, workdir
-from vit_jax.guards import legs
+from vit_jax.guards import legs, seals
 
 STEPS = 4
 BASE = PLAIN | {'duration': f'{STEPS} steps', 'schedule.name': 'cosine', 'evaluation.every': 2}
@@ -186,6 +186,8 @@ def test_a_leg_whose_first_checkpoint_is_lost_is_not_gone_on_with(extended, tmp_
   assert train(run, *LEG) == 0
   assert [leg.step for leg in legs.read(run)] == [3, 3]
   assert 'leg 3 of the run, after step 3' in capsys.readouterr().out
+  sealed = [seals.read(run / f'checkpoints/{step}').origin.config for step in (4, 7)]
+  assert sealed[0] == sealed[1] and sealed[0]['duration'] == '12 steps'
 
 
 def test_patience_begins_anew_with_a_leg(tmp_path, monkeypatch, capsys):

@@ -83,7 +83,7 @@ def make_leg(
   check_shapes(folder, fields, before, after)
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
   leg = Leg(steps[0], fields, request, redacted(command), time)
-  return dataclasses.replace(after, legs=(*previous, leg))
+  return dataclasses.replace(after, legs=legs.followed(previous, leg))
 
 
 def with_fields(config: FrozenConfigDict, values: Mapping[str, files.JSON]) -> FrozenConfigDict:

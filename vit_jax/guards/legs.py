@@ -65,11 +65,14 @@ def read(folder: str | os.PathLike[str]) -> tuple[Leg, ...]:
   raise ValueError(f'{file} is damaged: without it the run goes on as its config.json says')
 
 
+def followed(legs: Sequence[Leg], leg: Leg) -> tuple[Leg, ...]:
+  """Legs and one more, which has all steps after its own: none of the others begins later."""
+  return (*(dataclasses.replace(old, step=min(old.step, leg.step)) for old in legs), leg)
+
+
 def write(folder: pathlib.Path, legs: Sequence[Leg]) -> None:
-  """Puts legs into a run's folder; none of them begins after the last, which has its steps."""
-  last = legs[-1].step
-  ordered = [dataclasses.replace(leg, step=min(leg.step, last)) for leg in legs]
-  files.write_json(folder / FILE, {'legs': [dataclasses.asdict(leg) for leg in ordered]})
+  """Puts legs into a run's folder."""
+  files.write_json(folder / FILE, {'legs': [dataclasses.asdict(leg) for leg in legs]})
 
 
 def archive(folder: pathlib.Path, number: int) -> None:
