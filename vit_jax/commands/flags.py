@@ -16,7 +16,12 @@ from vit_jax.text import message_line
 
 MODEL = "a run's folder, a bundle, or a published checkpoint"
 DATA_SET = "a data set, such as 'digits', 'folder:PATH' or a name of `vit data list`"
-OVERRIDING = ('train', 'vtab', 'plan')  # these take fields, of which a flag is no abbreviation
+OVERRIDING = (
+  'train',
+  'vtab',
+  'plan',
+  'sweep',
+)  # these take fields, of which a flag is no abbreviation
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
   'filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence',
@@ -306,6 +311,42 @@ def vtab(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--config', default='vtab', help='a recipe that takes MODEL,TASK')
   parser.add_argument('--show', action='store_true', help='only print the results so far')
+  parser.add_argument('--format', choices=TABLE, default='table')
+
+
+def sweep(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    'Trains a run for each point of a grid, one after another, and compares them; the same line '
+    'again goes on.'
+  )
+  parser.epilog = (
+    '--config.FIELD=VALUE replaces a field of every run. Exit code: 0; 2 for bad input; 3 if a run '
+    'failed.'
+  )
+  parser.add_argument('--config', required=True, help='PATH.py[:ARG], or the name of a recipe')
+  parser.add_argument('--workdir', required=True, help='gets a folder for each run, and the page')
+  parser.add_argument(
+    '--grid',
+    nargs='+',
+    required=True,
+    metavar='FIELD=VALUES',
+    help='values of a field: 1e-3,3e-3, or whole numbers 0:3, which are 0 1 2',
+  )
+  parser.add_argument(
+    '--print', action='store_true', help='only print a line for each run, for a cluster'
+  )
+
+
+def compare(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    'Sets runs beside one another: curves, the fields that differ, results, a test on the same '
+    'images, and those on which they disagree. Runs that differ by their seed alone are a group.'
+  )
+  parser.epilog = 'Exit code: 0; 2 for bad input; 3 if a run is not finished.'
+  parser.add_argument('runs', nargs='+', metavar='RUN', help="the runs' folders")
+  parser.add_argument(
+    '--out', default='compare', metavar='DIR', help='gets compare.html and .json; default: compare'
+  )
   parser.add_argument('--format', choices=TABLE, default='table')
 
 

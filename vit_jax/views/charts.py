@@ -35,7 +35,8 @@ class Chart:
 
   Fields:
     title: of the chart.
-    lines: (x, y) by name, in words, three at most.
+    lines: (x, y) by name, in words; three at most, of a page of several runs eight.
+    bands: by the name of a line, the lowest and highest value at each of its points.
     percent: whether values are fractions, which are shown in percent.
     x, y: names of the axes.
     epoch: steps of an epoch; 0 where that is not known.
@@ -53,6 +54,7 @@ class Chart:
   exact: tuple[str, ...] = ()
   marks: Mapping[float, str] = dataclasses.field(default_factory=dict)
   note: str = ''
+  bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
   def limits(self, values: np.ndarray) -> tuple[float, float]:
     """The ends of the y axis: round values, and 0 unless that flattens the lines."""

@@ -6,7 +6,7 @@ import importlib.resources
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,3 +90,39 @@ def render(name: str, **parts: str) -> str:
 def script_json(value: object) -> str:
   """JSON that no text in it can break out of a script element with."""
   return json.dumps(value, allow_nan=False).replace('<', '\\u003c')
+
+
+def page(
+  title: str,
+  sections: Mapping[str, str],
+  *,
+  lead: str = '',
+  style: str = '',
+  refresh: str = '',
+  is_small: bool = False,
+) -> str:
+  """A page of a run, or of several: one file that asks for no other.
+
+  Args:
+    title: as text.
+    sections: their HTML by their titles, which the page's navigation has.
+    lead: HTML of what comes before them.
+    style: rules beside those of all pages.
+    refresh: what has it read itself again, for its head.
+    is_small: whether photos are so small that their pixels are to be seen.
+  """
+  ids = {name: name.lower().replace(' ', '-') for name in sections}
+  return render(
+    'report.html',
+    title=escape(title),
+    refresh=refresh,
+    lead=lead,
+    style=asset('style.css') + style,
+    script=asset('report.js'),
+    look=' class="small"' * is_small,
+    nav=''.join(f'<a href="#{ids[name]}">{name}</a>' for name in sections),
+    body='\n'.join(
+      f'<section aria-labelledby="{ids[name]}"><h2 id="{ids[name]}">{name}</h2>{body}</section>'
+      for name, body in sections.items()
+    ),
+  )

@@ -241,22 +241,15 @@ def as_html(facts: Facts) -> str:
   if facts.model is not None and isinstance(facts.model.model, models.Model):
     sections['Filters and positions'] = weights_section(facts)
   sections |= {'Command and environment': environment(facts), 'Config': settings(facts)}
-  ids = {title: title.lower().replace(' ', '-') for title in sections}
   notes = [f'{escape(measured_on(facts.measured))}.'] if facts.measured else []
   notes += [escape(sentence(without_folders(line))) for line in facts.left_out]
-  return html.render(
-    'report.html',
-    title=escape(title_of(facts)),
-    refresh=opening.refresh(facts),
+  return html.page(
+    title_of(facts),
+    sections,
     lead=opening.lead(facts) + ''.join(f'<p class="faint">{line}</p>' for line in notes),
-    style=html.asset('style.css') + photos.style(facts.photos),
-    script=html.asset('report.js'),
-    look=' class="small"' * is_small(facts),
-    nav=''.join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
-    body='\n'.join(
-      f'<section aria-labelledby="{ids[title]}"><h2 id="{ids[title]}">{title}</h2>{body}</section>'
-      for title, body in sections.items()
-    ),
+    style=photos.style(facts.photos),
+    refresh=opening.refresh(facts),
+    is_small=is_small(facts),
   )
 
 

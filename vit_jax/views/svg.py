@@ -15,6 +15,7 @@ from vit_jax.views.html import escape
 
 WIDTH, HEIGHT = 400, 250  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 60, 388, 24, 212  # of its frame
+COLOURS = 8  # of lines, after which they come again
 FEW = 60  # points of a curve, up to which each is marked
 
 
@@ -25,7 +26,8 @@ def as_html(chart: Chart) -> str:
   if not lines:
     return f'<figure><h3>{title}</h3><p class="faint">Nothing was logged.</p></figure>'
   keys = ''.join(
-    f'<span class="key"><i class="s{index}"></i>{escape(name)} <b>{chart.value(ys[-1])}</b></span>'
+    f'<span class="key"><i class="s{index % COLOURS}"></i>{escape(name)} '
+    f'<b>{chart.value(ys[-1])}</b></span>'
     for index, (name, (_, ys)) in enumerate(lines.items())
   )
   note = f'<p class="faint">{escape(chart.note)}</p>' * bool(chart.note)
@@ -38,6 +40,7 @@ def as_html(chart: Chart) -> str:
 def drawing(chart: Chart, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
   """The chart itself: axes in steps and, where their length is known, in epochs, and its lines."""
   xs, ys = (np.concatenate(part) for part in zip(*lines.values()))
+  ys = np.concatenate([ys, *(edge for band in chart.bands.values() for edge in band)])
   start, end = axis_limits(xs.min(), xs.max())
   low, high = chart.limits(ys)
   frame = Frame((start, end), (low, high))
@@ -111,7 +114,15 @@ class Frame:
         * bool(radius)
         for x, y, at, value in zip(xs, ys, *line)
       )
-    return f'<g class="line s{index}"><polyline points="{path}"/>{circles}</g>'
+    band = self.band(xs, chart.bands[name]) if name in chart.bands else ''
+    return f'<g class="line s{index % COLOURS}">{band}<polyline points="{path}"/>{circles}</g>'
+
+  def band(self, xs: np.ndarray, edges: tuple[np.ndarray, np.ndarray]) -> str:
+    """The area between a lowest and a highest value at each x, which is where it is drawn."""
+    low, high = (self.y(edge) for edge in edges)
+    outline = [*zip(xs, low), *zip(xs[::-1], high[::-1])]
+    path = ' '.join(f'{x:.1f},{y:.1f}' for x, y in outline)
+    return f'<polygon class="band" points="{path}"/>'
 
 
 def calibration(bins: Sequence[Mapping[str, Any]]) -> str:
