@@ -13,8 +13,8 @@ from vit_jax.views.charts import Chart
 from vit_jax.views.comparison import (
   SHOWN,
   Comparison,
-  Group,
   Member,
+  RunGroup,
   guesses,
   labels,
   mean_text,
@@ -85,7 +85,7 @@ def results_section(comparison: Comparison) -> str:
   return on + spread + shown + each
 
 
-def measures(groups: Sequence[Group]) -> list[str]:
+def measures(groups: Sequence[RunGroup]) -> list[str]:
   """The names of all that was measured of any group."""
   return list(dict.fromkeys(name for group in groups for name in group.numbers()))
 
@@ -103,7 +103,7 @@ def measured_on(members: Sequence[Member]) -> list[str]:
   return [f'{", ".join(names)}: measured on {images}' for images, names in sets.items()]
 
 
-def group_text(group: Group, name: str) -> str:
+def group_text(group: RunGroup, name: str) -> str:
   values = group.numbers().get(name)
   return mean_text(values, lambda v: measure_text(name, v)) if values else NOTHING
 
@@ -146,14 +146,14 @@ def curves_section(comparison: Comparison) -> str:
   return f'{note * bands}{slider}<div class="charts">{shown}</div>'
 
 
-def run_charts(groups: Sequence[Group]) -> list[Chart]:
+def run_charts(groups: Sequence[RunGroup]) -> list[Chart]:
   """A chart for each logged name: validation's measures, then training's loss and rate."""
   ranks = dict.fromkeys(name for g in groups for m in g.members for name in m.facts.ranks)
   names = [f'validation/{name}' for name in dict.fromkeys(('loss', *ranks))]
   return [chart(groups, name) for name in (*names, 'train/loss', 'train/learning_rate')]
 
 
-def chart(groups: Sequence[Group], name: str) -> Chart:
+def chart(groups: Sequence[RunGroup], name: str) -> Chart:
   """What was logged under a name: a line for each group."""
   split, _, measure = name.partition('/')
   lines, bands = {}, {}
@@ -174,7 +174,7 @@ def chart(groups: Sequence[Group], name: str) -> Chart:
   )
 
 
-def common_curve(group: Group, name: str) -> tuple[np.ndarray, np.ndarray]:
+def common_curve(group: RunGroup, name: str) -> tuple[np.ndarray, np.ndarray]:
   """The steps (S,) at which all runs of a group logged a name, and their values (R, S)."""
   logged = [dict(zip(*member.facts.curve(name))) for member in group.members]
   steps = sorted(set.intersection(*map(set, logged)))

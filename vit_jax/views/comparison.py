@@ -57,7 +57,7 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class RunGroup:
   """Runs that differ by their seed alone."""
 
   name: str
@@ -98,7 +98,7 @@ class Comparison:
     left_out: why something is not there, in lines.
   """
 
-  groups: tuple[Group, ...]
+  groups: tuple[RunGroup, ...]
   fields: Mapping[str, list[Any]]
   tests: list[Test]
   disagreements: list[int]
@@ -154,7 +154,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in leaves if not name.startswith(workdir.MAY_DIFFER)}
 
 
-def grouped(members: Sequence[Member]) -> tuple[Group, ...]:
+def grouped(members: Sequence[Member]) -> tuple[RunGroup, ...]:
   """Runs that differ by seed alone, together."""
   groups: dict[str, list[Member]] = {}
   for member in members:
@@ -163,12 +163,12 @@ def grouped(members: Sequence[Member]) -> tuple[Group, ...]:
   firsts = [group[0] for group in groups.values()]
   differing = differing_fields(firsts)
   return tuple(
-    Group(group_name(group, index, differing), tuple(group))
+    RunGroup(group_name(group, index, differing), tuple(group))
     for index, group in enumerate(groups.values())
   )
 
 
-def repeated_seeds(group: Group) -> list[str]:
+def repeated_seeds(group: RunGroup) -> list[str]:
   """Lines on runs of a group that have the same seed too, and so add nothing to its spread."""
   names: dict[Any, list[str]] = {}
   for member in group.members:
@@ -200,14 +200,14 @@ def differing_fields(members: Sequence[Member]) -> dict[str, list[Any]]:
 # Pairs of groups
 
 
-def pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+def pairs(groups: Sequence[RunGroup]) -> list[tuple[RunGroup, RunGroup]]:
   """Those that are tested: all, or of many groups each with the first."""
   if len(groups) <= ALL_PAIRS:
     return list(itertools.combinations(groups, 2))
   return [(groups[0], group) for group in groups[1:]]
 
 
-def test(first: Group, second: Group) -> Test:
+def test(first: RunGroup, second: RunGroup) -> Test:
   """Whether two groups differ on the images that both were measured on."""
   members = [*first.members, *second.members]
   reason = next(filter(None, (pair_fault(members[0], m) for m in members)), '')
@@ -236,7 +236,7 @@ def labels(values: Mapping[str, Any]) -> list[str]:
   return [names[label] for label in values['images']['label']]
 
 
-def disagreements(groups: Sequence[Group]) -> list[int]:
+def disagreements(groups: Sequence[RunGroup]) -> list[int]:
   """Rows of images that not all groups have equally right, the most differing first.
 
   None where the runs were not measured on the same images.
