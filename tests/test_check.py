@@ -395,15 +395,6 @@ def test_a_folder_whose_weights_have_another_name_is_told_it(source, capsys):
   assert 'weights.safetensors' in err and 'training' not in err
 
 
-def test_a_folder_of_a_run_is_told_to_let_it_finish(source, capsys):
-  (source / 'model.safetensors').unlink()
-  for name in ('checkpoints', 'metrics.jsonl'):
-    (source / name).mkdir() if name == 'checkpoints' else (source / name).touch()
-    err = line([source, source / 'out', '--to', 'npz'], capsys)
-    assert 'let its training finish' in err
-    (source / name).rmdir() if name == 'checkpoints' else (source / name).unlink()
-
-
 def test_the_file_that_a_run_or_bundle_lacks_is_named(source, tmp_path, capsys):
   (tmp_path / 'run').mkdir()
   source.rename(tmp_path / 'run' / 'model')

@@ -1,7 +1,6 @@
 """Laws of learning from a teacher: what is learned, where its weights are, and what stays."""
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -377,9 +376,11 @@ RUNS = {
 def test_a_run_ends_bit_equal_after_an_interruption(case, teacher, tmp_path, monkeypatch, capsys):
   """With accumulation and an average, which tests.test_run's recipe has."""
   count, kind, more = RUNS[case]
-  devices = jax.devices()[:count]
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    plans.sharding, 'make_mesh', functools.partial(sharding.make_mesh, devices=devices)
+    sharding,
+    'make_mesh',
+    lambda *axes, devices=None: make_mesh(*axes, devices=devices or jax.devices()[:count]),
   )
   asked = fields(teacher, kind, **more)
   assert vit_train(tmp_path / 'whole', asked) == 0
