@@ -636,6 +636,9 @@ def memory(name: str) -> int:
 
 def serve(kind: str, seed: int, start: int, stop: int) -> None:
   """Runs cases, and writes a line of JSON before and after each."""
+  from vit_jax.guards import failing
+
+  failing.install()  # as every command does
   out = os.fdopen(os.dup(1), 'w', buffering=1)
   with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as noise:
     os.dup2(noise.fileno(), 1)

@@ -134,9 +134,9 @@ CASES = [
   Case('places/SIGTSTP, then SIGCONT', SAME, 1, suspended),
   Case(
     'places/vit report on a run',
-    'a report; the run does not notice',
+    'a report, with 3: a task of others is measured by training alone; the run does not notice',
     1,
-    read_while_it_runs(['report', '{run}'], 0),
+    read_while_it_runs(['report', '{run}'], 3),
   ),
   Case(
     'places/vit predict on a run',

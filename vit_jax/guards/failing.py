@@ -5,6 +5,7 @@ their tracebacks on the terminal as well.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import sys
@@ -64,6 +65,7 @@ def install() -> None:
   threading.excepthook = lambda args: report(args.exc_value)
   sys.excepthook = lambda kind, error, trace: report(error)
   sys.unraisablehook = lambda args: report(args.exc_value)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # errors of futures, raised as well
 
 
 def report(error: BaseException | None) -> None:
