@@ -228,11 +228,11 @@ def test_a_model_has_a_forward_mode_derivative_equal_to_its_gradient():
 def test_the_kernel_compiles_for_tpus(chips):
   script = f"""
 import jax, jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec as P
-from vit_jax import sharding
+from vit_jax import compilers, sharding
+from vit_jax.compilers import tpu
 from vit_jax.models import attention
-devices = topologies.get_topology_desc(platform='tpu', topology_name={chips!r}).devices
+devices = tpu.devices(compilers.parse({chips!r}))
 mesh = sharding.make_mesh(1, 2, -1, devices=devices)
 split = NamedSharding(mesh, P(('data', 'fsdp'), None, 'tensor'))
 x = jax.ShapeDtypeStruct((8, 197, 256), jnp.bfloat16, sharding=split)

@@ -62,8 +62,10 @@ def test_a_config_that_cannot_be_is_refused_in_a_line_and_nothing_is_written(
 
 
 def test_devices_are_the_cores_of_all_chips():
-  counts = {name: compilers.parse(name).devices for name in ('v5e:1x1', 'v4:2x2x3', 'H100:3')}
-  assert counts == {'v5e:1x1': 1, 'v4:2x2x3': 24, 'H100:3': 3}
+  counts = {
+    name: compilers.parse(name).devices for name in ('v5e:1x1', 'v3:2x2', 'v4:2x2x3', 'H100:3')
+  }
+  assert counts == {'v5e:1x1': 1, 'v3:2x2': 8, 'v4:2x2x3': 12, 'H100:3': 3}
 
 
 def test_a_gpu_gives_a_program_as_much_memory_as_jax_takes_of_it(monkeypatch):

@@ -28,7 +28,8 @@ class Chip:
       CUDA has of it. None: as much as the machine has.
     clock: cycles a second, of the compiler's estimates; None where it gives none, or is not public.
     host: the sides of the mesh of its chips; of GPUs how many, or fewer.
-    devices: JAX's of a chip: v3, v4 and TPU7x have two cores, each compiled for as a device.
+    devices: JAX's of a chip: v3 and TPU7x have two cores, each compiled for as a device. Those of
+      v4 and v5p are one device, as they are on its hosts.
   """
 
   platform: str
@@ -42,7 +43,7 @@ class Chip:
 GIB = 2**30
 CHIPS = {
   'v3': Chip('tpu', 123e12 / 2, 15.48 * GIB, 0.94e9, (2, 2), devices=2),
-  'v4': Chip('tpu', 275e12 / 2, 15.25 * GIB, 1.05e9, (2, 2, 1), devices=2),
+  'v4': Chip('tpu', 275e12, 30.75 * GIB, 1.05e9, (2, 2, 1)),
   'v5e': Chip('tpu', 197e12, 15.75 * GIB, 1.5e9, (2, 2)),
   'v5p': Chip('tpu', 459e12, 95.74 * GIB, 1.75e9, (2, 2, 1)),
   'v6e': Chip('tpu', 918e12, 31.25 * GIB, 1.75e9, (2, 2)),

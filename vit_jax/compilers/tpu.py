@@ -1,7 +1,7 @@
 """TPUs' compiler, libtpu, which needs no TPU."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit_jax.compilers import Chips
 
@@ -9,6 +9,9 @@ if TYPE_CHECKING:
   import jax
 
 EXTRA, PACKAGES = 'plan-tpu', ('libtpu',)
+ONE_DEVICE = {
+  'v4': 'megacore'
+}  # kinds of two cores that a host has as one, and libtpu's word for it
 
 
 def environment(chips: Chips) -> dict[str, str]:
@@ -26,8 +29,12 @@ def devices(chips: Chips) -> list['jax.Device']:
   import jax
   from jax.experimental import topologies
 
-  single = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(chips.sides) == 1 else {}
+  options: dict[str, Any] = {}
+  if math.prod(chips.sides) == 1:
+    options['chips_per_host_bounds'] = (1, 1, 1)
+  if chips.kind in ONE_DEVICE:
+    options['chip_config_name'] = ONE_DEVICE[chips.kind]
   try:
-    return topologies.get_topology_desc(platform='tpu', topology_name=chips.name, **single).devices
+    return topologies.get_topology_desc(chips.name, 'tpu', **options).devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(f'chips {chips.name!r}: {str(error).partition(": ")[2]}') from None
