@@ -17,21 +17,51 @@
 # %%
 # Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 
-REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+ADDRESS = ''  # a wheel, a clone's folder, or 'git+https://HOST/OWNER/NAME'; '': asks in Colab
+
+
+def package():
+  """What pip installs: ADDRESS, a wheel here, the clone round this notebook, or an upload."""
+  if ADDRESS:
+    return ADDRESS
+  if wheels := glob.glob('vit_jax-*.whl'):
+    return wheels[0]
+  if os.path.exists('../pyproject.toml'):
+    return '..'
+  try:
+    from google.colab import files
+
+    print('Upload the wheel of vit_jax: in a clone, `pip wheel --no-deps .` makes it.')
+    return next(iter(files.upload()))
+  except (ImportError, StopIteration):
+    raise ValueError('ADDRESS must say where vit_jax is, as git+https://HOST/OWNER/NAME') from None
+
+
+def accelerator():
+  """The form of JAX for this machine; where JAX has CUDA, as in Colab, the CUDA that it has."""
+  for name in ('cuda12', 'cuda13'):
+    if importlib.util.find_spec(f'jax_{name}_plugin'):
+      return f'jax[{name}]'
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  return 'jax[cuda13]' if shutil.which('nvidia-smi') else 'jax[tpu]' if tpu else 'jax'
+
 
 if importlib.util.find_spec('vit_jax') is None:
-  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
-    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
-  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet']
+  subprocess.run([*pip, package(), accelerator()], check=True)
+  importlib.invalidate_caches()
+for name in {'numpy', 'jax'} & set(sys.modules):
+  if sys.modules[name].__version__ != importlib.metadata.version(name):
+    raise RuntimeError(f'{name} is newer now: restart the session (menu Runtime) and run all again')
+os.environ['PATH'] = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']  # for !vit
+os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # !vit and this notebook share one GPU
 
 # %% [markdown]
 # ## Which
@@ -70,7 +100,6 @@ if SMALL:
 
 # %%
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +163,7 @@ for loaded in (run, other):
 # %% [markdown]
 # ## Convert
 #
-# `vit convert FROM TO --to FORM` in a shell. Each form is read again, and its logits are compared
+# Each form is read again, and its logits are compared
 # with the first model's: only names and layouts change, so they are equal.
 
 
@@ -146,14 +175,11 @@ def logits(loaded):
   return np.asarray(loaded.model.apply({'params': loaded.params}, pixels)[0], np.float32)
 
 
-from vit_jax.__main__ import main
-
 differences = {}
 for form, path in FORMS.items():
   for old in filter(os.path.exists, [path]):  # of this cell's last run
     shutil.rmtree(old) if os.path.isdir(old) else os.remove(old)
-  if code := main(['convert', CHECKPOINT, path, '--to', form]):
-    raise RuntimeError(f'vit convert ended with {code}')
+  # !vit convert {CHECKPOINT} {path} --to {form}
   differences[form] = float(np.abs(logits(vit_jax.load(path)) - logits(run)).max())
 print(differences)
 

@@ -11,180 +11,209 @@
 # %% [markdown]
 # # Fine-tune a Vision Transformer
 #
-# From your own photos, Food-101 or CIFAR-10 to a model that names what an image shows, and a look
-# at what it looks at. Run the cells from top to bottom.
+# From photos to a model that names what a photo shows, and a look at what it looks at. Run the
+# cells from top to bottom: nothing has to be filled in. In Colab take a GPU first (menu Runtime,
+# Change runtime type); JAX has its CUDA there already.
 
 # %%
 # Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 
-REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+ADDRESS = ''  # a wheel, a clone's folder, or 'git+https://HOST/OWNER/NAME'; '': asks in Colab
+
+
+def package():
+  """What pip installs: ADDRESS, a wheel here, the clone round this notebook, or an upload."""
+  if ADDRESS:
+    return ADDRESS
+  if wheels := glob.glob('vit_jax-*.whl'):
+    return wheels[0]
+  if os.path.exists('../pyproject.toml'):
+    return '..'
+  try:
+    from google.colab import files
+
+    print('Upload the wheel of vit_jax: in a clone, `pip wheel --no-deps .` makes it.')
+    return next(iter(files.upload()))
+  except (ImportError, StopIteration):
+    raise ValueError('ADDRESS must say where vit_jax is, as git+https://HOST/OWNER/NAME') from None
+
+
+def accelerator():
+  """The form of JAX for this machine; where JAX has CUDA, as in Colab, the CUDA that it has."""
+  for name in ('cuda12', 'cuda13'):
+    if importlib.util.find_spec(f'jax_{name}_plugin'):
+      return f'jax[{name}]'
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  return 'jax[cuda13]' if shutil.which('nvidia-smi') else 'jax[tpu]' if tpu else 'jax'
+
 
 if importlib.util.find_spec('vit_jax') is None:
-  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
-    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
-  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet']
+  subprocess.run([*pip, package(), accelerator()], check=True)
+  importlib.invalidate_caches()
+for name in {'numpy', 'jax'} & set(sys.modules):
+  if sys.modules[name].__version__ != importlib.metadata.version(name):
+    raise RuntimeError(f'{name} is newer now: restart the session (menu Runtime) and run all again')
+os.environ['PATH'] = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']  # for !vit
+os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # !vit and this notebook share one GPU
 
 # %% [markdown]
 # ## What to do
 #
-# `DATA` is a folder that holds a folder for each class, as in `folder:photos`, or another source of
-# `docs/data.md`. Without a folder `photos` here, one is made up, to see how it goes.
+# `DATA` is a folder that holds a folder for each class, or another source of `docs/data.md`.
 # `START` is a published model, or the path or address of any checkpoint in `docs/checkpoints.md`.
 
 # %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tiny model, in seconds on a CPU
 
+UPLOAD = False  # True: Colab asks for a zip of photos of your own, a folder for each class
 DATA = 'folder:photos'  # or 'folder:/content/drive/MyDrive/photos', 'food101', 'cifar10'
-START = 'augreg:S_16'  # or 'finetune:B_16', 'finetune:PATH_OF_A_CHECKPOINT'
+START = 'S_16'  # or 'R_Ti_16', which is faster, 'B_16', 'PATH_OF_A_CHECKPOINT'
 RUN = 'runs/finetuned'
-FIELDS = [  # of configs/default.py: shorter, and smaller images, than what was published
-  '--config.duration=10 epochs',
-  '--config.image_size=224',
-  '--config.data.augment=resize(256) | random_crop | flip',
-]
-
-# %%
-if SMALL:
-  START = 'finetune:start'  # made below
-  FIELDS = [
-    '--config.batch_size=16',
-    '--config.accumulate=1',
-    '--config.duration=8 epochs',
-    '--config.image_size=32',
-    '--config.data.augment=flip | resize',
-    '--config.optimizer.name=adamw',
-    '--config.schedule.learning_rate=3e-3',
-    '--config.evaluation.every=8 epochs',
-    '--config.checkpoint.every=8 epochs',
-    '--config.system.report=False',
-  ]
+FLAGS = '--epochs 10 --size 224'  # `vit train --help` lists them
 
 # %% [markdown]
 # ## Photos
 #
-# The photos that are made up show a sky, a meadow or a sunset, in colours and noise. None of the
-# test photos is in training.
+# Yours, or else tiles of the photographs that scikit-learn and scikit-image come with: a class for
+# each photograph, a quarter of its tiles for the test. That is easier than photos of your own, of
+# which no two show the same thing.
 
 # %%
 import pathlib
 
-import numpy as np
-from PIL import Image
+from PIL import Image as Picture
+from sklearn.datasets import load_sample_image
 
-COLOURS = {'meadow': (60, 150, 50), 'sky': (90, 150, 230), 'sunset': (220, 110, 50)}
+SIDE = 96  # pixels of a tile
 
 
-def make_photo(colour, draw):
-  """(64, 64, 3) uint8: the colour, lighter towards the top, with noise."""
-  light = np.linspace(1.2, 0.8, 64)[:, None, None] * draw.uniform(0.7, 1.2)
-  pixels = np.array(colour) * light + draw.normal(0, 25, (64, 64, 3))
-  return pixels.clip(0, 255).astype(np.uint8)
+def photographs():
+  """(height, width, 3) or (height, width) uint8 by name: the photographs that are installed."""
+  photos = {name: load_sample_image(f'{name}.jpg') for name in ('china', 'flower')}
+  if importlib.util.find_spec('skimage'):
+    from skimage import data
+
+    photos |= {name: getattr(data, name)() for name in ('brick', 'cat', 'coffee', 'grass')}
+  return photos
 
 
 def make_photos(folder):
-  """Class folders with photos below train/ and test/."""
-  draw = np.random.default_rng(0)
-  for split, count in (('train', 40), ('test', 10)):
-    for name, colour in COLOURS.items():
-      place = folder / split / name
-      place.mkdir(parents=True)
-      for number in range(count):
-        Image.fromarray(make_photo(colour, draw)).save(place / f'{number}.png')
+  """Class folders with tiles below train/ and test/."""
+  for name, pixels in photographs().items():
+    rows, columns = pixels.shape[0] // SIDE, pixels.shape[1] // SIDE
+    for number in range(rows * columns):
+      top, left = SIDE * (number // columns), SIDE * (number % columns)
+      file = folder / ('train' if number % 4 else 'test') / name / f'{number}.png'
+      file.parent.mkdir(parents=True, exist_ok=True)
+      tile = pixels[top : top + SIDE, left : left + SIDE]
+      Picture.fromarray(tile).convert('RGB').save(file)
 
 
-if DATA == 'folder:photos' and not pathlib.Path('photos').exists():
+def upload_photos(folder):
+  """The folder that holds the class folders of a zip."""
+  from google.colab import files
+
+  for name in files.upload():
+    shutil.unpack_archive(name, folder)
+  shutil.rmtree(folder / '__MACOSX', ignore_errors=True)
+  while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+    folder = inside[0]
+  return folder
+
+
+if UPLOAD:
+  DATA = f'folder:{upload_photos(pathlib.Path("uploaded"))}'
+elif DATA == 'folder:photos' and not pathlib.Path('photos').exists():
   make_photos(pathlib.Path('photos'))
 
 # %% [markdown]
-# `vit` runs a command as a shell would; `vit data show` counts, and names what is damaged or there
-# twice.
+# At the reduced setting the model to start from is a tiny one, drawn at random, in the place of one
+# that has seen millions of images.
 
 # %%
-from vit_jax.__main__ import main
+if SMALL:
+  import jax
+  import jax.numpy as jnp
 
+  import vit_jax
+  from vit_jax import bundle
 
-def vit(*words):
-  """Runs a command of vit; stops the notebook where it fails."""
-  if code := main(words):
-    raise RuntimeError(f'vit {words[0]} ended with {code}')
-
-
-if DATA.startswith('folder:'):
-  vit('data', 'show', DATA)
+  START = 'start'
+  FLAGS = '--epochs 16 --batch 16 --size 32 --lr 3e-3 --config.optimizer.name=adamw'
+  FLAGS += ' --config.accumulate=1 --config.data.augment="flip | resize"'
+  FLAGS += ' --config.evaluation.every="16 epochs" --config.checkpoint.every="16 epochs"'
+  sizes = dict(patch=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=5)
+  model = vit_jax.build('ViT-Ti/16', **sizes)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+  images = bundle.Preprocess('resize', (32, 32))
+  if not pathlib.Path(START).exists():
+    bundle.write(START, bundle.Bundle(model, params, tuple('abcde'), images, 'ViT-Ti/16'))
 
 # %% [markdown]
-# ## The model to start from
-#
-# A published one is fetched by the next step. At the reduced setting it is a tiny one, drawn at
-# random, in the place of one that has seen millions of images.
+# Counts, and what is damaged or there twice.
 
 # %%
-import jax
-import jax.numpy as jnp
-
-import vit_jax
-from vit_jax import bundle
-
-
-def make_start(folder):
-  """Writes a tiny model with random parameters."""
-  size = dict(patch=8, width=32, depth=2, heads=2, mlp_dim=64, num_classes=5)
-  model = vit_jax.build('ViT-Ti/16', **size)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
-  classes, images = tuple('abcde'), bundle.Preprocess('resize', (32, 32))
-  bundle.write(folder, bundle.Bundle(model, params, classes, images, 'ViT-Ti/16'))
-
-
-if SMALL and not pathlib.Path('start').exists():
-  make_start('start')
+# !vit data show {DATA}
 
 # %% [markdown]
 # ## Fine-tune
 #
-# The same cell again resumes where it was stopped.
+# The published model is fetched first. The same cell again resumes where it was stopped.
 
 # %%
-vit('train', f'--config={START},{DATA}', f'--workdir={RUN}', *FIELDS)
+# !vit train {DATA} --from {START} --workdir {RUN} {FLAGS}
 
 # %% [markdown]
-# ## Measure
+# ## Report
 #
-# Per class, on images that training has not seen: the test split, or without one validation.
+# Curves, what was right and wrong, and each class, on images that training has not seen.
 
 # %%
-import json
+from html import escape
 
-vit('evaluate', RUN, '--out', 'measured.json')
-measured = json.loads(pathlib.Path('measured.json').read_text())
+from IPython.display import HTML, display
+
+
+def show(file):
+  """A page inside the notebook: as text, since a notebook's frames open no files."""
+  text = escape(pathlib.Path(file).read_text())
+  display(HTML(f'<div><iframe srcdoc="{text}" width="100%" height="700"></iframe></div>'))
+
+
+show(f'{RUN}/report.html')
 
 # %% [markdown]
 # ## Predict
 #
-# Any files do: `run.predict('rose.jpg', top=3)`. Here are six images that lie evenly in the split.
+# Any files do: `!vit predict {RUN} rose.jpg`, or here six images that lie evenly in the split.
 
 # %%
-import matplotlib.pyplot as plt
+import json
 
+import matplotlib.pyplot as plt
+import numpy as np
+
+import vit_jax
 from vit_jax import sources
 from vit_jax.images import transforms
 
+measured = json.loads(pathlib.Path(RUN, 'evaluation.json').read_text())
 run = vit_jax.load(RUN)
 unseen = sources.open_source(DATA, measured['split'])
-places = np.linspace(0, len(unseen) - 1, 6).astype(int).tolist()
-images = [transforms.as_pixels(unseen[place]['image']) for place in places]
-guesses = run.predict(images, top=3)
+indices = np.linspace(0, len(unseen) - 1, 6).astype(int).tolist()
+images = [transforms.as_pixels(unseen[index]['image']) for index in indices]
+predictions = run.predict(images, top=3)
 
 figure, axes = plt.subplots(1, len(images), figsize=(2 * len(images), 2.6))
-for axis, image, ranked in zip(axes, images, guesses):
+for axis, image, ranked in zip(axes, images, predictions):
   axis.imshow(run.prepared(image))
   axis.set_title(f'{ranked[0]["label"]} {ranked[0]["score"]:.0%}', fontsize=8)
   axis.axis('off')
@@ -193,21 +222,12 @@ plt.show()
 # %% [markdown]
 # ## Attention
 #
-# What the model's head reads of the first image, in each layer, followed through all layers before
-# it (rollout, arXiv 2005.00928). `look_inside.ipynb` has more of this kind.
+# Choose a layer and head, and point at a patch. `look_inside.ipynb` has more of this kind.
 
 # %%
-attention = run.attention(images[0])
-rollout = attention.rollout_maps()  # (L, R, C)
-
-figure, axes = plt.subplots(1, 1 + len(rollout), figsize=(2 * (1 + len(rollout)), 2.4))
-axes[0].imshow(run.prepared(images[0]))
-for layer, (axis, heat) in enumerate(zip(axes[1:], rollout), 1):
-  axis.imshow(heat, cmap='inferno')
-  axis.set_title(f'layer {layer}', fontsize=8)
-for axis in axes:
-  axis.axis('off')
-plt.show()
+Picture.fromarray(images[0]).save('first.png')
+# !vit inspect {RUN} first.png --out look --only page
+show('look/attention.html')
 
 # %% [markdown]
 # ## Numbers
@@ -215,7 +235,7 @@ plt.show()
 # %%
 numbers = {
   'accuracy': measured['accuracy'],
-  'classes seen': len({ranked[0]['label'] for ranked in guesses}),
-  'rows of attention sum to': float(attention.weights.sum(-1).mean()),
+  'classes predicted': len({ranked[0]['label'] for ranked in predictions}),
+  'rows of attention sum to': float(run.attention(images[0]).weights.sum(-1).mean()),
 }
 print(json.dumps(numbers))

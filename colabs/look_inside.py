@@ -17,27 +17,58 @@
 # %%
 # Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 
-REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+ADDRESS = ''  # a wheel, a clone's folder, or 'git+https://HOST/OWNER/NAME'; '': asks in Colab
+
+
+def package():
+  """What pip installs: ADDRESS, a wheel here, the clone round this notebook, or an upload."""
+  if ADDRESS:
+    return ADDRESS
+  if wheels := glob.glob('vit_jax-*.whl'):
+    return wheels[0]
+  if os.path.exists('../pyproject.toml'):
+    return '..'
+  try:
+    from google.colab import files
+
+    print('Upload the wheel of vit_jax: in a clone, `pip wheel --no-deps .` makes it.')
+    return next(iter(files.upload()))
+  except (ImportError, StopIteration):
+    raise ValueError('ADDRESS must say where vit_jax is, as git+https://HOST/OWNER/NAME') from None
+
+
+def accelerator():
+  """The form of JAX for this machine; where JAX has CUDA, as in Colab, the CUDA that it has."""
+  for name in ('cuda12', 'cuda13'):
+    if importlib.util.find_spec(f'jax_{name}_plugin'):
+      return f'jax[{name}]'
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  return 'jax[cuda13]' if shutil.which('nvidia-smi') else 'jax[tpu]' if tpu else 'jax'
+
 
 if importlib.util.find_spec('vit_jax') is None:
-  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
-    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
-  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet']
+  subprocess.run([*pip, package(), accelerator()], check=True)
+  importlib.invalidate_caches()
+for name in {'numpy', 'jax'} & set(sys.modules):
+  if sys.modules[name].__version__ != importlib.metadata.version(name):
+    raise RuntimeError(f'{name} is newer now: restart the session (menu Runtime) and run all again')
+os.environ['PATH'] = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']  # for !vit
+os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # !vit and this notebook share one GPU
 
 # %% [markdown]
 # ## What to look at
 #
 # `MODEL` is a run's folder, or the path or address of any checkpoint in `docs/checkpoints.md`.
-# `IMAGES` are files; without any, two photos that come with scikit-learn are taken.
+# `IMAGES` are files; without any, two photographs that come with scikit-learn are taken, and with
+# `UPLOAD` Colab asks for yours.
 
 # %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # a tiny model, in seconds on a CPU
@@ -46,6 +77,7 @@ MODEL = (
   'gs://vit_models/augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
   '--imagenet2012-steps_20k-lr_0.03-res_224.npz'
 )
+UPLOAD = False
 IMAGES = []
 OUT = 'look'
 
@@ -58,6 +90,7 @@ if SMALL:
 
 # %%
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +113,10 @@ def make_tiny(folder):
 
 if SMALL and not pathlib.Path(MODEL).exists():
   make_tiny(MODEL)
+if UPLOAD:
+  from google.colab import files
+
+  IMAGES = list(files.upload())
 if not IMAGES:
   IMAGES = ['china.png', 'flower.png']
   for name in IMAGES:
@@ -94,17 +131,9 @@ print(run.name, run.preprocess.size, len(run.classes), 'classes')
 # %%
 from IPython.display import HTML, Image, display
 
-from vit_jax.__main__ import main
-
-
-def vit(*words):
-  """Runs a command of vit; stops the notebook where it fails."""
-  if code := main(words):
-    raise RuntimeError(f'vit {words[0]} ended with {code}')
-
-
-ONLY = ['filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence']
-vit('inspect', MODEL, *IMAGES, '--out', OUT, '--only', *ONLY)  # and 'occlusion', which takes longer
+FILES = ' '.join(map(shlex.quote, IMAGES))
+ONLY = 'filters positions distances layers page attention rollout evidence'  # occlusion is slower
+# !vit inspect {MODEL} {FILES} --out {OUT} --only {ONLY}
 
 # %% [markdown]
 # ## Filters and positions
@@ -143,9 +172,14 @@ for file in sorted(pathlib.Path(OUT).glob('*/attention.png')):
 # %%
 from html import escape
 
-text = pathlib.Path(OUT, 'attention.html').read_text()
-frame = f'<iframe srcdoc="{escape(text)}" width="100%" height="700"></iframe>'
-display(HTML(f'<div>{frame}</div>'))
+
+def show(file):
+  """A page inside the notebook: as text, since a notebook's frames open no files."""
+  text = escape(pathlib.Path(file).read_text())
+  display(HTML(f'<div><iframe srcdoc="{text}" width="100%" height="700"></iframe></div>'))
+
+
+show(f'{OUT}/attention.html')
 
 # %% [markdown]
 # ## The arrays

@@ -17,71 +17,76 @@
 # %%
 # Installs vit_jax where it is not there yet. Python 3.11 to 3.13.
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 
-REPOSITORY = '..'  # a clone's folder, or its address: 'git+https://HOST/OWNER/NAME'
+ADDRESS = ''  # a wheel, a clone's folder, or 'git+https://HOST/OWNER/NAME'; '': asks in Colab
+
+
+def package():
+  """What pip installs: ADDRESS, a wheel here, the clone round this notebook, or an upload."""
+  if ADDRESS:
+    return ADDRESS
+  if wheels := glob.glob('vit_jax-*.whl'):
+    return wheels[0]
+  if os.path.exists('../pyproject.toml'):
+    return '..'
+  try:
+    from google.colab import files
+
+    print('Upload the wheel of vit_jax: in a clone, `pip wheel --no-deps .` makes it.')
+    return next(iter(files.upload()))
+  except (ImportError, StopIteration):
+    raise ValueError('ADDRESS must say where vit_jax is, as git+https://HOST/OWNER/NAME') from None
+
+
+def accelerator():
+  """The form of JAX for this machine; where JAX has CUDA, as in Colab, the CUDA that it has."""
+  for name in ('cuda12', 'cuda13'):
+    if importlib.util.find_spec(f'jax_{name}_plugin'):
+      return f'jax[{name}]'
+  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  return 'jax[cuda13]' if shutil.which('nvidia-smi') else 'jax[tpu]' if tpu else 'jax'
+
 
 if importlib.util.find_spec('vit_jax') is None:
-  if '://' not in REPOSITORY and not os.path.exists(f'{REPOSITORY}/pyproject.toml'):
-    raise ValueError('REPOSITORY must say where vit_jax is, as git+https://HOST/OWNER/NAME')
-  tpu = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  extra = '[cuda]' if shutil.which('nvidia-smi') else '[tpu]' if tpu else ''
-  package = f'vit_jax{extra} @ {REPOSITORY}' if '://' in REPOSITORY else REPOSITORY + extra
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', package], check=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet']
+  subprocess.run([*pip, package(), accelerator()], check=True)
+  importlib.invalidate_caches()
+for name in {'numpy', 'jax'} & set(sys.modules):
+  if sys.modules[name].__version__ != importlib.metadata.version(name):
+    raise RuntimeError(f'{name} is newer now: restart the session (menu Runtime) and run all again')
+os.environ['PATH'] = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']  # for !vit
+os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # !vit and this notebook share one GPU
 
 # %% [markdown]
 # ## The recipe
 #
-# `digits` is a file in `configs/`; any field of `configs/default.py` can be replaced here.
+# `configs/digits.py`; flags replace its fields, all of which are in `configs/default.py`.
 
 # %% tags=["parameters"]
 SMALL = bool(os.environ.get('VIT_JAX_SMALL'))  # 5 of 70 epochs, half the layers, larger patches
 
-RECIPE = 'digits'
 RUN = 'runs/small'
-FIELDS = []  # such as '--config.model.depth=6', '--config.seed=1'
+FLAGS = ''  # such as '--epochs 30', '--config.model.depth=6', '--config.seed=1'
 
 # %%
 if SMALL:
-  FIELDS = [
-    '--config.model.depth=2',
-    '--config.model.patch=4',
-    '--config.duration=5 epochs',
-    '--config.evaluation.every=5 epochs',
-    '--config.checkpoint.every=5 epochs',
-    '--config.system.log_every=10 steps',
-    '--config.system.report=False',
-  ]
-
-# %%
-from vit_jax import config
-
-recipe = config.load(RECIPE, [field.removeprefix('--config.') for field in FIELDS])
-print({name: value for name, value in recipe.model.items() if value is not None})
+  FLAGS = '--epochs 5 --config.model.depth=2 --config.model.patch=4 --config.system.report=False'
+  FLAGS += ' --config.evaluation.every="5 epochs" --config.checkpoint.every="5 epochs"'
+  FLAGS += ' --config.system.log_every="10 steps"'
 
 # %% [markdown]
-# ## Images, as training sees them
-#
-# A row for an image, a column for each of its first epochs, every time augmented anew.
+# ## Images
 
 # %%
 from IPython.display import Image, display
 
-from vit_jax.__main__ import main
-
-
-def vit(*words):
-  """Runs a command of vit; stops the notebook where it fails."""
-  if code := main(words):
-    raise RuntimeError(f'vit {words[0]} ended with {code}')
-
-
-sheet = ['--out', 'sheet.png', '--augment', recipe.data.augment, '--size', '8']
-vit('data', 'show', recipe.data.source, *sheet)
+# !vit data show digits --out sheet.png
 display(Image('sheet.png'))
 
 # %% [markdown]
@@ -90,7 +95,7 @@ display(Image('sheet.png'))
 # The same cell again resumes where it was stopped.
 
 # %%
-vit('train', f'--config={RECIPE}', f'--workdir={RUN}', *FIELDS)
+# !vit train digits --workdir {RUN} {FLAGS}
 
 # %% [markdown]
 # ## Curves
@@ -122,35 +127,29 @@ for axis, name in zip(axes, ('loss', 'accuracy')):
 plt.show()
 
 # %% [markdown]
-# ## Measure
-#
-# On the test split, once.
-
-# %%
-vit('evaluate', RUN, '--out', 'measured.json')
-measured = json.loads(pathlib.Path('measured.json').read_text())
-
-# %% [markdown]
 # ## Predict
+#
+# Images of the test split, in a folder for each digit.
 
 # %%
-import vit_jax
+# !vit data save digits unseen --split test --count 8
+# !vit predict {RUN} unseen --top 2 --out predictions.json
 
-vit('data', 'save', recipe.data.source, 'unseen', '--split', 'test', '--count', '8')
-run = vit_jax.load(RUN)
-files = sorted(pathlib.Path('unseen').rglob('*.png'))
-for file, ranked in zip(files, run.predict(files, top=2)):
-  print(file, '  '.join(f'{guess["label"]} {guess["score"]:.1%}' for guess in ranked))
+predictions = json.loads(pathlib.Path('predictions.json').read_text())
+for image in predictions:
+  ranked = (f'{row["label"]} {row["score"]:.1%}' for row in image['predictions'])
+  print(image['file'], '  '.join(ranked))
 
 # %% [markdown]
 # ## Numbers
 
 # %%
+measured = json.loads(pathlib.Path(RUN, 'evaluation.json').read_text())  # on the test split
 steps, losses = curve('train', 'loss')
 numbers = {
   'first loss': losses[0],
   'last loss': losses[-1],
   'test accuracy': measured['accuracy'],
-  'predictions': len(files),
+  'predictions': len(predictions),
 }
 print(json.dumps(numbers))
