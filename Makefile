@@ -3,6 +3,7 @@
 # make test-interop  makes .venv-interop with torch, timm, transformers and onnxruntime, compares with them
 # make test-plan     makes .venv-plan, .venv and the compilers of TPUs and GPUs; plans for chips that are not here
 # make lint          style and types
+# make notebooks     colabs/*.ipynb from their scripts; GITHUB=OWNER/NAME prints links that open them in Colab
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
@@ -11,11 +12,13 @@ VENV ?= .venv
 INTEROP ?= .venv-interop
 PLAN ?= .venv-plan
 RUN ?= runs/digits
+GITHUB ?=
+NOTEBOOKS := $(sort $(wildcard colabs/*.ipynb))
 PY := $(VENV)/bin/python
 # of what is installed little is ever imported, and that is compiled when it first is
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test test-interop test-plan lint clean
+.PHONY: demo test test-interop test-plan lint notebooks clean
 .DELETE_ON_ERROR:
 
 define make_venv
@@ -66,6 +69,10 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+notebooks: $(VENV)/installed
+	$(PY) -m jupytext --quiet --to ipynb colabs/*.py
+	@$(if $(GITHUB),printf '%s\n' $(NOTEBOOKS:%=https://colab.research.google.com/github/$(GITHUB)/blob/main/%))
 
 clean:
 	rm -rf $(VENV) $(INTEROP) $(PLAN) build dist *.egg-info
