@@ -25,6 +25,7 @@ from vit_jax import __main__ as vit
 from vit_jax import analysis, bundle, models, predict, sources
 from vit_jax.commands import flags
 from vit_jax.commands import inspect as inspection
+from vit_jax.evaluate import faithfulness
 from vit_jax.text import si
 from vit_jax.views import pictures
 
@@ -570,6 +571,76 @@ def test_grey_is_what_the_model_sees_as_nothing():
   assert analysis.grey_colour(bundle.Preprocess('resize', SIZE, (0.0, 0.4, 1.0))) == (0, 102, 255)
 
 
+# Faithfulness
+
+
+GRID = 3, 4
+PARTS = np.random.default_rng(7).permutation(12) / 66.0  # of the score: each patch's, in all 1
+
+
+def sum_of_patches(images):
+  """(N, 1) scores of 6x8 images: patches, all 255 or 0, weighed by PARTS."""
+  cells = np.stack(images)[:, ::2, ::2, 0].reshape(len(images), -1) / 255
+  return cells @ PARTS[:, None]
+
+
+def areas_of(values):
+  white = np.full((6, 8, 3), 255, np.uint8)
+  order = faithfulness.ranking(np.reshape(values, GRID), GRID)
+  return faithfulness.order_areas(sum_of_patches, white, 0, order, grid=GRID, grey=(0,))
+
+
+def test_of_a_score_that_is_a_sum_over_patches_its_parts_are_the_most_faithful_order():
+  best, worst = areas_of(PARTS), areas_of(-PARTS)
+  close(best.insertion, 1 - best.deletion, atol=1e-12)
+  close([best.deletion, best.insertion], [worst.insertion, worst.deletion], atol=1e-12)
+  kept = np.cumsum([0, *np.sort(PARTS)])[::-1]  # as the largest go first
+  counts = np.array(faithfulness.hidden_counts(12))
+  close(best.deletion, np.trapezoid(kept[counts], counts / 12), atol=1e-12)
+  for seed in range(20):
+    other = areas_of(np.random.default_rng(seed).random(12))
+    assert best.deletion < other.deletion and best.insertion > other.insertion
+
+
+def test_a_random_explanation_has_the_area_of_chance_and_beats_it_no_more_often():
+  result = faithfulness.measure(
+    sum_of_patches,
+    np.full((6, 8, 3), 255, np.uint8),
+    0,
+    {str(seed): np.random.default_rng(99 + seed).random(GRID) for seed in range(40)}
+    | {'parts': PARTS.reshape(GRID), 'pixels': np.kron(PARTS.reshape(GRID), np.ones((2, 2)))},
+    {'parts': -PARTS.reshape(GRID)},
+    grid=GRID,
+    grey=(0,),
+  )
+  beaten = [result.chance.is_beaten_by(areas) for areas in result.explanations.values()]
+  assert sum(beaten[:40]) <= 6 and beaten[40:] == [True, True]
+  close(np.mean([e.deletion for e in list(result.explanations.values())[:40]]), 0.5, atol=0.03)
+  assert abs(result.chance.mean.deletion - 0.5) < 3 * result.chance.spread.deletion
+  assert result.explanations['parts'] == result.explanations['pixels']
+  assert 'no better than chance.' in faithfulness.sentence(result, 'parts')
+  assert result.passes == 2 * 8 * (faithfulness.SEEDS + 43)
+
+
+def test_an_order_of_one_patch_is_no_better_than_chance():
+  white = np.full((6, 8, 3), 255, np.uint8)
+  score = lambda images: np.mean(images, axis=(1, 2, 3))[:, None] / 255  # noqa: E731
+  result = faithfulness.measure(
+    score, white, 0, {'only': np.ones((1, 1))}, {}, grid=(1, 1), grey=(0,)
+  )
+  assert result.explanations['only'] == faithfulness.Areas(0.5, 0.5)
+  assert faithfulness.sentence(result, 'only').endswith('no better than chance.')
+
+
+def test_shuffled_weights_have_the_same_values_in_other_places():
+  params = vit_of().params
+  other = faithfulness.shuffle(params)
+  same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))]
+  assert sum(same) < len(same) / 4
+  for leaf, shuffled in zip(jax.tree.leaves(params), jax.tree.leaves(other)):
+    assert np.array_equal(np.sort(leaf, axis=None), np.sort(shuffled, axis=None))
+
+
 def test_an_image_of_another_size_is_refused():
   with pytest.raises(ValueError, match=r'uint8 8x12x3, not uint8 \(8, 8, 3\)'):
     analysis.trace(vit_of(), picture(0, (8, 8)))
@@ -621,6 +692,15 @@ def test_inspect_writes_every_picture_with_the_arrays_of_the_analysis(tmp_path, 
   assert [image['folder'] for image in index['images']] == ['00_rose_0', '01_rose_1']
   assert index['images'][1]['predictions'] == run.predict(picture(1), top=5)
   assert_arrays_of_analysis(run, out)
+  figures = index['images'][1]['faithfulness']
+  assert figures['label'] == 'dog' and figures['baseline'] == [128] * 3
+  order = faithfulness.ranking(np.load(out / '01_rose_1/rollout.npz')['rollout'][-1], (2, 3))
+  areas = faithfulness.order_areas(
+    lambda images: run.forward(images)['scores'], picture(1), 3, order, grid=(2, 3), grey=(128,)
+  )
+  close(figures['explanations']['rollout']['deletion'], areas.deletion)
+  assert set(figures['shuffled']) == set(figures['sentences']) == set(OF_IMAGE)
+  assert figures['sentences']['rollout'] in output.out
 
 
 def assert_arrays_of_analysis(run, out):

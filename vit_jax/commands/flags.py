@@ -405,6 +405,12 @@ def inspect(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--square', type=int, default=0, help='side of the grey square in pixels')
   parser.add_argument('--stride', type=int, default=0, help='pixels from one square to the next')
+  parser.add_argument(
+    '--faithfulness',
+    choices=('on', 'off'),
+    default='on',
+    help='deletion and insertion areas of each explanation; default: on',
+  )
 
 
 def serve(parser: argparse.ArgumentParser) -> None:

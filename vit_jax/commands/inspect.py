@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax import analysis, files, models, predict
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
-from vit_jax.evaluate import inputs
+from vit_jax.evaluate import faithfulness, inputs
 from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
@@ -37,6 +37,12 @@ KINDS = {  # of each of these
 NAMES = tuple(name for names in KINDS.values() for name in names)
 ATTENTION_KINDS = ('distances', 'page', 'attention', 'rollout')
 CLASS_KINDS = ('evidence', 'occlusion')
+MAPS: dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = {  # what explains, of arrays
+  'attention': lambda arrays: arrays['maps'][-1].mean(axis=0),
+  'rollout': lambda arrays: arrays['rollout'][-1],
+  'evidence': lambda arrays: arrays['logits'],
+  'occlusion': lambda arrays: arrays['field'],
+}
 
 Sides = tuple[int, int]  # height and width in pixels
 
@@ -59,13 +65,14 @@ class Request:
   square: Sides  # of the occluding square,
   stride: Sides  # and of its step
   wanted: frozenset[str] = frozenset()  # the kinds among NAMES to draw
+  shuffled: predict.Run | None = None  # with shuffled weights, where faithfulness is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
   """What becomes of one analysis: a picture, the arrays that it shows, and a line about it."""
 
-  file: bytes
+  draw: Callable[[], bytes]  # the picture's file
   arrays: Mapping[str, np.ndarray]
   title: str
 
@@ -99,6 +106,9 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     raise ValueError('; '.join(failed or dict.fromkeys(absent.values())))
   wanted = {name for name in args.only if name not in absent}
   request = dataclasses.replace(request, wanted=frozenset(wanted))
+  if args.faithfulness == 'on' and run.names_images and wanted.intersection(KINDS['image']):
+    shuffled = dataclasses.replace(run, params=faithfulness.shuffle(run.params))
+    request = dataclasses.replace(request, shuffled=shuffled)
   with staged(pathlib.Path(args.out)) as folder:
     lines = draw_overview(request, images, folder)
     with progress(len(images), unit='images') as advance:
@@ -292,12 +302,40 @@ def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int
     if not np.isfinite(scores).all():
       raise ValueError(f'the model gives {image.name} scores that are not finite')
     predictions = request.run.ranked(scores, 5)
-  lines: dict[str, str] = {}
-  for kind, drawing in image_drawings(request, image, predictions):
+  drawings = dict(image_drawings(request, image, predictions))
+  if drawings:
     subfolder.mkdir(exist_ok=True)
-    lines[kind] = write(subfolder, kind, drawing)
+  lines = {kind: write(subfolder, kind, drawing) for kind, drawing in drawings.items()}
   entry = {'file': image.name, 'label': image.label, 'folder': subfolder.name}
-  return entry | {'predictions': predictions, 'pictures': lines}
+  entry |= {'predictions': predictions, 'pictures': lines}
+  if request.shuffled is None:
+    return entry
+  return entry | {'faithfulness': faithfulness_entry(request, image, predictions, drawings)}
+
+
+def faithfulness_entry(
+  request: Request,
+  image: Image,
+  predictions: Sequence[Prediction],
+  drawings: Mapping[str, Drawing],
+) -> dict[str, Any]:
+  """The figures of an image's explanations, and a sentence about each, for `inspect.json`."""
+  run, shuffled = request.run, request.shuffled or request.run
+  label = explained_class(request, predictions)
+  others = image_drawings(dataclasses.replace(request, run=shuffled), image, predictions)
+  grey = analysis.grey_colour(run.preprocess)
+  result = faithfulness.measure(
+    lambda hidden: run.forward(hidden)['scores'],
+    image.pixels,
+    label,
+    {kind: MAPS[kind](drawing.arrays) for kind, drawing in drawings.items()},
+    {kind: MAPS[kind](drawing.arrays) for kind, drawing in others},
+    grid=analysis.trace(run, image.pixels).grid,
+    grey=grey,
+  )
+  sentences = {kind: faithfulness.sentence(result, kind) for kind in drawings}
+  entry = {'label': run.classes[label], 'baseline': grey, 'sentences': sentences}
+  return entry | faithfulness.as_json(result)
 
 
 def image_drawings(
@@ -310,8 +348,12 @@ def image_drawings(
   if not request.wanted.isdisjoint(('attention', 'rollout')):
     yield from attention_drawings(request, image, trace)
   if not request.wanted.isdisjoint(CLASS_KINDS):
-    label = request.run.classes.index(request.args.label or predictions[0]['label'])
-    yield from class_drawings(request, image, trace, label)
+    yield from class_drawings(request, image, trace, explained_class(request, predictions))
+
+
+def explained_class(request: Request, predictions: Sequence[Mapping[str, Any]]) -> int:
+  """The class of --label, or the likeliest."""
+  return request.run.classes.index(request.args.label or predictions[0]['label'])
 
 
 def image_count(images: Sequence[Image]) -> str:
@@ -330,7 +372,7 @@ def filters(run: predict.Run) -> Drawing:
     * bool(omitted)
   )
   arrays = {'components': result.components, 'variance': result.variance}
-  return Drawing(pictures.filters(result.components, title), arrays, title)
+  return Drawing(functools.partial(pictures.filters, result.components, title), arrays, title)
 
 
 def positions(run: predict.Run) -> Drawing:
@@ -338,7 +380,7 @@ def positions(run: predict.Run) -> Drawing:
   rows, columns = result.patches.shape[:2]
   title = f'cosine similarity of {result.of}, {rows}x{columns} patches'
   arrays = {'patches': result.patches, 'prefix': result.prefix}
-  return Drawing(pictures.positions(result.patches, title), arrays, title)
+  return Drawing(functools.partial(pictures.positions, result.patches, title), arrays, title)
 
 
 def distances(run: predict.Run, images: Sequence[Image]) -> Drawing:
@@ -353,7 +395,8 @@ def distances(run: predict.Run, images: Sequence[Image]) -> Drawing:
   title = f'mean attention distance over {image_count(images)}'
   if finite.any():
     title += f': {np.nanmin(mean):.1f} to {np.nanmax(mean):.1f} pixels'
-  return Drawing(pictures.distances(mean, title), {'distances': mean, 'images': per_image}, title)
+  draw = functools.partial(pictures.distances, mean, title)
+  return Drawing(draw, {'distances': mean, 'images': per_image}, title)
 
 
 def layers(run: predict.Run, images: Sequence[Image]) -> Drawing:
@@ -363,7 +406,8 @@ def layers(run: predict.Run, images: Sequence[Image]) -> Drawing:
   names = [first, *(f'{layer}' if tokens else f'stage {layer}' for layer in range(1, len(result)))]
   compared = f'the embedding and {len(result) - 1} layers' if tokens else f'{len(result)} stages'
   title = f'linear CKA of {compared}, patches of {image_count(images)}'
-  return Drawing(pictures.layers(result, names, title), {'similarity': result}, title)
+  draw = functools.partial(pictures.layers, result, names, title)
+  return Drawing(draw, {'similarity': result}, title)
 
 
 def attention_drawings(
@@ -377,13 +421,14 @@ def attention_drawings(
     arrays = {'maps': result['maps'], 'distances': result['distances']}
     if trace.pool is not None:
       arrays['pool'] = np.asarray(trace.pool)[:, trace.prefix :].reshape(-1, *trace.grid)
-    picture = pictures.attention(image.pixels, thinned_maps(result['maps']), title)
-    yield 'attention', Drawing(picture, arrays, title)
+    thinned = thinned_maps(result['maps'])
+    draw = functools.partial(pictures.attention, image.pixels, thinned, title)
+    yield 'attention', Drawing(draw, arrays, title)
   if 'rollout' in request.wanted:
     title = f'attention rollout, {args.fusion} of heads, each layer by its own scale'
     title += f', smallest {args.discard:.0%} of weights discarded' * bool(args.discard)
-    picture = pictures.rollout(image.pixels, result['rollout'], title)
-    yield 'rollout', Drawing(picture, {'rollout': result['rollout']}, title)
+    draw = functools.partial(pictures.rollout, image.pixels, result['rollout'], title)
+    yield 'rollout', Drawing(draw, {'rollout': result['rollout']}, title)
 
 
 def thinned_maps(maps: np.ndarray) -> np.ndarray:
@@ -405,8 +450,10 @@ def class_drawings(
     title += ', read in the place of the class token' * has_token
     title += f', {logits.min():.2f} to {logits.max():.2f}'
     centred = logits - logits.mean()
-    picture = pictures.beside(image.pixels, centred, 'logit, less its mean', title, 0.5)
-    yield 'evidence', Drawing(picture, {'logits': logits, 'label': np.array(label)}, title)
+    draw = functools.partial(
+      pictures.beside, image.pixels, centred, 'logit, less its mean', title, 0.5
+    )
+    yield 'evidence', Drawing(draw, {'logits': logits, 'label': np.array(label)}, title)
   if 'occlusion' in request.wanted:
     yield 'occlusion', occlusion(request, image, label)
 
@@ -426,8 +473,10 @@ def occlusion(request: Request, image: Image, label: int) -> Drawing:
   field = analysis.as_float32(result.field(image.pixels.shape[:2]))
   arrays = {'drop': result.drop, 'tops': result.tops, 'lefts': result.lefts, 'field': field}
   arrays |= {'square': np.array(square), 'score': np.array(result.score), 'label': np.array(label)}
-  picture = pictures.beside(image.pixels, 100 * field, 'drop of the score (points)', title, 5)
-  return Drawing(picture, arrays, title)
+  draw = functools.partial(
+    pictures.beside, image.pixels, 100 * field, 'drop of the score (points)', title, 5
+  )
+  return Drawing(draw, arrays, title)
 
 
 def squares(run: predict.Run, args: argparse.Namespace) -> tuple[Sides, Sides]:
@@ -481,7 +530,7 @@ def remove_images(out: pathlib.Path) -> None:
 
 def write(folder: pathlib.Path, name: str, drawing: Drawing) -> str:
   """Writes NAME.png and NAME.npz; the line about them."""
-  (folder / f'{name}.png').write_bytes(drawing.file)
+  (folder / f'{name}.png').write_bytes(drawing.draw())
   weights.write_npz(folder / f'{name}.npz', {k: np.asarray(v) for k, v in drawing.arrays.items()})
   return drawing.title
 
@@ -496,6 +545,8 @@ def describe(index: Mapping[str, Any], out: str) -> list[str]:
     label = f'is {image["label"]}' * bool(image['label'])
     parts = filter(None, [', '.join(image['pictures']), label, predictions])
     lines.append(f'{image["folder"]}: {"; ".join(parts)}')
+    sentences = image.get('faithfulness', {}).get('sentences', {})
+    lines += [f'  {kind}: {sentence}' for kind, sentence in sentences.items()]
   reasons: dict[str, list[str]] = {}
   for name, cause in index['left_out'].items():
     reasons.setdefault(cause, []).append(name)
