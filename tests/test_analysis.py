@@ -680,7 +680,7 @@ def test_inspect_writes_every_picture_with_the_arrays_of_the_analysis(tmp_path, 
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--label', 'dog', *words) == 0
   output = capsys.readouterr()
   assert output.err == '' and str(out) in output.out
-  expected = {'inspect.json', 'attention.html'}
+  expected = {'inspect.json', 'index.html', 'attention.html'}
   for suffix in ('png', 'npz'):
     expected |= {f'{n}.{suffix}' for n in ('filters', 'positions', 'distances', 'layers')}
     expected |= {f'{n:02d}_rose_{n}/{kind}.{suffix}' for n in range(2) for kind in OF_IMAGE}
@@ -750,7 +750,7 @@ def test_without_images_the_weights_are_drawn(tmp_path, capsys):
   assert inspect(saved(vit_of(), tmp_path), '--out', tmp_path / 'out') == 0
   assert 'there is no image to look at' in capsys.readouterr().out
   expected = {f'{n}.{suffix}' for n in ('filters', 'positions') for suffix in ('png', 'npz')}
-  assert files_in(tmp_path / 'out') == expected | {'inspect.json'}
+  assert files_in(tmp_path / 'out') == expected | {'inspect.json', 'index.html'}
 
 
 def test_images_of_a_data_set_lie_evenly_in_it(tmp_path):
@@ -772,7 +772,8 @@ def test_pictures_of_images_of_an_earlier_command_are_removed_and_nothing_else(t
   Image.fromarray(picture(2)).save(tmp_path / 'tulip.png')
   assert inspect(model, tmp_path / 'tulip.png', *only) == 0
   assert files_in(out) == {
-    'inspect.json', '00_tulip/rollout.png', '00_tulip/rollout.npz', '01_rose_1/notes.txt'
+    'inspect.json', 'index.html', '00_tulip/rollout.png', '00_tulip/rollout.npz',
+    '01_rose_1/notes.txt',
   }  # fmt: skip
   assert inspect(model, '--out', out, '--only', 'filters') == 0
   assert '00_tulip/rollout.png' in files_in(out)  # as no image was drawn

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from html import escape, unescape
+from urllib.parse import unquote, urlsplit
 
 import jax
 import numpy as np
@@ -371,6 +372,44 @@ def test_on_a_phone_the_weight_is_read_beside_the_image(tab):
   )
   assert all(-1 < top < bottom < 741 for top, bottom in edges)
   assert tab.run("document.querySelector('.reading').contains(document.querySelector('#pointed'))")
+
+
+# The index of vit inspect
+
+
+@pytest.fixture(scope='module')
+def inspected(run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('inspected')
+  bundle.write(folder / 'model', run)
+  Image.fromarray(pixels(0)).save(folder / 'a & <b>b.png')
+  words = [str(folder / name) for name in ('model', 'a & <b>b.png')]
+  only = ('--only', 'filters', 'page', 'rollout', 'evidence', '--label', NAMES[1])
+  assert commands.main(['inspect', *words, *only, '--out', str(folder / 'look')]) == 0
+  return folder / 'look'
+
+
+@pytest.mark.parametrize('width, dark', [(1100, False), (390, True)])
+def test_the_index_leads_to_every_picture_and_says_what_each_shows(
+  chromium, inspected, width, dark
+):
+  chromium.window(width, 900, dark=dark)
+  chromium.open(inspected / 'index.html')
+  assert chromium.run('document.documentElement.scrollWidth') <= width
+  links = chromium.run("Array.from(document.querySelectorAll('a'), (link) => link.href)")
+  local = {pathlib.Path(unquote(urlsplit(link).path)) for link in links}
+  files = {path for path in inspected.rglob('*') if path.is_file()}
+  assert local == files - {inspected / 'index.html'}
+  described = json.loads((inspected / 'inspect.json').read_text())['images'][0]
+  for kind, sentence in described['faithfulness']['sentences'].items():
+    assert chromium.text(f'figure.{kind} .judged') == sentence
+    assert 'chance' in sentence
+  assert chromium.text('section[id] h2') == 'a & <b>b.png'
+  chromium.run("document.querySelectorAll('img').forEach((image) => image.loading = 'eager')")
+  chromium.until('Array.from(document.images).every((image) => image.naturalWidth > 100)')
+  assert contrast(chromium)[0] > 7 and not chromium.errors
+  assert str(inspected) not in (inspected / 'index.html').read_text()
+  asked = [link for link in chromium.requested if not link.startswith('data:')]
+  assert all(link.startswith(inspected.as_uri()) for link in asked)
 
 
 # Reports

@@ -23,7 +23,7 @@ from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
 from vit_jax.sources import loose
 from vit_jax.text import nearest, one_line, progress, quantity, reason, si, to_stdout
-from vit_jax.views import attention, pictures
+from vit_jax.views import attention, look, pictures
 
 INDEX = 'inspect.json'
 PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
@@ -120,6 +120,7 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     settings = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
     index['settings'] = settings | {'square': request.square, 'stride': request.stride}
     files.write_json(folder / INDEX, index)
+    (folder / 'index.html').write_text(look.index(index), 'utf-8')
   return describe(index, args.out), failed
 
 
@@ -551,4 +552,4 @@ def describe(index: Mapping[str, Any], out: str) -> list[str]:
   for name, cause in index['left_out'].items():
     reasons.setdefault(cause, []).append(name)
   lines += [f'left out {", ".join(names)}: {cause}' for cause, names in reasons.items()]
-  return [*lines, f'pictures and arrays are in {out}']
+  return [*lines, f'pictures and arrays are in {out}: begin with index.html']
