@@ -307,7 +307,7 @@ def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int
   if drawings:
     subfolder.mkdir(exist_ok=True)
   lines = {kind: write(subfolder, kind, drawing) for kind, drawing in drawings.items()}
-  entry = {'file': image.name, 'label': image.label, 'folder': subfolder.name}
+  entry: dict[str, Any] = {'file': image.name, 'label': image.label, 'folder': subfolder.name}
   entry |= {'predictions': predictions, 'pictures': lines}
   if request.shuffled is None:
     return entry
