@@ -193,31 +193,15 @@ show(f'{RUN}/report.html')
 # %% [markdown]
 # ## Predict
 #
-# Any files do: `!vit predict {RUN} rose.jpg`, or here six images that lie evenly in the split.
+# Six images that training has not seen. Any files, folders and addresses do.
 
 # %%
 import json
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-import vit_jax
-from vit_jax import sources
-from vit_jax.images import transforms
-
 measured = json.loads(pathlib.Path(RUN, 'evaluation.json').read_text())
-run = vit_jax.load(RUN)
-unseen = sources.open_source(DATA, measured['split'])
-indices = np.linspace(0, len(unseen) - 1, 6).astype(int).tolist()
-images = [transforms.as_pixels(unseen[index]['image']) for index in indices]
-predictions = run.predict(images, top=3)
-
-figure, axes = plt.subplots(1, len(images), figsize=(2 * len(images), 2.6))
-for axis, image, ranked in zip(axes, images, predictions):
-  axis.imshow(run.prepared(image))
-  axis.set_title(f'{ranked[0]["label"]} {ranked[0]["score"]:.0%}', fontsize=8)
-  axis.axis('off')
-plt.show()
+SPLIT = measured['split']  # test, or without one validation
+# !vit data save {DATA} unseen --split {SPLIT} --count 6
+# !vit predict {RUN} unseen --top 3
 
 # %% [markdown]
 # ## Attention
@@ -225,9 +209,27 @@ plt.show()
 # Choose a layer and head, and point at a patch. `look_inside.ipynb` has more of this kind.
 
 # %%
-Picture.fromarray(images[0]).save('first.png')
-# !vit inspect {RUN} first.png --out look --only page
+# !vit inspect {RUN} unseen --out look --only page
 show('look/attention.html')
+
+# %% [markdown]
+# ## The same in Python
+
+# %%
+import matplotlib.pyplot as plt
+
+import vit_jax
+
+run = vit_jax.load(RUN)
+files = sorted(pathlib.Path('unseen').rglob('*.png'))
+predictions = run.predict(files, top=3)
+
+figure, axes = plt.subplots(1, len(files), figsize=(2 * len(files), 2.6))
+for axis, file, ranked in zip(axes, files, predictions):
+  axis.imshow(Picture.open(file))
+  axis.set_title(f'{ranked[0]["label"]} {ranked[0]["score"]:.0%}', fontsize=8)
+  axis.axis('off')
+plt.show()
 
 # %% [markdown]
 # ## Numbers
@@ -236,6 +238,6 @@ show('look/attention.html')
 numbers = {
   'accuracy': measured['accuracy'],
   'classes predicted': len({ranked[0]['label'] for ranked in predictions}),
-  'rows of attention sum to': float(run.attention(images[0]).weights.sum(-1).mean()),
+  'rows of attention sum to': float(run.attention(files[0]).weights.sum(-1).mean()),
 }
 print(json.dumps(numbers))
