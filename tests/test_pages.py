@@ -276,8 +276,9 @@ def test_the_page_works_by_keyboard_alone(tab, attended):
   tab.press('ArrowRight')
   assert tab.text('#query') == 'Query: row 1, column 1'
   assert [shown_weight(tab.text('#pointed'))] == hundredths([last[3, 4]])
-  tab.press('Tab')
-  assert tab.run('document.activeElement.id') == 'which'
+  for control in ('play', 'layer', 'which'):
+    tab.press('Tab')
+    assert tab.run('document.activeElement.id') == control
 
 
 def test_everything_that_takes_the_focus_has_a_name_and_changes_are_read_aloud(tab):
@@ -372,6 +373,81 @@ def test_on_a_phone_the_weight_is_read_beside_the_image(tab):
   )
   assert all(-1 < top < bottom < 741 for top, bottom in edges)
   assert tab.run("document.querySelector('.reading').contains(document.querySelector('#pointed'))")
+
+
+def painted(tab):
+  return [
+    tab.run(f"document.querySelector('{patch(*place)}').style.backgroundColor")
+    for place in itertools.product((1, 2), (1, 2, 3))
+  ]
+
+
+def test_contrast_spans_what_the_patches_have_or_begins_at_nothing(tab, attended):
+  heads = np.float64(attended[0].attention.weights[-1][:, 7])
+  tab.hover(patch(2, 2))
+  choose(tab, head='1', strength='100')
+  shown, mean = hundredths(heads[1])[3:], hundredths(heads.mean(0))[3:]
+  for contrast, low, high in (
+    ('stretch', min(shown), max(shown)),
+    ('most', 0, max(shown)),
+    ('mean', 0, max(mean)),
+  ):
+    choose(tab, contrast=contrast)
+    assert [shown_weight(tab.text(f'#{end}')) for end in ('lowest', 'highest')] == [low, high]
+    shares = np.clip((np.array(shown) - low) / (high - low), 0, 1)
+    colours = [[int(c) for c in re.findall(r'\d+', each)[:3]] for each in painted(tab)]
+    np.testing.assert_allclose(colours, parts.colours(shares), atol=1)
+
+
+def test_the_wall_shows_every_head_of_every_layer_and_chooses_one(tab, attended):
+  weights = attended[0].attention.weights
+  layers, heads = weights.shape[:2]
+  assert tab.run("document.querySelectorAll('#wall button').length") == layers * heads
+  tab.click(patch(2, 2))  # which holds the query
+  tab.click('#wall [aria-label="layer 1, head 2"]')
+  query = 7
+  assert overlay(tab) == hundredths(weights[0, 1].astype(float)[query])
+  assert tab.text('#layer-shown') == f'1 of {layers}'
+  tab.press('ArrowDown')
+  tab.press('Enter')
+  assert overlay(tab) == hundredths(weights[1, 1].astype(float)[query])
+  pressed = "document.querySelectorAll('#wall [aria-pressed=true]')"
+  assert tab.run(f'Array.from({pressed}, (tile) => tile.title)') == ['layer 2, head 2']
+  shown = np.array(hundredths(weights[1, 1].astype(float)[query]))[3:]
+  tile = "document.querySelector('#wall [aria-pressed=true] canvas')"
+  pixels = tab.run(f"Array.from({tile}.getContext('2d').getImageData(0, 0, 3, 2).data)")
+  expected = parts.colours((shown - shown.min()) / np.ptp(shown))
+  np.testing.assert_allclose(np.reshape(pixels, (-1, 4))[:, :3], expected, atol=1)
+
+
+def test_play_goes_through_the_rollout_of_each_layer_and_stops(tab, attended):
+  layers = len(attended[0].attention.weights)
+  tab.click(patch(2, 2))
+  tab.click('#play')
+  assert tab.run('[state.mode, state.layer]') == ['rollout', 0] and tab.text('#play') == 'Pause'
+  tab.until(f"state.layer === {layers - 1} && byId('play').textContent === 'Play rollout'")
+  assert overlay(tab) == hundredths(attended[0].attention.rollout()[-1].astype(float)[7])
+
+
+def test_the_patch_under_the_pointer_is_outlined_while_another_is_held(tab):
+  tab.click(patch(1, 1))
+  tab.hover(patch(2, 3))
+  outlined = "Array.from(document.querySelectorAll('#patches .pointed'), (c) => c.ariaLabel)"
+  assert tab.run(outlined) == ['row 2, column 3']
+  assert tab.run("getComputedStyle(document.querySelector('.pointed')).outlineStyle") == 'solid'
+
+
+def test_on_a_phone_what_is_touched_is_as_large_as_a_thumb(tab):
+  tab.window(390, 800, dark=True)
+  assert tab.run('document.documentElement.scrollWidth') == 390
+  heights = tab.run(
+    "Array.from(document.querySelectorAll('input[type=range], select, button'), "
+    '(element) => element.getBoundingClientRect().height)'
+  )
+  assert min(heights) > 30 and min(heights[:-4]) >= 44
+  tab.run("document.getElementById('patches').scrollIntoView()")
+  bottom = tab.run("document.querySelector('.deck').getBoundingClientRect().bottom")
+  assert 0 < bottom <= 801
 
 
 # The index of vit inspect

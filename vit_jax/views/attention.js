@@ -10,10 +10,13 @@ const queries = tokens + facts.readers.length;  // Q: readers attend, but nothin
 const RAMP = facts.ramp;
 const state = {
   image: 0, mode: 'attention', layer: facts.layers - 1, head: 'mean', discard: 0,
-  query: facts.readers.length ? tokens : 0, pointed: null, held: false,
+  query: facts.readers.length ? tokens : 0, pointed: null, held: false, contrast: 'stretch',
 };
 const weights = new Map();  // by image: Uint16Array
 const cells = [];  // by token: its element
+const tiles = [];  // by layer and head: its canvas in the wall
+let playing = null;  // the timer that shows one layer of the rollout after another
+const PACE = 800;  // milliseconds of a layer
 
 function percent(value) {
   return (value / 100).toFixed(2) + ' %';
@@ -40,12 +43,15 @@ async function unpacked(image) {
   return weights.get(image);
 }
 
+// The T weights of a query in one matrix (Q, T) of those that begin at `start`.
+function matrixRow(values, start, matrix, query) {
+  const from = start + (matrix * queries + query) * tokens;
+  return values.subarray(from, from + tokens);
+}
+
 // The T weights of a query, as the controls ask for them: (L, H, Q, T), then rollout (R, L, Q, T).
 function row(values, query) {
-  const at = (start, matrix) => {
-    const from = start + (matrix * queries + query) * tokens;
-    return values.subarray(from, from + tokens);
-  };
+  const at = (start, matrix) => matrixRow(values, start, matrix, query);
   const kept = facts.heads + 1;
   if (state.mode === 'rollout') {
     return at(facts.layers * kept * queries * tokens, state.discard * facts.layers + state.layer);
@@ -56,30 +62,54 @@ function row(values, query) {
   return Uint16Array.from(all[0], (_, token) => Math[state.head](...all.map((one) => one[token])));
 }
 
-function colour(share, alpha) {
+function channels(share) {
   const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
   const low = Math.min(Math.floor(place), RAMP.length - 2);
-  const mixed = RAMP[low].map((c, i) => Math.round(c + (RAMP[low + 1][i] - c) * (place - low)));
-  return `rgba(${mixed.join(',')},${alpha})`;
+  return RAMP[low].map((c, i) => Math.round(c + (RAMP[low + 1][i] - c) * (place - low)));
+}
+
+function colour(share, alpha) {
+  return `rgba(${channels(share).join(',')},${alpha})`;
+}
+
+function patchRange(weights) {  // [lowest, highest] of the patches
+  const shown = weights.subarray(facts.prefix.length);
+  return [shown.reduce((a, b) => Math.min(a, b), Infinity), shown.reduce((a, b) => Math.max(a, b), 0)];
+}
+
+// The weights that get the first and the last colour. Of patches: a token without a place often
+// gets most, and would leave the image dark.
+function scale(values, shown) {
+  const [lowest, highest] = patchRange(shown);
+  if (state.contrast === 'stretch') return [lowest, highest];
+  if (state.contrast === 'most' || state.mode === 'rollout') return [0, highest];
+  const mean = state.layer * (facts.heads + 1) + facts.heads;
+  return [0, patchRange(matrixRow(values, 0, mean, state.query))[1]];
+}
+
+function fraction(weight, [from, to]) {
+  return to > from ? (weight - from) / (to - from) : Number(weight >= to && to > 0);
 }
 
 function draw() {
   const values = weights.get(state.image);
   if (!values) return;
   const shown = row(values, state.query);
-  // Of patches: a token without a place often gets most, and would leave the image dark.
-  const highest = shown.subarray(facts.prefix.length).reduce((a, b) => Math.max(a, b), 0);
+  const range = scale(values, shown);
   const strength = byId('strength').value / 100;
   cells.forEach((cell, token) => {
     const paint = token < facts.prefix.length || token >= tokens ? cell.firstChild : cell;
     if (token < tokens) {
       cell.dataset.weight = shown[token];
-      paint.style.backgroundColor = colour(shown[token] / (highest || 1), paint === cell ? strength : 1);
+      paint.style.backgroundColor = colour(fraction(shown[token], range), paint === cell ? strength : 1);
     }
+    cell.classList.toggle('pointed', token === state.pointed && paint === cell);
     cell.classList.toggle('query', token === state.query && paint === cell);
     cell.setAttribute(paint === cell ? 'aria-selected' : 'aria-pressed', String(token === state.query));
   });
-  byId('highest').textContent = percent(highest);
+  byId('lowest').textContent = percent(range[0]);
+  byId('highest').textContent = percent(range[1]);
+  drawWall(values);
   byId('query').textContent = `Query: ${named(state.query)}`;
   byId('held').textContent = state.held ? '(held until Escape or another click)' : '';
   const pointed = state.pointed ?? state.query;
@@ -90,6 +120,24 @@ function draw() {
     item.textContent = `${named(token)}: ${percent(shown[token])}`;
     return item;
   }));
+}
+
+// Every head of every layer at the query, each from its lowest to its highest patch.
+function drawWall(values) {
+  tiles.forEach((tile, number) => {
+    const [layer, head] = [Math.floor(number / facts.heads), number % facts.heads];
+    const weights = matrixRow(values, 0, layer * (facts.heads + 1) + head, state.query);
+    const range = patchRange(weights);
+    const context = tile.firstChild.getContext('2d');
+    const pixels = context.createImageData(facts.columns, facts.rows);
+    for (let patch = 0; patch < patches; patch++) {
+      const mixed = channels(fraction(weights[facts.prefix.length + patch], range));
+      pixels.data.set([...mixed, 255], 4 * patch);
+    }
+    context.putImageData(pixels, 0, 0);
+    const chosen = state.mode === 'attention' && state.layer === layer && state.head === String(head);
+    tile.setAttribute('aria-pressed', String(chosen));
+  });
 }
 
 function drawControls() {
@@ -227,6 +275,60 @@ function buildPatches() {
   });
 }
 
+function buildWall() {
+  const wall = byId('wall');
+  wall.style.gridTemplateColumns = `repeat(${facts.heads}, minmax(2.75rem, 7rem))`;
+  for (let number = 0; number < facts.layers * facts.heads; number++) {
+    const [layer, head] = [Math.floor(number / facts.heads), number % facts.heads];
+    const tile = document.createElement('button');
+    tile.type = 'button';
+    tile.tabIndex = number ? -1 : 0;
+    tile.setAttribute('aria-label', `layer ${layer + 1}, head ${head + 1}`);
+    tile.title = `layer ${layer + 1}, head ${head + 1}`;
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [facts.columns, facts.rows];
+    tile.append(canvas);
+    tile.addEventListener('click', () => choose('attention', layer, String(head)));
+    tiles.push(tile);
+  }
+  wall.append(...tiles);
+  wall.addEventListener('keydown', (event) => {
+    const number = tiles.indexOf(event.target);
+    const by = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -facts.heads, ArrowDown: facts.heads}[event.key];
+    if (!by || !tiles[number + by]) return;
+    tiles[number].tabIndex = -1;
+    tiles[number + by].tabIndex = 0;
+    tiles[number + by].focus();
+    event.preventDefault();
+  });
+}
+
+// Sets the controls and what they ask for.
+function choose(mode, layer, head) {
+  byId('controls').elements.mode.value = mode;
+  byId('layer').value = layer + 1;
+  byId('head').value = head;
+  Object.assign(state, {mode, layer, head});
+  drawControls();
+  draw();
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = null;
+  byId('play').textContent = 'Play rollout';
+}
+
+function play() {
+  if (playing !== null) return stop();
+  byId('play').textContent = 'Pause';
+  choose('rollout', 0, state.head);
+  playing = setInterval(() => {
+    if (state.layer + 1 >= facts.layers) return stop();
+    choose('rollout', state.layer + 1, state.head);
+  }, PACE);
+}
+
 function buildControls() {
   const option = (value, text) => new Option(text, value);
   byId('which').append(...facts.images.map((image, i) => option(i, image.name)));
@@ -239,12 +341,15 @@ function buildControls() {
   byId('discard').max = facts.discards.length - 1;
   byId('discard').value = 0;
   byId('controls').addEventListener('submit', (event) => event.preventDefault());
-  byId('controls').addEventListener('input', (event) => {
+  byId('play').addEventListener('click', play);
+  document.addEventListener('input', () => {  // the layer's slider lies beside the image
+    stop();
     const image = Number(byId('which').value);
     state.mode = byId('controls').elements.mode.value;
     state.layer = Number(byId('layer').value) - 1;
     state.head = byId('head').value;
     state.discard = Number(byId('discard').value);
+    state.contrast = byId('contrast').value;
     drawControls();
     if (image === state.image) return draw();
     state.image = image;
@@ -268,6 +373,7 @@ function start() {
 byId('controls').reset();
 buildTokens();
 buildPatches();
+buildWall();
 buildControls();
 drawControls();
 start();
