@@ -193,14 +193,21 @@ show(f'{RUN}/report.html')
 # %% [markdown]
 # ## Predict
 #
-# Six images that training has not seen. Any files, folders and addresses do.
+# Six images that training has not seen, evenly over the split. Any files, folders and addresses do.
 
 # %%
 import json
 
+import numpy as np
+
+from vit_jax import sources
+from vit_jax.images import transforms
+
 measured = json.loads(pathlib.Path(RUN, 'evaluation.json').read_text())
-SPLIT = measured['split']  # test, or without one validation
-# !vit data save {DATA} unseen --split {SPLIT} --count 6
+unseen = sources.open_source(DATA, measured['split'])
+pathlib.Path('unseen').mkdir(exist_ok=True)
+for index in np.linspace(0, len(unseen) - 1, 6).astype(int).tolist():
+  Picture.fromarray(transforms.as_pixels(unseen[index]['image'])).save(f'unseen/{index}.png')
 # !vit predict {RUN} unseen --top 3
 
 # %% [markdown]
@@ -221,7 +228,7 @@ import matplotlib.pyplot as plt
 import vit_jax
 
 run = vit_jax.load(RUN)
-files = sorted(pathlib.Path('unseen').rglob('*.png'))
+files = sorted(pathlib.Path('unseen').glob('*.png'))
 predictions = run.predict(files, top=3)
 
 figure, axes = plt.subplots(1, len(files), figsize=(2 * len(files), 2.6))

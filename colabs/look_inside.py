@@ -92,18 +92,18 @@ if SMALL:
 import pathlib
 import shlex
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from PIL import Image as Picture
 from sklearn.datasets import load_sample_image
-
-import vit_jax
-from vit_jax import bundle
 
 
 def make_tiny(folder):
   """Writes a tiny model with random parameters."""
+  import jax
+  import jax.numpy as jnp
+
+  import vit_jax
+  from vit_jax import bundle
+
   size = dict(patch=8, width=32, depth=3, heads=4, mlp_dim=64, num_classes=3)
   model = vit_jax.build('ViT-Ti/16', **size)
   params = model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))['params']
@@ -121,9 +121,6 @@ if not IMAGES:
   IMAGES = ['china.png', 'flower.png']
   for name in IMAGES:
     Picture.fromarray(load_sample_image(name.replace('png', 'jpg'))).save(name)
-
-run = vit_jax.load(MODEL)
-print(run.name, run.preprocess.size, len(run.classes), 'classes')
 
 # %% [markdown]
 # ## All pictures by one command
@@ -189,6 +186,11 @@ show(f'{OUT}/attention.html')
 # %%
 import matplotlib.pyplot as plt
 
+import vit_jax
+
+run = vit_jax.load(MODEL)
+print(run.name, run.preprocess.size, len(run.classes), 'classes')
+
 attention = run.attention(IMAGES[0])
 rollout = attention.rollout(fusion='max', discard=0.9)  # (L, T, T)
 print('weights', attention.weights.shape, 'rollout', rollout.shape)
@@ -205,6 +207,8 @@ plt.show()
 
 # %%
 import json
+
+import numpy as np
 
 distances = attention.distances()  # (L, A) in pixels
 numbers = {
