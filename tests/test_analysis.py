@@ -882,7 +882,7 @@ def test_what_fails_half_way_leaves_what_was_there(error, code, tmp_path, photos
   assert files_in(out) == {'notes.txt', 'filters.png'}
   assert (out / 'filters.png').read_text() == 'old' and not list(tmp_path.rglob('.vit.*'))
   assert inspect(model, '--out', out) == 0
-  assert (out / 'notes.txt').read_text() == 'mine' and len(files_in(out)) == 6
+  assert (out / 'notes.txt').read_text() == 'mine' and len(files_in(out)) == 7
   assert (out / 'filters.png').stat().st_size > 100
 
 

@@ -488,6 +488,29 @@ def test_the_index_leads_to_every_picture_and_says_what_each_shows(
   assert all(link.startswith(inspected.as_uri()) for link in asked)
 
 
+@pytest.mark.parametrize('width, dark', [(1100, False), (390, True)])
+def test_evidence_and_how_faithful_it_is_are_shown_where_the_attention_is(
+  chromium, inspected, width, dark
+):
+  chromium.window(width, 900, dark=dark)
+  chromium.open(inspected / 'attention.html')
+  chromium.until("document.querySelector('[data-weight]')")
+  described = json.loads((inspected / 'inspect.json').read_text())['images'][0]
+  logits = np.load(inspected / described['folder'] / 'evidence.npz')['logits'].ravel()
+  choose(chromium, mode='evidence')
+  np.testing.assert_allclose(overlay(chromium), logits, atol=1e-4)
+  assert chromium.text('#highest') == f'{logits.max():.2f} logit'
+  assert chromium.text('#judged') == described['faithfulness']['sentences']['evidence']
+  chromium.hover(patch(2, 1))
+  assert chromium.text('#pointed') == f'row 2, column 1: {logits[3]:.2f} logit'
+  choose(chromium, mode='rollout')
+  assert chromium.text('#judged') == described['faithfulness']['sentences']['rollout']
+  choose(chromium, layer=1)
+  assert chromium.text('#judged') == ''  # which is of the last layer
+  assert chromium.run("byId('show-occlusion').hidden")  # as it was not drawn
+  assert chromium.run('document.documentElement.scrollWidth') <= width and not chromium.errors
+
+
 # Reports
 
 # Which conftest replaces in tests

@@ -110,12 +110,12 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     shuffled = dataclasses.replace(run, params=faithfulness.shuffle(run.params))
     request = dataclasses.replace(request, shuffled=shuffled)
   with staged(pathlib.Path(args.out)) as folder:
-    lines = draw_overview(request, images, folder)
     with progress(len(images), unit='images') as advance:
       shown = []
       for number, image in enumerate(images):
         shown.append(draw_image(request, image, folder, number))
         advance(1)
+    lines = draw_overview(request, images, folder, shown)
     index = {'model': str(args.model), 'pictures': lines, 'images': shown, 'left_out': absent}
     settings = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
     index['settings'] = settings | {'square': request.square, 'stride': request.stride}
@@ -253,9 +253,12 @@ def shown_in_page(run: predict.Run) -> int:
 
 
 def draw_overview(
-  request: Request, images: Sequence[Image], folder: pathlib.Path
+  request: Request, images: Sequence[Image], folder: pathlib.Path, entries: Sequence[dict[str, Any]]
 ) -> dict[str, str]:
-  """Draws what the weights alone, and all images together, show; a line about each."""
+  """Draws what the weights alone, and all images together, show; a line about each.
+
+  `entries` are what `draw_image` tells of the images, whose arrays lie in `folder`.
+  """
   run = request.run
   drawings: dict[str, Callable[[], Drawing]] = {
     'filters': lambda: filters(run),
@@ -267,16 +270,45 @@ def draw_overview(
   lines = {name: write(folder, name, drawings[name]()) for name in wanted}
   if 'page' in request.wanted:
     shown = images[: shown_in_page(request.run)]
-    size = (folder / 'attention.html').write_text(attention_page(request, shown), 'utf-8')
+    size = (folder / 'attention.html').write_text(
+      attention_page(request, shown, folder, entries), 'utf-8'
+    )
     lines['page'] = f'every weight of {len(shown)} of {image_count(images)}, {si(size)}B'
   return lines
 
 
-def attention_page(request: Request, images: Sequence[Image]) -> str:
+def attention_page(
+  request: Request,
+  images: Sequence[Image],
+  folder: pathlib.Path,
+  entries: Sequence[dict[str, Any]],
+) -> str:
   """The text of attention.html."""
   run: Any = request.run
-  looks = (attended_image(run, image.pixels, caption(image)) for image in images)
+  looks = (
+    dataclasses.replace(
+      attended_image(run, image.pixels, caption(image)),
+      explanations=explanations(run, folder, entry),
+      judged=entry.get('faithfulness', {}).get('sentences', {}),
+    )
+    for image, entry in zip(images, entries)
+  )
   return attention.attention(pathlib.Path(request.args.model).name, run.model, looks)
+
+
+def explanations(
+  run: predict.Run, folder: pathlib.Path, entry: Mapping[str, Any]
+) -> dict[str, attention.Explanation]:
+  """Evidence and occlusion of an image over its patches, of those that were drawn."""
+  grid = analysis.patch_grid(run.model, run.preprocess.size)
+  maps = {}
+  for kind in sorted(set(CLASS_KINDS) & set(entry['pictures'])):
+    arrays = np.load(folder / entry['folder'] / f'{kind}.npz')
+    values = faithfulness.cell_means(MAPS[kind](arrays), grid)
+    factor, unit = (1, 'logit') if kind == 'evidence' else (100, 'points of the score')
+    title = entry['pictures'][kind]
+    maps[kind] = attention.Explanation(factor * values, unit, title[:1].upper() + title[1:])
+  return maps
 
 
 def attended_image(

@@ -165,18 +165,19 @@ def hide_cells(
 
 
 def ranking(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """(P,) cells of a map (R, C) or (H, W), the highest first; what is equal, in random order.
+  """(P,) cells of a map (R, C) or (H, W), the highest first; what is equal, in random order."""
+  cells = cell_means(values, grid).ravel()
+  ties = np.random.default_rng(0).random(cells.size)
+  return np.lexsort((ties, -cells))
 
-  Of pixels a cell has their mean; what is not finite counts as 0.
-  """
+
+def cell_means(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """(R, C) means of a map over cells (R, C) or pixels (H, W); what is not finite counts as 0."""
   finite = np.nan_to_num(np.asarray(values, np.float64), posinf=0, neginf=0)
-  if finite.shape != grid:
-    down, across = (np.arange(side) * count // side for side, count in zip(finite.shape, grid))
-    cells = (down[:, None] * grid[1] + across).ravel()
-    totals = np.bincount(cells, finite.ravel(), minlength=grid[0] * grid[1])
-    finite = totals / np.bincount(cells, minlength=grid[0] * grid[1])
-  ties = np.random.default_rng(0).random(finite.size)
-  return np.lexsort((ties, -finite.ravel()))
+  down, across = (np.arange(side) * count // side for side, count in zip(finite.shape, grid))
+  cells = (down[:, None] * grid[1] + across).ravel()
+  totals = np.bincount(cells, finite.ravel(), minlength=grid[0] * grid[1])
+  return (totals / np.bincount(cells, minlength=grid[0] * grid[1])).reshape(grid)
 
 
 def shuffle(params: Params) -> Params:

@@ -91,9 +91,57 @@ function fraction(weight, [from, to]) {
   return to > from ? (weight - from) / (to - from) : Number(weight >= to && to > 0);
 }
 
+// What is said of an explanation as a whole: attention was judged by its last layer's mean.
+function drawJudged() {
+  const image = facts.images[state.image];
+  const last = state.layer === facts.layers - 1;
+  const judged = state.mode === 'attention' ? last && state.head === 'mean' : state.mode !== 'rollout' || last;
+  byId('judged').textContent = (judged && image.judged[state.mode]) || '';
+}
+
+// Evidence or occlusion: one value for each patch, whatever the query.
+function drawExplanation({values, unit, title}) {
+  const range = [Math.min(...values), Math.max(...values)];
+  const strength = byId('strength').value / 100;
+  const said = (value) => `${value.toFixed(2)} ${unit}`;
+  cells.forEach((cell, token) => {
+    const patch = token - facts.prefix.length;
+    cell.classList.toggle('query', false);
+    cell.classList.toggle('pointed', token === state.pointed && patch >= 0 && patch < patches);
+    if (patch >= 0 && patch < patches) {
+      cell.dataset.weight = values[patch];
+      cell.style.backgroundColor = colour(fraction(values[patch], range), strength);
+    } else {
+      delete cell.dataset.weight;
+    }
+  });
+  byId('lowest').textContent = range[0].toFixed(2);
+  byId('highest').textContent = said(range[1]);
+  byId('query').textContent = title;
+  byId('held').textContent = '';
+  const pointed = (state.pointed ?? -1) - facts.prefix.length;
+  byId('pointed').textContent = pointed >= 0 && pointed < patches ? `${named(state.pointed)}: ${said(values[pointed])}` : '';
+  const ranked = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
+  list(ranked.map((patch) => `${named(patch + facts.prefix.length)}: ${said(values[patch])}`));
+}
+
+function list(lines) {
+  byId('highest-list').replaceChildren(...lines.map((line) => {
+    const item = document.createElement('li');
+    item.textContent = line;
+    return item;
+  }));
+}
+
 function draw() {
   const values = weights.get(state.image);
   if (!values) return;
+  drawJudged();
+  const explanation = facts.images[state.image].explanations[state.mode];
+  if (explanation) {
+    drawWall(values);
+    return drawExplanation(explanation);
+  }
   const shown = row(values, state.query);
   const range = scale(values, shown);
   const strength = byId('strength').value / 100;
@@ -115,11 +163,7 @@ function draw() {
   const pointed = state.pointed ?? state.query;
   byId('pointed').textContent = pointed < tokens ? `To ${named(pointed)}: ${percent(shown[pointed])}` : '';
   const ranked = Array.from(shown.keys()).sort((a, b) => shown[b] - shown[a] || a - b).slice(0, 5);
-  byId('highest-list').replaceChildren(...ranked.map((token) => {
-    const item = document.createElement('li');
-    item.textContent = `${named(token)}: ${percent(shown[token])}`;
-    return item;
-  }));
+  list(ranked.map((token) => `${named(token)}: ${percent(shown[token])}`));
 }
 
 // Every head of every layer at the query, each from its lowest to its highest patch.
@@ -145,7 +189,13 @@ function drawControls() {
   const left = Math.round(facts.discards[state.discard] * 100);
   byId('discard-shown').textContent = left ? `lowest ${left} %` : 'nothing';
   byId('strength-shown').textContent = `${byId('strength').value} %`;
-  byId('head').disabled = state.mode === 'rollout';
+  for (const kind of ['evidence', 'occlusion']) {
+    byId(`show-${kind}`).hidden = !facts.images.every((image) => image.explanations[kind]);
+  }
+  const explains = state.mode === 'evidence' || state.mode === 'occlusion';
+  byId('layer').disabled = explains;
+  byId('contrast').disabled = explains;
+  byId('head').disabled = state.mode !== 'attention';
   byId('discard').disabled = state.mode !== 'rollout';
   byId('layer').setAttribute('aria-valuetext', byId('layer-shown').textContent);
   byId('discard').setAttribute('aria-valuetext', byId('discard-shown').textContent);

@@ -33,12 +33,31 @@ class AttendedImage:
     image: (H, W, C) uint8, as the model took it.
     predictions: [{'label': 'rose', 'score': 0.98}, ...], best first; of a model without a head [].
     attention: all its weights.
+    explanations: what else explains a class, drawn over the patches.
+    judged: by 'attention', 'rollout' and names of `explanations`: how faithful it is, in words.
   """
 
   name: str
   image: np.ndarray
   predictions: Sequence[Mapping[str, Any]]
   attention: analysis.Attention
+  explanations: Mapping[str, 'Explanation'] = dataclasses.field(default_factory=dict)
+  judged: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+  """A map of one class over the patches.
+
+  Fields:
+    values: (R, C).
+    unit: of a value, in words.
+    title: what was explained, in words.
+  """
+
+  values: np.ndarray
+  unit: str
+  title: str
 
 
 def attention(title: str, model: vit.ViT, images: Iterable[AttendedImage]) -> str:
@@ -133,4 +152,14 @@ def image_facts(image: AttendedImage) -> dict[str, Any]:
   """An image as the page's script takes it."""
   predictions = [{'label': str(g['label']), 'score': float(g['score'])} for g in image.predictions]
   facts = {'name': image.name, 'width': image.image.shape[1], 'predictions': predictions}
+  explanations = {
+    name: {'values': as_stored(each.values), 'unit': each.unit, 'title': each.title}
+    for name, each in image.explanations.items()
+  }
+  facts |= {'explanations': explanations, 'judged': dict(image.judged)}
   return facts | {'src': html.data_uri(displayed(image.image))}
+
+
+def as_stored(values: np.ndarray) -> list[float]:
+  """(R, C) values row by row, with four digits after the point; what is not finite is 0."""
+  return np.nan_to_num(values, posinf=0, neginf=0).ravel().round(4).tolist()
