@@ -124,7 +124,7 @@ def upload_photos(folder):
   for name in files.upload():
     shutil.unpack_archive(name, folder)
   shutil.rmtree(folder / '__MACOSX', ignore_errors=True)
-  while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+  while len(inside := list(folder.glob('[!.]*'))) == 1 and inside[0].is_dir():
     folder = inside[0]
   return folder
 
