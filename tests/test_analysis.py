@@ -828,6 +828,23 @@ def test_a_page_of_attention_has_only_as_many_images_as_it_holds(tmp_path, photo
   assert inspect(saved(run, tmp_path), photos, '--out', out, '--only', 'page') == 2
 
 
+@pytest.mark.parametrize('steps, factor', [
+  ('resize', 2), ('resize(scale=8/7) | central_crop', 2), ('resize(9, 13) | central_crop', None)
+])  # fmt: skip
+def test_a_page_shows_the_view_of_the_model_in_more_of_the_files_pixels(steps, factor):
+  run = dataclasses.replace(vit_of(), preprocess=bundle.Preprocess(steps, SIZE))
+  smooth = np.add.outer(np.arange(2 * SIZE[0] + 1), np.arange(2 * SIZE[1] + 5)) * 5
+  original = np.repeat(np.uint8(smooth)[..., None], 3, axis=2)
+  sharp = inspection.sharper(run, original)
+  if factor is None:
+    assert sharp is None
+  else:
+    assert sharp.shape == (2 * SIZE[0], 2 * SIZE[1], 3)
+    halved = sharp.reshape(SIZE[0], 2, SIZE[1], 2, 3).mean((1, 3))
+    close(halved, run.prepared(original), atol=5)  # of 0 to 190: the same view
+  assert inspection.sharper(run, picture()) is None
+
+
 def test_an_image_that_cannot_be_read_is_named_and_the_others_drawn(tmp_path, photos, capsys):
   (photos / 'broken.png').write_bytes(b'no image')
   words = ('--out', tmp_path / 'out', '--only', 'rollout')

@@ -28,6 +28,7 @@ from vit_jax.views import attention, look, pictures
 INDEX = 'inspect.json'
 PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
 PAGES = 1 << 27  # of all its images; of these a page holds about half
+SHARP = 672  # pixels of a side of an image in attention.html, at most
 SIDE = 4096  # pixels of a picture's side, about: more tiles are not drawn
 KINDS = {  # of each of these
   'model': ('filters', 'positions'),
@@ -54,6 +55,7 @@ class Image:
   name: str  # its path, or its place in a split
   pixels: np.ndarray  # uint8, as the model takes it
   label: str = ''  # the name of its class, where a data set tells it
+  sharp: np.ndarray | None = None  # the same view with more of its file's pixels, for a page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +159,31 @@ def load_images(request: Request) -> tuple[list[Image], list[str]]:
   for name, read in sources:
     try:
       source, label = read()
-      images.append(Image(name, request.run.prepared(source), label))
+      pixels = request.run.prepared(source)
+      paged = 'page' in request.args.only and len(images) < shown_in_page(request.run)
+      images.append(Image(name, pixels, label, sharper(request.run, source) if paged else None))
     except (ValueError, OSError) as error:
       message = reason(error)
       failed.append(message if name in message else f'{name}: {message}')
   return images, failed
+
+
+def sharper(run: predict.Run, source: loose.Image) -> np.ndarray | None:
+  """An image as the model takes it but with more of its own pixels: about SHARP on a side.
+
+  None where it has no more, or the preprocessing names pixels, so that it is of one size alone.
+  """
+  preprocess = run.preprocess
+  original = loose.only(source).pixels(preprocess.channels)
+  factor = min(
+    SHARP // max(preprocess.size),
+    *(pixels // side for pixels, side in zip(original.shape, preprocess.size)),
+  )
+  if factor < 2 or re.search(r'\(\s*\d', preprocess.steps):
+    return None
+  size = factor * preprocess.size[0], factor * preprocess.size[1]
+  larger = dataclasses.replace(preprocess, size=size)
+  return np.ascontiguousarray(larger.transform(original, np.random.default_rng(0)))
 
 
 Named = tuple[str, Callable[[], tuple[loose.Image, str]]]
@@ -288,6 +310,7 @@ def attention_page(
   looks = (
     dataclasses.replace(
       attended_image(run, image.pixels, caption(image)),
+      sharp=image.sharp,
       explanations=explanations(run, folder, entry),
       judged=entry.get('faithfulness', {}).get('sentences', {}),
     )

@@ -33,6 +33,7 @@ class AttendedImage:
     image: (H, W, C) uint8, as the model took it.
     predictions: [{'label': 'rose', 'score': 0.98}, ...], best first; of a model without a head [].
     attention: all its weights.
+    sharp: the same view in more pixels, to be shown instead; None where there are no more.
     explanations: what else explains a class, drawn over the patches.
     judged: by 'attention', 'rollout' and names of `explanations`: how faithful it is, in words.
   """
@@ -41,6 +42,7 @@ class AttendedImage:
   image: np.ndarray
   predictions: Sequence[Mapping[str, Any]]
   attention: analysis.Attention
+  sharp: np.ndarray | None = None
   explanations: Mapping[str, 'Explanation'] = dataclasses.field(default_factory=dict)
   judged: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -151,13 +153,14 @@ def packed(whole: analysis.Attention) -> str:
 def image_facts(image: AttendedImage) -> dict[str, Any]:
   """An image as the page's script takes it."""
   predictions = [{'label': str(g['label']), 'score': float(g['score'])} for g in image.predictions]
-  facts = {'name': image.name, 'width': image.image.shape[1], 'predictions': predictions}
+  pixels, form = (image.image, 'PNG') if image.sharp is None else (image.sharp, 'JPEG')
+  facts = {'name': image.name, 'width': pixels.shape[1], 'predictions': predictions}
   explanations = {
     name: {'values': as_stored(each.values), 'unit': each.unit, 'title': each.title}
     for name, each in image.explanations.items()
   }
   facts |= {'explanations': explanations, 'judged': dict(image.judged)}
-  return facts | {'src': html.data_uri(displayed(image.image))}
+  return facts | {'src': html.data_uri(displayed(pixels), form)}
 
 
 def as_stored(values: np.ndarray) -> list[float]:
