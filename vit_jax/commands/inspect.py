@@ -292,10 +292,9 @@ def draw_overview(
   lines = {name: write(folder, name, drawings[name]()) for name in wanted}
   if 'page' in request.wanted:
     shown = images[: shown_in_page(request.run)]
-    size = (folder / 'attention.html').write_text(
-      attention_page(request, shown, folder, entries), 'utf-8'
-    )
-    lines['page'] = f'every weight of {len(shown)} of {image_count(images)}, {si(size)}B'
+    page = attention_page(request, shown, folder, entries).encode()
+    (folder / 'attention.html').write_bytes(page)
+    lines['page'] = f'every weight of {len(shown)} of {image_count(images)}, {si(len(page))}B'
   return lines
 
 
