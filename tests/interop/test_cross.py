@@ -222,7 +222,8 @@ def test_the_image_tower_of_a_model_with_a_text_tower_is_compared(kind, to, tmp_
   words = [str(tmp_path / 'whole'), str(tmp_path / 'out'), '--to', to, '--check']
   assert __main__.main(['convert', *words]) == 0
   printed = capsys.readouterr().out
-  assert printed.count('largest difference') == 2 and printed.count('block 2') == 2
+  assert printed.count('largest difference') == 2
+  assert len(re.findall(r'block 2 \d', printed)) == 2  # wherever the largest is
   assert printed.count('logits ') >= 2
 
 
