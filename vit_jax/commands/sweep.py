@@ -1,7 +1,6 @@
 """`vit sweep`: a run for each point of a grid, one after another, then `vit compare` of them."""
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vit_jax import config
+from vit_jax import config, train
 from vit_jax.commands import compare, warn
 from vit_jax.guards import stopping
 from vit_jax.guards.owner import folder_of
@@ -55,13 +54,10 @@ def run(args: argparse.Namespace) -> int:
   """0, also where it was stopped; 3 if a run failed."""
   points = grid(args.config, args.grid, args.overrides, folder_of(args.workdir))
   for point in points:  # before the first is trained for hours
-    with contextlib.suppress(FileNotFoundError) if args.print else contextlib.nullcontext():
-      config.load(point.spec, point.fields)
+    config.load(point.spec, point.fields)
   if args.print:
     to_stdout(*(redacted(f'vit {shlex.join(point.words)}') for point in points))
     return 0
-  from vit_jax import train
-
   with train.owned(args.workdir):  # of two sweeps one would wait for the other's runs
     failed = train_all(points)
   if failed is None:

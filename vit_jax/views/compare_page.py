@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.evaluate import results
-from vit_jax.text import number, percent, quantity, without_folders
+from vit_jax.text import quantity, without_folders
 from vit_jax.views import charts, curves, html, photos, svg
 from vit_jax.views.charts import Chart
 from vit_jax.views.comparison import (
@@ -21,6 +21,7 @@ from vit_jax.views.comparison import (
   test_line,
 )
 from vit_jax.views.html import escape, table
+from vit_jax.views.report_page import measure_text
 
 NOTHING = '—'
 TITLES = {'train': 'training', 'validation': 'validation'}  # of charts, by what was logged
@@ -113,11 +114,6 @@ def member_text(member: Member, name: str) -> str:
   return NOTHING if value is None else measure_text(name, value)
 
 
-def measure_text(name: str, value: float) -> str:
-  """A measure as it is read: in percent, or with four digits."""
-  return percent(value) if results.is_fraction(name) else number(value)
-
-
 def fields_section(comparison: Comparison) -> str:
   """The fields in which configs differ: a row for each, a column for each run."""
   if not comparison.fields:
@@ -136,14 +132,9 @@ def field_text(value: Any) -> str:
 
 def curves_section(comparison: Comparison) -> str:
   """The curves of all groups over one another."""
-  slider = (
-    '<p class="controls" hidden><label>Smoothing <input type="range" id="smoothing" min="0" '
-    'max="0.98" step="0.02" value="0"></label></p>'
-  )
   bands = any(len(group.members) > 1 for group in comparison.groups)
   note = '<p class="faint">Of several seeds: the mean, and a band from lowest to highest.</p>'
-  shown = ''.join(svg.as_html(chart) for chart in run_charts(comparison.groups))
-  return f'{note * bands}{slider}<div class="charts">{shown}</div>'
+  return note * bands + svg.gallery(run_charts(comparison.groups))
 
 
 def run_charts(groups: Sequence[RunGroup]) -> list[Chart]:

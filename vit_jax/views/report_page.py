@@ -104,12 +104,7 @@ def training(facts: Facts) -> list[tuple[str, str]]:
 
 def curves_section(facts: Facts) -> str:
   """What was logged during training."""
-  slider = (
-    '<p class="controls" hidden><label>Smoothing <input type="range" id="smoothing" min="0" '
-    'max="0.98" step="0.02" value="0"></label></p>'
-  )
-  shown = ''.join(map(svg.as_html, curves.charts(facts)))
-  return f'{slider}<div class="charts">{shown}</div>'
+  return svg.gallery(curves.charts(facts))
 
 
 def is_few(values: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ A curve's points are circles that are not seen, each with its numbers as its tit
 them without scripts, and report.js reads them for the pointer, the keyboard and smoothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,15 @@ WIDTH, HEIGHT = 400, 250  # of a chart
 LEFT, RIGHT, TOP, BOTTOM = 60, 388, 24, 212  # of its frame
 COLOURS = 8  # of lines, after which they come again
 FEW = 60  # points of a curve, up to which each is marked
+
+
+def gallery(charts: Iterable[Chart]) -> str:
+  """Charts side by side, below the slider by which report.js smooths their lines."""
+  slider = (
+    '<p class="controls" hidden><label>Smoothing <input type="range" id="smoothing" min="0" '
+    'max="0.98" step="0.02" value="0"></label></p>'
+  )
+  return f'{slider}<div class="charts">{"".join(map(as_html, charts))}</div>'
 
 
 def as_html(chart: Chart) -> str:
