@@ -1,5 +1,9 @@
 """A data set in a recipe: its source and splits, and a batch and rate that fit its size."""
 
+import itertools
+import os
+import re
+
 from vit_jax import sources
 from vit_jax.sources import presets
 from vit_jax.sources.columns import label_shape
@@ -75,13 +79,46 @@ def fit(config, source):
   config.schedule.warmup = '5%'
 
 
-def split(argument, wanted, example):
-  """'A,B' -> ('A', 'B').
+def words(argument, form, example):
+  """The words of a recipe's argument, which commas part: ('B_16', 'cifar10') of 'B_16,cifar10'.
+
+  A comma may be part of a path that exists, and then is: 'runs/a,b,folder:photos' is ('runs/a,b',
+  'folder:photos') where runs/a,b is a file or folder.
+
+  Args:
+    argument: of the recipe.
+    form: what is wanted, a name in capitals for each word: 'MODEL,DATASET[,CROP]'.
+    example: of a recipe with such an argument.
+
+  Returns:
+    As many words as the form has names, '' for an optional one that is not there.
 
   Raises:
-    ValueError: for anything else; says what is wanted.
+    ValueError: for anything else, and where two paths that exist share a comma.
   """
-  first, _, second = argument.partition(',')
-  if not first or not second:
-    raise ValueError(f'wants {wanted}, as in {example}; got {argument!r}')
-  return first, second
+  names, optional = len(re.findall('[A-Z]+', form)), form.count('[')
+  for count in range(names - optional, names + 1):  # the most commas in paths first
+    cuts = [cut for cut in cut_at_commas(argument, count) if all(cut[: names - optional])]
+    cuts = [cut for cut in cuts if all(',' not in word or exists(word) for word in cut)]
+    if len(cuts) == 1:
+      return (*cuts[0], *[''] * (names - count))
+    if cuts:
+      ways = ' or '.join(' and '.join(map(repr, cut)) for cut in cuts)
+      raise ValueError(f'{argument!r} may be {ways}, whose paths all exist: rename one of them')
+  commas = ', of which no comma is in a path that exists' * (argument.count(',') >= names)
+  raise ValueError(f'wants {form}, as in {example}; got {argument!r}{commas}')
+
+
+def cut_at_commas(text, count):
+  """Every way to cut a text at commas into so many words."""
+  parts = text.split(',')
+  for inner in itertools.combinations(range(1, len(parts)), count - 1):
+    edges = (0, *inner, len(parts))
+    yield tuple(','.join(parts[begin:end]) for begin, end in itertools.pairwise(edges))
+
+
+def exists(word):
+  """Whether the path of a word, or each part with a comma of 'csv:a,b.csv?label=kind', exists."""
+  path = os.path.expanduser(re.sub(r'^\w+:', '', word))
+  parts = [part for part in re.split('[?&=]', path) if ',' in part]
+  return os.path.exists(path) or all(os.path.exists(os.path.expanduser(part)) for part in parts)

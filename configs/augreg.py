@@ -52,10 +52,9 @@ ON_IMAGENET21K = {
 
 
 def get_config(argument):
-  first, _, arguments = argument.partition(',')
-  if not first:
-    raise ValueError('wants FILE[,DATASET], as in augreg:R_Ti_16,folder:photos')
-  return pretraining(arguments) if first == 'pretrain' else finetuning(first, arguments)
+  if argument.partition(',')[0] == 'pretrain':
+    return pretraining(argument.partition(',')[2])
+  return finetuning(*_data.words(argument, 'FILE[,DATASET]', 'augreg:R_Ti_16,folder:photos'))
 
 
 def finetuning(name, dataset):
@@ -88,10 +87,9 @@ def recommended(config, row):
 
 
 def pretraining(argument):
-  model, arguments = _data.split(
-    argument, 'pretrain,MODEL,DATASET', 'augreg:pretrain,B/16,imagenet2012'
+  model, dataset, level = _data.words(
+    argument, 'pretrain,MODEL,DATASET[,LEVEL]', 'augreg:pretrain,B/16,imagenet2012'
   )
-  dataset, _, level = arguments.partition(',')
   name = models.canonical(model)
   if name not in {**models.VITS, **models.HYBRIDS}:
     raise ValueError(f'pre-trains ViTs and hybrids, not {name}')

@@ -19,9 +19,7 @@ from vit_jax.text import nearest
 
 
 def get_config(argument):
-  dataset, _, model = argument.partition(',')
-  if not dataset:
-    raise ValueError('wants DATASET[,MODEL], as in bit:imagenet2012')
+  dataset, model = _data.words(argument, 'DATASET[,MODEL]', 'bit:imagenet2012')
   config = default.get_config()
   config.duration = '90 epochs'
   config.batch_size = 4096

@@ -20,7 +20,7 @@ Measured: not yet run.
 """
 
 from vit_jax import models
-from vit_jax.configs import default
+from vit_jax.configs import _data, default
 
 RECIPES = {  # rate, pixels, stochastic depth; of fine-tuning pixels, stochastic depth
   'ViT-S/16': (4e-3, 224, 0.05, 384, 0.0),
@@ -32,9 +32,7 @@ AUGMENT = 'inception_crop(area_min=0.08, method="bicubic_antialias") | flip'
 
 
 def get_config(argument):
-  model, _, checkpoint = argument.partition(',')
-  if not model:
-    raise ValueError('wants MODEL[,CHECKPOINT], as in deit3:S/16')
+  model, checkpoint = _data.words(argument, 'MODEL[,CHECKPOINT]', 'deit3:S/16')
   name = models.canonical(model)
   if name not in RECIPES:
     raise ValueError(f'has no recipe for {name}, but for {", ".join(RECIPES)}')

@@ -35,7 +35,7 @@ SIZES = {('ViT-L/16', 'imagenet2012'): 512, ('ViT-H/14', 'imagenet2012'): 518}
 
 
 def get_config(argument):
-  model, dataset = _data.split(argument, 'MODEL,DATASET', 'finetune:B_16,cifar10')
+  model, dataset = _data.words(argument, 'MODEL,DATASET', 'finetune:B_16,cifar10')
   config = base()
   start(config, model, 'gs://vit_models/imagenet21k')
   on(config, dataset)

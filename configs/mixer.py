@@ -16,18 +16,16 @@ Measured: not yet run.
 """
 
 from vit_jax import models
-from vit_jax.configs import default, finetune
+from vit_jax.configs import _data, default, finetune
 from vit_jax.text import nearest
 
 
 def get_config(argument=''):
   if argument in ('', 'gpu8'):
     return pretraining(small=argument == 'gpu8')
-  model, _, dataset = argument.partition(',')
-  if not dataset:
-    raise ValueError(
-      f'wants nothing, gpu8, or MODEL,DATASET as in mixer:Mixer-B/16,cifar10; got {argument!r}'
-    )
+  model, dataset = _data.words(
+    argument, 'nothing, gpu8, or MODEL,DATASET', 'mixer:Mixer-B/16,cifar10'
+  )
   config = finetune.base()
   finetune.start(config, model, 'gs://mixer_models/imagenet21k')
   if config.model.name and config.model.name not in models.MIXERS:

@@ -26,7 +26,7 @@ from vit_jax.configs import _data, default
 
 
 def get_config(argument):
-  model, dataset = _data.split(argument, 'MODEL,DATASET', 'pretrain:B/16,imagenet2012')
+  model, dataset = _data.words(argument, 'MODEL,DATASET', 'pretrain:B/16,imagenet2012')
   config = default.get_config()
   config.model.name = models.canonical(model)
   if config.model.name not in models.RESNETS:

@@ -38,8 +38,7 @@ BEST = {
 
 
 def get_config(argument):
-  model, arguments = _data.split(argument, 'MODEL,DATASET[,CROP]', 'transfer:B_32,cifar10')
-  dataset, _, crop = arguments.partition(',')
+  model, dataset, crop = _data.words(argument, 'MODEL,DATASET[,CROP]', 'transfer:B_32,cifar10')
   name = _data.short(dataset)
   if name not in BEST:
     raise ValueError(f'has no recipe for {dataset}{nearest(dataset, list(BEST))}')

@@ -25,7 +25,7 @@ TASKS = [task for group in presets.VTAB.values() for task in group]
 
 
 def get_config(argument):
-  model, task = _data.split(argument, 'MODEL,TASK', 'vtab:B_16,caltech101')
+  model, task = _data.words(argument, 'MODEL,TASK', 'vtab:B_16,caltech101')
   task = task.removeprefix('vtab/')
   if task not in TASKS:
     raise ValueError(f'unknown task {task!r}{nearest(task, TASKS)}')

@@ -16,6 +16,7 @@ import vit_jax
 from tests.conftest import drawn, flat, shapes
 from vit_jax import bundle, config, models, sharding, train
 from vit_jax import plan as plans
+from vit_jax.configs import _data
 from vit_jax.images import transforms
 from vit_jax.models import mixer, resnet
 from vit_jax.sources import presets
@@ -436,6 +437,35 @@ def test_a_wrong_argument_is_one_line(spec, said):
   with pytest.raises(ValueError) as error:
     config.load(spec)
   assert said in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+  'argument, form, words',
+  [
+    ('B_16,cifar10', 'MODEL,DATASET', ('B_16', 'cifar10')),
+    ('runs/a,b,folder:photos', 'MODEL,DATASET', ('runs/a,b', 'folder:photos')),
+    ('B_16,folder:c,d,e', 'MODEL,DATASET', ('B_16', 'folder:c,d,e')),
+    ('runs/a,b,folder:c,d,e', 'MODEL,DATASET', ('runs/a,b', 'folder:c,d,e')),
+    ('B_32,csv:f,g.csv?label=kind', 'MODEL,DATASET[,CROP]', ('B_32', 'csv:f,g.csv?label=kind', '')),
+    ('B_32,tfds:x?data_dir=runs/a,b,crop', 'A,B[,C]', ('B_32', 'tfds:x?data_dir=runs/a,b', 'crop')),
+    ('folder:c,d,e', 'DATASET[,MODEL]', ('folder:c,d,e', '')),
+    ('folder:photos,BiT-R50x1', 'DATASET[,MODEL]', ('folder:photos', 'BiT-R50x1')),
+    ('folder:none,such', 'DATASET', None),
+    ('runs/x,y,folder:photos', 'MODEL,DATASET', None),
+    ('runs/a,b,', 'MODEL,DATASET', None),
+    ('runs/a,b,h', 'MODEL,DATASET', None),  # runs/a,b and h, or runs/a and b,h
+  ],
+)
+def test_a_comma_is_part_of_a_path_that_exists(argument, form, words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('runs/a,b', 'c,d,e', 'photos', 'f,g.csv', 'b,h'):
+    (tmp_path / name).mkdir(parents=True)
+  if words:
+    assert _data.words(argument, form, 'an example') == words
+  else:
+    with pytest.raises(ValueError, match=f'{form}, as in an example; got|rename one of them$'):
+      _data.words(argument, form, 'an example')
 
 
 # Old command lines
