@@ -167,7 +167,7 @@ BAD = {
   'a task that fails': ('--config.task=bad:lookup_error', 'KeyError'),
   'a task without ranks': ('--config.task=bad:unranked', 'has no ranks'),
   'ranks that are not read': ('--config.task=bad:unread', 'read gives no zork'),
-  'the name of the average': ('--config.task=bad:averaged', "the average's own name"),
+  'the name of the average': ('--config.task=bad:averaged', "named 'ema', which each step has"),
   'a start of nothing': ('--config.task=bad:misstarted', 'the task starts with zork'),
   'an optimiser of other shapes': (
     '--config.optimizer.name=bad:scalar --config.optimizer.weight_decay=0',

@@ -70,6 +70,49 @@ def test_a_loss_reads_what_is_fixed_and_the_average_as_it_is_before_the_update()
   assert state.replace(ema=None).model_params is state.params
 
 
+def moving(average, params, sums, step):
+  """An average of parameters whose momentum rises with the step, and one of the rows in 'embed'."""
+  momentum = 1 - 0.1 / (step + 1)
+  w = momentum * average['head']['w'] + (1 - momentum) * params['head']['w']
+  mean = 0.9 * average['embed']['b'] + 0.1 * sums['rows'] / sums['count']
+  return {'head': {'w': w}, 'embed': {'b': mean}}
+
+
+def with_rows(params, batch, key, fixed):
+  total, sums, named = quartic(params, batch, key, fixed)
+  return total, {**sums, 'rows': batch['rows'].sum(), 'step': fixed['step']}, named
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_an_average_of_a_task_reads_the_step_and_the_sums_of_the_whole_batch(accumulate):
+  options = {'ema': 0.5, 'average': moving, 'accumulate': accumulate}
+  state, measured = stepped(with_rows, optax.sgd(0.0), steps=3, **options)
+  assert measured['sums']['step'] == 2 * accumulate
+  np.testing.assert_allclose(state.ema['head']['w'], start()['head']['w'], rtol=1e-6)
+  mean = ROWS.sum() / 8
+  expected = mean + 0.9**3 * (0.25 - mean)
+  np.testing.assert_allclose(state.ema['embed']['b'], expected, rtol=1e-6)
+  assert state.params['embed']['b'] == 0.25
+
+
+def test_an_average_of_a_task_follows_the_parameters_after_the_update():
+  state, _ = stepped(with_rows, optax.sgd(RATE), ema=0.5, average=moving)
+  expected = 0.9 * start()['head']['w'] + 0.1 * state.params['head']['w']
+  np.testing.assert_allclose(state.ema['head']['w'], expected, atol=1e-6)
+
+
+def test_an_average_of_momentum_one_stays_to_the_bit_and_so_does_what_is_frozen():
+  tx = optax.sgd(RATE)
+  still = functools.partial(jax.tree.map, lambda a, _: a)
+  state, _ = stepped(quartic, tx, 2, ema=0.5, average=lambda mean, params, *_: still(mean, params))
+  jax.tree.map(np.testing.assert_array_equal, state.ema, start())
+  frozen = optim.Frozen(frozenset({'embed/b'}))
+  double = functools.partial(jax.tree.map, lambda a: 2 * a)
+  state, _ = stepped(quartic, tx, ema=0.5, average=lambda mean, *_: double(mean), frozen=frozen)
+  assert state.ema['embed']['b'] == 0.25
+  np.testing.assert_array_equal(state.ema['head']['w'], 2 * start()['head']['w'])
+
+
 def test_without_an_average_a_loss_is_given_none():
   calls = []
 

@@ -38,7 +38,18 @@ from vit_jax.sources import balance
 from vit_jax.sources.classes import check_classes
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
 from vit_jax.step import State, Step, make_state, make_step
-from vit_jax.tasks import Batch, Params, Start, Sums, Task, abstract_batch, classify, distil, losses
+from vit_jax.tasks import (
+  KEYS,
+  Batch,
+  Params,
+  Start,
+  Sums,
+  Task,
+  abstract_batch,
+  classify,
+  distil,
+  losses,
+)
 from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
@@ -158,6 +169,7 @@ class Plan:
       seed=config.seed,
       accumulate=config.accumulate,
       ema=config.ema,
+      average=self.task.average,
       frozen=self.frozen,
     )
     return sharding.for_mesh(step, self.mesh)
@@ -410,8 +422,10 @@ def make_task(
     params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
   for columns in (task.columns, task.evaluation):
     check_names(columns)
-  if 'ema' in task.fixed:
-    raise ValueError("the task's fixed arrays are named 'ema', which is the average's own name")
+  if reserved := sorted(task.fixed.keys() & set(KEYS)):
+    raise ValueError(
+      f"the task's fixed arrays are named {reserved[0]!r}, which each step has itself"
+    )
   return task, params
 
 

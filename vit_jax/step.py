@@ -15,7 +15,7 @@ from flax import struct
 from vit_jax import models, optim
 from vit_jax.models import Tree
 from vit_jax.models.layers import program_device
-from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Sums
+from vit_jax.tasks import Array, Average, Batch, Fixed, Loss, Params, Sums
 
 
 @struct.dataclass
@@ -83,6 +83,7 @@ def make_step(
   seed: int = 0,
   accumulate: int = 1,
   ema: float = 0.0,
+  average: Average | None = None,
   frozen: optim.Frozen = optim.ALL_TRAINED,
 ) -> Step:
   """One update as a pure function: step(state, batch, fixed) -> state, measured.
@@ -99,13 +100,14 @@ def make_step(
     seed: the step's key is fold_in(seed, step).
     accumulate: micro-batches that the gradient is summed over, each with a key of its own.
     ema: decay of the averaged parameters.
+    average: of a task: how they follow instead.
     frozen: what is not trained: it stays as it is, to the bit, in the average too.
   """
-  tx = optax.with_extra_args_support(tx)
+  tx, follow = optax.with_extra_args_support(tx), average or decayed(ema)
 
   def step(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, Measured]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    fixed = {**(fixed or {}), 'ema': state.ema}
+    fixed = {**(fixed or {}), 'ema': state.ema, 'step': state.step}
 
     def gradients(trained: Params) -> tuple[Params, tuple[Sums, Trace]]:
       def trained_loss(
@@ -117,20 +119,23 @@ def make_step(
 
       return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
 
-    def updated(state: State, grads: Params) -> State:
+    def updated(state: State, grads: Params, *, sums: Sums) -> State:
       trained = frozen.trainable(state.params)
       updates, opt_state = tx.update(
         grads, state.opt_state, trained, grad_fn=lambda other, *_: gradients(other)[0]
       )
       trained = optax.apply_updates(trained, updates)
-      average = averaged(state.ema, trained, decay=ema, frozen=frozen)
-      params = frozen.with_trainable(state.params, trained)
-      return State(state.step, params, opt_state, average)
+      params, mean = frozen.with_trainable(state.params, trained), state.ema
+      if mean is not None:
+        new = follow(frozen.trainable(mean), trained, sums, state.step)
+        mean = frozen.with_trainable(mean, new)
+      return State(state.step, params, opt_state, mean)
 
     grads, (sums, tensors) = gradients(frozen.trainable(state.params))
     norm = optax.tree.norm(grads)
     usable = jnp.isfinite(sums['loss']) & jnp.isfinite(norm) & (state.step >= 0)
-    new, finite = counted(updated_if(usable, updated, state, grads), usable, frozen=frozen)
+    update = functools.partial(updated, sums=sums)
+    new, finite = counted(updated_if(usable, update, state, grads), usable, frozen=frozen)
     before, after = named_trace('parameter', state.params), named_trace('gradient of', grads)
     tensors = before + tensors + trace({'loss': sums['loss']}) + after
     latest = {'grad_norm': norm, 'learning_rate': schedule(state.step)}
@@ -139,15 +144,11 @@ def make_step(
   return step
 
 
-def averaged(
-  average: Params | None, trained: Params, *, decay: float, frozen: optim.Frozen
-) -> Params | None:
-  """The averaged parameters after an update, where they are kept."""
-  if average is None:
-    return None
-  old = frozen.trainable(average)
-  mean = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, trained)
-  return frozen.with_trainable(average, mean)
+def decayed(decay: float) -> Average:
+  """The average that moves 1 - decay of the way to the parameters of each update."""
+  return lambda average, params, *_: jax.tree.map(
+    lambda a, p: decay * a + (1 - decay) * p, average, params
+  )
 
 
 def updated_if(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax import models
+from vit_jax import models, optim
 from vit_jax.bundle import Bundle
 from vit_jax.sources.columns import Column as Column  # "as": these are names of this module too
 from vit_jax.sources.columns import Columns as Columns
@@ -24,6 +24,9 @@ Fixed = Mapping[str, Any]  # arrays that are read and not trained, nested
 Named = Mapping[str, Any]  # arrays on the way to a loss, in the order of computation
 Loss = Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
 Measure = Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
+Average = Callable[[Params, Params, Sums, Array], Params]
+KEYS = ('ema', 'step')  # of `Fixed`, beside a task's own
+LAST_STEP = optim.MAX_STEPS - 1  # of no run: what follows the steps has come to its end
 WIDE = ('logits', 'targets', 'features')  # rows of many numbers for each example
 
 
@@ -54,7 +57,8 @@ class Task:
     loss: (params, batch, key, fixed) -> (loss, sums, named). The loss () is summed over the
       examples, float32; its gradient is divided by the sum 'count' (), the number of examples. The
       key differs for each step and micro-batch. `fixed` holds what the field below has, and as
-      'ema' the averaged parameters, None where none are kept. The loss is added to the sums.
+      'ema' the averaged parameters, None where none are kept, as 'step' () int32 the updates made
+      so far, LAST_STEP in an evaluation. The loss is added to the sums.
       `named` are tensors on the way: the first that is not finite is named to the user; {} names
       none, and what is unread is free. With `accumulate` a loss sees one micro-batch at a time: one
       that compares examples, as a contrastive one, compares those of a micro-batch alone.
@@ -72,6 +76,10 @@ class Task:
     fixed: read by `loss` and `measure`, never updated and never saved: placed on the mesh by the
       rules of `sharding`, an argument of the compiled step and no constant of it. A teacher.
     start: gives parameters to start with; None where all are initialised.
+    average: (average, params, sums, step) -> the average that follows the parameters of an update,
+      where one is kept; both of what is trained alone, the sums of `loss` over the whole batch, the
+      step as above. Something else may live in it, as a running mean of features, under the name
+      of a parameter that the loss reads in `fixed['ema']` alone. None: the decay `config.ema`.
     about: lines that are printed when training starts.
     model: the network that is trained, whose sizes are printed; None where it is none of ours.
   """
@@ -88,6 +96,7 @@ class Task:
   fixed: Fixed = dataclasses.field(default_factory=dict)
   more_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
+  average: Average | None = None
   about: tuple[str, ...] = ()
   model: models.Model | None = None
 

@@ -271,7 +271,8 @@ def answer_widths(task: Task, teacher: Teacher, kind: str) -> tuple[int, int]:
   source = teacher.bundle
   key = jax.eval_shape(jax.random.key, 0)
   params = jax.eval_shape(task.init, key)
-  fixed = {**task.fixed, 'ema': params}
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  fixed = {**task.fixed, 'ema': params, 'step': step}
   *_, named = jax.eval_shape(task.loss, params, abstract_batch(task.columns, 1), key, fixed)
   if missing := [name for name in ('images', READS[kind]) if name not in named]:
     raise ValueError(f"the task's loss names no {missing[0]!r}, which teacher.kind {kind!r} reads")

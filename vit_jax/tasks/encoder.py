@@ -14,7 +14,20 @@ import jax.numpy as jnp
 from vit_jax import bundle, models
 from vit_jax.images.transforms import Transform
 from vit_jax.sources.columns import Columns
-from vit_jax.tasks import Array, Batch, Fixed, Loss, Params, Rows, Start, Sums, Task, means
+from vit_jax.tasks import (
+  LAST_STEP,
+  Array,
+  Average,
+  Batch,
+  Fixed,
+  Loss,
+  Params,
+  Rows,
+  Start,
+  Sums,
+  Task,
+  means,
+)
 
 EXTRA = 0x65787472  # 'extr', folded into a key, to be no key of the model's parameters
 
@@ -59,8 +72,11 @@ class ImageEncoder:
     evaluation: Columns | None = None,
     extra: Callable[[Array], Params] | None = None,
     ranks: Mapping[str, int] = types.MappingProxyType({'loss': -1}),
+    average: Average | None = None,
   ) -> Task:
-    """The task of a loss, which is its measure too: always with one key, and its own average.
+    """The task of a loss, which is its measure too, of parameters that are their own average.
+
+    It then always has one key, and the step LAST_STEP.
 
     Args:
       loss: of the task. Its parameters are the model's, and beside them those of `extra`.
@@ -69,6 +85,7 @@ class ImageEncoder:
       extra: (key) -> parameters that are trained with the model and not delivered, under names
         that the model has not.
       ranks: of the task; its numbers are the means of the loss's sums.
+      average: of the task.
     """
 
     def init(key: Array) -> Params:
@@ -79,7 +96,8 @@ class ImageEncoder:
       return params | extra_params
 
     def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
-      return loss(params, batch, jax.random.key(0), {**fixed, 'ema': params})[1], {}
+      fixed = {**fixed, 'ema': params, 'step': jnp.asarray(LAST_STEP, jnp.int32)}
+      return loss(params, batch, jax.random.key(0), fixed)[1], {}
 
     return Task(
       columns=columns,
@@ -91,5 +109,6 @@ class ImageEncoder:
       ranks=ranks,
       deliver=self.deliver,
       start=self.start,
+      average=average,
       model=self.model,
     )
