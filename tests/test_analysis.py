@@ -450,6 +450,42 @@ def test_a_sample_of_patches_is_the_same_each_time_and_no_patch_twice(monkeypatc
     np.testing.assert_array_equal(chosen, analysis.sample_patches((4, 5), images=2, image=image))
 
 
+# Patches as colours
+
+
+def test_independent_traits_of_patches_are_red_green_and_blue_in_all_images_alike():
+  fourth = np.arange(4) == 3
+  traits = np.stack(np.meshgrid(fourth, fourth, fourth, indexing='ij'), -1)  # (N, R, C, 3)
+  axes = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0][:3]
+  result = analysis.patch_colours((traits * [3, 2, 1]) @ axes + 5)
+  close(result.colours, traits)
+  close(result.variance, np.array([9, 4, 1]) / 14)
+
+
+def test_no_rotation_flip_shift_or_scale_of_features_changes_a_colour():
+  tokens = np.random.default_rng(0).gamma(2, size=(2, 6, 5, 7)) * [5, 3, 2, 1, 1, 1, 1]
+  turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((7, 7)))
+  colours = analysis.patch_colours(tokens).colours
+  close(analysis.patch_colours(3 * tokens @ -turn + 7).colours, colours)
+  assert colours.min() == 0 and colours.max() == 1
+
+
+def test_patches_that_are_all_alike_have_one_colour():
+  noise = 1e-7 * np.random.default_rng(0).standard_normal((1, 4, 4, 8))
+  for tokens in (np.float32(1 + noise), np.zeros((1, 4, 4, 8))):
+    assert np.ptp(analysis.patch_colours(tokens).colours) < 0.1
+
+
+@pytest.mark.parametrize('run', [lambda: vit_of(registers=2), mixer_of, resnet_of])
+def test_tokens_of_patches_are_the_last_of_the_forward_pass_without_those_before(run):
+  images = [picture(seed, run().preprocess.size) for seed in range(2)]
+  tokens = analysis.patch_tokens(run(), images)
+  for image, grid in zip(images, tokens):
+    _, out = forward(run().model, run().params, np.float32(image[None] / 127.5 - 1))
+    encoded = out['encoded'].reshape(-1, tokens.shape[-1])
+    close(grid.reshape(-1, tokens.shape[-1]), encoded[-grid[..., 0].size :])
+
+
 # Evidence
 
 
@@ -682,7 +718,7 @@ def test_inspect_writes_every_picture_with_the_arrays_of_the_analysis(tmp_path, 
   assert output.err == '' and str(out) in output.out
   expected = {'inspect.json', 'index.html', 'attention.html'}
   for suffix in ('png', 'npz'):
-    expected |= {f'{n}.{suffix}' for n in ('filters', 'positions', 'distances', 'layers')}
+    expected |= {f'{n}.{suffix}' for n in ('filters', 'positions', 'distances', 'layers', 'pca')}
     expected |= {f'{n:02d}_rose_{n}/{kind}.{suffix}' for n in range(2) for kind in OF_IMAGE}
   assert files_in(out) == expected
   for path in out.rglob('*.png'):
@@ -715,6 +751,8 @@ def assert_arrays_of_analysis(run, out):
   close(np.load(out / 'distances.npz')['distances'], np.mean(each, 0))
   similar = analysis.layer_similarity(run, [picture(0), picture(1)])
   close(np.load(out / 'layers.npz')['similarity'], similar)
+  tokens = analysis.patch_tokens(run, [picture(0), picture(1)])
+  close(np.load(out / 'pca.npz')['colours'], analysis.patch_colours(tokens).colours)
 
 
 @pytest.mark.parametrize('run', [mixer_of, resnet_of])
@@ -725,7 +763,7 @@ def test_what_a_model_has_not_is_left_out_with_a_line(run, tmp_path, photos, cap
   family = type(run().model).__name__
   assert f'left out positions: a {family} has no position embeddings' in output
   assert f'left out distances, page, attention, rollout: a {family} has no attention' in output
-  remaining = {'filters', 'layers', '00_rose_0/evidence', '00_rose_0/occlusion'}
+  remaining = {'filters', 'layers', 'pca', '00_rose_0/evidence', '00_rose_0/occlusion'}
   assert {f'{name}.png' for name in remaining} < files_in(out)
   assert inspect(saved(run(), tmp_path), photos, '--out', out, '--only', 'rollout') == 2
 
@@ -953,6 +991,7 @@ def test_tiles_lie_in_order_with_gaps_between():
   lambda: pictures.attention(picture(), np.zeros((1, 1, 2, 3)), 'nothing'),
   lambda: pictures.rollout(picture(), np.zeros((1, 2, 3)), 'one layer'),
   lambda: pictures.rollout(picture(), np.zeros((48, 2, 3)), 'many'),
+  lambda: pictures.colours([picture()] * 30, np.zeros((30, 2, 3, 3)), 'one colour'),
   lambda: pictures.beside(picture(), np.full((8, 12), np.nan), 'x', 'unknown', 0),
 ])  # fmt: skip
 def test_a_picture_of_nothing_is_a_picture(draw):

@@ -29,6 +29,8 @@ FUSIONS: dict[str, Callable[..., Array]] = {'mean': jnp.mean, 'max': jnp.max, 'm
 COMPONENTS = 28  # of the filters: ViT's figure 7, left
 EXAMPLES = 1024  # patches that layers are compared on
 STEPS = 14  # of a square that hides part of an image, down and across
+TAILS = (1, 99)  # percentiles between which a colour spans its values: few patches are far outside
+FLAT = 1e-5  # of a token's length: components that span less are rounding, and are not magnified
 
 
 # Weights alone
@@ -542,6 +544,66 @@ def layer_similarity(run: bundle.Bundle, images: Sequence[np.ndarray]) -> np.nda
     chosen = sample_patches(traced.grid, images=len(images), image=index)
     parts.append(layer_features(traced, chosen))
   return cka_matrix([np.concatenate(layer) for layer in zip(*parts)])
+
+
+# Patches as colours
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchColours:
+  """The first three principal components of patch tokens, as red, green and blue.
+
+  Fields:
+    colours: (N, R, C, 3) float32 in [0, 1].
+    variance: (3,) float32, the fraction of the tokens' variance that each explains.
+  """
+
+  colours: np.ndarray
+  variance: np.ndarray
+
+
+def patch_tokens(run: bundle.Bundle, images: Sequence[np.ndarray]) -> np.ndarray:
+  """(N, R, C, D) float32 tokens of patches after the last norm; of a ResNet its last stage's cells.
+
+  Args:
+    run: the model.
+    images: N of (H, W, C) uint8, as `run.preprocess` makes them.
+  """
+  grids = []
+  for image in images:
+    traced = trace(run, image)
+    tokens = traced.encoded.reshape(-1, traced.encoded.shape[-1])[traced.prefix :]  # (P, D)
+    grids.append(as_float32(tokens).reshape(*traced.grid, -1))
+  return np.stack(grids)
+
+
+def patch_colours(tokens: np.ndarray) -> PatchColours:
+  """Colours of patches by what they have in common (DINOv2, arXiv 2304.07193, figure 1).
+
+  The components are of all patches of all images together, so that a colour means the same in
+  each; each spans the values between the percentiles TAILS. A component's sign is that of its
+  skewness: bright is what fewer patches have. So a rotation or a flip of the features, as between
+  two trainings, changes no picture; nor does their scale.
+
+  Args:
+    tokens: (N, R, C, D) with D at least 3, such as `patch_tokens` gives.
+
+  Raises:
+    ValueError: for tokens that are not finite.
+  """
+  if not np.isfinite(tokens).all():
+    raise ValueError('the tokens of patches are not finite')
+  points = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)  # (n, D)
+  length = np.linalg.norm(points) / math.sqrt(len(points))  # of a token, the root mean square
+  points -= points.mean(0)
+  variances, axes = np.linalg.eigh(points.T @ points)  # ascending
+  scores = points @ axes[:, :-4:-1]  # (n, 3)
+  scores *= np.where((scores**3).sum(0) < 0, -1, 1)
+  low, high = np.percentile(scores, TAILS, axis=0)
+  smallest = np.finfo(float).tiny
+  colours = np.clip((scores - low) / np.maximum(high - low, FLAT * length + smallest), 0, 1)
+  fractions = variances[:-4:-1] / max(variances.sum(), smallest)
+  return PatchColours(as_float32(colours).reshape(*tokens.shape[:3], 3), as_float32(fractions))
 
 
 # Where a class comes from

@@ -24,7 +24,7 @@ OVERRIDING = (
 )  # these take fields, of which a flag is no abbreviation
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
-  'filters', 'positions', 'distances', 'layers', 'page', 'attention', 'rollout', 'evidence',
+  'filters', 'positions', 'distances', 'layers', 'pca', 'page', 'attention', 'rollout', 'evidence',
   'occlusion',
 )  # fmt: skip
 

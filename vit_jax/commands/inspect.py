@@ -32,7 +32,7 @@ SHARP = 672  # pixels of a side of an image in attention.html, at most
 SIDE = 4096  # pixels of a picture's side, about: more tiles are not drawn
 KINDS = {  # of each of these
   'model': ('filters', 'positions'),
-  'images': ('distances', 'layers', 'page'),
+  'images': ('distances', 'layers', 'pca', 'page'),
   'image': ('attention', 'rollout', 'evidence', 'occlusion'),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)
@@ -287,6 +287,7 @@ def draw_overview(
     'positions': lambda: positions(run),
     'distances': lambda: distances(run, images),
     'layers': lambda: layers(run, images),
+    'pca': lambda: pca(run, images),
   }
   wanted = [name for name in drawings if name in request.wanted]
   lines = {name: write(folder, name, drawings[name]()) for name in wanted}
@@ -463,6 +464,17 @@ def layers(run: predict.Run, images: Sequence[Image]) -> Drawing:
   title = f'linear CKA of {compared}, patches of {image_count(images)}'
   draw = functools.partial(pictures.layers, result, names, title)
   return Drawing(draw, {'similarity': result}, title)
+
+
+def pca(run: predict.Run, images: Sequence[Image]) -> Drawing:
+  pixels = [image.pixels for image in images]
+  result = analysis.patch_colours(analysis.patch_tokens(run, pixels))
+  title = (
+    f'first three principal components of the patch tokens of {image_count(images)} as red, green '
+    f'and blue: {result.variance.sum():.1%} of their variance'
+  )
+  arrays = {'colours': result.colours, 'variance': result.variance}
+  return Drawing(functools.partial(pictures.colours, pixels, result.colours, title), arrays, title)
 
 
 def attention_drawings(

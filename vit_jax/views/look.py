@@ -13,6 +13,7 @@ NAMES = {
   'positions': 'Positions',
   'distances': 'Attention distance',
   'layers': 'Layers compared',
+  'pca': 'Patches as colours',
   'attention': 'Attention of every head',
   'rollout': 'Attention rollout',
   'evidence': 'Evidence',
@@ -28,6 +29,8 @@ SENTENCES = {  # how to read each picture
   'looks at neighbours, a high one sees the whole image.',
   'layers': 'How alike what two layers say of the same patches is; bright blocks are layers that '
   'change little.',
+  'pca': 'Patches of like colour are alike to the model, in all of the images; where it has '
+  'learned objects, an object and its parts have colours of their own.',
   'attention': 'Bright patches are those that the classifier reads through that head; a row for '
   'each layer, a column for each head.',
   'rollout': 'Attention followed from the last layer to the patches, through all layers up to '

@@ -197,6 +197,24 @@ def overlays(
   return png(fig)
 
 
+def colours(images: Sequence[np.ndarray], fields: np.ndarray, title: str) -> bytes:
+  """Images (H, W, C) uint8, each above its colours (R, C, 3) in [0, 1] of fields, SHOWN at most."""
+  images = images[:SHOWN]
+  height, width = images[0].shape[:2]
+  across = min(ACROSS, len(images))
+  down = math.ceil(len(images) / across)
+  fig = figure(1.9 * across, 0.7 + 3.7 * down * height / width)
+  panels = fig.subplots(2 * down, across, squeeze=False)
+  for axes in panels.flat:
+    axes.set_axis_off()
+  for number, (image, field) in enumerate(zip(images, fields)):
+    row, column = divmod(number, across)
+    panels[2 * row, column].imshow(displayed(image))
+    panels[2 * row + 1, column].imshow(field, extent=edges(image), interpolation='nearest')
+  entitle(fig, title)
+  return png(fig)
+
+
 def edges(image: np.ndarray) -> tuple[float, float, float, float]:
   """Left, right, bottom and top of an image (H, W, C), whose pixels are whole numbers."""
   height, width = image.shape[:2]
