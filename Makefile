@@ -32,12 +32,13 @@ $(VENV)/installed: pyproject.toml setup.py
 	touch $@
 
 # torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build;
-# jax2onnx without them: it demands an older Orbax than ours, and does not import it here
+# jax2onnx without them: it demands an older Orbax than ours, and does not import it here;
+# lightly without them: of Lightning and Hydra its losses and heads need nothing
 $(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
 	$(make_venv)
 	$(INTEROP)/bin/python -m $(INSTALL) --editable '.[dev,onnx]' \
 	  -r tests/interop/requirements.txt
-	$(INTEROP)/bin/python -m $(INSTALL) --no-deps torchvision==0.28.0 jax2onnx==0.17.1
+	$(INTEROP)/bin/python -m $(INSTALL) --no-deps torchvision==0.28.0 jax2onnx==0.17.1 lightly==1.6.0
 	touch $@
 
 # on top of $(VENV), whose packages a path of its own adds: only the compilers are installed
