@@ -132,7 +132,7 @@ def read_indices(file: pathlib.Path | None, count: int) -> set[int]:
 def read_error(source: Source, index: int, columns: Columns) -> str:
   """What is wrong with a record that could not be read."""
   try:
-    record = source[index]
+    record = dict(source[index])
     for column in columns.values():
       column.fill(record, None if column.view is None else np.random.default_rng(0))
   except Exception as error:
@@ -328,7 +328,7 @@ class BatchBuilder:
 
   def fill(self, row: int, index: int, epoch: int, repeat: int) -> None:
     """Fills a row of every column from a record."""
-    record = self.source[index]
+    record = dict(self.source[index])  # of this example alone
     for name, column in self.columns.items():
       if column.view is None:
         value = np.asarray(column.fill(record, None))

@@ -205,8 +205,32 @@ class Encoded:
     return image
 
 
-def decode_lazily(data: bytes, channels: int = 3) -> Encoded | Image:
-  """A usual JPEG as Encoded; what is none, or an unusual one, as the upright pixels by PIL."""
+class Shared(Encoded):
+  """An Encoded image that several parts are taken of, decoded once at each scale that they take.
+
+  A part is what Encoded gives to the pixel. Damage below it, which Encoded does not reach, is
+  noticed.
+  """
+
+  def __init__(self, data: bytes, stored: tuple[int, int], channels: int = 3):
+    super().__init__(data, stored, channels)
+    self.scales: dict[int, Image] = {}
+
+  def rows(self, bottom: int, factor: int) -> Image:
+    """All rows, as another part may lie below `bottom`."""
+    if factor not in self.scales:
+      self.scales[factor] = super().rows(self.stored[0], factor)
+    return self.scales[factor]
+
+  def pixels(self) -> Image:
+    height, width, _ = self.shape
+    return self.crop((0, 0, height, width), (height, width))
+
+
+def decode_lazily(
+  data: bytes, channels: int = 3, *, encoded: type[Encoded] = Encoded
+) -> Encoded | Image:
+  """A usual JPEG as `encoded`; what is none, or an unusual one, as the upright pixels by PIL."""
   import simplejpeg
 
   jpeg = data.startswith(JPEG)
@@ -218,7 +242,7 @@ def decode_lazily(data: bytes, channels: int = 3) -> Encoded | Image:
     if colours in ('YCbCr', 'Gray', 'RGB'):  # PIL knows what Adobe's CMYK means
       check_pixels(height, width)
       check_jpeg(data, height * width)
-      return Encoded(data, (height, width), channels)
+      return encoded(data, (height, width), channels)
   image, orientation = decode_pillow(data, channels)
   return upright(image, jpeg_headers(data)[0] if jpeg else orientation)
 

@@ -26,13 +26,13 @@ from vit_jax.images.decoding import (
   Image,
   by_channels,
   check_pixels,
-  decode,
   decode_lazily,
   fit_channels,
   opencv,
 )
 from vit_jax.images.decoding import BadImage as BadImage  # "as": these are names of this file too
 from vit_jax.images.decoding import as_pixels as as_pixels
+from vit_jax.images.decoding import decode as decode
 from vit_jax.images.steps import Step as Step
 from vit_jax.images.steps import check_choice, check_range
 from vit_jax.text import nearest
@@ -344,13 +344,12 @@ class Transform:
   size: tuple[int, int]
   channels: int = 3
 
-  def __call__(self, image: bytes | Image, rng: np.random.Generator) -> Image:
-    pixels: Any
-    if isinstance(image, bytes):  # a Lazy first step alone takes Encoded
-      is_lazy = bool(self.steps) and isinstance(self.steps[0], Lazy)
-      pixels = (decode_lazily if is_lazy else decode)(image, self.channels)
-    else:
-      pixels = fit_channels(image, self.channels)
+  def __call__(self, image: bytes | Encoded | Image, rng: np.random.Generator) -> Image:
+    pixels: Any = decode_lazily(image, self.channels) if isinstance(image, bytes) else image
+    if not isinstance(pixels, Encoded):
+      pixels = fit_channels(pixels, self.channels)
+    elif not (self.steps and isinstance(self.steps[0], Lazy)):  # which alone takes Encoded
+      pixels = pixels.pixels()
     for step in self.steps:
       pixels = step(pixels, rng)
     return pixels

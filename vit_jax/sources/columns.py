@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from vit_jax.images import transforms
+from vit_jax.images.decoding import Encoded, Image, Shared, decode_lazily
 from vit_jax.sources import Record, Source, classes
 from vit_jax.text import reason
 
@@ -26,7 +27,8 @@ class Column:
   Fields:
     shape: of an example's; a batch of B has (B, *shape).
     dtype: of NumPy.
-    fill: (record, rng) -> an array of that shape. BadImage and OSError mean that the record cannot
+    fill: (record, rng) -> an array of that shape. The record is a dict of this example, in which
+      columns may keep what they share. BadImage and OSError mean that the record cannot
       be read, another ValueError that it does not fit.
     view: which random stream of an example `fill` draws from; None draws nothing, and gets no
       generator. A stream depends on (seed, epoch, index, repeat, view) alone: columns of one view
@@ -42,6 +44,7 @@ class Column:
 
 
 Columns = Mapping[str, Column]
+SHARED = 'image, decoded'  # a record's image as `shared_image` has it
 RESERVED = ('mask', 'unreadable')  # what a batch has beside its columns
 
 
@@ -52,17 +55,50 @@ def check_names(columns: Columns) -> None:
       raise ValueError(f'a column is named {name!r}, which every batch has of its own')
 
 
-def image(transform: transforms.Transform, *, view: int = 0) -> Column:
+def stored_image(record: Record, channels: int) -> bytes | Image:
+  """A record's image as its source has it."""
+  image: bytes | Image = record['image']
+  return image
+
+
+def shared_image(record: Record, channels: int) -> Encoded | Image:
+  """A record's image for several columns: the record keeps what is decoded of it."""
+  if SHARED not in record:
+    image = record['image']
+    if isinstance(image, bytes):
+      image = decode_lazily(image, channels, encoded=Shared)
+    record[SHARED] = image
+  image = record[SHARED]
+  return image
+
+
+def image(
+  transform: transforms.Transform,
+  *,
+  view: int = 0,
+  read: Callable[[Record, int], bytes | Encoded | Image] = stored_image,
+) -> Column:
   """The column of a record's 'image', transformed: uint8 (H, W, C) as the transform gives."""
 
   def fill(record: Record, rng: np.random.Generator) -> np.ndarray:
-    pixels = transform(record['image'], rng)
+    pixels = transform(read(record, transform.channels), rng)
     if pixels.shape[:2] != transform.size:
       size, wanted = ('{}x{}'.format(*sides) for sides in (pixels.shape[:2], transform.size))
       raise ValueError(f'the transforms give {size} pixels, not {wanted}')
     return pixels
 
   return Column((*transform.size, transform.channels), np.uint8, fill, view)
+
+
+def shared_images(views: Mapping[str, transforms.Transform]) -> dict[str, Column]:
+  """The columns of several transforms of a record's 'image', which they decode once.
+
+  The k-th is that of `image` with view k, to the pixel.
+  """
+  return {
+    name: image(transform, view=view, read=shared_image)
+    for view, (name, transform) in enumerate(views.items())
+  }
 
 
 def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
