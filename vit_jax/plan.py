@@ -56,7 +56,6 @@ from vit_jax.text import error_line, first_few, nearest, printable, quantity
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
 PIXELS = ('mean', 'std')  # a number for each channel, 0.5 where there is no checkpoint
-OWN_PHOTOS = ('folder', 'csv', 'parquet')  # data that no published number comes from
 MIN_CROP = 0.25  # of an image's area: a smaller crop hardly shows what the image is of
 MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
 # Fields of a checkpoint's model that are not its run's: initialisation and regularisation.
@@ -534,7 +533,16 @@ def make_encoder(config: FrozenConfigDict, source: sources.Source, start: StartF
   )
 
 
-TASKS: dict[str, Callable[..., Task]] = {'classify': classification}
+def from_encoder(
+  make: Callable[[FrozenConfigDict, sources.Source, ImageEncoder], Task],
+) -> Callable[[FrozenConfigDict, sources.Source, StartFor], Task]:
+  """The function of a task, of one that takes the encoder that the config describes."""
+  return lambda config, source, start: make(config, source, make_encoder(config, source, start))
+
+
+TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
+  'classify': classification
+}
 
 
 def checkpoint_defaults(
@@ -754,10 +762,10 @@ def with_data_options(config: FrozenConfigDict) -> FrozenConfigDict:
   the lines, where the config asks for it or reads people's own photos.
   """
   whole = config.to_dict()
-  data, kind = whole['data'], config.data.source.partition(':')[0]
+  data = whole['data']
   data['source'] = sources.with_columns(config.data.source, config.data.columns)
   data['columns'] = ''
-  if kind in OWN_PHOTOS if config.data.antialias is None else config.data.antialias:
+  if sources.antialiases(config.data.source, config.data.antialias):
     for field in ('augment', 'preprocess'):
       data[field] = transforms.antialiased(data[field])
   return FrozenConfigDict(whole)

@@ -20,6 +20,8 @@ from vit_jax import lookup
 from vit_jax.sources.classes import alike_note
 from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
+OWN_PHOTOS = ('folder', 'csv', 'parquet')  # data that no published number comes from
+
 Record = dict[str, Any]
 Span = tuple[str, int, int]
 
@@ -162,6 +164,14 @@ def open_splits(name: str, texts: Mapping[str, str]) -> dict[str, Source]:
     if not len(sources[use]):
       raise ValueError(explained(f'{name} has no images in split {text!r}', sources[use]))
   return sources
+
+
+def antialiases(name: str, choice: bool | None) -> bool:
+  """Whether a resize that names no method antialiases images of a data set.
+
+  As chosen; where nothing is, people's own photos are.
+  """
+  return name.partition(':')[0] in OWN_PHOTOS if choice is None else choice
 
 
 def with_columns(name: str, columns: str) -> str:
