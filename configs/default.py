@@ -106,6 +106,16 @@ def get_config() -> ConfigDict:
   config.data.mean = placeholder(tuple)
   config.data.std = placeholder(tuple)
 
+  # Crops of an image that tasks without labels compare, in the place of data.augment.
+  config.views = ConfigDict(type_safe=False)
+  config.views.global_count = 2  # crops of most of the image
+  config.views.global_size = placeholder(tuple)  # (height, width), or one; None: image_size
+  config.views.global_area = (0.3, 1.0)  # smallest and largest part of the image's area
+  config.views.local_count = 6  # crops of a small part of it; 0: none
+  config.views.local_size = (96, 96)
+  config.views.local_area = (0.05, 0.3)
+  config.views.augment = 'flip'  # transforms of every crop, see images/transforms.py
+
   config.objective = ConfigDict(type_safe=False)
   # 'sigmoid', for multi-label too; 'focal', of the same scores; 'softmax_focal'; or 'module:name'
   config.objective.loss = 'softmax'
