@@ -93,8 +93,13 @@ class Browser:
     """Loads a page, until it is loaded."""
     self.errors, self.requested, self.loaded = [], [], False
     self('Page.navigate', url=url)
+    self.until_loaded()
+
+  def until_loaded(self):
+    """Waits for a page that is on its way, or will be, to be loaded."""
     while not self.loaded:
       self.note(self.received())
+    self.loaded = False
 
   def run(self, script):
     """The value of an expression in the page; a promise is waited for."""

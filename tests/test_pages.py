@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import datetime
 import gzip
 import io
 import itertools
@@ -1564,7 +1565,13 @@ def test_a_live_report_that_cannot_be_written_costs_a_line(trained, tmp_path):
   'status, texts',
   [
     (
-      {'state': 'evaluating', 'step': 400, 'total': 1000, 'eta_seconds': 5025, 'last_save': 350},
+      {
+        'state': 'evaluating',
+        'step': 400,
+        'total': 1000,
+        'eta_seconds': 5025,
+        'last_save': {'step': 350},
+      },
       ['Training, step 400 of 1,000 (40%), 1 h 24 min to go, last saved at step 350. Written 2'],
     ),
     (
@@ -1572,15 +1579,65 @@ def test_a_live_report_that_cannot_be_written_costs_a_line(trained, tmp_path):
       ['trained it is gone, step 3 of'],
     ),
     ({'state': 'failed', 'message': 'step 3: nan'}, ['Failed, not saved yet, step 3: nan. ']),
-    ({'state': 'stopped', 'last_save': 3}, ['Stopped, last saved at step 3. ', 'command resumes.']),
+    (
+      {'state': 'stopped', 'last_save': {'step': 3}},
+      ['Stopped, last saved at step 3. ', 'command resumes.'],
+    ),
     ({'state': 'finished', 'step': 9}, []),
   ],
 )
 def test_a_page_says_how_its_run_goes_and_is_read_again_only_while_it_lives(status, texts, whole):
   gathered = dataclasses.replace(whole, status=status)
-  output = opening.progress_text(gathered)
+  output = opening.progress_text(status, gathered.written, is_live=gathered.is_live)
   assert all(text in output for text in texts) and bool(output) == bool(texts)
   assert ('name="live"' in report_page.as_html(gathered)) == (status['state'] == 'evaluating')
+
+
+@pytest.mark.parametrize(
+  'error, text',
+  [
+    (KeyboardInterrupt(), 'Stopped, step 4 of 9 (44%), last saved at step 4. Written 2'),
+    (ValueError('a<b at /data/x/1.jpg'), 'last saved at step 4, a&lt;b at 1.jpg. Written 2'),
+  ],
+)
+def test_the_page_of_a_run_that_is_stopped_or_fails_says_so_and_is_read_again_no_more(
+  error, text, whole, tmp_path
+):
+  status = {'state': 'training', 'step': 3, 'total': 9}
+  live = report.encoded(dataclasses.replace(whole, status=status))
+  with pytest.raises(type(error)), train.owned(tmp_path) as holder:
+    (tmp_path / report.PAGE).write_bytes(live)
+    holder.update(**status | {'step': 4, 'last_save': {'step': 4}})
+    raise error
+  begin, _, end = (tmp_path / report.PAGE).read_text().partition('<nav')
+  assert text in begin and begin.count('class="live"') == 1 and 'read again' not in begin
+  assert 'http-equiv="refresh"' not in begin and 'name="live"' not in begin
+  assert end == live.decode().partition('<nav')[2]
+
+
+def test_a_page_of_a_run_that_trains_is_read_again_where_it_was_until_nothing_newer_comes(
+  chromium, whole, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(opening, 'RELOAD', 1)
+  file, status = tmp_path / report.PAGE, {'state': 'training', 'total': 9}
+  now = datetime.datetime.now(datetime.UTC)
+  pages = [
+    report.encoded(dataclasses.replace(whole, status=status | {'step': step}, written=written))
+    for step, written in ((3, now), (4, now), (4, now - datetime.timedelta(hours=1)))
+  ]
+  chromium.window(1100, 900)
+  file.write_bytes(pages[0])
+  chromium.open(file)
+  chromium.run('scrollTo(0, 500)')
+  file.write_bytes(pages[1])
+  chromium.until_loaded()
+  assert 'step 4 of 9' in chromium.text('.live') and chromium.run('scrollY') == 500
+  file.write_bytes(pages[2])
+  chromium.open(file)
+  assert chromium.text('.live').endswith(
+    'UTC. Nothing newer came for 10 minutes: the run may have ended.'
+  )
+  assert not chromium.errors
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ class Live:
     if self.plan.config.system.report:
       source = self.plan.splits['validation']
       report.while_training(folder, evaluation, self.owner.status, source, self.say)
+      if self.owner.ended.is_set():  # while the page was made
+        with contextlib.suppress(OSError):
+          report.end_live(folder, self.owner.status)
 
   def settle(self) -> None:
     """Returns when all is written, or the disk hangs."""

@@ -25,6 +25,7 @@ from vit_jax.sources import lines_about
 from vit_jax.sources.survey import contrast_warning, sampled_contrasts
 from vit_jax.step import Measured, State, untraced
 from vit_jax.tasks import Batch, Fixed, Params
+from vit_jax.views import report
 from vit_jax.workdir import ENVIRONMENT, record
 
 
@@ -65,7 +66,7 @@ class Training:
 
 def owned(workdir: str | os.PathLike[str]) -> Owner:
   """A context in which a run's folder is this process's, or its first process's."""
-  return Owner(workdir, first=jax.process_index() == 0)
+  return Owner(workdir, first=jax.process_index() == 0, at_end=report.end_live)
 
 
 def train(

@@ -53,6 +53,8 @@ class Owner:
     folder: the run's; made if absent.
     first: whether this is the process that writes; others of the same run own nothing.
     say: takes a line for the user.
+    at_end: takes the folder and the last status, while the folder is still this process's; an error
+      of the disk costs nothing.
   """
 
   def __init__(
@@ -61,8 +63,9 @@ class Owner:
     *,
     first: bool = True,
     say: Callable[[str], object] = to_stderr,
+    at_end: Callable[[pathlib.Path, Status], object] = lambda folder, status: None,
   ):
-    self.folder, self.first, self.say = folder_of(folder), first, say
+    self.folder, self.first, self.say, self.at_end = folder_of(folder), first, say, at_end
     self.status: Status = {}
     self.wake, self.ended = threading.Event(), threading.Event()
     self.thread = threading.Thread(target=self.watch, name='owner', daemon=True)
@@ -131,6 +134,9 @@ class Owner:
   def leave(self) -> None:
     """Writes the last word, and takes away the lock, and the folder where nothing is in it."""
     self.write()
+    if self.status:
+      with contextlib.suppress(OSError):
+        self.at_end(self.folder, self.status)
     self.lock.release()
     for path in [] if self.status else self.made:
       with contextlib.suppress(OSError):

@@ -1,23 +1,32 @@
 """What a report opens with: how the run goes while it trains, and a sentence on what was right."""
 
+import datetime
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.text import percent, quantity
+from vit_jax.text import percent, quantity, without_folders
 from vit_jax.views.facts import Facts
 from vit_jax.views.html import escape
 
 NAMED = 5  # classes in the sentence
 RELOAD = 20  # seconds until a page of a run that trains is read again
 PATIENT = 600  # seconds at least without a newer page, after which it is not read again
+REFRESH = re.compile('<noscript><meta http-equiv="refresh".*?<meta name="live"[^>]*>')
+PROGRESS = re.compile('<p class="live" role="status">.*?</p>')
 
 
 def lead(facts: Facts) -> str:
   """How the run goes, and what was right, as HTML."""
-  progress, right = progress_text(facts), verdict(facts.measured or {})
-  parts = f'<p class="live" role="status">{escape(progress)}</p>' * bool(progress)
-  return parts + f'<p class="verdict">{escape(right)}</p>' * bool(right)
+  progress = progress_text(facts.status, facts.written, is_live=facts.is_live)
+  right = verdict(facts.measured or {})
+  return as_progress(progress) + f'<p class="verdict">{escape(right)}</p>' * bool(right)
+
+
+def as_progress(text: str) -> str:
+  """The paragraph of how a run goes; '' without a text."""
+  return f'<p class="live" role="status">{escape(text)}</p>' * bool(text)
 
 
 def refresh(facts: Facts) -> str:
@@ -32,6 +41,15 @@ def refresh(facts: Facts) -> str:
   )
 
 
+def ended(page: str, status: Mapping[str, Any]) -> str:
+  """The page of a run that trained, as its status now is; any other page as it is."""
+  if not REFRESH.search(page):
+    return page
+  progress = progress_text(status, datetime.datetime.now(datetime.UTC), is_live=False)
+  page = REFRESH.sub('', page, count=1)
+  return PROGRESS.sub(lambda _: as_progress(progress), page, count=1)
+
+
 def seconds_between(facts: Facts) -> int:
   """The time from one validation to the next, as far as the rates tell; 0 where they do not."""
   steps, _ = facts.curve('validation/count')
@@ -42,27 +60,26 @@ def seconds_between(facts: Facts) -> int:
   return math.ceil((steps[-1] - steps[-2]) * batch / rates[-1])
 
 
-def progress_text(facts: Facts) -> str:
-  """How far a run is that is not finished; '' of one that is."""
-  status = facts.status
+def progress_text(status: Mapping[str, Any], written: datetime.datetime, *, is_live: bool) -> str:
+  """How far a run is that is not finished, on a page written then; '' of one that is finished."""
   state = status.get('state')
   if state is None or state == 'finished':
     return ''
   parts = [{'stopped': 'Stopped', 'failed': 'Failed'}.get(state, 'Training')]
   if status.get('stale'):
     parts = ['The process that trained it is gone']
-  step, total, saved = (status.get(name) for name in ('step', 'total', 'last_save'))
+  step, total, save = (status.get(name) for name in ('step', 'total', 'last_save'))
   if type(step) is int and type(total) is int and total:
     parts.append(f'step {step:,} of {total:,} ({step / total:.0%})')
   eta = status.get('eta_seconds')
-  if facts.is_live and isinstance(eta, int | float):
+  if is_live and isinstance(eta, int | float):
     parts.append(f'{time_text(eta)} to go')
+  saved = save.get('step') if isinstance(save, Mapping) else None
   parts.append(f'last saved at step {saved:,}' if type(saved) is int else 'not saved yet')
   if message := status.get('message'):
-    parts.append(str(message))
-  written = f'Written {facts.written:%Y-%m-%d %H:%M:%S} UTC'
-  again = ', read again by itself' if facts.is_live else '; the same command resumes'
-  return f'{", ".join(parts)}. {written}{again}.'
+    parts.append(without_folders(str(message)))
+  again = ', read again by itself' if is_live else '; the same command resumes'
+  return f'{", ".join(parts)}. Written {written:%Y-%m-%d %H:%M:%S} UTC{again}.'
 
 
 def time_text(seconds: float) -> str:

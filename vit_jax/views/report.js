@@ -116,14 +116,18 @@ if (live) {
   const [period, written, patience] = live.content.split(',').map(Number);
   const place = sessionStorage.getItem('scroll');
   if (place !== null) scrollTo(0, +place);
-  const timer = setInterval(() => {
-    if (dialog.open || String(getSelection())) return;
-    if (Date.now() / 1000 - written > patience) {
+  const isOld = () => Date.now() / 1000 - written > patience;
+  const update = () => {
+    if (isOld()) {  // its process was killed, or its disk or network is gone
       clearInterval(timer);
-      document.querySelector('.live').textContent += ' Nothing newer came: the run may have ended.';
-      return;
+      const progress = document.querySelector('.live');
+      progress.textContent = progress.textContent.replace(', read again by itself', '')
+        + ` Nothing newer came for ${Math.round(patience / 60)} minutes: the run may have ended.`;
+    } else if (!dialog.open && !String(getSelection())) {
+      sessionStorage.setItem('scroll', scrollY);
+      location.reload();
     }
-    sessionStorage.setItem('scroll', scrollY);
-    location.reload();
-  }, 1000 * period);
+  };
+  const timer = setInterval(update, 1000 * period);
+  if (isOld()) update();
 }

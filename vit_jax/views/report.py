@@ -11,6 +11,7 @@ import jax
 
 from vit_jax import files, sources
 from vit_jax.text import one_line
+from vit_jax.views import opening
 from vit_jax.views.facts import Facts, gather, gather_live, is_finished, with_repeats
 from vit_jax.views.report_page import as_html, as_png
 
@@ -69,6 +70,23 @@ def while_training(
       file.write(page)
   except Exception as error:  # a run must not fail for its report
     say(f'no live report: {one_line(error)}')
+
+
+def end_live(folder: pathlib.Path, status: Mapping[str, Any]) -> None:
+  """Has the page of a run that ends say so, and read itself again no more.
+
+  Its curves and photos stay those of the latest evaluation. A run without a page gets none.
+
+  Raises:
+    OSError: if the page cannot be written.
+  """
+  try:
+    page = files.read_bytes(folder / PAGE).decode()
+  except FileNotFoundError:
+    return
+  if (end := opening.ended(page, status)) != page:
+    with files.replacing(folder / PAGE) as file:
+      file.write(end.encode())
 
 
 def after_training(folder: str | os.PathLike[str], say: Callable[[str], object]) -> None:
