@@ -450,7 +450,9 @@ def million(folder: pathlib.Path, count: int = 1_000_000, classes: int = 1000) -
   repeated = np.repeat(files.paths.reshape(classes, -1), times, axis=0).ravel()
   offsets = np.arange(count + 1, dtype=np.int64) * int(lengths[0])
   files = folders.Files(files.root, repeated, offsets, np.repeat(files.labels, times))
-  folders.save_index(folders.Index(files, index.classes, {'train': count}, index.folders))
+  counts = {'train': count}
+  index = folders.Index(files, index.classes, counts, index.folders, index.passed_over)
+  folders.save_index(index, 'folder')
   turns = []
   for _ in range(5):
     done = subprocess.run(

@@ -255,6 +255,19 @@ def test_a_set_without_faults_ends_with_0_and_one_split_may_be_chosen(monkeypatc
   assert run('show', 'arrays:mine') == 3
 
 
+def test_images_without_labels_are_shown_without_classes_and_saved_without_folders(
+  monkeypatch, tmp_path, capsys
+):
+  images = [encoded(seed=seed) for seed in range(2)]
+  unlabelled = sources.Source([{'image': image} for image in images], ())
+  monkeypatch.setattr(sources, 'splits_of', lambda name: {'train': lambda: unlabelled})
+  assert run('show', 'images:mine') == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == 'images:mine, no labels' and 'class' not in ''.join(lines)
+  assert run('save', 'images:mine', str(tmp_path)) == 0
+  assert [(tmp_path / f'00000{i}.jpg').read_bytes() for i in range(2)] == images
+
+
 def test_an_empty_split_is_left_out_unless_it_is_asked_for(monkeypatch, capsys):
   install(monkeypatch, {'train': [(PIXELS, 0), (TWIN, 1)], 'validation': []})
   assert run('show', 'arrays:mine') == 0

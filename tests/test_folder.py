@@ -306,7 +306,7 @@ def test_the_folder_around_a_data_set_is_refused_with_its_name(pets, tmp_path):
 
 def test_a_folder_without_train_or_classes_is_refused(tmp_path):
   root = write(tmp_path / 'd', 'test/a/1.png', 'cat/2.png', 'dog/3.png')
-  refused('test but no train, which gives the classes, and cat, dog', f'folder:{root}', 'test')
+  refused('test but no train, and beside them cat, dog', f'folder:{root}', 'test')
   refused('holds no class folders', f'folder:{write(tmp_path / "e", "1.png")}')
 
 
@@ -501,7 +501,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(pets, monkeypatch, tmp_p
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   assert len(labelled(f'folder:{pets}')) == 3
   monkeypatch.delenv('XDG_CACHE_HOME')
-  monkeypatch.setattr(folder, 'cache_file', lambda root: None)
+  monkeypatch.setattr(folder, 'cache_file', lambda root, kind: None)
   assert len(labelled(f'folder:{pets}')) == 3
 
 
@@ -517,7 +517,65 @@ def test_a_disk_that_is_full_leaves_nothing_in_the_cache(pets, cache, monkeypatc
 def test_a_relative_xdg_cache_home_is_ignored(monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', 'cache')
   monkeypatch.setenv('HOME', '/home/somebody')
-  assert folder.cache_file(b'/data').startswith('/home/somebody/.cache/vit_jax/index/')
+  assert folder.cache_file(b'/data', 'folder').startswith('/home/somebody/.cache/vit_jax/index/')
+
+
+# Images without labels
+
+
+def unlabelled(root, split='train'):
+  """The paths of a split of a folder of images, relative to it."""
+  source = sources.open_source(f'images:{root}', split)
+  assert source.classes == () and all(source[i].keys() == {'image'} for i in range(len(source)))
+  return [os.path.relpath(source.describe(i), os.path.realpath(root)) for i in range(len(source))]
+
+
+def test_images_are_read_at_any_depth_and_judged_as_those_of_class_folders(tmp_path):
+  root = write(tmp_path / 'd', 'a.png', 'b/c.jpg', 'b/d/e/f.webp', '.g/h.png', 'notes.txt')
+  assert sorted(unlabelled(root, 'all')) == ['a.png', 'b/c.jpg', 'b/d/e/f.webp']
+  reasons = {(p.reason, p.kind) for p in sources.open_source(f'images:{root}', 'all').passed_over}
+  assert reasons == {('hidden', '.png'), (decoding.suffix_error('.txt'), '.txt')}
+
+
+def test_a_tenth_of_images_without_labels_is_held_out_and_always_the_same(tmp_path):
+  root = write(tmp_path / 'd', *(f'{i % 3}/{i}.png' for i in range(40)))
+  train, validation = unlabelled(root), unlabelled(root, 'validation')
+  assert (len(train), len(validation)) == (36, 4) and not {*train} & {*validation}
+  assert unlabelled(root, 'validation') == validation
+
+
+def test_folders_of_splits_are_splits_of_images_without_labels(pets):
+  write(pets, 'other/6.png', '7.png', 'train/8.png')
+  assert unlabelled(pets) == [
+    'train/8.png',
+    'train/cat/1.png',
+    'train/dog/2.png',
+    'train/dog/3.png',
+  ]
+  assert unlabelled(pets, 'validation') == ['val/dog/4.png']
+  assert len(unlabelled(pets, 'all')) == 6
+  passed_over = sources.open_source(f'images:{pets}', 'test').passed_over
+  assert {p.reason for p in passed_over} == {
+    'beside the folders of splits',
+    'in other, which is no split',
+  }
+
+
+def test_a_folder_has_an_index_of_its_own_as_images_and_as_classes(pets, cache):
+  settle(pets)
+  before = [unlabelled(pets), labelled(f'folder:{pets}')]
+  assert len(list(cache.iterdir())) == 2
+  assert [unlabelled(pets), labelled(f'folder:{pets}')] == before
+
+
+def test_images_without_labels_that_cannot_be_are_refused(pets, tmp_path):
+  write(tmp_path / 'none', 'notes.txt')
+  refused("no images in split 'train'; passed over: 1 .txt", f'images:{tmp_path}/none')
+  refused('no such folder', f'images:{tmp_path}/gone', kind=FileNotFoundError)
+  many = [f'train/{i}.png' for i in range(9)]
+  loaded = config.load('default', [f'data.source=images:{write(pets, *many)}', 'batch_size=8'])
+  with pytest.raises(ValueError, match=r'has no labels.*lejepa, mae and dino learn'):
+    plan.make_plan(loaded)
 
 
 # From files to batches

@@ -489,6 +489,7 @@ def with_teacher(config: FrozenConfigDict, task: Task, source: sources.Source) -
 def classification(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> Task:
   """The task 'classify': the model of `config.model` learns the classes of the source."""
   data, fields, teacher = config.data, dict(config.objective), config.teacher
+  check_classes(data.source, source.classes)
   if config.model.pool == 'none':
     raise ValueError("model.pool is 'none', which classifies patches, not images")
   model = make_model(config, num_classes=len(source.classes))
@@ -805,7 +806,6 @@ def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:
 
 def check_labels(config: FrozenConfigDict, source: sources.Source, scores: str) -> None:
   """Raises ValueError for labels that a loss with such scores cannot learn."""
-  check_classes(config.data.source, source.classes)
   if source.empty_classes:
     names = first_few([repr(printable(name)) for name in source.empty_classes])
     message = f'{config.data.source}: no images of class {names} in train'

@@ -51,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
 def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
   """A report for people."""
   splits = summary['splits']
-  yield f'{printable(summary["source"])}, {len(summary["classes"])} classes'
-  rows = [['split', 'images', 'unreadable', 'bytes', 'height', 'width', 'images of a class']]
+  classes = summary['classes']
+  count = quantity(len(classes), 'class') if classes else 'no labels'
+  yield f'{printable(summary["source"])}, {count}'
+  rows = [['split', 'images', 'unreadable', 'bytes', 'height', 'width']]
+  rows[0] += ['images of a class'] * bool(classes)
   for name, split in splits.items():
-    smallest, largest = min(split['per_class']), max(split['per_class'])
     rows.append([
       name,
       f'{split["count"]:,}',
@@ -64,18 +66,18 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f'{side["min"]} to {side["max"]}, median {side["median"]}' if side else ''
         for side in (split['height'], split['width'])
       ),
-      f'{smallest} ({split["smallest"]}) to {largest} ({split["largest"]})'
-      if smallest < largest else f'{largest} each',
+      *([images_of_a_class(split)] if classes else []),
     ])  # fmt: skip
   yield from text.columns(rows)
   yield ''
-  yield from class_table(summary['classes'], splits)
+  if classes:
+    yield from class_table(classes, splits)
   yield from summary['notes']
   if line := sources.describe_passed_over([PassedOver(**i) for i in summary['passed_over']]):
     yield line
   for name, split in splits.items():
     yield from listing(f'classes without an image in {name}', split['empty'])
-    if split['unlabelled']:
+    if classes and split['unlabelled']:
       yield f'images of {name} without a label among the classes: {split["unlabelled"]:,}'
     named = [f'{bad["image"]}: {bad["reason"]}' for bad in split['unreadable']]
     yield from listing(f'unreadable images of {name}', named)
@@ -88,6 +90,14 @@ def report_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for group in summary['conflicts']
   ]
   yield from listing('the same picture in different classes, a conflict', named)
+
+
+def images_of_a_class(split: Mapping[str, Any]) -> str:
+  """The smallest and the largest class of a split."""
+  smallest, largest = min(split['per_class']), max(split['per_class'])
+  if smallest == largest:
+    return f'{largest} each'
+  return f'{smallest} ({split["smallest"]}) to {largest} ({split["largest"]})'
 
 
 def class_table(classes: Sequence[str], splits: Mapping[str, Any]) -> Iterator[str]:
@@ -170,7 +180,8 @@ def sheet_file(
     (', '.join(survey.classes_of(index)), without_folders(source.describe(index), root))
     for index in chosen
   ]
-  title = f'{card.shown(name)}, split {split}: a row for an image, by its class'
+  title = f'{card.shown(name)}, split {split}: a row for an image'
+  title += ', by its class' * bool(source.classes)
   recipe = f'recipe {card.shown(augmentation.recipe)}: ' * bool(augmentation.recipe)
   lines = f'{title}\n{recipe}{augmentation.line}, {height}x{width} pixels, seed {seed}'
   shown = [decoding.displayed(image) for image in originals]
@@ -220,19 +231,20 @@ def save_images(
 ) -> tuple[int, list[str]]:
   """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.SUFFIX.
 
-  An encoded image is written as it is, pixels as PNG. Gives how many were written, and a line for
-  each of the others that names it.
+  Without classes there are no folders of them. An encoded image is written as it is, pixels as
+  PNG. Gives how many were written, and a line for each of the others that names it.
   """
   indices, folders = range(len(source))[:count], class_folders(source.classes)
   failed = []
   for index in indices:
     try:
       record = source[index]
-      label, data = single_label(record, len(folders)), image_file(record['image'])
+      subfolder = folders[single_label(record, len(folders))] if folders else ''
+      data = image_file(record['image'])
     except (transforms.BadImage, OSError) as error:
       failed.append(f'{source.describe(index)}: {reason(error)}')
       continue
-    path = pathlib.Path(folder) / folders[label] / f'{index:06d}.{suffix(data)}'
+    path = pathlib.Path(folder) / subfolder / f'{index:06d}.{suffix(data)}'
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
       file.write(data)

@@ -9,6 +9,7 @@ from vit_jax import bundle, files
 from vit_jax.commands import warn
 from vit_jax.commands.features import check_out
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
+from vit_jax.sources.classes import check_labelled
 from vit_jax.text import to_stdout
 
 Evaluation = tuple[dict[str, Any], list[str]]  # as JSON, and as text
@@ -76,6 +77,7 @@ def extract_splits(
   run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace, *others: str
 ) -> list[features.Features]:
   """Features of other splits of a data set, and last its own; none have an image in common."""
+  check_labelled(data.name, data.source.classes)
   splits = [inputs.open_split(args.model, on=data.name, split=other) for other in others] + [data]
   for first, second in itertools.combinations(splits, 2):
     inputs.check_apart(first, second)

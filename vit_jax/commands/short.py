@@ -173,7 +173,8 @@ def fit(plain: FrozenConfigDict, chosen: FrozenConfigDict) -> dict[str, object]:
 def folders(source: str) -> Iterator[str]:
   """runs/photos, runs/photos-2 and so on, for 'folder:/data/photos'."""
   kind, _, path = source.partition(':')
-  path = os.path.abspath(os.path.expanduser(path)) if kind == 'folder' else path or kind
+  is_folder = kind in ('folder', 'images')
+  path = os.path.abspath(os.path.expanduser(path)) if is_folder else path or kind
   stem = pathlib.PurePath(path.partition('?')[0]).name.removesuffix(f'.{kind}').removesuffix('.npz')
   name = re.sub(r'[^\w.-]+', '_', stem).strip('._-') or kind
   for number in itertools.count(1):

@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax import bundle, sharding, sources
 from vit_jax.evaluate import inputs, loop, results
 from vit_jax.sources import balance, imagenet, labels
+from vit_jax.sources.classes import check_labelled
 from vit_jax.tasks import classify
 from vit_jax.text import columns, percent, to_stderr
 
@@ -59,6 +60,7 @@ def evaluate_model(
   """
   if not run.classes:
     raise ValueError(f'{run.name} has no head here: knn, fewshot and linear measure its features')
+  check_labelled(split.name, split.source.classes)
   matched = match_classes(run, split, restrict=restrict, label_map=label_map)
   ready = inputs.preprocess_of(run, split, preprocess)
   task = classify.classify(run.model, classes=matched.names, preprocess=ready, scores=run.scores)

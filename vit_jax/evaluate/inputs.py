@@ -130,7 +130,7 @@ class Paths(Sequence[Record]):
     return len(self.paths)
 
   def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-    return {'image': pathlib.Path(self.paths[index]).read_bytes(), 'label': np.int32(-1)}
+    return {'image': pathlib.Path(self.paths[index]).read_bytes()}
 
 
 def image_split(paths: Sequence[str]) -> Split:

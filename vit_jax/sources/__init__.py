@@ -1,7 +1,7 @@
 """Where images come from: a source is a sequence of images and labels, read by index.
 
-A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', 'csv:FILE',
-'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.sources.presets`.
+A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', 'images:PATH',
+'csv:FILE', 'parquet:FILE', 'tfds:NAME', 'hf:NAME', or a preset of `vit_jax.sources.presets`.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from vit_jax import lookup
 from vit_jax.sources.classes import alike_note
 from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
-OWN_PHOTOS = ('folder', 'csv', 'parquet')  # data that no published number comes from
+OWN_PHOTOS = ('folder', 'images', 'csv', 'parquet')  # data that no published number comes from
 
 Record = dict[str, Any]
 Span = tuple[str, int, int]
@@ -55,8 +55,8 @@ class Source:
 
   Fields:
     records: any sequence of {'image': bytes of a file or uint8 (H, W, C), 'label': int32}. In a
-      multi-label data set 'label' is a vector, padded with -1.
-    classes: the name of each label.
+      multi-label data set 'label' is a vector, padded with -1. Without classes there is none.
+    classes: the name of each label; () where nothing is labelled.
     describe: (index) -> what a message calls a record, a path where it has one.
     spans: (split, begin, end) of the data set's own splits that the records are, in order; ()
       where that is unknown.
@@ -134,6 +134,7 @@ KINDS = {  # the module of vit_jax.sources that opens a kind: its `splits(kind, 
   'digits': 'digits',
   'arrays': 'arrays',
   'folder': 'folder',
+  'images': 'images',
   'csv': 'table',
   'parquet': 'table',
   'tfds': 'tfds',

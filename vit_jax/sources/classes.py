@@ -69,9 +69,21 @@ def alike_note(classes: Sequence[str]) -> str:
 
 def check_classes(where: str, classes: Sequence[str]) -> None:
   """Raises ValueError for fewer than two classes."""
+  if not classes:
+    raise ValueError(f'{unlabelled(where)}; lejepa, mae and dino learn without')
   if len(classes) < 2:
-    only = f'only one class, {classes[0]!r}' if classes else 'no classes'
-    raise ValueError(f'{where} has {only}; at least two are needed')
+    raise ValueError(f'{where} has only one class, {classes[0]!r}; at least two are needed')
+
+
+def check_labelled(where: str, classes: Sequence[str]) -> None:
+  """Raises ValueError for a data set without classes, where its labels are asked for."""
+  if not classes:
+    raise ValueError(unlabelled(where))
+
+
+def unlabelled(where: str) -> str:
+  """The error of a data set without labels."""
+  return f'{where} has no labels: name a labelled data set, such as folder:PATH of class folders'
 
 
 def gaps(labels: Iterable[int], count: int) -> str | None:

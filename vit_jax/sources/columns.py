@@ -104,12 +104,12 @@ def shared_images(views: Mapping[str, transforms.Transform]) -> dict[str, Column
 def label(num_classes: int, *, shape: tuple[int, ...] = ()) -> Column:
   """The column of a record's 'label', int32: () or (L,), negative as `sources.classes` has it.
 
-  Another label is a ValueError.
+  A record without one has -1. Another label is a ValueError.
   """
   lowest = classes.UNKNOWN if shape else -1
 
   def fill(record: Record, _: None) -> np.ndarray:
-    labels = np.asarray(record['label'])
+    labels = np.asarray(record.get('label', -1))
     if labels.size and (labels.max() >= num_classes or labels.min() < lowest):
       wrong = next(n for n in labels.ravel() if not lowest <= n < num_classes)
       raise ValueError(f'label {wrong} is none of {num_classes} classes')
@@ -143,5 +143,5 @@ def label_shape(source: Source) -> tuple[int, ...]:
   """() or, multi-label, (L,): the shape of the first label that can be read."""
   for index in range(min(len(source), TRIES)):
     with contextlib.suppress(OSError):
-      return np.shape(source[index]['label'])
+      return np.shape(source[index].get('label', -1))
   return ()

@@ -40,24 +40,27 @@ MORE_SPLITS = {
   'held_out': 'test',
 }
 RECENT = 2_000_000_000  # ns: FAT counts times in steps of two seconds, the coarsest in use
-FORMAT = 4  # of the index in the cache
+FORMAT = 5  # of the index in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Labelled files, read when indexed."""
+  """Image files, read when indexed."""
 
   root: bytes  # what relative paths are relative to
   paths: np.ndarray  # of all files end to end, uint8
   offsets: np.ndarray  # (N + 1,) where each path begins
-  labels: np.ndarray  # (N,) int32, or (N, L) padded with -1
+  labels: np.ndarray | None  # (N,) int32, or (N, L) padded with -1; None where nothing has one
 
   def __len__(self) -> int:
-    return len(self.labels)
+    return len(self.offsets) - 1
 
   def __getitem__(self, index: int) -> Record:
     with open(os.fsdecode(self.path(index)), 'rb', buffering=0) as file:
-      return {'image': file.read(), 'label': self.labels[index]}
+      image = file.read()
+    return (
+      {'image': image} if self.labels is None else {'image': image, 'label': self.labels[index]}
+    )
 
   def path(self, index: int) -> bytes:
     """The absolute path of a file."""
@@ -76,12 +79,21 @@ def splits(kind: str, path: str) -> Splits:
 
   'train' names the classes. Without it the other splits do: they can be measured.
   """
+  return index_splits(indexed(folder_root(path), kind, make_index))
+
+
+def folder_root(path: str) -> bytes:
+  """The real path of a folder; FileNotFoundError or ValueError for what is none."""
   path = os.path.expanduser(path)
   if not os.path.exists(path):
     raise FileNotFoundError(f'{printable(path)}: no such folder')
   if not os.path.isdir(path):
     raise ValueError(f'{printable(path)} is not a folder; if it is an archive, unpack it first')
-  index = indexed(os.fsencode(os.path.realpath(path)))
+  return os.fsencode(os.path.realpath(path))
+
+
+def index_splits(index: 'Index') -> Splits:
+  """The splits of what a folder holds; without a 'validation', some of 'train' is held out."""
   ends = np.cumsum(list(index.counts.values())).tolist()
   indices = {
     split: range(end - count, end) for (split, count), end in zip(index.counts.items(), ends)
@@ -94,12 +106,15 @@ def splits(kind: str, path: str) -> Splits:
     notes=split_notes(index),
     empty_classes=empty_classes(index, indices.get('train', range(0))),
   )
-  return sources.with_validation(source, indices, index.files.labels)
+  labels = index.files.labels
+  if labels is None:  # a tenth of all images
+    labels = np.zeros(len(index.files), np.int32)
+  return sources.with_validation(source, indices, labels)
 
 
 def empty_classes(index: 'Index', train: range) -> tuple[str, ...]:
   """The classes without an image in 'train', which names them; none where there is no such."""
-  if not train:
+  if not train or index.files.labels is None:
     return ()
   present = set(index.files.labels[train.start : train.stop].tolist())
   return tuple(name for label, name in enumerate(index.classes) if label not in present)
@@ -123,19 +138,19 @@ def split_key(name: bytes) -> str:
   return re.sub(r'[\s-]+', '_', printable(name).lower())
 
 
-def indexed(root: bytes) -> 'Index':
-  """The index of a folder, from the cache where that still holds."""
-  index = load_index(root)
+def indexed(root: bytes, kind: str, make: Callable[[bytes], 'Index']) -> 'Index':
+  """The index of a folder by a kind of source, from the cache where that still holds, else made."""
+  index = load_index(root, kind)
   if index is None:
     started = time.time_ns()
     try:
-      index = make_index(root)
+      index = make(root)
     except OSError as error:
       where = printable(error.filename or root)
       raise ValueError(f'{where} cannot be read: {error.strerror or error}') from None
     # A folder that changed just now may change again without another time of change.
     if max(changed for changed, _ in index.folders.values()) < started - RECENT:
-      save_index(index)
+      save_index(index, kind)
   return index
 
 
@@ -148,6 +163,24 @@ class Index:
   counts: dict[str, int]  # {split: how many of the files are its}
   folders: dict[bytes, tuple[int, int]]  # {path, relative to the root: its `times`}
   passed_over: tuple[PassedOver, ...]
+
+
+class PathList:
+  """Paths of files end to end, as they are added."""
+
+  def __init__(self) -> None:
+    self.paths, self.lengths = bytearray(), array.array('q')
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  def add(self, paths: Sequence[bytes]) -> None:
+    self.paths += b''.join(paths)
+    self.lengths.extend(map(len, paths))
+
+  def files(self, root: bytes, labels: np.ndarray | None) -> Files:
+    offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+    return Files(root, np.frombuffer(self.paths, np.uint8), offsets, labels)
 
 
 class Walk:
@@ -291,31 +324,27 @@ def make_index(root: bytes) -> Index:
   splits = split_folders(walk)
   names = class_folders(walk, splits)
   label_of = class_lookup(names)
-  paths, lengths, labels, sizes = bytearray(), array.array('q'), [], []
+  paths, labels, sizes = PathList(), [], []
   counts, unknown = {}, []
   for split, folder in splits.items():
-    before = len(lengths)
+    before = len(paths)
     for name in walk.listed(folder)[0]:
       label = label_of(name)
       if label is None:
         unknown.append(f'{printable(name)!r} in {split}')
         continue
-      begin = len(lengths)
+      begin = len(paths)
       for images in walk.images_below(os.path.join(folder, name)):
-        paths += b''.join(images)
-        lengths.extend(map(len, images))
+        paths.add(images)
       labels.append(label)
-      sizes.append(len(lengths) - begin)
-    counts[split] = len(lengths) - before
+      sizes.append(len(paths) - begin)
+    counts[split] = len(paths) - before
   classes = tuple(name.decode('utf-8', 'backslashreplace') for name in names)
   check_walk(walk, splits, names)
-  pass_over_strays(walk, splits)
+  pass_over_strays(walk, splits, 'in no class folder')
   if unknown:
     raise ValueError(f'{printable(root)}: train lacks class {first_few(unknown)}')
-  offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-  records = Files(
-    root, np.frombuffer(paths, np.uint8), offsets, np.repeat(np.asarray(labels, np.int32), sizes)
-  )
+  records = paths.files(root, np.repeat(np.asarray(labels, np.int32), sizes))
   return Index(records, classes, counts, walk.folders, walk.passed_over)
 
 
@@ -325,15 +354,25 @@ def class_folders(walk: Walk, splits: Mapping[str, bytes]) -> list[bytes]:
   return sorted({name for folder in naming for name in walk.listed(folder)[0]})
 
 
-def pass_over_strays(walk: Walk, splits: Mapping[str, bytes]) -> None:
-  """Counts the images that lie in no class folder, and all that lies beside folders of splits."""
+def pass_over_strays(walk: Walk, splits: Mapping[str, bytes], reason: str) -> None:
+  """Counts images right in the root or a split's folder, and all that lies beside such folders."""
+  pass_over_beside(walk, splits)
   for folder in {b'', *splits.values()}:
-    folders, images = walk.listed(folder)
-    walk.counts[folder].update(('in no class folder', suffix_of(name)) for name in images)
-    if folder or b'' in splits.values():
-      continue
-    for name in set(folders) - set(splits.values()):
-      walk.pass_over(name, f'in {printable(name)}, which is no split')
+    pass_over_images(walk, folder, reason)
+
+
+def pass_over_beside(walk: Walk, splits: Mapping[str, bytes]) -> None:
+  """Counts all that lies in folders beside those of splits, where there are such."""
+  if b'' in splits.values():
+    return
+  for name in set(walk.listed(b'')[0]) - set(splits.values()):
+    walk.pass_over(name, f'in {printable(name)}, which is no split')
+
+
+def pass_over_images(walk: Walk, folder: bytes, reason: str) -> None:
+  """Counts the images right in a folder as not read."""
+  images = walk.listed(folder)[1]
+  walk.counts[folder].update((reason, suffix_of(name)) for name in images)
 
 
 def check_walk(walk: Walk, splits: Mapping[str, bytes], names: Sequence[bytes]) -> None:
@@ -373,7 +412,7 @@ def split_folders(walk: Walk) -> dict[str, bytes]:
   if strays and 'train' not in folders:
     others = first_few(names_of(paths[0] for paths in folders.values()))
     beside = first_few(names_of(sorted(strays)))
-    raise ValueError(f'{where} has {others} but no train, which gives the classes, and {beside}')
+    raise ValueError(f'{where} has {others} but no train, and beside them {beside}')
   return {split: folders[split][0] for split in sources.SPLITS if split in folders}
 
 
@@ -397,16 +436,16 @@ def folded_name(name: bytes) -> str:
 # The cache of indices
 
 
-def cache_file(root: bytes) -> str | None:
-  """Where the index of a folder is kept; None for a user without a home."""
+def cache_file(root: bytes, kind: str) -> str | None:
+  """Where the index of a folder by a kind of source is kept; None for a user without a home."""
   name = hashlib.sha256(root).hexdigest()[:32]
   folder = files.cache_folder('index')
-  return os.path.join(folder, f'{name}.npz') if os.path.isabs(folder) else None
+  return os.path.join(folder, f'{name}.{kind}.npz') if os.path.isabs(folder) else None
 
 
-def save_index(index: Index) -> None:
-  """Keeps an index in the cache, where that can be done."""
-  path = cache_file(index.files.root)
+def save_index(index: Index, kind: str) -> None:
+  """Keeps an index by a kind of source in the cache, where that can be done."""
+  path = cache_file(index.files.root, kind)
   if path is None:
     return
   with contextlib.suppress(OSError):  # a full disk, a home that is read-only: walks again next time
@@ -418,7 +457,7 @@ def save_index(index: Index) -> None:
         root=packed([index.files.root]),
         paths=index.files.paths,
         offsets=index.files.offsets,
-        labels=index.files.labels,
+        labels=packed([]) if index.files.labels is None else index.files.labels,
         classes=packed([name.encode() for name in index.classes]),
         counts=np.array([index.counts.get(split, -1) for split in sources.SPLITS]),
         folders=packed(list(index.folders)),
@@ -430,9 +469,9 @@ def save_index(index: Index) -> None:
       )
 
 
-def load_index(root: bytes) -> Index | None:
+def load_index(root: bytes, kind: str) -> Index | None:
   """The index of a folder in the cache, if it is there, intact and still true."""
-  path = cache_file(root)
+  path = cache_file(root, kind)
   if path is None or not os.path.isfile(path):
     return None
   try:
@@ -445,8 +484,9 @@ def load_index(root: bytes) -> Index | None:
       folders = dict(zip(unpacked(arrays['folders']), before, strict=True))
       if any(times(os.path.join(root, name)) != time for name, time in folders.items()):
         return None
-      paths = Files(root, arrays['paths'], arrays['offsets'], arrays['labels'])
-      classes = tuple(name.decode() for name in unpacked(arrays['classes']))
+      classes = tuple(name.decode() for name in unpacked(arrays['classes']) if name)
+      labels = arrays['labels'] if classes else None
+      paths = Files(root, arrays['paths'], arrays['offsets'], labels)
       passed_over = tuple(
         PassedOver(str(reason), str(kind), int(count))
         for reason, kind, count in json.loads(arrays['passed_over'].tobytes())
@@ -463,14 +503,22 @@ def is_sound(index: Index) -> bool:
   """Whether the parts of an index that was read fit together."""
   files = index.files
   return (
-    (files.paths.dtype, files.offsets.dtype, files.labels.dtype) == (np.uint8, np.int64, np.int32)
-    and files.paths.ndim == files.labels.ndim == 1
-    and files.offsets.shape == (len(files) + 1,)
+    (files.paths.dtype, files.offsets.dtype) == (np.uint8, np.int64)
+    and files.paths.ndim == files.offsets.ndim == 1
     and (files.offsets[0], files.offsets[-1]) == (0, len(files.paths))
     and bool((np.diff(files.offsets) > 0).all())
-    and bool(((files.labels >= 0) & (files.labels < len(index.classes))).all())
+    and (files.labels is None or are_labels(files.labels, len(files), len(index.classes)))
     and sum(index.counts.values()) == len(files)
     and bool(index.counts)
+  )
+
+
+def are_labels(labels: np.ndarray, count: int, classes: int) -> bool:
+  """Whether an array can be the labels of so many images of class folders."""
+  return (
+    labels.dtype == np.int32
+    and labels.shape == (count,)
+    and bool(((labels >= 0) & (labels < classes)).all())
   )
 
 

@@ -144,7 +144,7 @@ def read_image(source: Source, index: int, channels: int = 3) -> ImageFacts:
   labels, size = np.zeros(0, np.int64), 0
   try:
     record = source[index]
-    labels = np.atleast_1d(record['label'])
+    labels = np.atleast_1d(record.get('label', labels))
     image = record['image']
     size = image.nbytes if isinstance(image, np.ndarray) else len(image)
     pixels = decoding.as_pixels(image, channels)
@@ -290,8 +290,8 @@ def summarize(survey: Survey) -> dict[str, Any]:
     'contrast': extent(survey.contrasts[survey.readable]),
     'warning': contrast_warning(survey.contrasts[survey.readable]),
     'per_class': counts.tolist(),
-    'largest': classes[int(counts.argmax())],
-    'smallest': classes[int(counts.argmin())],
+    'largest': classes[int(counts.argmax())] if classes else '',
+    'smallest': classes[int(counts.argmin())] if classes else '',
     'empty': [name for name, count in zip(classes, counts) if not count],
     'unlabelled': int(survey.unlabelled),
     'unreadable': [
