@@ -26,7 +26,7 @@ from tests.conftest import SIZE, drawn, forward, shapes, tiny
 from tests.test_docs import blocks, coded, table
 from tests.test_run import cache, whole
 from vit_jax import __main__ as vit
-from vit_jax import bundle, pipeline, sharding, sources
+from vit_jax import bundle, pipeline, predict, sharding, sources
 from vit_jax.commands import evaluate
 from vit_jax.evaluate import (
   accuracy,
@@ -597,7 +597,7 @@ def test_features_are_of_every_image_once_in_order(count, devices, monkeypatch):
   readable = [i for i in range(count) if i != 3]
   assert made.indices.tolist() == readable and made.bad_images == len(output) == int(count > 3)
   assert made.labels.tolist() == [-1 if i == 5 else i % 5 for i in readable]
-  result = vit_jax.predict.Run(**vars(model_of()))
+  result = predict.Run(**vars(model_of()))
   np.testing.assert_allclose(
     made.values, result.features([picture(i) for i in readable]), atol=1e-5
   )
@@ -673,8 +673,8 @@ def test_features_that_are_not_finite_are_not_probed():
 
 
 def test_neighbours_vote_as_in_float64(monkeypatch):
-  monkeypatch.setattr(knn, 'BLOCK', 16)
-  monkeypatch.setattr(knn, 'ROWS', 2)
+  monkeypatch.setattr(neighbours, 'BLOCK', 16)
+  monkeypatch.setattr(neighbours, 'ROWS', 2)
   train, test = clusters(53), clusters(37, seed=1, split='test')
   ks = (1, 5, 20, 53)
   rows = knn.measure(train, test, ks=ks)
@@ -695,8 +695,28 @@ def test_neighbours_vote_as_in_float64(monkeypatch):
       'train_count': 53,
       'count': 37,
     }
-  result = np.concatenate([places for _, places in knn.neighbours(train.values, test.values, k=5)])
-  np.testing.assert_array_equal(result, np.argsort(-similarity, axis=1)[:, :5])
+  result = neighbours.nearest(train.values, test.values, k=5)
+  np.testing.assert_array_equal(result.index, np.argsort(-similarity, axis=1)[:, :5])
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_no_image_is_its_own_neighbour_and_the_others_are_those_of_brute_force(
+  devices, monkeypatch
+):
+  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:devices])
+  monkeypatch.setattr(neighbours, 'BLOCK', 16)
+  monkeypatch.setattr(neighbours, 'ROWS', 2)
+  values, done = clusters(53).values, []
+  with jax.transfer_guard('disallow'):  # as in the loop of training
+    result = neighbours.nearest_others(values, k=5, advance=done.append)
+  directions = values / np.linalg.norm(values, axis=1, keepdims=True)
+  cosines = np.float64(directions) @ directions.T
+  np.fill_diagonal(cosines, -np.inf)
+  np.testing.assert_array_equal(result.index, np.argsort(-cosines, axis=1)[:, :5])
+  np.testing.assert_allclose(result.similarity, -np.sort(-cosines, axis=1)[:, :5], atol=1e-6)
+  assert sum(done) == 53
+  few = neighbours.nearest_others(values[:3], k=5)
+  assert np.sort(few.index, axis=1).tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 @pytest.mark.parametrize('k', [0, -1, 54])
@@ -1004,7 +1024,9 @@ def test_the_label_maps_told_are_presets():
 
 def test_the_numbers_told_are_those_that_hold():
   text = ' '.join(DOCUMENT.read_text().split())
-  assert f'in {classify.BINS} bins' in text and f'exp(similarity / {knn.TEMPERATURE})' in text
+  assert (
+    f'in {classify.BINS} bins' in text and f'exp(similarity / {neighbours.TEMPERATURE})' in text
+  )
   assert f'over {classify.LARGEST_CONFUSION:,} classes' in text
   assert f'{loop.LARGEST:,} scores' in text
   assert f'a constant of {fewshot.CONSTANT:.0f} appended' in text

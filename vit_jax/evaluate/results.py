@@ -79,10 +79,10 @@ def image_columns(rows: Mapping[str, np.ndarray], classes: int) -> dict[str, lis
 
   'index' is the image's in its split, ascending; 'label' (the first of several, -1 of none) and
   'guess' are indices in 'classes'; 'right' is 1 or 0; 'confidence' is the probability of the
-  guess, 'loss' the image's own. Of images of one label whose features are held, up to
-  `neighbours.LARGEST`, 'neighbour' is the class of those with the most similar features, and
-  'typical' the cosine of its features and the mean of its class. Two models that are measured on
-  the same split have the same images here, so that they can be compared in pairs.
+  guess, 'loss' the image's own. Of images of one label whose features are held, 'neighbour' is the
+  class of those with the most similar features, and 'typical' the cosine of its features and the
+  mean of its class. Two models that are measured on the same split have the same images here, so
+  that they can be compared in pairs.
 
   Args:
     rows: (N,) 'label', 'guess', 'right', 'confidence' and 'loss', with 'right' -1 for an image that
@@ -97,7 +97,7 @@ def image_columns(rows: Mapping[str, np.ndarray], classes: int) -> dict[str, lis
   features = rows.get('features')
   if features is not None and len(features) == len(rows['right']) and 'labels' not in rows:
     values, labels = features[index], columns['label'].astype(int)
-    is_usable = 2 <= len(index) <= neighbours.LARGEST and (labels >= 0).all()
+    is_usable = len(index) >= 2 and (labels >= 0).all()
     if is_usable and np.isfinite(values).all():
       columns |= neighbours.columns(values, labels, classes)
   return {

@@ -3,18 +3,16 @@
 N photos, F features of one.
 """
 
-import base64
-import io
 import pathlib
 import threading
 
 import numpy as np
-from PIL import Image
 
 from vit_jax import files, predict
-from vit_jax.evaluate import features, inputs
+from vit_jax.evaluate import features, inputs, neighbours
 from vit_jax.images import decoding
 from vit_jax.text import message_line, reason, to_stderr
+from vit_jax.views import photos
 
 SIDE = 160  # pixels of a thumbnail, at most
 COUNT = 8  # photos of an answer
@@ -61,7 +59,6 @@ class Neighbours:
       cache = pathlib.Path(files.cache_folder('features'))
       self.features = features.extract(run, self.split, batch_size=BATCH, cache=writable(cache))
       self.channels = run.preprocess.channels
-      self.values = unit(self.features.values)  # (N, F)
       self.state = 'ready'
     except ERRORS as error:  # of the data, which may be elsewhere by now
       self.reason = 'the training photos of the run cannot be read here'
@@ -84,9 +81,9 @@ class Neighbours:
     Each has 'similarity', a cosine; 'label', '' without one; 'name' without folders; and 'image',
     a small picture as a `data:` URL.
     """
-    cosines = self.values @ unit(vector[None])[0]
-    best = np.argsort(-cosines, kind='stable')[:COUNT]
-    return [self.photo(int(row), float(cosines[row])) for row in best]
+    best = neighbours.nearest(self.features.values, vector[None], k=COUNT)
+    pairs = zip(best.index[0].tolist(), best.similarity[0].tolist())
+    return [self.photo(row, similarity) for row, similarity in pairs]
 
   def photo(self, row: int, similarity: float) -> dict[str, object]:
     source, index = self.split.source, int(self.features.indices[row])
@@ -97,22 +94,8 @@ class Neighbours:
       'similarity': similarity,
       'label': ', '.join(names),
       'name': message_line(pathlib.Path(source.describe(index)).name),
-      'image': thumbnail(pixels),
+      'image': photos.photo(pixels, SIDE),
     }
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-  """Rows of length one, float32; of zeros, zeros."""
-  return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def thumbnail(pixels: np.ndarray) -> str:
-  """Pixels (H, W, C) as a small JPEG in a `data:` URL."""
-  picture = Image.fromarray(decoding.displayed(pixels))
-  picture.thumbnail((SIDE, SIDE))
-  stream = io.BytesIO()
-  picture.save(stream, 'JPEG', quality=85)
-  return f'data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}'
 
 
 def writable(folder: pathlib.Path) -> str:
