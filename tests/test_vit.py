@@ -546,6 +546,22 @@ def test_a_parallel_block_adds_what_attention_and_mlp_say_of_the_same(plain):
   close(first(tiny(parallel=True)), attention + mlp)
 
 
+@pytest.mark.parametrize(
+  'fields', [{}, {'positions': 'rope', 'rope_grid': 'cells', 'heads': 2, 'registers': 1}]
+)
+def test_visible_patches_are_encoded_as_an_image_of_them_alone(fields):
+  """The left half of an image, by number or cut out."""
+  model = tiny(num_classes=0, **fields)
+  params, images = drawn(shapes(model, (8, 16))), pictures(2, (8, 16))
+  visible = np.tile([0, 1, 4, 5], (2, 1))
+  _, ours = jax.jit(model.apply)({'params': params}, images, visible=visible)
+  if 'positions' in params:
+    table = params['positions'][:, [0, 1, 2, 5, 6]]  # the class token's, then the patches'
+    params = {**params, 'positions': table}
+  _, half = forward(model, params, images[:, :, :8])
+  np.testing.assert_allclose(ours['encoded'], half['encoded'], rtol=0, atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_norms_after_attention_and_mlp_say_what_these_add(plain):
   params = jax.tree.map(np.copy, plain[1])

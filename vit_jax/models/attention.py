@@ -55,7 +55,8 @@ class MultiHeadAttention(nn.Module):
   ) -> tuple[Array, Array | None]:
     """(N, S, D), (N, T, D) -> (N, S, D) and the weights (N, A, S, T), or None.
 
-    `rope` (2, P, D/A), from `rope2d`, rotates the queries and keys of the last P tokens.
+    `rope` (2, P, D/A), from `rope2d`, or (2, N, P, D/A) for each image, rotates the queries and
+    keys of the last P tokens.
     """
     width = tokens.shape[-1]
     project = functools.partial(Projection, self.heads, width // self.heads, dtype=self.dtype)
@@ -258,13 +259,14 @@ class Projection(nn.Module):
 
 
 def rotated(x: Array, rope: Array, *, interleaved: bool = False) -> Array:
-  """Heads (N, T, A, D/A) with the last P tokens rotated by `rope` (2, P, D/A).
+  """Heads (N, T, A, D/A) with the last P tokens rotated by `rope` (2, P, D/A) or (2, N, P, D/A).
 
   The pairs that are rotated are a head's two halves, or with `interleaved` neighbouring channels.
   """
-  prefix, patches = jnp.split(x, [x.shape[1] - rope.shape[1]], axis=1)
+  rope = rope[:, None] if rope.ndim == 3 else rope
+  prefix, patches = jnp.split(x, [x.shape[1] - rope.shape[2]], axis=1)
   n, p, heads, width = patches.shape
-  sin, cos = rope[:, None, :, None, : width // 2]  # (1, P, 1, D/2A)
+  sin, cos = rope[:, :, :, None, : width // 2]  # (1 or N, P, 1, D/2A)
   pairs = patches.astype(jnp.float32)
   if interleaved:
     first, second = jnp.moveaxis(pairs.reshape(n, p, heads, width // 2, 2), -1, 0)

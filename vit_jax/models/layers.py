@@ -108,6 +108,11 @@ def spread_tangent(
   return spread_by_product(*primals, shape), jnp.ones((*shape[:-1], rows), eighths.dtype) @ eighths
 
 
+def taken(tokens: Array, indices: Array) -> Array:
+  """Some tokens of each image, in an order: (N, T, D), (N, V) -> (N, V, D)."""
+  return jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
+
+
 class Dense(nn.Module):
   """A dense layer of tokens (N, T, D) -> (N, T, features), as `nn.Dense` but for its sums."""
 

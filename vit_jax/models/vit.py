@@ -255,7 +255,12 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: Array, *, train: bool = False, attention: bool = False
+    self,
+    images: Array,
+    *,
+    train: bool = False,
+    attention: bool = False,
+    visible: Array | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Classifies images.
 
@@ -264,6 +269,8 @@ class ViT(nn.Module):
         of the patch.
       train: applies dropout and stochastic depth, from the rng stream 'dropout'.
       attention: returns the attention weights, which takes a slower path.
+      visible: (N, V) which patches become tokens, in that order, each with its own position; None
+        is all of them, and T below has V in the place of all.
 
     Returns:
       float32 logits (N, K), and the intermediates, free under jit where unused:
@@ -274,12 +281,13 @@ class ViT(nn.Module):
       'map'. Tokens are ordered class, distillation, registers, patches row by row.
 
     Raises:
-      ValueError: if a side is not a multiple of the patch.
+      ValueError: if a side is not a multiple of the patch; for `visible` with relative positions.
     """
     out: dict[str, Array] = {}
     x = out['patches'] = self.embed(images)
     n, rows, columns, _ = x.shape
-    x = self.add_tokens(x.reshape(n, rows * columns, self.width), (rows, columns))  # (N, T, D)
+    x = x.reshape(n, rows * columns, self.width)
+    x = self.add_tokens(x, (rows, columns), visible)  # (N, T, D)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     if self.pre_norm:
       x = self.normalise('pre_norm', x)
@@ -293,10 +301,10 @@ class ViT(nn.Module):
       final_norm=self.final_norm == 'tokens',
       block=self.block_fields((rows, columns), train=train, attention=attention),
       name='encoder',
-    )(x, self.rope(rows, columns))
+    )(x, self.visible_rope((rows, columns), visible))
     out |= per_layer
     out['encoded'] = x
-    logits, pooled = self.readout(x, rows * columns, train=train, attention=attention)
+    logits, pooled = self.readout(x, x.shape[1] - self.prefix, train=train, attention=attention)
     return logits, out | pooled
 
   def readout(
@@ -379,8 +387,11 @@ class ViT(nn.Module):
     x = embed(x)
     return self.normalise('embed_norm', x) if self.embed_norm else x
 
-  def add_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
-    """Adds positions and the tokens before the patches: (N, rows * columns, D) -> (N, T, D)."""
+  def add_tokens(self, x: Array, grid: tuple[int, int], visible: Array | None = None) -> Array:
+    """Adds positions and the tokens before the patches: (N, rows * columns, D) -> (N, T, D).
+
+    Of the patches only those of `visible` (N, V) stay, if it is there.
+    """
     normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
     prefix = []
     if self.has_class_token:
@@ -394,6 +405,8 @@ class ViT(nn.Module):
       prefix = [token + table[:, i : i + 1] if rows else token for i, token in enumerate(prefix)]
     elif self.positions == 'sincos2d':
       x = x + jnp.asarray(sincos2d(*grid, self.width), x.dtype)[None]
+    if visible is not None:
+      x = layers.taken(x, visible)  # (N, V, D)
     if self.registers:
       prefix.append(self.param('registers', normal, (1, self.registers, self.width)))
     tiled = [jnp.tile(token.astype(x.dtype), (x.shape[0], 1, 1)) for token in prefix]
@@ -414,6 +427,13 @@ class ViT(nn.Module):
       axes=self.rope_axes,
     )
     return jnp.asarray(angles)
+
+  def visible_rope(self, grid: tuple[int, int], visible: Array | None) -> Array | None:
+    """As `rope` has it, or of the patches of `visible` (N, V) alone: (2, N, V, D/A)."""
+    if visible is not None and self.relative_positions != 'none':
+      raise ValueError('relative positions are of all patches: none can be left out')
+    rope = self.rope(*grid)
+    return rope if rope is None or visible is None else rope[:, visible]
 
   def block_fields(self, grid: tuple[int, int], *, train: bool, attention: bool) -> dict[str, Any]:
     """The fields of a `Block`, but for its stochastic depth, where `grid` is of the patches."""
@@ -510,8 +530,13 @@ class ViT(nn.Module):
     return stem + embed + blocks + pool + tail * (read if self.pool == 'none' else 1)
 
 
-def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
+def sincos2d(
+  rows: int, columns: int, width: int, temperature: float = 10_000.0, *, endpoint: bool = True
+) -> np.ndarray:
   """Fixed positions (rows * columns, width): [sin x, cos x, sin y, cos y] at width/4 frequencies.
+
+  They fall from 1 to 1 / temperature, or without `endpoint` to one before it, as MAE has them
+  (arXiv 2111.06377).
 
   Raises:
     ValueError: if the width is not a multiple of 4.
@@ -519,7 +544,7 @@ def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0)
   if width % 4:
     raise ValueError(f'sincos2d positions need a width that 4 divides, got {width}')
   y, x = np.mgrid[:rows, :columns]
-  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - endpoint, 1))
   y, x = np.outer(y.ravel(), omega), np.outer(x.ravel(), omega)
   table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   return table.astype(np.float32)
