@@ -136,17 +136,17 @@ def layers_of(params: Tree) -> tuple[dict[str, int | np.ndarray], int]:
   """The layer of each parameter by its name, and L, how many layers there are.
 
   Stem, patch embedding, tokens and positions are layer 0, block i of the encoder is layer i + 1,
-  and all after the blocks is L + 1; of blocks stacked in one array it is a vector. The units of a
-  BiT count as blocks, and its root as the stem.
+  and all after the blocks is L + 1, a decoder's blocks too; of blocks stacked in one array it is a
+  vector. The units of a BiT count as blocks, and its root as the stem.
   """
   named = models.flat(params)
   units = {name: (int(match[1]), int(match[2])) for name in named if (match := UNIT.match(name))}
   unit_layer = {unit: i + 1 for i, unit in enumerate(sorted(set(units.values())))}
-  stacked = [leaf.shape[0] for name, leaf in named.items() if is_stacked(name)]
+  stacked = [leaf.shape[0] for name, leaf in named.items() if in_encoder(name)]
   depth = max([len(unit_layer), *stacked])
 
   def layer(name: str) -> int | np.ndarray:
-    if is_stacked(name):
+    if in_encoder(name):
       return np.arange(1, depth + 1)
     if name in units:
       return unit_layer[units[name]]
@@ -192,7 +192,7 @@ class Frozen:
 
   def cuts(self, name: str) -> bool:
     """Whether some layers of that parameter are trained, and others are not."""
-    return self.layers > 0 and is_stacked(name) and name not in self.names
+    return self.layers > 0 and in_encoder(name) and name not in self.names
 
 
 ALL_TRAINED = Frozen()
@@ -215,7 +215,7 @@ def make_frozen(params: Tree, *, body: bool = False, layers: int = 0, names: str
   frozen |= matching(names, list(layer)) if names else set()
   if len(frozen) == len(layer):
     raise ValueError('freeze leaves nothing to train')
-  partly = any(is_stacked(name) for name in layer if name not in frozen)
+  partly = any(in_encoder(name) for name in layer if name not in frozen)
   return Frozen(frozenset(frozen), layers if partly else 0)
 
 
@@ -542,7 +542,8 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """`tx` applied to every layer by itself, where it looks at a whole array.
 
   The encoder's parameters are stacked on a leading axis; a norm over such an array, or a factoring
-  along it, would mix the layers.
+  along it, would mix the layers. Other stacks, as a decoder's, have another depth and are taken
+  whole.
   """
 
   def over_layers(function: Callable[..., Tree], tree: Tree, *others: Tree) -> Tree:
@@ -555,7 +556,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   )
 
   def groups(params: Tree) -> Tree:
-    return models.map_named(lambda path, _: 'stacked' if is_stacked(path) else 'single', params)
+    return models.map_named(lambda path, _: 'stacked' if in_encoder(path) else 'single', params)
 
   return optax.partition({'stacked': stacked, 'single': tx}, groups)
 
@@ -568,3 +569,8 @@ def is_kernel(params: Tree) -> Tree:
 def is_stacked(path: str) -> bool:
   """Whether the parameter of that name carries the layers on its first axis."""
   return '/blocks/' in path
+
+
+def in_encoder(path: str) -> bool:
+  """Whether the parameter of that name carries the layers of the encoder on its first axis."""
+  return path.startswith('encoder/blocks/')
