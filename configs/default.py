@@ -134,6 +134,13 @@ def get_config() -> ConfigDict:
   config.teacher.temperature = placeholder(float)  # None: 1 for logits; token learns hard answers
   config.teacher.weight = 0.5  # of the teacher's loss, in [0, 1]; the task's own has the rest
 
+  config.mae = ConfigDict(type_safe=False)  # of the task 'mae', docs/without_labels.md
+  config.mae.mask = 0.75  # fraction of an image's patches that is hidden; 0: an autoencoder
+  config.mae.normalise = True  # each patch's pixels are predicted less their mean, by deviation
+  config.mae.decoder_depth = 8  # layers
+  config.mae.decoder_width = 512
+  config.mae.decoder_heads = 16
+
   config.optimizer = ConfigDict(type_safe=False)
   config.optimizer.name = 'adamw'  # 'sgd', 'adam', 'adafactor', 'lion', 'lamb', 'muon'
   config.optimizer.weight_decay = 0.1  # decoupled, times the learning rate; kernels only

@@ -49,6 +49,7 @@ from vit_jax.tasks import (
   classify,
   distil,
   losses,
+  mae,
 )
 from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, first_few, nearest, printable, quantity
@@ -542,7 +543,8 @@ def from_encoder(
 
 
 TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
-  'classify': classification
+  'classify': classification,
+  'mae': from_encoder(mae.make),
 }
 
 

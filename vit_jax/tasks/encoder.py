@@ -73,6 +73,7 @@ class ImageEncoder:
     extra: Callable[[Array], Params] | None = None,
     ranks: Mapping[str, int] = types.MappingProxyType({'loss': -1}),
     average: Average | None = None,
+    measured: Loss | None = None,
   ) -> Task:
     """The task of a loss, which is its measure too, of parameters that are their own average.
 
@@ -86,6 +87,7 @@ class ImageEncoder:
         that the model has not.
       ranks: of the task; its numbers are the means of the loss's sums.
       average: of the task.
+      measured: the loss in an evaluation, where it differs: without dropout.
     """
 
     def init(key: Array) -> Params:
@@ -97,7 +99,7 @@ class ImageEncoder:
 
     def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
       fixed = {**fixed, 'ema': params, 'step': jnp.asarray(LAST_STEP, jnp.int32)}
-      return loss(params, batch, jax.random.key(0), fixed)[1], {}
+      return (measured or loss)(params, batch, jax.random.key(0), fixed)[1], {}
 
     return Task(
       columns=columns,
