@@ -341,6 +341,7 @@ class Display:
     self.console = Console(quiet=jax.process_index() > 0)
     self.total, self.epoch, self.batch = total, epoch, batch
     self.bars = text.progress_bars(console=self.console, eta=False)
+    self.draw = text.drawing(self.bars)
     self.task = self.bars.add_task('', total=total, note='')
     self.pace, self.best, self.waits = Pace(), '', ''
 
@@ -358,20 +359,21 @@ class Display:
   def compiled(self, name: str, function: jax.stages.Wrapped, *args: Tree) -> Callable[..., Any]:
     """A jitted function compiled for such arguments; shows that, then says how long it took."""
     before = self.bars.tasks[self.task].description
-    self.bars.update(self.task, description=f'compiling the {name}')
+    self.bars.update(self.task, description=f'compiling the {name}', refresh=True)
     if not self.console.is_terminal:
       self.say(f'compiling the {name} ...')
     began = time.perf_counter()
     with stopping.phase('compile'):
       result = function.lower(*args).compile()
-    self.bars.update(self.task, description=before)
+    self.bars.update(self.task, description=before, refresh=True)
     self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result
 
   def step(self, step: int, sums: Mapping[str, Any]) -> None:
     """Shows a step, of its sums."""
     self.pace.add(sums)
-    self.bars.update(self.task, completed=step, note=self.note(step), description='training')
+    self.bars.update(self.task, completed=step, note=self.note(step))
+    self.draw()
 
   def resume(self, metric: str, best: float) -> None:
     """Times the next step from now on; the best validation is infinite where there is none yet."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ URL = re.compile(
 HUB_TOKEN = re.compile(r'\bhf_\w{16,}')  # of Hugging Face
 INVISIBLE = frozenset('\u115f\u1160\u2800\u3164\uffa0')  # letters without ink: fillers, a blank
 MASK = '***'
+REDRAW = 0.1  # seconds from one drawing of a bar to the next
 FOLDERS = re.compile(  # of an absolute path, as POSIX or Windows write it, but of no URL
   r'(?<![\w./~-])(?<!:/)(?:[A-Za-z]:\\|~?/)(?:[^/\\\s\'"]+[/\\])*(?=[^/\\\s\'"])'
 )
@@ -166,7 +169,8 @@ def progress_bars(
   A task is added by `add_task(description, total=..., note=...)`, its total None where that is not
   known; the note is text behind the bar that may change. The unit 'bytes' shows sizes and a speed,
   any other counts; `eta` adds the time that remains. On standard error, where `console` is None,
-  the bars vanish at the end.
+  the bars vanish at the end. Nothing is drawn but by `refresh`, see `drawing`, so that a log or
+  notebook has no line twice.
   """
   from rich import console as consoles
   from rich import progress
@@ -180,10 +184,24 @@ def progress_bars(
     *([progress.TransferSpeedColumn()] if is_bytes else []),
     progress.TextColumn('{task.fields[note]}', markup=False),
     *([progress.TimeRemainingColumn(compact=True)] if eta else []),
+    auto_refresh=False,
     console=console,
     transient=transient,
     disable=not console.is_terminal,
   )
+
+
+def drawing(bars: 'Progress') -> Callable[[], None]:
+  """A function that draws bars, but where it did so in the last REDRAW seconds."""
+  last = -math.inf
+
+  def draw() -> None:
+    nonlocal last
+    if (now := time.monotonic()) - last >= REDRAW:
+      last = now
+      bars.refresh()
+
+  return draw
 
 
 @contextlib.contextmanager
@@ -198,7 +216,14 @@ def progress(
     task = bars.add_task(
       message_line(description), total=total, note='' if unit == 'bytes' else unit
     )
-    yield lambda count: bars.advance(task, count)
+    draw = drawing(bars)
+
+    def advance(count: int) -> None:
+      bars.advance(task, count)
+      draw()
+
+    bars.refresh()
+    yield advance
 
 
 def without_folders(text: str, root: str = '') -> str:
