@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -617,7 +618,7 @@ def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path
   data = split_of(20, bad={4})
   first = take(model_of(), data)
   again = take(model_of(), data)
-  assert computed == ['test'] and again.bad_images == first.bad_images == 1
+  assert computed == ['test+0'] and again.bad_images == first.bad_images == 1
   for name in ('values', 'labels', 'indices'):
     np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
   others = [
@@ -635,6 +636,46 @@ def test_kept_features_are_found_again_and_never_those_of_another_split(tmp_path
     file.write_bytes(file.read_bytes()[:200])
   take(model_of(), data)
   assert len(computed) == 2 + len(others)
+
+
+def test_an_interrupted_extraction_resumes_and_gives_what_one_without_a_cache_gives(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(features, 'PART', 6)
+  run, data, done = model_of(), split_of(20, bad={4}), []
+  take = functools.partial(features.extract, run, cache=tmp_path, say=quiet, batch_size=1)
+
+  def interrupted(file, part):
+    if part.split == 'test+12':
+      raise KeyboardInterrupt
+    return None
+
+  with monkeypatch.context() as patch:
+    patch.setattr(features, 'remembered', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      take(data)
+  written = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+  result = take(data, advance=done.append)
+  assert len(written) == 2 and len([*tmp_path.iterdir()]) == 4 and sum(done) == 20
+  assert written.items() <= {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}.items()
+  whole = features.extract(run, data, say=quiet, batch_size=1)
+  for name in ('labels', 'indices', 'bad_images', 'split', 'source'):
+    np.testing.assert_array_equal(getattr(result, name), getattr(whole, name))
+  np.testing.assert_allclose(result.values, whole.values, atol=1e-6)
+
+
+def test_features_of_a_file_that_has_changed_are_computed_anew(tmp_path):
+  paths = [str(tmp_path / name) for name in ('a.png', 'b.png')]
+  for path in paths:
+    Image.fromarray(picture(1)).save(path)
+  take = functools.partial(features.extract, model_of(), cache=tmp_path / 'kept')
+  first = take(inputs.image_split(paths)).values
+  np.testing.assert_array_equal(first[0], first[1])
+  Image.fromarray(picture(2)).save(paths[1])
+  os.utime(paths[1], ns=(0, 0))
+  second = take(inputs.image_split(paths)).values
+  np.testing.assert_array_equal(second[0], first[0])
+  assert not np.allclose(second[1], first[1])
 
 
 def test_a_model_of_patches_has_no_features_of_an_image():

@@ -3,26 +3,28 @@
 N images, F features of one, L labels of one at most.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import bundle, files, models, pipeline, sharding
+from vit_jax import bundle, files, models, pipeline, sharding, sources
 from vit_jax.convert import weights
 from vit_jax.evaluate import inputs, loop
 from vit_jax.tasks import Batch, Params
 from vit_jax.text import to_stderr
 
-FORMAT = 1  # of the cache
+FORMAT = 2  # of the cache
+PART = 4096  # images of a file of the cache: what an interruption loses at most
 SUFFIXES = ('.npz', '.parquet')
 Colour = tuple[float, ...]  # a number for each channel
 Forward = Callable[[Params, Batch], dict[str, jax.Array]]
@@ -91,6 +93,7 @@ def extract(
   batch_size: int = inputs.BATCH,
   cache: str | os.PathLike[str] = '',
   say: Callable[[str], object] = to_stderr,
+  advance: Callable[[int], object] = lambda count: None,
 ) -> Features:
   """The features of every image of a split, in order, computed on all devices.
 
@@ -101,8 +104,10 @@ def extract(
     split: of `inputs.open_split` or `inputs.image_split`.
     preprocess: another line of transforms than the model's; '' for its own.
     batch_size: images at a time on each device.
-    cache: a folder that keeps them for the next time, see `cache_file`; '' for none.
+    cache: a folder that keeps them, PART images in a file, for the next time or for who goes on
+      after an interruption, see `cache_file`; '' for none.
     say: takes a line for each image that cannot be read.
+    advance: takes how many more images are done.
 
   Raises:
     DataError: if no image can be read.
@@ -111,43 +116,51 @@ def extract(
   ready = inputs.preprocess_of(run, split, preprocess)
   if getattr(run.model, 'pool', '') == 'none':
     raise ValueError(f'{run.name} with pool none has no features of an image, only of its patches')
-  file = cache_file(cache, run, split, ready) if cache else None
-  if file is not None and (cached := remembered(file, split)):
-    return cached
   mesh = sharding.make_mesh()
   forward = make_forward(run.model, mesh, mean=tuple(ready.mean), std=tuple(ready.std))
-  params = sharding.place(run.params, mesh)
-  with inputs.placed_batches(split, ready, mesh, batch_size=batch_size, say=say) as read:
-    batches, unreadable = read
-    outputs = loop.fetched(forward(params, batch) for batch in batches)
-    arrays = readable_rows(outputs, len(split.source))
-  features = Features(
-    **arrays,
-    classes=split.source.classes,
-    source=split.name,
-    split=split.split,
-    bad_images=unreadable.count,
-  )
-  if file is not None:
-    remember(file, features)
+  place = functools.cache(lambda: sharding.place(run.params, mesh))  # if anything is computed
+
+  def computed(part: inputs.Split) -> Features:
+    with inputs.placed_batches(part, ready, mesh, batch_size=batch_size, say=say) as read:
+      batches, unreadable = read
+      outputs = loop.fetched(forward(place(), batch) for batch in batches)
+      arrays = readable_rows(outputs, len(part.source), advance)
+    return features_of(part, arrays, unreadable.count)
+
+  if not cache:
+    features = computed(split)
+  else:
+    digest = model_digest(run, ready)
+    pairs = ((cache_file(cache, digest, part), part) for part in parts(split))
+    features = joined(split, (kept(file, part, computed, advance) for file, part in pairs))
+  if not len(features):
+    raise pipeline.DataError('no features: not one of the images can be read')
   return features
 
 
-def readable_rows(batches: Iterator[dict[str, np.ndarray]], total: int) -> dict[str, np.ndarray]:
+def features_of(split: inputs.Split, arrays: Mapping[str, np.ndarray], bad_images: int) -> Features:
+  """'values', 'labels' and 'indices' of a split, as its features."""
+  values, labels, indices = (arrays[name] for name in ('values', 'labels', 'indices'))
+  classes = split.source.classes
+  return Features(values, labels, indices, classes, split.name, split.split, bad_images)
+
+
+def readable_rows(
+  batches: Iterator[dict[str, np.ndarray]], total: int, advance: Callable[[int], object]
+) -> dict[str, np.ndarray]:
   """Batches as whole arrays of the images that could be read, with their 'indices' in the split.
 
   Args:
     batches: arrays by name, (B, ...) each, and 'mask' (B,).
     total: images of the split, for which memory is taken once.
-
-  Raises:
-    DataError: if no image could be read.
+    advance: takes how many more images are done.
   """
   arrays: dict[str, np.ndarray] = {}
   count = first = 0  # images that could be read, and of all those before the batch
   for rows in batches:
     readable = rows.pop('mask') > 0
     rows['indices'] = np.arange(first, first + len(readable))
+    advance(min(len(readable), total - first))
     first += len(readable)
     end = count + int(readable.sum())
     for name, column in rows.items():
@@ -155,35 +168,84 @@ def readable_rows(batches: Iterator[dict[str, np.ndarray]], total: int) -> dict[
         arrays[name] = np.empty((total, *column.shape[1:]), column.dtype)
       arrays[name][count:end] = column[readable]
     count = end
-  if not count:
-    raise pipeline.DataError('no features: not one of the images can be read')
   return {name: array[:count] for name, array in arrays.items()}
 
 
 # The cache
 
 
-def cache_file(
-  folder: str | os.PathLike[str],
-  run: bundle.Bundle,
-  split: inputs.Split,
-  preprocess: bundle.Preprocess,
-) -> pathlib.Path:
-  """Where a folder keeps the features of a model, a split and a preprocessing.
+def parts(split: inputs.Split) -> Iterator[inputs.Split]:
+  """A split in parts of PART images, each with where it begins in its name."""
+  total = len(split.source)
+  for first in range(0, total, PART):
+    source = split.source.subset(range(first, min(first + PART, total)))
+    yield dataclasses.replace(split, split=f'{split.split}+{first}', source=source)
 
-  The name depends on the model's fields and the bytes of its parameters, on the names of data set
-  and split, the number of images, the classes, and every field of the preprocessing. It does not
-  depend on the images: where they change under the same name, the folder is to be deleted.
-  """
+
+def joined(split: inputs.Split, parts: Iterator[Features]) -> Features:
+  """The features of all parts of a split, in order."""
+  total = len(split.source)
+  arrays: dict[str, np.ndarray] = {}
+  count = first = 0  # images that could be read, and of all those before the part
+  for part in parts:
+    end = count + len(part)
+    columns = {'values': part.values, 'labels': part.labels, 'indices': first + part.indices}
+    for name, column in columns.items():
+      if name not in arrays:
+        arrays[name] = np.empty((total, *column.shape[1:]), column.dtype)
+      arrays[name][count:end] = column
+    count, first = end, first + len(part) + part.bad_images
+  arrays = {name: array[:count] for name, array in arrays.items()}
+  return features_of(split, arrays, total - count)
+
+
+def kept(
+  file: pathlib.Path,
+  part: inputs.Split,
+  computed: Callable[[inputs.Split], Features],
+  advance: Callable[[int], object],
+) -> Features:
+  """The features of a part, of its file or else computed and written to it."""
+  if features := remembered(file, part):
+    advance(len(part.source))
+    return features
+  features = computed(part)
+  remember(file, features)
+  return features
+
+
+def model_digest(run: bundle.Bundle, preprocess: bundle.Preprocess) -> str:
+  """A digest of a model's fields and the bytes of its parameters, and of its preprocessing."""
   digest = hashlib.blake2b(digest_size=16)
   fields = {name: str(value) for name, value in models.fields(run.model).items()}
   fields.pop('head_init', None)  # has done what it does
-  data = [split.name, split.split, len(split.source), list(split.source.classes)]
-  key = [FORMAT, type(run.model).__name__, fields, data, dataclasses.asdict(preprocess)]
+  key = [FORMAT, type(run.model).__name__, fields, dataclasses.asdict(preprocess)]
   digest.update(json.dumps(key, sort_keys=True).encode())
   for name, array in sorted(models.flat(jax.device_get(run.params)).items()):
     digest.update(f'{name} {array.shape} {array.dtype}'.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def cache_file(
+  folder: str | os.PathLike[str], model_digest: str, part: inputs.Split
+) -> pathlib.Path:
+  """Where a folder keeps the features of a model and a part of a split.
+
+  The name depends on the digest of the model and its preprocessing, on the names of data set and
+  split, where the part begins, the number of images, the classes; and of images that are files on
+  their paths, sizes and times. Where others change under the same name, the folder is to be
+  deleted.
+  """
+  source = part.source
+  digest = hashlib.blake2b(digest_size=16)
+  key = [model_digest, part.name, part.split, len(source), list(source.classes)]
+  digest.update(json.dumps(key).encode())
+  for index in range(len(source)):
+    if path := sources.path_of(source.records, index):
+      with contextlib.suppress(OSError):  # which reading it says
+        status = os.stat(path)
+        digest.update(os.fsencode(path) + f' {status.st_size} {status.st_mtime_ns}\n'.encode())
   return pathlib.Path(folder) / f'{digest.hexdigest()}.npz'
 
 
@@ -203,15 +265,12 @@ def remembered(file: pathlib.Path, split: inputs.Split) -> Features | None:
   if not file.is_file():
     return None
   try:
-    arrays = weights.read(file)
-    values, labels, indices = (np.asarray(arrays[key]) for key in ('values', 'labels', 'indices'))
-    bad_images = int(arrays['bad_images'])
+    arrays = {name: np.asarray(array) for name, array in weights.read(file).items()}
+    features = features_of(split, arrays, int(arrays['bad_images']))
   except (KeyError, OSError, ValueError):
     return None
-  source = split.source
-  if {len(labels), len(indices)} != {len(values)} or len(values) + bad_images != len(source):
-    return None
-  return Features(values, labels, indices, source.classes, split.name, split.split, bad_images)
+  lengths = {len(features), len(features.labels), len(features.indices)}
+  return features if lengths == {len(split.source) - features.bad_images} else None
 
 
 # Files

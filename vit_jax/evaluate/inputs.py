@@ -129,6 +129,9 @@ class Paths(Sequence[Record]):
   def __len__(self) -> int:
     return len(self.paths)
 
+  def path(self, index: int) -> str:
+    return self.paths[index]
+
   def __getitem__(self, index: int) -> Record:  # type: ignore[override]
     return {'image': pathlib.Path(self.paths[index]).read_bytes()}
 

@@ -360,6 +360,17 @@ def labels_of(source: Source) -> np.ndarray | None:
   return labels if isinstance(labels, np.ndarray) else None
 
 
+def path_of(records: Records, index: int) -> bytes | str | None:
+  """The file that a record is; None where it is none of its own."""
+  if isinstance(records, Subset):
+    return path_of(records.records, int(records.indices[index]))
+  if isinstance(records, Concatenated):
+    source, offset = records.locate(index)
+    return path_of(source.records, offset)
+  path = getattr(records, 'path', None)
+  return path(index) if path else None
+
+
 def overlap(a: Source, b: Source) -> int:
   """How many images of `a` are in `b` too, by their spans in the splits of one data set."""
   return sum(
