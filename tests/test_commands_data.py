@@ -16,8 +16,8 @@ from vit_jax import commands, pipeline, sources, text
 from vit_jax import config as configs
 from vit_jax.commands import data, flags
 from vit_jax.images import decoding, transforms
+from vit_jax.sources import arrays, presets, survey
 from vit_jax.sources import columns as fields
-from vit_jax.sources import presets, survey
 from vit_jax.views import sheet as views
 
 RNG = np.random.default_rng(0)
@@ -472,6 +472,23 @@ def test_encoded_images_are_saved_as_they_are_and_pixels_as_png(tmp_path):
     assert (tmp_path / 'rose' / f'{index:06d}.{ending}').read_bytes() == images[index][0]
   (pixels,) = (tmp_path / 'tulip').iterdir()
   np.testing.assert_array_equal(np.asarray(Image.open(pixels)), PIXELS)
+
+
+@pytest.mark.parametrize(
+  'labels, count, indices',
+  [
+    (np.repeat(np.arange(4), 5), 8, [0, 1, 5, 6, 10, 11, 15, 16]),  # two of each
+    (np.repeat(np.arange(4), 5), 2, [0, 15]),  # the first and the last class
+    (np.array([0, 0, 0, 0, 1, 2]), 5, [0, 1, 2, 4, 5]),  # of the one that has more
+    (np.arange(100) % 10, 10, range(10)),
+    (np.arange(3), 7, range(3)),
+    (np.eye(9, dtype=np.int32), 3, [0, 4, 8]),  # multi-label
+    (None, 3, [0, 4, 8]),
+  ],
+)
+def test_a_number_of_images_is_spread_over_the_classes(labels, count, indices):
+  records = [{}] * 9 if labels is None else arrays.Pixels(np.zeros((len(labels), 2, 2)), labels)
+  assert list(data.spread(sources.Source(records, tuple('abcdefghij')), count)) == list(indices)
 
 
 @pytest.mark.parametrize('name', ['../out', '/etc/x', '..', '.', '', 'a\\..\\b', 'a\0b'])

@@ -18,7 +18,8 @@ from PIL import Image
 import vit_jax
 from tests.test_run import contents
 from vit_jax import __main__ as commands
-from vit_jax import config, main, models
+from vit_jax import config, main, models, sources
+from vit_jax.commands import data
 
 THEN = pathlib.Path(__file__).parent / 'data/run_77f7801'
 EXPECTED = json.loads((THEN / 'expected.json').read_text())
@@ -148,7 +149,8 @@ def test_a_model_measures_what_it_measured(name, words, capsys):
 def test_a_model_names_the_images_that_it_named(name, capsys):
   copied(name)
   images = f'{RUN}/test_images'
-  vit('data', 'save', 'digits', images, '--split', 'test', '--count', '4', capsys=capsys)
+  # The first images of the split, which `--count 4` took then.
+  data.save_images(sources.open_source('digits', 'test[:4]'), images)
   rows = json.loads(vit('predict', str(RUN), images, '--format', 'json', capsys=capsys))
   assert [row['file'] for row in rows] == [row['file'] for row in EXPECTED['predict']]
   run = vit_jax.load(RUN)

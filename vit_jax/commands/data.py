@@ -229,12 +229,12 @@ def png(image: np.ndarray) -> bytes:
 def save_images(
   source: Source, folder: str | os.PathLike[str], *, count: int | None = None
 ) -> tuple[int, list[str]]:
-  """Writes the first `count` images of a source, or all, as FOLDER/CLASS/INDEX.SUFFIX.
+  """Writes `count` images of a source, see `spread`, or all, as FOLDER/CLASS/INDEX.SUFFIX.
 
   Without classes there are no folders of them. An encoded image is written as it is, pixels as
   PNG. Gives how many were written, and a line for each of the others that names it.
   """
-  indices, folders = range(len(source))[:count], class_folders(source.classes)
+  indices, folders = spread(source, count), class_folders(source.classes)
   failed = []
   for index in indices:
     try:
@@ -249,6 +249,32 @@ def save_images(
     with files.replacing(path) as file:
       file.write(data)
   return len(indices) - len(failed), failed
+
+
+def spread(source: Source, count: int | None) -> Sequence[int]:
+  """The indices of `count` images over all classes, in order; all of them for None.
+
+  They are the first image of each class, the second of each and so on; where an image is not left
+  for each class, those of classes that lie evenly. Where no labels are in memory, or an image has
+  several, they lie evenly in the source.
+  """
+  total, labels = len(source), sources.labels_of(source)
+  if count is None or count >= total:
+    return range(total)
+  if labels is None or labels.ndim > 1:
+    return evenly(np.arange(total), count)
+  by_label = np.argsort(labels, kind='stable')
+  ranks = np.empty(total, int)  # of each image in its class
+  ranks[by_label] = np.arange(total) - np.searchsorted(labels[by_label], labels[by_label])
+  order = np.lexsort((labels, ranks))
+  last = ranks[order[count - 1]]
+  whole, partial = order[ranks[order] < last], order[ranks[order] == last]
+  return sorted([*whole.tolist(), *evenly(partial, count - len(whole))])
+
+
+def evenly(values: np.ndarray, count: int) -> list[int]:
+  """So many of the values, which lie evenly among them."""
+  return values[np.linspace(0, len(values) - 1, count).astype(int)].tolist()
 
 
 def image_file(image: bytes | np.ndarray) -> bytes:

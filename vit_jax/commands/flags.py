@@ -527,7 +527,7 @@ def data(parser: argparse.ArgumentParser) -> None:
   save.add_argument('source', help=DATA_SET)
   save.add_argument('folder', help='gets a folder for each class')
   save.add_argument('--split', help='default: test, or without one the first with images')
-  save.add_argument('--count', type=int, help='the first ones; default: all')
+  save.add_argument('--count', type=int, help='spread over the classes; default: all')
 
   prepare = actions.add_parser('prepare', help='downloads and prepares a TFDS set, with a bar')
   prepare.add_argument('name', help='as TFDS has it, or a name of `vit data list`')
