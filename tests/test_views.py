@@ -2,15 +2,21 @@
 
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+import vit_jax
+from tests.conftest import drawn
+from vit_jax import bundle, pipeline, sharding, sources
 from vit_jax import config as configs
-from vit_jax import pipeline, sources
+from vit_jax.convert import resample
 from vit_jax.images import decoding, transforms
 from vit_jax.sources.columns import image, shared_images
 from vit_jax.tasks import views
+from vit_jax.tasks.encoder import ImageEncoder
 
 pytestmark = pytest.mark.quick
 
@@ -96,3 +102,77 @@ def test_columns_of_a_config_are_its_global_and_then_its_local_views():
 def test_views_that_cannot_be_are_refused_in_a_line(word, message):
   with pytest.raises(ValueError, match=message):
     views.columns(configs.load('digits', [f'views.{word}']))
+
+
+# Features of views
+
+
+def encoder(name='ViT-Ti/16', **fields):
+  """A tiny encoder of images of 24x16, in patches of 8."""
+  fields = {'patch': (8, 8), 'depth': 1, 'width': 16, 'mlp_dim': 32, **fields}
+  fields |= {'heads': 2} if name.startswith('ViT') else {}
+  model = vit_jax.build(name, num_classes=0, **fields)
+  return ImageEncoder(model, {}, bundle.Preprocess('resize', (24, 16)), name, None)
+
+
+@pytest.mark.parametrize('fields', [{}, {'pool': 'gap', 'registers': 2}, {'cls_position': False}])
+def test_positions_at_another_size_are_those_that_a_checkpoint_gets(fields):
+  small = encoder(**fields)
+  params = drawn(jax.eval_shape(small.init, jax.random.key(0)))
+  [table], tokens = params['positions'], small.model.position_rows
+  patches = resample.positions(table[tokens:], (3, 2), (5, 1), resample.DEFAULT_RULE)
+  resized = small.at_size(params, (40, 8))
+  np.testing.assert_allclose(resized['positions'], [[*table[:tokens], *patches]], atol=1e-6)
+  others = {name: leaf is params[name] for name, leaf in resized.items() if name != 'positions'}
+  assert all(others.values())
+
+
+def test_a_gradient_passes_to_positions_from_another_size():
+  small = encoder()
+  params = drawn(jax.eval_shape(small.init, jax.random.key(0)))
+  table = jax.grad(lambda p: small.at_size(p, (40, 8))['positions'].sum())(params)['positions']
+  np.testing.assert_allclose(table.sum(), params['positions'].shape[2] * (1 + 5), rtol=1e-5)
+
+
+@pytest.mark.parametrize('positions', ['rope', 'sincos2d', 'none'])
+def test_parameters_without_a_table_are_the_same_at_every_size(positions):
+  small = encoder(positions=positions)
+  params = jax.eval_shape(small.init, jax.random.key(0))
+  assert small.at_size(params, (40, 8)) is params
+  small.check_size((40, 8))
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields', 'message'),
+  [
+    ('Mixer-S/16', {'tokens_dim': 8}, 'tokens/down/bias'),
+    ('ViT-Ti/16', {'relative_positions': 'table'}, 'relative/table'),
+  ],
+)
+def test_models_of_one_size_are_refused_at_another(name, fields, message):
+  small = encoder(name, **fields)
+  small.check_size((24, 16))
+  with pytest.raises(
+    ValueError, match=f'images of 24x16, not of 40x8, where its .*{message} differs'
+  ):
+    small.check_size((40, 8))
+  with pytest.raises(ValueError, match='42x8 does not divide into patches'):
+    small.check_size((42, 8))
+
+
+def test_features_of_views_are_those_of_each_alone_on_the_device_of_the_image():
+  small = encoder()
+  params = drawn(jax.eval_shape(small.init, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  sizes = {'global0': (24, 16), 'global1': (24, 16), 'local0': (8, 16)}
+  batch = {name: rng.integers(0, 256, (8, *size, 3), np.uint8) for name, size in sizes.items()}
+  batch = sharding.put(batch, sharding.make_mesh())
+
+  def compared(params, batch):
+    together = views.features(small, params, batch, sizes)
+    alone = [small.apply(small.at_size(params, s), batch[name])[0] for name, s in sizes.items()]
+    return together, jnp.stack(alone, axis=1)
+
+  program = jax.jit(compared).lower(params, batch).compile()
+  assert 'all-gather' not in program.as_text() and 'all-to-all' not in program.as_text()
+  np.testing.assert_allclose(*program(params, batch), atol=1e-5)

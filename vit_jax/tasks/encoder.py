@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import bundle, models
+from vit_jax.convert import resample
+from vit_jax.convert.resample import DEFAULT_RULE
 from vit_jax.images.transforms import Transform
 from vit_jax.sources.columns import Columns
 from vit_jax.tasks import (
@@ -57,6 +59,35 @@ class ImageEncoder:
     """The features (N, F) of uint8 images, and the intermediates; see `bundle.forward`."""
     stats = {'mean': self.preprocess.mean, 'std': self.preprocess.std}
     return bundle.forward(self.model, params, images, **stats, **options)
+
+  def at_size(self, params: Params, size: tuple[int, int]) -> Params:
+    """The parameters for images of (height, width): a learned table of positions is resampled.
+
+    By DEFAULT_RULE, a matrix for each side, so that a gradient passes to the table.
+    """
+    model, old = self.model, self.preprocess.size
+    if not getattr(model, 'has_table', False) or size == old:
+      return params
+    rows, columns = ((a // patch, b // patch) for a, b, patch in zip(old, size, model.patch))
+    down, across = (resample.matrix(DEFAULT_RULE, *sides) for sides in (rows, columns))
+    tokens, table = jnp.split(params['positions'], [model.position_rows], axis=1)
+    field = table.reshape(rows[0], columns[0], -1)
+    field = jnp.einsum('yr,xc,rcd->yxd', down, across, field, precision='highest')
+    table = field.reshape(1, -1, field.shape[-1]).astype(table.dtype)
+    return {**params, 'positions': jnp.concatenate([tokens, table], axis=1)}
+
+  def check_size(self, size: tuple[int, int]) -> None:
+    """Raises ValueError for images that the model does not take, whatever `at_size` resamples."""
+    models.check_size(self.model, size)
+    key, images = jax.eval_shape(jax.random.key, 0), jnp.zeros((1, *size, self.preprocess.channels))
+    wanted = models.flat(jax.eval_shape(self.model.init, key, images)['params'])
+    resampled = jax.eval_shape(lambda key: self.at_size(self.init(key), size), key)
+    wrong = [n for n, leaf in models.flat(resampled).items() if leaf.shape != wanted[n].shape]
+    if wrong:
+      one, other = ('x'.join(map(str, sides)) for sides in (self.preprocess.size, size))
+      raise ValueError(
+        f'the model takes images of {one}, not of {other}, where its {wrong[0]} differs'
+      )
 
   def deliver(self, params: Params) -> bundle.Bundle:
     """A bundle of the model alone, whatever parameters a method has beside it."""

@@ -3,11 +3,18 @@
 N images, V views of one size, F features.
 """
 
+import itertools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
 from ml_collections.config_dict import FrozenConfigDict
 
 from vit_jax.images.transforms import Transform, compose
 from vit_jax.sources import antialiases
 from vit_jax.sources.columns import Columns, shared_images
+from vit_jax.tasks import Array, Batch, Params
+from vit_jax.tasks.encoder import ImageEncoder
 
 Size = tuple[int, int]
 Area = tuple[float, float]
@@ -63,3 +70,40 @@ def crops(
   of_part = crop('local', local_size, local_area)
   views = {f'global{view}': of_most for view in range(global_count)}
   return shared_images(views | {f'local{view}': of_part for view in range(local_count)})
+
+
+def features(
+  encoder: ImageEncoder,
+  params: Params,
+  batch: Batch,
+  names: Iterable[str],
+  *,
+  dropout: Array | None = None,
+) -> Array:
+  """The features (N, V, F) of the views of those names, by one pass for each size.
+
+  An image's views lie side by side in a pass, so that they stay on the device that has the image.
+
+  Args:
+    encoder: at the size of its own images; its positions are resampled for others.
+    params: of the encoder, at least.
+    batch: that has the views, uint8 (N, height, width, C) each.
+    names: of the views; those of one size have to follow each other.
+    dropout: a key, by which the model drops out what its fields say; None applies all of it.
+  """
+
+  def size_of(name: str) -> Size:
+    _, height, width, _ = batch[name].shape
+    return height, width
+
+  parts: list[Array] = []
+  for size, group in itertools.groupby(names, size_of):
+    images = jnp.stack([batch[name] for name in group], axis=1)  # (N, V, height, width, C)
+    count, views, *shape = images.shape
+    key = None if dropout is None else jax.random.fold_in(dropout, len(parts))
+    options = {} if key is None else {'train': True, 'rngs': {'dropout': key}}
+    rows, _ = encoder.apply(
+      encoder.at_size(params, size), images.reshape(count * views, *shape), **options
+    )
+    parts.append(rows.reshape(count, views, -1))  # (N, V, F)
+  return jnp.concatenate(parts, axis=1)
