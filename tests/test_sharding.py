@@ -12,8 +12,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import vit_jax
-from tests.conftest import drawn, flat, shapes, tiny
+from tests.conftest import drawn, flat, pictures, shapes, tiny
+from tests.test_run import plan_of
 from vit_jax import optim, pipeline, sharding, train
+from vit_jax.compilers import program
+from vit_jax.step import gradient, trace
+from vit_jax.tasks import classify
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 FIELDS = {
@@ -318,3 +322,83 @@ def exchanged(text):
   lines = re.findall(r' = (.*?) (?:all-|reduce-scatter|collective-permute)[\w-]*\(', text)
   arrays = [re.findall(r'\w\d+\[([\d,]*)\]', line) for line in lines]
   return [int(np.prod([int(n) for n in a.split(',') if n])) for line in arrays for a in line]
+
+
+@functools.cache
+def micro_batched(shape, *, separable):
+  """A tiny model's gradient in four micro-batches on a mesh, and the bytes that a device sends."""
+  model, mesh, n = tiny(width=32, heads=4, mlp_dim=64, depth=2), sharding.make_mesh(*shape), 64
+  loss = classify.make_loss(model.apply, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+  def summed(params, batch, key):
+    total, sums, _ = loss(params, batch, key, {})
+    return total, (sums, trace({}))
+
+  def total(params, batch):
+    key = jax.random.key(0)
+    return gradient(summed, params, batch, key, accumulate=4, separable=separable)[0]
+
+  params = sharding.place(drawn(shapes(model)), mesh)
+  images, mask = np.uint8(127.5 + 127 * pictures(n)), np.float32(np.arange(n) % 7 > 0)
+  batch = sharding.put({'image': images, 'label': np.arange(n) % 5, 'mask': mask}, mesh)
+  split = jax.tree.map(lambda leaf: leaf.sharding, params)
+  jitted = jax.jit(sharding.for_mesh(total, mesh), out_shardings=split)
+  compiled = jitted.lower(params, batch).compile()
+  exchanges = program.collectives(program.read(compiled.as_text()), mesh.size)
+  return jax.device_get(compiled(params, batch)), sum(exchange.sent for exchange in exchanges)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2)])
+def test_a_separable_losss_gradient_is_the_same_where_devices_add_it_once(shape):
+  expected, _ = micro_batched((8, 1, 1), separable=False)
+  grads, _ = micro_batched(shape, separable=True)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), grads, expected)
+
+
+def test_devices_send_a_separable_losss_gradient_once_and_others_of_each_micro_batch():
+  grads, sent = micro_batched((8, 1, 1), separable=True)
+  _, sent_of_each = micro_batched((8, 1, 1), separable=False)
+  once = program.sent('all-reduce', 4 * sum(leaf.size for leaf in jax.tree.leaves(grads)), 8)
+  assert once <= sent <= 1.05 * once and sent_of_each > 3.5 * once
+
+
+SEPARABLE = {'model.dropout': 0.0, 'model.attention_dropout': 0.0, 'model.drop_path': 0.0}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({}, True),
+    ({'objective.loss': 'sigmoid', 'objective.smoothing': 0.1}, True),
+    ({'model.drop_path': 0.1}, False),
+    ({'objective.mixup': 0.2}, False),
+    ({'objective.cutmix': 1.0}, False),
+    (
+      {'objective.loss': 'optax:safe_softmax_cross_entropy', 'objective.scores': 'softmax'},
+      False,
+    ),
+  ],
+)
+def test_a_loss_is_separable_without_mixing_and_drops(fields, expected):
+  assert plan_of(SEPARABLE | fields).task.separable == expected
+
+
+@pytest.mark.parametrize('name', ['classify', 'mae'])
+def test_a_separable_loss_is_the_sum_of_its_examples_by_any_key(name):
+  decoder = {'mae.decoder_depth': 1, 'mae.decoder_width': 16, 'mae.decoder_heads': 2}
+  task = plan_of(SEPARABLE | decoder | {'task': name, 'model.depth': 1}).task
+  assert task.separable
+  params, rng = drawn(jax.eval_shape(task.init, jax.random.key(0))), np.random.default_rng(0)
+  batch = {'mask': np.ones(3, np.float32)} | {
+    name: rng.uniform(0, 200 if column.dtype == np.uint8 else 3, (3, *column.shape)).astype(
+      column.dtype
+    )
+    for name, column in task.columns.items()
+  }
+
+  @jax.jit
+  def loss(rows, seed):
+    return task.loss(params, rows, jax.random.key(seed), {})[0]
+
+  single = [loss({name: rows[i : i + 1] for name, rows in batch.items()}, i) for i in range(3)]
+  np.testing.assert_allclose(loss(batch, 3), sum(single), rtol=1e-5)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from vit_jax import models, optim
 from vit_jax.models import Tree
-from vit_jax.models.layers import program_device
+from vit_jax.models.layers import program_device, program_mesh
 from vit_jax.tasks import Array, Average, Batch, Fixed, Loss, Params, Sums
 
 
@@ -54,6 +55,7 @@ class Trace:
 
 Measured = dict[str, Any]  # 'sums', 'latest', 'finite', 'trace' of `make_step`
 Step = Callable[..., tuple[State, Measured]]  # (state, batch, fixed) -> state, measured
+Summed = tuple[Params, tuple[Sums, Trace]]  # gradient and sums of a batch
 
 
 def trace(named: Mapping[str, Any]) -> Trace:
@@ -82,6 +84,7 @@ def make_step(
   *,
   seed: int = 0,
   accumulate: int = 1,
+  separable: bool = False,
   ema: float = 0.0,
   average: Average | None = None,
   frozen: optim.Frozen = optim.ALL_TRAINED,
@@ -99,6 +102,7 @@ def make_step(
     schedule: its learning rate, to be logged.
     seed: the step's key is fold_in(seed, step).
     accumulate: micro-batches that the gradient is summed over, each with a key of its own.
+    separable: of the loss, see `Task`.
     ema: decay of the averaged parameters.
     average: of a task: how they follow instead.
     frozen: what is not trained: it stays as it is, to the bit, in the average too.
@@ -109,7 +113,7 @@ def make_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     fixed = {**(fixed or {}), 'ema': state.ema, 'step': state.step}
 
-    def gradients(trained: Params) -> tuple[Params, tuple[Sums, Trace]]:
+    def gradients(trained: Params) -> Summed:
       def trained_loss(
         trained: Params, batch: Batch, key: Array
       ) -> tuple[Array, tuple[Sums, Trace]]:
@@ -117,7 +121,7 @@ def make_step(
         total, sums, named = loss(params, batch, key, fixed)
         return total, ({**sums, 'loss': total}, trace(named))
 
-      return gradient(trained_loss, trained, batch, key, accumulate=accumulate)
+      return gradient(trained_loss, trained, batch, key, accumulate=accumulate, separable=separable)
 
     def updated(state: State, grads: Params, *, sums: Sums) -> State:
       trained = frozen.trainable(state.params)
@@ -187,33 +191,79 @@ def untraced(step: Step) -> Step:
 
 
 def gradient(
-  loss: Callable[..., Any], trained: Params, batch: Batch, key: Array, *, accumulate: int
-) -> tuple[Params, tuple[Sums, Trace]]:
+  loss: Callable[..., Any],
+  trained: Params,
+  batch: Batch,
+  key: Array,
+  *,
+  accumulate: int,
+  separable: bool = False,
+) -> Summed:
   """The mean loss's gradient, and sums over the batch, taken in A equal micro-batches.
 
-  `loss` is (trained, batch, key) -> (loss summed over the batch, (sums, trace)).
+  `loss` is (trained, batch, key) -> (loss summed over the batch, (sums, trace)); that it is
+  separable saves devices exchanges, see `summed_over_data`.
   """
   summed = jax.grad(loss, has_aux=True)
+  if accumulate == 1:
+    grads, (sums, tensors) = summed(trained, batch, jax.random.fold_in(key, 0))
+  else:
+    total: Callable[..., Summed] = functools.partial(accumulated, summed, accumulate=accumulate)
+    if separable:
+      total = summed_over_data(total)
+    grads, (sums, tensors) = total(trained, batch, key)
+  count = jnp.maximum(sums['count'], 1)
+  return jax.tree.map(lambda g: g / count, grads), (sums, tensors)
+
+
+def accumulated(
+  summed: Callable[..., Summed], trained: Params, batch: Batch, key: Array, *, accumulate: int
+) -> Summed:
+  """What `summed` gives of a batch, (trained, batch, key) -> sums, added over A micro-batches."""
 
   def add(total: Tree, indexed: tuple[Array, Batch]) -> tuple[Tree, Trace]:
     index, micro = indexed
     grads, (sums, tensors) = summed(trained, micro, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, (grads, sums)), tensors
 
-  if accumulate == 1:
-    grads, (sums, tensors) = summed(trained, batch, jax.random.fold_in(key, 0))
-  else:
-    # Row j of micro-batch i is row j * accumulate + i: a device's rows stay on it.
-    micro = jax.tree.map(
-      lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
-    )
-    first = jax.tree.map(lambda rows: rows[0], micro)
-    shapes, (sum_shapes, _) = jax.eval_shape(summed, trained, first, key)
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), (shapes, sum_shapes))
-    (grads, sums), tensors = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
-    tensors = jax.tree.map(lambda flags: flags.all(0), tensors)  # (A,) -> ()
-  count = jnp.maximum(sums['count'], 1)
-  return jax.tree.map(lambda g: g / count, grads), (sums, tensors)
+  # Row j of micro-batch i is row j * accumulate + i: a device's rows stay on it.
+  micro = jax.tree.map(
+    lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
+  )
+  first = jax.tree.map(lambda rows: rows[0], micro)
+  shapes, (sum_shapes, _) = jax.eval_shape(summed, trained, first, key)
+  zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), (shapes, sum_shapes))
+  (grads, sums), tensors = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
+  return grads, (sums, jax.tree.map(lambda flags: flags.all(0), tensors))  # (A,) -> ()
+
+
+def summed_over_data(total: Callable[..., Summed]) -> Callable[..., Summed]:
+  """The same function of a batch, whose results devices along 'data' add once, at its end.
+
+  Unasked, the compiler adds the gradient of every micro-batch over all devices. Each device takes
+  its own rows for a batch, so that the loss must be separable.
+  """
+  mesh = program_mesh()
+  if mesh is None or mesh.shape['data'] == 1:
+    return total
+
+  def of_device(trained: Params, batch: Batch, key: Array) -> Summed:
+    return jax.tree.map(lambda leaf: leaf[None], total(trained, batch, key))
+
+  of_devices = jax.shard_map(
+    of_device,
+    in_specs=(P(), P('data'), P()),
+    out_specs=P('data'),
+    axis_names={'data'},
+    check_vma=False,
+  )
+
+  def added(trained: Params, batch: Batch, key: Array) -> Summed:
+    grads, (sums, tensors) = of_devices(trained, dict(batch), key)
+    grads, sums = jax.tree.map(lambda parts: parts.sum(0), (grads, sums))
+    return grads, (sums, jax.tree.map(lambda flags: flags.all(0), tensors))
+
+  return added
 
 
 def make_state(

@@ -255,6 +255,11 @@ FRACTIONS = ('dropout', 'attention_dropout', 'drop_path')
 POSITIVE = ('norm_eps', 'rope_theta')
 
 
+def is_separable(model: nn.Module) -> bool:
+  """Whether in training too the output for an image depends on it and the parameters alone."""
+  return isinstance(model, Model) and not any(getattr(model, name, 0) for name in FRACTIONS)
+
+
 def check(model: Model) -> None:
   """Raises one ValueError that names every field with a value it cannot have."""
   wrong = []

@@ -4,6 +4,7 @@ N images, C channels, P pixels of a patch side, T tokens, D width, M MLP width, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,16 @@ def program_mesh() -> AbstractMesh | None:
   return mesh if set(AXES) <= set(mesh.axis_names) else None
 
 
+def image_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+  """The axes that share the images which a program of a mesh sees: under `shard_map` fewer."""
+  return tuple(axis for axis in IMAGE_AXES if axis not in mesh.manual_axes)
+
+
+def image_parts(mesh: AbstractMesh) -> int:
+  """How many devices, or groups that split parameters, share those images."""
+  return math.prod(mesh.shape[axis] for axis in image_axes(mesh))
+
+
 def by_image(x: Array) -> Array:
   """Tokens (N, T, D) whose images the devices of the program's mesh share, each image whole.
 
@@ -64,9 +75,9 @@ def by_image(x: Array) -> Array:
   exchanged them for every product, which sent fifty times as much (docs/performance.md).
   """
   mesh = program_mesh()
-  if mesh is None or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+  if mesh is None or x.shape[0] % image_parts(mesh):
     return x
-  return jax.lax.with_sharding_constraint(x, P(IMAGE_AXES, None, None))
+  return jax.lax.with_sharding_constraint(x, P(image_axes(mesh), None, None))
 
 
 def product(x: Array, kernel: Array) -> Array:

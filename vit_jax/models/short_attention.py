@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from vit_jax.models.layers import IMAGE_AXES, program_mesh
+from vit_jax.models.layers import image_axes, image_parts, program_mesh
 
 Array = jax.Array
 Ref = jax.Array  # what a kernel reads and writes like an array
@@ -237,7 +237,7 @@ def on_mesh(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) -> 
   if mesh is None or mesh.abstract_device is None:
     return None
   (n, t, d), parts = q.shape, mesh.shape['tensor']
-  if n % (mesh.shape['data'] * mesh.shape['fsdp']) or heads % parts:
+  if n % image_parts(mesh) or heads % parts:
     return None
   local, kind = heads // parts, mesh.abstract_device.device_kind
   group = heads_per_step(local, d // heads, t, q.dtype.itemsize, kind)
@@ -247,6 +247,14 @@ def on_mesh(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) -> 
   def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     return short_attention(q, k, v, mask, local, group)
 
-  rows = P(IMAGE_AXES, None, 'tensor')
-  specs = (rows, rows, rows, P(IMAGE_AXES, None))
-  return jax.shard_map(attend, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, mask)
+  images = image_axes(mesh)
+  rows = P(images, None, 'tensor')
+  specs = (rows, rows, rows, P(images, None))
+  split = jax.shard_map(
+    attend,
+    in_specs=specs,
+    out_specs=rows,
+    axis_names={*images, 'tensor'},
+    check_vma=False,
+  )
+  return split(q, k, v, mask)

@@ -105,6 +105,7 @@ def classify(
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
+    separable=models.is_separable(model) and isinstance(loss, str) and not (mixup or cutmix),
     about=(quantity(len(classes), 'class'), *about),
     model=model,
   )

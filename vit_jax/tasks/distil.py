@@ -167,6 +167,7 @@ def distil(
     task,
     loss=loss,
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
+    separable=task.separable and isinstance(teacher.bundle.model, models.Model),
     about=(*task.about, f'teacher: {teacher}; kind {kind}{answers}, weight {weight:g}'),
   )
 

@@ -112,7 +112,7 @@ def mae(
     table = {'positions': positions(model, (rows, columns))} if model.has_table else {}
     return task.init(key) | table
 
-  return dataclasses.replace(task, init=init)
+  return dataclasses.replace(task, init=init, separable=models.is_separable(model))
 
 
 def noise(patches: int) -> Column:
