@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from vit_jax import bundle, models
 from vit_jax.convert import resample
-from vit_jax.models import layers, resnet, vit
-from vit_jax.tasks import Params
+from vit_jax.models import Params, layers, resnet, vit
 
 Array = jax.Array
 

@@ -19,11 +19,10 @@ import numpy as np
 from vit_jax import analysis, bundle, sharding
 from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
-from vit_jax.models import Model
+from vit_jax.models import Model, Params
 from vit_jax.models.vit import ViT
 from vit_jax.sources import loose
 from vit_jax.sources.loose import Image, Loose
-from vit_jax.tasks import Params
 from vit_jax.text import progress
 
 T = TypeVar('T')

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -125,3 +126,10 @@ def message(error: BaseException) -> str:
 def warn(name: str, line: str) -> None:
   """Prints a line beside the results of a command to standard error."""
   to_stderr(f'vit {name}: {line}' if name else f'vit: {line}')
+
+
+def check_out(path: str) -> None:
+  """Raises ValueError for an --out that could not be written, before anything is computed."""
+  folder = pathlib.Path(path).absolute().parent
+  if path and (not os.access(folder, os.W_OK) or os.path.isdir(path)):
+    raise ValueError(f'--out {path} cannot be written')

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax import bundle, files
-from vit_jax.commands import warn
-from vit_jax.commands.features import check_out
+from vit_jax.commands import check_out, warn
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
 from vit_jax.sources.classes import check_labelled
 from vit_jax.text import to_stdout

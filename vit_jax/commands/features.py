@@ -1,11 +1,9 @@
 """`vit features`: what the head of a model reads, in a file."""
 
 import argparse
-import os
-import pathlib
 
 from vit_jax import bundle
-from vit_jax.commands import warn
+from vit_jax.commands import check_out, warn
 from vit_jax.evaluate import inputs
 from vit_jax.evaluate.features import Features, check_suffix, extract, write
 from vit_jax.sources import loose
@@ -19,13 +17,6 @@ def run(args: argparse.Namespace) -> int:
   bad = f'; {features.bad_images} could not be read' * bool(features.bad_images)
   to_stdout(f'{count} x {width} features are in {args.out}{bad}')
   return 3 if features.bad_images else 0
-
-
-def check_out(path: str) -> None:
-  """Raises ValueError for a file that could not be written, before anything is computed."""
-  folder = pathlib.Path(path).absolute().parent
-  if path and (not os.access(folder, os.W_OK) or os.path.isdir(path)):
-    raise ValueError(f'--out {path} cannot be written')
 
 
 def extract_to_file(args: argparse.Namespace) -> Features:

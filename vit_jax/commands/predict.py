@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from vit_jax import bundle
 from vit_jax.checkpoint import tree_crc
-from vit_jax.commands import warn
-from vit_jax.commands.features import check_out
+from vit_jax.commands import check_out, warn
 from vit_jax.evaluate import predictions
 from vit_jax.evaluate.predictions import Prediction
 from vit_jax.files import as_json

@@ -357,6 +357,7 @@ def fields(model: nn.Module) -> dict[str, Any]:
 
 
 Tree = Any  # a pytree of arrays, or of their shapes
+Params = dict[str, Any]  # float32 arrays by name, nested: what is trained
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:

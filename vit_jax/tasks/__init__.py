@@ -12,11 +12,11 @@ import numpy as np
 
 from vit_jax import models, optim
 from vit_jax.bundle import Bundle
+from vit_jax.models import Params as Params
 from vit_jax.sources.columns import Column as Column  # "as": these are names of this module too
 from vit_jax.sources.columns import Columns as Columns
 
 Array = jax.Array
-Params = dict[str, Any]  # float32 arrays by name, nested: what is trained
 Batch = Mapping[str, Array]  # the task's columns, (B, *shape) each, and 'mask' (B,) of 0 and 1
 Sums = dict[str, Array]  # of examples that count; they add up over batches, hosts, micro-batches
 Rows = dict[str, Array]  # (B, ...) of each example, in the order of the batch
