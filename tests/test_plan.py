@@ -153,6 +153,10 @@ strides: (1, 25, 6) */ }
 """
   assert kernels.cycles(text) == 3 * 128 * 3
   assert kernels.cycles(text.replace('iteration', '')) == 3
+  window = 'The window shape is {}, while the full shape is {}.\n'
+  windows = [('bf16[1,197,128]', 'bf16[64,197,384]'), ('f32[1,1,6]', 'f32[64,1,6]')]
+  arrays = ''.join(window.format(*shapes) for shapes in windows)
+  assert kernels.cycles(text.replace('iteration', '') + arrays) == 3 * 64 * 3
 
 
 def test_a_copy_counts_where_it_has_the_sides_of_a_parameter_and_stays_in_memory():

@@ -8,6 +8,7 @@ very long words a cycle, as long as it waits for nothing.
 import dataclasses
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -20,12 +21,15 @@ import jax
 
 from vit_jax import compilers, files
 from vit_jax.compilers import Chips, tpu
-from vit_jax.compilers.program import DTYPES, ArrayType, Kernel
+from vit_jax.compilers.program import DTYPES, ArrayType, Kernel, sides
 
 LABEL = 'final_bundles'  # libtpu's, of the last form of a kernel's instructions
 FUNCTION = 'ffi_call'  # by which JAX names a call into a kernel, and libtpu what it writes of it
 INSTRUCTION = re.compile(r'^ *0x', re.MULTILINE)
 GRID = re.compile(r'iteration_bounds: \(([\d, ]+)\)')
+WINDOW = re.compile(  # of an array, that a step of the grid has of it
+  r'window shape is \w+\[([\d,]+)\], while the full shape is \w+\[([\d,]+)\]'
+)
 
 
 def count_cycles(chips: Chips, kernels: Sequence[Kernel]) -> list[int] | None:
@@ -82,15 +86,25 @@ def compile_alone(kernel: Kernel, device: jax.Device) -> None:
 
 
 def abstract(array: ArrayType, split: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
-  kind, sides = array
-  return jax.ShapeDtypeStruct(tuple(sides), DTYPES[kind], sharding=split)
+  kind, shape = array
+  return jax.ShapeDtypeStruct(tuple(shape), DTYPES[kind], sharding=split)
 
 
 def cycles(text: str) -> int:
   """The instructions of a kernel as libtpu writes them, times the steps of its grid."""
-  grid = GRID.search(text)
-  steps = math.prod(map(int, grid[1].split(','))) if grid else 1
-  return len(INSTRUCTION.findall(text)) * steps
+  return len(INSTRUCTION.findall(text)) * steps(text)
+
+
+def steps(text: str) -> int:
+  """Steps of a kernel's grid: its bounds, or where libtpu writes none the windows of an array.
+
+  It writes none where all operands are in fast memory, as those of S/16's attention are.
+  """
+  if grid := GRID.search(text):
+    return math.prod(sides(grid[1]))
+  windows = [(sides(whole), sides(part)) for part, whole in WINDOW.findall(text)]
+  counts = (map(math.ceil, map(operator.truediv, *shapes)) for shapes in windows)
+  return max(map(math.prod, counts), default=1)
 
 
 if __name__ == '__main__':
