@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import convert, files, models
-from vit_jax.convert import adapt, bundles, engine, writing
+from vit_jax.convert import adapt, bundles, decoders, engine, writing
 from vit_jax.convert.preprocess import Preprocess as Preprocess
 from vit_jax.convert.preprocess import scale_steps
 from vit_jax.convert.resample import DEFAULT_RULE
 from vit_jax.guards import seals
 from vit_jax.images import decoding, transforms
+from vit_jax.models.decoder import TrainedDecoder
 from vit_jax.text import error_line, quantity, to_stderr
 
 CARD = 'README.md'
@@ -47,6 +48,7 @@ class Bundle:
     card: the text of README.md in its folder; '' where there is none. It is of these parameters:
       who replaces them gives `card=''` too.
     step: of the run whose parameters these are, see `read`; None where they are no run's.
+    decoder: that was trained beside it, of a masked autoencoder; None where there is none.
   """
 
   model: models.Model
@@ -58,6 +60,7 @@ class Bundle:
   resample: str = DEFAULT_RULE
   card: str = ''
   step: int | None = None
+  decoder: TrainedDecoder | None = None
 
   def __repr__(self) -> str:
     size = 'x'.join(map(str, self.preprocess.size))
@@ -114,13 +117,19 @@ def write(
 
   Its card is written last, as it is no part of the model. `origin` is of the run that it is of.
   """
-  arrays = models.flat(jax.device_get(bundle.params))
+  arrays = jax.device_get(saved_arrays(bundle))
   with files.staging(folder) as new:
     writing.write_files(new, arrays, {bundles.DESCRIPTION: describe(bundle)})
     seals.write(new, [bundles.WEIGHTS, bundles.DESCRIPTION], origin or seals.Origin())
   if bundle.card:
     with files.replacing(pathlib.Path(folder) / CARD) as file:
       file.write(bundle.card.encode())
+
+
+def saved_arrays(bundle: Bundle) -> dict[str, Any]:
+  """The arrays that a bundle's file has, by name: of its model, and of the decoder beside it."""
+  decoder = {'decoder': bundle.decoder.params} if bundle.decoder else {}
+  return models.flat({**bundle.params, **decoder})
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -133,6 +142,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     'classes': list(bundle.classes),
     'scores': bundle.scores,
     'resample': bundle.resample,
+    **({'decoder': decoders.describe(bundle.decoder)} if bundle.decoder else {}),
   }
 
 
@@ -199,6 +209,7 @@ def from_checkpoint(checkpoint: convert.Checkpoint, *, native: bool = False) -> 
     resample=checkpoint.resample,
     card=card,
     step=checkpoint.step,
+    decoder=checkpoint.decoder,
   )
 
 

@@ -296,7 +296,7 @@ class Plan:
     params = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
     names = {id(leaf): name for name, leaf in models.flat(params).items()}
     model = self.task.deliver(params)
-    arrays = {name: names.get(id(leaf)) for name, leaf in models.flat(model.params).items()}
+    arrays = {name: names.get(id(leaf)) for name, leaf in bundle.saved_arrays(model).items()}
     return {
       **bundle.describe(model),
       'arrays': arrays if None not in arrays.values() else {},

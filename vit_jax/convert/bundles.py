@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from vit_jax import files, models
-from vit_jax.convert import weights
+from vit_jax.convert import decoders, weights
 from vit_jax.convert.engine import Checkpoint
 from vit_jax.convert.resample import DEFAULT_RULE, RULES
 from vit_jax.guards import seals
@@ -39,17 +39,23 @@ def described(
     preprocess = {f: models.tupled(value) for f, value in description['preprocess'].items()}
     name = fields.pop('name')
     complete = models.fields(models.build(name, **fields))  # with the defaults of today
+    arrays = {name: np.array(array, np.float32) for name, array in arrays.items()}
+    decoder = None
+    if (decoding := description.get('decoder')) is not None:
+      arrays, decoder_arrays = decoders.split(arrays)
+      decoder = decoders.described(decoding, decoder_arrays, width=complete['width'])
     return Checkpoint(
       path=str(path),
       dialect='vit_jax',
       name=name,
       fields={field: value for field, value in complete.items() if field not in OMITTED},
-      arrays={name: np.array(array, np.float32) for name, array in arrays.items()},
+      arrays=arrays,
       size=as_size(preprocess['size']),
       classes=tuple(description['classes']),
       preprocess=preprocess,
       scores=as_scores(description.get('scores', 'softmax')),
       resample=as_rule(description.get('resample', DEFAULT_RULE)),
+      decoder=decoder,
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{file} does not describe a model: {error}') from None

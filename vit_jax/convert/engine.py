@@ -17,6 +17,7 @@ from vit_jax import models
 from vit_jax.convert import kinds
 from vit_jax.convert.preprocess import Preprocess
 from vit_jax.convert.resample import DEFAULT_RULE
+from vit_jax.models.decoder import TrainedDecoder
 
 Arrays = dict[str, np.ndarray]
 
@@ -88,6 +89,9 @@ class Row:
     return re.compile(re.sub(r'<(\w+)>', group, text))
 
 
+ReadDecoder = Callable[
+  [Arrays, dict[str, Any], dict[str, Any], tuple[int, int]], TrainedDecoder | None
+]
 Declared = dict[str, tuple[str, Any]]  # by field: where it is said, and the value
 Line = tuple[Any, ...]  # the arguments of a Row
 
@@ -131,6 +135,8 @@ class Exportable(Protocol):
   def name(self) -> str: ...
   @property
   def scores(self) -> str: ...
+  @property
+  def decoder(self) -> TrainedDecoder | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +170,8 @@ class Family:
       'size' of the images, and fields of the model.
     contradictions: (ours, config) -> what else the arrays belie, a line each.
     promises: (their arrays, ours, config) -> our names of arrays that such a file always has.
+    decoder: (the file's arrays, config, fields of the encoder, its grid of patches) -> the decoder
+      beside it, or None; ValueError where it is none that we have.
   """
 
   dialect: str
@@ -187,6 +195,7 @@ class Family:
   declared: Callable[[dict[str, Any]], Declared] = lambda config: {}
   contradictions: Callable[[Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
   promises: Callable[[Arrays, Arrays, dict[str, Any]], Iterable[str]] = lambda *_: ()
+  decoder: ReadDecoder = lambda *_: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,6 +459,7 @@ class Checkpoint:
     scores: what logits become, see `bundle.Bundle`.
     step: of a run, whose parameters these are; None of what is no run's.
     stage: a line on which state of a run this is; '' where it is the model that the run ended with.
+    decoder: of a masked autoencoder, whose encoder the arrays are; None where there is none.
   """
 
   path: str
@@ -468,3 +478,4 @@ class Checkpoint:
   scores: str = 'softmax'
   step: int | None = None
   stage: str = ''
+  decoder: TrainedDecoder | None = None

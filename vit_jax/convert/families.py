@@ -15,6 +15,7 @@ from vit_jax.convert import (
   architecture,
   beit,
   bundles,
+  decoders,
   engine,
   google,
   huggingface,
@@ -27,6 +28,7 @@ from vit_jax.convert import (
 )
 from vit_jax.convert.engine import Arrays, Checkpoint, Declared, Family
 from vit_jax.convert.preprocess import crop_steps, fit_levels, whole_patches
+from vit_jax.models.decoder import TrainedDecoder
 from vit_jax.text import one_line, quantity
 
 FAMILIES: tuple[Family, ...] = (
@@ -146,6 +148,7 @@ def recognised(
   size = architecture.image_size(fields, ours, sizes)
   file = pathlib.PurePath(path).name
   published, notes = family.published(ours, file)
+  decoder, decoder_notes = read_decoder(family, theirs, config, fields, size)
   preprocess, level_notes = fit_levels(preprocess | published, engine.channels(ours))
   return Checkpoint(
     path=path,
@@ -158,11 +161,25 @@ def recognised(
     scores=scores_of(config),
     preprocess=prepared(preprocess, size, fields.get('patch')),
     resample=family.resample_of(config, file) or family.resample,
-    notes=(*notes, *level_notes),
+    notes=(*notes, *level_notes, *decoder_notes),
     renamed=sum(name not in ours or name not in arrays for name in used),
-    dropped=(*outside, *dropped),
+    dropped=(*outside, *(n for n in dropped if not (decoder and n.startswith('decoder.')))),
     faults=faults,
+    decoder=decoder,
   )
+
+
+def read_decoder(
+  family: Family, theirs: Arrays, config: dict[str, Any], fields: dict[str, Any], size: Size
+) -> tuple[TrainedDecoder | None, tuple[str, ...]]:
+  """The decoder beside an encoder, if it is one that we have, and else a line on why not."""
+  if 'patch' not in fields:
+    return None, ()
+  grid = size[0] // fields['patch'][0], size[1] // fields['patch'][1]
+  try:
+    return family.decoder(theirs, config, fields, grid), ()
+  except ValueError as error:
+    return None, (f'its decoder is left out: {one_line(error)}',)
 
 
 def infer_fields(
@@ -289,13 +306,17 @@ def without_description(
 ) -> Checkpoint:
   """The checkpoint that arrays in our names are by themselves: the rest has its default."""
   arrays = {name: np.array(array, np.float32) for name, array in arrays.items()}
+  arrays, decoder = decoders.split(arrays)
   sizes = likely_sizes(arrays, image_size)
   fields = architecture.infer(model, arrays, {}, sizes)
   size = architecture.image_size(fields, arrays, sizes)
   classes = class_names({}, fields)
   name = architecture.variant(model, fields)
   preprocess, _ = fit_levels({}, engine.channels(arrays))
-  return Checkpoint(path, 'vit_jax', name, fields, arrays, size, classes, preprocess)
+  dropped = tuple(decoders.PREFIX + name for name in decoder)
+  return Checkpoint(
+    path, 'vit_jax', name, fields, arrays, size, classes, preprocess, dropped=dropped
+  )
 
 
 # What torch.compile, FSDP and activation checkpointing put into names, at any depth.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import architecture, kinds
+from vit_jax.convert import architecture, huggingface_decoder, kinds
 from vit_jax.convert.engine import (
   TABLE,
   TOKEN,
@@ -445,6 +445,7 @@ TOWER_FIELDS = {
   'pruned_heads': kinds.one_of({}),
   **dict.fromkeys(('rope_parameters', 'rope_scaling'), kinds.ABSENT),
   **dict.fromkeys(('is_decoder', 'add_cross_attention'), kinds.one_of(False)),
+  **huggingface_decoder.FIELDS,
 }
 FIELDS = {
   'architectures': kinds.TEXTS,
@@ -562,6 +563,7 @@ FAMILIES = (
       *MEMORY_MLP,
       (r'^cls_classifier\.', 'classifier.'),
     ),
+    decoder=huggingface_decoder.read,
     **COMMON,
   ),
   *(

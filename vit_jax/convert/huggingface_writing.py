@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.convert import kinds
+from vit_jax.convert import huggingface_decoder, kinds
 from vit_jax.convert.beit import BEIT
 from vit_jax.convert.engine import Arrays, Exportable, ExportSpec, renamed
 from vit_jax.convert.huggingface import CLIP, DINOV2, DINOV3, SIGLIP, VIT, dinov2_hidden
 from vit_jax.convert.huggingface_images import METHODS
 from vit_jax.convert.preprocess import parse_steps
 from vit_jax.models import vit
+from vit_jax.models.decoder import TrainedDecoder, patch_grid
 
 
 def export_spec(source: Exportable) -> ExportSpec:
@@ -21,7 +22,10 @@ def export_spec(source: Exportable) -> ExportSpec:
   if not isinstance(model, vit.ViT):
     raise ValueError(f'transformers has no {source.name}')
   shared = sizes(model, source.preprocess.size) | {'num_channels': source.preprocess.channels}
-  spec = SPECS[writable_kind(model)](model, shared)
+  if source.decoder is None:
+    spec = SPECS[writable_kind(model)](model, shared)
+  else:
+    spec = mae_spec(model, shared, source.decoder, source.preprocess.size)
   supported = {'stem': (None,), 'qk_norm': (False,), 'rope_theta': (model.rope_theta,)}
   rewrites = {'positions': 'learned', 'cls_position': True, 'head_bias': 0.0}
   return dataclasses.replace(
@@ -102,6 +106,44 @@ def vit_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:
   }
   rewrites = {'embed_bias': True, 'qkv_bias': 'none' if model.qkv_bias == 'none' else 'qkv'}
   return ExportSpec(VIT, supported, rewrites, finish=finish, configs={'config.json': config})
+
+
+def mae_spec(
+  model: vit.ViT, shared: dict[str, Any], decoder: TrainedDecoder, size: tuple[int, int]
+) -> ExportSpec:
+  """An encoder and its decoder, as ViTMAEForPreTraining has both."""
+  if not (isinstance(shared['image_size'], int) and isinstance(shared['patch_size'], int)):
+    raise ValueError("transformers' ViTMAE takes squares alone: of images and of patches")
+  if not model.has_class_token:
+    raise ValueError("transformers' ViTMAE has a class token, the model has none")
+  for field in ('activation', 'norm_eps'):
+    if (theirs := getattr(decoder.model, field)) != (ours := getattr(model, field)):
+      raise ValueError(f'{field} of the decoder is {theirs}, of the encoder {ours}: must be one')
+  arrays, fields = huggingface_decoder.write(decoder, patch_grid(model, size))
+  config = {
+    'architectures': ['ViTMAEForPreTraining'],
+    'model_type': 'vit_mae',
+    **shared,
+    'intermediate_size': model.mlp_dim,
+    'qkv_bias': model.qkv_bias != 'none',
+    'attention_probs_dropout_prob': 0.0,
+    'hidden_dropout_prob': 0.0,
+    **fields,
+  }
+  encoder = vit_spec(model, shared)
+  supported = {
+    **encoder.supported,
+    'pool': ('token', 'gap', 'token_gap'),  # of features, which ViTMAE does not give
+    'num_classes': (0,),
+    'distillation': ('none',),
+    'representation': (None,),
+  }
+  return dataclasses.replace(
+    encoder,
+    supported=supported,
+    finish=lambda theirs: prefixed(theirs, 'vit.') | arrays,
+    configs={'config.json': config},
+  )
 
 
 def dinov2_spec(model: vit.ViT, shared: dict[str, Any]) -> ExportSpec:

@@ -4,6 +4,7 @@ N images, T patches, V of them visible, D width of the encoder, W of the decoder
 predicted of a patch.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
   mlp_dim: int
   activation: str
   norm_eps: float
-  dtype: str
+  dtype: str = 'float32'
   attention_kernel: str = 'auto'
   unroll: int | None = None
   remat: str = 'none'
@@ -103,6 +104,28 @@ class Decoder(nn.Module):
       name='layers',
     )
 
+  def init_params(self, key: Array, width: int) -> dict[str, Any]:
+    """Initialised parameters for an encoder of that width; also under `jax.eval_shape`."""
+    tokens, order = jnp.zeros((1, self.prefix + 1, width)), jnp.zeros((1, 1), jnp.int32)
+    return self.init(key, tokens, order, (1, 1))['params']
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedDecoder:
+  """A decoder with its parameters, and what it was trained for.
+
+  Fields:
+    model: the decoder.
+    params: its parameters, a tree of float32 arrays.
+    mask: the fraction of patches that was hidden.
+    normalise: whether it predicts a patch's pixels less their mean, by their deviation.
+  """
+
+  model: Decoder
+  params: dict[str, Any]
+  mask: float
+  normalise: bool
+
 
 def predict(
   encoder: vit.ViT,
@@ -124,7 +147,7 @@ def predict(
     visible: V, how many it reads.
     train, rngs: of the encoder's call.
   """
-  grid = images.shape[1] // encoder.patch[0], images.shape[2] // encoder.patch[1]
+  grid = patch_grid(encoder, (images.shape[1], images.shape[2]))
   _, out = encoder.apply(
     {'params': params}, images, visible=order[:, :visible], train=train, rngs=rngs
   )
@@ -132,6 +155,11 @@ def predict(
     {'params': params['decoder']}, out['encoded'], order, grid, train=train
   )
   return predictions, dict(out)
+
+
+def patch_grid(model: vit.ViT, size: tuple[int, int]) -> tuple[int, int]:
+  """Rows and columns of a model's patches of images (height, width)."""
+  return size[0] // model.patch[0], size[1] // model.patch[1]
 
 
 def patchify(images: Array, patch: tuple[int, int]) -> Array:

@@ -13,7 +13,14 @@ from ml_collections.config_dict import FrozenConfigDict
 
 from vit_jax import bundle, models
 from vit_jax.models import vit
-from vit_jax.models.decoder import Decoder, patch_statistics, patchify, predict
+from vit_jax.models.decoder import (
+  Decoder,
+  TrainedDecoder,
+  patch_grid,
+  patch_statistics,
+  patchify,
+  predict,
+)
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Column, image
 from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Sums, Task
@@ -61,7 +68,7 @@ def mae(
   Args:
     encoder: that is trained and delivered.
     model: the encoder's.
-    decoder: whose parameters are trained beside it, as 'decoder'.
+    decoder: whose parameters are trained beside it, as 'decoder', and delivered with it.
     mask: the fraction of patches that is hidden, in [0, 1).
     normalise: whether the numbers that are predicted of a patch are its pixels less their mean, by
       their deviation.
@@ -71,8 +78,8 @@ def mae(
   """
   if model.relative_positions != 'none':
     raise ValueError("task 'mae' leaves patches out: model.relative_positions must be 'none'")
-  rows, columns = (side // p for side, p in zip(encoder.preprocess.size, model.patch))
-  patches = rows * columns
+  grid = patch_grid(model, encoder.preprocess.size)
+  patches = grid[0] * grid[1]
   visible = visible_count(patches, mask)
 
   def loss(
@@ -91,11 +98,6 @@ def mae(
     named = {**out, 'predictions': predictions}
     return total, {'loss': total, 'count': counts.sum()}, named
 
-  def extra(key: Array) -> Params:
-    order = jnp.arange(patches)[None]
-    tokens = jnp.zeros((1, model.prefix + visible, model.width))
-    return {'decoder': decoder.init(key, tokens, order, (rows, columns))['params']}
-
   train, evaluation = (
     {'image': image(encoder.transforms[use]), 'noise': noise(patches)}
     for use in ('train', 'evaluation')
@@ -105,14 +107,19 @@ def mae(
     measured=functools.partial(loss, train=False),
     columns=train,
     evaluation=evaluation,
-    extra=extra,
+    extra=lambda key: {'decoder': decoder.init_params(key, model.width)},
   )
 
   def init(key: Array) -> Params:
-    table = {'positions': positions(model, (rows, columns))} if model.has_table else {}
+    table = {'positions': positions(model, grid)} if model.has_table else {}
     return task.init(key) | table
 
-  return dataclasses.replace(task, init=init, separable=models.is_separable(model))
+  def deliver(params: Params) -> bundle.Bundle:
+    trained = TrainedDecoder(decoder, params['decoder'], mask, normalise)
+    return dataclasses.replace(task.deliver(params), decoder=trained)
+
+  separable = models.is_separable(model)
+  return dataclasses.replace(task, init=init, deliver=deliver, separable=separable)
 
 
 def noise(patches: int) -> Column:
