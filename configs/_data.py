@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 
-from vit_jax import sources
+from vit_jax import models, sources
 from vit_jax.sources import presets
 from vit_jax.sources.columns import label_shape
 
@@ -29,6 +29,19 @@ def fine_tune(config, dataset, *, recipe=presets.GOOGLE):
   config.schedule.warmup = f'{preset.warmup} steps'
   rate = preset.rates[recipe]
   config.schedule.learning_rate = preset.rates.get(f'{recipe} {config.model.name}', rate)
+
+
+def encoder(config, model, checkpoint=''):
+  """Makes a model the recipe's, and a checkpoint, if there is one, what it starts from.
+
+  The checkpoint is of the model's size; what else it is, patch apart, the model becomes.
+  """
+  name = models.canonical(model)
+  config.model.name = '' if checkpoint else name
+  config.pretrained = checkpoint
+  if checkpoint:
+    size = {field: models.VARIANTS[name][field] for field in ('patch', 'width', 'depth')}
+    config.model.update(size)
 
 
 def use(config, dataset, recipes):

@@ -186,6 +186,42 @@ def test_what_is_delivered_gives_features_of_images(folder_of, method):
   assert not np.allclose(features[0], features[2])
 
 
+# Masked autoencoders
+
+
+@pytest.mark.parametrize('checkpoint', ['', '5'])
+def test_a_masked_autoencoder_delivers_its_decoder_at_any_time(folder_of, checkpoint):
+  run = bundle.read(folder_of('mae') / 'whole', checkpoint)
+  assert (run.decoder.mask, run.decoder.normalise, run.decoder.model.width) == (0.75, True, 16)
+  params = models.flat(run.decoder.params)
+  state = state_of('mae', folder_of('mae'), 'whole')
+  changed = [n for n, leaf in params.items() if (leaf != state[f'params/decoder/{n}']).any()]
+  assert len(params) == 23 and bool(changed) == bool(checkpoint)
+
+
+def test_a_masked_autoencoder_starts_from_another_with_its_decoder(folder_of):
+  folder = folder_of('mae')
+  asked = {'pretrained': folder / 'whole', 'model.name': ''}
+  state = state_of('mae', folder, 'whole')
+  start = plans.make_plan(config.load('digits', words('mae', folder, asked))).task.start()
+  for name, leaf in models.flat(start.params).items():
+    np.testing.assert_array_equal(leaf, state[f'params/{name}'])
+  asked |= {'mae.decoder_depth': 2}
+  start = plans.make_plan(config.load('digits', words('mae', folder, asked))).task.start()
+  assert 'decoder' not in start.params
+  assert "decoder: starts anew: the checkpoint's has depth 1" in str(start.report)
+
+
+def test_an_encoder_of_a_masked_autoencoder_is_fine_tuned(folder_of):
+  folder = folder_of('mae')
+  asked = {'task': 'classify', 'pretrained': folder / 'whole', 'model.pool': 'token'}
+  task = plans.make_plan(config.load('digits', words('mae', folder, asked))).task
+  params = models.flat(task.start().params)
+  state = state_of('mae', folder, 'whole')
+  assert not any(name.startswith('decoder') for name in params)
+  np.testing.assert_array_equal(params['embed/kernel'], state['params/embed/kernel'])
+
+
 # Self-distillation
 
 

@@ -627,17 +627,16 @@ def pretrained_start(
         f'the head of {config.pretrained} is for {quantity(old_classes, "class")}, '
         f'{config.data.source} has {new_classes:,}: new_head=True starts with a new one'
       )
-    return Start(
-      *adapt.params(
-        checkpoint,
-        model,
-        image_size=config.image_size,
-        channels=config.data.channels,
-        new_head=config.new_head,
-        classes=classes if model.num_classes == len(classes) else (),
-        seed=config.seed,
-      )
+    params, report = adapt.params(
+      checkpoint,
+      model,
+      image_size=config.image_size,
+      channels=config.data.channels,
+      new_head=config.new_head,
+      classes=classes if model.num_classes == len(classes) else (),
+      seed=config.seed,
     )
+    return Start(params, report, checkpoint.decoder)
 
   if not config.pretrained:
     return None

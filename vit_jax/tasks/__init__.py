@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax import models, optim
 from vit_jax.bundle import Bundle
 from vit_jax.models import Params as Params
+from vit_jax.models.decoder import TrainedDecoder
 from vit_jax.sources.columns import Column as Column  # "as": these are names of this module too
 from vit_jax.sources.columns import Columns as Columns
 
@@ -37,10 +38,12 @@ class Start:
   Fields:
     params: by name as in what `Task.init` gives, all of them or some; on the host.
     report: what was done to the checkpoint's arrays: its `str` is for a user.
+    decoder: that the checkpoint has beside an encoder; None where it has none.
   """
 
   params: Params
   report: object = ''
+  decoder: TrainedDecoder | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ N images, T patches, V of them visible, F numbers of a patch.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,12 @@ from vit_jax.models.decoder import (
 )
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Column, image
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Sums, Task
+from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Start, Sums, Task
 from vit_jax.tasks.encoder import ImageEncoder
 
 NOISE = 1  # the random stream of an example that its mask is drawn from; that of its crop is 0
+SHAPE = ('width', 'depth', 'heads', 'mlp_dim', 'outputs', 'prefix')  # of a decoder's parameters
+NEW_DECODER = '  decoder: starts anew'
 MLP_RATIO = 4  # of the hidden width of the decoder's blocks to their width
 
 
@@ -118,8 +121,36 @@ def mae(
     trained = TrainedDecoder(decoder, params['decoder'], mask, normalise)
     return dataclasses.replace(task.deliver(params), decoder=trained)
 
-  separable = models.is_separable(model)
-  return dataclasses.replace(task, init=init, deliver=deliver, separable=separable)
+  return dataclasses.replace(
+    task,
+    init=init,
+    deliver=deliver,
+    start=encoder.start and with_decoder(encoder.start, decoder),
+    separable=models.is_separable(model),
+  )
+
+
+def with_decoder(start: Callable[[], Start], decoder: Decoder) -> Callable[[], Start]:
+  """The start of an encoder, and of its decoder too where the checkpoint has one of that kind."""
+
+  def started() -> Start:
+    encoder = start()
+    if encoder.decoder is None:
+      return dataclasses.replace(encoder, report=f'{encoder.report}\n{NEW_DECODER}')
+    ours, theirs = (
+      {field: getattr(model, field) for field in SHAPE}
+      for model in (decoder, encoder.decoder.model)
+    )
+    if ours != theirs:
+      other = ', '.join(
+        f'{field} {theirs[field]}' for field in SHAPE if ours[field] != theirs[field]
+      )
+      line = f"{NEW_DECODER}: the checkpoint's has {other}"
+      return dataclasses.replace(encoder, report=f'{encoder.report}\n{line}')
+    params = {**encoder.params, 'decoder': encoder.decoder.params}
+    return dataclasses.replace(encoder, params=params)
+
+  return started
 
 
 def noise(patches: int) -> Column:
