@@ -10,6 +10,7 @@ import torch
 
 import vit_jax
 from tests.interop import peers
+from vit_jax import __main__ as commands
 from vit_jax import bundle, convert, models
 from vit_jax.images import transforms
 from vit_jax.tasks import mae
@@ -136,3 +137,21 @@ def test_its_encoder_goes_to_timm(saved, tmp_path):
   assert again.decoder is None
   for name, leaf in models.flat(ours.params).items():
     np.testing.assert_allclose(models.flat(again.params)[name], leaf, rtol=0, atol=1e-6)
+
+
+def test_the_check_of_vit_convert_runs_both_sides_unmasked(saved, tmp_path, capsys):
+  _, folder, _ = saved
+  line = ['convert', str(folder), str(tmp_path / 'hf'), '--to', 'hf', '--check']
+  assert commands.main(line) == 0, capsys.readouterr()
+  assert capsys.readouterr().out.count('by transformers: largest difference') == 2
+
+
+def test_the_encoder_alone_is_a_vit_of_transformers(saved, tmp_path):
+  _, folder, ours = saved
+  line = ['convert', str(folder), str(tmp_path / 'vit'), '--to', 'hf', '--encoder-only']
+  assert commands.main(line) == 0
+  module = transformers.ViTModel.from_pretrained(tmp_path / 'vit', add_pooling_layer=False)
+  pixels = np.float32(IMAGES / 127.5 - 1)
+  theirs = peers.run(lambda m, x: m(x).last_hidden_state, module, pixels)
+  _, out = ours.model.apply({'params': ours.params}, pixels)
+  np.testing.assert_allclose(out['encoded'], theirs, rtol=0, atol=TOLERANCE)

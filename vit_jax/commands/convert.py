@@ -1,6 +1,7 @@
 """`vit convert`: a checkpoint in another's names, compared if asked."""
 
 import argparse
+import dataclasses
 import os
 
 from vit_jax import bundle, convert
@@ -15,6 +16,8 @@ def run(args: argparse.Namespace) -> int:
     raise ValueError(f'{args.destination} exists already')
   checkpoint = convert.read(args.source, checkpoint=args.checkpoint)
   model = bundle.from_checkpoint(checkpoint, native=True)
+  if args.encoder_only:
+    model = dataclasses.replace(model, decoder=None)
   notes: list[str] = []
   if args.to == 'bundle':
     bundle.write(args.destination, model)

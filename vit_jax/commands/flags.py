@@ -457,6 +457,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--check', action='store_true', help='compare the two on random images, block by block'
   )
+  parser.add_argument(
+    '--encoder-only', action='store_true', help='leave the decoder of a masked autoencoder out'
+  )
 
 
 def export(parser: argparse.ArgumentParser) -> None:

@@ -235,6 +235,8 @@ def run_timm(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
 
 
 def run_transformers(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
+  if type(module).__name__.startswith('ViTMAE'):
+    return run_masked(module, pixels)
   whole = hasattr(module, 'text_model')  # CLIP or SigLIP, of which we have the image tower
   output = (module.vision_model if whole else module)(pixels)
   pooled = getattr(output, 'pooler_output', None)
@@ -248,6 +250,17 @@ def run_transformers(module: Module, pixels: Tensor, model: Model) -> dict[str, 
   if model.pool in ('token', 'map') and not random:  # initialised, where the file has no pooler
     trace['pre_logits'] = pooled
   return trace
+
+
+def run_masked(module: Module, pixels: Tensor) -> dict[str, Tensor]:
+  """The encoder of a masked autoencoder, which hides nothing and leaves the patches in order."""
+  import torch
+
+  encoder: Module = getattr(module, 'vit', module)
+  encoder.embeddings.config.mask_ratio = 0.0
+  order = torch.arange(encoder.embeddings.patch_embeddings.num_patches, dtype=torch.float32)
+  output = encoder(pixels, noise=order[None].repeat(len(pixels), 1))
+  return {'encoded': output.last_hidden_state}
 
 
 def run_torchvision(module: Module, pixels: Tensor, model: Model) -> dict[str, Tensor]:
