@@ -116,6 +116,22 @@ def get_config() -> ConfigDict:
   config.views.local_area = (0.05, 0.3)
   config.views.augment = 'flip'  # transforms of every crop, see images/transforms.py
 
+  # Of task 'dino', whose teacher is the average: ema is its momentum at first, 1 at the end.
+  config.dino = ConfigDict(type_safe=False)
+  config.dino.prototypes = 65536  # outputs of the head
+  config.dino.hidden = 2048  # width of its layers
+  config.dino.bottleneck = 256  # width of what the prototypes read
+  config.dino.constant_prototypes = '1 epoch'  # in which they are not trained
+  config.dino.student_temperature = 0.1
+  config.dino.first_temperature = 0.04  # of the teacher, linear to the next
+  config.dino.teacher_temperature = 0.07
+  config.dino.temperature_warmup = '30 epochs'
+  config.dino.centring = 'mean'  # of the teacher: by a running mean; or 'sinkhorn', by the batch
+  config.dino.centre_momentum = 0.9  # of that mean
+  config.dino.ibot = 1.0  # weight of the loss of hidden patches beside DINO's; 0: none are hidden
+  config.dino.hidden_area = (0.1, 0.5)  # smallest and largest part of a view that is hidden
+  config.dino.koleo = 0.1  # weight of the loss that spreads a batch's features; 0: none
+
   config.objective = ConfigDict(type_safe=False)
   # 'sigmoid', for multi-label too; 'focal', of the same scores; 'softmax_focal'; or 'module:name'
   config.objective.loss = 'softmax'

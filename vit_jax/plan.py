@@ -47,6 +47,7 @@ from vit_jax.tasks import (
   Task,
   abstract_batch,
   classify,
+  dino,
   distil,
   losses,
   mae,
@@ -545,6 +546,7 @@ def from_encoder(
 
 TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
   'classify': classification,
+  'dino': from_encoder(dino.make),
   'mae': from_encoder(mae.make),
 }
 

@@ -25,10 +25,14 @@ _LIBRARY.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor
 
 with warnings.catch_warnings():
   warnings.simplefilter('ignore')
+  import lightly.loss
+  import lightly.models.modules.heads
   import timm
   import timm.models
   import torchvision
   import transformers
+
+LIGHTLY_LOSSES, LIGHTLY_HEADS = lightly.loss, lightly.models.modules.heads
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
