@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import vit_jax
 from tests.conftest import shapes, tiny
-from vit_jax.models import memory
+from vit_jax.models import layers, memory
 
 
 def temporary_bytes(depth, remat):
@@ -56,3 +58,20 @@ def test_the_memory_of_activations_is_what_compilers_say():
   assert gib == pytest.approx(11.35, rel=0.05)  # libtpu's
   lean = (256 * memory.activation_bytes(B16, 197, 'lean', platform='gpu') + STATE) / 2**30
   assert 12.06 <= lean <= 1.2 * 12.06  # the CUDA compiler's, of a loop
+
+
+def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():
+  x, kernel = jnp.ones((1, 4, 8), jnp.bfloat16), jnp.ones((8, 8), jnp.bfloat16)
+
+  def gradient_of(multiply):
+    loss = jax.checkpoint(
+      lambda x, kernel: multiply(jnp.sin(x), kernel).sum(), policy=layers.REMAT['lean']
+    )
+    return jax.grad(loss, (0, 1))
+
+  named = gradient_of(lambda x, kernel: layers.product(checkpoint_name(x, 'attended'), kernel))
+  saving = gradient_of(lambda x, kernel: layers.saving_product(x, kernel, 'attended'))
+  texts = [str(jax.make_jaxpr(function)(x, kernel)) for function in (named, saving)]
+  assert [text.count('= reduce_precision[') for text in texts] == [1, 0]
+  assert [text.count('= sin') for text in texts] == [1, 1]
+  jax.tree.map(np.testing.assert_array_equal, named(x, kernel), saving(x, kernel))

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractDevice
 from jax.typing import DTypeLike
 
-from vit_jax.models.layers import NORMS, product, program_device, spread
+from vit_jax.models.layers import NORMS, product, program_device, saving_product, spread
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
@@ -81,10 +81,10 @@ class MultiHeadAttention(nn.Module):
       x = joined(x)
     else:
       x = fused_attention(q, k, v, self.heads, bias, kernel=self.kernel)
-    x = checkpoint_name(x, 'attended')
+    saved = 'attended'
     if self.out_norm:
-      x = norm(name='norm')(x)
-    x = project(name='out', use_bias=self.out_bias, back=True)(x)  # (N, S, D)
+      x, saved = norm(name='norm')(checkpoint_name(x, saved)), ''
+    x = project(name='out', use_bias=self.out_bias, back=True, saved=saved)(x)  # (N, S, D)
     return x, weights if self.return_weights else None
 
   def split(self, x: Array) -> Array:
@@ -231,6 +231,7 @@ class Projection(nn.Module):
 
   Fields:
     heads, width: A, D/A.
+    saved: name of what is projected for `layers.saving_product`; '' where it is saved before.
   """
 
   heads: int
@@ -238,6 +239,7 @@ class Projection(nn.Module):
   use_bias: bool
   dtype: DTypeLike
   back: bool = False
+  saved: str = ''
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -251,7 +253,8 @@ class Projection(nn.Module):
     kernel = self.param(
       'kernel', init, (*by_head, outputs) if self.back else (x.shape[-1], *by_head)
     )
-    x = product(x.astype(self.dtype), kernel.reshape(-1, outputs).astype(self.dtype))
+    x, kernel = x.astype(self.dtype), kernel.reshape(-1, outputs).astype(self.dtype)
+    x = saving_product(x, kernel, self.saved) if self.saved else product(x, kernel)
     if not self.use_bias:
       return x
     bias = self.param('bias', nn.initializers.zeros, (outputs,) if self.back else by_head)

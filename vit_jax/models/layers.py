@@ -92,6 +92,25 @@ def product(x: Array, kernel: Array) -> Array:
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def saving_product(x: Array, kernel: Array, name: str) -> Array:
+  """`product` of what attention gives, which is saved under a name of SAVED for the gradient alone.
+
+  Of a named array that the forward pass reads too, JAX rounds the numbers to their own type, lest
+  both passes differ: for XLA a copy of what a kernel of Pallas or cuDNN gives.
+  """
+  return product(x, kernel)
+
+
+@saving_product.defjvp
+def saving_product_tangent(
+  name: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+  change = product(x_tangent, kernel) + product(checkpoint_name(x, name), kernel_tangent)
+  return product(x, kernel), change
+
+
 def spread(vector: Array, shape: tuple[int, ...]) -> Array:
   """A vector (D,) for every token of a shape (..., D).
 
