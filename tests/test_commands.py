@@ -11,7 +11,7 @@ import pytest
 
 from vit_jax import __main__ as vit
 from vit_jax import analysis, commands, export
-from vit_jax.commands import bench, compiled, flags, inspect
+from vit_jax.commands import bench, compiled, flags, inspect, search
 from vit_jax.commands import evaluate as evaluate_command
 from vit_jax.convert import published, writing
 from vit_jax.evaluate import fewshot, inputs
@@ -45,6 +45,7 @@ sys.exit(str(set(sys.modules) & {{*{HEAVY!r}}} or ''))
   [
     ('evaluate', 'method', evaluate_command.METHODS),
     ('inspect', 'only', inspect.NAMES),
+    ('search', 'only', search.SELECTIONS),
     ('inspect', 'fusion', analysis.FUSIONS),
     ('convert', 'to', (*writing.WRITERS, 'bundle')),
     ('bench', 'mode', (*bench.MODES, 'both')),

@@ -501,6 +501,7 @@ MADE = {
   'docs/checkpoints.md': ('vit_b16/model.safetensors',),
   'docs/data.md': ('sheet.png', 'runs/photos/model'),
   'docs/export.md': ('runs/flowers/model.stablehlo', 'runs/flowers/model-hf', 'vit_b16'),
+  'docs/search.md': ('search/search.html', 'search/search.csv'),
 }
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
   'report': 'write a page and a picture about a run',
   'compare': 'set several runs beside one another',
   'features': 'write what the head of a model reads',
+  'search': 'find like, equal, odd and mislabelled photos by features',
   'inspect': 'draw what a model looks at',
   'serve': 'a page to try a model on, and answers over HTTP',
   'convert': "write a checkpoint in another library's names",

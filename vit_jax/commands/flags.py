@@ -22,6 +22,7 @@ OVERRIDING = (
   'plan',
   'sweep',
 )  # these take fields, of which a flag is no abbreviation
+SELECTIONS = ('duplicates', 'near', 'outliers', 'labels', 'diverse')
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
   'filters', 'positions', 'distances', 'layers', 'pca', 'page', 'attention', 'rollout', 'evidence',
@@ -375,6 +376,46 @@ def features(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('images', nargs='*', help='images, and folders of images')
   parser.add_argument('--out', required=True, help='FILE.npz or FILE.parquet')
   add_reading(parser)
+
+
+def search(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    'Searches photos by what a model makes of them: the most like some images; without any, '
+    'duplicates, near-duplicates, outliers and labels that are likely wrong.'
+  )
+  parser.epilog = (
+    'The same line again resumes. Exit code: 0; 2 for bad input; 3 if an image could not be read, '
+    'which is left out.'
+  )
+  parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
+  parser.add_argument('photos', help=f'a folder of images, or {DATA_SET}')
+  parser.add_argument('queries', nargs='*', help='images, folders of images, patterns')
+  parser.add_argument('--split', default='all', help='of a data set; default: all of it')
+  parser.add_argument(
+    '--only', nargs='+', action='extend', choices=SELECTIONS, help='default: all but diverse'
+  )
+  parser.add_argument(
+    '--k', type=positive, default=10, help='nearest images that are compared; default: %(default)s'
+  )
+  parser.add_argument(
+    '--near', type=float, default=0.95, help='cosine of a near-duplicate; default: %(default)s'
+  )
+  parser.add_argument(
+    '--diverse', type=positive, metavar='N', help='a subset of N images that covers the others'
+  )
+  parser.add_argument(
+    '--count', type=positive, default=24, help='shown of each list; default: %(default)s'
+  )
+  parser.add_argument('--out', default='', metavar='DIR', help='gets search.html and search.csv')
+  parser.add_argument('--preprocess', default='', help="a line of transforms; default: the model's")
+  parser.add_argument(
+    '--batch-size', type=int, default=256, help='images on each device; default: %(default)s'
+  )
+  parser.add_argument(
+    '--cache', help="a folder that keeps features, '' for none; default: the user's"
+  )
+  parser.add_argument('--format', choices=TABLE, default='table')
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,13 @@ WORDS = {
     'batch bs': '`--batch-size` is how many images are measured at a time',
     'model weights checkpoint_path': 'the model is the first word: `vit evaluate RUN`',
   },
+  'search': {
+    'query queries image': 'queries follow the photos: `vit search MODEL PHOTOS QUERY`',
+    'model weights': 'the model is the first word: `vit search MODEL PHOTOS`',
+    'topk top_k top n neighbors neighbours': '`--k` is how many nearest images are compared',
+    'threshold': '`--near` is the cosine of a near-duplicate',
+    'output output_dir save_dir': '`--out=DIR` gets search.html and search.csv',
+  },
   'export': {
     'format fmt include': '`--to` names the format',
     'output output_path file': '`--out` names the file',
@@ -49,6 +56,9 @@ COMMAND_WORDS = {  # of other tools, and of old habits
   'val validate valid test eval score accuracy': 'vit evaluate RUN',
   'detect classify infer inference pred run label': 'vit predict RUN IMAGES',
   'embed embeddings extract encode': 'vit features MODEL IMAGES --out FILE',
+  'similar dedup dedupe deduplicate duplicates nearest neighbours neighbors retrieve retrieval '
+  'outliers mislabeled mislabelled curate find': 'vit search MODEL PHOTOS [QUERY ...]',
+  'knn linear fewshot linear_probe linear-probe': 'vit evaluate MODEL --method knn|fewshot|linear',
   'explain attention visualize visualise attn gradcam heatmap': 'vit inspect MODEL --out DIR',
   'benchmark speed profile': 'vit bench MODEL',
   'checks check info env settings version': 'vit doctor',

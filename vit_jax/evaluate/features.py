@@ -54,14 +54,18 @@ class Features:
   def __len__(self) -> int:
     return len(self.values)
 
+  def check_finite(self) -> None:
+    """Raises ValueError for features that are not finite."""
+    if not np.isfinite(self.values).all():
+      raise ValueError(f'the model gives features of {self.source} that are not finite')
+
   def labelled(self) -> 'Features':
     """Those of images that have a label, of which each has one.
 
     Raises:
       ValueError: if images have several, or none has one; for features that are not finite.
     """
-    if not np.isfinite(self.values).all():
-      raise ValueError(f'the model gives features of {self.source} that are not finite')
+    self.check_finite()
     if self.labels.ndim > 1:
       raise ValueError(f'images of {self.source} are multi-label: accuracy alone measures these')
     chosen = self.labels >= 0
@@ -132,7 +136,7 @@ def extract(
   else:
     digest = model_digest(run, ready)
     pairs = ((cache_file(cache, digest, part), part) for part in parts(split))
-    features = joined(split, (kept(file, part, computed, advance) for file, part in pairs))
+    features = joined(split, (cached_part(file, part, computed, advance) for file, part in pairs))
   if not len(features):
     raise pipeline.DataError('no features: not one of the images can be read')
   return features
@@ -174,6 +178,17 @@ def readable_rows(
 # The cache
 
 
+def user_cache() -> str:
+  """The user's folder that keeps features, made if need be; '' where it cannot be written."""
+  folder = pathlib.Path(files.cache_folder('features'))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / '.writable').touch()
+  except OSError:
+    return ''
+  return str(folder)
+
+
 def parts(split: inputs.Split) -> Iterator[inputs.Split]:
   """A split in parts of PART images, each with where it begins in its name."""
   total = len(split.source)
@@ -199,7 +214,7 @@ def joined(split: inputs.Split, parts: Iterator[Features]) -> Features:
   return features_of(split, arrays, total - count)
 
 
-def kept(
+def cached_part(
   file: pathlib.Path,
   part: inputs.Split,
   computed: Callable[[inputs.Split], Features],

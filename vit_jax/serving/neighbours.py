@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from vit_jax import files, predict
+from vit_jax import predict
 from vit_jax.evaluate import features, inputs, neighbours
 from vit_jax.images import decoding
 from vit_jax.text import message_line, reason, to_stderr
@@ -56,8 +56,8 @@ class Neighbours:
     """Takes the features of the photos, from the user's cache where they are the same."""
     try:
       self.split = self.open_photos()
-      cache = pathlib.Path(files.cache_folder('features'))
-      self.features = features.extract(run, self.split, batch_size=BATCH, cache=writable(cache))
+      cache = features.user_cache()
+      self.features = features.extract(run, self.split, batch_size=BATCH, cache=cache)
       self.channels = run.preprocess.channels
       self.state = 'ready'
     except ERRORS as error:  # of the data, which may be elsewhere by now
@@ -96,13 +96,3 @@ class Neighbours:
       'name': message_line(pathlib.Path(source.describe(index)).name),
       'image': photos.photo(pixels, SIDE),
     }
-
-
-def writable(folder: pathlib.Path) -> str:
-  """A folder that can be written, made if need be; '' where it cannot."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / '.writable').touch()
-  except OSError:
-    return ''
-  return str(folder)

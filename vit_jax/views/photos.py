@@ -5,7 +5,7 @@ N images that were measured, K classes. An image is told by its row, its number 
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -148,17 +148,32 @@ def read(
   rows = [*dict.fromkeys(images.chosen())][:limit]
   if images.index.max(initial=-1) >= len(source):
     raise ValueError(f'the split has {len(source):,} images now, fewer than were measured')
-  side = next(pixels for count, pixels in SIDES if len(rows) <= count or count == LARGEST)
+
+  def pixels(row: int) -> np.ndarray:
+    return transform(source[int(images.index[row])]['image'], np.random.default_rng(0))
+
+  return within_size(
+    rows, pixels, lambda row: without_folders(source.describe(int(images.index[row])), root)
+  )
+
+
+def within_size(
+  rows: Sequence[int], pixels: Callable[[int], np.ndarray], name: Callable[[int], str]
+) -> Photos:
+  """The photos of rows, the first of them in `BYTES` at most, by what gives their pixels and names.
+
+  The more there are, the smaller each is.
+  """
+  side = next(side for count, side in SIDES if len(rows) <= count or count == LARGEST)
   uris: dict[int, str] = {}
-  names, size = {}, 0
+  size = 0
   for row in rows:
-    index = int(images.index[row])
-    uri = photo(transform(source[index]['image'], np.random.default_rng(0)), side)
+    uri = photo(pixels(row), side)
     size += len(uri)
     if size > BYTES:
       break
-    uris[row], names[row] = uri, without_folders(source.describe(index), root)
-  return Photos(uris, names)
+    uris[row] = uri
+  return Photos(uris, {row: name(row) for row in uris})
 
 
 def photo(image: np.ndarray, side: int = 512, quality: int = QUALITY) -> str:

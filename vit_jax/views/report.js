@@ -103,10 +103,12 @@ function smooth(line, strength) {
 }
 
 const slider = document.getElementById('smoothing');
-slider.closest('[hidden]').hidden = false;
-slider.addEventListener('input', () => {
-  document.querySelectorAll('.line').forEach((line) => smooth(line, +slider.value));
-});
+if (slider) {  // of a page that has curves
+  slider.closest('[hidden]').hidden = false;
+  slider.addEventListener('input', () => {
+    document.querySelectorAll('.line').forEach((line) => smooth(line, +slider.value));
+  });
+}
 document.querySelectorAll('.chart').forEach(follow);
 
 // While the run trains: read again, at the same place, unless somebody is looking at something.
