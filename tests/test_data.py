@@ -152,6 +152,8 @@ def test_digits_are_uint8_images_of_every_class_that_use_the_whole_range(splits)
 def test_an_unknown_source_or_split_is_an_error_that_lists_the_nearest():
   with pytest.raises(ValueError, match="unknown dataset 'digit'; did you mean digits"):
     sources.open_source('digit', 'train')
+  with pytest.raises(ValueError, match=r'; known: digits, .* and the sets of `vit data list`$'):
+    sources.open_source('quux', 'train')
   with pytest.raises(ValueError, match="no split 'tests'; did you mean test"):
     sources.open_source('digits', 'tests')
 

@@ -319,7 +319,7 @@ def test_an_empty_split_is_refused(pets):
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
   (tmp_path / 'pets.zip').write_bytes(b'PK')
   refused('unpack it first', f'folder:{tmp_path}/pets.zip')
-  refused('no such folder', f'folder:{tmp_path}/none', kind=FileNotFoundError)
+  refused('no such folder$', f'folder:{tmp_path}/none', kind=FileNotFoundError)
 
 
 def test_a_folder_that_may_not_be_read_is_named(pets, monkeypatch):

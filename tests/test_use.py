@@ -76,6 +76,10 @@ def files(folder):
 # Predictions in Python
 
 
+def test_a_run_is_shown_in_a_line(run):
+  assert repr(run) == f'Run({run.name}, 8x8 pixels, 10 classes)'
+
+
 def test_scores_fall_and_sum_to_one_over_all_classes(run, images):
   ranked = run.predict(images[0], top=10)
   scores = [guess['score'] for guess in ranked]
@@ -485,6 +489,16 @@ def test_a_run_that_is_none_is_refused(tmp_path, capsys):
   assert 'holds no weights' in refused(tmp_path, capsys)
   (tmp_path / 'rose.jpg').write_bytes(b'')
   assert 'rose.jpg' in refused(tmp_path / 'rose.jpg', capsys)
+
+
+def test_of_a_path_that_is_not_there_the_nearest_is_named(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for name in ('runs/photos', 'photos'):
+    (tmp_path / name).mkdir(parents=True)
+  assert refused('runs/photo', capsys).endswith('folder; did you mean runs/photos?\n')
+  for name, match in (('photo', 'folder:photos'), ('folder:photo', 'photos')):
+    with pytest.raises((ValueError, OSError), match=rf'; did you mean {match}\?$'):
+      sources.open_source(name, 'train')
 
 
 def edit(file, arrays):

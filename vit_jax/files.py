@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and JSON read and written strictly."""
 
 import contextlib
+import difflib
 import errno
 import json
 import math
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from vit_jax.text import one_line
+from vit_jax.text import one_line, printable
 
 Path = str | os.PathLike[str]
 JSON = Any  # nested dicts and lists of text, numbers, booleans and None
@@ -31,6 +32,22 @@ TOKEN = secrets.token_hex(4)  # of this process: in a pod an earlier one has the
 
 class Refused(ValueError):
   """A file asks for code to run."""
+
+
+def nearest_path(path: Path) -> str:
+  """Of a path that is not there, the one in its folder whose name is the most like its; or ''."""
+  folder, name = os.path.split(os.fspath(path).rstrip('/'))
+  try:
+    names = os.listdir(os.path.expanduser(folder) or '.')
+  except OSError:
+    return ''
+  return next((os.path.join(folder, n) for n in difflib.get_close_matches(name, names, n=1)), '')
+
+
+def did_you_mean(path: Path) -> str:
+  """'; did you mean runs/photos?' for an error about a path that is not there; '' without one."""
+  near = nearest_path(path)
+  return f'; did you mean {printable(near)}?' if near else ''
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def check_choice(top: int, threshold: float, prefix: str = '') -> None:
     raise ValueError(f'{prefix}threshold must be in [0, 1], got {threshold}')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run(bundle.Bundle):
   """A trained model, ready to use: see `bundle.Bundle` for its fields.
 

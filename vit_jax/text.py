@@ -89,11 +89,14 @@ def first_line(error: BaseException) -> str:
 
 def nearest(name: str, choices: list[str]) -> str:
   """'; did you mean ...?' with the closest of the choices, or all of them where none is close."""
+  return close(name, choices) or f'; known: {", ".join(choices)}'
+
+
+def close(name: str, choices: Sequence[str]) -> str:
+  """'; did you mean ...?' with the closest of the choices; '' where none is close."""
   folded = {candidate.lower(): candidate for candidate in choices}
-  close = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
-  if close:
-    return f'; did you mean {" or ".join(folded[match] for match in close)}?'
-  return f'; known: {", ".join(choices)}'
+  matches = difflib.get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
+  return f'; did you mean {" or ".join(folded[match] for match in matches)}?' if matches else ''
 
 
 def error_line(error: BaseException) -> str:

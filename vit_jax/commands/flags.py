@@ -537,7 +537,7 @@ def models(parser: argparse.ArgumentParser) -> None:
 
 def data(parser: argparse.ArgumentParser) -> None:
   parser.description = 'Looks at data sets.'
-  actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+  actions = parser.add_subparsers(dest='action', required=True, metavar='show|save|prepare|list')
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
   show = actions.add_parser(

@@ -109,7 +109,8 @@ def find(path: pathlib.Path) -> pathlib.Path:
   index = path.with_name(path.name + SHARDS)
   matches = [file for file in (path, index) if file.exists()]
   if not matches:
-    raise FileNotFoundError(one_line(f'{path}: there is no such file or folder'))
+    hint = files.did_you_mean(path)
+    raise FileNotFoundError(one_line(f'{path}: there is no such file or folder{hint}'))
   if not matches[0].is_file():
     raise ValueError(one_line(f'{matches[0]} is neither a file nor a folder'))
   if re.search(r'-\d+-of-\d+\.', path.name):

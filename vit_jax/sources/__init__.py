@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit_jax import lookup
+from vit_jax import files, lookup
 from vit_jax.sources.classes import alike_note
-from vit_jax.text import error_line, first_few, nearest, printable, quantity
+from vit_jax.text import close, error_line, first_few, nearest, printable, quantity
 
 OWN_PHOTOS = ('folder', 'images', 'csv', 'parquet')  # data that no published number comes from
 
@@ -223,10 +223,21 @@ def splits_of(name: str) -> Splits:
   if kind not in KINDS and lookup.is_path(name):
     return imported_splits(name)
   if kind not in KINDS or (bool(path) is (kind == 'digits')):
-    names = [k if k == 'digits' else f'{k}:...' for k in KINDS] + sorted(presets.PRESETS)
-    hint = f'; did you mean folder:{name}?' if os.path.isdir(name) else nearest(name, names)
-    raise ValueError(f'unknown dataset {name!r}{hint}')
+    raise ValueError(f'unknown dataset {name!r}{dataset_hint(name)}')
   return importlib.import_module(f'vit_jax.sources.{KINDS[kind]}').splits(kind, path)
+
+
+def dataset_hint(name: str) -> str:
+  """What may be meant by a name that is no data set: a folder, or a preset, or else all kinds."""
+  from vit_jax.sources import presets
+
+  kinds = [kind if kind == 'digits' else f'{kind}:...' for kind in KINDS]
+  folder = name if os.path.isdir(name) else files.nearest_path(name)
+  if os.path.isdir(folder):
+    return f'; did you mean folder:{printable(folder)}?'
+  if match := close(name, [*kinds, *presets.PRESETS]):
+    return match
+  return f'; known: {", ".join(kinds)} and the sets of `vit data list`'
 
 
 def imported_splits(name: str) -> Splits:

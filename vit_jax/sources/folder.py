@@ -86,7 +86,7 @@ def folder_root(path: str) -> bytes:
   """The real path of a folder; FileNotFoundError or ValueError for what is none."""
   path = os.path.expanduser(path)
   if not os.path.exists(path):
-    raise FileNotFoundError(f'{printable(path)}: no such folder')
+    raise FileNotFoundError(f'{printable(path)}: no such folder{files.did_you_mean(path)}')
   if not os.path.isdir(path):
     raise ValueError(f'{printable(path)} is not a folder; if it is an archive, unpack it first')
   return os.fsencode(os.path.realpath(path))
