@@ -150,6 +150,14 @@ def get_config() -> ConfigDict:
   config.teacher.temperature = placeholder(float)  # None: 1 for logits; token learns hard answers
   config.teacher.weight = 0.5  # of the teacher's loss, in [0, 1]; the task's own has the rest
 
+  config.lejepa = ConfigDict(type_safe=False)  # of the task 'lejepa', docs/without_labels.md
+  config.lejepa.weight = 0.05  # of the distance from a normal distribution; views agree by the rest
+  config.lejepa.directions = 1024  # in which it is measured, new ones in each step
+  config.lejepa.points = 17  # of the integral over characteristic functions ...
+  config.lejepa.t_max = 5.0  # ... from -t_max to t_max
+  config.lejepa.hidden = 2048  # width of the projector's two hidden layers
+  config.lejepa.outputs = 64  # dimensions of a projection
+
   config.mae = ConfigDict(type_safe=False)  # of the task 'mae', docs/without_labels.md
   config.mae.mask = 0.75  # fraction of an image's patches that is hidden; 0: an autoencoder
   config.mae.normalise = True  # each patch's pixels are predicted less their mean, by deviation

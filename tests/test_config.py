@@ -16,7 +16,7 @@ from tests.conftest import drawn, flat, forward, shapes
 from vit_jax import bundle, config, models, optim
 from vit_jax import plan as plans
 from vit_jax.models import mixer, resnet, vit
-from vit_jax.tasks import classify, distil, views
+from vit_jax.tasks import classify, distil, lejepa, views
 
 DEFAULTS = {field: value for field, (value, _) in config.flat(config.default()).items()}
 FIELDS = list(DEFAULTS)
@@ -50,6 +50,7 @@ PASSED_ON = {
   - {'apply', 'mean', 'std', 'output'},
   'teacher': {*inspect.signature(distil.distil).parameters, 'checkpoint'}
   - {'task', 'teacher', 'mean', 'std'},
+  'lejepa': {*inspect.signature(lejepa.lejepa).parameters} - {'encoder', 'columns'},
   'views': {*inspect.signature(views.crops).parameters} - {'image_size', 'channels', 'antialias'},
 }
 

@@ -33,7 +33,7 @@ from vit_jax.sources import open_splits
 __all__ = ['cache']  # of this module too
 
 FOREIGN = ('contrastive', 'lora')
-METHODS = ('mae', 'dino', *FOREIGN)
+METHODS = ('mae', 'dino', 'lejepa', *FOREIGN)
 STEPS = 10
 MODEL = {'patch': (4, 4), 'width': 16, 'depth': 1, 'heads': 2, 'mlp_dim': 32, 'pool': 'gap'}
 MODEL |= {'unroll': 1, 'drop_path': 0.0}
@@ -59,6 +59,8 @@ OWN = {'dino': {'ema': 0.9, 'views.local_size': (4, 4), 'views.local_count': 1}}
 OWN['dino'] |= {'dino.prototypes': 32, 'dino.hidden': 32, 'dino.bottleneck': 16}
 OWN['dino'] |= {'dino.constant_prototypes': '2 steps', 'dino.temperature_warmup': '4 steps'}
 OWN |= {'lora': {'new_head': False, 'schedule.learning_rate': 5e-2}}
+OWN['lejepa'] = {'views.local_count': 1, 'views.local_size': (4, 4)}
+OWN['lejepa'] |= {'lejepa.hidden': 16, 'lejepa.outputs': 8, 'lejepa.directions': 32}
 OWN |= {'mae': {'mae.decoder_depth': 1, 'mae.decoder_width': 16, 'mae.decoder_heads': 2}}
 
 

@@ -49,6 +49,7 @@ from vit_jax.tasks import (
   classify,
   dino,
   distil,
+  lejepa,
   losses,
   mae,
 )
@@ -547,6 +548,7 @@ def from_encoder(
 TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
   'classify': classification,
   'dino': from_encoder(dino.make),
+  'lejepa': from_encoder(lejepa.make),
   'mae': from_encoder(mae.make),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import bundle, models
 from vit_jax.convert import resample
@@ -51,6 +52,15 @@ class ImageEncoder:
   preprocess: bundle.Preprocess
   name: str
   start: Callable[[], Start] | None
+
+  @property
+  def width(self) -> int:
+    """F, the number of an image's features."""
+    if getattr(self.model, 'pool', '') == 'none':
+      raise ValueError("model.pool is 'none', which gives features of patches, not of an image")
+    images = jax.ShapeDtypeStruct((1, *self.preprocess.shape), np.uint8)
+    params = jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
+    return int(jax.eval_shape(self.apply, params, images)[0].shape[-1])
 
   def init(self, key: Array) -> Params:
     return self.model.init(key, jnp.zeros((1, *self.preprocess.shape)))['params']
