@@ -45,6 +45,12 @@ class BigVision(nn.Module):
     )
     return model(images, train=train)
 
+  def flops(self, height: int, width: int, channels: int = 3) -> int:
+    """Of an image's forward pass: ours of these sizes, as the products are the same."""
+    names = ('num_classes', 'patch', 'width', 'depth', 'heads', 'mlp_dim')
+    fields = {name: getattr(self, name) for name in names}
+    return vit_jax.build('ViT-B/16', **fields).flops(height, width, channels)
+
 
 def big_vision_models() -> types.ModuleType:
   """`big_vision.models.vit`, also where TensorFlow is missing, by which it reads files alone."""

@@ -170,7 +170,6 @@ class Plan:
       self.schedule,
       seed=config.seed,
       accumulate=config.accumulate,
-      separable=self.task.separable,
       ema=config.ema,
       average=self.task.average,
       frozen=self.frozen,

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax import models, optim
 from vit_jax.models import Tree
 from vit_jax.models.layers import program_device, program_mesh
-from vit_jax.tasks import Array, Average, Batch, Fixed, Loss, Params, Sums
+from vit_jax.tasks import Array, Average, Batch, Fixed, Loss, Params, Separable, Sums
 
 
 @struct.dataclass
@@ -84,7 +84,6 @@ def make_step(
   *,
   seed: int = 0,
   accumulate: int = 1,
-  separable: bool = False,
   ema: float = 0.0,
   average: Average | None = None,
   frozen: optim.Frozen = optim.ALL_TRAINED,
@@ -96,17 +95,17 @@ def make_step(
   loss, gradient and update were, and 'trace', which tensors were: `untraced`, it is not computed.
 
   Args:
-    loss: of a task.
+    loss: of a task; of a `Separable` one devices add the gradient once, see `summed_over_data`.
     tx: the optimiser; it is handed `grad_fn(trained, *_)`, the gradient of the same batch with the
       same key at other parameters, which sharpness-aware ones ask for.
     schedule: its learning rate, to be logged.
     seed: the step's key is fold_in(seed, step).
     accumulate: micro-batches that the gradient is summed over, each with a key of its own.
-    separable: of the loss, see `Task`.
     ema: decay of the averaged parameters.
     average: of a task: how they follow instead.
     frozen: what is not trained: it stays as it is, to the bit, in the average too.
   """
+  separable = isinstance(loss, Separable)
   tx, follow = optax.with_extra_args_support(tx), average or decayed(ema)
 
   def step(state: State, batch: Batch, fixed: Fixed | None = None) -> tuple[State, Measured]:

@@ -27,8 +27,23 @@ Loss = Callable[[Params, Batch, Array, Fixed], tuple[Array, Sums, Named]]
 Measure = Callable[[Params, Batch, Fixed], tuple[Sums, Rows]]
 Average = Callable[[Params, Params, Sums, Array], Params]
 KEYS = ('ema', 'step')  # of `Fixed`, beside a task's own
-LAST_STEP = optim.MAX_STEPS - 1  # of no run: what follows the steps has come to its end
 WIDE = ('logits', 'targets', 'features')  # rows of many numbers for each example
+LAST_STEP = optim.MAX_STEPS - 1  # of no run: what follows the steps has come to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Separable:
+  """A loss that is a sum over examples, as its sums are: none depends on another or on the key.
+
+  Devices then add its gradient once in an update, not for every micro-batch of `accumulate`.
+  """
+
+  loss: Loss
+
+  def __call__(
+    self, params: Params, batch: Batch, key: Array, fixed: Fixed
+  ) -> tuple[Array, Sums, Named]:
+    return self.loss(params, batch, key, fixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +79,8 @@ class Task:
       so far, LAST_STEP in an evaluation. The loss is added to the sums.
       `named` are tensors on the way: the first that is not finite is named to the user; {} names
       none, and what is unread is free. With `accumulate` a loss sees one micro-batch at a time: one
-      that compares examples, as a contrastive one, compares those of a micro-batch alone.
+      that compares examples, as a contrastive one, compares those of a micro-batch alone; one
+      that does not may be `Separable`.
     measure: (params, batch, fixed) -> (sums, rows) of a batch of `evaluation`, of the examples with
       mask 1 alone. Rows are kept where somebody asks for them.
     read: (sums) -> named numbers of sums over any number of batches, of `loss` or of `measure`, as
@@ -83,9 +99,6 @@ class Task:
       where one is kept; both of what is trained alone, the sums of `loss` over the whole batch, the
       step as above. Something else may live in it, as a running mean of features, under the name
       of a parameter that the loss reads in `fixed['ema']` alone. None: the decay `config.ema`.
-    separable: whether the loss and its sums are sums over examples, none of which depends on
-      another one or on the key: devices then add gradients once in an update, not for every
-      micro-batch of `accumulate`.
     about: lines that are printed when training starts.
     model: the network that is trained, whose sizes are printed; None where it is none of ours.
   """
@@ -103,7 +116,6 @@ class Task:
   more_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
   average: Average | None = None
-  separable: bool = False
   about: tuple[str, ...] = ()
   model: models.Model | None = None
 

@@ -24,6 +24,7 @@ from vit_jax.tasks import (
   Named,
   Params,
   Rows,
+  Separable,
   Start,
   Sums,
   Task,
@@ -83,6 +84,9 @@ def classify(
   options: dict[str, Any] = dict(mixup=mixup, cutmix=cutmix, smoothing=smoothing)
   options |= dict(class_weights=class_weights, gamma=gamma)
 
+  batch_loss = make_loss(model.apply, loss=loss, output=output, **options, **stats)
+  separable = models.is_separable(model) and isinstance(loss, str) and not (mixup or cutmix)
+
   def init(key: Array) -> Params:
     return model.init(key, jnp.zeros((1, *preprocess.shape)))['params']
 
@@ -93,7 +97,7 @@ def classify(
     columns=columns or {},
     evaluation=evaluation or {},
     init=init,
-    loss=make_loss(model.apply, loss=loss, output=output, **options, **stats),
+    loss=Separable(batch_loss) if separable else batch_loss,
     measure=make_measure(model, scores=scores, **stats),
     read=read,
     ranks=RANKS,
@@ -105,7 +109,6 @@ def classify(
     deliver=deliver,
     details=functools.partial(details, names=tuple(classes), scores=scores),
     start=start,
-    separable=models.is_separable(model) and isinstance(loss, str) and not (mixup or cutmix),
     about=(quantity(len(classes), 'class'), *about),
     model=model,
   )

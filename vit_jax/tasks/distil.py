@@ -20,6 +20,7 @@ from vit_jax.tasks import (
   Named,
   Params,
   Rows,
+  Separable,
   Sums,
   Task,
   abstract_batch,
@@ -143,6 +144,7 @@ def distil(
     ValueError: for values that `check` refuses, or a task that does not name what is learned from.
   """
   check(kind, temperature, weight)
+  separable = isinstance(task.loss, Separable) and isinstance(teacher.bundle.model, models.Model)
   student_width, width = answer_widths(task, teacher, kind)
   projects = kind == 'features' and student_width != width
   if projects:
@@ -165,9 +167,8 @@ def distil(
   answers = f', temperature {temperature or 1:g}' if is_soft(kind, temperature) else answers
   return dataclasses.replace(
     task,
-    loss=loss,
+    loss=Separable(loss) if separable else loss,
     fixed={**task.fixed, 'teacher': teacher.bundle.params},
-    separable=task.separable and isinstance(teacher.bundle.model, models.Model),
     about=(*task.about, f'teacher: {teacher}; kind {kind}{answers}, weight {weight:g}'),
   )
 

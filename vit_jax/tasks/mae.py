@@ -24,7 +24,7 @@ from vit_jax.models.decoder import (
 )
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Column, image
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Start, Sums, Task
+from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Separable, Start, Sums, Task
 from vit_jax.tasks.encoder import ImageEncoder
 
 NOISE = 1  # the random stream of an example that its mask is drawn from; that of its crop is 0
@@ -105,8 +105,9 @@ def mae(
     {'image': image(encoder.transforms[use]), 'noise': noise(patches)}
     for use in ('train', 'evaluation')
   )
+  training = functools.partial(loss, train=True)
   task = encoder.task(
-    functools.partial(loss, train=True),
+    Separable(training) if models.is_separable(model) else training,
     measured=functools.partial(loss, train=False),
     columns=train,
     evaluation=evaluation,
@@ -126,7 +127,6 @@ def mae(
     init=init,
     deliver=deliver,
     start=encoder.start and with_decoder(encoder.start, decoder),
-    separable=models.is_separable(model),
   )
 
 
