@@ -900,6 +900,21 @@ def test_a_model_without_a_head_is_measured_by_its_features(method, headless, tm
   assert len(readable) == (3 if method == 'linear' else 2)
 
 
+def test_without_a_test_split_a_probe_is_chosen_on_a_tenth_of_each_class_of_train(
+  headless, tmp_path, capsys
+):
+  data = sources.open_source('digits', 'train')
+  images, labels = (np.stack([data[i][key] for i in range(60)]) for key in ('image', 'label'))
+  arrays = dict(x_train=images[:40], x_val=images[40:], y_train=labels[:40], y_val=labels[40:])
+  np.savez(tmp_path / 'small.npz', **arrays)
+  words = ['evaluate', headless, '--on', f'arrays:{tmp_path}/small.npz', '--method', 'linear']
+  result = output_of([*words, '--format', 'json'], capsys)
+  assert (result['split'], result['count']) == ('validation', 20)
+  assert result['validation_split'] == '10% of train'
+  expected = len(sources.hold_out(labels[:40], 0.1)[1])
+  assert (result['train_count'], result['validation_count']) == (40 - expected, expected)
+
+
 def test_the_file_has_what_is_printed(whole, tmp_path, capsys):
   words = ['evaluate', whole, '--format', 'json', '--out', tmp_path / 'out.json']
   result = output_of(words, capsys)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax import bundle, files
+from vit_jax import bundle, files, sources
 from vit_jax.commands import check_out, warn
 from vit_jax.evaluate import accuracy, features, fewshot, inputs, knn, linear
 from vit_jax.sources.classes import check_labelled
@@ -57,8 +57,17 @@ def fewshot_accuracy(
 
 
 def linear_accuracy(run: bundle.Bundle, data: inputs.Split, args: argparse.Namespace) -> Evaluation:
-  """Logistic regression on features."""
-  train, validation, test = extract_splits(run, data, args, args.train, args.validation)
+  """Logistic regression on features.
+
+  Where the validation split itself is measured, for want of a test, regularisation is chosen on a
+  tenth of each class of the training split.
+  """
+  if args.validation or data.split != 'validation':
+    others = (args.train, args.validation or 'validation')
+    train, validation, test = extract_splits(run, data, args, *others)
+  else:
+    train, test = extract_splits(run, data, args, args.train)
+    train, validation = train.labelled().held_out(sources.HELD_OUT)
   values = linear.measure(train, validation, test)
   result = summary(test, train) | {'validation_split': validation.split, **values}
   return result, linear.lines(values)

@@ -274,7 +274,10 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     '--train', default='train', help='knn, fewshot, linear: the split to learn from'
   )
   parser.add_argument(
-    '--validation', default='validation', help='linear: the split that regularisation is chosen on'
+    '--validation',
+    default='',
+    help='linear: the split that regularisation is chosen on; default: validation, or where that '
+    'is measured a tenth of each class of --train',
   )
   parser.add_argument('--k', type=int, nargs='+', default=[20], help='knn: neighbours; default: 20')
   parser.add_argument(

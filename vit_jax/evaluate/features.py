@@ -73,8 +73,18 @@ class Features:
       raise ValueError(f'no image of split {self.split!r} of {self.source} has a label')
     if chosen.all():
       return self
-    values, labels, indices = self.values[chosen], self.labels[chosen], self.indices[chosen]
-    return dataclasses.replace(self, values=values, labels=labels, indices=indices)
+    return self.subset(np.flatnonzero(chosen))
+
+  def subset(self, rows: np.ndarray, split: str = '') -> 'Features':
+    """Those of some rows, perhaps under another name of their split."""
+    values, labels, indices = self.values[rows], self.labels[rows], self.indices[rows]
+    name = split or self.split
+    return dataclasses.replace(self, values=values, labels=labels, indices=indices, split=name)
+
+  def held_out(self, fraction: float) -> tuple['Features', 'Features']:
+    """All but a fraction of each class, and that, see `sources.hold_out`; each has one label."""
+    others, rows = sources.hold_out(self.labels, fraction)
+    return self.subset(others), self.subset(rows, f'{fraction:.0%} of {self.split}')
 
 
 @functools.lru_cache(maxsize=32)  # one function for one model, by which JAX finds its program
