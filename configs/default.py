@@ -204,6 +204,14 @@ def get_config() -> ConfigDict:
   config.evaluation.metric = ''
   config.evaluation.patience = '0 steps'  # without a better one, then stop; takes the best; 0: off
 
+  config.evaluation.stop_on_collapse = False  # save and fail where features have collapsed
+  # A labelled data set by whose nearest neighbours what would be delivered is measured, too, as by
+  # `vit evaluate --method knn`: 'knn_accuracy', which evaluations can be ranked by; '': none.
+  config.evaluation.knn = ''
+  config.evaluation.knn_train = 'train'  # its split of the neighbours
+  config.evaluation.knn_test = 'validation'  # its split that is measured
+  config.evaluation.knn_k = 20  # neighbours that vote
+
   config.checkpoint = ConfigDict(type_safe=False)
   config.checkpoint.every = '1 epoch'  # and at each evaluation, at the end and when interrupted
   config.checkpoint.keep_latest = 1

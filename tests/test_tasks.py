@@ -6,6 +6,7 @@ Each runs on eight devices, whole and interrupted, and on one.
 import ast
 import functools
 import io
+import json
 import pathlib
 import tokenize
 
@@ -26,6 +27,7 @@ from tests.test_run import (
   shared,
   until,
 )
+from vit_jax import __main__ as vit
 from vit_jax import bundle, config, main, models, train
 from vit_jax import plan as plans
 from vit_jax.sources import open_splits
@@ -58,6 +60,8 @@ FIELDS = {
 OWN = {'dino': {'ema': 0.9, 'views.local_size': (4, 4), 'views.local_count': 1}}
 OWN['dino'] |= {'dino.prototypes': 32, 'dino.hidden': 32, 'dino.bottleneck': 16}
 OWN['dino'] |= {'dino.constant_prototypes': '2 steps', 'dino.temperature_warmup': '4 steps'}
+PROBE = {'evaluation.knn_train': 'train[:200]', 'evaluation.knn_test': 'validation[:80]'}
+OWN['dino'] |= {'evaluation.knn': 'digits', **PROBE}
 OWN |= {'lora': {'new_head': False, 'schedule.learning_rate': 5e-2}}
 OWN['lejepa'] = {'views.local_count': 1, 'views.local_size': (4, 4)}
 OWN['lejepa'] |= {'lejepa.hidden': 16, 'lejepa.outputs': 8, 'lejepa.directions': 32}
@@ -116,7 +120,7 @@ def folder_of(tmp_path_factory, cache):
     until(5, folder / 'whole', folder / 'resumed')
     vit_train(method, folder, 'resumed')
     with on_one_device():
-      vit_train(method, folder, 'single', {'data.validation': ''})
+      vit_train(method, folder, 'single', {'data.validation': '', 'evaluation.knn': ''})
 
   def folder_of(method):
     return shared(tmp_path_factory, method, functools.partial(make, method))
@@ -247,6 +251,18 @@ def test_centres_live_in_the_average_alone(folder_of):
 def test_evaluations_are_ranked_as_the_task_says_where_the_config_does_not():
   plan = plan_of('dino', pathlib.Path())
   assert (plan.config.evaluation.metric, plan.metric, plan.sign) == ('loss', 'ema_loss', -1)
+
+
+def test_neighbours_are_as_right_in_training_as_of_the_model_that_it_delivers(folder_of, capsys):
+  run = folder_of('dino') / 'whole'
+  name = 'validation/ema_knn_accuracy'
+  logged = [row[name] for row in rows_of(run) if name in row]
+  splits = ['--train', 'train[:200]', '--split', 'validation[:80]', '--format', 'json']
+  assert vit.main(['evaluate', str(run), '--method', 'knn', '--on', 'digits', *splits]) == 0
+  measured = json.loads(capsys.readouterr().out)['knn'][0]['accuracy']
+  assert len(logged) == 2 and logged[-1] == measured > 0.1
+  evaluation = json.loads((run / 'evaluation.json').read_text())
+  assert evaluation['knn_accuracy'] == measured
 
 
 # LoRA

@@ -101,6 +101,7 @@ RANGES = {  # min, and what it must be below; of a tuple, each part
   'schedule.learning_rate': (0, 1e38),  # of float32: one that diverges is told by its loss
   'schedule.end': (0, REAL),
   'schedule.factor': (0, REAL),
+  'evaluation.knn_k': (1, COUNT),
   'checkpoint.keep_latest': (1, COUNT),
   'checkpoint.keep_best': (1, COUNT),
   'system.data': (-1, COUNT),
@@ -310,6 +311,8 @@ def value_errors(config: ConfigDict) -> Iterator[str]:
   evaluates = data.validation and optim.steps(evaluation.every, epoch=1, total=1)
   if optim.steps(evaluation.patience, epoch=1, total=1) and not evaluates:
     yield 'evaluation.patience needs data.validation and evaluation.every'
+  if evaluation.knn and not evaluates:
+    yield 'evaluation.knn needs data.validation and evaluation.every'
   try:
     optim.seconds(config.time_limit)
   except ValueError as error:

@@ -75,7 +75,10 @@ def run(args: argparse.Namespace, *, command: str) -> int:
         ready.claim(line.workdir)
     if args.open and not args.process_id:
       open_report(pathlib.Path(line.workdir))
-    with ending(FAILED, OSError, DataError), ending(NOT_FINITE, FloatingPointError):
+    with (
+      ending(FAILED, OSError, DataError, train.Collapsed),
+      ending(NOT_FINITE, FloatingPointError),
+    ):
       if train.train(ready, line.workdir, command=command, owner=owner):
         failing.forget(line.workdir)
   return 0

@@ -30,6 +30,7 @@ from vit_jax import (
 )
 from vit_jax.checkpoint import Checkpoints, tree_crc
 from vit_jax.convert import adapt, bundles, published, runs
+from vit_jax.evaluate import knn
 from vit_jax.guards import legs, seals
 from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
@@ -80,6 +81,7 @@ class Plan:
     time_limit: in seconds; 0 is none.
     groups: of training examples that are sampled alike; None samples each example alike.
     pretrained_crc: see `pretrained_crc`.
+    probe: measures what would be delivered at each evaluation, where that is asked for.
     legs: of the run after its first, the last one perhaps about to begin.
   """
 
@@ -98,6 +100,7 @@ class Plan:
   time_limit: int
   groups: balance.Groups | None = None
   pretrained_crc: int | None = None
+  probe: knn.Probe | None = None
   legs: tuple[Leg, ...] = ()
 
   def unreadable(
@@ -283,6 +286,11 @@ class Plan:
 
   @property
   def ranks(self) -> dict[str, int]:
+    """What evaluations can be ranked by, as `Task.ranks`."""
+    return self.task_ranks | ({knn.ACCURACY: 1} if self.probe else {})
+
+  @property
+  def task_ranks(self) -> dict[str, int]:
     """`Task.ranks`, and the metric where it is one of `Task.more_ranks`."""
     name = self.config.evaluation.metric.removeprefix('ema_')
     more = self.task.more_ranks
@@ -380,6 +388,7 @@ def make_plan(
     time_limit=optim.seconds(config.time_limit),
     groups=balance.class_groups(splits['train']) if config.data.balance else None,
     pretrained_crc=pretrained_crc(config, checkpoint, folder),
+    probe=make_probe(config, task),
     legs=legs.read(folder) if folder else (),
   )
   if extensions(config):
@@ -779,13 +788,26 @@ def with_data_options(config: FrozenConfigDict) -> FrozenConfigDict:
 
 def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
   """The config with a metric that the task ranks by: its usual one where it names none."""
-  names = [*task.ranks, *task.more_ranks]
+  names = [*task.ranks, *task.more_ranks] + [knn.ACCURACY] * bool(config.evaluation.knn)
   metric = config.evaluation.metric or names[0]
   if (metric.removeprefix('ema_') if config.ema else metric) not in names:
     raise ValueError(f'unknown evaluation.metric {metric!r}{nearest(metric, names)}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric
   return FrozenConfigDict(whole)
+
+
+def make_probe(config: FrozenConfigDict, task: Task) -> knn.Probe | None:
+  """What measures the config's run by nearest neighbours, if it is to be."""
+  asked = config.evaluation
+  if not asked.knn:
+    return None
+  if getattr(task.model, 'pool', '') == 'none':
+    raise ValueError("evaluation.knn needs features of images: model.pool 'none' gives patches'")
+  try:
+    return knn.open_probe(asked.knn, train=asked.knn_train, test=asked.knn_test, k=asked.knn_k)
+  except (ValueError, OSError) as error:
+    raise ValueError(f'evaluation.knn: {error}') from error
 
 
 def open_splits(config: FrozenConfigDict) -> dict[str, sources.Source]:

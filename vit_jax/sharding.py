@@ -57,6 +57,11 @@ def make_mesh(
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def local_mesh() -> Mesh:
+  """The devices of this process, for what it computes alone."""
+  return make_mesh(devices=jax.local_devices())
+
+
 def tree_sharding(tree: Tree, mesh: Mesh) -> Tree:
   """A NamedSharding for every leaf of a tree of arrays or shapes, by RULES.
 

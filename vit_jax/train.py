@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import bundle, checkpoint, finish, metrics, pipeline, sharding
+from vit_jax.evaluate import knn, results
 from vit_jax.evaluate import loop as evaluation
-from vit_jax.evaluate import results
 from vit_jax.guards import processes, stopping, writing
 from vit_jax.guards.owner import Owner
 from vit_jax.pipeline import DataError
@@ -222,14 +222,14 @@ def loop(training: Training, state: State, start: int, evaluate: 'Evaluator') ->
         periods = (plan.evaluate_every, plan.checkpoint_every)
         if any(due(step, every, plan.total) for every in periods) or saved.is_owed():
           watch.save(step, state, evaluate)
-          if is_stale(training, step):
+          if is_stale(training, step) or watch.error:
             break
       if step > start and not saved.is_saved(step):
         watch.save(step, state, surely=True)  # an evaluation that is due is the next start's
       watch.settle(state)
       training.owner.update(last_save=saved.latest)
-      if watch.data_error:
-        raise watch.data_error
+      if watch.error:
+        raise watch.error
   return step, state
 
 
@@ -273,20 +273,34 @@ class Evaluator:
   def __call__(self, step: int, state: State) -> dict[str, float]:
     """Validation of the parameters, and of their average, whose names begin with 'ema_'."""
     plan = self.training.plan
-    by_details = not plan.ranks.keys() <= plan.task.ranks.keys()
+    by_details = not plan.task_ranks.keys() <= plan.task.ranks.keys()
     keep, wide = len(plan.splits['validation']), by_details or 'test' not in plan.splits
     keep_params = keep if by_details or state.ema is None else 0
     values, result = self.measure('validation', state.params, keep=keep_params, wide=wide)
     if state.ema is not None:
       averaged, result = self.measure('validation', state.ema, keep=keep, wide=wide)
-      values |= {f'ema_{name}': averaged[name] for name in plan.ranks}
+      values |= {f'ema_{name}': averaged[name] for name in plan.task_ranks}
+    of_delivered = self.probed(state.model_params)
+    prefix, result = 'ema_' * (state.ema is not None), result | of_delivered
+    values |= {f'{prefix}{name}': value for name, value in of_delivered.items()}
     self.latest = (step, result if wide else {})
     self.report(step, 'validation', values)
+    if line := plan.task.collapse(values):
+      self.training.display.say(f'step {step}: {line}')
     if self.live is not None and result:
       self.live.update(self.described('validation', step) | result)
     if self.best is not None:
       self.best.update(step, state.model_params, values)
     return values
+
+  def probed(self, params: Params) -> dict[str, float]:
+    """The k-NN accuracy of what would be delivered, where it is asked for."""
+    plan = self.training.plan
+    if plan.probe is None:
+      return {}
+    with stopping.phase('evaluation'), jax.transfer_guard('allow'):
+      model = plan.task.deliver(sharding.gathered(params))
+      return {knn.ACCURACY: plan.probe.accuracy(model, say=self.training.display.say)}
 
   def described(self, use: str, step: int) -> dict[str, Any]:
     """What an evaluation is of, as its file has it."""
@@ -309,6 +323,7 @@ class Evaluator:
     measured, result = self.latest
     if use == 'test' or measured != step:
       values, result = self.measure(use, state.model_params, keep=len(plan.splits[use]))
+      result |= self.probed(state.model_params)
     if use == 'test':
       self.training.log.drop(use)
       self.report(step, use, values)
@@ -339,7 +354,7 @@ class Evaluator:
     source = training.plan.splits[use]
     values = task.read(sums) | {'bad_images': len(source) - readable}
     result = results.summarize(task, sums, rows, source, readable=readable) if keep else {}
-    for name in training.plan.ranks.keys() - values.keys() if keep else ():
+    for name in training.plan.task_ranks.keys() - values.keys() if keep else ():
       if result[name] is None:
         raise DataError(f'evaluation.metric is {name}, which {use} has not: see docs/evaluation.md')
       values[name] = result[name]
@@ -355,6 +370,10 @@ class Evaluator:
     self.training.display.say(f'step {step}  {split}  {metrics.numbers(measures)}  ({counts})')
 
 
+class Collapsed(Exception):
+  """Features have collapsed, in a run that is to end then."""
+
+
 class Watch:
   """The loop's other half: it takes batches, reads what steps measure, and saves.
 
@@ -363,7 +382,7 @@ class Watch:
 
   def __init__(self, training: Training, batches: Iterator[Batch], sums: dict[str, Any]):
     self.training, self.batches = training, batches
-    self.data_error: pipeline.DataError | None = None
+    self.error: pipeline.DataError | Collapsed | None = None  # raised when the state is saved
     self.meter = metrics.Meter(training.plan.task.read, sums)
     self.pending: tuple[int, Batch, Measured] | None = None
     self.evaluated: dict[int, dict[str, float]] = {}  # the latest evaluation, by its step
@@ -371,14 +390,14 @@ class Watch:
     training.display.resume(training.plan.metric, training.plan.sign * self.best[0])
 
   def next_batch(self) -> Batch | None:
-    """The next batch; None where a signal ends the wait for it, or there is none: `data_error`."""
+    """The next batch; None where a signal ends the wait for it, or there is none: `error`."""
     try:
       with contextlib.suppress(stopping.Stopped), stopping.phase('data'):
         return self.meter.waiting(lambda: next(self.batches))
     except pipeline.DataError as error:
       if jax.process_count() > 1:  # the others do not save at this step
         raise
-      self.data_error = error
+      self.error = error
     return None
 
   def save(
@@ -402,6 +421,8 @@ class Watch:
       self.training.saved.save(step, state, values, self.meter.state(), surely=surely)
       if values:
         self.best = max(self.best, self.training.saved.rank({**values, 'step': float(step)}))
+        if plan.config.evaluation.stop_on_collapse and (line := plan.task.collapse(values)):
+          self.error = Collapsed(f'step {step}, saved: {line}')
     self.training.display.resume(plan.metric, plan.sign * self.best[0])
 
   def add(self, step: int, state: State, batch: Batch, measured: Measured) -> None:

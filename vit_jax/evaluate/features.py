@@ -109,7 +109,7 @@ def extract(
   say: Callable[[str], object] = to_stderr,
   advance: Callable[[int], object] = lambda count: None,
 ) -> Features:
-  """The features of every image of a split, in order, computed on all devices.
+  """The features of every image of a split, in order, computed on all devices of this process.
 
   They are held in memory: 4 N F bytes.
 
@@ -130,7 +130,7 @@ def extract(
   ready = inputs.preprocess_of(run, split, preprocess)
   if getattr(run.model, 'pool', '') == 'none':
     raise ValueError(f'{run.name} with pool none has no features of an image, only of its patches')
-  mesh = sharding.make_mesh()
+  mesh = sharding.local_mesh()
   forward = make_forward(run.model, mesh, mean=tuple(ready.mean), std=tuple(ready.std))
   place = functools.cache(lambda: sharding.place(run.params, mesh))  # if anything is computed
 

@@ -27,6 +27,7 @@ VALIDATION = 'validation.json'  # the latest validation on the way
 COUNTS = ('count', 'unlabelled', 'bad_images', 'step')  # of an evaluation, and no measure
 FRACTIONS = (  # measures that are shown in percent
   'accuracy',
+  'knn_accuracy',
   'calibration_error',
   'mean_average_precision',
   'auroc',
@@ -268,4 +269,4 @@ def display_name(name: str) -> str:
   """The name of a measure for a reader: 'top5' -> 'top-5 accuracy'."""
   if is_top(name):
     return f'top-{name[3:]} accuracy'
-  return name.replace('_', ' ').replace('auroc', 'AUROC').replace('f1', 'F1')
+  return name.replace('_', ' ').replace('knn', 'k-NN').replace('auroc', 'AUROC').replace('f1', 'F1')

@@ -16,7 +16,7 @@ from vit_jax import bundle, models
 from vit_jax.convert import resample
 from vit_jax.convert.resample import DEFAULT_RULE
 from vit_jax.images.transforms import Transform
-from vit_jax.sources.columns import Columns
+from vit_jax.sources.columns import Columns, image, shared_image
 from vit_jax.tasks import (
   LAST_STEP,
   Array,
@@ -30,8 +30,10 @@ from vit_jax.tasks import (
   Sums,
   Task,
   means,
+  spread,
 )
 
+GREY = 128  # the pixels of an image that features are measured from
 EXTRA = 0x65787472  # 'extr', folded into a key, to be no key of the model's parameters
 
 
@@ -99,6 +101,17 @@ class ImageEncoder:
         f'the model takes images of {one}, not of {other}, where its {wrong[0]} differs'
       )
 
+  def features(self, params: Params, images: Array) -> Array:
+    """Features (N, F) float32 of uint8 images, of the model as it is delivered."""
+    values = self.apply(params, images)[1]['pre_logits'].astype(jnp.float32)
+    return values if values.ndim == 2 else values.mean(1)  # of patches (N, T, F) -> (N, F)
+
+  def measure_spread(self, params: Params, batch: Batch) -> Sums:
+    """The sums of `spread` of the features of 'image' (N, height, width, C), as evaluated."""
+    grey = jnp.full((1, *self.preprocess.shape), GREY, jnp.uint8)
+    reference = self.features(params, grey)[0]
+    return spread.sums(self.features(params, batch['image']), reference, batch['mask'])
+
   def deliver(self, params: Params) -> bundle.Bundle:
     """A bundle of the model alone, whatever parameters a method has beside it."""
     names = jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
@@ -118,15 +131,17 @@ class ImageEncoder:
   ) -> Task:
     """The task of a loss, which is its measure too, of parameters that are their own average.
 
-    It then always has one key, and the step LAST_STEP.
+    It then always has one key, and the step LAST_STEP. How spread the features are is measured,
+    too, and evaluations can be ranked by it.
 
     Args:
       loss: of the task. Its parameters are the model's, and beside them those of `extra`.
       columns: of a training example.
-      evaluation: of an example that is evaluated; None for the same.
+      evaluation: of an example that is evaluated; None for the same. An 'image' among them is as
+        the encoder takes it; where there is none it is added.
       extra: (key) -> parameters that are trained with the model and not delivered, under names
         that the model has not.
-      ranks: of the task; its numbers are the means of the loss's sums.
+      ranks: of the task; its numbers are the means of the loss's sums ().
       average: of the task.
       measured: the loss in an evaluation, where it differs: without dropout.
     """
@@ -140,16 +155,23 @@ class ImageEncoder:
 
     def measure(params: Params, batch: Batch, fixed: Fixed) -> tuple[Sums, Rows]:
       fixed = {**fixed, 'ema': params, 'step': jnp.asarray(LAST_STEP, jnp.int32)}
-      return (measured or loss)(params, batch, jax.random.key(0), fixed)[1], {}
+      sums = (measured or loss)(params, batch, jax.random.key(0), fixed)[1]
+      return sums | self.measure_spread(params, batch), {}
 
+    def read(sums: Mapping[str, Any]) -> dict[str, float]:
+      scalars = {n: s for n, s in sums.items() if np.ndim(s) == 0 and n not in spread.SUMS}
+      return means(scalars) | (spread.read(sums) if sums.keys() >= spread.SUMS else {})
+
+    watched = image(self.transforms['evaluation'], read=shared_image)
     return Task(
       columns=columns,
-      evaluation=columns if evaluation is None else evaluation,
+      evaluation={'image': watched} | dict(columns if evaluation is None else evaluation),
       init=init,
       loss=loss,
       measure=measure,
-      read=means,
-      ranks=ranks,
+      read=read,
+      ranks={**ranks, **spread.RANKS},
+      collapse=spread.collapse,
       deliver=self.deliver,
       start=self.start,
       average=average,
