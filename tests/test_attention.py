@@ -18,6 +18,7 @@ from vit_jax.models import attention, layers
 from vit_jax.models.short_attention import VMEM, heads_per_step, on_mesh, short_attention
 
 KINDS = tuple(VMEM)
+CUDNN = 'dot_product_attention_fwd'  # JAX's name of its operation
 
 
 def arrays(*shape, count=1, dtype=np.float32):
@@ -122,15 +123,15 @@ def test_attention_is_chosen_by_the_devices_of_the_mesh_and_not_of_the_process()
   assert 'short_attention' in program(mesh_of('tpu', 'TPU v5 lite'))
   hopper, other = (mesh_of('gpu', kind) for kind in ('NVIDIA H100 80GB HBM3', 'AMD MI300X'))
   assert attention.runs_flash_attention(hopper.abstract_device)
-  assert ('cudnn' in program(hopper)) == attention.has_cudnn()
+  assert (CUDNN in program(hopper)) == attention.has_cudnn()
   for mesh in (mesh_of('cpu', 'cpu'), other):
-    assert not any(name in program(mesh) for name in ('short_attention', 'cudnn'))
+    assert not any(name in program(mesh) for name in ('short_attention', CUDNN))
 
 
 def test_a_model_field_leaves_attention_to_xla_on_every_device():
   for mesh in (mesh_of('tpu', 'TPU v4'), mesh_of('gpu', 'NVIDIA A100-SXM4-40GB')):
     text = program(mesh, kernel='xla')
-    assert 'short_attention' not in text and 'cudnn' not in text
+    assert 'short_attention' not in text and CUDNN not in text
 
 
 @pytest.mark.parametrize(
@@ -258,3 +259,28 @@ print(text.count('tpu_custom_call"'), 'all-' in text)
     check=True,
   )
   assert result.stdout.split() == ['2', 'False']
+
+
+# Attention of an odd number of tokens
+
+
+@pytest.mark.parametrize('tokens', [4, 5])
+def test_a_token_that_makes_their_number_even_changes_no_attention_and_no_gradient(tokens):
+  q, k, v = np.random.default_rng(0).standard_normal((3, 2, tokens, 2, 8)).astype(np.float32)
+
+  def value_and_gradients(attend):
+    return jax.value_and_grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), (0, 1, 2))(q, k, v)
+
+  even = functools.partial(attention.even_attention, implementation='xla')
+  plain = functools.partial(jax.nn.dot_product_attention, implementation='xla')
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, value_and_gradients(even), value_and_gradients(plain))
+
+
+def test_an_odd_number_of_tokens_is_trained_by_cudnn_where_it_is_installed():
+  def loss(q):
+    return attention.fused_attention(q, q, q, 2).astype(jnp.float32).sum()
+
+  with use_abstract_mesh(mesh_of('gpu', 'NVIDIA H100 80GB HBM3')):
+    text = str(jax.make_jaxpr(jax.grad(loss))(jax.ShapeDtypeStruct((4, 197, 128), jnp.bfloat16)))
+  assert ('dot_product_attention_bwd' in text) == attention.has_cudnn()

@@ -188,8 +188,24 @@ def fused_attention(
   allowed = q.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
   cudnn = auto and allowed and has_flash_attention()
   q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (q, k, v))
-  x = jax.nn.dot_product_attention(q, k, v, bias, implementation='cudnn' if cudnn else 'xla')
-  return joined(x)
+  if cudnn:
+    return joined(even_attention(q, k, v, implementation='cudnn'))
+  return joined(jax.nn.dot_product_attention(q, k, v, bias, implementation='xla'))
+
+
+def even_attention(q: Array, k: Array, v: Array, *, implementation: str) -> Array:
+  """JAX's attention (N, T, A, D/A) of an even number of tokens, with one more if T is odd.
+
+  Of an odd number, as 197, JAX refuses the gradient of cuDNN's, as if there were a bias. Nothing
+  attends to the token that is added.
+  """
+  attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+  n, t = q.shape[:2]
+  if t % 2 == 0:
+    return attend(q, k, v)
+  q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))  # (N, T + 1, A, D/A)
+  lengths = jnp.full(n, t, jnp.int32)
+  return attend(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :t]
 
 
 def has_flash_attention() -> bool:
