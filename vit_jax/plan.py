@@ -799,13 +799,14 @@ def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
 
 def make_probe(config: FrozenConfigDict, task: Task) -> knn.Probe | None:
   """What measures the config's run by nearest neighbours, if it is to be."""
-  asked = config.evaluation
-  if not asked.knn:
+  evaluation = config.evaluation
+  if not evaluation.knn:
     return None
   if getattr(task.model, 'pool', '') == 'none':
     raise ValueError("evaluation.knn needs features of images: model.pool 'none' gives patches'")
   try:
-    return knn.open_probe(asked.knn, train=asked.knn_train, test=asked.knn_test, k=asked.knn_k)
+    splits = {'train': evaluation.knn_train, 'test': evaluation.knn_test}
+    return knn.open_probe(evaluation.knn, **splits, k=evaluation.knn_k)
   except (ValueError, OSError) as error:
     raise ValueError(f'evaluation.knn: {error}') from error
 

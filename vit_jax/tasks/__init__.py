@@ -99,9 +99,6 @@ class Task:
       where one is kept; both of what is trained alone, the sums of `loss` over the whole batch, the
       step as above. Something else may live in it, as a running mean of features, under the name
       of a parameter that the loss reads in `fixed['ema']` alone. None: the decay `config.ema`.
-    separable: whether the loss and its sums are sums over examples, none of which depends on
-      another one or on the key: devices then add gradients once in an update, not for every
-      micro-batch of `accumulate`.
     collapse: (numbers of an evaluation) -> a line where features have collapsed, which ends what is
       to be learned; '' elsewhere. Names of the average's numbers begin with 'ema_'.
     about: lines that are printed when training starts.
@@ -121,7 +118,6 @@ class Task:
   more_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
   start: Callable[[], Start] | None = None
   average: Average | None = None
-  separable: bool = False
   collapse: Callable[[Mapping[str, float]], str] = lambda _: ''
   about: tuple[str, ...] = ()
   model: models.Model | None = None
