@@ -17,6 +17,7 @@ COMMANDS = {
   'train': 'train a model, or resume a run',
   'predict': 'name what images show',
   'evaluate': 'measure a model on a split',
+  'probe': 'measure what frozen features tell apart, of images or patches',
   'sweep': 'train runs over a grid of fields, and compare them',
   'vtab': 'fine-tune a checkpoint on the tasks of VTAB-1k',
   'report': 'write a page and a picture about a run',

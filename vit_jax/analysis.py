@@ -29,6 +29,7 @@ COMPONENTS = 28  # of the filters: ViT's figure 7, left
 EXAMPLES = 1024  # patches that layers are compared on
 STEPS = 14  # of a square that hides part of an image, down and across
 TAILS = (1, 99)  # percentiles between which a colour spans its values: few patches are far outside
+AT_A_TIME = 8  # images whose tokens are computed together
 FLAT = 1e-5  # of a token's length: components that span less are rounding, and are not magnified
 
 
@@ -568,12 +569,30 @@ def patch_tokens(run: bundle.Bundle, images: Sequence[np.ndarray]) -> np.ndarray
     run: the model.
     images: N of (H, W, C) uint8, as `run.preprocess` makes them.
   """
-  grids = []
-  for image in images:
-    traced = trace(run, image)
-    tokens = traced.encoded.reshape(-1, traced.encoded.shape[-1])[traced.prefix :]  # (P, D)
-    grids.append(as_float32(tokens).reshape(*traced.grid, -1))
-  return np.stack(grids)
+  model, preprocess = run.model, run.preprocess
+  prefix = model.prefix if isinstance(model, vit.ViT) else 0
+  mean, std = tuple(preprocess.mean), tuple(preprocess.std)
+  params, parts = jax.device_put(run.params), []
+  for first in range(0, len(images), AT_A_TIME):
+    batch = np.stack(images[first : first + AT_A_TIME])
+    encoded = encoded_array(params, batch, model=model, mean=mean, std=std)
+    grid = encoded.shape[1:3] if encoded.ndim == 4 else patch_grid(model, preprocess.size)
+    tokens = encoded.reshape(len(batch), -1, encoded.shape[-1])[:, prefix:]  # (n, P, D)
+    parts.append(as_float32(tokens).reshape(len(batch), *grid, -1))
+  return np.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
+def encoded_array(
+  params: Params,
+  images: Array,
+  *,
+  model: models.Model,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> Array:
+  """What the encoder gives for images (N, H, W, C) uint8: (N, T, D), or (N, R, C, D)."""
+  return bundle.forward(model, params, images, mean=mean, std=std)[1]['encoded']
 
 
 def patch_colours(tokens: np.ndarray) -> PatchColours:

@@ -251,25 +251,8 @@ def predict(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def evaluate(parser: argparse.ArgumentParser) -> None:
-  parser.description = 'Measures a model: with its head, or by what its features tell apart.'
-  parser.add_argument('model', help=MODEL)
-  add_checkpoint(parser)
-  add_reading(parser)
-  parser.add_argument(
-    '--method', choices=('accuracy', 'knn', 'fewshot', 'linear'), default='accuracy'
-  )
-  parser.add_argument(
-    '--label_map',
-    '--label-map',
-    default='',
-    help='accuracy: a .json or .csv file with the class of the model for each of the data',
-  )
-  parser.add_argument(
-    '--restrict',
-    action='store_true',
-    help="accuracy: score only classes that both data and model have; default: all of the model's",
-  )
+def add_probing(parser: argparse.ArgumentParser) -> None:
+  """What probes by features learn from, and what comes of it."""
   parser.add_argument(
     '--train', default='train', help='knn, fewshot, linear: the split to learn from'
   )
@@ -297,6 +280,47 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--cache', default='', help='a folder that keeps features for the next time')
   parser.add_argument('--format', choices=TABLE, default='table')
   parser.add_argument('--out', default='', help='FILE.json gets all measures')
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+  parser.description = 'Measures a model: with its head, or by what its features tell apart.'
+  parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
+  add_reading(parser)
+  parser.add_argument(
+    '--method', choices=('accuracy', 'knn', 'fewshot', 'linear'), default='accuracy'
+  )
+  parser.add_argument(
+    '--label_map',
+    '--label-map',
+    default='',
+    help='accuracy: a .json or .csv file with the class of the model for each of the data',
+  )
+  parser.add_argument(
+    '--restrict',
+    action='store_true',
+    help="accuracy: score only classes that both data and model have; default: all of the model's",
+  )
+  add_probing(parser)
+
+
+def probe(parser: argparse.ArgumentParser) -> None:
+  parser.description = (
+    'Measures what frozen features tell apart: of images, as `vit evaluate --method linear`; or of '
+    'their patches, by linear segmentation, where --on is a folder with images/ and masks/.'
+  )
+  parser.add_argument('model', help=MODEL)
+  add_checkpoint(parser)
+  add_reading(parser)
+  parser.add_argument('--method', choices=('linear', 'knn', 'fewshot'), default='linear')
+  parser.add_argument(
+    '--masks', default='', metavar='DIR', help='of PNGs of class indices for the images of --on'
+  )
+  parser.add_argument(
+    '--classes', default='', metavar='FILE', help='masks: a name in each line; default: numbers'
+  )
+  add_probing(parser)
+  parser.set_defaults(label_map='', restrict=False)
 
 
 def vtab(parser: argparse.ArgumentParser) -> None:

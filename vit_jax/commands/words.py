@@ -37,6 +37,13 @@ WORDS = {
     'batch bs': '`--batch-size` is how many images are measured at a time',
     'model weights checkpoint_path': 'the model is the first word: `vit evaluate RUN`',
   },
+  'probe': {
+    'data dataset data_dir source': '`--on=DATA` names a data set, or a folder with images/ and '
+    'masks/',
+    'mask_dir annotations ann_dir segmentation': '`--masks=DIR` has a PNG for each image of `--on`',
+    'model weights': 'the model is the first word: `vit probe MODEL --on DATA`',
+    'n_neighbors neighbors': '`--k` is how many neighbours vote',
+  },
   'search': {
     'query queries image': 'queries follow the photos: `vit search MODEL PHOTOS QUERY`',
     'model weights': 'the model is the first word: `vit search MODEL PHOTOS`',
@@ -58,7 +65,8 @@ COMMAND_WORDS = {  # of other tools, and of old habits
   'embed embeddings extract encode': 'vit features MODEL IMAGES --out FILE',
   'similar dedup dedupe deduplicate duplicates nearest neighbours neighbors retrieve retrieval '
   'outliers mislabeled mislabelled curate find': 'vit search MODEL PHOTOS [QUERY ...]',
-  'knn linear fewshot linear_probe linear-probe': 'vit evaluate MODEL --method knn|fewshot|linear',
+  'knn linear fewshot linear_probe linear-probe segment segmentation miou': 'vit probe MODEL '
+  '--on DATA',
   'explain attention visualize visualise attn gradcam heatmap': 'vit inspect MODEL --out DIR',
   'benchmark speed profile': 'vit bench MODEL',
   'checks check info env settings version': 'vit doctor',

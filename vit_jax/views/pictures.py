@@ -3,6 +3,7 @@
 H, W pixels; R, C rows and columns of patches; A heads, L depth.
 """
 
+import colorsys
 import io
 import math
 import textwrap
@@ -25,6 +26,7 @@ ACROSS = 7  # filters in a row: ViT's figure 7
 TILES = 16  # rows and columns of patches that a grid of positions shows, at most
 SHOWN = 24  # layers in a row, and ticks of an axis, at most
 SMALL = 24  # cells of a tile's longer side, at least
+GOLDEN = 0.618034  # of the circle of hues between two classes, so that neighbours differ
 GAP = np.nan  # between tiles: transparent
 TILE = 0.7  # inches of a map of attention
 TITLE, LABEL = 11, 9  # points
@@ -211,6 +213,42 @@ def colours(images: Sequence[np.ndarray], fields: np.ndarray, title: str) -> byt
     row, column = divmod(number, across)
     panels[2 * row, column].imshow(displayed(image))
     panels[2 * row + 1, column].imshow(field, extent=edges(image), interpolation='nearest')
+  entitle(fig, title)
+  return png(fig)
+
+
+def segmentations(
+  images: Sequence[np.ndarray],
+  masks: Sequence[np.ndarray],
+  predictions: Sequence[np.ndarray],
+  names: Sequence[str],
+  title: str,
+) -> bytes:
+  """Images (H, W, C) uint8 in columns, below each its mask (H', W') and what was predicted for it.
+
+  Classes have the colours of a legend; what is none of `names` is left white.
+  """
+  from matplotlib.patches import Patch
+
+  colours = np.array([colorsys.hsv_to_rgb(k * GOLDEN % 1, 0.75, 0.9) for k in range(len(names))])
+  height, width = images[0].shape[:2]
+  fig = figure(1.9 * len(images) + 1.6, 0.9 + 5.7 * height / width)
+  panels = fig.subplots(3, len(images), squeeze=False)
+  for axes in panels.flat:
+    axes.set_axis_off()
+  for column, image in enumerate(images):
+    panels[0, column].imshow(displayed(image))
+    for row, field in enumerate((masks[column], predictions[column]), 1):
+      is_class = (field >= 0) & (field < len(names))
+      shown = np.where(is_class[..., None], colours[np.where(is_class, field, 0)], 1.0)
+      panels[row, column].imshow(shown, extent=edges(image), interpolation='nearest')
+  for row, label in enumerate(('image', 'mask', 'predicted')):
+    panels[row, 0].set_title(label, fontsize=LABEL)
+  present = np.unique([k for field in (*masks, *predictions) for k in np.unique(field)])
+  keys = [
+    Patch(color=colours[k], label=names[k].replace('$', r'\$')) for k in present if k < len(names)
+  ]
+  fig.legend(handles=keys[:SHOWN], loc='outside right center', fontsize=LABEL)
   entitle(fig, title)
   return png(fig)
 
