@@ -95,7 +95,7 @@ def task():
 
 def test_padding_changes_neither_loss_nor_its_parts():
   rng = np.random.default_rng(0)
-  batch = {n: rng.integers(0, 256, (8, *c.shape), np.uint8) for n, c in task().columns.items()}
+  batch = {n: rng.integers(0, 256, (8, *c.shape), np.uint8) for n, c in task().evaluation.items()}
   params = drawn(jax.eval_shape(task().init, jax.random.key(0)))
   measure = jax.jit(task().measure)
   mask = np.float32([1, 1, 1, 1, 1, 0, 0, 0])

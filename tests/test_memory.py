@@ -45,8 +45,19 @@ STATE = 16 * 86_567_656
 )
 def test_what_is_saved_is_the_fastest_that_fits(platform, gib, name, remat):
   model = vit_jax.build(name, dtype='bfloat16')
-  fields = dict(batch=128, tokens=197, state=STATE, memory=int(gib * 2**30))
+  fields = dict(batch=128, tokens=[197], state=STATE, memory=int(gib * 2**30))
   assert memory.fitting_remat(model, **fields, platform=platform) == remat
+
+
+def test_an_example_of_several_images_takes_what_as_many_examples_do():
+  fields = dict(state=STATE, memory=int(15.75 * 2**30), platform='gpu')
+
+  def choices(shapes):
+    return [memory.fitting_remat(B16, batch=n, tokens=tokens, **fields) for n, tokens in shapes]
+
+  together = choices([(16, 1 * [197]), (16, 8 * [197]), (16, 32 * [197])])
+  assert together == choices([(16, [197]), (128, [197]), (512, [197])])
+  assert len(set(together)) == 3
 
 
 def test_the_memory_of_activations_is_what_compilers_say():

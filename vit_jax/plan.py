@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ from vit_jax.tasks import (
   lejepa,
   losses,
   mae,
+  views,
 )
 from vit_jax.tasks.encoder import ImageEncoder
 from vit_jax.text import error_line, first_few, nearest, printable, quantity
@@ -559,6 +561,7 @@ TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] =
   'lejepa': from_encoder(lejepa.make),
   'mae': from_encoder(mae.make),
 }
+VIEW_TASKS = ('dino', 'lejepa')  # which encode views of an image in its place
 
 
 def checkpoint_defaults(
@@ -703,12 +706,19 @@ def fit_memory(
   remat = memory.fitting_remat(
     model,
     batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
-    tokens=height // model.patch[0] * (width // model.patch[1]) + getattr(model, 'prefix', 0),
+    tokens=encoded_tokens(config, model),
     state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
     memory=int(limit),
     platform=platform,
   )
   return model.clone(remat=remat, unroll=model.unroll or (None if remat == 'none' else 1))
+
+
+def encoded_tokens(config: FrozenConfigDict, model: vit.ViT | mixer.Mixer) -> list[int]:
+  """The tokens of each image of an example that an update encodes: it, or views of it."""
+  sizes = views.sizes(config) if config.task in VIEW_TASKS else [config.image_size]
+  cells = (math.prod(side // patch for side, patch in zip(size, model.patch)) for size in sizes)
+  return [count + getattr(model, 'prefix', 0) for count in cells]
 
 
 def make_schedule(section: FrozenConfigDict, epoch: float, total: int) -> optim.Schedule:

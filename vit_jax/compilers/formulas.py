@@ -10,7 +10,7 @@ from vit_jax.compilers import Chip, program
 from vit_jax.compilers.forecast import Formulas, Memory
 from vit_jax.models import Tree, vit
 from vit_jax.models.memory import Blocks, activation_bytes
-from vit_jax.plan import Plan
+from vit_jax.plan import Plan, encoded_tokens
 from vit_jax.step import State
 
 
@@ -55,20 +55,14 @@ def device_images(plan: Plan) -> int:
   return plan.config.batch_size // (plan.mesh.shape['data'] * plan.mesh.shape['fsdp'])
 
 
-def tokens(model: Blocks, image_size: tuple[int, int]) -> int:
-  """Tokens of an image in a model's layers."""
-  cells = math.prod(size // patch for size, patch in zip(image_size, model.patch))
-  return cells + getattr(model, 'prefix', 0)
-
-
 def activations(plan: Plan, platform: str) -> int | None:
   """Bytes that a micro-batch leaves for the backward pass; None of other models than blocks."""
   model = plan.task.model
   if not isinstance(model, Blocks):
     return None
-  length, images = tokens(model, plan.config.image_size), device_images(plan)
-  image = activation_bytes(model, length, model.remat, platform=platform)
-  return images // plan.config.accumulate * image
+  lengths, images = encoded_tokens(plan.config, model), device_images(plan)
+  example = sum(activation_bytes(model, n, model.remat, platform=platform) for n in lengths)
+  return images // plan.config.accumulate * example
 
 
 def flops(plan: Plan) -> int:
@@ -88,7 +82,7 @@ def sent(plan: Plan, params: Tree) -> float:
   total = sum(sent_of(leaf, plan.mesh, item) for leaf in jax.tree.leaves(params))
   if sides['tensor'] == 1 or not isinstance(model, vit.ViT):
     return total
-  size = device_images(plan) * tokens(model, plan.config.image_size) * model.width * item
+  size = device_images(plan) * sum(encoded_tokens(plan.config, model)) * model.width * item
   return total + model.depth * 4 * program.sent('all-reduce', size, sides['tensor'])
 
 

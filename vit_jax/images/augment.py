@@ -410,6 +410,8 @@ def color_jitter(
   contrast: float | None = None,
   saturation: float | None = None,
   hue: float = 0.0,
+  *,
+  probability: float = 1.0,
 ) -> Step:
   """Brightness, contrast, saturation and hue changed in random order, as torchvision does.
 
@@ -417,6 +419,7 @@ def color_jitter(
     brightness: x draws a factor from [max(0, 1 - x), 1 + x]; 0 leaves it.
     contrast, saturation: the same; None takes that of brightness.
     hue: x draws a rotation of the hue from [-x, x], at most 0.5, which is half the circle.
+    probability: of changing anything.
   """
   contrast, saturation = (brightness if x is None else x for x in (contrast, saturation))
   amounts = {'Brightness': brightness, 'Contrast': contrast, 'Color': saturation}
@@ -432,7 +435,8 @@ def color_jitter(
       image = parts[index](image, rng)
     return image
 
-  return pillow_step(operation)
+  step = pillow_step(operation)
+  return step if probability == 1 else with_probability(probability, step)
 
 
 def jitter(name: str, amount: float) -> Operation:

@@ -1,7 +1,9 @@
 """Memory of a training step by formula, and what of its activations to save by it.
 
-N images, T tokens, D width, A heads, M MLP width, S width of a Mixer's MLP over tokens, L depth.
+N examples, T tokens, D width, A heads, M MLP width, S width of a Mixer's MLP over tokens, L depth.
 """
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -14,21 +16,27 @@ STRAIGHT_TPU = 1.15  # times what 'lean' saves: measured of B/16, 128 images, by
 
 
 def fitting_remat(
-  model: Blocks, *, batch: int, tokens: int, state: int, memory: int, platform: str
+  model: Blocks,
+  *,
+  batch: int,
+  tokens: Sequence[int],
+  state: int,
+  memory: int,
+  platform: str,
 ) -> str:
   """The fastest policy whose step fits a device by formula, or 'full', which takes the least.
 
   Args:
-    batch: N, images of a micro-batch on a device.
-    tokens: T.
+    batch: N, of a micro-batch on a device.
+    tokens: T of each image of an example.
     state: bytes of the training state and the gradient on a device.
     memory: bytes that a device has.
     platform: JAX's name of the kind of device, as in `activation_bytes`.
   """
 
   def fits(remat: str) -> bool:
-    needed = batch * activation_bytes(model, tokens, remat, platform=platform)
-    return state + needed <= USABLE * memory
+    images = (activation_bytes(model, count, remat, platform=platform) for count in tokens)
+    return state + batch * sum(images) <= USABLE * memory
 
   return next(filter(fits, BY_SPEED), 'full')
 

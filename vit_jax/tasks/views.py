@@ -31,6 +31,13 @@ def columns(config: FrozenConfigDict) -> Columns:
   )
 
 
+def sizes(config: FrozenConfigDict) -> list[Size]:
+  """(height, width) of each view that a config describes."""
+  views = config.views
+  of_most = views.global_size or config.image_size
+  return [of_most] * views.global_count + [views.local_size] * views.local_count
+
+
 def crops(
   *,
   image_size: Size,
