@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
 from tests.conftest import drawn, pictures, shapes, tiny
+from vit_jax import sharding
+from vit_jax.compilers import program as program_text
 from vit_jax.models import attention, layers
 from vit_jax.models.short_attention import VMEM, heads_per_step, on_mesh, short_attention
 
@@ -284,3 +287,23 @@ def test_an_odd_number_of_tokens_is_trained_by_cudnn_where_it_is_installed():
   with use_abstract_mesh(mesh_of('gpu', 'NVIDIA H100 80GB HBM3')):
     text = str(jax.make_jaxpr(jax.grad(loss))(jax.ShapeDtypeStruct((4, 197, 128), jnp.bfloat16)))
   assert ('dot_product_attention_bwd' in text) == attention.has_cudnn()
+
+
+def test_devices_attend_to_their_own_images_and_heads_and_exchange_nothing():
+  mesh = sharding.make_mesh(2, 2, 2)
+  plain = functools.partial(jax.nn.dot_product_attention, implementation='xla')
+  attend = jax.jit(sharding.for_mesh(functools.partial(attention.by_device, plain), mesh))
+  rows = jax.NamedSharding(mesh, P(layers.IMAGE_AXES, None, 'tensor', None))
+  q, k, v = (jax.device_put(x, rows) for x in arrays(8, 5, 4, 8, count=3))
+  np.testing.assert_allclose(attend(q, k, v), plain(q, k, v), rtol=1e-5, atol=1e-6)
+  exchanges = program_text.collectives(
+    program_text.read(attend.lower(q, k, v).compile().as_text()), mesh.size
+  )
+  assert exchanges == []
+
+
+def test_images_or_heads_that_devices_cannot_share_evenly_are_not_split():
+  with use_abstract_mesh(mesh_of('gpu', 'NVIDIA H100 80GB HBM3', (2, 2, 2))):
+    for n, heads in ((6, 4), (8, 3)):
+      q = jnp.zeros((n, 5, heads, 8))
+      assert attention.by_device(jnp.add, q, q, q) is None

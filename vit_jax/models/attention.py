@@ -12,9 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractDevice
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from vit_jax.models.layers import NORMS, product, program_device, saving_product, spread
+from vit_jax.models.layers import (
+  NORMS,
+  image_axes,
+  image_parts,
+  product,
+  program_device,
+  program_mesh,
+  saving_product,
+  spread,
+)
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
@@ -189,8 +199,31 @@ def fused_attention(
   cudnn = auto and allowed and has_flash_attention()
   q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (q, k, v))
   if cudnn:
-    return joined(even_attention(q, k, v, implementation='cudnn'))
+    attend = functools.partial(even_attention, implementation='cudnn')
+    if (x := by_device(attend, q, k, v)) is not None:
+      return joined(x)
   return joined(jax.nn.dot_product_attention(q, k, v, bias, implementation='xla'))
+
+
+def by_device(attend: Callable[..., Array], *qkv: Array) -> Array | None:
+  """Attention (N, T, A, D/A) by each device of the program's mesh, of its own images and heads.
+
+  JAX's rule for what devices share of cuDNN's fails where they share images already, under
+  `shard_map`. None where images or heads do not divide by the mesh.
+  """
+  mesh = program_mesh()
+  if mesh is None:
+    return attend(*qkv)
+  n, _, heads, _ = qkv[0].shape
+  if n % image_parts(mesh) or heads % mesh.shape['tensor']:
+    return None
+  images = image_axes(mesh)
+  rows = P(images, None, 'tensor', None)
+  axes = {*images, 'tensor'}
+  split = jax.shard_map(
+    attend, in_specs=(rows,) * 3, out_specs=rows, axis_names=axes, check_vma=False
+  )
+  return split(*qkv)
 
 
 def even_attention(q: Array, k: Array, v: Array, *, implementation: str) -> Array:
