@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.conftest import drawn, tiny
-from vit_jax import bundle, config, models, tasks
+from tests.conftest import drawn, shapes, tiny
+from tests.test_run import assert_same_bits
+from vit_jax import bundle, config, models, plan, tasks
 from vit_jax.images import transforms
 from vit_jax.tasks import dino, prototypes
 from vit_jax.tasks.encoder import ImageEncoder
@@ -87,6 +88,9 @@ def test_schedules_begin_and_end_as_they_say():
   np.testing.assert_allclose(temperatures, [0.04, 0.055, 0.07, 0.07, 0.07, 0.07], rtol=1e-6)
   momenta = SCHEDULES.teacher_momentum(steps)
   assert np.allclose(momenta[np.array([0, 3, 4, 5])], [0.9, 0.95, 1, 1])
+  slow = dino.Schedules(1000, 0.996, (0.04, 0.07), warmup=10, constant=5)
+  weight = float(np.prod(slow.teacher_momentum(np.arange(1000))))
+  assert slow.first_weight == pytest.approx(weight, rel=0.02)
   constant = dino.Schedules(100, 0.9, (0.04, 0.07), warmup=0, constant=0)
   assert np.allclose(constant.teacher_temperature(steps), 0.07)
 
@@ -194,6 +198,31 @@ def test_what_the_objective_cannot_be_is_refused_in_a_line(words, message):
 @pytest.mark.parametrize('words', [[], ['accumulate=2', 'dino.koleo=0'], ['views.local_count=0']])
 def test_what_the_objective_can_be_passes(words):
   dino.check(config.load('digits', ['ema=0.9', *words]), tiny(num_classes=0))
+
+
+def test_a_run_goes_on_from_an_encoder_with_registers_and_layer_scale_at_another_size(tmp_path):
+  fields = {'patch': (14, 14), 'registers': 2, 'layer_scale': 0.1, 'num_classes': 0}
+  model = tiny(**fields)
+  params = drawn(shapes(model, (28, 28)))
+  preprocess = bundle.Preprocess('resize', (28, 28), (0.4,) * 3, (0.2,) * 3)
+  bundle.write(tmp_path, bundle.Bundle(model, params, (), preprocess, 'ViT-Ti/16'))
+  words = ['task=dino', 'ema=0.9', f'pretrained={tmp_path}', 'model.name=', 'image_size=42']
+  words += [
+    'views.local_size=28',
+    'schedule.warmup=0',
+    'dino.prototypes=8',
+    'dino.hidden=8',
+    'dino.bottleneck=4',
+  ]
+  asked = plan.make_plan(config.load('default', [*words, 'data.source=digits', 'batch_size=16']))
+  assert asked.config.data.mean == (0.4,) * 3 and asked.task.columns['hidden'].shape == (2, 9)
+  ours, theirs = models.flat(asked.task.start().params), models.flat(params)
+  assert ours.keys() == theirs.keys()
+  same = theirs.keys() - {'positions'}
+  assert_same_bits({n: ours[n] for n in same}, {n: theirs[n] for n in same})
+  every = models.flat(asked.state_shapes.ema)
+  assert ours['positions'].shape == every['positions'].shape == (1, 10, model.width)
+  assert {'hidden', 'projection/prototypes/kernel', 'centres/views'} < every.keys() - ours.keys()
 
 
 def test_a_model_of_patches_alone_is_refused():

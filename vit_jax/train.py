@@ -499,7 +499,7 @@ def introduce(training: Training, start: int) -> None:
       display.say(f'{config.data.source}: {line}')
   for line in plan.task.about:
     display.say(line)
-  if line := describe_average(config.ema, plan.total):
+  if not plan.task.average and (line := describe_average(config.ema, plan.total)):
     display.say(line)
   if plan.frozen:
     display.say(plan.describe_frozen(params))

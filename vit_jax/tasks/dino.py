@@ -61,6 +61,11 @@ class Schedules:
     fraction = jnp.minimum(step / self.total, 1.0)
     return 1 - (1 - self.momentum) * (1 + jnp.cos(jnp.pi * fraction)) / 2
 
+  @property
+  def first_weight(self) -> float:
+    """How much of the teacher is at the end of the run what it began with, of 1."""
+    return float(np.exp(-(1 - self.momentum) * self.total / 2))  # (1 + cos) / 2 is 1 / 2 on average
+
   def teacher_temperature(self, step: Array) -> Array:
     first, last = self.temperatures
     fraction = jnp.minimum((step + (not self.warmup)) / max(self.warmup, 1), 1.0)
@@ -193,9 +198,10 @@ class Dino:
     )
     first, last = self.schedules.temperatures
     about = (
-      f'the teacher is the average of the model: momentum {self.schedules.momentum:g} to 1 in '
-      f'{self.schedules.total:,} steps, temperature {first:g} to {last:g} in '
-      f'{self.schedules.warmup:,}'
+      f'the teacher is the average of the model: temperature {first:g} to {last:g} in '
+      f'{self.schedules.warmup:,} steps, momentum {self.schedules.momentum:g} to 1 in '
+      f'{self.schedules.total:,}, after which {self.schedules.first_weight:.0%} of it is the first '
+      'model'
     )
     return dataclasses.replace(task, read=functools.partial(read, task.read), about=(about,))
 
