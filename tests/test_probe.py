@@ -171,6 +171,7 @@ def emptied(scenes):
     (beyond, ['--classes', 'names.txt'], '3.png has index 7: the classes are 2, 0 to 1; 255 is'),
     (emptied, [], 'masks has no PNG files'),
     (None, ['--masks', 'nowhere'], 'nowhere is no folder'),
+    (None, ['--preprocess', 'central_crop'], '--preprocess is for images with labels'),
     (None, ['--method', 'knn'], 'masks are learned by --method linear, not knn'),
   ],
 )

@@ -38,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
   folders = mask_folders(args)
   if folders is None:
     return evaluate.run(args)
-  if args.method != 'linear':
-    raise ValueError(f'masks are learned by --method linear, not {args.method}')
-  check_out(args.out)
+  check(args)
   values, picture = segment(args, *folders)
   if args.out:
     files.write_json(pathlib.Path(args.out), values)
@@ -51,6 +49,20 @@ def run(args: argparse.Namespace) -> int:
   else:
     to_stdout(*lines(values))
   return 0
+
+
+def check(args: argparse.Namespace) -> None:
+  """Raises ValueError for flags that are not for masks, before anything is computed."""
+  if args.method != 'linear':
+    raise ValueError(f'masks are learned by --method linear, not {args.method}')
+  if not args.on:
+    raise ValueError('--masks wants the folder of the images by --on')
+  for flag in ('preprocess', 'split'):
+    if getattr(args, flag):
+      raise ValueError(
+        f'--{flag} is for images with labels: masks are of whole images, all of them'
+      )
+  check_out(args.out)
 
 
 def mask_folders(args: argparse.Namespace) -> tuple[str, str] | None:
@@ -65,7 +77,7 @@ def mask_folders(args: argparse.Namespace) -> tuple[str, str] | None:
 
 def segment(args: argparse.Namespace, images: str, folder: str) -> tuple[dict[str, Any], bytes]:
   """Fits a layer to the training masks, and measures it on the others; with a picture of some."""
-  model = check_patches(bundle.read(args.model, args.checkpoint), args.preprocess)
+  model = whole_images(bundle.read(args.model, args.checkpoint))
   for line in model.defects:
     warn('probe', line)
   splits = masks.open_pairs(images, folder)
@@ -96,12 +108,13 @@ def segment(args: argparse.Namespace, images: str, folder: str) -> tuple[dict[st
   return values, pictures.segmentations(pixels, truths, predictions, classes, title)
 
 
-def check_patches(model: bundle.Bundle, steps: str) -> bundle.Bundle:
-  """The model, taking whole images; ValueError for one that is none of ours."""
+def whole_images(model: bundle.Bundle) -> bundle.Bundle:
+  """The model, which takes no crop of an image; ValueError for one that is none of ours."""
   if not isinstance(model.model, models.Model):
     raise ValueError(f'{model.name} gives no tokens of patches: only our own models do')
-  whole = dataclasses.replace(model.preprocess, steps=steps or 'resize')
-  return dataclasses.replace(model, preprocess=whole)
+  return dataclasses.replace(
+    model, preprocess=dataclasses.replace(model.preprocess, steps='resize')
+  )
 
 
 def check_masks(splits: dict[str, list[MaskedImage]], file: str) -> tuple[str, ...]:

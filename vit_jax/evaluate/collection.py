@@ -5,6 +5,7 @@ N images that could be read, M queries.
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -45,7 +46,7 @@ class Selection:
   Fields:
     name: of the selection, such as 'duplicates'.
     sentence: what is listed.
-    groups: of images that belong together, each with its title.
+    groups: of images that belong together, each with its title, which may be ''.
   """
 
   name: str
@@ -136,9 +137,13 @@ class Collection:
 
   def kind_of_twins(self, rows: Sequence[int]) -> str:
     """Whether images of the same pixels are the same file, too."""
-    images = [self.split.source[int(self.features.indices[row])]['image'] for row in rows]
-    is_file = all(isinstance(image, bytes) for image in images)
-    return 'same file' if is_file and len(set(images)) == 1 else 'same pixels'
+
+    def file_digest(row: int) -> bytes:
+      image = self.split.source[int(self.features.indices[row])]['image']
+      return hashlib.blake2b(image).digest() if isinstance(image, bytes) else b''
+
+    digests = {file_digest(row) for row in rows}
+    return 'same file' if len(digests) == 1 and b'' not in digests else 'same pixels'
 
   def near(self, threshold: float) -> Selection:
     """Pairs of images that are alike, but not the same pixels."""
@@ -149,7 +154,7 @@ class Collection:
     is_near = group_of[pairs.index[:, 0]] != group_of[pairs.index[:, 1]]
     index, similarity = pairs.index[is_near], pairs.similarity[is_near]
     groups = [
-      (f'{value:.4f}', self.items(pair, (value, value)))
+      ('', self.items(pair, (value, value)))
       for pair, value in zip(index[:LISTED], similarity[:LISTED].tolist())
     ]
     sentence = f'{quantity(len(index), "pair")} of a cosine of at least {threshold:g} among the '

@@ -20,6 +20,7 @@ TITLES = {
   'labels': 'Labels to look at',
   'diverse': 'A diverse subset',
 }
+PAIR = '.pair .photo { width: 100%; height: auto; aspect-ratio: 1; }\n'
 MEMBERS = 12  # images of a group that are shown, where there are several groups
 
 
@@ -42,7 +43,7 @@ def as_html(
   return html.page(
     f'{quantity(len(images.features), "image")} of {name}',
     sections,
-    style=photos.style(shown),
+    style=PAIR + photos.style(shown),
     is_small=all(uri.startswith('data:image/png') for uri in shown.uris.values()),
   )
 
@@ -50,7 +51,8 @@ def as_html(
 def shown_groups(selection: Selection, count: int) -> Sequence[tuple[str, Sequence[Item]]]:
   """The first groups of a selection, of each its first items; of an only group `count` items."""
   if len(selection.groups) == 1:
-    return [(title, items[: count + 1]) for title, items in selection.groups]
+    extra = selection.name == 'neighbours'  # the query itself
+    return [(title, items[: count + extra]) for title, items in selection.groups]
   return [(title, items[:MEMBERS]) for title, items in selection.groups[:count]]
 
 
@@ -68,13 +70,20 @@ def section(
   selection: Selection, groups: Sequence[tuple[str, Sequence[Item]]], shown: photos.Photos
 ) -> str:
   """A selection's sentence, and its groups one after another."""
+  are_pairs = all(len(items) == 2 for _, items in groups)
   body = ''.join(
-    f'<h3>{escape(without_folders(title))}</h3>' * bool(title)
-    + f'<div class="strip">{"".join(figure(item, shown) for item in items)}</div>'
+    '<div>'
+    + f'<h3>{escape(without_folders(title))}</h3>' * bool(title)
+    + f'<div class="{"pair" if are_pairs else "strip"}">'
+    + ''.join(figure(item, shown) for item in items)
+    + '</div></div>'
     for title, items in groups
   )
-  count = len(selection.groups) - len(groups)
-  more = f'<p class="faint">And {quantity(count, "group")} more.</p>' * bool(count)
+  if are_pairs:  # several fit beside one another
+    body = f'<div class="gallery">{body}</div>'
+  count = sum(len(items) for _, items in selection.groups)
+  count -= sum(len(items) for _, items in groups)
+  more = f'<p class="faint">And {quantity(count, "image")} more.</p>' * bool(count)
   return f'<p>{escape(selection.sentence)}</p>{body}{more}'
 
 
@@ -82,7 +91,7 @@ def figure(item: Item, shown: photos.Photos) -> str:
   """An image with its cosine, its label and what its neighbours say."""
   parts = [
     without_folders(pathlib.PurePath(item.name).name),
-    '' if item.similarity is None else f'{item.similarity:.3f}',
+    '' if item.similarity is None else f'{item.similarity:.4f}',
     item.label,
     f'rather {item.suggestion}?' * bool(item.suggestion),
   ]
