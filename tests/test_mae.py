@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import drawn, tiny
 from vit_jax import bundle, config, models, optim
 from vit_jax import plan as plans
+from vit_jax.evaluate import reconstruct
 from vit_jax.images import transforms
 from vit_jax.models.decoder import Decoder, patchify, unpatchify
 from vit_jax.step import make_state, make_step, untraced
@@ -184,3 +185,26 @@ def test_optimisers_by_layer_take_a_decoder_of_another_depth(name):
   shapes = jax.eval_shape(task_of().init, jax.random.key(0))
   updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), shapes)
   assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, shapes)
+
+
+@pytest.mark.parametrize('normalise', [True, False])
+def test_a_reconstruction_has_the_visible_pixels_and_predicts_the_hidden(normalise):
+  source = task_of(normalise=normalise).deliver(params_of())
+  result = reconstruct.reconstruct(source, IMAGES, seed=3)
+  noise = np.random.default_rng(3).random((4, 8))
+  expected = noise.argsort(1).argsort(1).reshape(4, 2, 4) >= 2
+  np.testing.assert_array_equal(result.hidden, expected)
+  assert result.borrows == normalise
+  hidden = expected.repeat(4, 1).repeat(4, 2)
+  np.testing.assert_array_equal(result.pixels[~hidden], IMAGES[~hidden])
+  np.testing.assert_array_equal(result.masked[~hidden], IMAGES[~hidden])
+  assert (result.masked[hidden] == 128).all()
+  batch = {**BATCH, 'noise': np.float32(noise)}
+  values = losses_of(normalise=normalise)(params_of(), batch)[1]
+  if normalise:
+    pixels = wanted(IMAGES, False)
+    deviation = np.sqrt(pixels.var(-1, ddof=1, keepdims=True) + 1e-6)
+    values = values * deviation + pixels.mean(-1, keepdims=True)
+  whole = np.asarray(unpatchify(np.asarray(values), (4, 4), (2, 4)))
+  filled = np.clip(255 * (whole / 2 + 0.5), 0, 255)
+  assert np.abs(result.pixels[hidden] - filled[hidden]).max() <= 0.51  # of a pixel's 255 steps

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests.conftest import drawn
@@ -227,6 +228,16 @@ def test_an_encoder_of_a_masked_autoencoder_is_fine_tuned(folder_of):
   state = state_of('mae', folder, 'whole')
   assert not any(name.startswith('decoder') for name in params)
   np.testing.assert_array_equal(params['embed/kernel'], state['params/embed/kernel'])
+
+
+def test_inspect_draws_what_a_masked_autoencoder_fills_in(folder_of, tmp_path, capsys):
+  run = str(folder_of('mae') / 'whole')
+  line = ['inspect', run, '--split', 'validation', '--count', '3', '--out', str(tmp_path)]
+  assert vit.main([*line, '--only', 'reconstruction']) == 0, capsys.readouterr().err
+  with Image.open(tmp_path / 'reconstruction.png') as drawn:
+    assert len(drawn.convert('RGB').getcolors(1 << 24)) > 10
+  arrays = np.load(tmp_path / 'reconstruction.npz')
+  assert arrays['pixels'].shape == (3, 8, 8, 3) and arrays['hidden'].mean() == 0.75
 
 
 # Self-distillation

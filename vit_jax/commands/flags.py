@@ -25,8 +25,8 @@ OVERRIDING = (
 SELECTIONS = ('duplicates', 'near', 'outliers', 'labels', 'diverse')
 TABLE = ('table', 'json')  # what results are printed as
 PICTURES = (
-  'filters', 'positions', 'distances', 'layers', 'pca', 'page', 'attention', 'rollout', 'evidence',
-  'occlusion',
+  'filters', 'positions', 'distances', 'layers', 'pca', 'reconstruction', 'page', 'attention',
+  'rollout', 'evidence', 'occlusion',
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ RECIPES = {  # what each is for, those for a first run first
   'finetune': 'any checkpoint or run fine-tuned, as the ViT paper does',
   'transfer': 'CIFAR, Pets, Flowers and ImageNet as big_vision fine-tunes on them',
   'food101': '101 dishes, from a published ViT',
+  'mae': 'images without labels: a masked autoencoder, from scratch or going on from one',
   'vtab': 'a task of VTAB-1k, of 1,000 images',
   'vit_s16_i1k': 'ViT-S/16 on ImageNet from scratch: the plain baseline',
   'deit3': 'ViTs on ImageNet from scratch, as DeiT III does',

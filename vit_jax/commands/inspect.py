@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax import analysis, files, models, predict
 from vit_jax.commands import BAD_INPUT, ending, warn
 from vit_jax.convert import weights
-from vit_jax.evaluate import faithfulness, inputs
+from vit_jax.evaluate import faithfulness, inputs, reconstruct
 from vit_jax.evaluate.predictions import Prediction
 from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
@@ -32,7 +32,7 @@ SHARP = 672  # pixels of a side of an image in attention.html, at most
 SIDE = 4096  # pixels of a picture's side, about: more tiles are not drawn
 KINDS = {  # of each of these
   'model': ('filters', 'positions'),
-  'images': ('distances', 'layers', 'pca', 'page'),
+  'images': ('distances', 'layers', 'pca', 'reconstruction', 'page'),
   'image': ('attention', 'rollout', 'evidence', 'occlusion'),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)
@@ -81,7 +81,6 @@ class Drawing:
 
 def run(args: argparse.Namespace) -> int:
   """0; 3 if some images could not be read."""
-  args.only = args.only or NAMES
   with ending(BAD_INPUT, jax.errors.JaxRuntimeError):
     lines, failed = draw_all(args)
   to_stdout(*lines)
@@ -101,6 +100,7 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
   if args.label and args.label not in run.classes:
     near = nearest(args.label, list(run.classes[:SIDE]))
     raise ValueError(f'--label {args.label!r} is no class of {args.model}{near}')
+  args.only = args.only or usual_names(run)
   request = Request(run, args, *squares(run, args))
   images, failed = load_images(request) if set(args.only) - set(KINDS['model']) else ([], [])
   absent = {name: reason for name, reason in exclusions(run, images).items() if name in args.only}
@@ -124,6 +124,11 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     files.write_json(folder / INDEX, index)
     (folder / 'index.html').write_text(look.index(index), 'utf-8')
   return describe(index, args.out), failed
+
+
+def usual_names(run: predict.Run) -> tuple[str, ...]:
+  """What is drawn of a model where nobody says; what it fills in, of a masked autoencoder alone."""
+  return tuple(name for name in NAMES if name != 'reconstruction' or run.decoder)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -247,6 +252,8 @@ def exclusions(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
     leave(ATTENTION_KINDS, f'{analysis.family_name(model)} has no attention')
   elif model.positions == 'none':
     leave(('positions',), 'this ViT has no position embeddings')
+  if run.decoder is None:
+    leave(('reconstruction',), 'there is no decoder, which a masked autoencoder has')
   if not run.classes:
     leave(CLASS_KINDS, 'the model has no head here, so no classes')
   elif not run.names_images:
@@ -288,6 +295,7 @@ def draw_overview(
     'distances': lambda: distances(run, images),
     'layers': lambda: layers(run, images),
     'pca': lambda: pca(run, images),
+    'reconstruction': lambda: reconstruction(run, images),
   }
   wanted = [name for name in drawings if name in request.wanted]
   lines = {name: write(folder, name, drawings[name]()) for name in wanted}
@@ -475,6 +483,18 @@ def pca(run: predict.Run, images: Sequence[Image]) -> Drawing:
   )
   arrays = {'colours': result.colours, 'variance': result.variance}
   return Drawing(functools.partial(pictures.colours, pixels, result.colours, title), arrays, title)
+
+
+def reconstruction(run: predict.Run, images: Sequence[Image]) -> Drawing:
+  pixels = np.stack([image.pixels for image in images])
+  result = reconstruct.reconstruct(run, pixels)
+  title = (
+    f'{result.hidden.mean():.0%} of the patches of {image_count(images)}, filled in by the decoder'
+  )
+  title += "; mean and contrast of each are the original's" * result.borrows
+  arrays = {'hidden': result.hidden, 'pixels': result.pixels}
+  columns = (pixels, result.masked, result.pixels)
+  return Drawing(functools.partial(pictures.reconstruction, columns, title), arrays, title)
 
 
 def attention_drawings(

@@ -14,6 +14,7 @@ NAMES = {
   'distances': 'Attention distance',
   'layers': 'Layers compared',
   'pca': 'Patches as colours',
+  'reconstruction': 'Hidden patches filled in',
   'attention': 'Attention of every head',
   'rollout': 'Attention rollout',
   'evidence': 'Evidence',
@@ -31,6 +32,8 @@ SENTENCES = {  # how to read each picture
   'change little.',
   'pca': 'Patches of like colour are alike to the model, in all of the images; where it has '
   'learned objects, an object and its parts have colours of their own.',
+  'reconstruction': 'What a masked autoencoder makes of patches that it does not see; one that '
+  'has learned carries on lines and surfaces, and is blurred where the image could be otherwise.',
   'attention': 'Bright patches are those that the classifier reads through that head; a row for '
   'each layer, a column for each head.',
   'rollout': 'Attention followed from the last layer to the patches, through all layers up to '

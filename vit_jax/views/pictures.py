@@ -253,6 +253,24 @@ def segmentations(
   return png(fig)
 
 
+def reconstruction(columns: Sequence[np.ndarray], title: str) -> bytes:
+  """Images, what is visible of them, and with what is hidden filled in: (N, H, W, C) uint8 each.
+
+  A row for each image, SHOWN at most.
+  """
+  count = min(len(columns[0]), SHOWN)
+  height, width = columns[0].shape[1:3]
+  fig = figure(1.9 * len(columns), 0.7 + 1.9 * count * height / width)
+  panels = fig.subplots(count, len(columns), squeeze=False)
+  for column, (images, heading) in enumerate(zip(columns, ('image', 'visible', 'filled in'))):
+    panels[0, column].set_title(heading, fontsize=LABEL)
+    for axes, image in zip(panels[:, column], images):
+      axes.imshow(displayed(image))
+      axes.set_axis_off()
+  entitle(fig, title)
+  return png(fig)
+
+
 def edges(image: np.ndarray) -> tuple[float, float, float, float]:
   """Left, right, bottom and top of an image (H, W, C), whose pixels are whole numbers."""
   height, width = image.shape[:2]
