@@ -151,6 +151,30 @@ def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(attende
     assert len(values) == layers * (heads + 1 + len(page.DISCARDS)) * (tokens + 1) * tokens
 
 
+def test_blocks_of_patches_get_what_these_get_and_ask_as_they_do_on_average():
+  weights = np.random.default_rng(0).dirichlet(np.ones(37), size=(1, 1, 37)).astype(np.float32)
+  whole = analysis.Attention(weights, np.full(37, 1 / 37, np.float32), (5, 7), 2, (4, 4))
+  matrix = weights[0, 0].astype(float)
+  block = np.concatenate(
+    [[0, 1], 2 + (3 * (np.arange(5)[:, None] // 3) + np.arange(7) // 3).ravel()]
+  )
+  member = np.eye(8)[block]  # (37, 8): two tokens, 2 x 3 blocks
+  expected = (member / member.sum(0)).T @ matrix @ member
+  rows = page.blocked(np.concatenate([matrix, matrix[:1]]), whole, 3)
+  np.testing.assert_allclose(rows, np.concatenate([expected, (matrix @ member)[:1]]), atol=1e-12)
+  np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
+  assert page.block_sizes(7, 3) == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+  'name, size, side', [('ViT-B/16', 384, 1), ('ViT-L/16', 384, 2), ('ViT-H/14', 518, 2)]
+)
+def test_a_page_takes_patches_together_where_there_are_too_many(name, size, side):
+  model = vit_jax.build(name, num_classes=5)
+  large = predict.Run(model, {}, NAMES, bundle.Preprocess('resize', (size, size)), name)
+  assert inspect.page_side(large) == side and inspect.shown_in_page(large) >= 1
+
+
 def test_a_class_token_that_alone_is_read_needs_no_other_query():
   one = inspect.attended_image(run_of(), run_of().prepared(pixels(0)), 'image')
   assert not len(page.readers(one.attention))
@@ -449,6 +473,19 @@ def test_on_a_phone_what_is_touched_is_as_large_as_a_thumb(tab):
   tab.run("document.getElementById('patches').scrollIntoView()")
   bottom = tab.run("document.querySelector('.deck').getBoundingClientRect().bottom")
   assert 0 < bottom <= 801
+
+
+def test_blocks_lie_over_their_patches(chromium, run, attended, tmp_path):
+  (tmp_path / 'blocks.html').write_text(page.attention('roses', run.model, attended, side=2))
+  chromium.open(tmp_path / 'blocks.html')
+  chromium.until("document.querySelector('[data-weight]')")
+  widths = 'Array.from(document.querySelectorAll("[role=gridcell]"), (e) => e.offsetWidth)'
+  left, right = chromium.run(widths)
+  assert left == pytest.approx(2 * right, abs=2) and 'a block of 2x2' in chromium.text('body')
+  one = attended[0].attention
+  rows = np.concatenate([w := one.weights[-1].astype(float).mean(0), one.read[None] @ w])
+  assert overlay(chromium) == hundredths(page.blocked(rows, one, 2)[-1])
+  assert not chromium.errors
 
 
 # The index of vit inspect

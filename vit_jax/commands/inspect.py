@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -26,6 +27,7 @@ from vit_jax.text import nearest, one_line, progress, quantity, reason, si, to_s
 from vit_jax.views import attention, look, pictures
 
 INDEX = 'inspect.json'
+HELD = 1 << 33  # bytes of attention weights of an image that are computed for attention.html
 PAGE = 1 << 28  # bytes of attention weights of an image that attention.html shows, at most
 PAGES = 1 << 27  # of all its images; of these a page holds about half
 SHARP = 672  # pixels of a side of an image in attention.html, at most
@@ -262,22 +264,30 @@ def exclusions(run: predict.Run, images: Sequence[Image]) -> dict[str, str]:
     leave((*KINDS['images'], *KINDS['image']), 'there is no image to look at: give some')
   if not shown_in_page(run):
     size = weights_size(run) / 1e9
-    leave(('page',), f'one image has {size:.1f} GB of attention weights, too many for a page')
+    leave(('page',), f'one image has {size:.1f} GB of attention weights, too many to hold')
   return reasons
 
 
-def weights_size(run: predict.Run) -> int:
-  """Bytes of all attention weights of an image; 0 without any."""
+def weights_size(run: predict.Run, side: int = 1) -> int:
+  """Bytes of all attention weights of an image, of blocks of side x side patches; 0 without any."""
   model = run.model
   if not isinstance(model, vit.ViT):
     return 0
   rows, columns = analysis.patch_grid(model, run.preprocess.size)
-  return 4 * model.depth * model.heads * (model.prefix + rows * columns) ** 2
+  cells = -(-rows // side) * -(-columns // side)
+  return 4 * model.depth * model.heads * (model.prefix + cells) ** 2
+
+
+def page_side(run: predict.Run) -> int:
+  """How many patches wide the blocks are that a page takes together, to have PAGE bytes at most."""
+  return next(side for side in itertools.count(1) if weights_size(run, side) <= PAGE)
 
 
 def shown_in_page(run: predict.Run) -> int:
   """How many images' attention a page holds: one that is large, or several that are not."""
-  size = max(weights_size(run), 1)
+  if weights_size(run) > HELD:
+    return 0
+  size = max(weights_size(run, page_side(run)), 1)
   return min(PAGE // size, max(PAGES // size, 1))
 
 
@@ -300,10 +310,11 @@ def draw_overview(
   wanted = [name for name in drawings if name in request.wanted]
   lines = {name: write(folder, name, drawings[name]()) for name in wanted}
   if 'page' in request.wanted:
-    shown = images[: shown_in_page(request.run)]
-    page = attention_page(request, shown, folder, entries).encode()
+    shown, side = images[: shown_in_page(request.run)], page_side(request.run)
+    page = attention_page(request, shown, folder, entries, side).encode()
     (folder / 'attention.html').write_bytes(page)
-    lines['page'] = f'every weight of {len(shown)} of {image_count(images)}, {si(len(page))}B'
+    weights = 'every weight' if side == 1 else f'weights of blocks of {side}x{side} patches'
+    lines['page'] = f'{weights} of {len(shown)} of {image_count(images)}, {si(len(page))}B'
   return lines
 
 
@@ -312,8 +323,9 @@ def attention_page(
   images: Sequence[Image],
   folder: pathlib.Path,
   entries: Sequence[dict[str, Any]],
+  side: int,
 ) -> str:
-  """The text of attention.html."""
+  """The text of attention.html, of blocks of `side` patches."""
   run: Any = request.run
   looks = (
     dataclasses.replace(
@@ -324,7 +336,7 @@ def attention_page(
     )
     for image, entry in zip(images, entries)
   )
-  return attention.attention(pathlib.Path(request.args.model).name, run.model, looks)
+  return attention.attention(pathlib.Path(request.args.model).name, run.model, looks, side=side)
 
 
 def explanations(

@@ -4,7 +4,8 @@
 
 const facts = JSON.parse(document.getElementById('facts').textContent);
 const byId = (id) => document.getElementById(id);
-const patches = facts.rows * facts.columns;
+const [rows, columns] = [facts.rows.length, facts.columns.length];  // of patches, or of blocks
+const patches = rows * columns;
 const tokens = facts.prefix.length + patches;  // T
 const queries = tokens + facts.readers.length;  // Q: readers attend, but nothing attends to them
 const RAMP = facts.ramp;
@@ -26,7 +27,7 @@ function named(token) {
   if (token >= tokens) return facts.readers[token - tokens];
   if (token < facts.prefix.length) return facts.prefix[token];
   const patch = token - facts.prefix.length;
-  return `row ${Math.floor(patch / facts.columns) + 1}, column ${patch % facts.columns + 1}`;
+  return `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
 }
 
 async function unpacked(image) {
@@ -173,7 +174,7 @@ function drawWall(values) {
     const weights = matrixRow(values, 0, layer * (facts.heads + 1) + head, state.query);
     const range = patchRange(weights);
     const context = tile.firstChild.getContext('2d');
-    const pixels = context.createImageData(facts.columns, facts.rows);
+    const pixels = context.createImageData(columns, rows);
     for (let patch = 0; patch < patches; patch++) {
       const mixed = channels(fraction(weights[facts.prefix.length + patch], range));
       pixels.data.set([...mixed, 255], 4 * patch);
@@ -262,14 +263,14 @@ function reach(token) {  // one patch is in the tab order
 }
 
 function moved(patch, key) {
-  const [r, c] = [Math.floor(patch / facts.columns), patch % facts.columns];
+  const [r, c] = [Math.floor(patch / columns), patch % columns];
   const to = {
     ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1],
-    Home: [r, 0], End: [r, facts.columns - 1],
+    Home: [r, 0], End: [r, columns - 1],
   }[key];
   if (!to) return null;
-  const row = Math.min(Math.max(to[0], 0), facts.rows - 1);
-  return row * facts.columns + Math.min(Math.max(to[1], 0), facts.columns - 1);
+  const row = Math.min(Math.max(to[0], 0), rows - 1);
+  return row * columns + Math.min(Math.max(to[1], 0), columns - 1);
 }
 
 function listen(cell, token) {
@@ -297,12 +298,13 @@ function buildTokens() {
 
 function buildPatches() {
   const grid = byId('patches');
-  grid.style.gridTemplate = `repeat(${facts.rows}, 1fr) / repeat(${facts.columns}, 1fr)`;
-  for (let r = 0; r < facts.rows; r++) {
+  const tracks = (sizes) => sizes.map((size) => `${size}fr`).join(' ');
+  grid.style.gridTemplate = `${tracks(facts.rows)} / ${tracks(facts.columns)}`;
+  for (let r = 0; r < rows; r++) {
     const line = document.createElement('div');
     line.setAttribute('role', 'row');
-    for (let c = 0; c < facts.columns; c++) {
-      const token = facts.prefix.length + r * facts.columns + c;
+    for (let c = 0; c < columns; c++) {
+      const token = facts.prefix.length + r * columns + c;
       const cell = document.createElement('div');
       cell.setAttribute('role', 'gridcell');
       cell.setAttribute('aria-label', named(token));
@@ -336,7 +338,7 @@ function buildWall() {
     tile.setAttribute('aria-label', `layer ${layer + 1}, head ${head + 1}`);
     tile.title = `layer ${layer + 1}, head ${head + 1}`;
     const canvas = document.createElement('canvas');
-    [canvas.width, canvas.height] = [facts.columns, facts.rows];
+    [canvas.width, canvas.height] = [columns, rows];
     tile.append(canvas);
     tile.addEventListener('click', () => choose('attention', layer, String(head)));
     tiles.push(tile);
