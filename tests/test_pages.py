@@ -127,6 +127,14 @@ def choose(tab, **values):
       tab.run(f'{element}.value = {json.dumps(str(value))}; {element}.{change}')
 
 
+def stored_weights(pack, whole):
+  """The numbers that a page holds of an image, in hundredths of a percent."""
+  tokens = len(whole.read)
+  size = (tokens + len(page.readers(whole))) * tokens
+  bytes_ = np.frombuffer(gzip.decompress(base64.b64decode(pack)), np.uint8).reshape(-1, 2, size)
+  return (bytes_[:, 0] + 256 * bytes_[:, 1].astype(int)).ravel()
+
+
 def shown_weight(text):
   """'To row 1, column 2: 12.34 %' -> 1234."""
   return round(100 * float(re.search(r'([\d.]+) %$', text)[1]))
@@ -139,7 +147,7 @@ def test_the_page_holds_every_weight_rounded_to_a_hundredth_of_a_percent(attende
   packs = re.findall(r'id="weights-\d+">([^<]*)<', html.read_text())
   assert len(packs) == len(attended)
   for one, pack in zip(attended, packs):
-    values = np.frombuffer(gzip.decompress(base64.b64decode(pack)), '<u2')
+    values = stored_weights(pack, one.attention)
     weights, read = one.attention.weights.astype(float), one.attention.read
     layers, heads, tokens, _ = weights.shape
     expected_weights = np.concatenate([weights, weights.mean(1, keepdims=True)], 1)
@@ -184,7 +192,7 @@ def test_a_class_token_that_alone_is_read_needs_no_other_query():
 def test_of_attention_pooling_the_head_reads_what_its_probe_weighs():
   gathered = run_of(pool='map')
   one = inspect.attended_image(gathered, gathered.prepared(pixels(0)), 'image')
-  values = np.frombuffer(gzip.decompress(base64.b64decode(page.packed(one.attention))), '<u2')
+  values = stored_weights(page.packed(one.attention), one.attention)
   tokens = len(one.attention.read)
   first = values[: (tokens + 1) * tokens].reshape(tokens + 1, tokens)
   read = one.attention.pool.astype(float).mean(0)

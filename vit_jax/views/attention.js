@@ -36,9 +36,13 @@ async function unpacked(image) {
     const bytes = new Uint8Array(text.length);
     for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);  // from() takes ten times as long
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
-    const view = new DataView(await new Response(stream).arrayBuffer());
-    const values = new Uint16Array(view.byteLength / 2);
-    for (let i = 0; i < values.length; i++) values[i] = view.getUint16(2 * i, true);
+    const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+    const size = queries * tokens;  // of a matrix: its low bytes, then its high ones
+    const values = new Uint16Array(raw.length / 2);
+    for (let i = 0; i < values.length; i++) {
+      const low = i + size * Math.floor(i / size);
+      values[i] = raw[low] + 256 * raw[low + size];
+    }
     weights.set(image, values);
   }
   return weights.get(image);

@@ -167,7 +167,8 @@ def blocked(rows: np.ndarray, whole: analysis.Attention, side: int) -> np.ndarra
 def packed(whole: analysis.Attention, *, side: int = 1) -> str:
   """The weights of heads and their mean, (L, A + 1, Q, T), then rollouts (R, L, Q, T), as base64.
 
-  Little-endian uint16, in `UNIT`, compressed by gzip.
+  uint16, in `UNIT`: of each (Q, T) its low bytes, then its high ones, mostly 0, which takes
+  a tenth to a sixth less than pairs of both. Compressed by gzip.
   """
   zipped = io.BytesIO()
   read = readers(whole).astype(np.float64)  # (0 or 1, T)
@@ -177,7 +178,8 @@ def packed(whole: analysis.Attention, *, side: int = 1) -> str:
       rows = blocked(np.concatenate([matrix, read @ matrix]), whole, side)  # (Q, T)
       if not np.isfinite(rows).all():
         raise ValueError('the attention of the model is not finite')
-      file.write(np.rint(rows / UNIT).astype('<u2').tobytes())
+      stored = np.rint(rows / UNIT).astype(np.uint16)
+      file.write(np.stack([stored & 255, stored >> 8]).astype(np.uint8).tobytes())
 
     for layer in whole.weights:
       heads = layer.astype(np.float64)
