@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import io
 import os
 import pathlib
@@ -33,31 +34,20 @@ def run(args: argparse.Namespace) -> int:
   model = bundle.read(args.model, args.checkpoint)
   for line in model.defects:
     warn('search', line)
-  queries = inputs.image_split(loose.image_files(args.queries)) if args.queries else None
-  photos = open_photos(args)
-  for line in photos.notes:
-    to_stderr(line)
-  with progress(len(photos.source), description='features', unit='images') as advance:
-    features = extract(
-      model,
-      photos,
-      preprocess=args.preprocess,
-      batch_size=args.batch_size,
-      cache=user_cache() if args.cache is None else args.cache,
-      advance=advance,
-    )
-  features.check_finite()
-  if len(features) < 2 and not queries:
+  queries = read(model, query_files(args), args) if args.queries else None
+  images = read(model, open_photos(args), args, cache=args.cache)
+  if len(images.features) < 2 and not queries:
     raise ValueError(f'{args.photos} has one image that can be read: there is nothing to compare')
-  with progress(len(features), description='neighbours', unit='images') as advance:
-    collection = Collection(photos, features, args.k, model.preprocess.channels, advance)
-    selections, missing = searched(collection, model, queries, args)
-  write(args.out, collection, selections, queries, args.count)
+  with progress(len(images.features), description='neighbours', unit='images') as advance:
+    selections = selected(dataclasses.replace(images, advance=advance), queries, args)
+  if args.out:
+    page = search_page.as_html(images, selections, queries, count=args.count)
+    write(pathlib.Path(args.out), selections, page)
   if args.format == 'json':
     print(files.as_json([as_json(selection) for selection in selections]))
   else:
     to_stdout(*lines(selections, args))
-  missing = [*collection.unreadable(), *missing]
+  missing = images.unreadable() + (queries.unreadable() if queries else [])
   if missing:
     warn('search', f'{quantity(len(missing), "image")} could not be read: {first_few(missing)}')
   return INCOMPLETE if missing else 0
@@ -76,55 +66,61 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(f'--out {args.out} is no folder')
 
 
+def query_files(args: argparse.Namespace) -> inputs.Split:
+  """The images of the queries."""
+  return inputs.image_split(loose.image_files(args.queries))
+
+
 def open_photos(args: argparse.Namespace) -> inputs.Split:
   """The photos of a folder, or those of a split of a data set."""
   name = f'images:{args.photos}' if os.path.isdir(args.photos) else args.photos
   return inputs.open_split(args.model, on=name, split=args.split)
 
 
-def searched(
-  images: Collection,
-  model: bundle.Bundle,
-  queries: inputs.Split | None,
-  args: argparse.Namespace,
-) -> tuple[list[Selection], list[str]]:
-  """What the flags ask for, and the names of queries that could not be read."""
-  selections, missing = [], []
-  wanted = set(args.only or (() if queries else SELECTIONS)) | (
-    {'diverse'} if args.diverse else set()
-  )
-  if queries:
-    features = extract(model, queries, preprocess=args.preprocess, batch_size=args.batch_size)
-    selections.append(images.neighbours(queries, features))
-    missing = Collection(queries, features, args.k).unreadable()
+def read(
+  model: bundle.Bundle, split: inputs.Split, args: argparse.Namespace, *, cache: str | None = ''
+) -> Collection:
+  """Images with their features, which a folder keeps: None is the user's, '' none."""
+  for line in split.notes:
+    to_stderr(line)
+  with progress(len(split.source), description='features', unit='images') as advance:
+    features = extract(
+      model,
+      split,
+      preprocess=args.preprocess,
+      batch_size=args.batch_size,
+      cache=user_cache() if cache is None else cache,
+      advance=advance,
+    )
+  features.check_finite()
+  return Collection(split, features, args.k, model.preprocess.channels)
+
+
+def selected(
+  images: Collection, queries: Collection | None, args: argparse.Namespace
+) -> list[Selection]:
+  """What the flags ask for: the nearest of the queries, or all, or what --only names."""
+  selections = [images.neighbours(queries)] if queries else []
+  wanted = args.only or ([] if queries else SELECTIONS)
   for name, selection_of in SELECTIONS.items():
-    if name in wanted and (selection := selection_of(images, args)):
+    is_wanted = name in wanted or (name == 'diverse' and args.diverse)
+    if is_wanted and (selection := selection_of(images, args)):
       selections.append(selection)
-    elif name in (args.only or ()):
+    elif is_wanted and args.only:
       warn('search', f'{name}: images of {args.photos} have no single label each')
-  return selections, missing
+  return selections
 
 
 # Results
 
 
-def write(
-  out: str,
-  images: Collection,
-  selections: Sequence[Selection],
-  queries: inputs.Split | None,
-  count: int,
-) -> None:
-  """Writes the table and the page into a folder, which is made; nothing where none is asked for."""
-  if not out:
-    return
-  folder = pathlib.Path(out)
+def write(folder: pathlib.Path, selections: Sequence[Selection], page: str) -> None:
+  """Writes the table and the page into a folder, which is made."""
   folder.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
   table = csv.writer(text)
   table.writerow(COLUMNS)
   table.writerows(row for selection in selections for row in selection.rows())
-  page = search_page.as_html(images, selections, queries, count=count)
   for name, content in ((TABLE, text.getvalue()), (PAGE, page)):
     with files.replacing(folder / name) as file:
       file.write(content.encode(errors='replace'))

@@ -1,6 +1,6 @@
 """A collection of images that is searched by features: selections of what is alike, odd, diverse.
 
-N images that could be read, M queries.
+N images that could be read.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.evaluate import curation, inputs, neighbours
 from vit_jax.evaluate.features import Features
-from vit_jax.sources import survey
+from vit_jax.sources import Record, survey
 from vit_jax.text import quantity
 
 LISTED = 10_000  # groups of a selection: more are counted
@@ -25,7 +25,7 @@ class Item:
   """An image of a selection.
 
   Fields:
-    row: among the features of the collection; of a query N and its index among all queries.
+    row: of the image among those of the collection; of a query N and its row among the queries.
     name: as messages have it.
     similarity: a cosine, as the selection says of what; None without.
     label: the names of its classes.
@@ -94,19 +94,22 @@ class Collection:
   def items(self, rows: Iterable[int], similarities: Iterable[float]) -> list[Item]:
     return [self.item(int(row), float(value)) for row, value in zip(rows, similarities)]
 
+  def record(self, row: int) -> Record:
+    """The record that the image of a row is read from."""
+    return self.split.source[int(self.features.indices[row])]
+
   def unreadable(self) -> list[str]:
     """The names of images that could not be read."""
     rows = np.setdiff1d(np.arange(len(self.split.source)), self.features.indices)
     return [self.split.source.describe(int(row)) for row in rows]
 
-  def neighbours(self, queries: inputs.Split, features: Features) -> Selection:
+  def neighbours(self, queries: 'Collection') -> Selection:
     """The nearest images of each query, which comes first in its group."""
-    nearest = neighbours.nearest(self.features.values, features.values, k=self.k)
+    nearest = neighbours.nearest(self.features.values, queries.features.values, k=self.k)
     groups = []
-    for number, (rows, similarities) in enumerate(zip(nearest.index, nearest.similarity)):
-      index = int(features.indices[number])
-      name = queries.source.describe(index)
-      query = Item(len(self.features) + index, name)
+    for row, (rows, similarities) in enumerate(zip(nearest.index, nearest.similarity)):
+      name = queries.item(row).name
+      query = Item(len(self.features) + row, name)
       groups.append((name, [query, *self.items(rows, similarities)]))
     sentence = (
       f'The {self.k} most like {quantity(len(groups), "image")}, by the cosine of features.'
@@ -139,7 +142,7 @@ class Collection:
     """Whether images of the same pixels are the same file, too."""
 
     def file_digest(row: int) -> bytes:
-      image = self.split.source[int(self.features.indices[row])]['image']
+      image = self.record(row)['image']
       return hashlib.blake2b(image).digest() if isinstance(image, bytes) else b''
 
     digests = {file_digest(row) for row in rows}

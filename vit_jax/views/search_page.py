@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.evaluate import inputs
 from vit_jax.evaluate.collection import Collection, Item, Selection
 from vit_jax.images import decoding
 from vit_jax.text import quantity, without_folders
@@ -25,7 +24,7 @@ MEMBERS = 12  # images of a group that are shown, where there are several groups
 
 
 def as_html(
-  images: Collection, selections: Sequence[Selection], queries: inputs.Split | None, *, count: int
+  images: Collection, selections: Sequence[Selection], queries: Collection | None, *, count: int
 ) -> str:
   """One file that asks for no other, of `count` groups of each selection, or of its only group."""
   listed = {selection.name: shown_groups(selection, count) for selection in selections}
@@ -56,13 +55,10 @@ def shown_groups(selection: Selection, count: int) -> Sequence[tuple[str, Sequen
   return [(title, items[:MEMBERS]) for title, items in selection.groups[:count]]
 
 
-def pixels(images: Collection, queries: inputs.Split | None, row: int) -> np.ndarray:
+def pixels(images: Collection, queries: Collection | None, row: int) -> np.ndarray:
   """The whole image of an item's row, not cut as the model takes it."""
   total = len(images.features)
-  if queries is not None and row >= total:
-    record = queries.source[row - total]
-  else:
-    record = images.split.source[int(images.features.indices[row])]
+  record = queries.record(row - total) if queries and row >= total else images.record(row)
   return decoding.as_pixels(record['image'], images.channels)
 
 
