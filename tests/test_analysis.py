@@ -802,6 +802,13 @@ def test_images_of_a_data_set_lie_evenly_in_it(tmp_path):
   assert [image['label'] for image in index['images']] == labels
 
 
+def test_the_index_tells_no_absolute_path(tmp_path, photos):
+  out, model = tmp_path / 'out', saved(vit_of(), tmp_path)
+  assert inspect(model, photos / 'rose 0.png', '--out', out, '--only', 'rollout') == 0
+  text = (out / 'inspect.json').read_text() + (out / 'index.html').read_text()
+  assert 'rose 0.png' in text and str(tmp_path) not in text
+
+
 def test_pictures_of_images_of_an_earlier_command_are_removed_and_nothing_else(tmp_path, photos):
   out, model = tmp_path / 'out', saved(vit_of(), tmp_path)
   only = ('--out', out, '--only', 'rollout')

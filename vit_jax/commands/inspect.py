@@ -23,7 +23,16 @@ from vit_jax.images import transforms
 from vit_jax.images.decoding import omitted_channels
 from vit_jax.models import vit
 from vit_jax.sources import loose
-from vit_jax.text import nearest, one_line, progress, quantity, reason, si, to_stdout
+from vit_jax.text import (
+  nearest,
+  one_line,
+  progress,
+  quantity,
+  reason,
+  si,
+  to_stdout,
+  without_folders,
+)
 from vit_jax.views import attention, look, pictures
 
 INDEX = 'inspect.json'
@@ -120,7 +129,12 @@ def draw_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         shown.append(draw_image(request, image, folder, number))
         advance(1)
     lines = draw_overview(request, images, folder, shown)
-    index = {'model': str(args.model), 'pictures': lines, 'images': shown, 'left_out': absent}
+    index = {
+      'model': without_folders(args.model),
+      'pictures': lines,
+      'images': shown,
+      'left_out': absent,
+    }
     settings = {'fusion': args.fusion, 'discard': args.discard, 'label': args.label}
     index['settings'] = settings | {'square': request.square, 'stride': request.stride}
     files.write_json(folder / INDEX, index)
@@ -382,7 +396,8 @@ def draw_image(request: Request, image: Image, folder: pathlib.Path, number: int
   if drawings:
     subfolder.mkdir(exist_ok=True)
   lines = {kind: write(subfolder, kind, drawing) for kind, drawing in drawings.items()}
-  entry: dict[str, Any] = {'file': image.name, 'label': image.label, 'folder': subfolder.name}
+  file = without_folders(image.name)  # the folder of pictures may be sent to others
+  entry: dict[str, Any] = {'file': file, 'label': image.label, 'folder': subfolder.name}
   entry |= {'predictions': predictions, 'pictures': lines}
   if request.shuffled is None:
     return entry
