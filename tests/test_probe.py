@@ -157,6 +157,14 @@ def beyond(scenes):
   Image.new('L', (64, 48), 7).save(scenes / 'masks/3.png')
 
 
+def deep(scenes):
+  Image.fromarray(np.full((48, 64), 300, np.uint16)).save(scenes / 'masks/3.png')
+
+
+def broken(scenes):
+  (scenes / 'images/3.png').write_bytes(b'no image')
+
+
 def emptied(scenes):
   for path in (scenes / 'masks').iterdir():
     path.unlink()
@@ -169,6 +177,8 @@ def emptied(scenes):
     (renamed, [], '1 mask without an image of the same name in'),
     (coloured, [], '3.png is RGB: a mask has one class index for each pixel'),
     (beyond, ['--classes', 'names.txt'], '3.png has index 7: the classes are 2, 0 to 1; 255 is'),
+    (broken, [], '3.png'),
+    (deep, [], '3.png has index 300: the classes are 255, 0 to 254'),
     (emptied, [], 'masks has no PNG files'),
     (None, ['--masks', 'nowhere'], 'nowhere is no folder'),
     (None, ['--preprocess', 'central_crop'], '--preprocess is for images with labels'),

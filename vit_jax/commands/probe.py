@@ -13,8 +13,7 @@ from vit_jax import analysis, bundle, files, models
 from vit_jax.commands import evaluate, warn
 from vit_jax.commands.features import check_out
 from vit_jax.evaluate import segmentation
-from vit_jax.images import decoding
-from vit_jax.sources import masks
+from vit_jax.sources import loose, masks
 from vit_jax.sources.masks import IGNORED, MaskedImage
 from vit_jax.text import columns, percent, progress, quantity, to_stdout
 from vit_jax.views import pictures
@@ -56,7 +55,7 @@ def check(args: argparse.Namespace) -> None:
   if args.method != 'linear':
     raise ValueError(f'masks are learned by --method linear, not {args.method}')
   if not args.on:
-    raise ValueError('--masks wants the folder of the images by --on')
+    raise ValueError('masks want the folder of their images by --on')
   for flag in ('preprocess', 'split'):
     if getattr(args, flag):
       raise ValueError(
@@ -70,9 +69,8 @@ def mask_folders(args: argparse.Namespace) -> tuple[str, str] | None:
   if args.masks:
     return args.on, args.masks
   folders = os.path.join(args.on, IMAGES), os.path.join(args.on, MASKS)
-  if args.classes or os.path.isdir(folders[1]):
-    return folders
-  return None
+  has_masks = args.on and os.path.isdir(folders[1])
+  return folders if args.classes or has_masks else None
 
 
 def segment(args: argparse.Namespace, images: str, folder: str) -> tuple[dict[str, Any], bytes]:
@@ -127,8 +125,7 @@ def check_masks(splits: dict[str, list[MaskedImage]], file: str) -> tuple[str, .
   largest = 0
   for pair in (pair for pairs in splits.values() for pair in pairs):
     indices = masks.read_mask(pair.mask)
-    if names:
-      masks.check_indices(indices, pair.mask, names)
+    masks.check_indices(indices, pair.mask, len(names) or IGNORED)
     largest = max(largest, int(indices[indices != IGNORED].max(initial=0)))
   return names or tuple(map(str, range(largest + 1)))
 
@@ -140,9 +137,7 @@ def examples(
   channels, rng = model.preprocess.channels, np.random.default_rng(0)
   for first in range(0, len(pairs), CHUNK):
     chunk = pairs[first : first + CHUNK]
-    originals = [
-      decoding.as_pixels(pathlib.Path(pair.image).read_bytes(), channels) for pair in chunk
-    ]
+    originals = [loose.read_image(pair.image, channels) for pair in chunk]
     pixels = [np.ascontiguousarray(model.preprocess.transform(image, rng)) for image in originals]
     tokens = analysis.patch_tokens(model, pixels)
     for pair, original, image, grid in zip(chunk, originals, pixels, tokens):

@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,13 +97,13 @@ def check_size(mask: np.ndarray, image: np.ndarray, path: str) -> None:
     raise ValueError(f'{printable(path)} is {sizes[0]}, its image {sizes[1]}')
 
 
-def check_indices(indices: np.ndarray, path: str, classes: Sequence[str]) -> None:
-  """Raises ValueError for an index beyond the classes."""
-  wrong = indices[(indices != IGNORED) & ((indices < 0) | (indices >= len(classes)))]
+def check_indices(indices: np.ndarray, path: str, classes: int) -> None:
+  """Raises ValueError for an index beyond so many classes."""
+  wrong = indices[(indices != IGNORED) & ((indices < 0) | (indices >= classes))]
   if wrong.size:
     raise ValueError(
-      f'{printable(path)} has index {wrong[0]}: the classes are {len(classes)}, 0 to '
-      f'{len(classes) - 1}; {IGNORED} is ignored'
+      f'{printable(path)} has index {wrong[0]}: the classes are {classes}, 0 to {classes - 1}; '
+      f'{IGNORED} is ignored'
     )
 
 
