@@ -1275,6 +1275,14 @@ def test_many_classes_are_a_picture(trained):
   assert '<table class="confusion' not in report_images.confusion(gathered)
   assert 'data:image/png' in report_images.confusion(gathered)
   assert '<details open><summary>121 classes' in report_images.classes(gathered)
+  matrix = np.eye(count, dtype=int)
+  for cell, times in {(5, 9): 7, (9, 5): 3, (100, 2): 4}.items():
+    matrix[cell] = times
+  gathered.measured['confusion'] = matrix.tolist()
+  text = report_images.confusion(gathered)
+  table = re.search('<table class="confusion".*?</table>', text)[0]
+  assert re.findall(r'<th scope="row">(\d+)', table) == ['5', '9', '100', '2']
+  assert re.findall(r'<td class="miss".*?>(\d+)', table) == ['7', '3', '4']
 
 
 @pytest.mark.parametrize('count', [31, 1000, 1001, 2500])

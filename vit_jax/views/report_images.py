@@ -18,6 +18,7 @@ from vit_jax.views.photos import OF_CELL, Images, gallery, photo, thumbnail
 from vit_jax.views.repeats import Pair
 
 SMALL = 30  # classes, up to which their table is unfolded
+BLOCK = 12  # classes of a larger one that are most confused with one another, as a table
 TABLE = 120  # classes, up to which the confusion matrix is a table, whose cells open
 UPRIGHT = 12  # classes, up to which the names of its columns lie
 LISTED = 1000  # classes at most in the table of classes
@@ -111,9 +112,14 @@ def confusion(facts: Facts) -> str:
   images = Images.of(values)
   cells = images.cells() if images else {}
   linked = {cell: rows for cell, rows in cells.items() if shown_rows(facts, rows)}
-  is_table = len(names) <= TABLE
-  shown = confusion_table(matrix, names, linked) if is_table else confusion_picture(matrix, names)
-  opens = ' A number opens its images.' if linked and is_table else ''
+  if len(names) <= TABLE:
+    shown = confusion_table(matrix, names, linked, range(len(names)))
+  else:
+    shown = confusion_picture(matrix, names)
+    if block := most_confused(matrix):
+      shown += '<h3>The classes that are most confused with one another</h3>'
+      shown += confusion_table(matrix, names, linked, block)
+  opens = ' A number opens its images.' if linked else ''
   return (
     f'<p>A row for each label, a column for each prediction: right ones lie on the diagonal.{opens}'
     f'</p>{shown}{frequent(values, linked)}{cell_galleries(facts, images, linked, matrix)}'
@@ -128,19 +134,32 @@ def cell_id(cell: tuple[int, int]) -> str:
   return 'cell-{}-{}'.format(*cell)
 
 
+def most_confused(matrix: np.ndarray) -> list[int]:
+  """BLOCK classes at most of (K, K) counts: those of the most frequent mistakes, side by side."""
+  errors = (matrix - np.diag(np.diag(matrix))).ravel()
+  cells = np.flatnonzero(errors)
+  cells = cells[np.argsort(-errors[cells], kind='stable')][:BLOCK]
+  pairs = np.stack(np.divmod(cells, len(matrix)), axis=1)
+  return list(dict.fromkeys(pairs.ravel().tolist()))[:BLOCK]
+
+
 def confusion_table(
-  matrix: np.ndarray, names: Sequence[str], linked: Mapping[tuple[int, int], Any]
+  matrix: np.ndarray,
+  names: Sequence[str],
+  linked: Mapping[tuple[int, int], Any],
+  subset: Sequence[int],
 ) -> str:
-  """(K, K) counts with a shade for their fraction of the row; a link where there are images."""
+  """Counts of a subset of classes, shaded by their fraction of the row, with links to images."""
   fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-  look = 'confusion' if len(names) <= UPRIGHT else 'confusion upright'
-  head = ''.join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+  look = 'confusion' if len(subset) <= UPRIGHT else 'confusion upright'
+  head = ''.join(f'<th scope="col"><span>{escape(names[k])}</span></th>' for k in subset)
   rows = []
-  for label, name in enumerate(names):
-    cells = ''
-    for prediction, count in enumerate(matrix[label].tolist()):
+  for label in subset:
+    name, cells = names[label], ''
+    for prediction in subset:
+      count = int(matrix[label, prediction])
       kind = ' class="miss"' * (prediction != label and count > 0)
-      text = str(count) if count or len(names) <= SMALL else ''
+      text = str(count) if count or len(subset) <= SMALL else ''
       if (label, prediction) in linked:
         title = f'{name} taken for {names[prediction]}: {quantity(count, "image")}'
         target = cell_id((label, prediction))
@@ -149,7 +168,7 @@ def confusion_table(
     rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
   return (
     f'<div class="wide" tabindex="0"><table class="{look}"><thead>'
-    f'<tr><td></td><th scope="colgroup" colspan="{len(names)}" class="axis">prediction →</th></tr>'
+    f'<tr><td></td><th scope="colgroup" colspan="{len(subset)}" class="axis">prediction →</th></tr>'
     f'<tr><td class="axis">label ↓</td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     '</div>'
   )
