@@ -145,7 +145,7 @@ def reduced(spec, folder, **more):
   if full.task == 'mae':
     fields |= {'mae.decoder_depth': 1, 'mae.decoder_width': 16, 'mae.decoder_heads': 2}
   if full.task == 'dino':
-    fields |= {'views.local_count': 1, 'views.local_size': 8, 'model.remat': 'none'}
+    fields |= {'views.local_count': 1, 'views.local_size': 8}
     fields |= {'dino.prototypes': 16, 'dino.hidden': 8, 'dino.constant_prototypes': 0}
   if full.pretrained and full.model.layer_scale:  # the tiny checkpoint has none
     fields |= {'model.layer_scale': None, 'model.cls_position': None}

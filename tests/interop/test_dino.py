@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.interop.peers import LIGHTLY_HEADS, LIGHTLY_LOSSES
+from vit_jax import config, models, plan
 from vit_jax.tasks import dino, prototypes
 
 N, GLOBAL, ALL, K = 6, 2, 5, 11
@@ -141,3 +142,16 @@ def test_the_rounds_of_sinkhorn_and_knopp(rounds):
   close(
     ours, LIGHTLY_LOSSES.swav_loss.sinkhorn(torch.tensor(x), iterations=rounds, epsilon=TEACHER)
   )
+
+
+@pytest.mark.parametrize('name', ['hf dinov2 registers', 'dinov3 token', 'siglip map'])
+def test_a_run_goes_on_from_an_encoder_of_another_library(name, peer):
+  side = 2 * max(peer(name).size)
+  words = ['task=dino', 'ema=0.9', f'pretrained={peer(name).path}', 'model.name=']
+  words += [f'image_size={side}', f'views.local_size={max(peer(name).size)}', 'batch_size=8']
+  words += ['data.source=digits', 'schedule.warmup=0', 'dino.prototypes=8', 'dino.hidden=8']
+  asked = plan.make_plan(config.load('default', words))
+  start = models.flat(asked.task.start().params)
+  every = models.flat(jax.eval_shape(asked.task.init, jax.eval_shape(jax.random.key, 0)))
+  extra = {name.partition('/')[0] for name in every.keys() - start.keys()}
+  assert extra == {'projection', 'centres', 'hidden'}
