@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import use_abstract_mesh
 
 import vit_jax
 from tests.conftest import shapes, tiny
+from tests.test_attention import mesh_of
 from vit_jax.models import layers, memory
 
 
@@ -64,6 +66,9 @@ def test_the_memory_of_activations_is_what_compilers_say():
   layer = memory.layer_bytes(B16, 197)
   assert 128 * 12 * layer['full'] == BASE * 768
   assert 128 * 12 * layer['lean'] == BASE * (6 * 768 + 3072)
+  b16_loop = B16.clone(unroll=1)
+  lean = 128 * memory.activation_bytes(b16_loop, 197, 'lean', platform='tpu') - 128 * layer['none']
+  assert lean == BASE * (3 * 768 + 3072)  # libtpu's, of all temporary arrays: 4.92 GiB
   loop = vit_jax.build('ViT-S/16', dtype='bfloat16', unroll=1)
   gib = 128 * memory.activation_bytes(loop, 197, 'none', platform='tpu') / 2**30
   assert gib == pytest.approx(11.35, rel=0.05)  # libtpu's
@@ -86,3 +91,23 @@ def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():
   assert [text.count('= reduce_precision[') for text in texts] == [1, 0]
   assert [text.count('= sin') for text in texts] == [1, 1]
   jax.tree.map(np.testing.assert_array_equal, named(x, kernel), saving(x, kernel))
+
+
+def saved_arrays(platform, kind):
+  """How many arrays of the tokens' size a lean loop's forward pass stacks, for such a device."""
+  model = tiny(remat='lean', dtype='bfloat16')
+  params, images = shapes(model), jax.ShapeDtypeStruct((4, 8, 12, 3), jnp.float32)
+
+  def loss(params, images):
+    return model.apply({'params': params}, images, train=True)[0].sum()
+
+  with use_abstract_mesh(mesh_of(platform, kind)):
+    equations = jax.make_jaxpr(jax.grad(loss))(params, images).eqns
+  _, backward = (eqn for eqn in equations if eqn.primitive.name == 'scan')
+  return [v.aval.shape for v in backward.invars].count((model.depth, 4, 7, model.width))
+
+
+def test_a_lean_loop_saves_q_k_and_v_but_for_tpus():
+  # x, attended, middle
+  assert saved_arrays('tpu', 'TPU v5 lite') == 3
+  assert saved_arrays('gpu', 'AMD MI300X') == 6
