@@ -17,6 +17,8 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from vit_jax.models import derivatives
+
 Array = jax.Array
 
 AXES = ('data', 'fsdp', 'tensor')  # of the mesh of a program, see `sharding`
@@ -147,6 +149,13 @@ def taken(tokens: Array, indices: Array) -> Array:
   return jnp.take_along_axis(tokens, indices[:, :, None], axis=1)
 
 
+def activate(name: str, x: Array) -> Array:
+  """One of ACTIVATIONS, on a CPU by the derivative that saves x alone."""
+  if program_device().platform == 'cpu':
+    return derivatives.gated(ACTIVATIONS[name], x)
+  return ACTIVATIONS[name](x)
+
+
 class Dense(nn.Module):
   """A dense layer of tokens (N, T, D) -> (N, T, features), as `nn.Dense` but for its sums."""
 
@@ -180,10 +189,9 @@ class LayerNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
     x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-    mean = checkpoint_name(mean, 'norm_mean')
-    inverse = checkpoint_name(jax.lax.rsqrt(variance + self.epsilon), 'norm_inverse')
+    if program_device().platform == 'cpu':
+      return derivatives.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+    mean, inverse = derivatives.moments(x, self.epsilon)
     x = (x - mean) * (inverse * spread(scale, x.shape)) + spread(bias, x.shape)
     return x.astype(self.dtype)
 
@@ -259,7 +267,7 @@ class Mlp(nn.Module):
     if self.swiglu:
       h = h * nn.silu(checkpoint_name(dense(self.hidden, name='gate')(x), 'gate'))
     else:
-      h = ACTIVATIONS[self.activation](h)
+      h = activate(self.activation, h)
     h = drop(h)
     if self.norm:
       h = NORMS[self.norm](epsilon=self.norm_eps, dtype=self.dtype, name='norm')(h)
