@@ -16,10 +16,13 @@ import jax
 
 from vit_jax import bundle, checkpoint, files, metrics, sharding, workdir
 from vit_jax.convert import bundles, runs
-from vit_jax.evaluate import results
+from vit_jax.evaluate import development, results
+from vit_jax.evaluate.inputs import Split
 from vit_jax.guards import owner, processes, seals, stopping, waiting, writing
+from vit_jax.pipeline import DataError
 from vit_jax.plan import Plan
 from vit_jax.tasks import Params
+from vit_jax.text import one_line
 from vit_jax.views import card, report
 
 MODEL, CARD, CHECKPOINTS = 'model', f'model/{bundle.CARD}', 'checkpoints'
@@ -90,6 +93,23 @@ class Live:
     with self.lock:
       self.latest = evaluation
       self.attempt = self.attempt or waiting.in_background(self.write_all)
+
+  @property
+  def looks(self) -> bool:
+    """Whether what the model makes of photos is kept: of an encoder, for the report."""
+    has_classes = getattr(self.plan.task.model, 'num_classes', 1)
+    return not has_classes and self.plan.config.system.report
+
+  def look(self, step: int, model: bundle.Bundle) -> None:
+    """Writes what the model of a step makes of photos; an error is a line."""
+    if jax.process_index() > 0:
+      return
+    data = self.plan.config.data
+    split = Split(data.source, data.validation, self.plan.splits['validation'])
+    try:
+      development.add(self.owner.folder, development.look(model, split, step))
+    except (ValueError, OSError, DataError, jax.errors.JaxRuntimeError) as error:
+      self.say(f'no photos over time: {one_line(error)}')
 
   def write_all(self) -> None:
     while evaluation := self.next():

@@ -280,7 +280,7 @@ class Evaluator:
     if state.ema is not None:
       averaged, result = self.measure('validation', state.ema, keep=keep, wide=wide)
       values |= {f'ema_{name}': averaged[name] for name in plan.task_ranks}
-    of_delivered = self.probed(state.model_params)
+    of_delivered = self.probed(state.model_params, step)
     prefix, result = 'ema_' * (state.ema is not None), result | of_delivered
     values |= {f'{prefix}{name}': value for name, value in of_delivered.items()}
     self.latest = (step, result if wide else {})
@@ -293,14 +293,20 @@ class Evaluator:
       self.best.update(step, state.model_params, values)
     return values
 
-  def probed(self, params: Params) -> dict[str, float]:
-    """The k-NN accuracy of what would be delivered, where it is asked for."""
-    plan = self.training.plan
-    if plan.probe is None:
+  def probed(self, params: Params, step: int | None = None) -> dict[str, float]:
+    """The k-NN accuracy of what would be delivered, where it is asked for.
+
+    With the step of a validation also writes what it makes of photos, where the report shows that.
+    """
+    plan, say = self.training.plan, self.training.display.say
+    live = self.live if step is not None and self.live is not None and self.live.looks else None
+    if plan.probe is None and live is None:
       return {}
     with stopping.phase('evaluation'), jax.transfer_guard('allow'):
       model = plan.task.deliver(sharding.gathered(params))
-      return {knn.ACCURACY: plan.probe.accuracy(model, say=self.training.display.say)}
+      if live is not None and step is not None:
+        live.look(step, model)
+      return {knn.ACCURACY: plan.probe.accuracy(model, say=say)} if plan.probe else {}
 
   def described(self, use: str, step: int) -> dict[str, Any]:
     """What an evaluation is of, as its file has it."""

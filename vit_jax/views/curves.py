@@ -35,10 +35,10 @@ RANDOM = {'drop_path': 'drop path', 'dropout': 'dropout', 'attention_dropout': '
 
 
 def charts(facts: Facts) -> list[Chart]:
-  """The loss, what else the task ranks by, in training and evaluation, and the rates."""
+  """The loss, what else the task measures, in training and evaluation, and the rates."""
   options: dict[str, Any] = {'epoch': steps_of_epoch(facts), 'marks': leg_marks(facts)}
   result = []
-  for name in dict.fromkeys(('loss', *facts.ranks)):
+  for name in dict.fromkeys(('loss', *facts.ranks, *parts(facts))):
     title = results.display_name(name)
     lines = {words: thinned(*facts.curve(key + name)) for key, words in LINES.items()}
     note = gap(facts) if name == 'loss' else ''
@@ -50,6 +50,15 @@ def charts(facts: Facts) -> list[Chart]:
       lines[SCHEDULE] = line
     result.append(Chart(title, lines, is_fraction, exact=(SCHEDULE,), **options))
   return result
+
+
+def parts(facts: Facts) -> list[str]:
+  """Names of what was logged of training and validation both, as the parts of a loss are."""
+  train, validation = (
+    {key.removeprefix(use) for row in facts.rows for key in row if key.startswith(use)}
+    for use in ('train/', 'validation/')
+  )
+  return sorted((train & validation) - {*results.COUNTS})
 
 
 def steps_of_epoch(facts: Facts) -> float:

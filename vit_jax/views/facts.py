@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from vit_jax import analysis, bundle, files, metrics, sources, workdir
-from vit_jax.evaluate import inputs, results
+from vit_jax.evaluate import development, inputs, results
+from vit_jax.evaluate.development import Development
 from vit_jax.guards import legs, owner
 from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
@@ -66,6 +67,7 @@ class Facts:
     data: of the run as `workdir.read_data` has it; {} if it is not there.
     status: of `owner.read`, how a run goes that is not finished; {} if nothing says it.
     photos: of the images that were measured.
+    development: what an encoder without classes made of some photos, evaluation after evaluation.
     legs: of a run that was extended or changed, after its first.
     repeats: images that the data has twice; None where they were not all looked at.
     written: when this was read.
@@ -84,6 +86,7 @@ class Facts:
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   status: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   photos: Photos = dataclasses.field(default_factory=Photos)
+  development: Development | None = None
   legs: tuple[Leg, ...] = ()
   repeats: Repeats | None = None
   written: datetime.datetime = dataclasses.field(
@@ -229,6 +232,7 @@ def with_evaluation(
   facts = dataclasses.replace(facts, measured=evaluation)
   if evaluation.get('loss', 0) is None:
     facts = with_omission(facts, 'the loss of the model is not finite')
+  facts = with_development(facts, data)
   if 'mistakes' not in evaluation or (is_finished(facts.folder) and facts.model is None):
     return facts
   try:
@@ -295,6 +299,32 @@ def with_photos(facts: Facts, data: inputs.Split) -> Facts:
     images, data.source, transform_of(facts), limit=limit, root=root_of(data.name)
   )
   return dataclasses.replace(facts, photos=shown)
+
+
+def with_development(facts: Facts, validation: inputs.Split | None) -> Facts:
+  """The same with how an encoder developed and the photos of it, where the run's folder says it."""
+  looks, config = development.read(facts.folder), facts.config['data']
+  if looks is None or facts.photos.uris:
+    return facts
+  try:
+    data = validation or inputs.open_split(
+      facts.folder, on=config['source'], split=config['validation']
+    )
+    rows = [*dict.fromkeys([*looks.photos.tolist(), *looks.nearest.ravel().tolist()])]
+    if max(rows) >= len(data.source):
+      raise ValueError(f'the split has {len(data.source):,} images now, fewer than before')
+    transform, root = transform_of(facts), root_of(data.name)
+
+    def pixels(row: int) -> np.ndarray:
+      return transform(data.source[row]['image'], np.random.default_rng(0))
+
+    def name(row: int) -> str:
+      return without_folders(data.source.describe(row), root)
+
+    shown = photos.within_size(rows, pixels, name)
+  except ERRORS as error:
+    return with_omission(facts, f'photos over time could not be drawn: {one_line(error)}')
+  return dataclasses.replace(facts, development=looks, photos=shown)
 
 
 def with_mistakes(facts: Facts, data: inputs.Split) -> Facts:

@@ -12,7 +12,17 @@ import numpy as np
 from vit_jax import analysis, files, metrics, models
 from vit_jax.evaluate import results
 from vit_jax.text import number, percent, quantity, without_folders
-from vit_jax.views import charts, curves, html, opening, photos, pictures, report_images, svg
+from vit_jax.views import (
+  charts,
+  curves,
+  html,
+  opening,
+  photos,
+  pictures,
+  report_development,
+  report_images,
+  svg,
+)
 from vit_jax.views.card import dimensions, shown
 from vit_jax.views.facts import Facts, seconds_of_steps
 from vit_jax.views.html import escape, table
@@ -233,6 +243,8 @@ def as_html(facts: Facts) -> str:
     title: section(facts) for title, (name, section) in SECTIONS.items() if name in values
   }
   sections['Curves'] = curves_section(facts)
+  if facts.development is not None:
+    sections['Photos over time'] = report_development.section(facts)
   if facts.model is not None and isinstance(facts.model.model, models.Model):
     sections['Filters and positions'] = weights_section(facts)
   sections |= {'Command and environment': environment(facts), 'Config': settings(facts)}
