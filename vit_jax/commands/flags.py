@@ -41,6 +41,7 @@ RECIPES = {  # what each is for, those for a first run first
   'vtab': 'a task of VTAB-1k, of 1,000 images',
   'vit_s16_i1k': 'ViT-S/16 on ImageNet from scratch: the plain baseline',
   'deit3': 'ViTs on ImageNet from scratch, as DeiT III does',
+  'lejepa': 'images without labels: views agree, without a teacher',
   'dino': 'images without labels: DINO, iBOT and KoLeo, as DINOv2 does',
   'pretrain': 'ViTs on ImageNet or ImageNet-21k, as the ViT paper does',
   'mixer': 'MLP-Mixer: pre-training, and fine-tuning',

@@ -1,0 +1,48 @@
+"""Views of an image agree, without a teacher, as LeJEPA has it (arXiv 2511.08544).
+
+vit train --config=lejepa:S/16,images:photos --workdir=runs/lejepa
+vit train --config=lejepa:S/14,images:photos,dinov2_vits14 --workdir=runs/lejepa
+
+The argument is MODEL,DATASET[,CHECKPOINT]; labels, if there are any, are not read. It starts from
+any checkpoint of that size that loads, of another patch or image size too. The authors' advice for
+any model and set: two crops of 224 pixels and six of 96, or of 98 for patches of 14; colours
+changed; AdamW at 5e-4 with decay 0.05, a cosine to a thousandth of that; 100 epochs. A batch is
+128, or as small as gives an epoch eight steps, the rate in proportion. There is no accumulation, as
+the distribution of a whole batch is tested.
+
+By the formulas of `vit plan`, in bfloat16, a batch of 128 of S/16 fits a GPU of 8 GB, of B/16 one
+of 24 GB, or of 8 with --config.batch_size=64. What is recomputed for it is chosen by itself.
+
+Hardware: GPUs (the authors).
+Time: for ViT-S/8 on Imagenette at 128 pixels, 800 epochs, 200 min on one (the authors).
+Result: ViT-L after 100 epochs of ImageNet: 96.5 % on CIFAR-10, 83.7 on CIFAR-100, 82.1 on Food-101
+  by a linear probe of all images; ViT-S/8 on Imagenette 90.7 % (README and MINIMAL.md of
+  rbalestr-lab/lejepa).
+Measured: not yet run.
+"""
+
+from vit_jax import models
+from vit_jax.configs import _data, default
+
+COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2) | gaussian_blur(0.5)'
+
+
+def get_config(argument):
+  model, dataset, checkpoint = _data.words(
+    argument, 'MODEL,DATASET[,CHECKPOINT]', 'lejepa:S/16,images:photos'
+  )
+  config = default.get_config()
+  config.task = 'lejepa'
+  config.duration = '100 epochs'
+  config.batch_size = 128
+  _data.encoder(config, model, checkpoint)
+  side, _ = models.VARIANTS[models.canonical(model)]['patch']
+  config.views.local_size = (round(96 / side) * side,) * 2
+  config.views.augment = f'flip | {COLOURS} | solarization(0.2)'
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.clip = 0.0
+  config.schedule.learning_rate = 5e-4
+  config.evaluation.every = config.checkpoint.every = '5%'
+  _data.fit(config, _data.use(config, dataset, ()))
+  config.schedule.end = config.schedule.learning_rate / 1000
+  return config
