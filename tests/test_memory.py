@@ -1,19 +1,22 @@
 """Laws of what a step saves for the gradient, and of the memory that it takes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import use_abstract_mesh
 
 import vit_jax
 from tests.conftest import shapes, tiny
-from vit_jax.models import layers, memory
+from tests.test_attention import mesh_of
+from vit_jax.models import derivatives, layers, memory
 
 
-def temporary_bytes(depth, remat):
-  """Temporary memory of the compiled gradient of a small loop of 32 x 65 tokens."""
-  model = tiny(depth=depth, width=64, mlp_dim=256, remat=remat)
+def temporary_bytes(depth, **fields):
+  """Temporary memory of the compiled gradient of a small model, of 32 x 65 tokens."""
+  model = tiny(depth=depth, width=64, mlp_dim=256, **fields)
   images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
 
   def loss(params, images):
@@ -24,8 +27,45 @@ def temporary_bytes(depth, remat):
 
 
 def test_a_lean_loop_carries_what_its_formula_says():
-  carried = (temporary_bytes(6, 'lean') - temporary_bytes(2, 'lean')) / 4
+  carried = (temporary_bytes(6, remat='lean') - temporary_bytes(2, remat='lean')) / 4
   assert carried <= 1.15 * 4 * (32 * 65) * (6 * 64 + 256)  # x, q, k, v, attended, middle, hidden
+
+
+def test_a_straight_program_keeps_of_a_layer_what_its_products_read():
+  kept = (temporary_bytes(4, unroll=4) - temporary_bytes(2, unroll=2)) / 2
+  # x, q, k, v, attended, middle and two norms; hidden, before and after GELU; scores; parameters.
+  tokens, parameters = 32 * 65, 4 * 64 * 64 + 2 * 64 * 256
+  assert kept <= 1.1 * 4 * (tokens * (8 * 64 + 2 * 256) + 32 * 2 * 65 * 65 + 2 * parameters)
+
+
+def plain_norm(x, scale, bias):
+  normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  return normal * scale[None] + bias[None]
+
+
+@pytest.mark.parametrize(
+  ('ours', 'plain', 'sizes'),
+  [
+    (derivatives.softmax, nn.softmax, [(5, 7)]),
+    (lambda *args: derivatives.layer_norm(*args, 1e-6), plain_norm, [(5, 8), (8,), (8,)]),
+    *(
+      (lambda x, f=activation: derivatives.gated(f, x), activation, [(50,)])
+      for activation in layers.ACTIVATIONS.values()
+    ),
+  ],
+)
+def test_a_derivative_of_our_own_is_the_one_that_jax_derives(ours, plain, sizes):
+  rng = np.random.default_rng(0)
+  args, moved = ([2 * rng.standard_normal(size) for size in sizes] for _ in range(2))
+  args, moved = jax.tree.map(jnp.float32, (args, moved))
+  value, tangent = jax.jvp(ours, args, moved)
+  want, want_tangent = jax.jvp(plain, args, moved)
+  np.testing.assert_allclose(value, want, atol=1e-6)
+  np.testing.assert_allclose(tangent, want_tangent, atol=2e-6)
+  weights = jnp.float32(rng.standard_normal(value.shape))
+  gradients, want_gradients = (jax.vjp(f, *args)[1](weights) for f in (ours, plain))
+  for gradient, want_gradient in zip(gradients, want_gradients):
+    np.testing.assert_allclose(gradient, want_gradient, atol=2e-6)
 
 
 B16 = vit_jax.build('ViT-B/16', dtype='bfloat16')
@@ -64,6 +104,9 @@ def test_the_memory_of_activations_is_what_compilers_say():
   layer = memory.layer_bytes(B16, 197)
   assert 128 * 12 * layer['full'] == BASE * 768
   assert 128 * 12 * layer['lean'] == BASE * (6 * 768 + 3072)
+  b16_loop = B16.clone(unroll=1)
+  lean = 128 * memory.activation_bytes(b16_loop, 197, 'lean', platform='tpu') - 128 * layer['none']
+  assert lean == BASE * (3 * 768 + 3072)  # libtpu's, of all temporary arrays: 4.92 GiB
   loop = vit_jax.build('ViT-S/16', dtype='bfloat16', unroll=1)
   gib = 128 * memory.activation_bytes(loop, 197, 'none', platform='tpu') / 2**30
   assert gib == pytest.approx(11.35, rel=0.05)  # libtpu's
@@ -86,3 +129,23 @@ def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():
   assert [text.count('= reduce_precision[') for text in texts] == [1, 0]
   assert [text.count('= sin') for text in texts] == [1, 1]
   jax.tree.map(np.testing.assert_array_equal, named(x, kernel), saving(x, kernel))
+
+
+def saved_arrays(platform, kind):
+  """How many arrays of the tokens' size a lean loop's forward pass stacks, for such a device."""
+  model = tiny(remat='lean', dtype='bfloat16')
+  params, images = shapes(model), jax.ShapeDtypeStruct((4, 8, 12, 3), jnp.float32)
+
+  def loss(params, images):
+    return model.apply({'params': params}, images, train=True)[0].sum()
+
+  with use_abstract_mesh(mesh_of(platform, kind)):
+    equations = jax.make_jaxpr(jax.grad(loss))(params, images).eqns
+  _, backward = (eqn for eqn in equations if eqn.primitive.name == 'scan')
+  return [v.aval.shape for v in backward.invars].count((model.depth, 4, 7, model.width))
+
+
+def test_a_lean_loop_saves_q_k_and_v_but_for_tpus():
+  # x, attended, middle
+  assert saved_arrays('tpu', 'TPU v5 lite') == 3
+  assert saved_arrays('gpu', 'AMD MI300X') == 6

@@ -35,7 +35,7 @@ class Refused(ValueError):
 
 
 def nearest_path(path: Path) -> str:
-  """Of a path that is not there, the one in its folder whose name is the most like its; or ''."""
+  """The path beside one that is not there whose name is the most like its; '' without one."""
   folder, name = os.path.split(os.fspath(path).rstrip('/'))
   try:
     names = os.listdir(os.path.expanduser(folder) or '.')

@@ -620,7 +620,10 @@ def pretrained_crc(
     if any(previous[field] != new[field] for field in ('pretrained', 'pretrained_dir')):
       with contextlib.suppress(FileNotFoundError):
         checkpoint = open_pretrained(config)
-  return tree_crc(checkpoint.arrays) if folder and checkpoint is not None else None
+  if not folder or checkpoint is None:
+    return None
+  decoder = checkpoint.decoder.params if checkpoint.decoder else {}
+  return tree_crc({**checkpoint.arrays, **({'decoder': decoder} if decoder else {})})
 
 
 def pretrained_start(

@@ -15,6 +15,7 @@ from jax.sharding import AbstractDevice
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from vit_jax.models import derivatives
 from vit_jax.models.layers import (
   NORMS,
   image_axes,
@@ -105,11 +106,14 @@ class MultiHeadAttention(nn.Module):
     self, q: Array, k: Array, v: Array, bias: Array | None = None
   ) -> tuple[Array, Array]:
     """Attention with its weights in memory: softmax in float32, dropout on the weights."""
-    scores = jnp.einsum('nsad,ntad->nast', q, k, preferred_element_type=jnp.float32)
+    # A CPU lays out heads for the products in any case; asked for here, they are laid out once.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (N, A, S or T, D/A)
+    scores = jnp.einsum('nasd,natd->nast', q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
-    weights = nn.softmax(scores if bias is None else scores + bias)  # (N, A, S, T)
+    weights = derivatives.softmax(scores if bias is None else scores + bias)  # (N, A, S, T)
     dropped = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
-    return jnp.einsum('nast,ntad->nsad', dropped.astype(v.dtype), v), weights
+    x = jnp.einsum('nast,natd->nasd', dropped.astype(v.dtype), v)
+    return x.swapaxes(1, 2), weights  # (N, S, A, D/A)
 
 
 class RelativePositions(nn.Module):

@@ -35,7 +35,8 @@ def fitting_remat(
   """
 
   def fits(remat: str) -> bool:
-    images = (activation_bytes(model, count, remat, platform=platform) for count in tokens)
+    chosen = model if remat == 'none' else model.clone(unroll=model.unroll or 1)  # a loop
+    images = (activation_bytes(chosen, count, remat, platform=platform) for count in tokens)
     return state + batch * sum(images) <= USABLE * memory
 
   return next(filter(fits, BY_SPEED), 'full')
@@ -45,13 +46,16 @@ def activation_bytes(model: Blocks, tokens: int, remat: str, *, platform: str) -
   """Bytes of one image's activations at the height of a step.
 
   What all layers save, and where it recomputes what the layer computed again has meanwhile. On a
-  'tpu' a straight-line program without `remat` saves hardly more than a 'lean' one. 'dots' saves
-  the outputs of the same products as 'lean', but for attention's.
+  'tpu' a straight-line program without `remat` saves hardly more than a 'lean' one, and a 'lean'
+  loop no q, k and v. 'dots' saves the outputs of the same products as 'lean', but for attention's.
   """
   layer = layer_bytes(model, tokens)
-  if remat != 'none':
-    return model.depth * layer['lean' if remat == 'dots' else remat] + layer['none']
   straight = (model.unroll or layers.default_unroll(model.depth, train=True)) >= model.depth
+  if remat != 'none':
+    saved = layer['lean' if remat == 'dots' else remat]
+    if remat == 'lean' and platform == 'tpu' and not straight and isinstance(model, vit.ViT):
+      saved -= 3 * layer['full']  # q, k and v are as large as x
+    return model.depth * saved + layer['none']
   if straight and platform == 'tpu':
     return int(model.depth * STRAIGHT_TPU * layer['lean'])
   return model.depth * layer['none']
