@@ -274,7 +274,7 @@ def test_a_choice_by_element_gives_the_state_that_a_branch_does(usable):
     with use_abstract_mesh(mesh_of(kind, 'one')):
       return updated_if(jnp.asarray(usable), updated, state, params)
 
-  branch, choice = (jax.jit(run, static_argnums=1)(state, kind) for kind in ('cpu', 'tpu'))
+  branch, choice = (jax.jit(run, static_argnums=1)(state, kind) for kind in ('cpu', 'gpu'))
   jax.tree.map(np.testing.assert_array_equal, branch, choice)
   assert branch.params['a'].tolist() == ([0, 0, 0] if usable else [0, 1, 2])
-  assert ['cond' in program(kind) for kind in ('cpu', 'tpu')] == [True, False]
+  assert ['cond' in program(kind) for kind in ('cpu', 'gpu', 'tpu')] == [True, False, False]

@@ -159,11 +159,11 @@ def updated_if(
 ) -> State:
   """The updated state, or with a gradient that is not usable the same.
 
-  Elsewhere a branch, which writes into the memory of the old state. A TPU's compiler lays out the
-  arguments of a branch anew, and copies them: there old or new is chosen for each element, in the
-  pass over the parameters that updates them.
+  On a CPU a branch, which writes into the memory of the old state. Compilers for TPUs and GPUs copy
+  the arguments of a branch: there old or new is chosen for each element, in the pass over the
+  parameters that updates them.
   """
-  if program_device().platform == 'tpu':
+  if program_device().platform != 'cpu':
     choose = functools.partial(jax.lax.select, usable)
     return jax.tree.map(choose, updated(state, grads), state)
   return jax.lax.cond(usable, updated, lambda state, _: state, state, grads)
