@@ -84,7 +84,7 @@ RANGES = {  # min, and what it must be below; of a tuple, each part
   'lejepa.hidden': (1, UNITS),
   'lejepa.outputs': (1, UNITS),
   'mae.mask': (0, 1),
-  'mae.decoder_depth': (0, UNITS),
+  'mae.decoder_depth': (1, UNITS),
   'mae.decoder_width': (4, UNITS),
   'mae.decoder_heads': (1, UNITS),
   'optimizer.weight_decay': (0, REAL),

@@ -24,7 +24,7 @@ from vit_jax.models.decoder import (
 )
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Column, image
-from vit_jax.tasks import Array, Batch, Fixed, Named, Params, Separable, Start, Sums, Task
+from vit_jax.tasks import Array, Batch, Fixed, Loss, Named, Params, Separable, Start, Sums, Task
 from vit_jax.tasks.encoder import ImageEncoder
 
 NOISE = 1  # the random stream of an example that its mask is drawn from; that of its crop is 0
@@ -84,31 +84,14 @@ def mae(
   grid = patch_grid(model, encoder.preprocess.size)
   patches = grid[0] * grid[1]
   visible = visible_count(patches, mask)
-
-  def loss(
-    params: Params, batch: Batch, key: Array, fixed: Fixed, *, train: bool
-  ) -> tuple[Array, Sums, Named]:
-    images = bundle.normalize(batch['image'], encoder.preprocess.mean, encoder.preprocess.std)
-    order = batch['noise'].argsort(axis=1)  # (N, T)
-    params, rngs = with_fixed_positions(params), {'dropout': key}
-    predictions, out = predict(
-      model, decoder, params, images, order, visible, train=train, rngs=rngs
-    )  # (N, T, F)
-    wanted = targets(images, model.patch, normalise=normalise)
-    errors = hidden_errors(predictions, wanted, order[:, visible:])  # (N,)
-    counts = batch['mask'].astype(jnp.float32)
-    total = jnp.where(counts > 0, errors, 0).sum()
-    named = {**out, 'predictions': predictions}
-    return total, {'loss': total, 'count': counts.sum()}, named
-
+  loss = functools.partial(make_loss, encoder, model, decoder, visible=visible, normalise=normalise)
   train, evaluation = (
     {'image': image(encoder.transforms[use]), 'noise': noise(patches)}
     for use in ('train', 'evaluation')
   )
-  training = functools.partial(loss, train=True)
   task = encoder.task(
-    Separable(training) if models.is_separable(model) else training,
-    measured=functools.partial(loss, train=False),
+    Separable(loss(train=True)) if models.is_separable(model) else loss(train=True),
+    measured=loss(train=False),
     columns=train,
     evaluation=evaluation,
     extra=lambda key: {'decoder': decoder.init_params(key, model.width)},
@@ -128,6 +111,35 @@ def mae(
     deliver=deliver,
     start=encoder.start and with_decoder(encoder.start, decoder),
   )
+
+
+def make_loss(
+  encoder: ImageEncoder,
+  model: vit.ViT,
+  decoder: Decoder,
+  *,
+  visible: int,
+  normalise: bool,
+  train: bool,
+) -> Loss:
+  """The loss of `mae`, of V visible patches; `train` applies the encoder's dropout."""
+  preprocess = encoder.preprocess
+
+  def loss(params: Params, batch: Batch, key: Array, fixed: Fixed) -> tuple[Array, Sums, Named]:
+    images = bundle.normalize(batch['image'], preprocess.mean, preprocess.std)
+    order = batch['noise'].argsort(axis=1)  # (N, T)
+    params, rngs = with_fixed_positions(params), {'dropout': key}
+    predictions, out = predict(
+      model, decoder, params, images, order, visible, train=train, rngs=rngs
+    )  # (N, T, F)
+    wanted = targets(images, model.patch, normalise=normalise)
+    errors = hidden_errors(predictions, wanted, order[:, visible:])  # (N,)
+    counts = batch['mask'].astype(jnp.float32)
+    total = jnp.where(counts > 0, errors, 0).sum()
+    named = {**out, 'predictions': predictions}
+    return total, {'loss': total, 'count': counts.sum()}, named
+
+  return loss
 
 
 def with_decoder(start: Callable[[], Start], decoder: Decoder) -> Callable[[], Start]:
