@@ -72,7 +72,7 @@ def of_student_and_teacher(encoder: ImageEncoder) -> list[Pass]:
 # Of each objective: the fields that it needs, and its passes.
 OBJECTIVES: dict[str, tuple[list[str], Callable[[ImageEncoder], list[Pass]]]] = {
   'lejepa': ([], of_student),
-  'dino': (['ema=0.996'], of_student_and_teacher),
+  'dino': (['ema=0.996', 'dino.prototypes=8192'], of_student_and_teacher),
 }
 
 
