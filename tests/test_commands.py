@@ -147,6 +147,35 @@ def test_pages_that_a_thread_frees_are_kept_unless_variables_decide(variables, c
   assert done.stdout.split() == cleared
 
 
+GIVEN_BACK = """
+import ctypes, pathlib, re
+from vit_jax.guards import allocation
+allocation.keep_freed()
+libc, size = ctypes.CDLL(None), 1 << 26
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def resident():
+  return int(re.search(r'VmRSS:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]) << 10
+
+before = resident()
+block, _ = libc.malloc(size), libc.malloc(1 << 20)  # so that it is not the heap's end
+libc.memset(block, 1, size)
+libc.free(block)
+print(resident() - before > 0.9 * size)
+allocation.give_back()
+print(resident() - before > 0.1 * size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of the GNU C library')
+def test_memory_that_is_kept_can_be_given_back():
+  words, env = [sys.executable, '-c', GIVEN_BACK], os.environ | {'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == ['True', 'False']
+
+
 def test_memory_is_kept_where_no_accelerator_may_be_found(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert not allocation.has_accelerator()

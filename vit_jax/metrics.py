@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vit_jax import files, optim, text
-from vit_jax.guards import stopping, writing
+from vit_jax.guards import allocation, stopping, writing
 from vit_jax.guards.waiting import waiting
 from vit_jax.guards.writing import Appender
 from vit_jax.models import Tree
@@ -365,6 +365,7 @@ class Display:
     began = time.perf_counter()
     with stopping.phase('compile'):
       result = function.lower(*args).compile()
+      allocation.give_back()
     self.bars.update(self.task, description=before, refresh=True)
     self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result

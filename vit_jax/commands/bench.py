@@ -31,6 +31,7 @@ import numpy as np
 
 from vit_jax import bundle, files, metrics, models, optim, sharding
 from vit_jax.commands import ending
+from vit_jax.guards import allocation
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
 from vit_jax.workdir import ROOT, installed, source
@@ -203,6 +204,7 @@ def compile_timed(
   times.append(time.perf_counter())
   compiled = lowered.compile()
   times.append(time.perf_counter())
+  allocation.give_back()  # as a run does
   memory = compiled.memory_analysis()
   assert memory is not None  # every backend of XLA has it
   facts: dict[str, Any] = {

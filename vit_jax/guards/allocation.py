@@ -8,6 +8,7 @@ for each of its pages to be cleared: a sixth of its time.
 import ctypes
 import importlib.util
 import os
+from collections.abc import Callable
 
 # Of malloc.h, with their values here: nothing is given back, large blocks come from the heap as
 # all do, and threads share that one, as XLA frees and allocates in threads of its own.
@@ -24,12 +25,25 @@ def keep_freed() -> None:
   """
   if any(name.startswith('MALLOC_') for name in os.environ) or has_accelerator():
     return
+  if mallopt := library_function('mallopt'):
+    for option, value in OPTIONS.values():
+      mallopt(option, value)
+
+
+def give_back() -> None:
+  """Gives memory that is free to the system, such as what compiling a program took, 0.3 GiB."""
+  if trim := library_function('malloc_trim'):
+    trim(0)
+
+
+def library_function(name: str) -> Callable[..., int] | None:
+  """A function of the GNU C library; None where there is another."""
   try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):  # of macOS, musl and Windows
-    return
-  for option, value in OPTIONS.values():
-    mallopt(option, value)
+    library = ctypes.CDLL(None)
+  except (OSError, TypeError):  # of Windows
+    return None
+  function: Callable[..., int] | None = getattr(library, name, None)  # macOS and musl have none
+  return function
 
 
 def has_accelerator() -> bool:
