@@ -59,6 +59,7 @@ AUGMENT = {
   'digits': 'affine(degrees=12, shift=0.1, zoom=0.1, shear=8)',
   'photos': 'inception_crop(area_min=0.3) | flip',
 }
+VIEW_AUGMENT = {'digits': AUGMENT['digits'], 'photos': 'flip'}  # of a crop
 SIZE = {'digits': 28, 'photos': SIDE}
 SUPERVISED = [
   'batch_size=64',
@@ -68,17 +69,45 @@ SUPERVISED = [
   'schedule.learning_rate=1e-3',
 ]
 TUNED = ['duration=300 steps', 'model.pool=gap', 'evaluation.every=100%']
-UNLABELLED = ['duration=60 epochs', 'evaluation.every=20%', 'model.pool=gap']
+UNLABELLED = ['evaluation.every=20%', 'batch_size=64']
+VIEWS = ['views.global_area=(0.5, 1.0)', 'views.local_area=(0.15, 0.5)', 'views.local_size=16']
 METHODS = {
   'mae': [
     *UNLABELLED,
     'task=mae',
+    'duration=60 epochs',
+    'model.pool=gap',
     'mae.decoder_depth=2',
     'mae.decoder_width=64',
     'mae.decoder_heads=4',
-    'batch_size=64',
     'optimizer.b2=0.95',
     'schedule.learning_rate=2e-3',
+  ],
+  'lejepa': [
+    *UNLABELLED,
+    *VIEWS,
+    'task=lejepa',
+    'duration=40 epochs',
+    'model.pool=gap',
+    'views.local_count=2',
+    'lejepa.directions=256',
+    'lejepa.hidden=256',
+    'lejepa.outputs=32',
+    'schedule.learning_rate=2e-3',
+  ],
+  'dino': [
+    *UNLABELLED,
+    *VIEWS,
+    'task=dino',
+    'duration=40 epochs',
+    'model.pool=token',
+    'views.local_count=2',
+    'ema=0.99',
+    'dino.prototypes=512',
+    'dino.hidden=256',
+    'dino.bottleneck=64',
+    'dino.temperature_warmup=25%',
+    'schedule.learning_rate=1e-3',
   ],
 }
 
@@ -138,12 +167,17 @@ def initialised(model: bundle.Bundle, seed: int) -> bundle.Bundle:
   return dataclasses.replace(model, params=params, card='')
 
 
+def augmented(data: str) -> list[str]:
+  """How training images of a data set are changed, whole ones and crops of them."""
+  return [f'data.augment={AUGMENT[data]}', f'views.augment={VIEW_AUGMENT[data]}']
+
+
 def encoders(work: pathlib.Path, data: str, method: str, source: str) -> dict[str, list[Any]]:
   """The folder of each seed's run, of the method and of one that learns the labels."""
   common = [*SMALL, f'data.source={source}', f'image_size={SIZE[data]}']
   asked = {
-    method: [*common, *METHODS[method], f'data.augment={AUGMENT[data]}'],
-    'supervised': [*common, *SUPERVISED, f'data.augment={AUGMENT[data]}', 'data.test=test'],
+    method: [*common, *METHODS[method], *augmented(data)],
+    'supervised': [*common, *SUPERVISED, *augmented(data), 'data.test=test'],
   }
   return {
     name: [ran(work / f'{name}{seed}', 'default', [*lines, f'seed={seed}']) for seed in SEEDS]
