@@ -1,5 +1,6 @@
 """Laws of self-distillation: the teacher, its targets and centres, hidden patches, refusals."""
 
+import dataclasses
 import functools
 
 import jax
@@ -82,6 +83,16 @@ def test_loss_gradient_and_centres_of_a_batch_are_the_sums_of_its_parts():
   assert sums['count'] == N and sums['patches_count'] == 3 * N and sums['views_count'] == 2 * N
 
 
+def test_without_ibot_the_loss_is_that_of_views_alone():
+  task = dataclasses.replace(method(koleo=0.0, ibot=0.0), most_hidden=0)
+  batch = {name: rows for name, rows in BATCH.items() if name != 'hidden'}
+  args = jax.random.key(0), {'ema': params_of(1), 'step': jnp.asarray(7)}
+  total, sums, _ = jax.jit(functools.partial(task.loss, train=True))(params_of(), batch, *args)
+  visible = BATCH | {'hidden': np.zeros_like(HIDDEN)}
+  others = compiled(koleo=0.0)(params_of(), params_of(1), visible, 7)[1]
+  close((total, sums['ibot']), (others['dino'], 0))
+
+
 def test_schedules_begin_and_end_as_they_say():
   steps = np.array([0, 5, 10, 50, 100, tasks.LAST_STEP])
   temperatures = SCHEDULES.teacher_temperature(steps)
@@ -118,6 +129,7 @@ def test_rows_of_sinkhorn_sum_to_one_and_columns_to_their_share():
   some = prototypes.sinkhorn(cosines, ones.at[30:].set(0), 0.1)
   close(some[:30], prototypes.sinkhorn(cosines[:30], ones[:30], 0.1))
   assert not some[30:].any()
+  assert prototypes.sinkhorn(cosines[:0], ones[:0], 0.1).shape == (0, K)  # without iBOT
 
 
 def test_koleo_passes_over_absent_images_and_is_nothing_without_two():
@@ -223,6 +235,20 @@ def test_a_run_goes_on_from_an_encoder_with_registers_and_layer_scale_at_another
   every = models.flat(asked.state_shapes.ema)
   assert ours['positions'].shape == every['positions'].shape == (1, 10, model.width)
   assert {'hidden', 'projection/prototypes/kernel', 'centres/views'} < every.keys() - ours.keys()
+
+
+@pytest.mark.parametrize(
+  ('word', 'message'),
+  [
+    ('dino.hidden_area=(0.0,0.1)', r'hidden_area is \(0.0, 0.1\), which hides none of 2x2 patches'),
+    ('views.local_size=20', r'views\.local_size: image_size 20x20 does not divide into patches'),
+  ],
+)
+def test_views_that_patches_do_not_fit_are_refused(word, message):
+  words = ['task=dino', 'ema=0.9', 'data.source=digits', 'batch_size=16', 'model.name=ViT-Ti/16']
+  sizes = ['image_size=32', 'views.local_size=16', 'schedule.warmup=0']
+  with pytest.raises(ValueError, match=message):
+    plan.make_plan(config.load('default', [*words, *sizes, word]))
 
 
 def test_a_model_of_patches_alone_is_refused():

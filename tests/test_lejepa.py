@@ -124,7 +124,7 @@ def test_views_that_agree_have_no_disagreement():
     ({'accumulate': 2}, 'accumulate is 2, must be 1: .*images of a whole batch'),
     ({'model.pool': 'none'}, "model.pool is 'none', which gives features of patches"),
     ({'views.global_count': 1, 'views.local_count': 0}, 'compares views: views has 1'),
-    ({'views.local_size': 5}, '5x5 does not divide into patches'),
+    ({'views.local_size': 5}, 'views.local_size: .* 5x5 does not divide into patches'),
     ({'lejepa.weight': 1.5}, 'lejepa.weight is 1.5, must be at least 0'),
   ],
 )

@@ -95,8 +95,7 @@ def make(config: FrozenConfigDict, source: Source, encoder: ImageEncoder) -> Tas
   """The task 'dino' of a config."""
   check(config, encoder.model)
   columns, most_hidden = views.columns(config), 0
-  for column in columns.values():
-    encoder.check_size((column.shape[0], column.shape[1]))
+  views.check_sizes(columns, encoder)
   settings, model = config.dino, encoder.model
   epoch = len(source) / config.batch_size
   total = optim.steps(config.duration, epoch=epoch)
@@ -107,6 +106,11 @@ def make(config: FrozenConfigDict, source: Source, encoder: ImageEncoder) -> Tas
     grid = (height // model.patch[0], width // model.patch[1])
     hidden = hidden_patches(count, grid, area=settings.hidden_area, view=len(columns))
     columns, most_hidden = {**columns, 'hidden': hidden}, most_patches(grid, settings.hidden_area)
+    if not most_hidden:
+      raise ValueError(
+        f'dino.hidden_area is {settings.hidden_area}, which hides none of {grid[0]}x{grid[1]} '
+        'patches: must be more, or dino.ibot=0'
+      )
   dtype = getattr(model, 'dtype', 'float32')
   return Dino(
     encoder,
@@ -294,7 +298,7 @@ class Dino:
     def project(x: Array) -> Array:
       variables = {'params': params['projection']}
       rows: Any = self.projection.apply(variables, x.reshape(-1, x.shape[-1]), constant)
-      return rows.reshape(*x.shape[:2], -1)
+      return rows.reshape(*x.shape[:2], self.projection.prototypes)  # also where P is 0
 
     return Parts(*map(project, features))
 

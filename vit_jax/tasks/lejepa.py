@@ -63,8 +63,7 @@ def lejepa(
   if len(names) < 2:
     raise ValueError("task 'lejepa' compares views: views has 1, must have 2 or more")
   of_most = np.array([name.startswith('global') for name in names])
-  for height, width, _ in {column.shape for column in columns.values()}:
-    encoder.check_size((height, width))
+  views.check_sizes(columns, encoder)
   projector = Projector(hidden, outputs)
 
   def extra(key: Array) -> Params:

@@ -83,7 +83,7 @@ def sinkhorn(
   Each round divides prototypes by their sum over the rows, then rows by theirs over prototypes.
 
   Args:
-    cosines: (M, K).
+    cosines: (M, K); M may be 0.
     weights: (M,), 0 for rows that are none.
     temperature: that cosines are divided by.
     rounds: that are made.
@@ -92,7 +92,7 @@ def sinkhorn(
     (M, K), which sums to 1 along K.
   """
   scaled = cosines / temperature
-  q = jnp.exp(scaled - scaled.max()) * weights[:, None]
+  q = jnp.exp(scaled - scaled.max(initial=-jnp.inf)) * weights[:, None]
   for _ in range(rounds):
     q = q / jnp.maximum(q.sum(0, keepdims=True), jnp.finfo(q.dtype).tiny)
     q = q / jnp.maximum(q.sum(1, keepdims=True), jnp.finfo(q.dtype).tiny)

@@ -4,6 +4,7 @@ N images, V views of one size, F features.
 """
 
 import itertools
+import string
 from collections.abc import Iterable
 
 import jax
@@ -36,6 +37,16 @@ def sizes(config: FrozenConfigDict) -> list[Size]:
   views = config.views
   of_most = views.global_size or config.image_size
   return [of_most] * views.global_count + [views.local_size] * views.local_count
+
+
+def check_sizes(columns: Columns, encoder: ImageEncoder) -> None:
+  """Raises ValueError, which names the field, for views of a size that an encoder does not take."""
+  kinds = {column.shape: name.rstrip(string.digits) for name, column in columns.items()}
+  for (height, width, _), kind in kinds.items():
+    try:
+      encoder.check_size((height, width))
+    except ValueError as error:
+      raise ValueError(f'views.{kind}_size: {error}') from None
 
 
 def crops(
