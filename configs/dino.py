@@ -8,10 +8,13 @@ image size too, as dino:S/14,images:photos,runs/dinov2 does, and then at a tenth
 head is always new. 100 epochs at 5e-4 for each 256 images of a batch, AdamW, cosine with a warm-up
 of a tenth, stochastic depth 0.1; two crops of 224 pixels and eight of 96, 98 for patches of 14;
 momentum 0.996 to 1, temperature 0.04 to 0.07 in 30 epochs, prototypes not trained for one. These
-are DINO's (arXiv 2104.14294), but for: a batch of 64, where it is 1,024; 8,192 prototypes, where
-they are 65,536 for a million images; decay 0.1, where it is 0.04 to 0.4; augmentations that are the
-same for every crop. A set that is small has a batch that gives an epoch eight steps.
---config.batch_size goes with --config.schedule.learning_rate in proportion.
+are DINO's (arXiv 2104.14294), the areas of crops DINOv2's, but for: a batch of 64, where it is
+1,024; 8,192 prototypes, where they are 65,536 for a million images; decay 0.1, where it is 0.04 to
+0.4; augmentations that are the same for every crop, and no solarisation; crops resized bilinearly,
+where it is by bicubic. DINO advises a momentum of 0.9995 for batches of 256, which suits runs of
+100,000 steps: after 1,000 steps 78 % of that teacher would be the first model, which a run says
+when it begins. Of DINOv2 there is no layer-wise rate. A set that is small has a batch that gives an
+epoch eight steps. --config.batch_size goes with --config.schedule.learning_rate in proportion.
 
 S/16 takes 0.7 GiB and 0.56 GiB for each image of a batch, as XLA's CPU compiler counts them in
 float32 (batches of 4 and 8; accelerators compute in bfloat16), with model.remat=lean 0.14, and is
@@ -54,8 +57,8 @@ def get_config(argument):
   config.optimizer.weight_decay = 0.1
   config.optimizer.clip = 3.0
   config.schedule.learning_rate = RATE * config.batch_size / 256 / (10 if checkpoint else 1)
-  config.schedule.end = 1e-6
   config.evaluation.every = config.checkpoint.every = '5%'
   _data.fit(config, _data.use(config, dataset, ()))
   config.schedule.warmup = '10%'
+  config.schedule.end = config.schedule.learning_rate / 2000  # DINO: of 2e-3 for 1,024 images, 1e-6
   return config

@@ -377,6 +377,8 @@ def test_a_small_set_of_ones_own_has_batches_and_a_rate_that_fit(folder):
   assert loaded.accumulate == 1 and loaded.duration.endswith(' epochs')
   assert loaded.schedule.learning_rate == pytest.approx(0.03 * loaded.batch_size / 512)
   assert (loaded.data.validation, loaded.data.test) == ('validation', '')
+  schedule = config.load('dino:S/16,folder:photos,runs/other').schedule
+  assert schedule.end == pytest.approx(schedule.learning_rate / 2000)
   several = config.load(f'pretrain:S/16,arrays:{folder}/several.npz')
   assert (several.objective.loss, several.model.head_bias) == ('sigmoid', -10)
   assert config.load(f'finetune:S_16,arrays:{folder}/several.npz').objective.loss == 'sigmoid'
