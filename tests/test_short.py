@@ -81,6 +81,11 @@ def test_a_recipe_follows_from_the_data_and_what_is_started_from(
   assert short.recipe(source, start, count) == spec
 
 
+def test_images_without_labels_are_not_taken_for_what_a_start_classified(photos):
+  with pytest.raises(ValueError, match=r'no labels: .*--config=mae:B/16,images:photos,start'):
+    expanded('images:photos --from start')
+
+
 def test_a_file_here_is_meant_before_a_published_one(photos):
   shutil.copy('start/model.safetensors', 'B_16.npz')
   assert short.recipe('digits', 'B_16', 9) == 'finetune:B_16.npz,digits'
@@ -95,6 +100,7 @@ def test_a_file_here_is_meant_before_a_published_one(photos):
     'folder:photos',
     'photos/ --lr 3e-4 --epochs 2 --batch 16 --size 32',
     'photos --from start --config.seed=3',
+    'images:photos --size 32',
   ],
 )
 def test_the_long_form_that_is_said_is_the_same_run(line, photos, capsys):

@@ -72,11 +72,15 @@ def expand(args: argparse.Namespace) -> Line:
   source = as_source(args.source)
   train = open_source(source, 'train')
   fields = dict(field.partition('=')[::2] for field in args.overrides)
-  spec = recipe(source, args.start, len(train), folder=fields.get('pretrained_dir', ''))
+  if train.classes:
+    spec = recipe(source, args.start, len(train), folder=fields.get('pretrained_dir', ''))
+  else:
+    spec = unlabelled_recipe(source, args.start)
   line = Line(spec, chosen_fields(spec, args.start, last_of_each(args.overrides)), '')
   line = placed(line, [args.workdir] if args.workdir is not None else folders(source), args)
   if jax.process_index() == 0:
-    counts = f'{quantity(len(train), "image")} of {quantity(len(train.classes), "class")}'
+    counts = quantity(len(train), 'image')
+    counts += f' of {quantity(len(train.classes), "class")}' if train.classes else ' without labels'
     to_stdout(*describe(f'{source}, {counts} to train on', line))
   return line
 
@@ -114,6 +118,16 @@ def recipe(source: str, start: str, count: int, *, folder: str = '') -> str:
   except ValueError:
     return f'{"mixer" if name.startswith("Mixer") else "finetune"}:{name},{source}'
   return f'augreg:{start},{source}'
+
+
+def unlabelled_recipe(source: str, start: str) -> str:
+  """The spec of the recipe for images without labels; ValueError where it would have to guess."""
+  if start:
+    raise ValueError(
+      f'{source} has no labels: what goes on from {redacted(start)} has to say how, as in '
+      f'vit train --config=mae:B/16,{source},{redacted(start)} --workdir=RUN, or dino, lejepa'
+    )
+  return f'mae:S/16,{source}'
 
 
 def chosen_fields(spec: str, start: str, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -263,6 +277,8 @@ def purpose(name: str, chosen: FrozenConfigDict) -> str:
     folder, is_here = chosen.pretrained_dir, os.path.exists(chosen.pretrained)
     where = f', fetched once from {folder},' if '://' in folder and not is_here else ''
     return f'fine-tunes {redacted(chosen.pretrained)}{where} by recipe {name}'
+  if chosen.task != 'classify':
+    return f'an encoder by recipe {name}; others without labels are dino and lejepa'
   line = f'a ViT from scratch by recipe {name}'
   if name == 'digits':
     return line
