@@ -8,6 +8,7 @@ from vit_jax import models, sources
 from vit_jax.sources import presets
 from vit_jax.sources.columns import label_shape
 
+COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2) | gaussian_blur(0.5)'
 USES = ('train', 'validation', 'test')
 FINE_TUNED = ('food101', *(name for name, preset in presets.PRESETS.items() if preset.rates))
 
@@ -34,14 +35,21 @@ def fine_tune(config, dataset, *, recipe=presets.GOOGLE):
 def encoder(config, model, checkpoint=''):
   """Makes a model the recipe's, and a checkpoint, if there is one, what it starts from.
 
-  The checkpoint is of the model's size; what else it is, patch apart, the model becomes.
+  The checkpoint is of the model's size; what else it is, patch apart, the model becomes. A ResNet's
+  checkpoint is what the name says.
   """
-  name = models.canonical(model)
-  config.model.name = '' if checkpoint else name
+  config.model.name = models.canonical(model)
   config.pretrained = checkpoint
-  if checkpoint:
-    size = {field: models.VARIANTS[name][field] for field in ('patch', 'width', 'depth')}
-    config.model.update(size)
+  variant = models.VARIANTS[config.model.name]
+  if checkpoint and 'patch' in variant:
+    config.model.name = ''
+    config.model.update({field: variant[field] for field in ('patch', 'width', 'depth')})
+
+
+def local_size(model):
+  """Pixels (height, width) of a small crop: 96, or as near as patches fill it."""
+  side, _ = models.VARIANTS[models.canonical(model)].get('patch', (1, 1))
+  return (round(96 / side) * side,) * 2
 
 
 def use(config, dataset, recipes):

@@ -27,11 +27,9 @@ Result: S/16 74.5 % by k-NN and 77.0 by a linear probe after 800 epochs of Image
 Measured: not yet run.
 """
 
-from vit_jax import models
 from vit_jax.configs import _data, default
 
 RATE = 5e-4  # for each 256 images of a batch
-LOCAL = 96  # pixels of a small crop, or as near as patches fill it
 
 
 def get_config(argument):
@@ -44,15 +42,12 @@ def get_config(argument):
   config.batch_size = 64
   config.ema = 0.996
   _data.encoder(config, model, checkpoint)
-  side, _ = models.VARIANTS[models.canonical(model)]['patch']
-  config.views.local_size = (round(LOCAL / side) * side,) * 2
+  config.views.local_size = _data.local_size(model)
   config.model.drop_path = 0.1
   config.views.global_area = (0.32, 1.0)
   config.views.local_count = 8
   config.views.local_area = (0.05, 0.32)
-  config.views.augment = (
-    'flip | color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2) | gaussian_blur(0.5)'
-  )
+  config.views.augment = f'flip | {_data.COLOURS}'
   config.dino.prototypes = 8192
   config.optimizer.weight_decay = 0.1
   config.optimizer.clip = 3.0

@@ -21,10 +21,7 @@ Result: ViT-L after 100 epochs of ImageNet: 96.5 % on CIFAR-10, 83.7 on CIFAR-10
 Measured: not yet run.
 """
 
-from vit_jax import models
 from vit_jax.configs import _data, default
-
-COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2) | gaussian_blur(0.5)'
 
 
 def get_config(argument):
@@ -36,9 +33,8 @@ def get_config(argument):
   config.duration = '100 epochs'
   config.batch_size = 128
   _data.encoder(config, model, checkpoint)
-  side, _ = models.VARIANTS[models.canonical(model)]['patch']
-  config.views.local_size = (round(96 / side) * side,) * 2
-  config.views.augment = f'flip | {COLOURS} | solarization(0.2)'
+  config.views.local_size = _data.local_size(model)
+  config.views.augment = f'flip | {_data.COLOURS} | solarization(0.2)'
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip = 0.0
   config.schedule.learning_rate = 5e-4

@@ -370,6 +370,17 @@ def test_transfers_crops(crop, line):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(
+  ('model', 'side'), [('S/16', 96), ('S/14', 98), ('BiT-R50x1', 96), ('BiT-R50x1,runs/other', 96)]
+)
+def test_small_crops_are_whole_patches_of_about_96_pixels(folder, model, side):
+  name, _, checkpoint = model.partition(',')
+  for recipe in ('dino', 'lejepa'):
+    spec = ','.join(filter(None, (f'{recipe}:{name}', 'folder:photos', checkpoint)))
+    assert config.load(spec).views.local_size == (side, side)
+
+
+@pytest.mark.quick
 def test_a_small_set_of_ones_own_has_batches_and_a_rate_that_fit(folder):
   loaded = config.load('finetune:B_16,folder:photos')
   source = plans.sources.open_source('folder:photos', 'train')
