@@ -308,6 +308,8 @@ def test_classes_that_no_name_tells_are_assumed_aloud():
   assert notes == ['the classes of folder:photos are not counted: 1,000, or --classes']
   ready, notes = planned('vit_s16_i1k', 'data.source=folder:photos', classes=7)
   assert not notes and len(ready.splits['train'].classes) == 7
+  ready, notes = planned('vit_s16_i1k', 'data.source=images:photos', 'task=mae')
+  assert not notes and not ready.splits['train'].classes  # it reads no labels
 
 
 def test_a_checkpoint_to_start_from_is_not_read():

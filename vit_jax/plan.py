@@ -555,11 +555,10 @@ def from_encoder(
   return lambda config, source, start: make(config, source, make_encoder(config, source, start))
 
 
+ENCODERS = {'dino': dino.make, 'lejepa': lejepa.make, 'mae': mae.make}  # they read no labels
 TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
   'classify': classification,
-  'dino': from_encoder(dino.make),
-  'lejepa': from_encoder(lejepa.make),
-  'mae': from_encoder(mae.make),
+  **{name: from_encoder(make) for name, make in ENCODERS.items()},
 }
 VIEW_TASKS = ('dino', 'lejepa')  # which encode views of an image in its place
 

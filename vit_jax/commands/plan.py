@@ -82,7 +82,8 @@ def size(count: float) -> str:
 def compute(formulas: Formulas) -> Iterator[str]:
   """Time and bytes by arithmetic."""
   at_peak = f', {formulas.seconds * 1000:.1f} ms at peak' if formulas.seconds else ''
-  yield f'  compute  {si(formulas.flops)}FLOP a device{at_peak}'
+  arithmetic = f'{si(formulas.flops)}FLOP a device{at_peak}'
+  yield f'  compute  {arithmetic if formulas.flops else "not known for this task"}'
   yield f'  network  {si(formulas.sent)}B sent by each device'
 
 

@@ -49,7 +49,7 @@ def plan_without_data(
     chips: for which the model's type and `remat` are chosen, where the config chooses none.
     classes: how many the data set has; None for what its name says.
   """
-  count, notes = class_count(config.data.source, classes)
+  count, notes = class_count(config, classes)
   whole: dict[str, Any] = config.to_dict()
   if whole['model']['dtype'] is None:
     whole['model']['dtype'] = 'float32' if chips.kind == 'cpu' else 'bfloat16'
@@ -64,16 +64,22 @@ def plan_without_data(
   )
   whole['model'] |= {name: getattr(fitted, name) for name in FITTED if hasattr(fitted, name)}
   size = (*config.image_size, config.data.channels)
-  labels = np.arange(max(IMAGENET[0], config.batch_size), dtype=np.int32) % count
+  labels = np.arange(max(IMAGENET[0], config.batch_size), dtype=np.int32) % max(count, 1)
   source = Source(Blank(size, labels), tuple(f'class {index}' for index in range(count)))
   splits = {'train': source}
   return plan.make_plan(FrozenConfigDict(whole), splits=splits, devices=devices), notes
 
 
-def class_count(source: str, classes: int | None) -> tuple[int, list[str]]:
-  """How many classes a data set has by its name; 1,000, and a line that says so, for others."""
+def class_count(config: FrozenConfigDict, classes: int | None) -> tuple[int, list[str]]:
+  """How many classes a data set has by its name; 1,000, and a line that says so, for others.
+
+  None for a task that reads no labels.
+  """
+  if config.task in plan.ENCODERS:
+    return 0, []
   if classes is not None:
     return classes, []
+  source = config.data.source
   if preset := presets.find(source):
     return preset.classes, []
   if source == 'digits':
