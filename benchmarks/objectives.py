@@ -3,9 +3,9 @@
 python benchmarks/objectives.py [NAME ...] [--model Ti/16] [--batch-size 16] [--rounds 5]
 
 For each objective, an update of `config.task` and the passes that it cannot do without (forward
-and backward of the student at each size of views, forward of a teacher) take turns on the same
-batch of digits at 224 pixels. The ratio is an update to the sum of its passes, of each round; on a
-CPU by its seconds in all threads, on an accelerator by the clock.
+and backward of the student at each size of views and of a decoder, forward of a teacher) take turns
+on the same batch of digits at 224 pixels. The ratio is an update to the sum of its passes, of each
+round; on a CPU by its seconds in all threads, on an accelerator by the clock.
 
 `views` is the pipeline instead: CPU seconds of an example with one global view, with two, and with
 two and six local ones, of photo-like JPEGs in memory, decoded once for all views or once for each.
@@ -26,7 +26,9 @@ import numpy as np
 from vit_jax import config, pipeline, plan, sources, train
 from vit_jax.commands import bench
 from vit_jax.images import transforms
+from vit_jax.models.decoder import patch_grid
 from vit_jax.sources.columns import Column, image, shared_images
+from vit_jax.tasks import mae
 from vit_jax.tasks.encoder import ImageEncoder
 
 Arrays = dict[str, Any]
@@ -69,10 +71,32 @@ def of_student_and_teacher(encoder: ImageEncoder) -> list[Pass]:
   return [*of_student(encoder), forward(encoder, 'global')]
 
 
+def of_masked(encoder: ImageEncoder) -> list[Pass]:
+  """The encoder's pass over the visible patches, the decoder's over all, and back."""
+  section, model, channels = config.load('default').mae, encoder.model, encoder.preprocess.channels
+  decoder = mae.make_decoder(section, model, channels=channels)
+  grid = patch_grid(model, encoder.preprocess.size)
+  count = mae.visible_count(grid[0] * grid[1], section.mask)
+
+  def encoded(params: Arrays, batch: Arrays) -> jax.Array:
+    visible = batch['noise'].argsort(axis=1)[:, :count]
+    out = encoder.apply(params, batch['image'], visible=visible, train=True)[1]
+    return jnp.square(out['encoded']).sum()
+
+  def decoded(params: Arrays, batch: Arrays) -> jax.Array:
+    order = batch['noise'].argsort(axis=1)
+    tokens = jnp.ones((len(order), model.prefix + count, model.width))
+    predictions, _ = decoder.apply({'params': params['decoder']}, tokens, order, grid, train=True)
+    return jnp.square(predictions).sum()
+
+  return [jax.grad(encoded), jax.grad(decoded)]
+
+
 # Of each objective: the fields that it needs, and its passes.
 OBJECTIVES: dict[str, tuple[list[str], Callable[[ImageEncoder], list[Pass]]]] = {
   'lejepa': ([], of_student),
   'dino': (['ema=0.996', 'dino.prototypes=8192'], of_student_and_teacher),
+  'mae': ([], of_masked),
 }
 
 
@@ -88,6 +112,7 @@ def setup(name: str, flags: argparse.Namespace) -> tuple[Any, list[Pass], Any, A
     *empty,
     'model.pool=token',
     'model.drop_path=0.0',
+    'optimizer.name=adamw',  # muon's products of large kernels would be most of an update
     'image_size=224',
     'data.augment=resize',
   ]

@@ -38,19 +38,24 @@ def make(config: FrozenConfigDict, source: Source, encoder: ImageEncoder) -> Tas
   model = encoder.model
   if not isinstance(model, vit.ViT):
     raise ValueError(f"task 'mae' hides patches from a ViT, model.name is {config.model.name!r}")
-  width, heads = config.mae.decoder_width, config.mae.decoder_heads
+  decoder = make_decoder(config.mae, model, channels=config.data.channels)
+  return mae(encoder, model, decoder, mask=config.mae.mask, normalise=config.mae.normalise)
+
+
+def make_decoder(section: FrozenConfigDict, model: vit.ViT, *, channels: int) -> Decoder:
+  """The decoder of `config.mae` for an encoder of images with so many channels."""
+  width, heads = section.decoder_width, section.decoder_heads
   if width % 4 or width % heads:
     raise ValueError(f'mae.decoder_width is {width}, must divide by 4 and into {heads} heads')
-  decoder = Decoder(
-    outputs=model.patch[0] * model.patch[1] * config.data.channels,
+  return Decoder(
+    outputs=model.patch[0] * model.patch[1] * channels,
     prefix=model.prefix,
     width=width,
-    depth=config.mae.decoder_depth,
+    depth=section.decoder_depth,
     heads=heads,
     mlp_dim=MLP_RATIO * width,
     **{name: getattr(model, name) for name in ('activation', 'norm_eps', *models.COMPUTE)},
   )
-  return mae(encoder, model, decoder, mask=config.mae.mask, normalise=config.mae.normalise)
 
 
 def mae(
