@@ -252,10 +252,9 @@ def test_a_run_reads_every_field_that_there_is(folder, tmp_path, monkeypatch):
   taught = {'teacher.checkpoint': checkpoint(folder, 'ViT-S/16'), 'teacher.kind': 'features'}
   plan = plans.make_plan(Read(reduced('finetune:B_16,cifar10', folder, **taught), fields))
   assert train.train(plan, tmp_path)
+  asked = {'ema': 0.9, 'accumulate': 1, 'evaluation.knn': 'digits'}
   for task in plans.TASKS:
-    plans.make_plan(
-      Read(reduced('finetune:B_16,cifar10', folder, task=task, ema=0.9, accumulate=1), fields)
-    )
+    plans.make_plan(Read(reduced('finetune:B_16,cifar10', folder, task=task, **asked), fields))
   unread = config.flat(config.default()).keys() - fields
   assert not unread
 

@@ -35,10 +35,14 @@ class Refused(ValueError):
 
 
 def nearest_path(path: Path) -> str:
-  """The path beside one that is not there whose name is the most like its; '' without one."""
+  """The path beside one that is not there whose name is the most like its; '' without one.
+
+  A hidden one is meant by a name that begins with a dot alone.
+  """
   folder, name = os.path.split(os.fspath(path).rstrip('/'))
   try:
     names = os.listdir(os.path.expanduser(folder) or '.')
+    names = [each for each in names if name.startswith('.') or not each.startswith('.')]
   except OSError:
     return ''
   return next((os.path.join(folder, n) for n in difflib.get_close_matches(name, names, n=1)), '')

@@ -6,6 +6,7 @@ A data set is named in one string: 'digits', 'arrays:FILE.npz', 'folder:PATH', '
 
 import bisect
 import dataclasses
+import difflib
 import functools
 import importlib
 import itertools
@@ -232,10 +233,11 @@ def dataset_hint(name: str) -> str:
   from vit_jax.sources import presets
 
   kinds = [kind if kind == 'digits' else f'{kind}:...' for kind in KINDS]
+  names = [*kinds, *presets.PRESETS]
   folder = name if os.path.isdir(name) else files.nearest_path(name)
-  if os.path.isdir(folder):
+  if os.path.isdir(folder) and folder in difflib.get_close_matches(name, [*names, folder], n=1):
     return f'; did you mean folder:{printable(folder)}?'
-  if match := close(name, [*kinds, *presets.PRESETS]):
+  if match := close(name, names):
     return match
   return f'; known: {", ".join(kinds)} and the sets of `vit data list`'
 

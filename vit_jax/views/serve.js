@@ -38,7 +38,7 @@ async function take(photo) {
     const {predictions} = await ask('predict', photo);
     if (mine !== asked) return;
     turn = mine;
-    state = {photo, label: predictions[0].label, view: 'photo', query: 0, drops: new Map()};
+    state = {photo, label: predictions[0].label, best: predictions[0].label, view: 'photo', query: 0, drops: new Map()};
     byId('views').hidden = true;
     showPhoto(URL.createObjectURL(photo));
     byId('result').hidden = false;
@@ -342,7 +342,7 @@ function drawPhotos(photos) {
     const picture = Object.assign(document.createElement('img'), {src: image, alt: `${label || 'no label'}: ${name}`, title: name});
     const [word, value] = ['span', 'span'].map((tag) => document.createElement(tag));
     word.textContent = label || 'no label';
-    word.classList.toggle('same', label === byId('scores').querySelector('button').dataset.label);
+    word.classList.toggle('same', label === state.best);
     value.textContent = similarity.toFixed(3);
     value.className = 'faint';
     line.append(picture, word, value);
