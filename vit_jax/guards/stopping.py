@@ -38,6 +38,7 @@ WAITS = {  # phases that are waited for, and the words for it
 SAVING = ('loop', 'save')  # phases that end by themselves, soon, and with everything saved
 GRACE = 5.0  # seconds that the main thread has to unwind, before its process is ended
 CLEANUP = 5.0  # seconds for what is removed then, on a disk that may not answer
+NOTICE = 0.5  # seconds that a line has at the end, on an output that may not take it
 EXIT = 20.0  # seconds that threads of others have at the end of a process that was not stopped
 IMPORTING = '<frozen importlib._bootstrap>'  # the file of Python's code that imports
 SHOW_CURSOR = b'\x1b[?25h'
@@ -69,6 +70,7 @@ class Process:
     self.number: int | None = None  # of the first signal
     self.dropped: int | None = None  # the same, where Python dropped what it raised
     self.asked = False
+    self.notice: threading.Thread | None = None  # prints what the first signal asked for
     self.is_one_of_many = False
     self.stderr = 2  # file descriptor of messages
 
@@ -101,7 +103,10 @@ class Process:
     if 'loop' in self.phases or self.saves:
       self.asked = True
       line = f'{signal.Signals(number).name}: saving after this step; once more ends at once'
-      threading.Thread(target=print, args=(line,), kwargs={'flush': True}, daemon=True).start()
+      self.notice = threading.Thread(
+        target=print, args=(line,), kwargs={'flush': True}, daemon=True
+      )
+      self.notice.start()
     if self.saves:
       return
     stopped = Stopped(number, self.phase)
@@ -149,6 +154,8 @@ class Process:
     cleaner = threading.Thread(target=self.clean_up, args=(line,), daemon=True)
     cleaner.start()
     cleaner.join(CLEANUP)
+    if self.notice is not None:
+      self.notice.join(NOTICE)
     os._exit(code)
 
   def clean_up(self, line: str = '') -> None:
