@@ -44,14 +44,17 @@ PRETRAINED, TRANSFERRED = range(5), range(5, 10)
 PER_CLASS = {'test': 200, 'validation': 50}  # of MNIST's 500; the rest is for training
 RATES = {'fine-tuned': (1e-4, 3e-4, 1e-3, 3e-3), 'from scratch': (3e-4, 1e-3, 3e-3, 1e-2)}
 KS = (1, 5, 10, 20)
-SMALL = [  # a ViT with 49 patches
-  'image_size=28',
+MODEL = [  # a small ViT
   'model.name=ViT-Ti/16',
   'model.patch=4',
   'model.width=96',
   'model.depth=4',
   'model.heads=4',
   'model.mlp_dim=192',
+]
+SMALL = [  # with 49 patches
+  *MODEL,
+  'image_size=28',
   'model.pool=gap',
   'data.preprocess=resize',
   'data.augment=affine(degrees=12, shift=0.1, zoom=0.1, shear=8)',

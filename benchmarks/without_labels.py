@@ -26,7 +26,7 @@ from typing import Any
 import experiments
 import jax
 import numpy as np
-from experiments import SEEDS, SHOTS, accuracy, ran, spread
+from experiments import MODEL, SEEDS, SHOTS, accuracy, ran, spread
 from PIL import Image
 
 from vit_jax import bundle
@@ -42,13 +42,8 @@ PHOTOGRAPHS = (
 CROPS = {'train': 200, 'validation': 40, 'test': 80}  # of each photograph
 CROP, SIDE = 64, 32  # pixels of a crop, and of the image that is made of it
 STRIPS = {'train': (0, 0.5), 'validation': (0.5, 0.7), 'test': (0.7, 1)}  # parts of the width
-SMALL = [  # a ViT with 49 or 64 patches
-  'model.name=ViT-Ti/16',
-  'model.patch=4',
-  'model.width=96',
-  'model.depth=4',
-  'model.heads=4',
-  'model.mlp_dim=192',
+SMALL = [  # 49 or 64 patches
+  *MODEL,
   'data.preprocess=resize',
   'checkpoint.every=100%',
   'schedule.warmup=10%',
