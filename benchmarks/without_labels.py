@@ -9,6 +9,7 @@ recipe of METHODS: it never reads a label. Three seeds of each are compared with
 initialised only, and with one that learned the labels: the k-NN accuracy of features on the test
 images, with all training images as neighbours; and for the digits fine-tuning from each with 1, 5,
 10 and 25 images a class, the rate chosen once on the validation images with 10 of each and seed 0.
+Beside the results of `mae` is a picture of test images whose hidden patches it filled in.
 
 Runs that are done are not done again, so the same line goes on; what methods share is done once.
 """
@@ -31,9 +32,11 @@ from PIL import Image
 
 from vit_jax import bundle
 from vit_jax.commands import bench
-from vit_jax.evaluate import features, inputs, knn
+from vit_jax.evaluate import features, inputs, knn, reconstruct
+from vit_jax.views import pictures
 
 K = 20  # neighbours, as DINO's tables have it
+DRAWN = 6  # images of a picture
 RATES = (3e-4, 1e-3, 3e-3)
 PHOTOGRAPHS = (
   *('astronaut', 'brick', 'camera', 'chelsea', 'coffee', 'coins', 'grass', 'gravel'),
@@ -222,6 +225,17 @@ def by_tuning(work: pathlib.Path, bases: dict[str, list[pathlib.Path]]) -> dict[
   }
 
 
+def filled_in(run: pathlib.Path, source: pathlib.Path) -> bytes:
+  """A picture of DRAWN images of the test split, spread over its classes, see `reconstruct`."""
+  with np.load(source) as splits:
+    images = splits['x_test'][:: len(splits['x_test']) // DRAWN][:DRAWN]
+  if images.ndim == 3:
+    images = images[..., None].repeat(3, -1)
+  result = reconstruct.reconstruct(bundle.read(run), images)
+  title = f"{result.hidden.mean():.0%} hidden; mean and contrast of a patch are the original's"
+  return pictures.reconstruction((images, result.masked, result.pixels), title)
+
+
 def compare(work: pathlib.Path, data: str, method: str) -> dict[str, Any]:
   """What a method's encoders are worth on a data set."""
   source = archive(work / 'all.npz', data)
@@ -247,11 +261,15 @@ def main() -> int:
   flags.add_argument('--out', help='default: benchmarks/results/without_labels_DATA_METHOD.json')
   args = flags.parse_args()
   began = time.perf_counter()
-  results = compare(pathlib.Path(args.workdir, args.data).absolute(), args.data, args.method)
+  work = pathlib.Path(args.workdir, args.data).absolute()
+  results = compare(work, args.data, args.method)
   seconds = round(time.perf_counter() - began)
   results = {'provenance': bench.provenance(), 'seconds': seconds, 'seeds': SEEDS, **results}
   name = f'without_labels_{args.data}_{args.method}.json'
-  bench.write_results(args.out or f'benchmarks/results/{name}', results)
+  out = pathlib.Path(args.out or f'benchmarks/results/{name}')
+  bench.write_results(out, results)
+  if args.method == 'mae':
+    out.with_suffix('.png').write_bytes(filled_in(work / 'mae0', work / 'all.npz'))
   print('\n'.join(lines(results)))
   return 0
 
