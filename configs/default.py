@@ -168,6 +168,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict(type_safe=False)
   config.optimizer.name = 'adamw'  # 'sgd', 'adam', 'adafactor', 'lion', 'lamb', 'muon'
   config.optimizer.weight_decay = 0.1  # decoupled, times the learning rate; kernels only
+  config.optimizer.weight_decay_end = placeholder(float)  # at the end, by a cosine; None: the same
   config.optimizer.clip = 1.0  # largest global norm of the gradient; 0: no limit
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.999

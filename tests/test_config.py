@@ -44,7 +44,7 @@ PASSED_ON = {
   - {'num_classes'},
   'schedule': {*inspect.signature(optim.make_schedule).parameters} - {'total'},
   'optimizer': {*inspect.signature(optim.make_optimizer).parameters}
-  - {'schedule', 'rates', 'params'},
+  - {'schedule', 'rates', 'span', 'params'},
   'freeze': {*inspect.signature(optim.make_frozen).parameters} - {'params'},
   'objective': {*inspect.signature(classify.make_loss).parameters, 'scores'}
   - {'apply', 'mean', 'std', 'output'},

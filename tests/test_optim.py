@@ -225,6 +225,19 @@ def test_an_optimiser_updates_as_optax_does(ours, theirs):
   close(run(ours), run(theirs))
 
 
+def test_weight_decay_follows_the_cosine_of_dino():
+  decay = dict(weight_decay=0.04, weight_decay_end=0.4)
+  zero, kernel = jax.tree.map(np.zeros_like, PARAMS), PARAMS['head']['kernel']
+  updates = run(make('sgd', momentum=0.0, span=(1, 3), **decay), grads=[zero] * 3)
+  # Their update i of n has end + (first - end) (1 + cos(pi i / n)) / 2; one before it the first.
+  for update, expected in zip(updates, (0.04, 0.04, 0.22)):
+    close(update['head']['kernel'], -RATE * expected * kernel)
+    assert not update['encoder']['norm']['scale'].any()
+    kernel = kernel + update['head']['kernel']
+  with pytest.raises(ValueError, match=r'weight_decay_end is 0\.4, needs span'):
+    make('sgd', **decay)
+
+
 def test_adam_and_adamw_are_one():
   close(first_update('adam', 0.3), first_update('adamw', 0.3), 0, 0)
 

@@ -90,6 +90,7 @@ RANGES = {  # min, and what it must be below; of a tuple, each part
   'mae.decoder_width': (4, UNITS),
   'mae.decoder_heads': (1, UNITS),
   'optimizer.weight_decay': (0, REAL),
+  'optimizer.weight_decay_end': (0, REAL),
   'optimizer.clip': (0, REAL * REAL),
   'optimizer.b1': (0, 1),
   'optimizer.b2': (0, 1),

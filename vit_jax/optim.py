@@ -238,6 +238,7 @@ def make_optimizer(
   schedule: Schedule,
   *,
   weight_decay: float = 0.0,
+  weight_decay_end: float | None = None,
   clip: float | None = None,
   b1: float = 0.9,
   b2: float = 0.999,
@@ -250,6 +251,7 @@ def make_optimizer(
   gsam: float = 0.0,
   sam_min: float = 0.0,
   rates: tuple[float, float] | None = None,
+  span: tuple[int, int] | None = None,
   params: Tree = None,
 ) -> optax.GradientTransformation:
   """The optimiser of that name.
@@ -262,6 +264,8 @@ def make_optimizer(
     schedule: learning rate by step.
     weight_decay: decoupled, times the learning rate, on kernels only; not on biases, norms,
       positions or tokens.
+    weight_decay_end: what it becomes by a cosine over `span`, as in DINO (arXiv 2104.14294); None
+      for a constant one.
     clip: largest global norm of the gradient; None for no limit.
     b1, b2, eps: of Adam, LAMB, Muon's Adam; b1 and b2 also of Lion.
     momentum: of SGD, Adafactor and Muon.
@@ -275,13 +279,23 @@ def make_optimizer(
     gsam: alpha of GSAM, whose radius follows the learning rate; 0 for SAM, whose is constant.
     sam_min: radius of GSAM at the lowest rate; see `radius_by_rate`.
     rates: lowest and highest learning rate of the schedule, which GSAM needs.
+    span: the step that the schedule begins at and the run's last, which `weight_decay_end` needs.
     params: all parameters, or their shapes, whose layers are counted; None where the optimiser is
       given all of them.
   """
   values: dict[str, Any] = dict(
-    weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov
+    weight_decay=weight_decay,
+    weight_decay_end=weight_decay_end,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    momentum=momentum,
+    nesterov=nesterov,
   )
-  make = imported_recipe if lookup.is_path(name) else recipe
+  if lookup.is_path(name):
+    make = imported_recipe
+  else:
+    make, values['weight_decay'] = recipe, decay_schedule(weight_decay, weight_decay_end, span)
   # One flat chain: the names of its state are in the checkpoints of runs.
   tx = optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
@@ -289,6 +303,18 @@ def make_optimizer(
     *([scale_by_layer(layer_decay, params)] if layer_decay != 1 else []),
   )
   return with_sam(tx, schedule, sam=sam, gsam=gsam, sam_min=sam_min, rates=rates)
+
+
+def decay_schedule(
+  weight_decay: float, end: float | None, span: tuple[int, int] | None
+) -> float | Schedule:
+  """The weight decay, by step where it changes; the arguments are those of `make_optimizer`."""
+  if end is None:
+    return weight_decay
+  if span is None:
+    raise ValueError(f'weight_decay_end is {end}, needs span: the first step and the last')
+  begin, total = span
+  return make_schedule('cosine', learning_rate=weight_decay, end=end, begin=begin, total=total)
 
 
 def recipe(

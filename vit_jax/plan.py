@@ -376,6 +376,7 @@ def make_plan(
     tx=optim.make_optimizer(
       schedule=schedule,
       rates=(config.schedule.end, config.schedule.learning_rate),
+      span=(steps(config.schedule.begin), total),
       params=params,
       **config.optimizer,
     ),
