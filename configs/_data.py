@@ -8,7 +8,7 @@ from vit_jax import models, sources
 from vit_jax.sources import presets
 from vit_jax.sources.columns import label_shape
 
-COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2) | gaussian_blur(0.5)'
+COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2)'  # DINO's
 USES = ('train', 'validation', 'test')
 FINE_TUNED = ('food101', *(name for name, preset in presets.PRESETS.items() if preset.rates))
 

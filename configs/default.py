@@ -115,6 +115,8 @@ def get_config() -> ConfigDict:
   config.views.local_size = (96, 96)
   config.views.local_area = (0.05, 0.3)
   config.views.augment = 'flip'  # transforms of every crop, see images/transforms.py
+  config.views.global_augment = ('', '')  # then those of the first global crop, of the second, ...
+  config.views.local_augment = ''  # ... and of local crops
 
   # Of task 'dino', whose teacher is the average: ema is its momentum at first, 1 at the end.
   config.dino = ConfigDict(type_safe=False)

@@ -6,9 +6,10 @@ vit train --config=lejepa:S/14,images:photos,dinov2_vits14 --workdir=runs/lejepa
 The argument is MODEL,DATASET[,CHECKPOINT]; labels, if there are any, are not read. It starts from
 any checkpoint of that size that loads, of another patch or image size too. The authors' advice for
 any model and set: two crops of 224 pixels and six of 96, or of 98 for patches of 14; colours
-changed; AdamW at 5e-4 with decay 0.05, a cosine to a thousandth of that; 100 epochs. A batch is
-128, or as small as gives an epoch eight steps, the rate in proportion. There is no accumulation, as
-the distribution of a whole batch is tested.
+changed, every other crop blurred and one in five inverted, global or local; AdamW at 5e-4 with
+decay 0.05, a cosine to a thousandth of that; 100 epochs. A batch is 128, or as small as gives an
+epoch eight steps, the rate in proportion. There is no accumulation, as the distribution of a whole
+batch is tested.
 
 By the formulas of `vit plan`, in bfloat16, a batch of 128 of S/16 fits a GPU of 8 GB, of B/16 one
 of 24 GB, or of 8 with --config.batch_size=64. What is recomputed for it is chosen by itself.
@@ -34,7 +35,7 @@ def get_config(argument):
   config.batch_size = 128
   _data.encoder(config, model, checkpoint)
   config.views.local_size = _data.local_size(model)
-  config.views.augment = f'flip | {_data.COLOURS} | solarization(0.2)'
+  config.views.augment = f'flip | {_data.COLOURS} | gaussian_blur(0.5) | solarization(0.2)'
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip = 0.0
   config.schedule.learning_rate = 5e-4

@@ -91,9 +91,22 @@ def test_columns_of_a_config_are_its_global_and_then_its_local_views():
   assert [c.shape for c in columns.values()] == [(8, 8, 3)] * 2 + [(16, 24, 3)] * 3
 
 
+def test_global_views_have_their_own_transforms_in_turn_and_local_ones_theirs():
+  lines = [f'solarization(1.0, {threshold})' for threshold in (0, 100, 200)]
+  words = [f'views.global_augment={lines[0]!r},{lines[1]!r}', f'views.local_augment={lines[2]}']
+  counts = ['views.global_count=3', 'views.local_count=2', 'views.augment=solarization(1.0, 250)']
+  record, rng = {'image': np.full((9, 9, 3), (60, 120, 255), np.uint8)}, np.random.default_rng(0)
+  columns = views.columns(configs.load('digits', words + counts)).values()
+  pixels = [column.fill(dict(record), rng)[0, 0].tolist() for column in columns]
+  first, second, local = [195, 135, 255], [60, 135, 0], [60, 120, 0]
+  assert pixels == [first, second, first, local, local]
+
+
 @pytest.mark.parametrize(
   ('word', 'message'),
   [
+    ('global_augment=flip', "views.global_augment is 'flip', not tuple of 2"),
+    ("global_augment='','flop'", "unknown transform 'flop'"),
     ('local_area=0.5,0.2', r'views.local_area is \(0.5, 0.2\), must be two parts of an area'),
     ('global_count=0', 'views.global_count is 0, must be at least 1'),
     ('augment=flop', "unknown transform 'flop'"),

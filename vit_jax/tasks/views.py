@@ -5,7 +5,7 @@ N images, V views of one size, F features.
 
 import itertools
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,8 @@ def crops(
   local_size: Size,
   local_area: Area,
   augment: str,
+  global_augment: Sequence[str],
+  local_augment: str,
 ) -> Columns:
   """The columns 'global0', 'global1', ... and 'local0', ..., each uint8 (height, width, C).
 
@@ -75,18 +77,21 @@ def crops(
     global_size, local_size: (height, width) of a view.
     global_area, local_area: the smallest and the largest part of an image's area that is cropped.
     augment: the transforms of a view after its crop.
+    global_augment: those that follow in global views, a line for each of them in turn.
+    local_augment: those that follow in local views.
   """
   method = 'bilinear_antialias' if antialias else 'bilinear'
 
-  def crop(kind: str, size: Size, area: Area) -> Transform:
+  def crop(kind: str, size: Size, area: Area, last: str) -> Transform:
     if not 0 < area[0] <= area[1] <= 1:
       raise ValueError(f'views.{kind}_area is {area}, must be two parts of an area in (0, 1]')
-    line = f'inception_crop(area_min={area[0]}, area_max={area[1]}, method={method!r}) | {augment}'
-    return compose(line, size, channels)
+    first = f'inception_crop(area_min={area[0]}, area_max={area[1]}, method={method!r})'
+    return compose(f'{first} | {augment} | {last}', size, channels)
 
-  of_most = crop('global', global_size or image_size, global_area)
-  of_part = crop('local', local_size, local_area)
-  views = {f'global{view}': of_most for view in range(global_count)}
+  size = global_size or image_size
+  of_most = [crop('global', size, global_area, line) for line in global_augment]
+  of_part = crop('local', local_size, local_area, local_augment)
+  views = {f'global{view}': of_most[view % len(of_most)] for view in range(global_count)}
   return shared_images(views | {f'local{view}': of_part for view in range(local_count)})
 
 
