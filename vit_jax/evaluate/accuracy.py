@@ -44,8 +44,7 @@ def evaluate_model(
 
   Returns:
     'source', 'split'; 'matched', how the classes were; 'count' of images scored, 'unlabelled' and
-    'bad_images' of those that were not; 'accuracy', 'top5' (or fewer, if there are fewer classes),
-    'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
+    'bad_images' of those that were not; 'accuracy', 'top5' of more than five classes, 'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
     'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
     lists of K counts, a row for each true class, and 'confused', its largest entries off the
     diagonal; 'balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted' and 'auroc', see
@@ -143,10 +142,11 @@ def evaluate_run(
 
 def lines(values: Mapping[str, Any]) -> list[str]:
   """What `evaluate_model` gives, as text."""
-  top = next(filter(results.is_top, values))
+  tops = {f'top-{k[3:]}': v for k, v in results.numbers(values).items() if results.is_top(k)}
+  fractions = {'accuracy': values['accuracy']} | tops
   measures = (
-    f'accuracy {values["accuracy"]:.2%}  top-{top[3:]} {values[top]:.2%}  '
-    f'loss {values["loss"]:.4f}  calibration error {values["calibration_error"]:.2%}'
+    '  '.join(f'{name} {value:.2%}' for name, value in fractions.items())
+    + f'  loss {values["loss"]:.4f}  calibration error {values["calibration_error"]:.2%}'
   )
   rows = by_recall(values['classes'])
   worst = [row for row in rows if row['count'] or row['precision'] is not None][: classify.CONFUSED]

@@ -247,10 +247,16 @@ def are_images(columns: object, classes: Sequence[Any] | None) -> bool:
 def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
   """The measures among what an evaluation or a row of training has: accuracies come first.
 
-  They are a task's, of any name; None is one that is not finite.
+  They are a task's, of any name; None is one that is not finite. The accuracy of the first few
+  classes is none where these are all, as earlier versions have it.
   """
   lists = (*TABLES, 'confusion', 'images', *COUNTS)
-  measures = {name: v for name, v in values.items() if name not in lists and is_number(v)}
+  count = len(values.get('classes', ()))
+  measures = {
+    name: value
+    for name, value in values.items()
+    if name not in lists and is_number(value) and not is_top_of_all(name, count)
+  }
   first = [name for name in measures if name == 'accuracy' or is_top(name)]
   return {name: measures[name] for name in [*sorted(first), *measures]}
 
@@ -258,6 +264,11 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
 def is_top(name: str) -> bool:
   """Whether a measure is the accuracy of the first few classes, as 'top5' is."""
   return re.fullmatch(r'top\d+', name) is not None
+
+
+def is_top_of_all(name: str, classes: int) -> bool:
+  """Whether a measure is the accuracy of the first few classes, and these are all of so many."""
+  return is_top(name) and 0 < classes <= int(name[3:])
 
 
 def is_fraction(name: str) -> bool:

@@ -116,7 +116,8 @@ def classify(
 
 def more_ranks(count: int, *, multi_label: bool, sigmoid: bool) -> dict[str, int]:
   """`Task.more_ranks` of so many classes: the measures of `details` that there are."""
-  names = ['balanced_accuracy', 'f1_macro', 'f1_micro', 'f1_weighted', f'top{min(TOP, count)}']
+  names = ['balanced_accuracy', 'f1_macro', 'f1_micro', 'f1_weighted']
+  names += [f'top{TOP}'] * (count > TOP)
   if multi_label and sigmoid:
     names += ['mean_average_precision', 'auroc']
   elif not multi_label and count <= LARGEST_CONFUSION:
@@ -301,12 +302,14 @@ def calibration_bins(confidence: Array, right: Array, counts: Array) -> Array:
 def read(sums: Mapping[str, Any]) -> dict[str, float]:
   """'loss', 'accuracy' and 'count'; of evaluations also 'top5' and 'calibration_error'.
 
-  With fewer than five classes 'top5' is called after their number. Other sums () become means.
+  Of TOP classes or fewer, all of which are among the first TOP, there is no 'top5'. Other sums ()
+  become means.
   """
   values = means({name: value for name, value in sums.items() if np.ndim(value) == 0})
   values['accuracy'] = values.pop('correct')
   if 'bins' in sums:
-    values[f'top{min(TOP, len(sums["labelled"]))}'] = values.pop('top')
+    top = values.pop('top')
+    values |= {f'top{TOP}': top} if len(sums['labelled']) > TOP else {}
     values['calibration_error'] = calibration(sums['bins'])['calibration_error']
   return {name: values[name] for name in ('loss', 'accuracy')} | values
 
