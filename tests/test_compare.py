@@ -143,6 +143,17 @@ def test_the_same_seed_twice_adds_nothing_and_is_named(runs, tmp_path):
   assert compared.left_out == ['a0 and again have the same config and seed 0']
 
 
+def test_a_field_that_is_newer_than_a_run_differs_only_from_what_is_not_its_default(runs, tmp_path):
+  older = files.read_object(shutil.copytree(runs[1], tmp_path / 'older') / 'config.json')
+  del older['dino'], older['data']['repeats'], older['schedule']['learning_rate']
+  files.write_json(tmp_path / 'older/config.json', older)
+  assert config.default().schedule.learning_rate == 0.001
+  compared = comparison.read([str(runs[0]), str(tmp_path / 'older')])
+  assert compared.fields == {'seed': [0, 1]} and len(compared.groups) == 1
+  compared = comparison.read([str(runs[2]), str(tmp_path / 'older')])
+  assert compared.fields == {'schedule.learning_rate': [0.003, 0.001], 'seed': [0, 1]}
+
+
 def test_a_table_a_page_and_its_json_have_the_same_numbers(runs, tmp_path, capsys):
   assert main(['compare', *map(str, runs), '--out', str(tmp_path / 'out')]) == 0
   table = capsys.readouterr().out

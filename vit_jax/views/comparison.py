@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import config as configs
 from vit_jax import files, workdir
 from vit_jax.evaluate import inputs, paired, results
 from vit_jax.text import one_line, quantity, without_folders
@@ -133,9 +134,11 @@ def read(folders: Sequence[str]) -> Comparison:
 
 
 def read_run(folder: pathlib.Path) -> Facts:
-  """A run's files, without its model."""
+  """A run's files, without its model; its config has the default of a field newer than it."""
   evaluation = own_evaluation(folder)
-  return dataclasses.replace(read_logs(folder, evaluation), measured=evaluation)
+  facts = read_logs(folder, evaluation)
+  whole = workdir.with_defaults(facts.config, workdir.as_json(configs.default()))
+  return dataclasses.replace(facts, config=whole, measured=evaluation)
 
 
 def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
