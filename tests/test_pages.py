@@ -1653,8 +1653,8 @@ def test_a_page_says_how_its_run_goes_and_is_read_again_only_while_it_lives(stat
     (ValueError('a<b at /data/x/1.jpg'), 'last saved at step 4, a&lt;b at 1.jpg. Written 2'),
   ],
 )
-def test_the_page_of_a_run_that_is_stopped_or_fails_says_so_and_is_read_again_no_more(
-  error, text, whole, tmp_path
+def test_the_page_of_a_run_that_ends_says_so_and_is_read_again_once_it_resumes(
+  error, text, whole, trained, tmp_path
 ):
   status = {'state': 'training', 'step': 3, 'total': 9}
   live = report.encoded(dataclasses.replace(whole, status=status))
@@ -1666,6 +1666,11 @@ def test_the_page_of_a_run_that_is_stopped_or_fails_says_so_and_is_read_again_no
   assert text in begin and begin.count('class="live"') == 1 and 'read again' not in begin
   assert 'http-equiv="refresh"' not in begin and 'name="live"' not in begin
   assert end == live.decode().partition('<nav')[2]
+  (tmp_path / 'config.json').write_bytes((trained / 'config.json').read_bytes())
+  report.resume_live(tmp_path, status | {'step': 4})
+  again = (tmp_path / report.PAGE).read_text()
+  assert 'Training, step 4 of 9 (44%), not saved yet. Written 2' in again
+  assert opening.REFRESH.search(again) and again.partition('<nav')[2] == end
 
 
 def test_a_page_of_a_run_that_trains_is_read_again_where_it_was_until_nothing_newer_comes(

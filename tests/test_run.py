@@ -41,6 +41,7 @@ from vit_jax import workdir as workdirs
 from vit_jax.guards import owner, stopping
 from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import classify, losses, means
+from vit_jax.views import opening
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 8
@@ -550,9 +551,13 @@ def test_rows_of_a_run_that_was_stopped_are_those_of_one_that_was_not(tmp_path, 
   fields |= {'evaluation.every': '5 steps', 'checkpoint.every': '3 steps'}
   assert vit_train(tmp_path / 'never', fields) == 0
   stops = (0, 1, 2, 4, 6)  # twice in the first row, in the next, at its end
+  page = tmp_path / 'stopped/report.html'
+  page.parent.mkdir()
+  page.write_text(f'<title></title>\n{opening.as_progress("Stopped.")}')
   for begin, end in itertools.pairwise(stops):
     with stopped_at(end - begin, monkeypatch):
       assert vit_train(tmp_path / 'stopped', fields) == 0
+    assert f'Stopped, step {end} of 8' in page.read_text()  # so that it said that the run trains
   assert vit_train(tmp_path / 'stopped', fields) == 0
   assert rows_of(tmp_path / 'stopped') == rows_of(tmp_path / 'never')
   steps = [row['step'] for row in rows_of(tmp_path / 'never') if 'train/loss' in row]

@@ -17,6 +17,7 @@ from vit_jax import bundle, config, main, workdir
 from vit_jax.commands import flags, short, words
 from vit_jax.guards import legs
 from vit_jax.plan import make_plan
+from vit_jax.views import report
 
 __all__ = ['cache', 'whole']
 OLD_NAMES = {'vit', 'mixer_base16_cifar10'}
@@ -208,7 +209,7 @@ def test_what_was_not_written_for_its_secrets_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize('display', ['', ':0'])
-def test_open_shows_the_page_where_there_is_a_display_and_says_so_where_there_is_none(
+def test_open_shows_a_page_that_lives_where_there_is_a_display_and_says_so_where_there_is_none(
   display, tmp_path, monkeypatch, capsys
 ):
   opened = queue.Queue()
@@ -216,7 +217,9 @@ def test_open_shows_the_page_where_there_is_a_display_and_says_so_where_there_is
   for name in main.DISPLAYS:
     monkeypatch.setenv(name, display)
   page = tmp_path / 'report.html'
-  page.write_text('<p>')
+  page.write_text('<p>Stopped')
+  assert not report.is_current(tmp_path)  # of a start before: it is waited for the next page
+  page.write_text('<noscript><meta http-equiv="refresh" content="20"></noscript><meta name="live">')
   main.open_report(tmp_path)
   if display:
     assert opened.get(timeout=10) == page.as_uri()

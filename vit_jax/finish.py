@@ -86,6 +86,15 @@ class Live:
     self.latest: dict[str, Any] | None = None
     self.attempt: Future[None] | None = None
 
+  def resume(self) -> None:
+    """Has the page of an earlier start say that the run trains, if it can be written."""
+    if jax.process_index() > 0:
+      return
+    with contextlib.suppress(OSError, ValueError):
+      waiting.in_time(
+        lambda: report.resume_live(self.owner.folder, self.owner.status), writing.PROBE
+      )
+
   def update(self, evaluation: dict[str, Any]) -> None:
     """Begins to write an evaluation, with what it is of, as `results.write` takes it."""
     if jax.process_index() > 0:

@@ -85,15 +85,20 @@ def run(args: argparse.Namespace, *, command: str) -> int:
 
 
 def open_report(folder: pathlib.Path) -> None:
-  """Opens the page of a run in a browser, as soon as it is there; without a display, says where."""
-  page = folder / 'report.html'
+  """Opens the page of a run in a browser, as soon as it is current; without a display, says where.
+
+  That of an earlier start says that the run has stopped, and is not read again.
+  """
+  from vit_jax.views import report
+
+  page = folder / report.PAGE
   has_display = sys.platform in ('darwin', 'win32') or any(map(os.environ.get, DISPLAYS))
   if not has_display:
     to_stderr(f'--open: there is no display here; {page} will be there after the first evaluation')
     return
 
   def wait() -> None:
-    while not page.exists():
+    while not report.is_current(folder):
       time.sleep(1)
     webbrowser.open(page.resolve().as_uri())
 

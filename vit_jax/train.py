@@ -169,7 +169,9 @@ def run_to_end(
   with training_from(start, plan, owner, saved, display, ends) as training:
     introduce(training, start)
     best = finish.Best(plan, owner.folder, saved, display.say)
+    owner.update(step=start, last_save=saved.latest)
     live = finish.Live(plan, owner, training.log, display.say)
+    live.resume()
     evaluate = Evaluator(training, best, live)
     evaluate.overdue(start, state)
     step, state = loop(training, state, start, evaluate)

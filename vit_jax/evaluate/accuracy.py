@@ -44,13 +44,14 @@ def evaluate_model(
 
   Returns:
     'source', 'split'; 'matched', how the classes were; 'count' of images scored, 'unlabelled' and
-    'bad_images' of those that were not; 'accuracy', 'top5' of more than five classes, 'loss'; 'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of
-    'name', 'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K
-    lists of K counts, a row for each true class, and 'confused', its largest entries off the
-    diagonal; 'balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted' and 'auroc', see
-    `classify.measures`; 'mistakes', the most confident ones, a dict of 'image', what messages call
-    it, its 'index' in the split, 'label' (the first of several), 'guess' (the prediction) and
-    'confidence' for each; 'images', see `results.image_columns`.
+    'bad_images' of those that were not; 'accuracy', 'top5' of more than five classes, 'loss';
+    'calibration_error' and its 'calibration', a dict for each bin; 'classes', a dict of 'name',
+    'count', 'precision' and 'recall' for each, None where that is 0 / 0; 'confusion', K lists of K
+    counts, a row for each true class, and 'confused', its largest entries off the diagonal;
+    'balanced_accuracy', 'f1_micro', 'f1_macro', 'f1_weighted' and 'auroc', see `classify.measures`;
+    'mistakes', the most confident ones, a dict of 'image', what messages call it, its 'index' in
+    the split, 'label' (the first of several), 'guess' (the prediction) and 'confidence' for each;
+    'images', see `results.image_columns`.
     Multi-label images have no confusion (see `classify.measure`), and where the
     model has sigmoid scores, 'mean_average_precision'.
 

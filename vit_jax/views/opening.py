@@ -14,6 +14,7 @@ NAMED = 5  # classes in the sentence
 RELOAD = 20  # seconds until a page of a run that trains is read again
 PATIENT = 600  # seconds at least without a newer page, after which it is not read again
 REFRESH = re.compile('<noscript><meta http-equiv="refresh".*?<meta name="live"[^>]*>')
+TITLE_END = '</title>\n'  # after which those tags are
 PROGRESS = re.compile('<p class="live" role="status">.*?</p>')
 
 
@@ -46,7 +47,20 @@ def ended(page: str, status: Mapping[str, Any]) -> str:
   if not REFRESH.search(page):
     return page
   progress = progress_text(status, datetime.datetime.now(datetime.UTC), is_live=False)
-  page = REFRESH.sub('', page, count=1)
+  return with_progress(page, progress)
+
+
+def resumed(page: str, facts: Facts) -> str:
+  """The page of a run that had not finished, which now trains again; any other page as it is."""
+  if not PROGRESS.search(page):
+    return page
+  progress = progress_text(facts.status, facts.written, is_live=True)
+  return with_progress(page, progress, refresh(facts))
+
+
+def with_progress(page: str, progress: str, refresh: str = '') -> str:
+  """A page with another text of how its run goes, and other tags that have it read itself again."""
+  page = REFRESH.sub('', page, count=1).replace(TITLE_END, TITLE_END + refresh, 1)
   return PROGRESS.sub(lambda _: as_progress(progress), page, count=1)
 
 

@@ -1,6 +1,7 @@
 """The report of a run: `report.html` and `report.png` in its folder, live while it trains."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import zlib
@@ -12,7 +13,14 @@ import jax
 from vit_jax import files, sources
 from vit_jax.text import one_line
 from vit_jax.views import opening
-from vit_jax.views.facts import Facts, gather, gather_live, is_finished, with_repeats
+from vit_jax.views.facts import (
+  Facts,
+  gather,
+  gather_live,
+  is_finished,
+  read_logs,
+  with_repeats,
+)
 from vit_jax.views.report_page import as_html, as_png
 
 PAGE, PICTURE = 'report.html', 'report.png'
@@ -80,13 +88,38 @@ def end_live(folder: pathlib.Path, status: Mapping[str, Any]) -> None:
   Raises:
     OSError: if the page cannot be written.
   """
+  rewrite(folder, lambda page: opening.ended(page, status))
+
+
+def resume_live(folder: pathlib.Path, status: Mapping[str, Any]) -> None:
+  """Has the page of a run that trains again say so, and read itself again, as `end_live` ends it.
+
+  Raises:
+    OSError: if the page cannot be written.
+    ValueError: if the folder is not a run's.
+  """
+  facts = dataclasses.replace(read_logs(folder, None), status=status)
+  rewrite(folder, lambda page: opening.resumed(page, facts))
+
+
+def rewrite(folder: pathlib.Path, change: Callable[[str], str]) -> None:
+  """Changes the page of a run; bytes that are no text, as damage makes them, stay."""
   try:
-    page = files.read_bytes(folder / PAGE).decode()
+    page = files.read_bytes(folder / PAGE).decode(errors='surrogateescape')
   except FileNotFoundError:
     return
-  if (end := opening.ended(page, status)) != page:
+  if (new := change(page)) != page:
     with files.replacing(folder / PAGE) as file:
-      file.write(end.encode())
+      file.write(new.encode(errors='surrogateescape'))
+
+
+def is_current(folder: pathlib.Path) -> bool:
+  """Whether there is a page, and it is of a finished run or one that trains."""
+  try:
+    page = files.read_bytes(folder / PAGE).decode(errors='replace')
+  except OSError:
+    return False
+  return is_finished(folder) or bool(opening.REFRESH.search(page))
 
 
 def after_training(folder: str | os.PathLike[str], say: Callable[[str], object]) -> None:
