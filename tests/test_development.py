@@ -10,7 +10,7 @@ import pytest
 from tests.test_run import cache
 from tests.test_tasks import folder_of
 from vit_jax import bundle, sources
-from vit_jax.evaluate import development, inputs
+from vit_jax.evaluate import development, inputs, reconstruct
 from vit_jax.evaluate.features import extract
 from vit_jax.views.facts import gather
 from vit_jax.views.report_page import as_html
@@ -62,21 +62,52 @@ def test_components_that_change_places_and_signs_keep_their_colours(order):
   np.testing.assert_array_equal(development.aligned(colours, turned), colours)
 
 
-def test_a_report_shows_photos_with_the_most_similar_images(folder_of, tmp_path):
-  folder = tmp_path / 'run'
+@pytest.fixture(scope='module')
+def looked(folder_of, tmp_path_factory):
+  """(model, split, development, page) of a masked autoencoder's run that was looked at twice."""
+  folder = tmp_path_factory.mktemp('looked') / 'run'
   shutil.copytree(folder_of('mae') / 'whole', folder)
+  (folder / development.FILE).unlink(missing_ok=True)
   run, source = bundle.read(folder), sources.open_source('digits', 'validation')
   split = inputs.Split('digits', 'validation', source)
   for step in (5, 10):
     development.add(folder, development.look(run, split, step))
-  looks = development.read(folder)
+  return run, split, development.read(folder), as_html(gather(folder))
+
+
+def test_a_report_shows_photos_with_the_most_similar_images(looked):
+  run, split, looks, page = looked
   assert looks.colours.shape == (2, 8, 2, 2, 3) and looks.steps.tolist() == [5, 10]
   values = extract(run, split).values
   values = values / np.linalg.norm(values, axis=1, keepdims=True)
   for photo, nearest in zip(looks.photos, looks.nearest[0], strict=True):
     cosines = np.delete(values @ values[photo], photo)
     np.testing.assert_allclose(values[nearest] @ values[photo], np.sort(cosines)[:-5:-1], atol=1e-6)
-  page = as_html(gather(folder))
   assert page.count('class="pixels"') == 2 * 8
   captions = [page.count(f'data-caption="neighbour {place} at step 10') for place in range(1, 6)]
   assert captions == [8, 8, 8, 8, 0]
+
+
+def test_a_report_shows_what_a_masked_autoencoder_fills_in(looked):
+  run, split, looks, page = looked
+  images = [run.preprocess.transform(split.source[int(row)]['image'], None) for row in looks.photos]
+  pictures = reconstruct.reconstruct(run, np.stack(images))
+  np.testing.assert_array_equal(looks.masked, pictures.masked)
+  np.testing.assert_array_equal(looks.reconstructed, np.stack([pictures.pixels] * 2))
+  assert [page.count(f'filled in at step {step}') for step in (5, 10)] == [8, 8]
+  assert page.count('alt="visible patches of') == 8
+
+
+def test_pictures_that_are_kept_are_small_and_in_colour():
+  pictures = development.small(np.zeros((2, 200, 100, 1), np.uint8))
+  assert pictures.shape == (2, 96, 48, 3)
+
+
+def test_a_run_without_reconstructions_begins_them_anew(tmp_path):
+  development.add(tmp_path, drawn(10))
+  masked = np.zeros((2, 8, 8, 3), np.uint8)
+  now = dataclasses.replace(drawn(20), masked=masked, reconstructed=masked[None])
+  development.add(tmp_path, now)
+  assert development.read(tmp_path).steps.tolist() == [20]
+  development.add(tmp_path, dataclasses.replace(now, steps=np.int64([30])))
+  assert development.read(tmp_path).reconstructed.shape == (2, 2, 8, 8, 3)
