@@ -12,7 +12,9 @@ from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import bundle, commands
 from vit_jax.__main__ import main
+from vit_jax.commands.search import as_csv
 from vit_jax.evaluate import curation, neighbours
+from vit_jax.evaluate.collection import Item, Selection
 
 SIZE = (16, 16)
 
@@ -162,6 +164,14 @@ def test_an_image_is_nearest_to_itself_and_then_to_its_kind(model, photos, tmp_p
   assert {row['list'] for row in rows} == {'neighbours'}
 
 
+def test_names_that_a_spreadsheet_computes_are_quoted_where_asked_for_and_numbers_are_not():
+  item = Item(0, '=cmd.png', -0.5, '@rose', '+tulip')
+  selections = [Selection('labels', '', [('', [item])])]
+  rows = [as_csv(selections, quote_formulas=quote).splitlines()[1] for quote in (False, True)]
+  assert rows[0] == 'labels,1,1,=cmd.png,-0.5,@rose,+tulip'
+  assert rows[1] == "labels,1,1,'=cmd.png,-0.5,'@rose,'+tulip"
+
+
 @pytest.mark.parametrize(
   ('words', 'line'),
   [
@@ -170,6 +180,7 @@ def test_an_image_is_nearest_to_itself_and_then_to_its_kind(model, photos, tmp_p
     (['{photos}/nowhere'], "unknown dataset"),
     (['{photos}', '{photos}/nowhere.png'], 'nowhere.png: there is no such file'),
     (['{photos}', '--out', '{photos}/red/red0.png'], 'is no folder'),
+    (['{photos}', '--quote-formulas'], '--quote-formulas is of search.csv: give --out DIR'),
     (['images:{photos}', '--split', 'tst'], "no split 'tst'"),
   ],
 )  # fmt: skip

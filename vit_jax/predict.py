@@ -108,7 +108,10 @@ class Run(bundle.Bundle):
   def check_classes(self) -> None:
     """Raises ValueError for a model whose logits are no classes', or are of patches."""
     if not self.classes:
-      raise ValueError(f'{self.name} has no head here: it gives features, but names no classes')
+      raise ValueError(
+        f'{self.name} has no head here, so it names no classes: vit features writes its features, '
+        'vit search compares photos by them, and finetune:RUN,DATASET trains a head'
+      )
     if not self.names_images:
       raise ValueError(f"{self.name} has pool 'none': it names classes of patches, not of an image")
 

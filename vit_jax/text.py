@@ -25,6 +25,7 @@ URL = re.compile(
 HUB_TOKEN = re.compile(r'\bhf_\w{16,}')  # of Hugging Face
 INVISIBLE = frozenset('\u115f\u1160\u2800\u3164\uffa0')  # letters without ink: fillers, a blank
 MASK = '***'
+FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how what a spreadsheet computes begins
 REDRAW = 0.1  # seconds from one drawing of a bar to the next
 FOLDERS = re.compile(  # of an absolute path, as POSIX or Windows write it, but of no URL
   r'(?<![\w./~-])(?<!:/)(?:[A-Za-z]:\\|~?/)(?:[^/\\\s\'"]+[/\\])*(?=[^/\\\s\'"])'
@@ -68,6 +69,11 @@ def escaped(character: str) -> str:
   if '\udc80' <= character <= '\udcff':  # as os.fsdecode has a byte that is no text
     return f'\\x{ord(character) - 0xDC00:02x}'
   return character.encode('unicode_escape').decode()
+
+
+def quoted_formula(text: str) -> str:
+  """A text with an apostrophe before it where a spreadsheet would compute it."""
+  return "'" * text.startswith(FORMULA) + text
 
 
 def first_few(names: Sequence[str], count: int = 5) -> str:

@@ -247,6 +247,10 @@ def predict(parser: argparse.ArgumentParser) -> None:
     help='gets the predictions as they come, .csv, .json or .jsonl; the same line again goes on',
   )
   parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table')
+  add_quoting(parser)
+
+
+def add_quoting(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--quote-formulas',
     action='store_true',
@@ -438,6 +442,7 @@ def search(parser: argparse.ArgumentParser) -> None:
     '--count', type=positive, default=24, help='shown of each list; default: %(default)s'
   )
   parser.add_argument('--out', default='', metavar='DIR', help='gets search.html and search.csv')
+  add_quoting(parser)
   parser.add_argument('--preprocess', default='', help="a line of transforms; default: the model's")
   parser.add_argument(
     '--batch-size', type=int, default=256, help='images on each device; default: %(default)s'

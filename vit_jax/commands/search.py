@@ -15,7 +15,15 @@ from vit_jax.evaluate import inputs
 from vit_jax.evaluate.collection import COLUMNS, Collection, Selection
 from vit_jax.evaluate.features import extract, user_cache
 from vit_jax.sources import loose
-from vit_jax.text import columns, first_few, progress, quantity, to_stderr, to_stdout
+from vit_jax.text import (
+  columns,
+  first_few,
+  progress,
+  quantity,
+  quoted_formula,
+  to_stderr,
+  to_stdout,
+)
 from vit_jax.views import search_page
 
 PAGE, TABLE = 'search.html', 'search.csv'
@@ -42,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     selections = selected(dataclasses.replace(images, advance=advance), queries, args)
   if args.out:
     page = search_page.as_html(images, selections, queries, count=args.count)
-    write(pathlib.Path(args.out), selections, page)
+    write(pathlib.Path(args.out), as_csv(selections, quote_formulas=args.quote_formulas), page)
   if args.format == 'json':
     print(files.as_json([as_json(selection) for selection in selections]))
   else:
@@ -62,6 +70,8 @@ def check(args: argparse.Namespace) -> None:
   for path in args.queries:
     if not (os.path.lexists(path) or loose.is_pattern(path)):
       raise FileNotFoundError(f'{path}: there is no such file')
+  if args.quote_formulas and not args.out:
+    raise ValueError(f'--quote-formulas is of {TABLE}: give --out DIR')
   if args.out and os.path.lexists(args.out) and not os.path.isdir(args.out):
     raise ValueError(f'--out {args.out} is no folder')
 
@@ -114,14 +124,23 @@ def selected(
 # Results
 
 
-def write(folder: pathlib.Path, selections: Sequence[Selection], page: str) -> None:
-  """Writes the table and the page into a folder, which is made."""
-  folder.mkdir(parents=True, exist_ok=True)
+def as_csv(selections: Sequence[Selection], *, quote_formulas: bool = False) -> str:
+  """All rows, with an apostrophe, if asked for, before names that a spreadsheet would compute."""
+
+  def cell(value: object) -> object:
+    return quoted_formula(value) if quote_formulas and isinstance(value, str) else value
+
   text = io.StringIO()
   table = csv.writer(text)
   table.writerow(COLUMNS)
-  table.writerows(row for selection in selections for row in selection.rows())
-  for name, content in ((TABLE, text.getvalue()), (PAGE, page)):
+  table.writerows(map(cell, row) for selection in selections for row in selection.rows())
+  return text.getvalue()
+
+
+def write(folder: pathlib.Path, table: str, page: str) -> None:
+  """Writes the table and the page into a folder, which is made."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, content in ((TABLE, table), (PAGE, page)):
     with files.replacing(folder / name) as file:
       file.write(content.encode(errors='replace'))
 

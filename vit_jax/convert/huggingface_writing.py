@@ -115,7 +115,9 @@ def mae_spec(
   if not (isinstance(shared['image_size'], int) and isinstance(shared['patch_size'], int)):
     raise ValueError("transformers' ViTMAE takes squares alone: of images and of patches")
   if not model.has_class_token:
-    raise ValueError("transformers' ViTMAE has a class token, the model has none")
+    raise ValueError(
+      "transformers' ViTMAE has a class token, the model none; --encoder-only writes the encoder"
+    )
   for field in ('activation', 'norm_eps'):
     if (theirs := getattr(decoder.model, field)) != (ours := getattr(model, field)):
       raise ValueError(f'{field} of the decoder is {theirs}, of the encoder {ours}: must be one')

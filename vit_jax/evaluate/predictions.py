@@ -16,9 +16,8 @@ from typing import TypedDict
 from vit_jax import files
 from vit_jax.files import as_json
 from vit_jax.guards import lock
-from vit_jax.text import to_stderr
+from vit_jax.text import quoted_formula, to_stderr
 
-FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how what a spreadsheet computes begins
 COLUMNS = ('file', 'rank', 'label', 'score')
 
 
@@ -49,7 +48,7 @@ def csv_rows(
   """
 
   def cell(text: str) -> str:
-    return "'" * (quote_formulas and text.startswith(FORMULA)) + shown(text)
+    return shown(quoted_formula(text) if quote_formulas else text)
 
   rows = [(str(rank), cell(p['label']), f'{p["score"]:.6f}') for rank, p in enumerate(ranked, 1)]
   out = io.StringIO()
