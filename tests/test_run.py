@@ -34,6 +34,7 @@ from vit_jax import (
   metrics,
   models,
   sharding,
+  text,
   train,
 )
 from vit_jax import plan as plans
@@ -717,8 +718,8 @@ def test_on_a_terminal_it_shows_a_bar_and_nothing_on_stderr(tmp_path, cache):
   assert sum(a == b for a, b in itertools.pairwise(frames)) <= 1  # the last, drawn at the end
   epochs = f'{STEPS * 32 / 1259:.4g}'
   notes = [
-    rf'epoch 0\.03/{epochs}  ETA \d+:\d\d  loss \d\.\d+',
-    r'best accuracy 0\.\d+  [\d,]+ images/s',
+    rf'ETA \d+:\d\d  loss \d\.\d+  epoch 0\.03/{epochs}',
+    r'best accuracy 0\.\d+  loss \d',
   ]
   assert all(re.search(note, text) for note in notes)
   assert 'compiling the training step' in text
@@ -728,16 +729,45 @@ def test_on_a_terminal_it_shows_a_bar_and_nothing_on_stderr(tmp_path, cache):
 def test_a_bar_has_loss_speed_and_the_time_that_remains_from_the_first_step_on(monkeypatch):
   clock = itertools.count(0, 10)  # seconds
   monkeypatch.setattr(metrics.time, 'perf_counter', lambda: next(clock))
+  monkeypatch.setenv('COLUMNS', '120')
   display = metrics.Display(100, epoch=40, batch=64)
   display.resume('accuracy', 0.75)
   display.step(1, {'loss': 6.0, 'count': 3})
   best = 'best accuracy 0.7500'
-  assert display.note(1) == f'epoch 0.03/2.5  ETA 16:30  loss 2.0000  {best}  6 images/s'
+  assert display.note(1) == f'ETA 16:30  {best}  loss 2.0000  epoch 0.03/2.5  6 images/s'
   display.step(2, {'loss': 3.0, 'count': 3})
   assert 'loss 1.5000' in display.note(2) and 'ETA 16:20' in display.note(2)
   for step in range(3, 400):
     display.step(step, {'loss': 3.0, 'count': 3})
   assert 'loss 1.0000' in display.note(100) and 'ETA 0:00' in display.note(100)
+
+
+@pytest.mark.parametrize('width', [60, 80, 100, 200])
+@pytest.mark.parametrize('metric', ['accuracy', 'mean_average_precision'])
+def test_a_bar_has_its_time_and_best_whole_on_one_line_of_any_width(width, metric, monkeypatch):
+  monkeypatch.setenv('COLUMNS', str(width))
+  display = metrics.Display(123_456, epoch=40, batch=64)
+  display.pace.seconds = 1.0
+  display.resume(metric, 0.75)
+  display.waits = 'data wait 12.3%  MFU 45.6%'
+  display.bars.update(display.task, completed=99_999, note=display.note(99_999))
+  with display.console.capture() as capture:
+    display.console.print(display.bars.get_renderable())
+  (line,) = capture.get().splitlines()
+  assert 'ETA 6:30:57' in line and '0.7500' in line and '…' not in line
+  assert ('MFU 45.6%' in line) == (width == 200) and ('loss' in line or width < 100)
+
+
+def test_a_long_name_before_a_bar_is_cut_and_its_numbers_are_not(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '60')
+  with text.progress_bars(unit='bytes') as bars:
+    monkeypatch.setattr(text, 'progress_bars', lambda unit: contextlib.nullcontext(bars))
+    with text.progress(10**9, description='fetching ' + 'B_16' * 30, unit='bytes') as advance:
+      advance(2 * 10**8)
+  with bars.console.capture() as capture:
+    bars.console.print(bars.get_renderable())
+  (line,) = capture.get().splitlines()
+  assert line.startswith('fetching …') and '0.2/1.0 GB' in line
 
 
 def test_the_tables_total_is_the_number_of_parameters():

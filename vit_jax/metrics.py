@@ -326,8 +326,8 @@ class Pace:
 class Display:
   """A live bar on a terminal, plain lines elsewhere, nothing on hosts but the first.
 
-  The bar shows epoch, time that remains, the mean loss and speed of the latest steps and the best
-  validation, from the first step on.
+  The bar shows, from the first step on, the time that remains and the best validation, and where
+  its line has room the mean loss of the latest steps, epoch and speed.
 
   Args:
     total: steps of the run.
@@ -343,7 +343,8 @@ class Display:
     self.bars = text.progress_bars(console=self.console, eta=False)
     self.draw = text.drawing(self.bars)
     self.task = self.bars.add_task('', total=total, note='')
-    self.pace, self.best, self.waits = Pace(), '', ''
+    self.pace, self.waits = Pace(), ''
+    self.best: tuple[str, ...] = ('',)  # the best validation, in words of different length
 
   def __enter__(self) -> 'Display':
     self.bars.start()
@@ -358,15 +359,16 @@ class Display:
 
   def compiled(self, name: str, function: jax.stages.Wrapped, *args: Tree) -> Callable[..., Any]:
     """A jitted function compiled for such arguments; shows that, then says how long it took."""
-    before = self.bars.tasks[self.task].description
-    self.bars.update(self.task, description=f'compiling the {name}', refresh=True)
+    shown = self.bars.tasks[self.task]
+    before, note = shown.description, shown.fields['note']
+    self.bars.update(self.task, description=f'compiling the {name}', note='', refresh=True)
     if not self.console.is_terminal:
       self.say(f'compiling the {name} ...')
     began = time.perf_counter()
     with stopping.phase('compile'):
       result = function.lower(*args).compile()
       allocation.give_back()
-    self.bars.update(self.task, description=before, refresh=True)
+    self.bars.update(self.task, description=before, note=note, refresh=True)
     self.say(f'compiled the {name} in {time.perf_counter() - began:.1f} s')
     return result
 
@@ -378,20 +380,24 @@ class Display:
 
   def resume(self, metric: str, best: float) -> None:
     """Times the next step from now on; the best validation is infinite where there is none yet."""
-    self.best = f'  best {metric} {best:.4f}' * math.isfinite(best)
+    forms = f'best {metric} {best:.4f}', f'best {best:.4f}'
+    self.best = forms if math.isfinite(best) else ('',)
     self.pace.resume()
 
   def note(self, step: int) -> str:
-    """What stands behind the bar."""
-    pace = self.pace
-    eta = text.clock(pace.seconds * (self.total - step))
+    """What stands behind the bar: as much as its line has room for, the most important first."""
+    pace, console = self.pace, self.console
+    eta = f'ETA {text.clock(pace.seconds * (self.total - step))}'
     epochs = f'epoch {step / self.epoch:.2f}/{self.total / self.epoch:.4g}'
     rate = f'{self.batch / max(pace.seconds, 1e-9):,.0f} images/s'
-    return f'{epochs}  ETA {eta}  loss {pace.loss:.4f}{self.best}  {rate}{self.waits}'
+    count = len(f' {self.total}/{self.total} ')
+    room = console.width - text.bar_width(console) - count - 1
+    best = next((form for form in self.best if len(f'{eta}  {form}') <= room), '')
+    return text.fitting([eta, best, f'loss {pace.loss:.4f}', epochs, rate, self.waits], room)
 
   def show(self, step: int, values: dict[str, float]) -> None:
     """The latest numbers on a line, with the time that remains; a bar takes waits and MFU alone."""
-    self.waits = f'  data wait {values["data_wait"]:.1%}'
+    self.waits = f'data wait {values["data_wait"]:.1%}'
     if 'mfu' in values:
       self.waits += f'  MFU {values["mfu"]:.1%}'
     if self.console.is_terminal:
@@ -400,7 +406,7 @@ class Display:
     measures = {name: values[name] for name in values if name not in (*rates, *UNSHOWN)}
     eta = f'  ETA {self.pace.seconds * (self.total - step):.0f} s'
     rate = f'{values["images_per_second"]:,.0f} images/s'
-    self.say(f'step {step}/{self.total}  {numbers(measures)}  {rate}{self.waits}{eta}')
+    self.say(f'step {step}/{self.total}  {numbers(measures)}  {rate}  {self.waits}{eta}')
 
 
 def numbers(values: Mapping[str, float]) -> str:

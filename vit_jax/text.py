@@ -26,6 +26,7 @@ HUB_TOKEN = re.compile(r'\bhf_\w{16,}')  # of Hugging Face
 INVISIBLE = frozenset('\u115f\u1160\u2800\u3164\uffa0')  # letters without ink: fillers, a blank
 MASK = '***'
 FORMULA = ('=', '+', '-', '@', '\t', '\r')  # how what a spreadsheet computes begins
+NUMBERS = 40  # characters behind a bar: counts or sizes, a speed, the time that remains
 REDRAW = 0.1  # seconds from one drawing of a bar to the next
 FOLDERS = re.compile(  # of an absolute path, as POSIX or Windows write it, but of no URL
   r'(?<![\w./~-])(?<!:/)(?:[A-Za-z]:\\|~?/)(?:[^/\\\s\'"]+[/\\])*(?=[^/\\\s\'"])'
@@ -170,6 +171,27 @@ def clock(seconds: float) -> str:
   return f'{hours}:{minute:02d}:{second:02d}' if hours else f'{minute}:{second:02d}'
 
 
+def bar_width(console: 'Console') -> int:
+  """Columns of a progress bar alone: fewer on a narrow terminal, which has to show the words."""
+  return 20 if console.width >= 80 else 10
+
+
+def fitting(parts: Iterable[str], room: int) -> str:
+  """The first parts, empty ones left out, as many as a line of so many characters holds."""
+  line = ''
+  for part in filter(None, parts):
+    longer = f'{line}  {part}' if line else part
+    if len(longer) > room:
+      break
+    line = longer
+  return line
+
+
+def clipped(text: str, room: int) -> str:
+  """Text of so many characters at most: one that is cut ends with '…'."""
+  return text if len(text) <= room else f'{text[: max(room - 1, 0)]}…'
+
+
 def progress_bars(
   *, unit: str = '', console: 'Console | None' = None, eta: bool = True
 ) -> 'Progress':
@@ -188,7 +210,7 @@ def progress_bars(
   transient, console = console is None, console or consoles.Console(stderr=True)
   return progress.Progress(
     progress.TextColumn('{task.description}', markup=False),
-    progress.BarColumn(bar_width=20),
+    progress.BarColumn(bar_width=bar_width(console)),
     progress.DownloadColumn() if is_bytes else progress.MofNCompleteColumn(),
     *([progress.TransferSpeedColumn()] if is_bytes else []),
     progress.TextColumn('{task.fields[note]}', markup=False),
@@ -222,9 +244,9 @@ def progress(
   Yields a function that takes how much more is done; a total of None is not known.
   """
   with progress_bars(unit=unit) as bars:
-    task = bars.add_task(
-      message_line(description), total=total, note='' if unit == 'bytes' else unit
-    )
+    console = bars.console
+    description = clipped(message_line(description), console.width - bar_width(console) - NUMBERS)
+    task = bars.add_task(description, total=total, note='' if unit == 'bytes' else unit)
     draw = drawing(bars)
 
     def advance(count: int) -> None:
