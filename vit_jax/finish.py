@@ -6,6 +6,7 @@ Every start of a run looks at all of them, so that what a kill took or a disk da
 import contextlib
 import functools
 import pathlib
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -318,4 +319,4 @@ def describe(plan: Plan, folder: pathlib.Path, say: Say) -> None:
     with stopping.phase('report'):
       report.after_training(folder, say)
   use = 'predict' if getattr(plan.task.model, 'num_classes', 1) else 'inspect'
-  say(f'the model is in {folder / MODEL}; try: vit {use} {folder} IMAGE...')
+  say(f'the model is in {folder / MODEL}; try: vit {use} {shlex.quote(str(folder))} IMAGE...')

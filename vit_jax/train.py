@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import pathlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,7 +194,8 @@ def measure_again(
     if step in saved.steps():
       state = saved.restore_step(step, abstract_state(plan))
   if state is None:
-    display.say(f'checkpoint {step} is not there: `vit report {owner.folder}` measures the model')
+    folder = shlex.quote(str(owner.folder))
+    display.say(f'checkpoint {step} is not there: `vit report {folder}` measures the model')
     return
   with training_from(plan.total, plan, owner, saved, display) as training:
     Evaluator(training).last(step, state)

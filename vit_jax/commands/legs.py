@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import datetime
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -180,7 +181,7 @@ def check_fields(folder: pathlib.Path, fields: Mapping[str, object]) -> None:
 
 
 def advice(folder: pathlib.Path) -> str:
-  return f'A new run starts from this one with --config=finetune:{folder},DATA'
+  return f'A new run starts from this one with --config={shlex.quote(f"finetune:{folder},DATA")}'
 
 
 def check_end(
