@@ -1554,7 +1554,9 @@ def test_of_fewer_than_a_hundred_images_no_calibration_is_shown_and_why_is_said(
   assert 'calibration error' not in dict(map(reversed, report_page.headlines(few)))
 
 
-def test_what_the_data_has_twice_is_shown_in_pairs():
+def test_what_the_data_has_twice_is_shown_in_pairs_of_a_sample_where_it_is_large(
+  whole, monkeypatch
+):
   random = np.random.default_rng(0)
   images = list(random.integers(0, 256, (8, 16, 16, 3), np.uint8))
   large = [np.kron(image[:4, :4], np.ones((8, 8, 1), np.uint8)) for image in images]
@@ -1568,10 +1570,18 @@ def test_what_the_data_has_twice_is_shown_in_pairs():
     for use, rows in splits.items()
   }
   twice = repeats.read(opened, bundle.Preprocess('resize', (8, 8)).transform)
-  assert twice.counts == {'conflicts': 1, 'equal': 1, 'near': 1} and twice.images == 7
+  assert twice.counts == {'conflicts': 1, 'equal': 1, 'near': 1}
+  assert twice.looked_at == twice.images == {'train': 4, 'test': 3}
   assert twice.conflicts[0].names == ('image 0 (train, a)', 'image 2 (train, b)')
   assert twice.equal[0].names == ('image 1 (train, b)', 'image 0 (test, b)')
   assert twice.near[0].names == ('image 3 (train, a)', 'image 1 (test, a)')
+  monkeypatch.setattr(repeats, 'LARGEST', 6)  # test whole, and images 0, 1 and 3 of train
+  twice = repeats.read(opened, bundle.Preprocess('resize', (8, 8)).transform)
+  assert twice.counts == {'conflicts': 0, 'equal': 1, 'near': 1}
+  assert twice.looked_at == {'train': 3, 'test': 3}
+  assert twice.near[0].names == ('image 3 (train, a)', 'image 1 (test, a)')
+  text = report_images.twice(dataclasses.replace(whole, repeats=twice))
+  assert '3 of 4 of train, 3 of 3 of test' in text and 'vit data show digits' in text
 
 
 def test_a_report_of_a_thousand_classes_is_below_8_megabytes(whole):

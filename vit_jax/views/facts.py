@@ -69,7 +69,7 @@ class Facts:
     photos: of the images that were measured.
     development: what an encoder without classes made of some photos, evaluation after evaluation.
     legs: of a run that was extended or changed, after its first.
-    repeats: images that the data has twice; None where they were not all looked at.
+    repeats: images that the data has twice; None where they were not looked for.
     written: when this was read.
   """
 
@@ -364,9 +364,9 @@ def last_attention(run: bundle.Bundle, image: np.ndarray) -> np.ndarray | None:
 
 
 def with_repeats(facts: Facts) -> Facts:
-  """The same with what the data of a finished run has twice, where it is small enough to look at.
+  """The same with what the data of a finished run has twice, see `repeats.read`.
 
-  It is of `repeats.LARGEST` images at most, and of one label each.
+  It is of images of one label each.
   """
   config = facts.config['data']
   if facts.model is None or not (facts.measured or {}).get('images'):
@@ -374,8 +374,6 @@ def with_repeats(facts: Facts) -> Facts:
   try:
     names = {use: config[use] for use in ('train', 'validation', 'test') if config.get(use)}
     splits = sources.open_splits(config['source'], names)
-    if sum(map(len, splits.values())) > repeats.LARGEST:
-      return facts
     channels = facts.model.preprocess.channels
     root = root_of(config['source'])
     twice = repeats.read(splits, transform_of(facts), channels=channels, root=root)

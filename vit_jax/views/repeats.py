@@ -11,7 +11,7 @@ from vit_jax.sources import survey
 from vit_jax.text import without_folders
 from vit_jax.views import photos
 
-LARGEST = 10_000  # images that are all looked at: about 20 s of photographs
+LARGEST = 10_000  # images that are looked at: about 20 s of photographs
 PAIRS = 12  # of each kind that are shown
 SIDE, THREADS = 96, 4  # pixels of a photo; of the survey
 
@@ -37,14 +37,15 @@ class Repeats:
     conflicts, equal, near: pairs of the same picture in two classes; in two splits, and nearly the
       same there; PAIRS at most.
     counts: how many there are, by these names.
-    images: that were looked at.
+    looked_at, images: how many images of each split were looked at, and how many there are.
   """
 
   conflicts: list[Pair]
   equal: list[Pair]
   near: list[Pair]
   counts: Mapping[str, int]
-  images: int
+  looked_at: Mapping[str, int]
+  images: Mapping[str, int]
 
 
 def read(
@@ -54,7 +55,7 @@ def read(
   channels: int = 3,
   root: str = '',
 ) -> Repeats:
-  """Looks at every image of some splits.
+  """Looks at the images of some splits, of more than LARGEST at a sample of these.
 
   Args:
     splits: by their use, such as 'train'.
@@ -62,6 +63,8 @@ def read(
     channels: of the images.
     root: the folder of the data, which names need not tell.
   """
+  images = {use: len(source) for use, source in splits.items()}
+  splits = sample(splits)
   surveys = {
     use: survey.survey_split(source, threads=THREADS, advance=lambda _: None, channels=channels)
     for use, source in splits.items()
@@ -86,7 +89,28 @@ def read(
 
   shown = {kind: [pair(kind, group) for group in rows[:PAIRS]] for kind, rows in kinds.items()}
   counts = {kind: len(rows) for kind, rows in kinds.items()}
-  return Repeats(**shown, counts=counts, images=sum(map(len, splits.values())))
+  looked_at = {use: len(source) for use, source in splits.items()}
+  return Repeats(**shown, counts=counts, looked_at=looked_at, images=images)
+
+
+def sample(splits: Mapping[str, sources.Source]) -> dict[str, sources.Source]:
+  """Splits of LARGEST images in all: the small ones whole, of the others as many, evenly over each.
+
+  The chance that both of a pair in two splits are looked at is the product of their fractions, so
+  that whole small splits show the most.
+  """
+  limits, free = dict[str, int](), LARGEST
+  for count, use in sorted((len(source), use) for use, source in splits.items()):
+    limits[use] = min(count, free // (len(splits) - len(limits)))
+    free -= limits[use]
+  return {use: evenly(source, limits[use]) for use, source in splits.items()}
+
+
+def evenly(source: sources.Source, count: int) -> sources.Source:
+  """So many images of a split, or all."""
+  if count == len(source):
+    return source
+  return source.subset(np.linspace(0, len(source) - 1, count).astype(int))
 
 
 def described(split: survey.Survey, use: str, index: int, root: str) -> str:

@@ -3,6 +3,7 @@
 K classes, N images.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 
 from vit_jax.evaluate import accuracy
 from vit_jax.images.decoding import omitted_channels
-from vit_jax.text import percent, quantity
+from vit_jax.text import percent, quantity, without_folders
 from vit_jax.views import charts, html
 from vit_jax.views.facts import Facts, Mistake
 from vit_jax.views.html import escape
 from vit_jax.views.photos import OF_CELL, Images, gallery, photo, thumbnail
-from vit_jax.views.repeats import Pair
+from vit_jax.views.repeats import Pair, Repeats
 
 SMALL = 30  # classes, up to which their table is unfolded
 BLOCK = 12  # classes of a larger one that are most confused with one another, as a table
@@ -310,11 +311,24 @@ def twice(facts: Facts) -> str:
       more = f', the first {len(pairs)} of them' if len(pairs) < count else ''
       shown = ''.join(map(pair_figure, pairs))
       parts += f'<h3>{title}: {count:,}{more}</h3><div class="gallery">{shown}</div>'
-  if parts:
-    return parts
+  nothing = (
+    f'<p>None of the {sum(repeats.looked_at.values()):,} images is there twice in different '
+    'classes or splits, or nearly so in different splits.</p>'
+  )
+  return coverage(repeats, facts.config['data']['source']) + (parts or nothing)
+
+
+def coverage(repeats: Repeats, source: str) -> str:
+  """Which images were looked at, where these are not all, and what looks at all."""
+  if repeats.looked_at == repeats.images:
+    return ''
+  counts = ', '.join(
+    f'{repeats.looked_at[use]:,} of {count:,} of {use}' for use, count in repeats.images.items()
+  )
+  command = escape(f'vit data show {shlex.quote(without_folders(source))}')
   return (
-    f'<p>None of the {repeats.images:,} images is there twice in different classes or splits, or '
-    'nearly so in different splits.</p>'
+    f'<p>Looked at for images that come twice: {counts}, evenly over each, so that most pairs may '
+    f'be missing. All of them: <code>{command}</code>.</p>'
   )
 
 
