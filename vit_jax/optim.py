@@ -283,19 +283,10 @@ def make_optimizer(
     params: all parameters, or their shapes, whose layers are counted; None where the optimiser is
       given all of them.
   """
-  values: dict[str, Any] = dict(
-    weight_decay=weight_decay,
-    weight_decay_end=weight_decay_end,
-    b1=b1,
-    b2=b2,
-    eps=eps,
-    momentum=momentum,
-    nesterov=nesterov,
-  )
-  if lookup.is_path(name):
-    make = imported_recipe
-  else:
-    make, values['weight_decay'] = recipe, decay_schedule(weight_decay, weight_decay_end, span)
+  decay = decay_schedule(weight_decay, weight_decay_end, span)
+  values: dict[str, Any] = dict(weight_decay_end=weight_decay_end, weight_decay=decay)
+  values |= dict(b1=b1, b2=b2, eps=eps, momentum=momentum, nesterov=nesterov)
+  make = imported_recipe if lookup.is_path(name) else recipe
   # One flat chain: the names of its state are in the checkpoints of runs.
   tx = optax.chain(
     *([optax.clip_by_global_norm(clip)] if clip else []),
