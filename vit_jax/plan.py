@@ -61,6 +61,8 @@ from vit_jax.text import error_line, first_few, nearest, printable, quantity
 
 GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
+Sizes = Callable[[FrozenConfigDict], list[tuple[int, int]]]
+MakeTask = Callable[[FrozenConfigDict, sources.Source, StartFor], Task]  # see `make_task`
 PIXELS = ('mean', 'std')  # a number for each channel, 0.5 where there is no checkpoint
 MIN_CROP = 0.25  # of an image's area: a smaller crop hardly shows what the image is of
 MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
@@ -423,7 +425,7 @@ def make_task(
   and `start(model)`, which gives the `Task.start` of a model that `config.pretrained` is for, or
   None.
   """
-  make = lookup.named(config.task, TASKS, 'task')
+  make = method(config.task).make
   with naming_extensions(config):
     start = functools.partial(pretrained_start, config, source.classes, checkpoint=checkpoint)
     task = make(config, source, start)
@@ -549,19 +551,51 @@ def make_encoder(config: FrozenConfigDict, source: sources.Source, start: StartF
   )
 
 
+def image_sizes(config: FrozenConfigDict) -> list[tuple[int, int]]:
+  """(height, width) of the one image of an example that a config describes."""
+  return [config.image_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A task by its name, and what follows from the name before there is a task.
+
+  Fields:
+    make: (config, source, start) -> the task.
+    sizes: (config) -> (height, width) of each image of an example that an update encodes.
+    labels: whether it reads them.
+  """
+
+  make: MakeTask
+  sizes: Sizes = image_sizes
+  labels: bool = True
+
+
 def from_encoder(
   make: Callable[[FrozenConfigDict, sources.Source, ImageEncoder], Task],
-) -> Callable[[FrozenConfigDict, sources.Source, StartFor], Task]:
-  """The function of a task, of one that takes the encoder that the config describes."""
-  return lambda config, source, start: make(config, source, make_encoder(config, source, start))
+  sizes: Sizes = image_sizes,
+) -> Method:
+  """The method, without labels, of a function that takes the encoder that the config describes."""
+
+  def make_with_encoder(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> Task:
+    return make(config, source, make_encoder(config, source, start))
+
+  return Method(make_with_encoder, sizes, labels=False)
 
 
-ENCODERS = {'dino': dino.make, 'lejepa': lejepa.make, 'mae': mae.make}  # they read no labels
-TASKS: dict[str, Callable[[FrozenConfigDict, sources.Source, StartFor], Task]] = {
-  'classify': classification,
-  **{name: from_encoder(make) for name, make in ENCODERS.items()},
+TASKS = {
+  'classify': Method(classification),
+  'dino': from_encoder(dino.make, views.sizes),
+  'lejepa': from_encoder(lejepa.make, views.sizes),
+  'mae': from_encoder(mae.make),
 }
-VIEW_TASKS = ('dino', 'lejepa')  # which encode views of an image in its place
+
+
+def method(name: str) -> Method:
+  """The method of TASKS, or of any 'package.module:name', which makes the task of one image."""
+  if lookup.is_path(name):
+    return Method(lookup.imported(name, 'task'))
+  return lookup.named(name, TASKS, 'task')
 
 
 def checkpoint_defaults(
@@ -719,7 +753,7 @@ def fit_memory(
 
 def encoded_tokens(config: FrozenConfigDict, model: vit.ViT | mixer.Mixer) -> list[int]:
   """The tokens of each image of an example that an update encodes: it, or views of it."""
-  sizes = views.sizes(config) if config.task in VIEW_TASKS else [config.image_size]
+  sizes = method(config.task).sizes(config)
   cells = (math.prod(side // patch for side, patch in zip(size, model.patch)) for size in sizes)
   return [count + getattr(model, 'prefix', 0) for count in cells]
 

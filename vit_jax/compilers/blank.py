@@ -75,7 +75,7 @@ def class_count(config: FrozenConfigDict, classes: int | None) -> tuple[int, lis
 
   None for a task that reads no labels.
   """
-  if config.task in plan.ENCODERS:
+  if not plan.method(config.task).labels:
     return 0, []
   if classes is not None:
     return classes, []
