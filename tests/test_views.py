@@ -10,7 +10,7 @@ from PIL import Image
 
 import vit_jax
 from tests.conftest import drawn
-from vit_jax import bundle, pipeline, sharding, sources
+from vit_jax import bundle, pipeline, plan, sharding, sources
 from vit_jax import config as configs
 from vit_jax.convert import resample
 from vit_jax.images import decoding, transforms
@@ -89,6 +89,13 @@ def test_columns_of_a_config_are_its_global_and_then_its_local_views():
   names = ['global0', 'global1', 'local0', 'local1', 'local2']
   assert [(name, column.view) for name, column in columns.items()] == list(zip(names, range(5)))
   assert [c.shape for c in columns.values()] == [(8, 8, 3)] * 2 + [(16, 24, 3)] * 3
+
+
+@pytest.mark.parametrize('task', ['classify', 'mae', 'dino', 'lejepa'])
+def test_an_update_encodes_the_one_image_of_an_example_or_its_views(task):
+  words = [f'task={task}', 'image_size=24,16', 'views.local_size=8,16', 'views.local_count=1']
+  tokens = plan.encoded_tokens(configs.load('digits', words), encoder().model)
+  assert tokens == ([7, 7, 3] if task in ('dino', 'lejepa') else [7])
 
 
 def test_global_views_have_their_own_transforms_in_turn_and_local_ones_theirs():
@@ -182,7 +189,7 @@ def test_features_of_views_are_those_of_each_alone_on_the_device_of_the_image():
   batch = sharding.put(batch, sharding.make_mesh())
 
   def compared(params, batch):
-    together = views.features(small, params, batch, sizes)
+    together = views.features(small, params, batch)
     alone = [small.apply(small.at_size(params, s), batch[name])[0] for name, s in sizes.items()]
     return together, jnp.stack(alone, axis=1)
 

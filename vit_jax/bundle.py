@@ -9,6 +9,7 @@ import numbers
 import os
 import pathlib
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -101,12 +102,16 @@ def forward(
   *,
   mean: Sequence[float],
   std: Sequence[float],
+  variables: Mapping[str, models.Tree] = types.MappingProxyType({}),
   **options: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Logits (N, K) of uint8 images (N, height, width, C), and the model's other outputs; `options`
-  are further arguments of the model's call, as `attention`.
+  """Logits (N, K) of uint8 images (N, height, width, C), and the model's other outputs.
+
+  `variables` are the model's beside its parameters; `options` are further arguments of its call, as
+  `attention`.
   """
-  logits, out = model.apply({'params': params}, normalize(images, mean, std), **options)
+  images = normalize(images, mean, std)
+  logits, out = model.apply({'params': params, **variables}, images, **options)
   return logits, dict(out)
 
 

@@ -3,7 +3,7 @@
 DINO (arXiv 2104.14294), iBOT (arXiv 2111.07832) and KoLeo, as DINOv2 puts them together (arXiv
 2304.07193). The teacher is the averaged parameters, `fixed['ema']`.
 
-N images, V views of one size, G global views, S all views, T patches of a view, P hidden patches of
+N images, V views, G global views, S all views, T patches of a view, P hidden patches of
 an image, D width, F features, K prototypes.
 """
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections.config_dict import FrozenConfigDict
 
-from vit_jax import bundle, models, optim
+from vit_jax import models, optim
 from vit_jax.models import vit
 from vit_jax.sources import Record, Source
 from vit_jax.sources.columns import Column, Columns
@@ -224,7 +224,7 @@ class Dino:
   ) -> tuple[Array, Sums, Named]:
     counts, step = batch['mask'].astype(jnp.float32), fixed['step']
     average = jax.lax.stop_gradient(fixed['ema'])
-    crops = stacked(batch, 'global')  # (N, G, H, W, C)
+    crops = views.stacked(batch, 'global')  # (N, G, H, W, C)
     hidden = batch.get('hidden', jnp.zeros((*crops.shape[:2], 0), bool))  # (N, G, T)
     index, weights = hidden_index(hidden, self.most_hidden)  # (N, P)
     present = Parts(jnp.tile(counts[:, None], (1, crops.shape[1])), counts[:, None] * (weights > 0))
@@ -232,13 +232,14 @@ class Dino:
     temperature = self.schedules.teacher_temperature(step)
     targets = self.targets(teacher, present, average['centres'], temperature)
 
-    keys, constant = jax.random.split(key), step < self.schedules.constant
-    features = self.features(params, crops, index, hidden, train=train, key=keys[0])
+    keys = jax.random.split(key) if train else (None, None)
+    features = self.features(params, crops, index, hidden, dropout=keys[0])
     koleo = sum(prototypes.koleo(x, counts) for x in features.views.swapaxes(0, 1))
     if 'local0' in batch:
-      small = stacked(batch, 'local')
-      others = self.features(params, small, index[:, :0], train=train, key=keys[1])
-      features = Parts(jnp.concatenate([features.views, others.views], 1), features.patches)
+      small = views.stacked(batch, 'local')
+      others, _ = views.encode(self.encoder, params, small, dropout=keys[1])
+      features = features._replace(views=jnp.concatenate([features.views, others], axis=1))
+    constant = step < self.schedules.constant
     student = self.cosines(params, features, constant)  # (N, S, K), (N, P, K)
 
     cool = self.objective.student_temperature
@@ -262,34 +263,26 @@ class Dino:
     index: Array,
     hidden: Array | None = None,
     *,
-    train: bool = False,
-    key: Array | None = None,
+    dropout: Array | None = None,
   ) -> Parts:
-    """What an encoder makes of crops, and of some patches of all an image's views.
+    """What an encoder makes of global views, and of some patches of all an image's.
 
     Args:
       params: of the task.
-      crops: (N, V, H, W, C) uint8.
-      index: (N, P) of V T patches.
-      hidden: (N, V, T), which patches the encoder does not see; None for none.
-      train: whether the encoder drops what it drops in training, by the key.
-      key: as above.
+      crops: (N, G, H, W, C) uint8.
+      index: (N, P) of G T patches.
+      hidden: (N, G, T), which patches the encoder does not see; None for none.
+      dropout: of `views.encode`.
     """
-    n, count, *shape = crops.shape
-    params = self.encoder.at_size(params, (shape[0], shape[1]))
-    model, variables = self.encoder.model, {'params': params}
+    encoder, masks = self.encoder, {}
     if hidden is not None and hidden.size:
-      model = MaskedViT(**models.fields(model))
-      variables['masks'] = {'hidden': hidden.reshape(n * count, -1)}
-    stats = self.encoder.preprocess.mean, self.encoder.preprocess.std
-    images = bundle.normalize(crops.reshape(n * count, *shape), *stats)
-    rngs = {} if key is None else {'dropout': key}
-    features, out = model.apply(variables, images, train=train, rngs=rngs)
-    of_views = features.reshape(n, count, -1)
+      encoder = dataclasses.replace(encoder, model=MaskedViT(**models.fields(encoder.model)))
+      masks = {'masks': {'hidden': hidden.reshape(-1, hidden.shape[-1])}}
+    of_views, out = views.encode(encoder, params, crops, dropout=dropout, variables=masks)
     if not index.size:
       return Parts(of_views, of_views[:, :0])
-    patches = out['encoded'][:, model.prefix :]
-    patches = patches.reshape(n, -1, patches.shape[-1])  # (N V, T, D) -> (N, V T, D)
+    patches = out['encoded'][:, encoder.model.prefix :]
+    patches = patches.reshape(len(crops), -1, patches.shape[-1])  # (N G, T, D) -> (N, G T, D)
     return Parts(of_views, jnp.take_along_axis(patches, index[:, :, None], axis=1))
 
   def cosines(self, params: Params, features: Parts, constant: bool | Array = False) -> Parts:
@@ -338,12 +331,6 @@ class MaskedViT(vit.ViT):
     token = self.param('hidden', nn.initializers.zeros, (1, 1, 1, self.width)).astype(x.dtype)
     hidden: Array = self.get_variable('masks', 'hidden')
     return jnp.where(hidden.reshape(*x.shape[:3], 1), token, x)
-
-
-def stacked(batch: Batch, kind: str) -> Array:
-  """The views of a batch of one of `views.KINDS`, (N, V, H, W, C)."""
-  names = sorted((name for name in batch if name.startswith(kind)), key=lambda n: (len(n), n))
-  return jnp.stack([batch[name] for name in names], axis=1)
 
 
 def hidden_index(hidden: Array, count: int) -> tuple[Array, Array]:

@@ -69,8 +69,8 @@ class ImageEncoder:
 
   def apply(self, params: Params, images: Array, **options: Any) -> tuple[Array, dict[str, Any]]:
     """The features (N, F) of uint8 images, and the intermediates; see `bundle.forward`."""
-    stats = {'mean': self.preprocess.mean, 'std': self.preprocess.std}
-    return bundle.forward(self.model, params, images, **stats, **options)
+    mean, std = self.preprocess.mean, self.preprocess.std
+    return bundle.forward(self.model, params, images, mean=mean, std=std, **options)
 
   def at_size(self, params: Params, size: tuple[int, int]) -> Params:
     """The parameters for images of (height, width): a learned table of positions is resampled.

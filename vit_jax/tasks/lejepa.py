@@ -27,7 +27,11 @@ def make(config: FrozenConfigDict, source: Source, encoder: ImageEncoder) -> Tas
       f'accumulate is {config.accumulate}, must be 1: '
       "task 'lejepa' compares how the images of a whole batch are distributed"
     )
-  return lejepa(encoder, views.columns(config), **config.lejepa)
+  columns = views.columns(config)
+  if len(columns) < 2:
+    raise ValueError("task 'lejepa' compares views: views has 1, must have 2 or more")
+  views.check_sizes(columns, encoder)
+  return lejepa(encoder, columns, **config.lejepa)
 
 
 def lejepa(
@@ -48,38 +52,31 @@ def lejepa(
 
   Args:
     encoder: that is trained and delivered.
-    columns: of `views.columns`.
+    columns: two or more of `views.columns`, of sizes that the encoder takes.
     weight: of the distance from the normal distribution, in [0, 1].
     directions: S, drawn anew in each step, the same on all devices.
     points: P, at which characteristic functions are compared, from -t_max to t_max.
     t_max: the largest of them.
     hidden: M, of the projector's two hidden layers.
     outputs: D.
-
-  Raises:
-    ValueError: for one view, or a size that the encoder does not take.
   """
-  names = tuple(columns)
-  if len(names) < 2:
-    raise ValueError("task 'lejepa' compares views: views has 1, must have 2 or more")
-  of_most = np.array([name.startswith('global') for name in names])
-  views.check_sizes(columns, encoder)
   projector = Projector(hidden, outputs)
+  global_count = sum(name.startswith('global') for name in columns)
 
   def extra(key: Array) -> Params:
-    features = jnp.zeros((1, len(names), encoder.width))
+    features = jnp.zeros((1, len(columns), encoder.width))
     return {'projector': projector.init(key, features, jnp.ones(1))['params']}
 
   def loss(
     params: Params, batch: Batch, key: Array, fixed: Fixed, *, train: bool
   ) -> tuple[Array, Sums, Named]:
     counts = batch['mask'].astype(jnp.float32)
-    features = views.features(encoder, params, batch, names, dropout=key if train else None)
+    features = views.features(encoder, params, batch, dropout=key if train else None)
     weights = {'params': params['projector']}
     projections = jnp.asarray(projector.apply(weights, features, counts))  # (N, V, D)
     slices = unit_vectors(jax.random.fold_in(key, SLICES), outputs, directions)
     parts = {
-      'disagreement': disagreement(projections, projections[:, of_most], counts),
+      'disagreement': disagreement(projections, projections[:, :global_count], counts),
       'sigreg': sigreg(projections, slices, counts, points=points, t_max=t_max),
     }
     total = (1 - weight) * parts['disagreement'] + weight * parts['sigreg']

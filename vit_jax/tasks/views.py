@@ -3,9 +3,9 @@
 N images, V views of one size, F features.
 """
 
-import itertools
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from vit_jax.tasks.encoder import ImageEncoder
 
 Size = tuple[int, int]
 Area = tuple[float, float]
+KINDS = ('global', 'local')  # of views, in their order
 
 
 def columns(config: FrozenConfigDict) -> Columns:
@@ -96,37 +97,48 @@ def crops(
 
 
 def features(
+  encoder: ImageEncoder, params: Params, batch: Batch, *, dropout: Array | None = None
+) -> Array:
+  """The features (N, V, F) of a batch's views, the global ones first, by a pass for each kind.
+
+  The arguments are those of `encode`.
+  """
+  parts: list[Array] = []
+  for kind in KINDS:
+    if f'{kind}0' in batch:
+      key = None if dropout is None else jax.random.fold_in(dropout, len(parts))
+      parts.append(encode(encoder, params, stacked(batch, kind), dropout=key)[0])
+  return jnp.concatenate(parts, axis=1)
+
+
+def stacked(batch: Batch, kind: str) -> Array:
+  """The views of a batch of one of KINDS, (N, V, height, width, C)."""
+  names = sorted((name for name in batch if name.startswith(kind)), key=lambda n: (len(n), n))
+  return jnp.stack([batch[name] for name in names], axis=1)
+
+
+def encode(
   encoder: ImageEncoder,
   params: Params,
-  batch: Batch,
-  names: Iterable[str],
+  crops: Array,
   *,
   dropout: Array | None = None,
-) -> Array:
-  """The features (N, V, F) of the views of those names, by one pass for each size.
+  **options: Any,
+) -> tuple[Array, dict[str, Any]]:
+  """The features (N, V, F) of views of one size, and the intermediates of their N V images.
 
   An image's views lie side by side in a pass, so that they stay on the device that has the image.
 
   Args:
     encoder: at the size of its own images; its positions are resampled for others.
     params: of the encoder, at least.
-    batch: that has the views, uint8 (N, height, width, C) each.
-    names: of the views; those of one size have to follow each other.
+    crops: uint8 (N, V, height, width, C).
     dropout: a key, by which the model drops out what its fields say; None applies all of it.
+    options: of `bundle.forward`.
   """
-
-  def size_of(name: str) -> Size:
-    _, height, width, _ = batch[name].shape
-    return height, width
-
-  parts: list[Array] = []
-  for size, group in itertools.groupby(names, size_of):
-    images = jnp.stack([batch[name] for name in group], axis=1)  # (N, V, height, width, C)
-    count, views, *shape = images.shape
-    key = None if dropout is None else jax.random.fold_in(dropout, len(parts))
-    options = {} if key is None else {'train': True, 'rngs': {'dropout': key}}
-    rows, _ = encoder.apply(
-      encoder.at_size(params, size), images.reshape(count * views, *shape), **options
-    )
-    parts.append(rows.reshape(count, views, -1))  # (N, V, F)
-  return jnp.concatenate(parts, axis=1)
+  count, views, height, width, channels = crops.shape
+  if dropout is not None:
+    options |= {'train': True, 'rngs': {'dropout': dropout}}
+  images = crops.reshape(count * views, height, width, channels)
+  rows, out = encoder.apply(encoder.at_size(params, (height, width)), images, **options)
+  return rows.reshape(count, views, -1), out  # (N, V, F)
