@@ -125,6 +125,11 @@ def test_views_that_agree_have_no_disagreement():
     ({'model.pool': 'none'}, "model.pool is 'none', which gives features of patches"),
     ({'views.global_count': 1, 'views.local_count': 0}, 'compares views: views has 1'),
     ({'views.local_size': 5}, 'views.local_size: .* 5x5 does not divide into patches'),
+    (
+      {'teacher.checkpoint': 'B_16'},
+      "'lejepa' encodes parts of images.*teacher.checkpoint is 'B_16', must be ''",
+    ),
+    ({'evaluation.metric': 'knn_accuracy'}, 'needs a labelled set in evaluation.knn'),
     ({'lejepa.weight': 1.5}, 'lejepa.weight is 1.5, must be at least 0'),
   ],
 )

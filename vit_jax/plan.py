@@ -496,7 +496,12 @@ def check_read(task: Task, sums: Sums, names: Iterable[str]) -> None:
 
 
 def with_teacher(config: FrozenConfigDict, task: Task, source: sources.Source) -> Task:
-  """The task with the config's teacher."""
+  """The task with the config's teacher; ValueError for one that does not see whole images."""
+  if not method(config.task).labels:
+    raise ValueError(
+      f'task {config.task!r} encodes parts of images, for which a teacher has no answer: '
+      f"teacher.checkpoint is {config.teacher.checkpoint!r}, must be ''"
+    )
   fields = dict(config.teacher)
   path = published.local(fields.pop('checkpoint'), config.pretrained_dir)
   teacher = distil.read_teacher(path, source.classes, kind=config.teacher.kind)
@@ -838,6 +843,8 @@ def with_metric(config: FrozenConfigDict, task: Task) -> FrozenConfigDict:
   names = [*task.ranks, *task.more_ranks] + [knn.ACCURACY] * bool(config.evaluation.knn)
   metric = config.evaluation.metric or names[0]
   if (metric.removeprefix('ema_') if config.ema else metric) not in names:
+    if metric.removeprefix('ema_') == knn.ACCURACY and not config.evaluation.knn:
+      raise ValueError(f'evaluation.metric is {metric!r}, needs a labelled set in evaluation.knn')
     raise ValueError(f'unknown evaluation.metric {metric!r}{nearest(metric, names)}')
   whole = config.to_dict()
   whole['evaluation']['metric'] = metric
