@@ -25,6 +25,7 @@ from vit_jax.evaluate import results
 from vit_jax.images import transforms
 from vit_jax.models import attention
 from vit_jax.models import vit as vits
+from vit_jax.serving import served
 from vit_jax.views import card
 
 __all__ = ['cache', 'whole']
@@ -426,11 +427,24 @@ def test_other_classes_than_the_head_has_are_refused(source, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('to', export.PROGRAMS)
-def test_a_model_without_a_head_makes_no_program(to, tmp_path):
-  with pytest.raises(ValueError, match='has no head here'):
-    export.write(tmp_path / f'model.{to}', square(()))
-  assert list(tmp_path.iterdir()) == []
+def test_the_program_of_a_model_without_classes_gives_the_bits_of_its_features(tmp_path):
+  source, path = square(()), tmp_path / 'encoder.stablehlo'
+  export.write(path, source, check=False)
+  program, images = export.load(path), uint8(3, SQUARE)
+  features = predict.Run(**vars(source)).features(images, batch_size=3)
+  np.testing.assert_array_equal(program(images), features)
+  assert features.shape == (3, 16) and features.std() > 0.01 and program.classes == ()
+  output = json.loads(export.beside(path).read_text())['output']
+  assert output == {'name': 'features', 'dtype': 'float32', 'shape': ['batch', 16]}
+  with pytest.raises(ValueError, match='gives features: there are no classes to serve'):
+    served.load(path)
+
+
+def test_features_differ_by_a_fraction_of_the_largest():
+  features = np.float32([[1, -200], [50, 100]])
+  assert export.feature_differences(features + np.float32(1), features) == (1 / 200,)
+  assert export.feature_differences(features[:1], features) == (float('inf'),)
+  assert export.feature_differences(np.full_like(features, np.nan), features) == (float('inf'),)
 
 
 def test_a_model_without_a_head_has_parameters_to_write(tmp_path):

@@ -1,6 +1,6 @@
 """A model for others to run or read: `vit export`, `write`, and `load` for a StableHLO program.
 
-N images, K classes.
+N images, K classes, F pre-logits.
 """
 
 import contextlib
@@ -37,9 +37,11 @@ PROGRAMS = ('stablehlo', 'onnx')  # which run by themselves; the others are para
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM = 'program'  # its name among the arrays of a StableHLO file
 LARGEST = 2**31 - 2**24  # bytes of parameters in an ONNX file: protobuf holds less than 2 GiB
+SCORES, FEATURES = 'scores', 'features'  # the output of a program, by its name
 PLAIN: dict[str, Any] = dict(zip(models.COMPUTE, ('float32', 1, 'none', 'xla')))  # in programs
 NEAR = {'stablehlo': 0.0, 'onnx': 1e-5}  # from `apply` on a CPU, in probability
 NEAR_ODDS = 1e-4  # of the largest log-odds: where all probabilities are small, NEAR sees nothing
+NEAR_FEATURES = {'stablehlo': 0.0, 'onnx': 1e-4}  # of the largest feature
 MIN, MAX = 1e-30, 0.999  # probabilities outside have log-odds that float32 does not resolve
 BATCHES = (1, 3)  # images that a program is checked with
 
@@ -55,9 +57,10 @@ def write(
   """Writes a model for others to run or read: whole, and only if the check holds, or not at all.
 
   'stablehlo' and 'onnx' are programs with the parameters inside: uint8 images (N, height, width, C)
-  go in, float32 probabilities (N, K) come out, for any N; a JSON file beside them, `beside`, has
-  class names, preprocessing and versions. 'timm', 'hf' and 'npz' are `convert.write`'s; a folder
-  gets the card of `source`, or a new one that tells of no training and no results.
+  go in, float32 probabilities (N, K) come out, or features (N, F) of a model without classes, for
+  any N; a JSON file beside them, `beside`, has class names, preprocessing and versions. 'timm',
+  'hf' and 'npz' are `convert.write`'s; a folder gets the card of `source`, or a new one that tells
+  of no training and no results.
 
   Args:
     path: of a new file or folder.
@@ -71,9 +74,8 @@ def write(
 
   Raises:
     ValueError: one line for an unknown target, a wrong suffix, a path that exists, fields of
-      `source` that do not fit its model, a program of a model without a head, an ONNX file beyond
-      2 GiB, what ONNX or a dialect cannot say, or a check that fails, as of parameters that are not
-      finite.
+      `source` that do not fit its model, an ONNX file beyond 2 GiB, what ONNX or a dialect cannot
+      say, or a check that fails, as of parameters that are not finite.
     OSError: if it cannot be written.
   """
   path = pathlib.Path(path)
@@ -82,8 +84,8 @@ def write(
   bundle.check(source.model, source.preprocess, source.classes)
   if check and source.not_finite:
     raise ValueError(f'{source.not_finite}, so that no check succeeds: --no-check writes it')
-  if to in PROGRAMS:
-    check_program(source, to)
+  if to == 'onnx':
+    check_onnx(source)
   with files.staging(path) as new:
     lines = source.defects + WRITERS[to](new, source)
     if new.is_dir():
@@ -114,15 +116,10 @@ def check_path(path: pathlib.Path, to: str) -> None:
       raise ValueError(f'{file} exists already; remove it, or give another path')
 
 
-def check_program(source: bundle.Bundle, to: str) -> None:
-  """Raises ValueError for a model of which no program can be written."""
-  if not source.classes:
-    raise ValueError(
-      f'{source.name} has no head here, so that it gives no probabilities; '
-      '--to timm, hf or npz writes its parameters'
-    )
+def check_onnx(source: bundle.Bundle) -> None:
+  """Raises ValueError for a model that is too large for an ONNX file."""
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(source.params))
-  if to == 'onnx' and size > LARGEST:
+  if size > LARGEST:
     raise ValueError(
       f'{source.name} has {size / 2**30:.1f} GiB of parameters; an ONNX file holds less than 2 GiB'
     )
@@ -143,8 +140,8 @@ def describe(path: pathlib.Path, source: bundle.Bundle, to: str) -> None:
     'jax': jax.__version__,
     'model': source.name,
     'input': {'name': 'images', 'dtype': 'uint8', 'shape': ['batch', *preprocess.shape]},
-    'output': {'name': 'scores', 'dtype': 'float32', 'shape': output_shape(source)},
-    'scores': source.scores,
+    'output': {'name': output_name(source), 'dtype': 'float32', 'shape': output_shape(source)},
+    'scores': source.scores if source.classes else '',
     'classes': list(source.classes),
     'preprocess': {
       'before': preprocess.steps,  # of an image file, by the caller
@@ -161,8 +158,13 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def output_name(source: bundle.Bundle) -> str:
+  """What a program of a model gives: SCORES, or FEATURES without classes."""
+  return SCORES if source.classes else FEATURES
+
+
 def output_shape(source: bundle.Bundle) -> list[str | int]:
-  """The shape of scores: ['batch', K], or ['batch', patches, K] where patches are classified."""
+  """['batch', K] of scores, ['batch', F] of features; of each patch with their number between."""
   images = jax.ShapeDtypeStruct((2, *source.preprocess.shape), jnp.uint8)
   shape = jax.eval_shape(make_apply(source), source.params, images).shape
   return ['batch', *shape[1:]]
@@ -171,7 +173,7 @@ def output_shape(source: bundle.Bundle) -> list[str | int]:
 def make_apply(
   source: bundle.Bundle, *, sigmoid: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
 ) -> Function:
-  """(params, uint8 images) -> float32 scores, as `Run.apply` gives them.
+  """(params, uint8 images) -> float32 scores, as `Run.apply` gives them, or its pre-logits.
 
   It computes in float32, wherever the model was trained, and so takes no kernel of one device.
   `sigmoid` is by which logits become scores, where the model's are a sigmoid.
@@ -185,7 +187,11 @@ def make_apply(
     logits, _ = bundle.forward(model, params, images, mean=mean, std=std)
     return to_scores(logits)
 
-  return scores
+  def features(params: models.Tree, images: jax.Array) -> jax.Array:
+    _, out = bundle.forward(model, params, images, mean=mean, std=std)
+    return out['pre_logits'].astype(jnp.float32)
+
+  return scores if source.classes else features
 
 
 def written_sigmoid(logits: jax.Array) -> jax.Array:
@@ -235,7 +241,7 @@ def without_locations() -> Iterator[None]:
 
 
 def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
-  """An ONNX model, by jax2onnx: 'images' in, 'scores' out, the layers one after another."""
+  """An ONNX model, by jax2onnx: 'images' in, `output_name` out, the layers one after another."""
   if isinstance(source.model, resnet.ResNet) or getattr(source.model, 'stem', None) is not None:
     raise ValueError(f'jax2onnx does not convert the pooling of {source.name}: BiT and hybrids')
   to_onnx = converter()
@@ -253,7 +259,7 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
       [images],
       model_name=source.name,
       input_names=['images'],
-      output_names=['scores'],
+      output_names=[output_name(source)],
     )
     data = model.SerializeToString()
   except Exception as error:  # of whatever kind a library raises over an operation
@@ -333,27 +339,41 @@ def compare(to: str, path: str, folder: str) -> int:
 
 
 def compare_program(to: str, path: str, source: bundle.Bundle) -> tuple[str, bool]:
-  """How far a program's scores are from those of `apply` on random images, and if near enough."""
+  """How far what a program gives is from `apply` on random images, and if near enough."""
   run, apply = OPENERS[to](pathlib.Path(path)), jax.jit(make_apply(source))
-  apart, odds_apart = 0.0, 0.0
+  compared = differences if source.classes else feature_differences
+  batches = []
   for count in BATCHES:
     shape = (count, *source.preprocess.shape)
     images = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
-    in_scores, in_odds = differences(run(images), np.asarray(apply(source.params, images)))
-    apart, odds_apart = max(apart, in_scores), max(odds_apart, in_odds)
+    batches.append(compared(run(images), np.asarray(apply(source.params, images))))
+  apart = [max(column) for column in zip(*batches)]
+  if source.classes:
+    line = f'differs by {apart[0]:.2g} from apply, in log-odds by {apart[1]:.2g} of the largest'
+    bounds = [(NEAR[to], 'in probability'), (NEAR_ODDS, 'in log-odds')]
+  else:
+    line = f'differs by {apart[0]:.2g} of the largest feature from apply'
+    bounds = [(NEAR_FEATURES[to], 'of the largest feature')]
   excess = [
     f', more than {bound:g} {unit}'
-    for difference, bound, unit in (
-      (apart, NEAR[to], 'in probability'),
-      (odds_apart, NEAR_ODDS, 'in log-odds'),
-    )
+    for difference, (bound, unit) in zip(apart, bounds, strict=True)
     if difference > bound
   ]
-  line = (
-    f'{to}: differs by {apart:.2g} from apply, in log-odds by {odds_apart:.2g} of the largest, '
-    f'in batches of {" and ".join(map(str, BATCHES))} on a CPU'
-  )
+  line = f'{to}: {line}, in batches of {" and ".join(map(str, BATCHES))} on a CPU'
   return line + ''.join(excess), not excess
+
+
+def feature_differences(theirs: np.ndarray, ours: np.ndarray) -> tuple[float]:
+  """The largest difference in units of the largest feature; infinite as `differences` are."""
+  if not are_comparable(theirs, ours):
+    return (float('inf'),)
+  largest = max(float(np.abs(ours).max()), float(np.finfo(np.float32).tiny))
+  return (float(np.abs(theirs - ours).max()) / largest,)
+
+
+def are_comparable(theirs: np.ndarray, ours: np.ndarray) -> bool:
+  """Whether both are finite and of one shape."""
+  return theirs.shape == ours.shape and bool(np.isfinite(theirs).all() and np.isfinite(ours).all())
 
 
 def differences(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
@@ -363,7 +383,7 @@ def differences(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
   they are small. Of thousands of classes each probability may be below any absolute bound. Both
   are infinite if a score is not finite, or the shapes differ.
   """
-  if theirs.shape != ours.shape or not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
+  if not are_comparable(theirs, ours):
     return float('inf'), float('inf')
   odds = log_odds(ours)
   apart = np.abs(log_odds(theirs) - odds).max() / max(1.0, np.abs(odds).max())
@@ -400,7 +420,7 @@ def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors
   session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-  return lambda images: session.run(['scores'], {'images': images})[0]
+  return lambda images: session.run(None, {'images': images})[0]
 
 
 # ---- read ----
@@ -408,13 +428,14 @@ def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
-  """A StableHLO program: `program(images)` gives the scores.
+  """A StableHLO program: `program(images)` gives the scores, or the features.
 
   Fields:
-    classes: the name of each label.
+    classes: the name of each label; () where it gives features.
     size: (height, width) of the images that it takes.
     preprocess: what an image file goes through before, a line of `vit_jax.images.transforms`.
-    scores: 'softmax', fractions of one, or 'sigmoid', where an image may be of several classes.
+    scores: 'softmax', fractions of one, or 'sigmoid', where an image may be of several classes; ''
+      where it gives features.
     model: the name of its architecture.
     platforms: on which it runs.
     channels: of its images, 3 for RGB.
@@ -432,11 +453,12 @@ class Program:
 
   def __repr__(self) -> str:
     shape = ', '.join(map(str, (*self.size, self.channels)))
-    signature = f'uint8 (N, {shape}) -> float32, {quantity(len(self.classes), "class")}'
+    result = quantity(len(self.classes), 'class') if self.classes else FEATURES
+    signature = f'uint8 (N, {shape}) -> float32, {result}'
     return f'Program({self.model}, {signature}, {" ".join(self.platforms)})'
 
   def __call__(self, images: np.typing.ArrayLike) -> np.ndarray:
-    """uint8 (N, height, width, channels) -> float32 (N, K) probabilities.
+    """uint8 (N, height, width, channels) -> float32 (N, K) probabilities, or (N, F) features.
 
     Raises:
       ValueError: for images of another shape or type.
@@ -484,8 +506,9 @@ def load(path: str | os.PathLike[str]) -> Program:
       channels=description['input']['shape'][3],
       call=functools.partial(jax.jit(exported.call), jax.device_put(params)),
     )
-    images, scores = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
-    if images != (*program.size, program.channels) or scores != len(program.classes):
+    images, outputs = exported.in_avals[-1].shape[1:], exported.out_avals[0].shape[-1]
+    described = len(program.classes) or description['output']['shape'][-1]
+    if images != (*program.size, program.channels) or outputs != described:
       raise ValueError(f'{beside(path).name} describes other images or classes')
     return program
   except Exception as error:  # of whatever kind: jax says by several that it is too old

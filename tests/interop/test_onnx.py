@@ -13,7 +13,7 @@ import pytest
 
 from tests import test_export as laws
 from vit_jax import __main__ as vit
-from vit_jax import bundle, export
+from vit_jax import bundle, export, predict
 
 MADE = ('vit', 'sigmoid', 'map', 'patches', 'deit', 'pooled', 'mixer')
 
@@ -31,6 +31,19 @@ def test_onnx_gives_the_scores_of_apply_for_every_batch_size(family, tmp_path):
     (scores,) = session.run(None, {'images': images})
     apart, in_odds = export.differences(scores, laws.applied(source, images))
     assert apart <= 1e-5 and in_odds <= 1e-4
+
+
+def test_onnx_gives_the_features_of_a_model_without_classes(tmp_path):
+  source = laws.square(())
+  (line,) = export.write(tmp_path / 'encoder.onnx', source)
+  assert re.match(r'onnx: differs by \S+ of the largest feature from apply', line)
+  session = onnxruntime.InferenceSession(tmp_path / 'encoder.onnx')
+  assert [output.name for output in session.get_outputs()] == ['features']
+  images = laws.uint8(2, laws.SQUARE)
+  features = predict.Run(**vars(source)).features(images)
+  np.testing.assert_allclose(
+    session.run(None, {'images': images})[0], features, atol=1e-4 * np.abs(features).max()
+  )
 
 
 def test_the_check_of_onnx_tells_the_difference_in_one_line(tmp_path):

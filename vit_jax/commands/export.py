@@ -7,7 +7,7 @@ import pathlib
 from vit_jax import bundle
 from vit_jax.commands import warn
 from vit_jax.export import PROGRAMS, SUFFIXES, check_path, target, write
-from vit_jax.text import to_stdout
+from vit_jax.text import quantity, to_stdout
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
   for line in notes:
     warn('export', line)
   size = 'x'.join(map(str, source.preprocess.size))
-  to_stdout(f'{path}: {source.name}, {size} pixels, {len(source.classes)} classes')
+  result_of = quantity(len(source.classes), 'class') if source.classes else 'features'
+  to_stdout(f'{path}: {source.name}, {size} pixels, {result_of}')
   if result:
     to_stdout(result)
   return 0

@@ -123,6 +123,8 @@ def wrapped(run: predict.Run, path: str | os.PathLike[str]) -> Served:
 def of_program(path: str | os.PathLike[str]) -> Served:
   """An exported program, with the JSON file beside it."""
   program = export.load(path)
+  if not program.classes:
+    raise ValueError(f'{os.fspath(path)} gives features: there are no classes to serve')
   return Served(
     title=title(path),
     path=os.fspath(path),
