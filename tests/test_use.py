@@ -35,6 +35,7 @@ from vit_jax import __main__ as vit
 from vit_jax import bundle, models, predict, sources
 from vit_jax.commands import doctor
 from vit_jax.convert import bundles
+from vit_jax.evaluate import predictions
 
 __all__ = ['cache', 'whole']
 
@@ -114,8 +115,8 @@ def test_more_classes_than_there_are_gives_all(run, images):
   assert len(run.predict(images[0], top=99)) == 10
 
 
-@pytest.mark.parametrize('top', [0, -1])
-def test_fewer_than_one_class_is_refused(run, images, top):
+@pytest.mark.parametrize('top', [0, -1, 1.5, '3'])
+def test_what_is_no_number_of_classes_is_refused(run, images, top):
   with pytest.raises(ValueError, match=f'top.*{top}'):
     run.predict(images[0], top=top)
 
@@ -144,6 +145,7 @@ def forms(image, path):
     'data URL': f'data:image/png;base64,{base64.b64encode(data).decode()}',
     'bytes': data,
     'memory': memoryview(data),
+    'open file': io.BytesIO(data),
     'picture': picture,
     'pixels': image,
     'JAX': jnp.asarray(image),
@@ -216,6 +218,8 @@ def test_a_threshold_leaves_out_what_is_below_it(run, images):
   assert run.predict(images[0], threshold=1.0) == []
   with pytest.raises(ValueError, match=r'threshold must be in \[0, 1\], got 40'):
     run.predict(images[0], threshold=40)
+  with pytest.raises(ValueError, match='got None'):
+    run.predict(images[0], threshold=None)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,9 @@ def test_a_threshold_leaves_out_what_is_below_it(run, images):
     (np.full((8, 8, 3), np.nan), 'not finite'),
     (np.full((8, 8, 3), 90), "array.astype('uint8')"),
     (np.full((8, 8, 3), 900), 'uint8, or floats from 0 to 1, not int64 (8, 8, 3)'),
-    (np.zeros((8, 8, 3), bool), 'not bool (8, 8, 3)'),
+    (np.zeros((8, 8, 3), bool), 'not bool (8, 8, 3): array / 1 is'),
+    (np.zeros((8, 8, 3), np.uint16), 'not uint16 (8, 8, 3): array / 65535 is'),
+    (io.StringIO('rose'), "not str: open(..., 'rb')"),
     (None, 'NoneType is no image'),
     ({'image': b''}, 'dict is no image'),
     (b'', 'the file is empty'),
@@ -389,6 +395,15 @@ def test_a_file_that_was_torn_anywhere_is_completed_to_the_same_bytes(
     assert predict_to(whole, folder, out) == 0
     assert out.read_bytes() == text and sum(counts) <= 5 - (cut > len(text) // 4)
   assert '4 were there' in capsys.readouterr().out or suffix != '.csv'
+
+
+def test_an_image_whose_name_is_quoted_for_spreadsheets_is_predicted_once(tmp_path):
+  for _ in range(2):
+    with predictions.completing(str(tmp_path / 'p.csv'), {}, quote_formulas=True) as results:
+      for name in ('=1.png', 'b.png'):
+        if not results.has(name):
+          results.add(name, [])
+  assert (tmp_path / 'p.csv').read_bytes() == b"file,rank,label,score\r\n'=1.png,,,\r\nb.png,,,\r\n"
 
 
 def test_another_choice_model_or_file_is_refused_and_nothing_lost(

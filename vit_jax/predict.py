@@ -35,10 +35,10 @@ def check_choice(top: int, threshold: float, prefix: str = '') -> None:
 
   `prefix` is before their names, as of flags.
   """
-  if top < 1:
-    raise ValueError(f'{prefix}top must be at least 1, got {top}')
-  if not 0 <= threshold <= 1:
-    raise ValueError(f'{prefix}threshold must be in [0, 1], got {threshold}')
+  if not isinstance(top, int | np.integer) or top < 1:
+    raise ValueError(f'{prefix}top must be at least 1, and whole, got {top!r}')
+  if not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
+    raise ValueError(f'{prefix}threshold must be in [0, 1], got {threshold!r}')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,10 +46,10 @@ class Run(bundle.Bundle):
   """A trained model, ready to use: see `bundle.Bundle` for its fields.
 
   `predict`, `features` and `attention` take images as `sources.loose.listed` says: a path, folder,
-  pattern, URL, the bytes of a file, a picture of Pillow, an array (H, W), (H, W, C) or (N, H, W, C)
-  of uint8 or of floats from 0 to 1, or a list of any. C is the channels that the model takes,
-  `preprocess.channels`, or 1 where these are 3. A generator gives an iterator of results, which
-  reads so many images ahead as make a batch.
+  pattern, URL, the bytes of a file or it opened for these, a picture of Pillow, an array (H, W),
+  (H, W, C) or (N, H, W, C) of uint8 or of floats from 0 to 1, or a list of any. C is the channels
+  that the model takes, `preprocess.channels`, or 1 where these are 3. A generator gives an iterator
+  of results, which reads so many images ahead as make a batch.
   """
 
   @overload
@@ -166,7 +166,7 @@ class Run(bundle.Bundle):
     results: Callable[[Iterable[Loose]], Iterator[T]],
   ) -> T | list[T] | Iterator[T]:
     """The results of images: of one itself, of several a list, of an iterator an iterator."""
-    if isinstance(images, Iterator):
+    if isinstance(images, Iterator) and not loose.is_one(images):  # an open file is both
       return results(loose.listed(images))
     items = list(loose.listed(images))
     if not items:

@@ -75,7 +75,7 @@ def complete(
     'quote_formulas': args.quote_formulas,
   }
   with predictions.completing(args.out, origin, quote_formulas=args.quote_formulas) as results:
-    new = [image for image in images if image.name not in results.names]
+    new = [image for image in images if not results.has(image.name)]
     for name, ranked in predicted(model, args, new, failed):
       results.add(name, ranked)
   count, others = quantity(len(new) - len(failed), 'image'), len(images) - len(new)

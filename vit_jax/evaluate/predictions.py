@@ -129,16 +129,31 @@ def form_of(path: str) -> Form:
 class Results:
   """A file of predictions that is being written; see `completing`.
 
-  Fields:
-    names: of the images that were in it.
+  Args:
+    path: of the file.
+    form: of it.
+    records: what was in it, by the name of each image as it is written.
+    written: the text of an image.
+    named: an image's name as it is written.
   """
 
-  def __init__(self, path: pathlib.Path, form: Form, records: Mapping[str, str], written: Written):
-    self.names, self.form, self.written = frozenset(records), form, written
+  def __init__(
+    self,
+    path: pathlib.Path,
+    form: Form,
+    records: Mapping[str, str],
+    written: Written,
+    named: Callable[[str], str] = str,
+  ):
+    self.names, self.form, self.written, self.named = frozenset(records), form, written, named
     self.is_first = not records
     with files.replacing(path) as file:
       file.write(encoded(form.begin + form.joint.join(records.values())))
     self.file = open(path, 'ab')  # noqa: SIM115  closed by `completing`
+
+  def has(self, name: str) -> bool:
+    """Whether an image was in the file."""
+    return self.named(name) in self.names
 
   def add(self, name: str, ranked: Sequence[Prediction]) -> None:
     """Writes the classes of an image, at once."""
@@ -163,7 +178,7 @@ def completing(
     ValueError: for another suffix; if the file is another's, of another origin, or in use.
   """
   form, file = form_of(path), pathlib.Path(path)
-  written = form.written
+  written, named = form.written, quoted_formula if quote_formulas else str
   if written is csv_rows:
     written = functools.partial(csv_rows, quote_formulas=quote_formulas)
   beside = file.with_name(f'.{file.name}.origin.json')
@@ -175,7 +190,7 @@ def completing(
     records = dict(form.records(stored_text(file, beside, dict(origin))))
     if not file.exists():
       files.write_json(beside, dict(origin))
-    results = Results(file, form, records, written)
+    results = Results(file, form, records, written, named)
     with results.file:
       yield results
       results.file.write(encoded(form.end))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 URL_LIMIT = 1 << 26  # bytes of a fetched image
 URL = re.compile(r'(?P<scheme>[a-z][a-z0-9+.-]*)://|data:', re.IGNORECASE)
+BYTES = (bytes, bytearray, memoryview)
 LEVELS = 255  # of uint8; floats are fractions of it
 SLACK = 1e-6  # of floats beyond [0, 1], as rounding leaves them
 
@@ -43,8 +44,14 @@ class Array(Protocol):
   def __array__(self) -> np.ndarray: ...
 
 
+class BinaryFile(Protocol):
+  """An open file, in memory or not, of bytes."""
+
+  def read(self) -> bytes: ...
+
+
 # An array may be several. Union, since a class that is not imported takes no `|`.
-Image = Union[str, os.PathLike[str], bytes, Array, 'Picture']
+Image = Union[str, os.PathLike[str], bytes, BinaryFile, Array, 'Picture']
 
 
 class Loose(NamedTuple):
@@ -60,7 +67,7 @@ def is_one(images: object) -> bool:
     return is_url(images) or not (os.path.isdir(images) or is_pattern(images))
   if is_array(images):
     return len(images.shape) != 4 and np.asarray(images).dtype.kind not in 'OUS'
-  return isinstance(images, bytes | bytearray | memoryview) or is_picture(images)
+  return isinstance(images, BYTES) or is_picture(images) or is_file(images)
 
 
 def listed(images: object, *, say: Callable[[str], object] = to_stderr) -> Iterator[Loose]:
@@ -68,8 +75,9 @@ def listed(images: object, *, say: Callable[[str], object] = to_stderr) -> Itera
 
   Args:
     images: a path; a folder, whose images are taken wherever they lie in it; a pattern such as
-      'photos/*.jpg'; an http, https or data URL; the bytes of a file; a picture of Pillow; an array
-      (H, W), (H, W, C) or (N, H, W, C), of uint8, or of floats from 0 to 1; or an iterable of any.
+      'photos/*.jpg'; an http, https or data URL; the bytes of a file, or it opened for these; a
+      picture of Pillow; an array (H, W), (H, W, C) or (N, H, W, C), of uint8, or of floats from 0
+      to 1; or an iterable of any.
     say: takes a line of what is passed over in each folder.
 
   Raises:
@@ -77,11 +85,13 @@ def listed(images: object, *, say: Callable[[str], object] = to_stderr) -> Itera
   """
   if isinstance(images, str | os.PathLike):
     yield from of_path(images, say)
-  elif isinstance(images, bytes | bytearray | memoryview):
+  elif isinstance(images, BYTES):
     data = bytes(images)
     yield Loose(f'{len(data):,} bytes', functools.partial(decoding.decode, data))
   elif is_picture(images):
     yield Loose('picture', functools.partial(picture_pixels, images))
+  elif is_file(images):
+    yield Loose('open file', functools.partial(file_pixels, images))
   elif is_array(images) and np.asarray(images).dtype.kind not in 'OUS':
     for image in np.asarray(images) if len(images.shape) == 4 else [images]:
       yield Loose('array', functools.partial(array_pixels, image))
@@ -111,6 +121,10 @@ def is_picture(image: object) -> 'TypeGuard[Picture]':
   return any(
     kind.__module__ == 'PIL.Image' and kind.__name__ == 'Image' for kind in type(image).mro()
   )
+
+
+def is_file(image: object) -> TypeGuard[BinaryFile]:
+  return hasattr(image, 'read') and not is_picture(image)
 
 
 # Paths and URLs
@@ -232,6 +246,14 @@ def fetched_pixels(url: str, name: str, channels: int) -> np.ndarray:
 # Pixels
 
 
+def file_pixels(file: BinaryFile, channels: int) -> np.ndarray:
+  """The image in an open file, from where it is read next, as (H, W, C) uint8."""
+  data = file.read()
+  if not isinstance(data, bytes):
+    raise ValueError(f"an open file has to give bytes, not {type(data).__name__}: open(..., 'rb')")
+  return decoding.decode(data, channels)
+
+
 def picture_pixels(image: 'Picture', channels: int) -> np.ndarray:
   """A picture of Pillow, upright by EXIF, as (H, W, C) uint8."""
   decoding.check_pixels(image.height, image.width)
@@ -273,6 +295,8 @@ def as_levels(pixels: np.ndarray, kind: str) -> np.ndarray:
     whole = np.issubdtype(pixels.dtype, np.integer)
     fits = whole and pixels.min() >= 0 and pixels.max() <= LEVELS
     advice = ": array.astype('uint8') is" if fits else ''
+    if pixels.dtype in (np.bool_, np.uint16):
+      advice = f': array / {65535 if pixels.dtype == np.uint16 else 1} is'
     raise ValueError(f'an image is uint8, or floats from 0 to 1, not {kind}{advice}')
   low, high = float(pixels.min()), float(pixels.max())
   if low >= -SLACK and high <= 1 + SLACK:
