@@ -51,9 +51,9 @@ class Member:
   @property
   def state(self) -> str:
     """'finished', or how far it is."""
-    if is_finished(self.facts.folder):
-      return 'finished'
     step, state = self.values.get('step'), self.facts.status.get('state', 'not finished')
+    if is_finished(self.facts.folder):
+      return 'finished' if self.values else 'finished, not measured'
     return f'{state}, measured at step {step:,}' if step is not None else f'{state}, not measured'
 
 
@@ -65,9 +65,10 @@ class RunGroup:
   members: tuple[Member, ...]
 
   def numbers(self) -> dict[str, list[float]]:
-    """Each measure that all of its runs have, by name: a value for each run."""
-    measured = [results.numbers(member.values) for member in self.members]
-    names = [n for n in measured[0] if all(values.get(n) is not None for values in measured)]
+    """Each measure that all of its measured runs have, by name: a value for each of them."""
+    measured = [results.numbers(member.values) for member in self.members if member.values]
+    first = measured[0] if measured else {}
+    names = [n for n in first if all(values.get(n) is not None for values in measured)]
     return {name: [float(values[name] or 0) for values in measured] for name in names}
 
   def right(self) -> np.ndarray:
