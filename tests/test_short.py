@@ -189,6 +189,8 @@ def test_the_folder_of_a_run_alone_resumes_it(whole, tmp_path, capsys):
   assert main.main([f'--workdir={run}']) == 0
   assert f'{run} is finished' in capsys.readouterr().out
   assert contents(run) == contents(whole)
+  assert main.main([str(run)]) == 2
+  assert f'is a run, no data set: vit train --workdir={run} resumes it' in capsys.readouterr().err
 
 
 def test_the_config_of_a_stopped_run_is_read_back_as_it_was(photos):

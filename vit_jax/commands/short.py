@@ -69,6 +69,9 @@ def expand(args: argparse.Namespace) -> Line:
     return Line(args.config, tuple(args.overrides), args.workdir)
   if args.workdir is None and jax.process_count() > 1:
     raise ValueError('several processes need --workdir, which names one folder for all')
+  if workdir.read_data(pathlib.Path(args.source)):
+    words = shlex.join(['vit', 'train', f'--workdir={args.source}'])
+    raise ValueError(f'{args.source} is a run, no data set: {words} resumes it')
   source = as_source(args.source)
   train = open_source(source, 'train')
   fields = dict(field.partition('=')[::2] for field in args.overrides)
