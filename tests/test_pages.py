@@ -1549,7 +1549,7 @@ def test_a_training_loss_above_that_of_validation_is_explained_by_the_config(
 def test_of_fewer_than_a_hundred_images_no_calibration_is_shown_and_why_is_said(whole):
   few = dataclasses.replace(whole, measured=whole.measured | {'count': 99})
   text = report_page.calibration(few)
-  assert 'Not shown: of 99 images, a bin of confidence would have 7 on average' in text
+  assert 'Not shown: of 99 images, a bin of confidence would have 6.6 on average' in text
   assert '<svg' not in text and '<svg' in report_page.calibration(whole)
   assert 'calibration error' not in dict(map(reversed, report_page.headlines(few)))
 

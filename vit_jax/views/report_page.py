@@ -130,7 +130,7 @@ def calibration(facts: Facts) -> str:
   if is_few(values):
     images, each = quantity(values['count'], 'image'), values['count'] / len(bins)
     return (
-      f'<p>Not shown: of {images}, a bin of confidence would have {each:.0f} on average, and how '
+      f'<p>Not shown: of {images}, a bin of confidence would have {each:.1f} on average, and how '
       f'often so few are right is chance. It is shown from {CALIBRATED} images on.</p>'
     )
   filled = bins_with_images(bins)
