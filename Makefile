@@ -1,6 +1,6 @@
 # make demo          makes .venv, installs, trains on scikit-learn's digits, predicts
 # make test          the tests
-# make test-interop  makes .venv-interop with torch, timm, transformers and onnxruntime, compares with them
+# make test-interop  makes .venv-interop, .venv and torch, timm, transformers and onnxruntime; compares with them
 # make test-plan     makes .venv-plan, .venv and the compilers of TPUs and GPUs; plans for chips that are not here
 # make lint          style and types
 # make notebooks     colabs/*.ipynb from their scripts; GITHUB=OWNER/NAME prints links that open them in Colab
@@ -26,6 +26,13 @@ define make_venv
 $(PYTHON) -m venv $(@D)
 endef
 
+# on top of $(VENV), whose packages a path of its own adds: only what is not there is installed
+define make_venv_on_top
+$(make_venv)
+$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+  > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+endef
+
 $(VENV)/installed: pyproject.toml setup.py
 	$(make_venv)
 	$(PY) -m $(INSTALL) --editable '.[dev]'
@@ -34,18 +41,14 @@ $(VENV)/installed: pyproject.toml setup.py
 # torchvision without its dependencies: only its Python is used, and its C++ would have to match torch's build;
 # jax2onnx without them: it demands an older Orbax than ours, and does not import it here;
 # lightly without them: of Lightning and Hydra its losses and heads need nothing
-$(INTEROP)/installed: pyproject.toml setup.py tests/interop/requirements.txt
-	$(make_venv)
-	$(INTEROP)/bin/python -m $(INSTALL) --editable '.[dev,onnx]' \
-	  -r tests/interop/requirements.txt
+$(INTEROP)/installed: $(VENV)/installed tests/interop/requirements.txt
+	$(make_venv_on_top)
+	$(INTEROP)/bin/python -m $(INSTALL) 'vit_jax[onnx]' -r tests/interop/requirements.txt
 	$(INTEROP)/bin/python -m $(INSTALL) --no-deps torchvision==0.28.0 jax2onnx==0.17.1 lightly==1.6.0
 	touch $@
 
-# on top of $(VENV), whose packages a path of its own adds: only the compilers are installed
 $(PLAN)/installed: $(VENV)/installed
-	$(make_venv)
-	$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > $$($(PLAN)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	$(make_venv_on_top)
 	$(PLAN)/bin/python -m $(INSTALL) 'vit_jax[plan-tpu,plan-cuda]'
 	touch $@
 
