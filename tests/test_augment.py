@@ -32,7 +32,7 @@ STEPS = {
   'random_erasing const': augment.random_erasing(1.0, mode='const'),
 }
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 
 def rng(seed=0):

@@ -19,6 +19,8 @@ import vit_jax
 from vit_jax import bundle, config, convert, export, main, models, plan
 from vit_jax.images import decoding, transforms
 
+pytestmark = pytest.mark.arithmetic
+
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 10, 3), np.uint8)
 RGBA = RNG.integers(0, 256, (12, 10, 4), np.uint8)

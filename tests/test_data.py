@@ -14,6 +14,8 @@ from vit_jax.images import transforms
 from vit_jax.sources import digits
 from vit_jax.sources.columns import labelled_images
 
+pytestmark = pytest.mark.arithmetic
+
 # The pipeline
 
 

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 
 from vit_jax.images import decoding, transforms
 
+pytestmark = pytest.mark.arithmetic
+
 
 def coordinates(rows=12, columns=20):
   """An image whose pixels say where they are."""

@@ -16,7 +16,7 @@ from vit_jax.images import transforms
 from vit_jax.tasks import dino, prototypes
 from vit_jax.tasks.encoder import ImageEncoder
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 N, K, PATCHES = 6, 12, 8
 SIZES = {'global0': (8, 16), 'global1': (8, 16), 'local0': (8, 8)}

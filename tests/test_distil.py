@@ -130,6 +130,7 @@ def graded(task, params, batch, key=0):
 # What the loss is
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 @pytest.mark.parametrize('temperature', [0.1, 1.0, 4.0, 20.0])
 @pytest.mark.parametrize('scale', [1, 300], ids=['near', 'far'])
@@ -152,6 +153,7 @@ def test_the_divergence_equals_float64(temperature, scale):
   np.testing.assert_allclose(grad, temperature * (np.exp(a) - np.exp(b)), atol=exact * temperature)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 def test_a_student_that_is_its_teacher_has_no_gradient():
   source = make('two heads', looks=HALVES)
@@ -161,6 +163,7 @@ def test_a_student_that_is_its_teacher_has_no_gradient():
   assert all(not np.any(grad) for grad in flat(grads).values())
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 @pytest.mark.parametrize('temperature', [0.1, 1.0, 2.5, 20.0])
 @pytest.mark.parametrize('kind', ['logits', 'token'])
@@ -173,6 +176,7 @@ def test_it_has_none_at_any_temperature(kind, temperature):
   assert loss == 0 and all(not np.any(grad) for grad in flat(grads).values())
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 @pytest.mark.parametrize('kind', distil.KINDS)
 def test_weights_are_complementary(kind):
@@ -193,6 +197,7 @@ def test_weights_are_complementary(kind):
     assert np.any(far[name]) == (name == read[kind])
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 @pytest.mark.parametrize('kind', distil.KINDS)
 def test_padding_counts_for_nothing(kind):
@@ -232,6 +237,7 @@ def test_any_model_teaches_at_its_own_size_and_pixels(kind):
   np.testing.assert_allclose(answer['pre_logits'], out['pre_logits'], atol=exact)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.quick
 def test_pixels_with_the_same_statistics_keep_their_bits():
   images = np.random.default_rng(0).standard_normal((1, 2, 2, 3))

@@ -14,6 +14,8 @@ from vit_jax import step as steps
 from vit_jax.models import mixer
 from vit_jax.tasks import classify
 
+pytestmark = pytest.mark.arithmetic
+
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden/golden.npz')
 
 MODELS = {

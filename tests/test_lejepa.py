@@ -11,7 +11,7 @@ from tests.conftest import drawn
 from vit_jax import config, plan
 from vit_jax.tasks import lejepa
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 NULL = np.sqrt(2 * np.pi) * (1 - 1 / np.sqrt(3))  # of a normal sample, in the mean: the integral
 

@@ -17,7 +17,7 @@ LABELS = np.array([0, 3, 1, 1, 2, 0], np.int32)
 SOFT = RNG.dirichlet(np.ones(K), N).astype(np.float32)
 ONES = np.ones(N, np.float32)
 
-pytestmark = [pytest.mark.gpu, pytest.mark.quick]
+pytestmark = [pytest.mark.gpu, pytest.mark.quick, pytest.mark.arithmetic]
 
 
 def batch(labels=LABELS, mask=ONES, **more):

@@ -18,7 +18,7 @@ from vit_jax.step import make_state, make_step, untraced
 from vit_jax.tasks import mae
 from vit_jax.tasks.encoder import ImageEncoder
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 SIZE = (8, 16)  # 2 x 4 patches
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)

@@ -12,6 +12,8 @@ from tests.google_names import half_normal_logits
 from tests.test_vit import close, gradients, matmul_flops
 from vit_jax.models import mixer
 
+pytestmark = pytest.mark.arithmetic
+
 TINY = dict(patch=4, width=16, depth=3, tokens_dim=5, mlp_dim=24, num_classes=5, unroll=1)
 
 

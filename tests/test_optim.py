@@ -13,7 +13,7 @@ from vit_jax import optim
 from vit_jax.step import State, gradient, make_step, trace
 from vit_jax.tasks import classify
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.arithmetic]
 
 
 def close(a, b, rtol=1e-5, atol=1e-7):

@@ -22,6 +22,8 @@ import pytest
 
 from vit_jax.convert import resample
 
+pytestmark = pytest.mark.arithmetic
+
 RULES = list(resample.RULES)
 
 

@@ -12,6 +12,8 @@ from tests.test_vit import close, equations
 from vit_jax import optim
 from vit_jax.models import resnet
 
+pytestmark = pytest.mark.arithmetic
+
 SIZE = (37, 45)  # odd at every resolution: 19 x 23, 10 x 12, 5 x 6, 3 x 3
 
 

@@ -12,7 +12,7 @@ from tests.conftest import flat
 from tests.test_optim import NAMES, RATE, close, make
 from vit_jax import optim
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.arithmetic]
 
 RADIUS = 0.2
 

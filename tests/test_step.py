@@ -14,7 +14,7 @@ from tests.test_run import PLAIN, plan_of
 from vit_jax import models, optim, train
 from vit_jax.step import Trace, make_state, make_step, trace, untraced, updated_if
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 RATE, RADIUS = 0.1, 0.05
 ROWS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)

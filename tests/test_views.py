@@ -18,7 +18,7 @@ from vit_jax.sources.columns import image, shared_images
 from vit_jax.tasks import views
 from vit_jax.tasks.encoder import ImageEncoder
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.arithmetic]
 
 COUNT, SEED = 3, 5
 CROPS = {  # of a JPEG of 500x360: at scales 1, 1/2 and 1/8 of it

@@ -14,6 +14,8 @@ from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
 from vit_jax import models
 from vit_jax.models import attention, layers, vit
 
+pytestmark = pytest.mark.arithmetic
+
 
 def close(a, b, tolerance=1e-5):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
