@@ -81,9 +81,10 @@ def get_config() -> ConfigDict:
   config.model.head_bias = placeholder(float)  # initial; -10 with the sigmoid loss
   config.model.head_init = placeholder(str)  # of its kernel: 'zeros', or 'normal' of deviation 0.02
   config.model.dtype = placeholder(str)  # None: bfloat16 on accelerators, float32 on CPU
-  config.model.unroll = placeholder(int)  # layers per loop iteration
+  config.model.unroll = placeholder(int)  # layers per loop iteration; None: by remat and device
   # Recomputed in the backward pass: 'none', 'lean' (norms, softmax, activations), 'dots' (all but
-  # products with parameters), 'full'; None: the first of none, lean, full whose memory fits.
+  # products with parameters), 'full'; None: the first of none, lean, full whose memory fits, on a
+  # CPU lean in a loop.
   config.model.remat = placeholder(str)
   config.model.attention_kernel = placeholder(str)  # 'auto' by the devices, 'xla' on all
 

@@ -272,6 +272,22 @@ def test_what_is_recomputed_is_chosen_by_the_chips_that_a_plan_is_for():
   assert [model.unroll for model in models] == [None, 1, 1]
 
 
+@pytest.mark.parametrize(
+  ('fields', 'remat', 'unroll'),
+  [
+    ((), 'lean', 1),
+    (('model.unroll=2',), 'lean', 2),
+    (('model.unroll=4',), 'none', 4),
+    (('freeze.layers=1',), 'none', 4),
+    (('model.remat=none',), 'none', None),
+  ],
+)
+def test_on_a_cpu_layers_are_a_lean_loop_unless_they_are_unrolled(fields, remat, unroll):
+  settings = config.load('digits', (*TINY, 'model.depth=4', *fields))
+  model = plan.make_model(settings, 10)
+  assert (model.remat, model.unroll) == (remat, unroll)
+
+
 def test_the_parts_of_all_devices_are_the_state():
   whole, _ = planned('digits', *TINY, chips='cpu:1')
   split, _ = planned('digits', *TINY, 'system.fsdp=4', 'system.tensor=2', chips='cpu:8')

@@ -35,7 +35,7 @@ from vit_jax.evaluate import knn
 from vit_jax.guards import legs, seals
 from vit_jax.guards.legs import Leg
 from vit_jax.images import transforms
-from vit_jax.models import memory, mixer, vit
+from vit_jax.models import memory
 from vit_jax.sources import balance
 from vit_jax.sources.classes import check_classes
 from vit_jax.sources.columns import check_names, first_image, label_shape, labelled_images
@@ -704,6 +704,14 @@ def pretrained_start(
 
 
 def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
+  """`build_model`, saving what suits this machine's devices."""
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  model = build_model(config, num_classes)
+  return fit_memory(config, model, limit=limit, platform=device.platform)
+
+
+def build_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
   """The config's model; without a dtype of its own it computes in the device's."""
   chosen = {field: value for field, value in config.model.items() if value is not None}
   fields = models.default_fields(config.model.name) | chosen
@@ -711,10 +719,8 @@ def make_model(config: FrozenConfigDict, num_classes: int) -> models.Model:
   models.check_size(model, config.image_size)
   if config.freeze.layers and 'unroll' not in chosen and hasattr(model, 'unroll'):
     # Only in a straight-line program are the gradients of some of its layers left out.
-    model = model.clone(unroll=model.depth)
-  device = jax.local_devices()[0]
-  limit = (device.memory_stats() or {}).get('bytes_limit')
-  return fit_memory(config, model, limit=limit, platform=device.platform)
+    return model.clone(unroll=model.depth)
+  return model
 
 
 def fit_memory(
@@ -727,18 +733,22 @@ def fit_memory(
 ) -> models.Model:
   """The model with the fastest `remat` by which a step fits its device's memory, by formula.
 
-  Where that recomputes, its layers are a loop: unrolled, GPUs forget nothing that is computed
-  again. What the config chooses stays.
+  Where that recomputes, its layers are a loop: unrolled, compilers forget nothing that is computed
+  again. A CPU, which does not say what memory it has, is fastest with `memory.lean_loop`. What the
+  config chooses stays.
 
   Args:
     config: of the run.
     model: without `remat`.
-    limit: bytes that a program may take of a device; None where it does not say: nothing is set.
+    limit: bytes that a program may take of a device; None where it does not say.
     platform: JAX's name of the kind of device.
     devices: of the mesh, or as many; None for all of this machine's.
   """
-  chosen = config.model.get('remat') is not None
-  if chosen or limit is None or not isinstance(model, vit.ViT | mixer.Mixer):
+  if config.model.get('remat') is not None or not isinstance(model, memory.Blocks):
+    return model
+  if platform == 'cpu':
+    return memory.lean_loop(model)
+  if limit is None:
     return model
   axes = (config.system.data, config.system.fsdp, config.system.tensor)
   mesh = sharding.make_mesh(*axes, devices=devices)
@@ -756,7 +766,7 @@ def fit_memory(
   return model.clone(remat=remat, unroll=model.unroll or (None if remat == 'none' else 1))
 
 
-def encoded_tokens(config: FrozenConfigDict, model: vit.ViT | mixer.Mixer) -> list[int]:
+def encoded_tokens(config: FrozenConfigDict, model: memory.Blocks) -> list[int]:
   """The tokens of each image of an example that an update encodes: it, or views of it."""
   sizes = method(config.task).sizes(config)
   cells = (math.prod(side // patch for side, patch in zip(size, model.patch)) for size in sizes)

@@ -32,6 +32,7 @@ import numpy as np
 from vit_jax import bundle, files, metrics, models, optim, sharding
 from vit_jax.commands import ending
 from vit_jax.guards import allocation
+from vit_jax.models import memory
 from vit_jax.step import State, make_state, make_step, untraced
 from vit_jax.tasks import Batch, classify
 from vit_jax.workdir import ROOT, installed, source
@@ -133,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
 def training(case: Case) -> CompiledStep:
   """`step.make_step` with AdamW and clipping; its state is donated."""
   model, batches = case.build(), itertools.cycle(synthetic(case))
+  if jax.default_backend() == 'cpu' and isinstance(model, memory.Blocks):
+    model = memory.lean_loop(model)  # as a run does
   schedule = optim.make_schedule('constant', learning_rate=1e-4, total=1)
   tx = optim.make_optimizer('adamw', schedule, weight_decay=0.05, clip=1.0)
   loss = classify.make_loss(model.apply, mean=HALF, std=HALF)
@@ -144,6 +147,7 @@ def training(case: Case) -> CompiledStep:
   facts |= {
     'state_bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     'argument_copies': argument_copies(compiled.as_text() or ''),
+    'remat': getattr(model, 'remat', None),
   }
 
   def updates(state: State) -> Iterator[Any]:
@@ -205,17 +209,17 @@ def compile_timed(
   compiled = lowered.compile()
   times.append(time.perf_counter())
   allocation.give_back()  # as a run does
-  memory = compiled.memory_analysis()
-  assert memory is not None  # every backend of XLA has it
+  sizes = compiled.memory_analysis()
+  assert sizes is not None  # every backend of XLA has it
   facts: dict[str, Any] = {
     'lowering_seconds': times[1] - times[0],
     'compile_seconds': times[2] - times[1],
     'attention': attention_kernel(compiled.as_text() or ''),
     'program_bytes': {
-      'arguments': memory.argument_size_in_bytes,
-      'outputs': memory.output_size_in_bytes,
-      'aliased': memory.alias_size_in_bytes,
-      'temporary': memory.temp_size_in_bytes,
+      'arguments': sizes.argument_size_in_bytes,
+      'outputs': sizes.output_size_in_bytes,
+      'aliased': sizes.alias_size_in_bytes,
+      'temporary': sizes.temp_size_in_bytes,
     },
   }
   return compiled, facts

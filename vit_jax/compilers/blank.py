@@ -58,7 +58,7 @@ def plan_without_data(
     whole |= {'pretrained': '', 'new_head': True}
     notes.append(f'{config.pretrained} is not read: a {whole["model"]["name"]} starts as new')
   settings = FrozenConfigDict(whole)
-  model = plan.make_model(settings, count)
+  model = plan.build_model(settings, count)
   fitted = plan.fit_memory(
     settings, model, limit=chips.limit, platform=chips.chip.platform, devices=devices
   )
