@@ -12,7 +12,9 @@ import signal
 import zlib
 
 from tests.compiling import program_cache, xla_flags
+from vit_jax.guards import allocation
 
+os.environ.setdefault(allocation.VARIABLE, allocation.TUNABLES)  # else each command starts twice
 if os.environ.get('VIT_JAX_TEST_DEVICE') != 'gpu':
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['XLA_FLAGS'] = xla_flags(8)

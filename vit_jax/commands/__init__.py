@@ -31,7 +31,7 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
-  allocation.keep_freed()
+  allocation.use_huge_pages()
   streams.install()  # first, for what the next ones print
   failing.install()
   stopping.install()  # keeps the hook of `failing` for what is not of signals
