@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.conftest import drawn, flat, forward, pictures, shapes, tiny
+from tests.conftest import SIZE, drawn, flat, forward, pictures, shapes, tiny
 from vit_jax import models
 from vit_jax.models import attention, layers, vit
 
@@ -289,6 +289,41 @@ def test_intermediates_that_are_not_used_cost_nothing(plain, unroll):
   stack = 'f32[3,3,7,16]'  # layers, images, tokens, width
   assert stack in stacked.as_text()
   assert stack not in logits.as_text()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+  """What blocks read, once for each time that one is traced."""
+  inputs = []
+  monkeypatch.setattr(layers, 'by_image', lambda x: inputs.append(x) or x)
+  return inputs
+
+
+@pytest.mark.parametrize(
+  'train, fields, traces',
+  [
+    (True, {}, 1),
+    (False, {'dropout': 0.1}, 1),
+    (True, {'dropout': 0.1}, 2),
+    (True, {'attention_dropout': 0.1}, 2),
+    (True, {'drop_path': 0.1}, 2),
+  ],
+)
+def test_a_block_is_traced_twice_only_where_it_draws_numbers(train, fields, traces, traced):
+  model = tiny(**fields)
+  params, images = shapes(model), jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+  traced.clear()
+
+  def apply(params, images, key):
+    return model.apply({'params': params}, images, train=train, rngs={'dropout': key})
+
+  jax.eval_shape(apply, params, images, jax.random.key(0))
+  assert len(traced) == traces
+
+
+def test_parameters_are_those_of_a_second_trace_as_they_have_always_been(traced):
+  jax.eval_shape(tiny().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32))
+  assert len(traced) == 2
 
 
 @pytest.mark.quick

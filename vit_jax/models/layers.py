@@ -314,6 +314,7 @@ class StackedBlocks(nn.Module):
       in_axes=(0, *(nn.broadcast for _ in shared)),
       length=self.depth,
       unroll=unroll,
+      check_constancy_invariants=self.draws(),
     )
     rates = jnp.asarray(np.linspace(0, self.drop_path, self.depth), jnp.float32)  # (L,)
     x, out = blocks(**self.block, drop_path=self.drop_path > 0, name='blocks')(x, rates, *shared)
@@ -322,6 +323,15 @@ class StackedBlocks(nn.Module):
     norm = NORMS[self.block.get('norm', 'layer')]
     eps, dtype = self.block['norm_eps'], self.block['dtype']
     return norm(epsilon=eps, dtype=dtype, name='norm')(x), out
+
+  def draws(self) -> bool:
+    """Whether blocks draw random numbers, as parameters or by dropout.
+
+    To check what is constant flax traces a block twice, and the second trace draws other numbers
+    than the first: the check stays where seeds would else give another model, or run.
+    """
+    rates = (self.drop_path, self.block.get('dropout'), self.block.get('attention_dropout'))
+    return self.is_initializing() or (self.block['train'] and any(rates))
 
 
 def default_unroll(depth: int, *, train: bool) -> int:
