@@ -11,7 +11,7 @@ from jax.sharding import use_abstract_mesh
 import vit_jax
 from tests.conftest import shapes, tiny
 from tests.test_attention import mesh_of
-from vit_jax.models import derivatives, layers, memory
+from vit_jax.models import attention, derivatives, layers, memory
 
 
 def temporary_bytes(depth, **fields):
@@ -129,6 +129,47 @@ def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():
   assert [text.count('= reduce_precision[') for text in texts] == [1, 0]
   assert [text.count('= sin') for text in texts] == [1, 1]
   jax.tree.map(np.testing.assert_array_equal, named(x, kernel), saving(x, kernel))
+
+
+PROJECT = {'heads': 2, 'width': 4, 'use_bias': True, 'dtype': 'float32'}
+
+
+@pytest.mark.parametrize(
+  'module',
+  [
+    attention.Projection(**PROJECT),
+    attention.Projection(**PROJECT, back=True, saved='attended'),
+    layers.Dense(16, True, nn.initializers.ones, nn.initializers.zeros, 'float32'),
+  ],
+)
+def test_several_gpus_have_both_gradients_of_a_product_before_they_go_on(module):
+  x = jnp.ones((2, 4, 8))
+  params = jax.eval_shape(module.init, jax.random.key(0), x)['params']
+
+  def barriers(platform, kind, sizes, **grad):
+    """Shapes of what the barriers of such a program's gradient join."""
+    loss = jax.grad(lambda params, x: jnp.sin(module.apply({'params': params}, x)).sum(), **grad)
+    with use_abstract_mesh(mesh_of(platform, kind, sizes)):
+      equations = jax.make_jaxpr(loss)(params, x).eqns
+    joins = (eqn for eqn in equations if eqn.primitive.name == 'optimization_barrier')
+    return [[v.aval.shape for v in eqn.invars] for eqn in joins]
+
+  gpu, both = ('gpu', 'NVIDIA H100 80GB HBM3'), {'argnums': (0, 1)}
+  assert barriers(*gpu, (8, 1, 1), **both) == [[x.shape, (8, params['bias'].size)]]
+  assert not barriers(*gpu, (8, 1, 1), argnums=0)  # of the kernel alone
+  assert not barriers(*gpu, (1, 1, 1), **both)
+  assert not barriers(*gpu, (4, 1, 2), **both)
+  assert not barriers('tpu', 'TPU v5 lite', (8, 1, 1), **both)
+
+
+def test_gradients_that_are_tied_are_the_same_gradients():
+  x, kernel = jnp.arange(12.0).reshape(3, 4) / 9, jnp.arange(20.0).reshape(4, 5) / 7
+
+  def gradients(tie):
+    return jax.grad(lambda *operands: jnp.sin(layers.product(*tie(*operands))).sum(), (0, 1))
+
+  tied, plain = (gradients(tie)(x, kernel) for tie in (layers.tied_gradients, lambda *pair: pair))
+  jax.tree.map(np.testing.assert_array_equal, tied, plain)
 
 
 def saved_arrays(platform, kind):

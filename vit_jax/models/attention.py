@@ -25,6 +25,7 @@ from vit_jax.models.layers import (
   program_mesh,
   saving_product,
   spread,
+  tied,
 )
 
 Array = jax.Array
@@ -306,7 +307,7 @@ class Projection(nn.Module):
     kernel = self.param(
       'kernel', init, (*by_head, outputs) if self.back else (x.shape[-1], *by_head)
     )
-    x, kernel = x.astype(self.dtype), kernel.reshape(-1, outputs).astype(self.dtype)
+    x, kernel = tied(x.astype(self.dtype), kernel.reshape(-1, outputs).astype(self.dtype))
     x = saving_product(x, kernel, self.saved) if self.saved else product(x, kernel)
     if not self.use_bias:
       return x

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractDevice, AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -20,6 +21,7 @@ from jax.typing import DTypeLike
 from vit_jax.models import derivatives
 
 Array = jax.Array
+Tangent = Array | SymbolicZero
 
 AXES = ('data', 'fsdp', 'tensor')  # of the mesh of a program, see `sharding`
 IMAGE_AXES = ('data', 'fsdp')  # those that share the images of a batch
@@ -98,6 +100,37 @@ def product(x: Array, kernel: Array) -> Array:
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def tied(x: Array, kernel: Array) -> tuple[Array, Array]:
+  """The operands of a product, both of whose gradients several GPUs compute before they go on.
+
+  Unasked, the CUDA compiler leaves the gradients of all kernels to the end of the backward pass, to
+  exchange them in few parts, and keeps what they are products of until then: a third of B/16's
+  memory (docs/performance.md). Not where 'tensor' splits channels: there x's gradients by q, k and
+  v are added before devices sum them, and would be summed apart.
+  """
+  mesh = program_mesh()
+  if mesh is None or mesh.size == 1 or mesh.shape['tensor'] > 1:
+    return x, kernel
+  if program_device().platform not in ('gpu', 'cuda'):
+    return x, kernel
+  return tied_gradients(x, kernel)
+
+
+@jax.custom_jvp
+def tied_gradients(x: Array, kernel: Array) -> tuple[Array, Array]:
+  """Both as they are; in the backward pass nothing reads one's gradient before the other's."""
+  return x, kernel
+
+
+@functools.partial(tied_gradients.defjvp, symbolic_zeros=True)
+def tied_tangents(
+  primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
+) -> tuple[tuple[Array, Array], tuple[Tangent, Tangent]]:
+  if any(isinstance(tangent, SymbolicZero) for tangent in tangents):
+    return primals, tangents  # the other gradient is not wanted, as of a kernel that is frozen
+  return primals, jax.lax.optimization_barrier(tangents)  # transposed, a barrier for gradients
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def saving_product(x: Array, kernel: Array, name: str) -> Array:
   """`product` of what attention gives, which is saved under a name of SAVED for the gradient alone.
@@ -169,7 +202,7 @@ class Dense(nn.Module):
   def __call__(self, x: Array) -> Array:
     inputs = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (inputs, self.features))
-    x = product(x.astype(self.dtype), kernel.astype(self.dtype))
+    x = product(*tied(x.astype(self.dtype), kernel.astype(self.dtype)))
     if not self.use_bias:
       return x
     bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
