@@ -6,7 +6,7 @@ N images, C channels, P pixels of a patch side, T tokens, D width, M MLP width, 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -125,9 +125,10 @@ def tied_gradients(x: Array, kernel: Array) -> tuple[Array, Array]:
 @functools.partial(tied_gradients.defjvp, symbolic_zeros=True)
 def tied_tangents(
   primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent]
-) -> tuple[tuple[Array, Array], tuple[Tangent, Tangent]]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
   if any(isinstance(tangent, SymbolicZero) for tangent in tangents):
-    return primals, tangents  # the other gradient is not wanted, as of a kernel that is frozen
+    # One gradient is not wanted, as of a kernel that is frozen. JAX takes its zero for an array.
+    return primals, cast(tuple[Array, Array], tangents)
   return primals, jax.lax.optimization_barrier(tangents)  # transposed, a barrier for gradients
 
 
