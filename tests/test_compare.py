@@ -256,15 +256,6 @@ def test_a_grid_that_is_none_is_one_line_before_the_first_run(words, line, tmp_p
   assert not (tmp_path / 's').exists()
 
 
-@pytest.mark.parametrize(
-  ('fields', 'is_finished'),
-  [((), True), (('system.threads=3',), True), (('duration=5',), False), (('seed=1',), False)],
-)
-def test_a_finished_run_is_a_grid_s_only_with_its_fields(fields, is_finished, runs):
-  fields = ('schedule.learning_rate=0.001', *fields)
-  assert sweep.Point(runs[0], 'digits', fields).is_finished == is_finished
-
-
 def test_the_lines_for_a_cluster_are_printed_and_nothing_runs(tmp_path, capsys):
   words = [
     'sweep',
@@ -289,7 +280,6 @@ def test_a_failed_run_is_named_the_others_go_on_and_finished_ones_are_kept(
   (folder / 'seed=2').mkdir()
   (folder / 'seed=2' / 'config.json').write_text('{"damaged')
   words = ['sweep', '--config=digits', f'--workdir={folder}', '--grid', 'seed=2,0,1']
-  words += ['--config.schedule.learning_rate=0.001']
   assert main(words) == commands.INCOMPLETE
   output = capfd.readouterr()
   assert 'seed=2 failed with exit code 2' in output.err

@@ -12,11 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ml_collections.config_dict import FrozenConfigDict
-
-from vit_jax import config, train, workdir
+from vit_jax import config, train
 from vit_jax.commands import compare, warn
-from vit_jax.guards import legs, stopping
+from vit_jax.guards import stopping
 from vit_jax.guards.owner import folder_of
 from vit_jax.text import quantity, redacted, to_stderr, to_stdout
 from vit_jax.views import comparison
@@ -47,26 +45,16 @@ class Point:
     fields = [f'--config.{field}' for field in self.fields]
     return ['train', f'--config={self.spec}', f'--workdir={self.folder}', *fields]
 
-  def load(self) -> FrozenConfigDict:
-    """The config, checked."""
-    return config.load(self.spec, self.fields)
-
   @property
   def is_finished(self) -> bool:
-    """Whether the folder has this run's model; of another run `vit train` says what differs."""
-    stored = workdir.read_config(self.folder) if (self.folder / 'model').exists() else None
-    if stored is None:
-      return False
-    begun = legs.config_at(stored, legs.read(self.folder), step=0)
-    fields = workdir.differing_fields(begun, workdir.as_json(self.load()))
-    return all(name.startswith(workdir.MAY_DIFFER) for name, *_ in fields)
+    return (self.folder / 'model').exists()
 
 
 def run(args: argparse.Namespace) -> int:
   """0, also where it was stopped; 3 if a run failed."""
   points = grid(args.config, args.grid, args.overrides, folder_of(args.workdir))
   for point in points:  # before the first is trained for hours
-    point.load()
+    config.load(point.spec, point.fields)
   if args.print:
     to_stdout(*(redacted(f'vit {shlex.join(point.words)}') for point in points))
     return 0
