@@ -459,6 +459,9 @@ TINY = {'model.width': 16, 'model.depth': 1, 'model.heads': 2, 'model.mlp_dim': 
 TINY |= {'optimizer.name': 'sgd', 'optimizer.weight_decay': 0}  # which is soon traced
 FEWER = {'export': ['--no-check'], 'inspect': ['--count', '2']}  # what the commands' own tests do
 FROM_NOTHING = {'digits': TINY, 'default': TINY | {'image_size': 16}}  # by the config's name
+VIEWS = {'views.local_count': 1, 'views.local_size': 8}
+VIEWS |= {'evaluation.every': '1 epoch', 'checkpoint.every': '1 epoch'}
+HEADS = {'dino': VIEWS | {'dino.prototypes': 16, 'dino.hidden': 16, 'dino.bottleneck': 16}}
 
 
 def ran(lines, fields, capsys):
@@ -467,7 +470,7 @@ def ran(lines, fields, capsys):
   for words in lines:
     if words[0] == 'train':
       name = ''.join(w.removeprefix('--config=') for w in words if w.startswith('--config='))
-      smaller = SMALLER | FROM_NOTHING.get(name, fields)
+      smaller = SMALLER | FROM_NOTHING.get(name, fields) | HEADS.get(name.split(':')[0], {})
       if words[1].startswith('--workdir='):  # a run that is there
         smaller = {}
       words = [*words, *(f'--config.{field}={value}' for field, value in smaller.items())]
