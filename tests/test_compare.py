@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import browser
-from vit_jax import commands, config, files, workdir
+from vit_jax import commands, config, files, plan, workdir
 from vit_jax.__main__ import main
 from vit_jax.commands import sweep
 from vit_jax.evaluate import paired, results
@@ -275,13 +275,16 @@ def test_a_failed_run_is_named_the_others_go_on_and_finished_ones_are_kept(
   runs, tmp_path, capfd, monkeypatch
 ):
   folder = tmp_path / 's'
-  for seed in (0, 1):
-    shutil.copytree(runs[seed], folder / f'seed={seed}')
-  (folder / 'seed=2').mkdir()
-  (folder / 'seed=2' / 'config.json').write_text('{"damaged')
-  words = ['sweep', '--config=digits', f'--workdir={folder}', '--grid', 'seed=2,0,1']
+  for place, seed in enumerate((0, 1, 0)):
+    shutil.copytree(runs[seed], folder / f'seed={place}')
+    planned = plan.make_plan(config.load('digits', (f'seed={seed}',))).config
+    files.write_json(folder / f'seed={place}/config.json', workdir.as_json(planned))
+  (folder / 'seed=3').mkdir()
+  (folder / 'seed=3' / 'config.json').write_text('{"damaged')
+  words = ['sweep', '--config=digits', f'--workdir={folder}', '--grid', 'seed=3,0,1,2']
   assert main(words) == commands.INCOMPLETE
   output = capfd.readouterr()
-  assert 'seed=2 failed with exit code 2' in output.err
-  assert 'run 3 of 3' in output.err
+  assert 'seed=3 failed with exit code 2' in output.err
+  assert 'run 4 of 4' in output.err
+  assert 'seed=2 holds another run: seed is 0 there and 2 here' in output.err
   assert (folder / 'compare.html').exists() and '± 0.79%' in output.out

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vit_jax import config, train
+from vit_jax import config, plan, train, workdir
 from vit_jax.commands import compare, warn
 from vit_jax.guards import stopping
 from vit_jax.guards.owner import folder_of
@@ -49,6 +49,15 @@ class Point:
   def is_finished(self) -> bool:
     return (self.folder / 'model').exists()
 
+  def check_folder(self) -> None:
+    """Raises ValueError if the folder has the run of other fields or data, naming them."""
+    mine = plan.make_plan(config.load(self.spec, self.fields), self.folder)
+    data = workdir.describe_data(mine.splits['train'], mine.fixed_crc)
+    for line in workdir.check_belongs(
+      self.folder, workdir.as_json(mine.config), data, {}, mine.legs
+    ):
+      to_stderr(line)
+
 
 def run(args: argparse.Namespace) -> int:
   """0, also where it was stopped; 3 if a run failed."""
@@ -62,26 +71,30 @@ def run(args: argparse.Namespace) -> int:
     failed = train_all(points)
   if failed is None:
     return 0
-  finished = [point.folder for point in points if point.is_finished]
+  finished = [point.folder for point in points if point.is_finished and point.folder not in failed]
   if len(finished) > 1:
     compared = comparison.read([*map(str, finished)])
     to_stdout(*compare.lines(compared), '', *compare.write(compared, pathlib.Path(args.workdir)))
-  for line in failed:
+  for line in failed.values():
     warn('sweep', line)
   return 3 if failed else 0
 
 
-def train_all(points: Sequence[Point]) -> list[str] | None:
-  """Trains all that are not finished; a line for each that failed, None if it was stopped."""
-  failed = []
+def train_all(points: Sequence[Point]) -> dict[pathlib.Path, str] | None:
+  """Trains all that are not finished; a line for each folder that failed, None if stopped."""
+  failed = {}
   for number, point in enumerate(points, 1):
     to_stderr(f'run {number} of {len(points)}: {point.folder}')
     if point.is_finished:
-      to_stderr('it is finished')
+      try:
+        point.check_folder()
+        to_stderr('it is finished')
+      except (OSError, ValueError) as error:
+        failed[point.folder] = str(error)
       continue
     code = train_one(point)
     if code:
-      failed.append(f'{point.folder} failed with exit code {code}: see the lines above')
+      failed[point.folder] = f'{point.folder} failed with exit code {code}: see the lines above'
     elif not point.is_finished:
       to_stderr('stopped: the same command goes on')
       return None
