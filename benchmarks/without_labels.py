@@ -100,12 +100,14 @@ METHODS = {
     'duration=20 epochs',
     'model.pool=token',
     'views.local_count=2',
-    'ema=0.99',
-    'dino.prototypes=512',
+    'ema=0.95',
+    'dino.centring=sinkhorn',
+    'dino.prototypes=128',
     'dino.hidden=256',
     'dino.bottleneck=64',
-    'dino.temperature_warmup=25%',
-    'schedule.learning_rate=1e-3',
+    'dino.constant_prototypes=0%',
+    'dino.teacher_temperature=0.04',
+    'schedule.learning_rate=2e-3',
   ],
 }
 
