@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ BAD_INPUT = 2  # of usage or data, as of argparse
 INCOMPLETE = 3  # something was left out, or compared and differs: a line says so
 NOT_FINITE = 4  # a loss or gradient of training
 INTERRUPTED = 130  # 128 + SIGINT
+HELP = {'-h', '--help'}
 INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
@@ -31,7 +33,8 @@ class Ended(Exception):
 
 def console(main: Callable[[], int]) -> NoReturn:
   """Runs a command as a process of its own; signals that end it leave nothing half done."""
-  allocation.use_huge_pages()
+  if not HELP & {*sys.argv}:
+    allocation.use_huge_pages()
   streams.install()  # first, for what the next ones print
   failing.install()
   stopping.install()  # keeps the hook of `failing` for what is not of signals
