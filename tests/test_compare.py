@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -271,6 +272,18 @@ def test_the_lines_for_a_cluster_are_printed_and_nothing_runs(tmp_path, capsys):
   assert re.fullmatch(r'vit train --config=digits --workdir=\S+/seed=1 --config\.seed=1', lines[1])
 
 
+def recorded(monkeypatch, *functions):
+  """The names of functions, each (module, name), as they are called from now on."""
+  calls = []
+
+  def record(name, function):
+    return lambda *args, **options: calls.append(name) or function(*args, **options)
+
+  for module, name in functions:
+    monkeypatch.setattr(module, name, record(name, getattr(module, name)))
+  return calls
+
+
 def test_a_failed_run_is_named_the_others_go_on_and_finished_ones_are_kept(
   runs, tmp_path, capfd, monkeypatch
 ):
@@ -281,8 +294,10 @@ def test_a_failed_run_is_named_the_others_go_on_and_finished_ones_are_kept(
     files.write_json(folder / f'seed={place}/config.json', workdir.as_json(planned))
   (folder / 'seed=3').mkdir()
   (folder / 'seed=3' / 'config.json').write_text('{"damaged')
-  words = ['sweep', '--config=digits', f'--workdir={folder}', '--grid', 'seed=3,0,1,2']
+  calls = recorded(monkeypatch, (sweep, 'train_one'), (plan, 'make_plan'), (jax, 'process_index'))
+  words = ['sweep', '--config=digits', f'--workdir={folder}', '--grid', 'seed=0,1,2,3']
   assert main(words) == commands.INCOMPLETE
+  assert calls[0] == 'train_one'  # whose process has the devices to itself
   output = capfd.readouterr()
   assert 'seed=3 failed with exit code 2' in output.err
   assert 'run 4 of 4' in output.err

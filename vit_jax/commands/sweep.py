@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vit_jax import config, plan, train, workdir
+from vit_jax import config, plan, workdir
 from vit_jax.commands import compare, warn
 from vit_jax.guards import stopping
-from vit_jax.guards.owner import folder_of
+from vit_jax.guards.owner import Owner, folder_of
 from vit_jax.text import quantity, redacted, to_stderr, to_stdout
 from vit_jax.views import comparison
 
@@ -67,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
   if args.print:
     to_stdout(*(redacted(f'vit {shlex.join(point.words)}') for point in points))
     return 0
-  with train.owned(args.workdir):  # of two sweeps one would wait for the other's runs
+  with Owner(args.workdir):  # of two sweeps one would wait for the other's runs
+    earlier = [point for point in points if point.is_finished]
     failed = train_all(points)
   if failed is None:
     return 0
+  failed |= check_all(earlier)
   finished = [point.folder for point in points if point.is_finished and point.folder not in failed]
   if len(finished) > 1:
     compared = comparison.read([*map(str, finished)])
@@ -86,11 +88,7 @@ def train_all(points: Sequence[Point]) -> dict[pathlib.Path, str] | None:
   for number, point in enumerate(points, 1):
     to_stderr(f'run {number} of {len(points)}: {point.folder}')
     if point.is_finished:
-      try:
-        point.check_folder()
-        to_stderr('it is finished')
-      except (OSError, ValueError) as error:
-        failed[point.folder] = str(error)
+      to_stderr('it is finished')
       continue
     code = train_one(point)
     if code:
@@ -98,6 +96,21 @@ def train_all(points: Sequence[Point]) -> dict[pathlib.Path, str] | None:
     elif not point.is_finished:
       to_stderr('stopped: the same command goes on')
       return None
+  return failed
+
+
+def check_all(points: Sequence[Point]) -> dict[pathlib.Path, str]:
+  """A line for each folder whose finished run is of other fields or data than its point.
+
+  To be called after the last run: what plans a run takes the devices of its process, and those of
+  an accelerator are only one process's.
+  """
+  failed = {}
+  for point in points:
+    try:
+      point.check_folder()
+    except (OSError, ValueError) as error:
+      failed[point.folder] = str(error)
   return failed
 
 
