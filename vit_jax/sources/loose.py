@@ -293,9 +293,10 @@ def as_levels(pixels: np.ndarray, kind: str) -> np.ndarray:
   """Floats from 0 to 1 as uint8, rounded; ValueError, with what to do, for other numbers."""
   if not np.issubdtype(pixels.dtype, np.floating) and pixels.dtype.name != 'bfloat16':
     whole = np.issubdtype(pixels.dtype, np.integer)
-    fits = whole and pixels.min() >= 0 and pixels.max() <= LEVELS
-    advice = ": array.astype('uint8') is" if fits else ''
-    if pixels.dtype in (np.bool_, np.uint16):
+    advice = ''
+    if whole and pixels.min() >= 0 and pixels.max() <= LEVELS:
+      advice = ": array.astype('uint8') is"
+    elif pixels.dtype in (np.bool_, np.uint16):
       advice = f': array / {65535 if pixels.dtype == np.uint16 else 1} is'
     raise ValueError(f'an image is uint8, or floats from 0 to 1, not {kind}{advice}')
   low, high = float(pixels.min()), float(pixels.max())
