@@ -142,6 +142,15 @@ def test_a_command_has_huge_pages_unless_the_variable_decides(variables, small):
   assert done.stdout.split() == [small]
 
 
+def test_a_command_goes_on_where_it_cannot_start_again(monkeypatch, tmp_path):
+  monkeypatch.delenv(allocation.VARIABLE)
+  monkeypatch.setattr(allocation, 'on_request', lambda: True)
+  monkeypatch.setattr(allocation, 'PLUGINS', ())
+  monkeypatch.setattr(sys, 'executable', str(tmp_path / 'python'))
+  allocation.use_huge_pages()
+  assert os.environ[allocation.VARIABLE] == allocation.TUNABLES  # for what this one starts
+
+
 GIVEN_BACK = """
 import ctypes, pathlib, re
 from vit_jax.guards import allocation

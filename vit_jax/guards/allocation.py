@@ -7,6 +7,7 @@ huge ones of 2 MiB half of that. The library asks for huge pages only where a va
 the process starts.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -34,11 +35,13 @@ def use_huge_pages() -> None:
   To be called before anything else happens. Nothing does where that would be without effect: where
   Linux has no huge pages for who asks, or gives them unasked; in processes with accelerators, whose
   programs allocate nothing here; and where the variable is set, by the user or by this function.
+  Where the system refuses a second start, as of a line of the largest size, this one goes on.
   """
   if VARIABLE in os.environ or not sys.executable or has_accelerator() or not on_request():
     return
   os.environ[VARIABLE] = TUNABLES
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  with contextlib.suppress(OSError):
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def on_request() -> bool:
