@@ -18,6 +18,7 @@ from vit_jax.guards import stopping
 
 phases, obeys, debris = sys.argv[1].split(), sys.argv[2], pathlib.Path(sys.argv[3])
 stopping.GRACE = 0.2
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run below nohup
 
 class Item:
   pass

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from injection.warm import Forge, Fork
+from vit_jax.guards import allocation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 180.0  # seconds after which a process counts as hanging
@@ -296,6 +297,7 @@ class Lab:
       'LANG': 'C.UTF-8',
       'PYTHONPATH': f'{ROOT}:{ROOT / "benchmarks"}',
       'JAX_PLATFORMS': 'cpu',
+      allocation.VARIABLE: allocation.TUNABLES,  # a fork that starts again would lose its socket
       'XLA_FLAGS': f'{quick}{devices}',
       'JAX_COMPILATION_CACHE_DIR': self.compiled,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
