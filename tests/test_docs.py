@@ -419,6 +419,7 @@ def test_the_page_on_data_has_fewer_than_250_lines():
 # docs/results.md
 
 RESULTS = ROOT / 'docs/results.md'
+UNLABELLED = sorted((ROOT / 'benchmarks/results').glob('without_labels_*_*.json'))
 
 
 @pytest.mark.parametrize('experiment', ['transfer', 'optimizers', 'distil'])
@@ -430,6 +431,22 @@ def test_results_are_those_that_were_measured(experiment):
     numbers = [f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}' for cell in cells]
     assert f'| {" | ".join([name, *numbers])} |' in RESULTS.read_text()
   assert result['provenance']['commit'][:7] in RESULTS.read_text()
+
+
+def shown(cell):
+  return f'{100 * cell["mean"]:.1f} ± {100 * cell["deviation"]:.1f}'
+
+
+@pytest.mark.parametrize('path', UNLABELLED, ids=lambda path: path.stem)
+def test_results_without_labels_are_those_that_were_measured(path):
+  result, page = json.loads(path.read_text()), RESULTS.read_text()
+  data, method = path.stem.removeprefix('without_labels_').split('_')
+  section = page[page.index(f'## Without labels: {data}') :].split('\n## ')[0]
+  rows = {method: [result['k-NN'][name] for name in ('initialised', method, 'supervised')]}
+  tuned = result.get('tuning', {'accuracy': {}})['accuracy']
+  for name, cells in [*rows.items(), *((name, row.values()) for name, row in tuned.items())]:
+    assert f'| {" | ".join([name, *map(shown, cells)])} |' in section
+  assert result['seeds'] == [0, 1, 2] and result['provenance']['commit'][:7] in section
 
 
 # docs/quickstart.md
