@@ -247,9 +247,8 @@ def write_onnx(path: pathlib.Path, source: bundle.Bundle) -> list[str]:
   to_onnx = converter()
   params, apply = jax.device_get(source.params), make_apply(source, sigmoid=written_sigmoid)
   images = any_batch(source)
-  # Traced here: jax2onnx 0.17.1 raises TypeError where it traces a batch of any size itself, which
-  # tests/interop/test_onnx.py holds. Without jit the layers come one after another in the file, and
-  # not as the body of an ONNX Loop, which graph optimisers do not look into.
+  # Traced here: without jit the layers come one after another in the file, and not as the body of
+  # an ONNX Loop, which graph optimisers do not look into.
   with jax.disable_jit():
     traced = jax.make_jaxpr(lambda images: apply(params, images))(images)
   program = jax.extend.core.jaxpr_as_fun(traced)
