@@ -23,6 +23,12 @@ from vit_jax.compilers.forecast import Estimates, Forecast
 
 RECIPES = {  # config: the chips of its header, or some of their kind where it has no number
   'digits': 'cpu:1',
+  'dino:B/16,imagenet2012': 'l4:1',
+  'dino:S/16,imagenet2012': 'rtx4060:1',
+  'lejepa:B/16,imagenet2012': 'l4:1',
+  'lejepa:S/16,imagenet2012': 'rtx4060:1',
+  'mae:B/16,imagenet2012': 'l4:1',
+  'mae:S/16,imagenet2012': 'rtx4060:1',
   'vit_s16_i1k': 'v3:2x2',
   'pretrain:B/16,imagenet2012': 'v5e:8x8',
   'pretrain:L/16,imagenet21k': 'v5p:4x4x4',

@@ -10,6 +10,7 @@ from vit_jax.sources.columns import label_shape
 
 COLOURS = 'color_jitter(0.4, 0.4, 0.2, 0.1, probability=0.8) | grayscale(0.2)'  # DINO's
 USES = ('train', 'validation', 'test')
+LARGE = ('imagenet2012', 'imagenet21k')  # to which no batch needs to be fitted
 FINE_TUNED = ('food101', *(name for name, preset in presets.PRESETS.items() if preset.rates))
 
 

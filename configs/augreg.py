@@ -103,7 +103,7 @@ def pretraining(argument):
   config.optimizer.weight_decay = 0.1
   config.schedule.learning_rate = 1e-3
   config.schedule.warmup = '10000 steps'
-  source = _data.use(config, dataset, ('imagenet2012', 'imagenet21k'))
+  source = _data.use(config, dataset, _data.LARGE)
   if _data.short(dataset) == 'imagenet21k':
     config.model.pool = 'gap'
     config.model.head_bias = -10.0

@@ -30,7 +30,7 @@ def get_config(argument):
   config.optimizer.weight_decay = 1e-3  # times the rate; big_vision says 1.6e-3, its product
   config.schedule.learning_rate = 1.6  # 0.1 for each 256 images
   config.schedule.warmup = '1000 steps'
-  source = _data.use(config, dataset, ('imagenet2012', 'imagenet21k'))
+  source = _data.use(config, dataset, _data.LARGE)
   if _data.short(dataset) == 'imagenet21k':
     config.model.head_bias = -10.0
     config.objective.loss = 'sigmoid'

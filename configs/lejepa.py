@@ -44,6 +44,9 @@ def get_config(argument):
   config.optimizer.clip = 0.0
   config.schedule.learning_rate = 5e-4
   config.evaluation.every = config.checkpoint.every = '5%'
-  _data.fit(config, _data.use(config, dataset, ()))
+  config.schedule.warmup = '5%'
+  source = _data.use(config, dataset, _data.LARGE)
+  if source is not None:
+    _data.fit(config, source)
   config.schedule.end = config.schedule.learning_rate / 1000
   return config

@@ -51,5 +51,7 @@ def get_config(argument):
   config.schedule.learning_rate = RATE
   config.schedule.warmup = '5%'
   config.evaluation.every = config.checkpoint.every = '5%'
-  _data.fit(config, _data.use(config, dataset, ()))
+  source = _data.use(config, dataset, _data.LARGE)
+  if source is not None:
+    _data.fit(config, source)
   return config

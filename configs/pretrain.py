@@ -39,7 +39,7 @@ def get_config(argument):
   config.optimizer.name = 'adam'
   config.schedule.warmup = '10000 steps'
   config.evaluation.patience = '20%'
-  source = _data.use(config, dataset, ('imagenet2012', 'imagenet21k'))
+  source = _data.use(config, dataset, _data.LARGE)
   if _data.short(dataset) == 'imagenet21k':
     imagenet21k(config)
   else:

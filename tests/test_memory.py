@@ -71,25 +71,30 @@ def test_a_derivative_of_our_own_is_the_one_that_jax_derives(ours, plain, sizes)
 B16 = vit_jax.build('ViT-B/16', dtype='bfloat16')
 BASE = 128 * 197 * 12 * 2  # bytes of a channel, in all layers of B/16 and 128 images
 STATE = 16 * 86_567_656
+S_LAYER = 12 * 1_774_464  # bytes of parameters and moments of a layer of S/16
 
 
 @pytest.mark.parametrize(
-  ('platform', 'gib', 'name', 'remat'),
+  ('platform', 'gib', 'name', 'cudnn', 'remat'),
   [
-    ('tpu', 15.75, 'ViT-B/16', 'none'),
-    ('gpu', 79.0, 'ViT-B/16', 'none'),
-    ('gpu', 15.75, 'ViT-B/16', 'lean'),
-    ('tpu', 31.25, 'ViT-H/16', 'lean'),  # a loop
-    ('tpu', 15.75, 'ViT-H/16', 'full'),
+    ('tpu', 15.75, 'ViT-B/16', False, 'none'),
+    ('gpu', 79.0, 'ViT-B/16', False, 'none'),
+    ('gpu', 15.75, 'ViT-B/16', False, 'lean'),  # which attention's weights exceed
+    ('gpu', 15.75, 'ViT-B/16', True, 'none'),
+    ('cuda', 11.0, 'ViT-B/16', True, 'lean'),
+    ('tpu', 31.25, 'ViT-H/16', False, 'lean'),  # a loop
+    ('tpu', 15.75, 'ViT-H/16', False, 'full'),
   ],
 )
-def test_what_is_saved_is_the_fastest_that_fits(platform, gib, name, remat):
+def test_what_is_saved_is_the_fastest_that_fits(monkeypatch, platform, gib, name, cudnn, remat):
+  monkeypatch.setattr(memory.attention, 'has_cudnn', lambda: cudnn)
   model = vit_jax.build(name, dtype='bfloat16')
   fields = dict(batch=128, tokens=[197], state=STATE, memory=int(gib * 2**30))
   assert memory.fitting_remat(model, **fields, platform=platform) == remat
 
 
-def test_an_example_of_several_images_takes_what_as_many_examples_do():
+def test_an_example_of_several_images_takes_what_as_many_examples_do(monkeypatch):
+  monkeypatch.setattr(memory.attention, 'has_cudnn', lambda: False)
   fields = dict(state=STATE, memory=int(15.75 * 2**30), platform='gpu')
 
   def choices(shapes):
@@ -100,8 +105,8 @@ def test_an_example_of_several_images_takes_what_as_many_examples_do():
   assert len(set(together)) == 3
 
 
-def test_the_memory_of_activations_is_what_compilers_say():
-  layer = memory.layer_bytes(B16, 197)
+def test_the_memory_of_activations_is_what_compilers_say(monkeypatch):
+  layer = memory.layer_bytes(B16, 197, 'tpu')
   assert 128 * 12 * layer['full'] == BASE * 768
   assert 128 * 12 * layer['lean'] == BASE * (6 * 768 + 3072)
   b16_loop = B16.clone(unroll=1)
@@ -111,7 +116,12 @@ def test_the_memory_of_activations_is_what_compilers_say():
   gib = 128 * memory.activation_bytes(loop, 197, 'none', platform='tpu') / 2**30
   assert gib == pytest.approx(11.35, rel=0.05)  # libtpu's
   lean = (256 * memory.activation_bytes(B16, 197, 'lean', platform='gpu') + STATE) / 2**30
-  assert 12.06 <= lean <= 1.2 * 12.06  # the CUDA compiler's, of a loop
+  assert lean == pytest.approx(12.06, rel=0.05)  # the CUDA compiler's, of a loop
+  for cudnn, six_layers_less_three in ((True, 1.372 - 0.738), (False, 1.832 - 0.969)):  # its, too
+    monkeypatch.setattr(memory.attention, 'has_cudnn', lambda cudnn=cudnn: cudnn)
+    three = vit_jax.build('ViT-S/16', dtype='bfloat16', depth=3, unroll=3)
+    gib = (64 * memory.activation_bytes(three, 197, 'none', platform='cuda') + 3 * S_LAYER) / 2**30
+    assert gib == pytest.approx(six_layers_less_three, rel=0.05)
 
 
 def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():

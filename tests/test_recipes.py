@@ -297,6 +297,16 @@ def test_fine_tuning_has_the_published_steps(dataset):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
+  ('method', 'batch', 'warmup'), [('mae', 256, '5%'), ('lejepa', 128, '5%'), ('dino', 64, '10%')]
+)
+def test_a_large_set_need_not_be_there_to_plan_for_it(method, batch, warmup):
+  loaded = config.load(f'{method}:S/16,imagenet2012')
+  assert (loaded.batch_size, loaded.schedule.warmup) == (batch, warmup)
+  assert (loaded.data.train, loaded.data.validation) == ('train', 'validation')
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
   'spec, size',
   [
     ('finetune:B_16,imagenet2012', 384),

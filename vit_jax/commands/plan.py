@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
 def lines(result: Forecast) -> Iterator[str]:
   """A forecast for people."""
   mesh = ' '.join(f'{axis}={size}' for axis, size in result.mesh.items())
+  head = quantity(result.classes, 'class') if result.classes else 'an encoder'
   yield (
-    f'{result.model}, {quantity(result.classes, "class")}, {si(result.parameters)} parameters, '
+    f'{result.model}, {head}, {si(result.parameters)} parameters, '
     f'on {result.chips}: {quantity(result.devices, "device")}, {mesh}'
   )
   yield (

@@ -51,6 +51,11 @@ CHIPS = {
   'a100': Chip('cuda', 312e12, 79.15 * GIB, None, (8,)),
   'h100': Chip('cuda', 989e12, 84_929_347_584, None, (8,)),
   'h200': Chip('cuda', 989e12, 139.81 * GIB, None, (8,)),
+  'a10': Chip('cuda', 125e12, 23_609_475_072, None, (8,)),
+  'l4': Chip('cuda', 121e12, 21.96 * GIB, None, (8,)),
+  'rtx3090': Chip('cuda', 71e12, 23.69 * GIB, None, (8,)),
+  'rtx4060': Chip('cuda', None, 7.63 * GIB, None, (8,)),
+  'rtx4090': Chip('cuda', 165e12, 23.64 * GIB, None, (8,)),
   'cpu': Chip('cpu', None, None, None, (1,)),
 }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vit_jax.compilers import CHIPS, Chips
 
@@ -17,7 +17,7 @@ if importlib.util.find_spec('jax_cuda13_plugin'):  # of a machine with a GPU: it
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What XLA asks of a device, by NVIDIA's data sheets and CUDA's table of compute capabilities."""
+  """What XLA asks of a device, by NVIDIA's data sheets."""
 
   name: str
   cores: int  # multiprocessors
@@ -26,20 +26,40 @@ class Gpu:
   bandwidth: int  # bytes of its memory a second
   cache: int  # bytes, of the second level
   capability: tuple[int, int]
-  shared: int  # bytes, of a multiprocessor
 
 
-A100 = Gpu('NVIDIA A100-SXM4-80GB', 108, 64, 1.41, 2_039_000_000_000, 40 << 20, (8, 0), 164 << 10)
-H100 = Gpu('NVIDIA H100 80GB HBM3', 132, 128, 1.98, 3_352_000_000_000, 50 << 20, (9, 0), 228 << 10)
-H200 = dataclasses.replace(H100, name='NVIDIA H200', bandwidth=4_800_000_000_000)
-GPUS = {'a100': A100, 'h100': H100, 'h200': H200}
+class Capability(NamedTuple):
+  """What a multiprocessor has, by CUDA's table of compute capabilities."""
+
+  threads: int  # at once
+  shared: int  # KiB of its memory
+  block: int  # KiB of that, of a block at most
+
+
+CAPABILITIES = {
+  (8, 0): Capability(2048, 164, 163),
+  (8, 6): Capability(1536, 100, 99),
+  (8, 9): Capability(1536, 100, 99),
+  (9, 0): Capability(2048, 228, 227),
+}
+H100 = Gpu('NVIDIA H100 80GB HBM3', 132, 128, 1.98, 3_352_000_000_000, 50 << 20, (9, 0))
+GPUS = {
+  'a100': Gpu('NVIDIA A100-SXM4-80GB', 108, 64, 1.41, 2_039_000_000_000, 40 << 20, (8, 0)),
+  'h100': H100,
+  'h200': dataclasses.replace(H100, name='NVIDIA H200', bandwidth=4_800_000_000_000),
+  'a10': Gpu('NVIDIA A10', 72, 128, 1.695, 600_000_000_000, 6 << 20, (8, 6)),
+  'l4': Gpu('NVIDIA L4', 58, 128, 2.04, 300_000_000_000, 48 << 20, (8, 9)),
+  'rtx3090': Gpu('NVIDIA GeForce RTX 3090', 82, 128, 1.695, 936_000_000_000, 6 << 20, (8, 6)),
+  'rtx4060': Gpu('NVIDIA GeForce RTX 4060', 24, 128, 2.46, 272_000_000_000, 24 << 20, (8, 9)),
+  'rtx4090': Gpu('NVIDIA GeForce RTX 4090', 128, 128, 2.52, 1_008_000_000_000, 72 << 20, (8, 9)),
+}
 TARGET = """gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: {gpu.shared}
+  shared_memory_per_core: {shared}
   shared_memory_per_block_optin: {block}
-  threads_per_core_limit: 2048
+  threads_per_core_limit: {threads}
   core_count: {gpu.cores}
   fpus_per_core: {gpu.units}
   block_dim_limit_x: 2147483647
@@ -85,6 +105,13 @@ def devices(chips: Chips) -> list['jax.Device']:
 def target(kind: str) -> str:
   """The device as XLA's text of a GpuTargetConfigProto."""
   gpu = GPUS[kind]
-  major, minor = gpu.capability
-  block = gpu.shared - 1024  # CUDA keeps a KiB for itself
-  return TARGET.format(gpu=gpu, major=major, minor=minor, block=block, memory=CHIPS[kind].memory)
+  capability, (major, minor) = CAPABILITIES[gpu.capability], gpu.capability
+  return TARGET.format(
+    gpu=gpu,
+    shared=capability.shared << 10,
+    block=capability.block << 10,
+    threads=capability.threads,
+    memory=CHIPS[kind].memory,
+    major=major,
+    minor=minor,
+  )

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from vit_jax.models import layers, mixer, vit
+from vit_jax.models import attention, layers, mixer, vit
 
 Blocks = vit.ViT | mixer.Mixer
 BY_SPEED = ('none', 'lean', 'full')  # policies of `layers.REMAT`, the fastest first
 USABLE = 0.9  # of a device's memory: the program, batches and what formulas leave out take some
-STRAIGHT_TPU = 1.15  # times what 'lean' saves: measured of B/16, 128 images, by the TPU's compiler
+# What a layer of a straight-line program without `remat` keeps, times what 'lean' saves of it, by
+# the compilers: of B/16 with 128 images on a TPU; of S/16 and B/16 with 64 on an H100 and cuDNN.
+STRAIGHT = {'tpu': 1.15, 'gpu': 2.15}
+GPU = ('gpu', 'cuda')  # JAX's names of one platform
 
 
 def lean_loop(model: Blocks) -> Blocks:
@@ -56,28 +59,27 @@ def activation_bytes(model: Blocks, tokens: int, remat: str, *, platform: str) -
   """Bytes of one image's activations at the height of a step.
 
   What all layers save, and where it recomputes what the layer computed again has meanwhile. On a
-  'tpu' a straight-line program without `remat` saves hardly more than a 'lean' one, and a 'lean'
-  loop no q, k and v. 'dots' saves the outputs of the same products as 'lean', but for attention's.
+  'tpu' a lean loop saves no q, k and v. 'dots' saves the outputs of the same products as 'lean',
+  but for attention's.
   """
-  layer = layer_bytes(model, tokens)
+  layer = layer_bytes(model, tokens, platform)
   straight = (model.unroll or layers.default_unroll(model.depth, train=True)) >= model.depth
-  if remat != 'none':
-    saved = layer['lean' if remat == 'dots' else remat]
-    if remat == 'lean' and platform == 'tpu' and not straight and isinstance(model, vit.ViT):
-      saved -= 3 * layer['full']  # q, k and v are as large as x
-    return model.depth * saved + layer['none']
-  if straight and platform == 'tpu':
-    return int(model.depth * STRAIGHT_TPU * layer['lean'])
-  return model.depth * layer['none']
+  if remat == 'none':
+    return model.depth * layer['straight' if straight else 'none']
+  saved = layer['lean' if remat == 'dots' else remat]
+  if remat == 'lean' and platform == 'tpu' and not straight and isinstance(model, vit.ViT):
+    saved -= 3 * layer['full']  # q, k and v are as large as x
+  return model.depth * saved + layer['straight' if platform in GPU else 'none']
 
 
-def layer_bytes(model: Blocks, tokens: int) -> dict[str, int]:
-  """Bytes that a layer of a loop saves of one image for the gradient, by policy.
+def layer_bytes(model: Blocks, tokens: int, platform: str) -> dict[str, int]:
+  """Bytes that a layer saves of one image for the gradient, by policy, and 'straight' of 'none'.
 
   'full' saves x alone; 'lean' x, q, k, v, attention's output, the sum after attention and the MLP's
-  hidden layer. What 'none' saves was read from compiled programs: five more copies of the hidden
-  layer, six float32 copies of x, and the weights of XLA's attention in float32 and in the type of
-  the computation.
+  hidden layer. What 'none' saves in a loop was read from compiled programs: five more copies of the
+  hidden layer, six float32 copies of x, and the weights of XLA's attention in float32 and in the
+  type of the computation. 'straight' is what it saves where no layer is part of a loop: STRAIGHT,
+  and those weights on GPUs without cuDNN.
   """
   itemsize = jnp.dtype(model.dtype).itemsize
   width, hidden = model.width, model.mlp_dim
@@ -87,5 +89,9 @@ def layer_bytes(model: Blocks, tokens: int) -> dict[str, int]:
   else:
     weights = 0
     lean = itemsize * (tokens * (2 * width + hidden) + model.tokens_dim * width)
-  none = lean + tokens * (5 * itemsize * hidden + 6 * 4 * width) + weights
-  return {'none': none, 'lean': lean, 'full': itemsize * tokens * width}
+  none = straight = lean + tokens * (5 * itemsize * hidden + 6 * 4 * width) + weights
+  if platform == 'tpu':
+    straight = int(STRAIGHT['tpu'] * lean)
+  elif platform in GPU:
+    straight = int(STRAIGHT['gpu'] * lean) + weights * (not attention.has_cudnn())
+  return {'none': none, 'straight': straight, 'lean': lean, 'full': itemsize * tokens * width}
