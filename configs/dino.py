@@ -21,11 +21,10 @@ DINOv2's rates that shrink towards the first layers --config.optimizer.layer_dec
 the fifth for embedding patches. A set that is small has a batch that gives an epoch eight steps.
 --config.batch_size goes with --config.schedule.learning_rate in proportion.
 
-By NVIDIA's compiler (vit plan for h100:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc 12.9.86,
-cuDNN 9.28) 128 images of S/16 take 3.2 GiB, 64 of B/16 3.8, where every layer is computed again, as
-model.remat becomes by itself in the batches that follow. In proportion, where JAX may take nine
-tenths of a GPU, by XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, 8 GB hold 256 of S/16 and 128 of B/16, 24 GB
-512 of either.
+By NVIDIA's compiler (vit plan for rtx4060:1 and l4:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc
+12.9.86, cuDNN 9.28) the largest batches of a power of two are, with 8 GB, 128 of S/16 and 64 of
+B/16, with 24 GB 512 and 256, where every layer is computed again, as model.remat becomes by
+itself. JAX takes three quarters of a GPU; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 gives it more.
 
 Hardware: 16 V100 GPUs (the DINO paper's S/16).
 Time: there 24 h for 100 epochs of ImageNet, with ten small crops.

@@ -11,11 +11,10 @@ decay 0.05, a cosine to a thousandth of that; 100 epochs. A batch is 128, or as 
 epoch eight steps, the rate in proportion. There is no accumulation, as the distribution of a whole
 batch is tested.
 
-By NVIDIA's compiler (vit plan for h100:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc 12.9.86,
-cuDNN 9.28) 256 images of S/16 take 3.5 GiB, 128 of B/16 4.6, where every layer is computed again,
-as model.remat becomes by itself in the batches that follow. In proportion, where JAX may take nine
-tenths of a GPU, by XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, 8 GB hold 512 of S/16 and 128 of B/16, 24 GB
-1,024 and 512.
+By NVIDIA's compiler (vit plan for rtx4060:1 and l4:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc
+12.9.86, cuDNN 9.28) the largest batches of a power of two are, with 8 GB, 512 of S/16 and 128 of
+B/16, with 24 GB 1,024 and 512, where every layer is computed again, as model.remat becomes by
+itself. JAX takes three quarters of a GPU; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 gives it more.
 
 Hardware: GPUs (the authors).
 Time: for ViT-S/8 on Imagenette at 128 pixels, 800 epochs, 200 min on one (the authors).

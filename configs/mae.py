@@ -14,10 +14,10 @@ finetune:runs/mae,folder:labelled, by SGD; the paper's 100 epochs of fine-tuning
 5e-4 for each 256 images, --config.optimizer.layer_decay=0.65, drop_path 0.1, mixup 0.8, cutmix 1
 and mean pooling.
 
-By NVIDIA's compiler (vit plan for h100:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc 12.9.86,
-cuDNN 9.28) 64 images of S/16 take 1.2 GiB, 256 of B/16 3.6, where every layer is computed again, as
-model.remat becomes by itself in the batches that follow. In proportion, where JAX may take nine
-tenths of a GPU, by XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, 8 GB hold 512 of either, 24 GB 2,048.
+By NVIDIA's compiler (vit plan for rtx4060:1 and l4:1, in bfloat16; jax-cuda12-plugin 0.10.2, nvcc
+12.9.86, cuDNN 9.28) the largest batches of a power of two are, with 8 GB, 512 of S/16 and 256 of
+B/16, with 24 GB 2,048 and 1,024, where every layer is computed again, as model.remat becomes by
+itself. JAX takes three quarters of a GPU; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 gives it more.
 
 Hardware: TPU v3 cores, 128 (the paper).
 Time: there 31 h for 1,600 epochs of L/16.
