@@ -260,7 +260,7 @@ def test_memory_is_that_of_the_state_and_of_what_layers_leave():
   assert memory.parameters == memory.average == memory.gradients == 4 * B16
   assert 0 <= memory.optimizer - 2 * memory.parameters < 64  # and counts of steps
   assert memory.batch == 32 * (224 * 224 * 3 + 4 + 4)
-  assert memory.activations == 32 * int(1.15 * 12 * 197 * (6 * 768 + 3072) * 2)
+  assert memory.activations == 32 * 12 * int(1.15 * 197 * (6 * 768 + 3072) * 2)
 
 
 def test_what_is_recomputed_is_chosen_by_the_chips_that_a_plan_is_for():
