@@ -482,7 +482,8 @@ def test_the_target_of_a_gpu_has_its_memory_and_capability():
   assert 'device_memory_size: 84929347584' in text
   assert 'cuda_compute_capability { major: 9 minor: 0 }' in text
   assert 'shared_memory_per_block_optin: 232448' in text
-  assert set(cuda.GPUS) == {kind for kind, chip in compilers.CHIPS.items() if chip.platform == 'cuda'}
+  kinds = {kind for kind, chip in compilers.CHIPS.items() if chip.platform == 'cuda'}
+  assert set(cuda.GPUS) == kinds
   assert {gpu.capability for gpu in cuda.GPUS.values()} <= set(cuda.CAPABILITIES)
 
 
