@@ -8,10 +8,10 @@ The argument is MODEL,DATASET. A model's name means its file pre-trained on Imag
 gs://vit_models/imagenet21k, or in config.pretrained_dir; anything else is the path or URL of a
 checkpoint of any kind. Momentum, cosine, no decay, batches of 512, eight parts each; the head
 starts at zero and positions are resampled to 384 pixels: 512 for L/16 and 518 for H/14 on ImageNet,
-and the multiple of 14 nearest to 384 for patches of 14. cifar10, cifar100, imagenet2012,
-oxford_iiit_pet, oxford_flowers102 and food101 have the steps and rates that were published, of
-vit_jax/sources/presets.py: those of vision_transformer, for Pets and Flowers big_vision's rate;
-Food-101 has those of CIFAR.
+and the multiple of 14 nearest to 384 for patches of 14; a run of yours keeps its size. cifar10,
+cifar100, imagenet2012, oxford_iiit_pet, oxford_flowers102 and food101 have the steps and rates that
+were published, of vit_jax/sources/presets.py: those of vision_transformer, for Pets and Flowers
+big_vision's rate; Food-101 has those of CIFAR.
 
 Any other set, such as folder:photos, is looked at first. Its run takes 20 epochs; a batch is 512,
 or as small as gives an epoch eight steps, the rate in proportion.
@@ -28,7 +28,7 @@ import pathlib
 
 from vit_jax import models
 from vit_jax.configs import _data, default
-from vit_jax.convert import published
+from vit_jax.convert import published, runs
 from vit_jax.sources import presets
 
 SIZES = {('ViT-L/16', 'imagenet2012'): 512, ('ViT-H/14', 'imagenet2012'): 518}
@@ -69,6 +69,7 @@ def start(config, model, folder):
   if is_path(model):
     config.model.name = ''
     config.pretrained = model
+    config.image_size = runs.image_size(pathlib.Path(model)) or config.image_size
     return
   config.model.name = models.canonical(model)
   config.pretrained = config.model.name.replace('/', '_')

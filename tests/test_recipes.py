@@ -507,6 +507,17 @@ def test_a_comma_is_part_of_a_path_that_exists(argument, form, words, tmp_path, 
       _data.words(argument, form, 'an example')
 
 
+@pytest.mark.quick
+def test_a_run_is_fine_tuned_at_its_own_size(folder):
+  run = folder / 'run'
+  (run / 'checkpoints' / '400').mkdir(parents=True)
+  (run / 'model.json').write_text('{"preprocess": {"size": [28, 56]}}')
+  for start in (run, run / 'checkpoints' / '400'):
+    assert config.load(f'finetune:{start},folder:photos').image_size == (28, 56)
+  (run / 'model.json').write_text('{"preprocess": {"size": "28"}}')
+  assert config.load(f'finetune:{run},folder:photos').image_size == (384, 384)
+
+
 # Old command lines
 
 

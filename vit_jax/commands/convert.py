@@ -7,7 +7,7 @@ import os
 from vit_jax import bundle, convert
 from vit_jax.commands import ending, warn
 from vit_jax.evaluate import parity
-from vit_jax.text import to_stdout
+from vit_jax.text import quantity, to_stdout
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
   for line in filter(None, (checkpoint.stage, *checkpoint.notes, *model.defects, *notes)):
     warn('convert', line)
   size = 'x'.join(map(str, model.preprocess.size))
-  to_stdout(f'{args.destination}: {model.name}, {size} pixels, {len(model.classes)} classes')
+  result_of = quantity(len(model.classes), 'class') if model.classes else 'no classes'
+  to_stdout(f'{args.destination}: {model.name}, {size} pixels, {result_of}')
   return compare(args, model, checkpoint.dialect) if args.check else 0
 
 

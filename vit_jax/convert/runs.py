@@ -58,6 +58,15 @@ def of_step(path: pathlib.Path) -> tuple[pathlib.Path, str]:
   return (run, path.name) if is_step else (path, '')
 
 
+def image_size(path: pathlib.Path) -> tuple[int, int] | None:
+  """The (height, width) that a run's model takes, of a path to it or to a step; None of others."""
+  run, _ = of_step(path)
+  try:
+    return bundles.as_size(tuple(files.read_object(run / MODEL)['preprocess']['size']))
+  except (OSError, ValueError, LookupError, TypeError):
+    return None  # whatever reads the checkpoint says what is wrong with it
+
+
 def read(run: pathlib.Path, name: str = '') -> Checkpoint:
   """The checkpoint that a state of a run is.
 
