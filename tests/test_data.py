@@ -131,6 +131,14 @@ def test_digits_are_split_into_parts_that_make_up_the_whole(splits):
   assert len(set(whole)) == len(whole)  # so that equal lists mean disjoint parts
 
 
+def test_digits_are_scikit_learns():
+  from sklearn import datasets
+
+  data, (images, labels) = datasets.load_digits(), digits.digits()
+  np.testing.assert_array_equal(images, np.round(data.images * 255 / 16)[..., None].repeat(3, -1))
+  np.testing.assert_array_equal(labels, data.target)
+
+
 def test_digits_are_split_the_same_for_ever(splits):
   digest = hashlib.sha256()
   for source in splits.values():
