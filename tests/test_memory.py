@@ -88,13 +88,13 @@ STATE = 16 * 86_567_656
 def test_what_is_saved_is_the_fastest_that_fits(monkeypatch, platform, gib, name, cudnn, remat):
   monkeypatch.setattr(memory.attention, 'has_cudnn', lambda: cudnn)
   model = vit_jax.build(name, dtype='bfloat16')
-  fields = dict(batch=128, tokens=[197], state=STATE, memory=int(gib * 2**30))
+  fields = dict(batch=128, tokens=[197], others=STATE, memory=int(gib * 2**30))
   assert memory.fitting_remat(model, **fields, platform=platform) == remat
 
 
 def test_an_example_of_several_images_takes_what_as_many_examples_do(monkeypatch):
   monkeypatch.setattr(memory.attention, 'has_cudnn', lambda: False)
-  fields = dict(state=STATE, memory=int(15.75 * 2**30), platform='gpu')
+  fields = dict(others=STATE, memory=int(15.75 * 2**30), platform='gpu')
 
   def choices(shapes):
     return [memory.fitting_remat(B16, batch=n, tokens=tokens, **fields) for n, tokens in shapes]

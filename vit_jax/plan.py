@@ -63,6 +63,7 @@ GiveStart = Callable[[], Start]  # `Task.start`
 StartFor = Callable[[models.Model], GiveStart | None]
 Sizes = Callable[[FrozenConfigDict], list[tuple[int, int]]]
 MakeTask = Callable[[FrozenConfigDict, sources.Source, StartFor], Task]  # see `make_task`
+HeadBytes = Callable[[FrozenConfigDict, models.Model], int]
 PIXELS = ('mean', 'std')  # a number for each channel, 0.5 where there is no checkpoint
 MIN_CROP = 0.25  # of an image's area: a smaller crop hardly shows what the image is of
 MAX_INITIAL = 0.1  # of an average, at the end of the run, is what it started from
@@ -561,6 +562,10 @@ def image_sizes(config: FrozenConfigDict) -> list[tuple[int, int]]:
   return [config.image_size]
 
 
+def no_bytes(config: FrozenConfigDict, model: models.Model) -> int:
+  return 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A task by its name, and what follows from the name before there is a task.
@@ -568,29 +573,33 @@ class Method:
   Fields:
     make: (config, source, start) -> the task.
     sizes: (config) -> (height, width) of each image of an example that an update encodes.
+    head_bytes: (config, model) -> what an example leaves for the backward pass beside the model's
+      activations, where that counts.
     labels: whether it reads them.
   """
 
   make: MakeTask
   sizes: Sizes = image_sizes
+  head_bytes: HeadBytes = no_bytes
   labels: bool = True
 
 
 def from_encoder(
   make: Callable[[FrozenConfigDict, sources.Source, ImageEncoder], Task],
   sizes: Sizes = image_sizes,
+  head_bytes: HeadBytes = no_bytes,
 ) -> Method:
   """The method, without labels, of a function that takes the encoder that the config describes."""
 
   def make_with_encoder(config: FrozenConfigDict, source: sources.Source, start: StartFor) -> Task:
     return make(config, source, make_encoder(config, source, start))
 
-  return Method(make_with_encoder, sizes, labels=False)
+  return Method(make_with_encoder, sizes, head_bytes, labels=False)
 
 
 TASKS = {
   'classify': Method(classification),
-  'dino': from_encoder(dino.make, views.sizes),
+  'dino': from_encoder(dino.make, views.sizes, dino.head_bytes),
   'lejepa': from_encoder(lejepa.make, views.sizes),
   'mae': from_encoder(mae.make),
 }
@@ -755,11 +764,13 @@ def fit_memory(
   (height, width), channels = config.image_size, config.data.channels
   copies = 5 if config.ema else 4  # parameters, gradient and two moments, in float32
   state = 4 * copies * models.count(model, height, width, channels)
+  images = config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp'])
+  state //= mesh.shape['fsdp'] * mesh.shape['tensor']
   remat = memory.fitting_remat(
     model,
-    batch=config.batch_size // config.accumulate // (mesh.shape['data'] * mesh.shape['fsdp']),
+    batch=images,
     tokens=encoded_tokens(config, model),
-    state=state // (mesh.shape['fsdp'] * mesh.shape['tensor']),
+    others=state + images * method(config.task).head_bytes(config, model),
     memory=int(limit),
     platform=platform,
   )

@@ -10,7 +10,7 @@ from vit_jax.compilers import Chip, program
 from vit_jax.compilers.forecast import Formulas, Memory
 from vit_jax.models import Tree, vit
 from vit_jax.models.memory import Blocks, activation_bytes
-from vit_jax.plan import Plan, encoded_tokens
+from vit_jax.plan import Plan, encoded_tokens, method
 from vit_jax.step import State
 
 
@@ -62,6 +62,7 @@ def activations(plan: Plan, platform: str) -> int | None:
     return None
   lengths, images = encoded_tokens(plan.config, model), device_images(plan)
   example = sum(activation_bytes(model, n, model.remat, platform=platform) for n in lengths)
+  example += method(plan.config.task).head_bytes(plan.config, model)
   return images // plan.config.accumulate * example
 
 

@@ -34,7 +34,7 @@ def fitting_remat(
   *,
   batch: int,
   tokens: Sequence[int],
-  state: int,
+  others: int,
   memory: int,
   platform: str,
 ) -> str:
@@ -43,7 +43,7 @@ def fitting_remat(
   Args:
     batch: N, of a micro-batch on a device.
     tokens: T of each image of an example.
-    state: bytes of the training state and the gradient on a device.
+    others: bytes of the training state, the gradient and what else there is on a device.
     memory: bytes that a device has.
     platform: JAX's name of the kind of device, as in `activation_bytes`.
   """
@@ -51,7 +51,7 @@ def fitting_remat(
   def fits(remat: str) -> bool:
     chosen = model if remat == 'none' else model.clone(unroll=model.unroll or 1)  # a loop
     images = (activation_bytes(chosen, count, remat, platform=platform) for count in tokens)
-    return state + batch * sum(images) <= USABLE * memory
+    return others + batch * sum(images) <= USABLE * memory
 
   return next(filter(fits, BY_SPEED), 'full')
 

@@ -156,6 +156,15 @@ def check(config: FrozenConfigDict, model: models.Model) -> None:
       )
 
 
+def head_bytes(config: FrozenConfigDict, model: models.Model) -> int:
+  """Bytes of an image's answers over prototypes: the student's, the teacher's and a gradient."""
+  rows, settings = len(views.sizes(config)), config.dino
+  if settings.ibot and isinstance(model, vit.ViT):
+    grid = [side // patch for side, patch in zip(views.sizes(config)[0], model.patch)]
+    rows += most_patches((grid[0], grid[1]), settings.hidden_area)
+  return 3 * 4 * rows * settings.prototypes
+
+
 def check_patches(model: models.Model, area: tuple[float, float]) -> None:
   """Raises ValueError if a model's patches cannot be hidden and predicted."""
   if not isinstance(model, vit.ViT):
