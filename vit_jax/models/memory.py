@@ -13,8 +13,8 @@ Blocks = vit.ViT | mixer.Mixer
 BY_SPEED = ('none', 'lean', 'full')  # policies of `layers.REMAT`, the fastest first
 USABLE = 0.9  # of a device's memory: the program, batches and what formulas leave out take some
 # What a layer of a straight-line program without `remat` keeps, times what 'lean' saves of it, by
-# the compilers: of B/16 with 128 images on a TPU; with 64 and cuDNN's attention on an A100, where an
-# H100 keeps 2.16 and an L4 1.96.
+# the compilers: of B/16 with 128 images on a TPU; with 64 and cuDNN's attention on an A100, the
+# most of GPUs: an H100 keeps 2.16, an L4 1.96.
 STRAIGHT = {'tpu': 1.15, 'gpu': 2.76}
 GPU = ('gpu', 'cuda')  # JAX's names of one platform
 
