@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 
 import jax
@@ -138,6 +140,23 @@ def like():
 
 def saving(folder, metric='accuracy', sign=1, **options):
   return contextlib.closing(checkpoint.Checkpoints(folder, metric=metric, sign=sign, **options))
+
+
+def test_a_first_batch_and_an_empty_folder_import_neither_orbax_nor_grain(tmp_path):
+  code = f"""
+import pathlib, sys
+from vit_jax import plan
+from vit_jax.config import load
+ready, folder = plan.make_plan(load('digits')), pathlib.Path({str(tmp_path)!r})
+with ready.training_batches(0, ready.unreadable('train', print, folder)) as batches:
+  next(batches)
+saved = ready.checkpoints(folder, print)
+assert saved.restore({{}}) is None
+saved.close()
+sys.exit(str(set(sys.modules) & {{'grain', 'orbax', 'sklearn', 'scipy'}} or ''))
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert not done.stderr.strip()
 
 
 def test_what_is_restored_is_what_was_saved(tmp_path):

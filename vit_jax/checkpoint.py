@@ -76,7 +76,14 @@ class Checkpoints:
     self.is_of_run = is_present(self.folder.parent)
     self.folder.mkdir(parents=True, exist_ok=True)
     self.set_strangers_aside()
-    self.manager = self.make_manager()
+    self.made: CheckpointManager | None = None
+
+  @property
+  def manager(self) -> 'CheckpointManager':
+    """Orbax's own, made when it is first needed: to import Orbax takes a quarter of a second."""
+    if self.made is None:
+      self.made = self.make_manager()
+    return self.made
 
   def make_manager(self) -> 'CheckpointManager':
     """Orbax's own, of what the folder holds now."""
@@ -219,11 +226,12 @@ class Checkpoints:
       if self.manager.is_saving_in_progress():
         raise TimeoutError(f'the disk still has to write {self.saving}')
       self.free()
-      self.manager = self.make_manager()
-      self.broken = False
+      self.made, self.broken = None, False
 
   def free(self) -> None:
     """Frees what Orbax holds, but of a manager whose disk does not answer."""
+    if self.made is None:
+      return
     if not self.broken:
       self.manager.close()
     elif not self.manager.is_saving_in_progress():
@@ -282,6 +290,8 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps in the folder, oldest first, damaged ones too."""
+    if processes.GROUP.count == 1 and self.made is None and not step_folders(self.folder):
+      return []
     return sorted(self.manager.all_steps())
 
   def best_step(self) -> int | None:
