@@ -45,6 +45,7 @@ class BigVision(nn.Module):
     )
     return model(images, train=train)
 
+  @nn.nowrap
   def flops(self, height: int, width: int, channels: int = 3) -> int:
     """Of an image's forward pass: ours of these sizes, as the products are the same."""
     names = ('num_classes', 'patch', 'width', 'depth', 'heads', 'mlp_dim')

@@ -121,6 +121,10 @@ def test_the_memory_of_activations_is_what_compilers_say(monkeypatch):
     three = vit_jax.build(f'ViT-{name}', dtype='bfloat16', depth=3, unroll=3)
     gib = 64 * memory.activation_bytes(three, 197, 'none', platform='cuda') / 2**30
     assert 0.99 * three_layers <= gib <= 1.3 * three_layers
+  weights = 12 * 197 * 197 * (4 + 2)
+  by_xla = memory.layer_bytes(B16.clone(attention_kernel='xla'), 197, 'gpu')['straight']
+  monkeypatch.setattr(memory.attention, 'has_cudnn', lambda: True)
+  assert by_xla - memory.layer_bytes(B16, 197, 'gpu')['straight'] == weights
 
 
 def test_what_attention_gives_is_saved_as_it_is_and_not_computed_again():

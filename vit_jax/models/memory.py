@@ -80,11 +80,11 @@ def layer_bytes(model: Blocks, tokens: int, platform: str) -> dict[str, int]:
   hidden layer. What 'none' saves in a loop was read from compiled programs: five more copies of the
   hidden layer, six float32 copies of x, and the weights of XLA's attention in float32 and in the
   type of the computation. 'straight' is what it saves where no layer is part of a loop: STRAIGHT,
-  and those weights on GPUs without cuDNN.
+  and those weights on GPUs whose attention is not cuDNN's.
   """
   itemsize = jnp.dtype(model.dtype).itemsize
   width, hidden = model.width, model.mlp_dim
-  if isinstance(model, vit.ViT):
+  if is_vit := isinstance(model, vit.ViT):
     weights = model.heads * tokens * tokens * (4 + itemsize)
     lean = itemsize * tokens * (6 * width + (1 + model.swiglu) * hidden)
   else:
@@ -94,5 +94,6 @@ def layer_bytes(model: Blocks, tokens: int, platform: str) -> dict[str, int]:
   if platform == 'tpu':
     straight = int(STRAIGHT['tpu'] * lean)
   elif platform in GPU:
-    straight = int(STRAIGHT['gpu'] * lean) + weights * (not attention.has_cudnn())
+    flash = is_vit and itemsize == 2 and model.attention_kernel == 'auto' and attention.has_cudnn()
+    straight = int(STRAIGHT['gpu'] * lean) + weights * (not flash)
   return {'none': none, 'straight': straight, 'lean': lean, 'full': itemsize * tokens * width}
