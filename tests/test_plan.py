@@ -382,8 +382,31 @@ def test_where_a_step_does_not_fit_one_change_of_each_kind_that_fits_is_tried():
   ]
 
 
+def test_a_change_that_a_task_refuses_is_passed_over():
+  def refusing(fields):
+    if 'accumulate' in fields:
+      raise ValueError('accumulate is 8, must be 1')
+    return compile_with(fields)
+
+  changes = [dict(result.change) for result in search.search(forecast(), refusing, 9)]
+  assert {'batch_size': 64} in changes and not any('accumulate' in each for each in changes)
+
+
 def test_compilations_are_no_more_than_the_tries():
   assert len(list(search.search(forecast(), compile_with, 2))) == 2
+  assert not list(search.search(forecast(), compile_with, -1))
+
+
+def test_a_batch_of_no_image_is_refused_as_it_is():
+  with pytest.raises(ValueError, match='batch_size'):
+    search.plan_for('digits', 'cpu:1', batch_size=0, formulas=True)
+
+
+def test_a_compiler_that_is_killed_is_said_to_be(monkeypatch):
+  killed = subprocess.CompletedProcess([], -9, stdout='', stderr='no cuda drivers')
+  monkeypatch.setattr(search.subprocess, 'run', lambda *args, **options: killed)
+  with pytest.raises(RuntimeError, match='killed by signal 9'):
+    search.plan_for('digits', 'cpu:1')
 
 
 def test_a_state_that_alone_is_too_large_is_split():

@@ -57,7 +57,7 @@ def plan_for(
     RuntimeError: if the process of the compiler ends early; with its last words.
   """
   parsed = compilers.parse(chips)
-  words = [*overrides, *([f'batch_size={batch_size}'] if batch_size else [])]
+  words = [*overrides, *([] if batch_size is None else [f'batch_size={batch_size}'])]
 
   def compile_with(fields: Fields) -> Forecast:
     extra = [f'{field}={value}' for field, value in fields.items()]
@@ -82,6 +82,9 @@ def ask(chips: Chips, request: Mapping[str, Any]) -> Forecast:
   try:
     answer = json.loads(done.stdout)
   except ValueError:
+    if done.returncode < 0:
+      reason = f'was killed by signal {-done.returncode}: the machine may have too little memory'
+      raise RuntimeError(f'the compiler {reason}') from None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     fatal = [line for line in lines if FATAL.match(line)]
     message = (fatal or lines or [''])[-1][:300]
@@ -118,10 +121,13 @@ def search(
   """Forecasts with one change each, until a change of each kind fits or the tries are over."""
   for propose in (accumulations, policies, splits, batches):
     for fields in propose(first):
-      if tries == 0:
+      if tries <= 0:
         return
       tries -= 1
-      result = compile_with(fields)
+      try:
+        result = compile_with(fields)
+      except ValueError:  # a change that the task or the mesh refuses
+        break
       yield dataclasses.replace(result, change=fields)
       if result.fits:
         break
