@@ -1,5 +1,6 @@
 """`vit search`: what it lists is what brute force lists, of images where that is known."""
 
+import argparse
 import csv
 import itertools
 import json
@@ -12,6 +13,7 @@ from tests import browser
 from tests.conftest import drawn, shapes, tiny
 from vit_jax import bundle, commands
 from vit_jax.__main__ import main
+from vit_jax.commands import search as search_command
 from vit_jax.commands.search import as_csv
 from vit_jax.evaluate import curation, neighbours
 from vit_jax.evaluate.collection import Item, Selection
@@ -206,3 +208,14 @@ def test_the_page_opens_photos_by_key_and_fits_a_phone(model, photos, tmp_path, 
     assert 'blue3.png' in tab.text('#zoom-content')
     assert not tab.errors
     assert [url for url in tab.requested if not url.startswith('data:')] == [page.as_uri()]
+
+
+def test_wrong_labels_are_not_looked_for_where_there_are_no_labels(monkeypatch, capsys):
+  unlabelled = {'duplicates': lambda images, args: 'some', 'labels': lambda images, args: None}
+  monkeypatch.setattr(search_command, 'SELECTIONS', unlabelled)
+  args = argparse.Namespace(only=['labels'], diverse=0, photos='pics')
+  with pytest.raises(ValueError, match='pics have no single label'):
+    search_command.selected(None, None, args)
+  args.only = ['duplicates', 'labels']
+  assert search_command.selected(None, None, args) == ['some']
+  assert 'pics have no single label' in capsys.readouterr().err

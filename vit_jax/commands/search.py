@@ -109,7 +109,11 @@ def read(
 def selected(
   images: Collection, queries: Collection | None, args: argparse.Namespace
 ) -> list[Selection]:
-  """What the flags ask for: the nearest of the queries, or all, or what --only names."""
+  """What the flags ask for: the nearest of the queries, or all, or what --only names.
+
+  Raises:
+    ValueError: where nothing of it can be told of these images.
+  """
   selections = [images.neighbours(queries)] if queries else []
   wanted = args.only or ([] if queries else SELECTIONS)
   for name, selection_of in SELECTIONS.items():
@@ -117,7 +121,10 @@ def selected(
     if is_wanted and (selection := selection_of(images, args)):
       selections.append(selection)
     elif is_wanted and args.only:
-      warn('search', f'{name}: images of {args.photos} have no single label each')
+      line = f'{name}: images of {args.photos} have no single label each'
+      if args.only == [name] and not queries:
+        raise ValueError(line)
+      warn('search', line)
   return selections
 
 
