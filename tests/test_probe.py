@@ -183,6 +183,7 @@ def emptied(scenes):
     (None, ['--masks', 'nowhere'], 'nowhere is no folder'),
     (None, ['--preprocess', 'central_crop'], '--preprocess is for images with labels'),
     (None, ['--method', 'knn'], 'masks are learned by --method linear, not knn'),
+    (None, ['--out', 'a.png'], '--out a.png is for the numbers, as .json'),
   ],
 )
 def test_masks_that_cannot_be_learned_from_are_one_line(
@@ -193,7 +194,7 @@ def test_masks_that_cannot_be_learned_from_are_one_line(
   if spoil:
     spoil(scenes)
   on = scenes / 'images' if '--masks' in words else scenes
-  assert probe(model, '--on', on, *words, '--out', 'out.json') == commands.BAD_INPUT
+  assert probe(model, '--on', on, '--out', 'out.json', *words) == commands.BAD_INPUT
   error = capsys.readouterr().err
   assert line in error and len(error.splitlines()) == 1 and not (scenes / 'out.json').exists()
 

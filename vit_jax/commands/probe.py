@@ -61,6 +61,8 @@ def check(args: argparse.Namespace) -> None:
       raise ValueError(
         f'--{flag} is for images with labels: masks are of whole images, all of them'
       )
+  if pathlib.Path(args.out).suffix == '.png':
+    raise ValueError(f'--out {args.out} is for the numbers, as .json: a picture is put beside them')
   check_out(args.out)
 
 
