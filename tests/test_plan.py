@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from tests.conftest import flat
 from vit_jax import __main__ as vit
 from vit_jax import compilers, config, metrics, plan, sharding
+from vit_jax.commands import plan as plan_command
 from vit_jax.compilers import blank, cuda, formulas, kernels, program, search, worker
 from vit_jax.compilers.forecast import Estimates, Forecast, Formulas, Memory, from_json
 from vit_jax.models import layers
@@ -395,6 +396,12 @@ def test_a_change_that_a_task_refuses_is_passed_over():
 def test_compilations_are_no_more_than_the_tries():
   assert len(list(search.search(forecast(), compile_with, 2))) == 2
   assert not list(search.search(forecast(), compile_with, -1))
+
+
+def test_activations_that_are_not_counted_are_not_said_to_fit():
+  assert plan_command.verdict(forecast(program=None)).startswith('not known: ')
+  counted = Formulas(dataclasses.replace(MEMORY, activations=1), 0, None, 0.0)
+  assert plan_command.verdict(forecast(program=None, formulas=counted)).startswith('fits: ')
 
 
 def test_a_batch_of_no_image_is_refused_as_it_is():

@@ -67,6 +67,8 @@ def verdict(result: Forecast) -> str:
     return f'{size(total)} a device'
   margin = f'{size(limit - total)} free' if result.fits else f'{size(total - limit)} too much'
   word = 'fits' if result.fits else 'DOES NOT FIT'
+  if result.fits and result.program is None and result.formulas.memory.activations is None:
+    return f'not known: {size(total)} of {size(limit)} a device, and activations, not counted here'
   return f'{word}: {size(total)} of {size(limit)} a device, {margin}'
 
 
