@@ -90,8 +90,11 @@ def short(dataset):
 def fit(config, source):
   """Makes batch and rate smaller, if need be, so that an epoch has eight steps at least.
 
-  The rate shrinks in proportion; warm-up is a twentieth of the run.
+  The rate shrinks in proportion; warm-up is a twentieth of the run. A source that `use` did not
+  open, None, leaves the recipe as it is.
   """
+  if source is None:
+    return
   max_batch = max(len(source) // 8, 1)
   if config.batch_size > max_batch:
     batch = 2 ** (max_batch.bit_length() - 1)

@@ -118,6 +118,5 @@ def pretraining(argument):
     raise ValueError(f'unknown augmentation {level!r}{nearest(level, list(LEVELS))}')
   config.objective.mixup, randaug = LEVELS[level]
   config.data.augment = 'inception_crop | flip' + f' | {randaug}' * bool(randaug)
-  if source is not None:
-    _data.fit(config, source)
+  _data.fit(config, source)
   return config

@@ -36,6 +36,5 @@ def get_config(argument):
     config.objective.loss = 'sigmoid'
     config.schedule.learning_rate = 0.48  # 0.03 for each 256 images
     config.schedule.warmup = '5000 steps'
-  if source is not None:
-    _data.fit(config, source)
+  _data.fit(config, source)
   return config

@@ -64,9 +64,7 @@ def get_config(argument):
   config.optimizer.clip = 3.0
   config.schedule.learning_rate = RATE * config.batch_size / 256 / (10 if checkpoint else 1)
   config.evaluation.every = config.checkpoint.every = '5%'
-  source = _data.use(config, dataset, _data.LARGE)
-  if source is not None:
-    _data.fit(config, source)
+  _data.fit(config, _data.use(config, dataset, _data.LARGE))
   config.schedule.warmup = '10%'
   config.schedule.end = config.schedule.learning_rate / 2000  # DINO: of 2e-3 for 1,024 images, 1e-6
   return config

@@ -44,8 +44,6 @@ def get_config(argument):
   config.schedule.learning_rate = 5e-4
   config.evaluation.every = config.checkpoint.every = '5%'
   config.schedule.warmup = '5%'
-  source = _data.use(config, dataset, _data.LARGE)
-  if source is not None:
-    _data.fit(config, source)
+  _data.fit(config, _data.use(config, dataset, _data.LARGE))
   config.schedule.end = config.schedule.learning_rate / 1000
   return config

@@ -51,7 +51,5 @@ def get_config(argument):
   config.schedule.learning_rate = RATE
   config.schedule.warmup = '5%'
   config.evaluation.every = config.checkpoint.every = '5%'
-  source = _data.use(config, dataset, _data.LARGE)
-  if source is not None:
-    _data.fit(config, source)
+  _data.fit(config, _data.use(config, dataset, _data.LARGE))
   return config

@@ -44,8 +44,7 @@ def get_config(argument):
     imagenet21k(config)
   else:
     imagenet2012(config)
-  if source is not None:
-    fit(config, source)
+  fit(config, source)
   return config
 
 
