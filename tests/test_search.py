@@ -213,7 +213,7 @@ def test_the_page_opens_photos_by_key_and_fits_a_phone(model, photos, tmp_path, 
 def test_wrong_labels_are_not_looked_for_where_there_are_no_labels(monkeypatch, capsys):
   unlabelled = {'duplicates': lambda images, args: 'some', 'labels': lambda images, args: None}
   monkeypatch.setattr(search_command, 'SELECTIONS', unlabelled)
-  args = argparse.Namespace(only=['labels'], diverse=0, photos='pics')
+  args = argparse.Namespace(only=['labels', 'labels'], diverse=0, photos='pics')
   with pytest.raises(ValueError, match='pics have no single label'):
     search_command.selected(None, None, args)
   args.only = ['duplicates', 'labels']

@@ -114,17 +114,18 @@ def selected(
   Raises:
     ValueError: where nothing of it can be told of these images.
   """
-  selections = [images.neighbours(queries)] if queries else []
+  selections, refusals = [images.neighbours(queries)] if queries else [], []
   wanted = args.only or ([] if queries else SELECTIONS)
   for name, selection_of in SELECTIONS.items():
     is_wanted = name in wanted or (name == 'diverse' and args.diverse)
     if is_wanted and (selection := selection_of(images, args)):
       selections.append(selection)
     elif is_wanted and args.only:
-      line = f'{name}: images of {args.photos} have no single label each'
-      if args.only == [name] and not queries:
-        raise ValueError(line)
-      warn('search', line)
+      refusals.append(f'{name}: images of {args.photos} have no single label each')
+  if refusals and not selections:
+    raise ValueError('; '.join(refusals))
+  for line in refusals:
+    warn('search', line)
   return selections
 
 
