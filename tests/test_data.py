@@ -131,12 +131,15 @@ def test_digits_are_split_into_parts_that_make_up_the_whole(splits):
   assert len(set(whole)) == len(whole)  # so that equal lists mean disjoint parts
 
 
-def test_digits_are_scikit_learns():
+@pytest.mark.parametrize('place', [digits.file(), pathlib.Path('nowhere')])
+def test_digits_are_scikit_learns(place, monkeypatch):
   from sklearn import datasets
 
-  data, (images, labels) = datasets.load_digits(), digits.digits()
+  monkeypatch.setattr(digits, 'file', lambda: place)
+  data, (images, labels) = datasets.load_digits(), digits.digits.__wrapped__()
   np.testing.assert_array_equal(images, np.round(data.images * 255 / 16)[..., None].repeat(3, -1))
   np.testing.assert_array_equal(labels, data.target)
+  assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
 
 
 def test_digits_are_split_the_same_for_ever(splits):

@@ -14,13 +14,19 @@ from vit_jax.sources.classes import numbered
 @functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
   """(1797, 8, 8, 3) uint8 and (1797,) int32; the 17 grey levels are spread over 0..255."""
-  rows = np.loadtxt(file(), delimiter=',')  # (1797, 64 + 1)
-  grey = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-  return np.repeat(grey[..., None], 3, axis=-1), rows[:, -1].astype(np.int32)
+  if file().is_file():
+    rows = np.loadtxt(file(), delimiter=',')  # (1797, 64 + 1)
+    pixels, labels = rows[:, :-1], rows[:, -1]
+  else:  # it lies elsewhere in another version
+    from sklearn import datasets
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
+  grey = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+  return np.repeat(grey[..., None], 3, axis=-1), labels.astype(np.int32)
 
 
 def file() -> pathlib.Path:
-  """Where scikit-learn has them; it is not imported, which takes 0.8 s."""
+  """Where scikit-learn (1.9) has them; it is not imported, which takes 0.8 s."""
   spec = importlib.util.find_spec('sklearn')
   if spec is None or spec.origin is None:
     raise ModuleNotFoundError("'digits' are scikit-learn's: pip install scikit-learn")
