@@ -103,6 +103,7 @@ def first_loss(run: pathlib.Path, *, programs: pathlib.Path) -> float:
     'JAX_COMPILATION_CACHE_DIR': str(programs),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',  # as `vit train` has it
   }
+  env.pop('PYTHONDONTWRITEBYTECODE', None)  # what is installed has its bytecode
   began, pipe = time.perf_counter(), subprocess.PIPE
   with subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env) as child:
     assert child.stdout
