@@ -428,7 +428,7 @@ def next_batch(iterator: Iterator[HostBatch], number: int, reading: Reading) -> 
     raise
 
 
-def close(iterator: 'Batches') -> None:
+def close(iterator: Batches) -> None:
   """Ends an iterator's threads and workers; those that do not end by themselves are killed."""
   closing = threading.Thread(target=iterator.close, daemon=True)
   closing.start()
